@@ -1,0 +1,1 @@
+"""From an English Llama to a strong second-language one, in JAX."""
