@@ -1,0 +1,1 @@
+"""The Llama network, its presets, weights, vocabulary expansion and Hugging Face interop."""

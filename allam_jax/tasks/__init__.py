@@ -1,0 +1,1 @@
+"""One file per task: `run(config, workdir) -> dict` of JSON-able results."""
