@@ -1,0 +1,203 @@
+"""Logical axis names -> mesh axes: the one table that says how arrays are laid out on the devices.
+
+The model names the axes of its parameters and activations ("embed", "heads", "batch", ...) and knows nothing of the
+mesh; the table below gives the mesh axis for each name. Changing the parallelism means changing the table or the
+mesh's sizes, never the model.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from allam_jax.errors import UserError
+
+MeshAxes = str | tuple[str, ...] | None
+LogicalAxes = tuple[str | None, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardingRules:
+    """One field for each logical axis; its value is the mesh axis (or axes, outer first) it is cut over."""
+
+    # Parameters. `embed` over fsdp is ZeRO-3: each device keeps a slice and gathers a layer when it needs it.
+    vocab: MeshAxes = "tensor"
+    embed: MeshAxes = "fsdp"
+    heads: MeshAxes = "tensor"
+    kv_heads: MeshAxes = "tensor"
+    head_dim: MeshAxes = None
+    mlp: MeshAxes = "tensor"
+    layers: MeshAxes = None
+    norm: MeshAxes = None
+
+    # Activations.
+    batch: MeshAxes = ("data", "fsdp")
+    sequence: MeshAxes = None
+    act_embed: MeshAxes = None
+    act_heads: MeshAxes = "tensor"
+    act_kv_heads: MeshAxes = "tensor"
+    act_mlp: MeshAxes = "tensor"
+    act_vocab: MeshAxes = "tensor"
+
+    def mesh_axes(self, logical: str | None) -> tuple[str, ...]:
+        """The mesh axes of one logical axis, outer first; ValueError for a name that is not in the table."""
+        if logical is None:
+            return ()
+        try:
+            axes = getattr(self, logical)
+        except AttributeError:
+            known = ", ".join(field.name for field in dataclasses.fields(self))
+            raise ValueError(f"unknown logical axis {logical!r}; the table has {known}") from None
+        return (axes,) if isinstance(axes, str) else tuple(axes or ())
+
+
+DEFAULT_RULES = ShardingRules()
+
+# Grouped-query attention often has fewer key/value heads than `tensor` devices. They are then kept whole on each:
+# they are small, and the alternative is a mesh that cannot run the model at all.
+REPLICATED_IF_UNEVEN = frozenset({"kv_heads", "act_kv_heads"})
+
+_REMEDIES = {
+    "vocab": "raise model.vocab_multiple to a multiple of it",
+    "embed": "choose mesh.fsdp so that it divides the model width",
+    "heads": "choose mesh.tensor so that it divides the number of heads",
+    "mlp": "choose mesh.tensor so that it divides the feed-forward width",
+}
+
+
+def logical_to_spec(
+    axes: LogicalAxes,
+    *,
+    mesh: Mesh | AbstractMesh,
+    rules: ShardingRules = DEFAULT_RULES,
+    shape: Sequence[int] | None = None,
+    name: str = "array",
+) -> PartitionSpec:
+    """Maps the logical axes of one array to a PartitionSpec on `mesh`.
+
+    Args:
+        axes: a logical name, or None, for each dimension.
+        mesh: its axis sizes decide which dimensions can be cut.
+        rules: the table.
+        shape: the array's shape; given, each cut dimension must be divisible by its mesh axes.
+        name: what the array is called in messages.
+
+    Raises:
+        ValueError: an unknown logical name, the wrong number of axes, or one mesh axis used for two dimensions.
+        UserError: a dimension that the mesh does not divide (key/value heads are replicated instead).
+    """
+    if shape is not None and len(axes) != len(shape):
+        raise ValueError(f"{name}: {len(axes)} logical axes {axes} for shape {tuple(shape)}")
+    owner: dict[str, str | None] = {}
+    entries: list[MeshAxes] = []
+    for dimension, logical in enumerate(axes):
+        mesh_axes = rules.mesh_axes(logical)
+        for mesh_axis in mesh_axes:
+            if mesh_axis not in mesh.shape:
+                raise ValueError(f"{name}: rule {logical!r} -> {mesh_axis!r}, but the mesh has {tuple(mesh.shape)}")
+            if mesh_axis in owner:
+                raise ValueError(
+                    f"{name} {axes}: {owner[mesh_axis]!r} and {logical!r} both map to mesh axis {mesh_axis!r}, "
+                    "which can cut one dimension of an array only"
+                )
+            owner[mesh_axis] = logical
+        pieces = math.prod(mesh.shape[axis] for axis in mesh_axes)
+        if shape is not None and shape[dimension] % pieces:
+            if logical not in REPLICATED_IF_UNEVEN:
+                remedy = _REMEDIES.get(str(logical), "choose another mesh")
+                raise UserError(
+                    f"parameter {name}: dimension {dimension} ({logical}) of size {shape[dimension]} is not divisible "
+                    f"by {pieces} (mesh {' x '.join(mesh_axes)}); {remedy}"
+                )
+            mesh_axes = ()
+        entries.append(mesh_axes[0] if len(mesh_axes) == 1 else (mesh_axes or None))
+    return PartitionSpec(*entries)
+
+
+def constrain(x: jax.Array, axes: LogicalAxes, *, rules: ShardingRules = DEFAULT_RULES) -> jax.Array:
+    """Tells the compiler how activation `x` is laid out: the identity in value.
+
+    The mesh is the one of the surrounding `jax.set_mesh(mesh)`; without one, or on one device, nothing happens.
+    Dimensions that the mesh does not divide (a batch of one in decoding) are left whole.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    spec = logical_to_spec(axes, mesh=mesh, rules=rules)
+    if len(spec) != x.ndim:
+        raise ValueError(f"{len(axes)} logical axes {axes} for an array of shape {x.shape}")
+    fitting = [
+        entry if size % math.prod(mesh.shape[axis] for axis in rules.mesh_axes(logical)) == 0 else None
+        for size, entry, logical in zip(x.shape, spec, axes, strict=True)
+    ]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*fitting))
+
+
+def parameter_shardings(axes: Any, *, abstract_params: Any, mesh: Mesh, rules: ShardingRules = DEFAULT_RULES) -> Any:
+    """The tree of NamedShardings for a tree of parameters.
+
+    Args:
+        axes: a tree like the parameters' with a tuple of logical axes at each leaf.
+        abstract_params: arrays or `jax.ShapeDtypeStruct`s.
+        mesh: where they go.
+        rules: the table.
+
+    Raises:
+        UserError, ValueError: as `logical_to_spec`, naming the parameter by its path ("layers/attention/query").
+    """
+
+    def one(path: tuple, logical: LogicalAxes, param: Any) -> NamedSharding:
+        spec = logical_to_spec(logical, mesh=mesh, rules=rules, shape=param.shape, name=_path_name(path))
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(one, axes, abstract_params, is_leaf=lambda leaf: isinstance(leaf, tuple))
+
+
+def optimizer_shardings(abstract_state: Any, *, abstract_params: Any, shardings: Any) -> Any:
+    """The shardings of an optimizer's state, from those of the parameters.
+
+    A leaf whose path ends like a parameter's (`.../mu/layers/attention/query`) and which has its shape lies as the
+    parameter does. All others (counters, factored moments) are small and replicated.
+
+    Args:
+        abstract_state: `jax.eval_shape(optimizer.init, abstract_params)`.
+        abstract_params: arrays or `jax.ShapeDtypeStruct`s.
+        shardings: from `parameter_shardings`.
+    """
+    flat_params = jax.tree_util.tree_leaves_with_path(abstract_params)
+    flat_shardings = jax.tree.leaves(shardings)
+    known = {
+        tuple(map(_key_name, path)): (param.shape, sharding)
+        for (path, param), sharding in zip(flat_params, flat_shardings, strict=True)
+    }
+    replicated = NamedSharding(flat_shardings[0].mesh, PartitionSpec())
+
+    def one(path: tuple, leaf: Any) -> NamedSharding:
+        keys = tuple(map(_key_name, path))
+        for start in range(len(keys)):
+            shape, sharding = known.get(keys[start:], (None, replicated))
+            if shape == leaf.shape:
+                return sharding
+        return replicated
+
+    return jax.tree_util.tree_map_with_path(one, abstract_state)
+
+
+def bytes_per_device(tree: Any) -> dict[jax.Device, int]:
+    """How many bytes the arrays of `tree` occupy on each of this process's devices."""
+    total: dict[jax.Device, int] = {}
+    for array in jax.tree.leaves(tree):
+        for shard in array.addressable_shards:
+            total[shard.device] = total.get(shard.device, 0) + shard.data.nbytes
+    return total
+
+
+def _key_name(key: Any) -> str:
+    return jax.tree_util.keystr((key,), simple=True)
+
+
+def _path_name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
