@@ -1,0 +1,151 @@
+"""Learning-rate schedules: pure functions from step to learning rate.
+
+The update made at `step` (counted from 0 before the update) uses `schedule(step)`. With w warm-up steps, T total steps,
+decay from step k over d steps, peak p and final fraction f:
+
+    warm-up   s < w        p * (s + 1) / (w + 1)      no update is lost at zero, and step w is the first at the peak
+    constant  s >= w       p
+    cosine    s >= w       p * (f + (1 - f) * (1 + cos(pi * r)) / 2)        r = clip((s - w) / (T - w), 0, 1)
+    wsd       w <= s < k   p
+              s >= k       linear          p * (f + (1 - f) * (1 - r))      r = clip((s - k) / d, 0, 1)
+                           one_minus_sqrt  p * (f + (1 - f) * (1 - sqrt(r)))
+                           cosine          p * (f + (1 - f) * (1 + cos(pi * r)) / 2)
+                           exponential     p * f ** r                       needs f > 0
+
+A WSD branch is a run that starts from a checkpoint at step k and has `decay_start = k`; up to k it computes the very
+same values as the main run. WSD: Hu et al. 2024 (MiniCPM, 2404.06395); 1 - sqrt: Hägele et al. 2024 (2405.18392).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from allam_jax.errors import UserError
+
+Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
+
+SCHEDULES = ("constant", "cosine", "wsd")
+DECAY_SHAPES = ("linear", "one_minus_sqrt", "cosine", "exponential")
+REWARM_MODES = ("linear", "freeze")
+
+
+def make_schedule(
+    *,
+    name: str,
+    peak_lr: float,
+    warmup_steps: int,
+    total_steps: int,
+    decay_start: int = -1,
+    decay_steps: int = 0,
+    decay_shape: str = "one_minus_sqrt",
+    final_fraction: float = 0.0,
+) -> Schedule:
+    """Builds a schedule `step -> learning rate` (float32 scalar; `step` may be an int or a traced array).
+
+    Args:
+        name: "constant", "cosine" or "wsd"; each begins with a linear warm-up of `warmup_steps`.
+        peak_lr: the highest learning rate.
+        warmup_steps: steps below the peak; 0 starts at the peak.
+        total_steps: steps of the whole run; the cosine ends there.
+        decay_start: first step of the WSD decay; -1 means `total_steps - decay_steps`.
+        decay_steps: length of the WSD decay; afterwards the rate stays at its final value.
+        decay_shape: "linear", "one_minus_sqrt", "cosine" or "exponential" (WSD only).
+        final_fraction: the final learning rate as a share of the peak (cosine and WSD).
+
+    Raises:
+        UserError: naming the config key whose value makes no sense.
+    """
+    if name not in SCHEDULES:
+        raise UserError(f"schedule.name: {name!r} is unknown; expected one of {', '.join(SCHEDULES)}")
+    if not peak_lr >= 0:
+        raise UserError(f"schedule.peak_lr: {peak_lr} is not a learning rate; expected a number >= 0")
+    if total_steps < 1:
+        raise UserError(f"schedule.total_steps: {total_steps} is too few; expected at least 1")
+    if warmup_steps < 0:
+        raise UserError(f"schedule.warmup_steps: {warmup_steps} is negative; expected 0 or more")
+    if not 0 <= final_fraction <= 1:
+        raise UserError(f"schedule.final_fraction: {final_fraction} is outside [0, 1]; it is a share of peak_lr")
+    if name == "cosine" and warmup_steps >= total_steps:
+        raise UserError(f"schedule.warmup_steps: {warmup_steps} leaves none of {total_steps} steps for the cosine")
+
+    pieces: list[optax.Schedule] = []
+    boundaries: list[int] = []
+    if warmup_steps > 0:
+        pieces.append(optax.linear_schedule(peak_lr / (warmup_steps + 1), peak_lr, warmup_steps))
+        boundaries.append(warmup_steps)
+    if name == "cosine":
+        pieces.append(optax.cosine_decay_schedule(peak_lr, total_steps - warmup_steps, alpha=final_fraction))
+    else:
+        pieces.append(optax.constant_schedule(peak_lr))
+    if name == "wsd":
+        start = _checked_decay_start(
+            warmup_steps=warmup_steps, total_steps=total_steps, decay_start=decay_start, decay_steps=decay_steps
+        )
+        pieces.append(_decay(peak_lr, steps=decay_steps, shape=decay_shape, final_fraction=final_fraction))
+        boundaries.append(start)
+    joined = optax.join_schedules(pieces, boundaries)
+    return lambda step: jnp.asarray(joined(jnp.asarray(step)), jnp.float32)
+
+
+def rewarm_factor(*, mode: str, steps: int) -> Schedule:
+    """Builds the factor on the learning rate while fresh Adam moments fill, from the updates made with these moments.
+
+    Continued pre-training without the base run's optimizer state starts with moments at zero, whose first estimates
+    are those of a few batches; ALLaM (2407.15390) warms the optimizer state up first. The count must be Adam's own
+    (`OptimizerState.updates`), which is in the checkpoint, so that a resumed run goes on where it was.
+
+    Args:
+        mode: "linear" ramps (u + 1) / (steps + 1) for u < steps; "freeze" holds 0 while the moments fill. Then 1.
+        steps: updates it lasts; 0 switches it off.
+    """
+    if mode not in REWARM_MODES:
+        raise UserError(f"optimizer.rewarm_mode: {mode!r} is unknown; expected one of {', '.join(REWARM_MODES)}")
+    if steps < 0:
+        raise UserError(f"optimizer.rewarm_steps: {steps} is negative; expected 0 or more")
+    if steps == 0:
+        return lambda updates: jnp.ones((), jnp.float32)
+    if mode == "freeze":
+        return lambda updates: jnp.where(jnp.asarray(updates) < steps, 0.0, 1.0).astype(jnp.float32)
+    return lambda updates: jnp.minimum((jnp.asarray(updates) + 1) / (steps + 1), 1.0).astype(jnp.float32)
+
+
+def _checked_decay_start(*, warmup_steps: int, total_steps: int, decay_start: int, decay_steps: int) -> int:
+    if decay_steps < 1:
+        raise UserError(
+            f"schedule.decay_steps: {decay_steps} is no decay; expected at least 1 (without decay use schedule.name "
+            "'constant')"
+        )
+    start = total_steps - decay_steps if decay_start == -1 else decay_start
+    if decay_start < -1 or start < warmup_steps:
+        raise UserError(
+            f"schedule.decay_start: the decay would begin at step {start}, before the warm-up ends ({warmup_steps}); "
+            "shorten schedule.warmup_steps or schedule.decay_steps"
+        )
+    if start + decay_steps > total_steps:
+        raise UserError(
+            f"schedule.decay_steps: a decay of {decay_steps} steps from step {start} does not fit into {total_steps} "
+            f"steps; set schedule.total_steps to {start + decay_steps}"
+        )
+    return start
+
+
+def _decay(peak_lr: float, *, steps: int, shape: str, final_fraction: float) -> optax.Schedule:
+    """From `peak_lr` at step 0 to `final_fraction * peak_lr` at `steps`, along `shape`."""
+    if shape == "cosine":
+        return optax.cosine_decay_schedule(peak_lr, steps, alpha=final_fraction)
+    if shape == "linear":
+        return optax.linear_schedule(peak_lr, final_fraction * peak_lr, steps)
+    if shape == "exponential":
+        if final_fraction == 0:
+            raise UserError("schedule.final_fraction: an exponential decay never reaches 0; expected a share > 0")
+        return optax.exponential_decay(peak_lr, steps, final_fraction, end_value=final_fraction * peak_lr)
+    if shape == "one_minus_sqrt":
+
+        def one_minus_sqrt(step: jax.Array) -> jax.Array:
+            r = jnp.clip(step / steps, 0.0, 1.0)
+            return peak_lr * (final_fraction + (1 - final_fraction) * (1 - jnp.sqrt(r)))
+
+        return one_minus_sqrt
+    raise UserError(f"schedule.decay_shape: {shape!r} is unknown; expected one of {', '.join(DECAY_SHAPES)}")

@@ -1,0 +1,100 @@
+"""The guard against a plain numpy re-implementation, and the bits of a skipped update."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from allam_jax.errors import UserError
+from allam_jax.training.guard import check_skips, guard_metrics, skip_spikes
+from allam_jax.training.optimizer import make_optimizer
+from allam_jax.training.schedules import make_schedule
+
+
+def count_updates():
+    return optax.GradientTransformationExtraArgs(
+        lambda params: jnp.zeros((), jnp.int32),
+        lambda grads, count, params=None, **_: (grads, count + 1),
+    )
+
+
+def decisions_in_numpy(losses, norms, *, window, sigma, min_history):
+    kept_losses, kept_norms, decisions = [], [], []
+
+    def spikes(value, kept):
+        recent = np.array(kept[-window:], np.float64)
+        return sigma > 0 and len(recent) >= min_history and value > recent.mean() + sigma * recent.std(ddof=1)
+
+    for loss, norm in zip(losses, norms, strict=True):
+        accept = bool(np.isfinite(loss) and np.isfinite(norm))
+        accept = accept and not spikes(loss, kept_losses) and not spikes(norm, kept_norms)
+        decisions.append(accept)
+        if accept:
+            kept_losses.append(loss)
+            kept_norms.append(norm)
+    return np.array(decisions)
+
+
+@pytest.mark.parametrize(("window", "sigma", "min_history"), [(16, 3.0, 8), (128, 6.0, 64), (7, 2.0, 2), (16, 0.0, 8)])
+def test_skips_what_the_rule_says(window, sigma, min_history):
+    rng = np.random.default_rng(0)
+    n = 600
+    losses = 4 * np.exp(-np.arange(n) / 200) + 0.1 * rng.standard_normal(n)
+    norms = 1 + 0.2 * np.abs(rng.standard_normal(n))
+    for values in (losses, norms):
+        values[rng.choice(n, 25, replace=False)] *= rng.choice([1.3, 3.0, 100.0], 25)
+        values[rng.choice(n, 4, replace=False)] = [np.nan, np.inf, -np.inf, np.nan]
+    losses, norms = losses.astype(np.float32), norms.astype(np.float32)
+    expected = decisions_in_numpy(losses, norms, window=window, sigma=sigma, min_history=min_history)
+    assert 0 < np.sum(~expected) < n / 2
+
+    guard = skip_spikes(count_updates(), window=window, sigma=sigma, min_history=min_history)
+
+    def step(state, inputs):
+        updates, state = guard.update(jnp.float32(1), state, loss=inputs[0], grad_norm=inputs[1])
+        return state, (updates, guard_metrics(state))
+
+    final, (updates, metrics) = jax.lax.scan(step, guard.init(jnp.float32(0)), (losses, norms))
+    np.testing.assert_array_equal(updates == 1, expected)
+    np.testing.assert_array_equal(metrics["skipped"], ~expected)
+    np.testing.assert_allclose(metrics["skipped_share"], np.cumsum(~expected) / (np.arange(n) + 1), rtol=1e-6)
+    assert int(final.inner) == int(final.accepted) == expected.sum()
+    in_a_row = np.zeros(n, int)
+    for i, accepted in enumerate(expected):
+        in_a_row[i] = 0 if accepted else 1 + (in_a_row[i - 1] if i else 0)
+    np.testing.assert_array_equal(metrics["skipped_in_a_row"], in_a_row)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["loss", "grads"])
+def test_a_skipped_update_changes_no_bit(bad, where):
+    params = {"a": np.array([-0.0, 0.0, 1e-42, -1.5, 3e38], np.float32), "scale": np.ones(3, jnp.bfloat16)}
+    schedule = make_schedule(name="constant", peak_lr=0.1, warmup_steps=0, total_steps=9)
+    optimizer = make_optimizer(schedule=schedule)
+
+    @jax.jit
+    def step(params, state, grads, loss):
+        updates, state = optimizer.update(grads, state, params, step=0, loss=loss, grad_norm=optax.global_norm(grads))
+        return optax.apply_updates(params, updates), state
+
+    good = jax.tree.map(lambda p: np.full_like(p, 0.1), params)
+    before_params, before = step(params, optimizer.init(params), good, 1.0)
+    before_params["a"] = jnp.asarray(params["a"])  # signed zero and subnormal again
+    bad_grads = {**good, "a": np.full(5, bad, np.float32)} if where == "grads" else good
+    after_params, after = step(before_params, before, bad_grads, bad if where == "loss" else 1.0)
+    assert int(after.guard.skipped) == 1
+    for old, new in zip(
+        jax.tree.leaves((before_params, before.guard.inner)),
+        jax.tree.leaves((after_params, after.guard.inner)),
+        strict=True,
+    ):
+        assert np.asarray(old).tobytes() == np.asarray(new).tobytes()
+
+
+def test_many_skips_in_a_row_stop_the_run():
+    check_skips(19, limit=20, step=100)
+    check_skips(1000, limit=0, step=100)
+    with pytest.raises(UserError, match=r"guard\.max_in_a_row.*20 updates up to step 100") as error:
+        check_skips(20, limit=20, step=100)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,123 @@
+"""Every schedule against its written formula, in numpy and float64, at every step."""
+
+import jax
+import numpy as np
+import pytest
+
+from allam_jax.errors import UserError
+from allam_jax.training.schedules import DECAY_SHAPES, make_schedule, rewarm_factor
+
+PEAK, TOTAL = 3e-4, 400
+
+
+def values(schedule, steps=TOTAL + 20):
+    return np.array(jax.jit(jax.vmap(schedule))(np.arange(steps)))
+
+
+def warmed(formula, warmup):
+    return lambda s: PEAK * (s + 1) / (warmup + 1) if s < warmup else formula(s)
+
+
+def shape_value(shape, r, final):
+    r = min(max(r, 0.0), 1.0)
+    if shape == "exponential":
+        return final**r
+    fall = {"linear": 1 - r, "one_minus_sqrt": 1 - r**0.5, "cosine": (1 + np.cos(np.pi * r)) / 2}[shape]
+    return final + (1 - final) * fall
+
+
+def assert_follows(schedule, formula):
+    expected = np.array([formula(s) for s in range(TOTAL + 20)])
+    np.testing.assert_allclose(values(schedule), expected, rtol=3e-6, atol=PEAK * 1e-7)
+    for step in (0, 7, 99, TOTAL - 1):  # also with plain ints, outside jit
+        value = schedule(step)
+        assert value.dtype == np.float32
+        assert value.shape == ()
+        np.testing.assert_allclose(value, expected[step], rtol=3e-6, atol=PEAK * 1e-7)
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 40])
+def test_constant(warmup):
+    schedule = make_schedule(name="constant", peak_lr=PEAK, warmup_steps=warmup, total_steps=TOTAL)
+    assert_follows(schedule, warmed(lambda s: PEAK, warmup))
+
+
+@pytest.mark.parametrize("warmup", [0, 40])
+@pytest.mark.parametrize("final", [0.0, 0.1, 1.0])
+def test_cosine(warmup, final):
+    schedule = make_schedule(name="cosine", peak_lr=PEAK, warmup_steps=warmup, total_steps=TOTAL, final_fraction=final)
+    formula = warmed(lambda s: PEAK * shape_value("cosine", (s - warmup) / (TOTAL - warmup), final), warmup)
+    assert_follows(schedule, formula)
+
+
+@pytest.mark.parametrize("shape", DECAY_SHAPES)
+@pytest.mark.parametrize("final", [0.0, 0.01, 0.3])
+@pytest.mark.parametrize(("warmup", "start", "steps"), [(0, -1, 100), (40, -1, 360), (40, 200, 90), (0, 0, 1)])
+def test_wsd(shape, final, warmup, start, steps):
+    if shape == "exponential" and final == 0:
+        pytest.skip("has no exponential decay to 0; see test_errors")
+    schedule = make_schedule(
+        name="wsd",
+        peak_lr=PEAK,
+        warmup_steps=warmup,
+        total_steps=TOTAL,
+        decay_start=start,
+        decay_steps=steps,
+        decay_shape=shape,
+        final_fraction=final,
+    )
+    k = TOTAL - steps if start == -1 else start
+
+    def after_warmup(s):
+        return PEAK if s < k else PEAK * shape_value(shape, (s - k) / steps, final)
+
+    assert_follows(schedule, warmed(after_warmup, warmup))
+
+
+def test_a_branch_and_its_main_run_agree_bitwise_until_the_branch():
+    main = make_schedule(name="constant", peak_lr=PEAK, warmup_steps=30, total_steps=TOTAL)
+    branch = make_schedule(name="wsd", peak_lr=PEAK, warmup_steps=30, total_steps=250, decay_start=200, decay_steps=50)
+    np.testing.assert_array_equal(values(main, 201), values(branch, 201))
+    assert values(branch, 202)[201] < PEAK
+
+
+@pytest.mark.parametrize("steps", [0, 1, 10])
+def test_rewarm(steps):
+    linear = values(rewarm_factor(mode="linear", steps=steps), 20)
+    np.testing.assert_allclose(linear, [min((u + 1) / (steps + 1), 1) for u in range(20)], rtol=1e-6)
+    freeze = values(rewarm_factor(mode="freeze", steps=steps), 20)
+    np.testing.assert_array_equal(freeze, [float(u >= steps) for u in range(20)])
+
+
+GOOD = {"name": "wsd", "peak_lr": PEAK, "warmup_steps": 10, "total_steps": 100, "decay_steps": 20}
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"name": "wds"}, "schedule.name"),
+        ({"peak_lr": float("nan")}, "schedule.peak_lr"),
+        ({"total_steps": 0}, "schedule.total_steps"),
+        ({"warmup_steps": -1}, "schedule.warmup_steps"),
+        ({"name": "cosine", "warmup_steps": 100}, "schedule.warmup_steps"),
+        ({"final_fraction": 1.5}, "schedule.final_fraction"),
+        ({"decay_shape": "exponential"}, "schedule.final_fraction"),
+        ({"decay_shape": "square"}, "schedule.decay_shape"),
+        ({"decay_steps": 0}, "schedule.decay_steps"),
+        ({"decay_steps": 95}, "schedule.decay_start"),
+        ({"decay_start": 5}, "schedule.decay_start"),
+        ({"decay_start": 90}, "schedule.decay_steps"),
+    ],
+)
+def test_errors_name_the_key(change, key):
+    make_schedule(**GOOD)
+    with pytest.raises(UserError, match=f"^{key}: ") as error:
+        make_schedule(**{**GOOD, **change})
+    assert "\n" not in str(error.value)
+
+
+def test_rewarm_errors_name_the_key():
+    with pytest.raises(UserError, match=r"^optimizer\.rewarm_mode: "):
+        rewarm_factor(mode="warm", steps=3)
+    with pytest.raises(UserError, match=r"^optimizer\.rewarm_steps: "):
+        rewarm_factor(mode="linear", steps=-3)
