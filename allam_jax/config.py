@@ -1,0 +1,89 @@
+"""Configs: stage references, saving, comparing. The schema is `configs/base.py`; there is no second one."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from allam_jax import files
+from allam_jax.errors import UserError
+
+
+def to_dict(config: ConfigDict) -> dict[str, Any]:
+    """A config as JSON-able nested dicts; tuples become lists."""
+
+    def convert(value):
+        if isinstance(value, Mapping | ConfigDict):
+            return {key: convert(item) for key, item in value.items()}
+        if isinstance(value, tuple | list):
+            return [convert(item) for item in value]
+        return value
+
+    return convert(config)
+
+
+def map_strings(config: ConfigDict, function: Callable[[str, str], str]) -> ConfigDict:
+    """A copy with every string leaf replaced by `function(dotted_key, value)`."""
+    copy = config.copy_and_resolve_references()
+
+    def visit(node: ConfigDict, prefix: str) -> None:
+        for key, value in node.items():
+            dotted = f"{prefix}{key}"
+            if isinstance(value, ConfigDict):
+                visit(value, f"{dotted}.")
+            elif isinstance(value, str):
+                node[key] = function(dotted, value)
+
+    visit(copy, "")
+    return copy
+
+
+def resolve_stages(config: ConfigDict, *, stage_dirs: Mapping[str, Path]) -> tuple[ConfigDict, list[str]]:
+    """Replaces `@stage/rest` in string values by a path inside that stage's directory.
+
+    Returns the resolved copy and the stages it refers to. UserError for a stage that is not among `stage_dirs`
+    (the stages that come earlier in the recipe).
+    """
+    used: list[str] = []
+
+    def resolve(key: str, value: str) -> str:
+        if not value.startswith("@"):
+            return value
+        name, _, rest = value[1:].partition("/")
+        if name not in stage_dirs:
+            earlier = ", ".join(stage_dirs) or "none"
+            raise UserError(f"config.{key} = {value!r}: no earlier stage is called {name!r} (earlier stages: {earlier})")
+        if name not in used:
+            used.append(name)
+        return str(stage_dirs[name] / rest)
+
+    return map_strings(config, resolve), used
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Lines `key: old -> new` for every leaf that differs between two configs in dict form."""
+    lines = []
+    for key in sorted(set(old) | set(new)):
+        before, after = old.get(key, "(absent)"), new.get(key, "(absent)")
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before!r} -> {after!r}")
+    return lines
+
+
+def save(config: ConfigDict, *, workdir: Path) -> list[str]:
+    """Writes `config.json` into the workdir; returns how it differs from the one that was there."""
+    path = workdir / "config.json"
+    new = to_dict(config)
+    changed = differences(files.read_json(path), new) if path.exists() else []
+    files.write_json(path, new)
+    return changed
+
+
+def require(value: Any, *, key: str, hint: str) -> Any:
+    """Returns `value`; UserError naming the config key when it is empty."""
+    if not value and value != 0:
+        raise UserError(f"config.{key} is empty: {hint}")
+    return value

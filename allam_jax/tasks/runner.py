@@ -1,0 +1,94 @@
+"""Dispatch: a config names a task, this calls it. Recipes run their stages in order and skip finished ones."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from allam_jax import files
+from allam_jax.config import differences, resolve_stages, save, to_dict
+from allam_jax.errors import UserError
+
+# Modules are imported when their task runs: a tokenizer task does not wait for JAX.
+TASKS = {
+    "corpus": "allam_jax.tasks.corpus",
+    "tokenizer": "allam_jax.tasks.tokenizer",
+    "merge_tokenizer": "allam_jax.tasks.merge_tokenizer",
+    "train": "allam_jax.tasks.train",
+    "expand": "allam_jax.tasks.expand",
+    "evaluate": "allam_jax.tasks.evaluate",
+    "generate": "allam_jax.tasks.generate",
+    "export": "allam_jax.tasks.export",
+    "expansion_report": "allam_jax.tasks.expansion_report",
+}
+RESULT_FILE = "result.json"
+
+
+def run(config: ConfigDict, *, workdir: Path, only_stage: str | None = None) -> dict[str, Any]:
+    """Runs a config's task in `workdir` and returns its result; UserError for an unknown task or stage."""
+    if config.task == "recipe":
+        return _run_recipe(config, workdir=workdir, only_stage=only_stage)
+    if only_stage is not None:
+        raise UserError(f"--stage {only_stage}: task {config.task!r} has no stages; only recipes have")
+    return _run_task(config, workdir=workdir)
+
+
+def _run_task(config: ConfigDict, *, workdir: Path) -> dict[str, Any]:
+    if config.task not in TASKS:
+        raise UserError(f"config.task = {config.task!r}: expected one of {', '.join(TASKS)} or recipe")
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir {workdir}: is a file, not a directory")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        for line in save(config, workdir=workdir):
+            logging.info("config changed since the last start: %s", line)
+    except OSError as error:
+        raise UserError(f"--workdir {workdir}: cannot write there ({error.strerror})") from None
+    return importlib.import_module(TASKS[config.task]).run(config, workdir)
+
+
+def _run_recipe(config: ConfigDict, *, workdir: Path, only_stage: str | None) -> dict[str, Any]:
+    if only_stage is not None and only_stage not in config.stages:
+        raise UserError(f"--stage {only_stage}: the recipe's stages are {', '.join(config.stages)}")
+    stage_dirs: dict[str, Path] = {}
+    fingerprints: dict[str, str] = {}
+    result: dict[str, Any] = {}
+    for number, name in enumerate(config.stages, start=1):
+        stage, uses = resolve_stages(config.stage[name], stage_dirs=stage_dirs)
+        stage_dirs[name] = workdir / name
+        # A stage is what its config says and what the stages it reads were.
+        fingerprint = files.sha256_of_json([to_dict(config.stage[name]), {used: fingerprints[used] for used in uses}])
+        fingerprints[name] = fingerprint
+        finished = stage_dirs[name] / RESULT_FILE
+        title = f"stage {number}/{len(config.stages)} {name}"
+        if finished.exists():
+            record = files.read_json(finished)
+            _check_unchanged(record, config=config.stage[name], fingerprint=fingerprint, directory=stage_dirs[name])
+            logging.info("%s: already finished, skipped", title)
+            result = record["result"]
+        elif only_stage is None or only_stage == name:
+            logging.info("%s (%s)", title, stage.task)
+            result = _run_task(stage, workdir=stage_dirs[name])
+            record = {"fingerprint": fingerprint, "config": to_dict(config.stage[name]), "result": result}
+            files.write_json(finished, record)
+        else:
+            missing = [used for used in uses if not (stage_dirs[used] / RESULT_FILE).exists()]
+            if missing and name == only_stage:
+                raise UserError(f"--stage {name} needs stage {missing[0]!r}, which has not finished in {workdir}")
+        if name == only_stage:
+            return result
+    return result
+
+
+def _check_unchanged(record: dict, *, config: ConfigDict, fingerprint: str, directory: Path) -> None:
+    if record["fingerprint"] == fingerprint:
+        return
+    changed = differences(record["config"], to_dict(config)) or ["an earlier stage it reads"]
+    raise UserError(
+        f"{directory} was finished with another config ({'; '.join(changed[:3])}): "
+        "use a new --workdir, or remove this directory and those of later stages to run them again"
+    )
+
+

@@ -1,0 +1,72 @@
+"""What a training step changes, where it lives on the mesh, and how it starts."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from allam_jax.model.config import LlamaConfig
+from allam_jax.model.llama import Params, abstract_params, init_params, param_axes
+from allam_jax.parallel.sharding import optimizer_shardings, parameter_shardings
+
+
+class TrainState(NamedTuple):
+    """Everything a step reads and writes; with the data position it is all that a resume needs."""
+
+    step: jax.Array  # updates tried so far, int32
+    params: Params
+    optimizer: Any  # moments, guard and counters
+    rng: jax.Array  # key data, uint32; the key of a step is folded from it, so it never changes
+
+
+def abstract_state(
+    config: LlamaConfig, *, optimizer: optax.GradientTransformation, mesh: Mesh, param_dtype: str = "float32"
+) -> TrainState:
+    """Shapes, dtypes and shardings of the state, without allocating it."""
+    params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.dtype(param_dtype)), abstract_params(config))
+    shardings = parameter_shardings(param_axes(config), abstract_params=params, mesh=mesh)
+    moments = jax.eval_shape(optimizer.init, params)
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    def place(shape: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+    return TrainState(
+        step=jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated),
+        params=jax.tree.map(place, params, shardings),
+        optimizer=jax.tree.map(
+            place, moments, optimizer_shardings(moments, abstract_params=params, shardings=shardings)
+        ),
+        rng=jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=replicated),
+    )
+
+
+def shardings_of(tree: Any) -> Any:
+    """The tree of shardings of a tree of (abstract) arrays."""
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
+def random_params(abstract: Params, *, config: LlamaConfig, seed: int) -> Params:
+    """Random parameters, created directly as `abstract` lays them out; the same for every mesh."""
+
+    def create(key: jax.Array) -> Params:
+        return jax.tree.map(lambda p, a: p.astype(a.dtype), init_params(key, config=config), abstract)
+
+    return jax.jit(create, out_shardings=shardings_of(abstract))(jax.random.key(seed))
+
+
+def start_state(
+    params: Params, *, abstract: TrainState, optimizer: optax.GradientTransformation, seed: int
+) -> TrainState:
+    """Step 0 with these parameters and without moments. `params` must lie as `abstract.params`."""
+    moments = jax.jit(optimizer.init, out_shardings=shardings_of(abstract.optimizer))(params)
+    # The data order and the initial parameters use the seed itself; dropout gets a stream of its own.
+    rng = jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1))
+    return TrainState(
+        step=jax.device_put(jnp.zeros((), jnp.int32), abstract.step.sharding),
+        params=params,
+        optimizer=moments,
+        rng=jax.device_put(rng, abstract.rng.sharding),
+    )

@@ -1,0 +1,176 @@
+"""Every default, once. Other configs call `get_config()` from here and state only what differs.
+
+String values may start with `@stage`: the directory of an earlier stage of the same recipe.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from allam_jax.model.config import ComputeOptions, LlamaConfig, preset
+
+
+def model(config: LlamaConfig) -> ConfigDict:
+    """A preset as config values."""
+    return ConfigDict(dataclasses.asdict(config))
+
+
+def documents(**values) -> ConfigDict:
+    """One entry of `corpus.sources`: where documents come from."""
+    source = ConfigDict()
+    source.catalog = ""  # a name of the catalog (allam_jax/corpus/catalog.py), or
+    source.path = ""  # the user's own .jsonl(.gz|.zst), .txt(.gz|.zst), .parquet: a file, a directory or a glob
+    source.field = "text"  # the column or key that holds the text
+    source.language = ""  # ISO 639-1; empty takes what the catalog says
+    source.strip_tashkeel = False  # remove Arabic vowel marks
+    source.validation_fraction = 0.02  # share of documents held out, chosen by a hash of their id
+    source.max_bytes = 0  # stop after this many bytes of text; 0 takes everything
+    source.max_bad_share = 0.01  # stop with the counts when more than this share of the records is unreadable
+    source.update(values)
+    return source
+
+
+def mixture(**values) -> ConfigDict:
+    """One entry of `data.sources` or `eval.sources`: documents to draw from."""
+    source = ConfigDict()
+    source.path = ""  # a TFDS dataset directory written by the corpus task
+    source.split = "train"
+    source.weight = 1.0  # share of the tokens, relative to the sum over sources
+    source.update(values)
+    return source
+
+
+def texts(**values) -> ConfigDict:
+    """One entry of `tokenizer_training.sources` or of the texts that fertility is measured on."""
+    source = ConfigDict()
+    source.path = ""
+    source.split = "train"
+    source.max_bytes = 0  # 0 takes everything
+    source.update(values)
+    return source
+
+
+def get_config() -> ConfigDict:
+    """The defaults of every task."""
+    config = ConfigDict()
+    config.task = "train"  # corpus | tokenizer | merge_tokenizer | train | expand | evaluate | generate | export | recipe
+    config.seed = 0  # everything random follows from it
+
+    config.tokenizer = ""  # tokenizer directory (or tokenizer.model); empty takes the one beside the weights
+
+    # Architecture. vocab_size 0 takes the tokenizer's; with init.weights all of it comes from the weights.
+    config.model = model(preset("tiny"))
+    config.model.vocab_size = 0
+    config.compute = ConfigDict(dataclasses.asdict(ComputeOptions()))
+    config.param_dtype = "float32"  # of the trained parameters
+
+    # Devices along each mesh axis; -1 (one axis at most) takes what is left.
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+
+    config.init = ConfigDict()
+    config.init.weights = ""  # weights directory, Hugging Face directory, or a run's workdir or checkpoint; empty: random
+    config.init.optimizer = False  # also take the optimizer's moments (checkpoints only)
+    config.init.step = False  # also take the step, the rng and the guard: a branch continues where its parent was
+    config.init.data = False  # also take the position in the data
+
+    config.data = ConfigDict()
+    config.data.sources = ConfigDict()
+    config.data.seq_len = 256
+    config.data.batch_size = 8  # sequences per optimizer step, over all devices
+    config.data.lanes = 1  # independent streams that make up a batch; bounds the hosts that can build it
+
+    config.train = ConfigDict()
+    config.train.steps = 100
+    config.train.accumulation = 1  # micro-batches per step
+    config.train.z_loss = 0.0  # weight of log(Z)^2, 1e-5 where used
+    config.train.loss_chunks = 4  # the logits exist one chunk of the sequence at a time
+    config.train.log_every = 10
+
+    config.optimizer = ConfigDict()
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.95
+    config.optimizer.eps = 1e-8
+    config.optimizer.weight_decay = 0.1
+    config.optimizer.decay_embeddings = True
+    config.optimizer.clip_norm = 1.0
+    config.optimizer.moments_dtype = "float32"
+    # When a run starts without moments: ramp the learning rate up ("linear") or hold it at 0 while they fill ("freeze").
+    config.optimizer.missing_moments_steps = 0
+    config.optimizer.missing_moments_mode = "linear"
+
+    config.schedule = ConfigDict()
+    config.schedule.name = "constant"  # constant | cosine | wsd; all of them warm up first
+    config.schedule.peak_lr = 3e-4
+    config.schedule.warmup_steps = 0
+    config.schedule.decay_start = -1  # wsd: first step of the decay; -1 places it decay_steps before the end
+    config.schedule.decay_steps = 0  # wsd: length of the decay
+    config.schedule.decay_shape = "one_minus_sqrt"  # linear | one_minus_sqrt | cosine | exponential
+    config.schedule.final_fraction = 0.0  # of peak_lr, where cosine and wsd end
+
+    config.guard = ConfigDict()
+    config.guard.enabled = True  # skip updates whose loss or gradient norm is not finite or is a spike
+    config.guard.window = 128  # accepted steps that define what is normal
+    config.guard.sigma = 6.0
+    config.guard.min_history = 32  # steps before anything counts as a spike
+    config.guard.max_consecutive = 20  # then the run stops
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 100  # steps; the last step is always saved
+    config.checkpoint.keep_last = 2
+    config.checkpoint.keep_every = 0  # also keep every checkpoint at a multiple of this; 0 keeps none
+
+    config.eval = ConfigDict()
+    config.eval.sources = ConfigDict()  # name -> mixture(path=..., split="validation"); the name is the language
+    config.eval.every = 0  # steps; 0 evaluates at the end only
+    config.eval.max_bytes = 0  # per source; 0 takes everything
+    config.eval.batch_size = 8
+
+    config.metrics = ConfigDict()
+    config.metrics.tensorboard = True
+    config.metrics.wandb_project = ""
+    config.metrics.peak_tflops = 0.0  # of one device, for MFU; 0: unknown, not shown
+
+    config.corpus = ConfigDict()
+    config.corpus.sources = ConfigDict()  # name -> documents(...)
+
+    config.tokenizer_training = ConfigDict()
+    config.tokenizer_training.sources = ConfigDict()  # name -> texts(...)
+    config.tokenizer_training.vocab_size = 4096
+    config.tokenizer_training.like = ""  # copy normaliser and flags of this tokenizer
+    config.tokenizer_training.required_characters = ""  # always pieces of their own
+    config.tokenizer_training.control_tokens = ()
+
+    config.tokenizer_merge = ConfigDict()
+    config.tokenizer_merge.base = ""
+    config.tokenizer_merge.target = ""
+    config.tokenizer_merge.script = "arabic"  # only pieces with a character of this script are added
+    config.tokenizer_merge.control_tokens = ("<|im_start|>", "<|im_end|>")
+    config.tokenizer_merge.sources = ConfigDict()  # name -> texts(...): held-out lines for the proof and the fertility
+
+    config.expand = ConfigDict()
+    config.expand.method = "subword_mean"  # random | mean_all | first_piece | last_piece | mean_noise
+    config.expand.head_method = ""  # of the output table; empty: the same
+    config.expand.noise_std = 0.02  # mean_noise, relative to the standard deviation of the base table
+
+    config.generate = ConfigDict()
+    config.generate.prompts = ()
+    config.generate.max_new_tokens = 64
+    config.generate.temperature = 0.0  # 0 is greedy
+    config.generate.top_k = 0
+    config.generate.top_p = 1.0
+
+    config.export = ConfigDict()
+    config.export.formats = ("huggingface", "orbax")
+    config.export.dtype = ""  # empty keeps the parameters' dtype
+    config.export.max_shard_gb = 5.0
+
+    return config
+
+
+def recipe(**stages: ConfigDict) -> ConfigDict:
+    """A recipe: named configs that run in order; `--config.stage.NAME.key=value` changes one."""
+    config = ConfigDict()
+    config.task = "recipe"
+    config.stages = tuple(stages)
+    config.stage = ConfigDict(stages)
+    return config

@@ -1,0 +1,72 @@
+"""Runs a config: `python run.py --config configs/quickstart.py [--workdir DIR] [--config.a.b=c] [--stage NAME]`."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from allam_jax.errors import UserError
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with `:ARG` for its argument.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Where the run writes; by default runs/<name of the config>.")
+STAGE = flags.DEFINE_string("stage", None, "Run only this stage of a recipe.")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where no scheduler tells.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes, where no scheduler tells.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, where no scheduler tells.")
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses flags and the config; anything wrong with them is a UserError."""
+    try:
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise UserError(f"unexpected argument {rest[1]!r}: flags start with --")
+        if not CONFIG.present:
+            raise UserError("no config: pass --config FILE, for example --config configs/quickstart.py")
+        path = Path(flags.FLAGS["config"].config_filename or "")
+        if not path.is_file():
+            raise UserError(f"--config {path}: no such file; the configs that come with allam_jax are in configs/")
+        _ = CONFIG.value.task
+    except UserError:
+        raise
+    except (flags.Error, KeyError, AttributeError, TypeError, ValueError, SyntaxError, OSError) as error:
+        text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+        raise UserError("; ".join(line.strip() for line in text.splitlines() if line.strip())) from error
+    return rest
+
+
+def main(_) -> None:
+    """Starts the processes, runs the task and prints its result as one line of JSON."""
+    from allam_jax.parallel import distributed
+    from allam_jax.tasks import runner
+
+    distributed.initialize(
+        coordinator=COORDINATOR.value, num_processes=NUM_PROCESSES.value, process_id=PROCESS_ID.value
+    )
+    name = Path(flags.FLAGS["config"].config_filename).stem
+    workdir = Path(WORKDIR.value or Path("runs") / name)
+    result = runner.run(CONFIG.value, workdir=workdir.absolute(), only_stage=STAGE.value)
+    if distributed.is_main_process():
+        print(json.dumps(result, ensure_ascii=False), flush=True)
+
+
+def fail(message: str) -> None:
+    """Prints one line to stderr and exits with status 2, without waiting for other threads."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    logging.flush()
+    sys.stdout.flush()
+    os._exit(2)
+
+
+if __name__ == "__main__":
+    logging.set_verbosity(logging.INFO)
+    logging.set_stderrthreshold("info")
+    try:
+        app.run(main, flags_parser=parse_flags)
+    except UserError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail("interrupted; run the same command again to continue")
