@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -33,9 +34,20 @@ def parse_flags(argv: list[str]) -> list[str]:
     except UserError:
         raise
     except (flags.Error, KeyError, AttributeError, TypeError, ValueError, SyntaxError, OSError) as error:
-        text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-        raise UserError("; ".join(line.strip() for line in text.splitlines() if line.strip())) from error
+        raise UserError(explain(error, argv=argv)) from error
     return rest
+
+
+def explain(error: Exception, *, argv: list[str]) -> str:
+    """One line for an error of the flag parser or of the locked config, naming the flag."""
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    unknown = re.match(r"['\"]?'(\w+)'", text)
+    if isinstance(error, KeyError | AttributeError) and unknown:
+        key = unknown[1]
+        flag = next((arg.split("=")[0] for arg in argv if f".{key}" in arg.split("=")[0]), f"config key {key!r}")
+        hint = re.search(r'Did you mean "(\w+)"', text)
+        return f"{flag}: the config has no key {key!r}" + (f"; did you mean {hint[1]!r}?" if hint else "")
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 def main(_) -> None:

