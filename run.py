@@ -41,7 +41,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 def explain(error: Exception, *, argv: list[str]) -> str:
     """One line for an error of the flag parser or of the locked config, naming the flag."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    unknown = re.match(r"['\"]?'(\w+)'", text)
+    unknown = re.match(r"\W*(\w+)", text)
     if isinstance(error, KeyError | AttributeError) and unknown:
         key = unknown[1]
         flag = next((arg.split("=")[0] for arg in argv if f".{key}" in arg.split("=")[0]), f"config key {key!r}")
