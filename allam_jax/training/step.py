@@ -46,7 +46,7 @@ def batch_loss(
         z_loss=z_loss,
         num_chunks=num_chunks,
     )
-    return sums.loss + sums.z_loss, {"loss": sums.loss, "z_loss": sums.z_loss}
+    return sums.total, {"loss": sums.loss, "z_loss": sums.z_loss}
 
 
 def make_train_step(

@@ -1,0 +1,90 @@
+"""Attention for callers: checks the request, picks a backend, and says once which one and why."""
+
+import functools
+from collections.abc import Callable
+
+from absl import logging
+from jaxtyping import Array, Float, Int
+
+from kernels.attention import reference
+
+# Tried in this order by "auto"; one that cannot serve a request raises NotImplementedError with the reason.
+_BACKENDS: dict[str, Callable[..., Array]] = {
+    "xla": reference.attention,
+}
+
+BACKENDS = ("auto", *_BACKENDS)
+
+
+def attention(
+    q_BTNH: Float[Array, "B T N H"],
+    k_BTKH: Float[Array, "B T K H"],
+    v_BTKH: Float[Array, "B T K H"],
+    *,
+    segment_ids_BT: Int[Array, "B T"],
+    scale: float | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: Array | None = None,
+    backend: str = "auto",
+) -> Float[Array, "B T N H"]:
+    """Causal attention within segments.
+
+    Query t of row b sees the keys s <= t with `segment_ids_BT[b, s] == segment_ids_BT[b, t] != 0`. Query head n reads
+    key/value head n // (N / K). The softmax is computed in float32; a query that sees nothing gives zeros.
+
+    Args:
+        q_BTNH, k_BTKH, v_BTKH: queries, keys and values; N is a multiple of K.
+        segment_ids_BT: 0 for padding, equal numbers for the tokens of one document.
+        scale: of the scores before the softmax; H ** -0.5 by default.
+        dropout_rate: share of the probabilities that are dropped; needs `dropout_key`.
+        dropout_key: a JAX random key. Backends draw different masks from the same key.
+        backend: one of `BACKENDS`.
+
+    Raises:
+        ValueError: shapes that do not fit, an unknown backend, dropout without a key.
+        NotImplementedError: the named backend cannot serve this request; says why.
+    """
+    _check(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, dropout_rate=dropout_rate, dropout_key=dropout_key)
+    if backend not in BACKENDS:
+        raise ValueError(f"attention backend {backend!r} is unknown; expected one of {', '.join(BACKENDS)}")
+    reasons = []
+    for name in _BACKENDS if backend == "auto" else (backend,):
+        try:
+            out_BTNH = _BACKENDS[name](
+                q_BTNH,
+                k_BTKH,
+                v_BTKH,
+                segment_ids_BT=segment_ids_BT,
+                scale=q_BTNH.shape[-1] ** -0.5 if scale is None else scale,
+                dropout_rate=dropout_rate,
+                dropout_key=dropout_key,
+            )
+        except NotImplementedError as error:
+            reasons.append(f"{name}: {error}")
+            continue
+        _say_once(name, "asked for" if backend == name else "; ".join(reasons) or "first choice")
+        return out_BTNH
+    raise NotImplementedError(f"no attention backend can serve this: {'; '.join(reasons)}")
+
+
+def _check(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, *, dropout_rate: float, dropout_key: Array | None) -> None:
+    if q_BTNH.ndim != 4 or k_BTKH.ndim != 4 or k_BTKH.shape != v_BTKH.shape:
+        raise ValueError(f"attention: q {q_BTNH.shape}, k {k_BTKH.shape}, v {v_BTKH.shape}; expected [B, T, N|K, H]")
+    B, T, N, H = q_BTNH.shape
+    K = k_BTKH.shape[2]
+    if k_BTKH.shape != (B, T, K, H) or segment_ids_BT.shape != (B, T):
+        raise ValueError(
+            f"attention: q {q_BTNH.shape}, k {k_BTKH.shape} and segment ids {segment_ids_BT.shape} "
+            "differ in batch, sequence or head size"
+        )
+    if N % K:
+        raise ValueError(f"attention: {N} query heads are not a multiple of {K} key/value heads")
+    if not 0.0 <= dropout_rate < 1.0:
+        raise ValueError(f"attention: dropout rate {dropout_rate} is outside [0, 1)")
+    if dropout_rate > 0.0 and dropout_key is None:
+        raise ValueError("attention: dropout needs a dropout_key")
+
+
+@functools.cache
+def _say_once(backend: str, reason: str) -> None:
+    logging.info("attention backend: %s (%s)", backend, reason)
