@@ -1,0 +1,234 @@
+"""Reading and writing safetensors a piece at a time, so that a large directory never has to fit in memory twice.
+
+The format: 8 bytes (little-endian length N), N bytes of JSON ({name: {dtype, shape, data_offsets}}), then the raw
+little-endian row-major tensors. A sharded directory has several such files and an index that maps tensor to file.
+The `safetensors` package maps files into memory (mapped pages count as resident) and writes from whole dictionaries;
+here single rows are read with pread and written as they come.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from allam_jax.errors import UserError
+from allam_jax.files import read_json, write_json
+
+DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_MAX_HEADER_BYTES = 100_000_000  # the reference implementation's limit
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor lies: its bytes start at `offset` of `file`."""
+
+    name: str
+    file: Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorToWrite:
+    """A tensor that does not exist in memory yet: `blocks()` yields its rows in order, in blocks along axis 0."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    blocks: Callable[[], Iterator[np.ndarray]]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one file, by name.
+
+    Raises:
+        UserError: the file is missing, is no safetensors file, is truncated or has a malformed header.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+                raise UserError(f"{path}: truncated, or not a safetensors file (no complete header); fetch it again")
+            raw = file.read(length)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    try:
+        header = json.loads(raw)
+        header.pop("__metadata__", None)
+        tensors = {name: _stored_tensor(path, 8 + length, name, entry) for name, entry in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a safetensors file (bad header: {error!r})") from None
+    needed = max((tensor.offset + tensor.nbytes for tensor in tensors.values()), default=8 + length)
+    if size < needed:
+        raise UserError(f"{path}: truncated: {size:,} bytes of the {needed:,} its header promises; fetch it again")
+    return tensors
+
+
+def _stored_tensor(path: Path, data_start: int, name: str, entry: dict) -> StoredTensor:
+    if entry["dtype"] not in DTYPES:
+        raise UserError(f"{path}: tensor {name} has dtype {entry['dtype']}; supported are {', '.join(DTYPES)}")
+    start, end = entry["data_offsets"]
+    shape = tuple(int(size) for size in entry["shape"])
+    tensor = StoredTensor(name, path, DTYPES[entry["dtype"]], shape, data_start + start)
+    if start < 0 or min(shape, default=0) < 0 or end - start != tensor.nbytes:
+        raise UserError(f"{path}: tensor {name}: offsets {start}..{end} do not fit {entry['dtype']} of shape {shape}")
+    return tensor
+
+
+def read_directory(directory: Path) -> dict[str, StoredTensor]:
+    """The tensors of a directory with `model.safetensors`, or with shards and an index.
+
+    Raises:
+        UserError: neither is there, only pickled weights are there, or the index does not agree with the shards.
+    """
+    directory = Path(directory)
+    if (directory / INDEX_FILE).exists():
+        return _read_indexed(directory)
+    if (directory / SINGLE_FILE).exists():
+        return read_header(directory / SINGLE_FILE)
+    if any(directory.glob("*.bin")) or any(directory.glob("*.pt*")):
+        raise UserError(
+            f"{directory}: holds pickled weights only (.bin, .pt), which can run code when loaded; "
+            "convert them to safetensors first"
+        )
+    raise UserError(f"{directory}: no {SINGLE_FILE} and no {INDEX_FILE}")
+
+
+def _read_indexed(directory: Path) -> dict[str, StoredTensor]:
+    index_path = directory / INDEX_FILE
+    index = read_json(index_path)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise UserError(f"{index_path}: expected an object with a `weight_map` from tensor to file name")
+    tensors: dict[str, StoredTensor] = {}
+    for file_name in sorted(set(weight_map.values())):
+        if Path(file_name).name != file_name:
+            raise UserError(f"{index_path}: shard {file_name!r} must be a plain file name")
+        if not (directory / file_name).exists():
+            raise UserError(
+                f"{directory / file_name}: no such file, but {INDEX_FILE} lists it; fetch the missing shard"
+            )
+        tensors |= read_header(directory / file_name)
+    absent = sorted(set(weight_map) - set(tensors))
+    if absent:
+        raise UserError(f"{index_path}: {len(absent)} listed tensors are in no shard, the first is {absent[0]}")
+    return tensors
+
+
+def read_rows(tensor: StoredTensor, *, start: int = 0, stop: int | None = None) -> np.ndarray:
+    """Rows start..stop (along axis 0; all of a scalar) in the stored dtype, freshly read.
+
+    Raises:
+        UserError: the file ends early.
+    """
+    rows = tensor.shape[0] if tensor.shape else 1
+    stop = rows if stop is None else stop
+    row_shape = tensor.shape[1:]
+    row_bytes = math.prod(row_shape) * tensor.dtype.itemsize
+    shape = (stop - start, *row_shape) if tensor.shape else ()
+    array = np.empty(shape, tensor.dtype)
+    read_into(tensor, array.reshape(-1).view(np.uint8), offset=start * row_bytes)
+    return array
+
+
+def read_into(tensor: StoredTensor, buffer: np.ndarray, *, offset: int = 0) -> None:
+    """Fills a flat uint8 array with the tensor's bytes from `offset` on; UserError if the file ends early."""
+    view = memoryview(buffer)
+    with open(tensor.file, "rb", buffering=0) as file:
+        position, done = tensor.offset + offset, 0
+        while done < len(view):
+            count = os.preadv(file.fileno(), [view[done : done + (1 << 30)]], position + done)
+            if count == 0:
+                raise UserError(f"{tensor.file}: truncated inside tensor {tensor.name}; fetch it again")
+            done += count
+
+
+def write_directory(
+    directory: Path, tensors: Sequence[TensorToWrite], *, max_shard_bytes: int, metadata: dict[str, str] | None = None
+) -> list[str]:
+    """Writes `model.safetensors`, or shards and their index when the tensors exceed `max_shard_bytes`.
+
+    Tensors keep their order; a shard is closed before the tensor that would exceed the limit. Not atomic by itself:
+    give it a temporary directory.
+
+    Returns:
+        The names of the files written.
+    """
+    directory = Path(directory)
+    shards: list[list[TensorToWrite]] = [[]]
+    size = 0
+    for tensor in tensors:
+        if shards[-1] and size + tensor.nbytes > max_shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size += tensor.nbytes
+    metadata = {"format": "pt"} if metadata is None else metadata
+    if len(shards) == 1:
+        _write_file(directory / SINGLE_FILE, shards[0], metadata)
+        return [SINGLE_FILE]
+    names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    for name, shard in zip(names, shards, strict=True):
+        _write_file(directory / name, shard, metadata)
+    weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+    total = sum(tensor.nbytes for tensor in tensors)
+    write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    return [*names, INDEX_FILE]
+
+
+def _write_file(path: Path, tensors: Sequence[TensorToWrite], metadata: dict[str, str]) -> None:
+    header: dict[str, dict] = {"__metadata__": metadata}
+    offset = 0
+    for tensor in tensors:
+        header[tensor.name] = {
+            "dtype": _DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
+        offset += tensor.nbytes
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)  # the data should start on 8 bytes
+    with open(path, "wb") as file:
+        file.write(len(raw).to_bytes(8, "little"))
+        file.write(raw)
+        for tensor in tensors:
+            written = 0
+            for block in tensor.blocks():
+                if block.dtype != tensor.dtype or block.shape[1:] != tensor.shape[1:]:
+                    raise ValueError(f"{tensor.name}: block {block.dtype}{block.shape} of {tensor.dtype}{tensor.shape}")
+                written += file.write(memoryview(np.ascontiguousarray(block).reshape(-1).view(np.uint8)))
+            if written != tensor.nbytes:
+                raise ValueError(f"{tensor.name}: wrote {written} bytes of {tensor.nbytes}")
