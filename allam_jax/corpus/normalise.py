@@ -1,0 +1,56 @@
+"""Text normalisation: Unicode composition and, on request, removal of marks, all of which are listed here."""
+
+import dataclasses
+import unicodedata
+from collections.abc import Iterable, Iterator
+
+from allam_jax.corpus.document import Document
+from allam_jax.errors import UserError
+
+# Short vowels, tanwin, shadda, sukun; the superscript alef; further vowel signs; honorifics; Quranic annotation.
+# Not here: maddah and hamza above or below (U+0653-0655), which are spelling, and the small letters waw, yeh and noon
+# of the Quran that are not marks but letters (U+06E5, U+06E6).
+_TASHKEEL_RANGES = (
+    (0x0610, 0x061A),
+    (0x064B, 0x0652),
+    (0x0656, 0x065F),
+    (0x0670, 0x0670),
+    (0x06D6, 0x06DC),
+    (0x06DF, 0x06E4),
+    (0x06E7, 0x06E8),
+    (0x06EA, 0x06ED),
+    (0x08CA, 0x08E1),
+    (0x08E3, 0x08FF),
+)
+TASHKEEL = frozenset(chr(code) for first, last in _TASHKEEL_RANGES for code in range(first, last + 1))
+
+TATWEEL = "\u0640"
+
+# Invisible: they order the display of mixed-direction text. The joiners U+200C and U+200D are spelling, and stay.
+DIRECTION_MARKS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
+
+_REMOVABLE = {"tashkeel": TASHKEEL, "tatweel": frozenset(TATWEEL), "direction_marks": DIRECTION_MARKS}
+
+
+def normalise(text: str, *, remove: Iterable[str] = ()) -> str:
+    """NFC of the text without the given classes of marks (`tashkeel`, `tatweel`, `direction_marks`).
+
+    Idempotent. Removal comes first, so that what a mark kept apart is composed.
+    """
+    unwanted: set[str] = set()
+    for name in remove:
+        if name not in _REMOVABLE:
+            raise UserError(f"normalisation: cannot remove {name!r}; choose from {', '.join(_REMOVABLE)}")
+        unwanted |= _REMOVABLE[name]
+    if unwanted:
+        text = text.translate(dict.fromkeys(map(ord, unwanted)))
+    return unicodedata.normalize("NFC", text)
+
+
+def normalise_documents(documents: Iterable[Document], *, remove: Iterable[str] = ()) -> Iterator[Document]:
+    """`normalise` on every document; those left without a visible character are dropped."""
+    remove = tuple(remove)
+    for document in documents:
+        text = normalise(document.text, remove=remove)
+        if text.strip():
+            yield dataclasses.replace(document, text=text)

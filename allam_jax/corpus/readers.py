@@ -1,0 +1,265 @@
+"""The user's own files as documents: JSON Lines, plain text (both also .gz and .zst) and Parquet.
+
+Bad records (invalid UTF-8, broken JSON, no text) are counted by file and reason. A file with more than a configured
+share of them stops the run, as does a file that is itself damaged or ends early.
+"""
+
+import dataclasses
+import difflib
+import functools
+import glob
+import gzip
+import json
+import os
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from allam_jax.corpus.document import Document
+from allam_jax.errors import UserError
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt", ".txt.gz", ".txt.zst", ".parquet")
+
+# A record, or the reason why there is none.
+_Record = dict[str, Any] | str
+
+_READ_BYTES = 1 << 20
+_CHECK_EVERY = 10_000
+
+
+@dataclasses.dataclass
+class FileCounts:
+    """What one file gave: good documents, and bad records by reason."""
+
+    documents: int = 0
+    bad: Counter[str] = dataclasses.field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        reasons = "".join(f", {count} {reason}" for reason, count in sorted(self.bad.items()))
+        return f"{self.documents} good{reasons}"
+
+
+class FileReader:
+    """Iterates over the documents of files, directories and glob patterns, in sorted order.
+
+    `counts` maps each file read so far to its `FileCounts`. An id is the record's `id_field` where it has one, else
+    the file's name (its path below the deepest common directory) and the record's number, counted from 1.
+    """
+
+    def __init__(
+        self,
+        paths: str | Path | Sequence[str | Path],
+        *,
+        source: str,
+        language: str,
+        text_field: str = "text",
+        id_field: str = "id",
+        text_unit: Literal["line", "paragraph", "file"] = "line",
+        max_bad_share: float = 0.0,
+    ):
+        """Finds the files.
+
+        Args:
+          paths: A file, a directory (searched through for `SUFFIXES`), a glob pattern (`**` allowed), or several.
+          source: Name of the source, for the documents.
+          language: Language of the documents.
+          text_field: Field (JSON Lines) or column (Parquet) with the text.
+          id_field: Field or column with the id; records may lack it.
+          text_unit: What is one document in a .txt file; paragraphs are separated by blank lines.
+          max_bad_share: Largest accepted share of bad records in a file, 0 to 1.
+
+        Raises:
+          UserError: A path that does not exist (with the nearest names), a pattern without a match, an unknown suffix.
+        """
+        if text_unit not in ("line", "paragraph", "file"):
+            raise UserError(f"{source}: text_unit is {text_unit!r}; expected line, paragraph or file")
+        self.files = find_files(paths)
+        self.counts: dict[Path, FileCounts] = {}
+        self._source, self._language = source, language
+        self._text_field, self._id_field, self._text_unit = text_field, id_field, text_unit
+        self._max_bad_share = max_bad_share
+
+    def __iter__(self) -> Iterator[Document]:
+        self.counts = {}
+        root = Path(os.path.commonpath([file.absolute().parent for file in self.files]))
+        for file in self.files:
+            counts = self.counts[file] = FileCounts()
+            name = file.absolute().relative_to(root).as_posix()
+            for number, record in enumerate(self._records(file), 1):
+                document = self._document(record, default_id=f"{name}:{number}")
+                if isinstance(document, str):
+                    counts.bad[document] += 1
+                else:
+                    counts.documents += 1
+                    yield document
+                if number % _CHECK_EVERY == 0:
+                    self._check_share(file)
+            self._check_share(file)
+        if not any(counts.documents for counts in self.counts.values()):
+            raise UserError(
+                f"{self._source}: no documents in {', '.join(map(str, self.files[:3]))}; the corpus is empty"
+            )
+
+    def _records(self, file: Path) -> Iterator[_Record]:
+        if file.name.endswith(".parquet"):
+            return _parquet_records(file, text_field=self._text_field, id_field=self._id_field)
+        if ".jsonl" in file.suffixes:
+            return map(_json_record, _units(_lines(file), unit="line"))
+        to_record = functools.partial(_text_record, field=self._text_field)
+        return map(to_record, _units(_lines(file), unit=self._text_unit))
+
+    def _document(self, record: _Record, *, default_id: str) -> Document | str:
+        if isinstance(record, str):
+            return record
+        text = record.get(self._text_field)
+        if text is None:
+            return f"without field {self._text_field!r}"
+        if not isinstance(text, str):
+            return f"with field {self._text_field!r} not a string"
+        if not text.strip():
+            return "empty"
+        id_ = record.get(self._id_field)
+        return Document(
+            text=text, id=default_id if id_ is None else str(id_), source=self._source, language=self._language
+        )
+
+    def _check_share(self, file: Path) -> None:
+        counts = self.counts[file]
+        bad = counts.bad.total()
+        if bad > self._max_bad_share * (bad + counts.documents):
+            raise UserError(
+                f"{file}: too many bad records ({counts}; accepted share {self._max_bad_share:g}); "
+                f"mend the file or raise max_bad_share"
+            )
+
+
+def find_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Sorted files below the given files, directories and glob patterns; UserError for what does not exist."""
+    files: set[Path] = set()
+    for given in [paths] if isinstance(paths, str | Path) else paths:
+        path = Path(given).expanduser()
+        if path.is_dir():
+            found = [file for file in path.rglob("*") if file.name.endswith(SUFFIXES) and file.is_file()]
+            if not found:
+                raise UserError(f"{path}: no files to read in this directory; expected {', '.join(SUFFIXES)}")
+        elif path.exists():
+            found = [path]
+        elif glob.has_magic(str(path)):
+            found = [Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file()]
+            if not found:
+                raise UserError(f"{path}: no file matches this pattern")
+        else:
+            raise UserError(f"{path}: no such file or directory{_near(path)}")
+        for file in found:
+            if not file.name.endswith(SUFFIXES):
+                raise UserError(f"{file}: cannot read this kind of file; expected {', '.join(SUFFIXES)}")
+        files.update(found)
+    if not files:
+        raise UserError("corpus: no paths given; expected files, directories or glob patterns")
+    return sorted(files)
+
+
+def _near(path: Path) -> str:
+    """` (did you mean ...?)` from the names beside the first part of the path that does not exist."""
+    missing = path
+    while not missing.parent.exists():
+        missing = missing.parent
+    names = [entry.name for entry in missing.parent.iterdir()] if missing.parent.is_dir() else []
+    close = difflib.get_close_matches(missing.name, names, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(str(missing.parent / name) for name in close)}?" if close else ""
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    """Lines without their ends; UserError when the compressed data is damaged or ends early."""
+    rest = b""
+    try:
+        for block in _blocks(file):
+            *lines, rest = (rest + block).split(b"\n")
+            yield from lines
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{file}: damaged or cut short ({error}); fetch it again") from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot read ({error.strerror or error})") from None
+    if rest:
+        yield rest
+
+
+def _blocks(file: Path) -> Iterator[bytes]:
+    if file.suffix == ".zst":
+        yield from _zstd_blocks(file)
+        return
+    with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as stream:
+        while block := stream.read(_READ_BYTES):
+            yield block
+
+
+def _zstd_blocks(file: Path) -> Iterator[bytes]:
+    """Decompresses one frame after another. The library's own stream reader ends silently inside a cut frame."""
+    import zstandard
+
+    decompressor = zstandard.ZstdDecompressor().decompressobj()
+    fed = False
+    try:
+        with open(file, "rb") as stream:
+            while block := stream.read(_READ_BYTES):
+                while block:
+                    if decompressor.eof:
+                        decompressor, fed = zstandard.ZstdDecompressor().decompressobj(), False
+                    yield decompressor.decompress(block)
+                    fed, block = True, decompressor.unused_data
+    except zstandard.ZstdError as error:
+        raise EOFError(str(error)) from None
+    if fed and not decompressor.eof:
+        raise EOFError("the last frame is not complete")
+
+
+def _units(lines: Iterable[bytes], *, unit: str) -> Iterator[bytes]:
+    if unit == "line":
+        # Blank lines are not records.
+        yield from (line for line in lines if line.strip())
+        return
+    unit_lines: list[bytes] = []
+    for line in lines:
+        if unit == "paragraph" and not line.strip():
+            if unit_lines:
+                yield b"\n".join(unit_lines)
+            unit_lines = []
+        else:
+            unit_lines.append(line)
+    if unit_lines:
+        yield b"\n".join(unit_lines)
+
+
+def _text_record(line: bytes, *, field: str) -> _Record:
+    try:
+        return {field: line.decode("utf-8-sig").rstrip("\r")}
+    except UnicodeDecodeError:
+        return "with invalid UTF-8"
+
+
+def _json_record(line: bytes) -> _Record:
+    try:
+        record = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return "with invalid UTF-8"
+    except (json.JSONDecodeError, RecursionError):
+        return "not JSON"
+    return record if isinstance(record, dict) else "not a JSON object"
+
+
+def _parquet_records(file: Path, *, text_field: str, id_field: str) -> Iterator[_Record]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(file) as parquet:
+            names = parquet.schema_arrow.names
+            if text_field not in names:
+                raise UserError(f"{file}: no column {text_field!r}; it has {', '.join(names)}")
+            columns = [text_field] + ([id_field] if id_field in names and id_field != text_field else [])
+            for batch in parquet.iter_batches(batch_size=1000, columns=columns):
+                yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{file}: damaged or not Parquet ({' '.join(str(error).split())}); fetch it again") from None

@@ -1,0 +1,213 @@
+"""Writes documents as a TFDS dataset directory of ArrayRecord shards, and checks one before it is read.
+
+The directory holds `NAME-SPLIT.array_record-00000-of-00004`, the `dataset_info.json` and `features.json` of TFDS (so
+`tfds.builder_from_directory(directory).as_data_source("train")` reads it, without TensorFlow), and `manifest.json` with
+counts, sizes and hashes.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from allam_jax.corpus.document import Document
+from allam_jax.errors import UserError
+from allam_jax.files import atomic_path, read_json, sha256_of_file, sha256_of_json, write_json
+
+MANIFEST = "manifest.json"
+SPLITS = ("train", "validation")
+FIELDS = ("text", "id", "source", "language")
+_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+
+
+def write_dataset(
+    documents: Iterable[Document],
+    *,
+    directory: Path,
+    name: str,
+    validation_share: float = 0.02,
+    seed: int = 0,
+    shard_bytes: int = 256_000_000,
+    metadata: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Writes the documents into a new dataset directory (replacing one that is there) and returns its manifest.
+
+    A document goes to `validation` by a hash of the seed and its id alone: whatever else is in the corpus, and in
+    whatever order, it stays there.
+
+    Args:
+      documents: Any number of documents with text.
+      directory: Where to write; nothing is there until everything is written.
+      name: Dataset name: lower-case letters, digits and underscores, a letter first.
+      validation_share: Expected share of documents in `validation`, from 0 (no such split) to below 1.
+      seed: Chooses another division into splits.
+      shard_bytes: A shard is closed when it holds this many bytes of text.
+      metadata: JSON-able facts to keep in the manifest: origin, licence, normalisation.
+
+    Returns:
+      `{"name", "splits": {split: {"documents", "bytes", "words", "shards": [{"file", "documents", "bytes", "size",
+      "sha256"}]}}, "seed", "validation_share", "fingerprint", "metadata"}`; `bytes` are UTF-8 bytes of text.
+
+    Raises:
+      UserError: No documents, or none for a split; no space left; a bad name or share.
+    """
+    directory = Path(directory)
+    if not (name.isascii() and name.isidentifier() and name.islower()):
+        raise UserError(f"dataset name {name!r}: expected lower-case letters, digits and underscores, a letter first")
+    if not 0 <= validation_share < 1:
+        raise UserError(f"{name}: validation share is {validation_share}; expected 0 <= share < 1")
+    features = _features()
+    with atomic_path(directory) as temporary:
+        temporary.mkdir()
+        wanted = SPLITS if validation_share > 0 else SPLITS[:1]
+        writers = {split: _SplitWriter(temporary, split=split, shard_bytes=shard_bytes) for split in wanted}
+        try:
+            for document in documents:
+                split = "validation" if _unit_hash(f"{seed}:{document.id}") < validation_share else "train"
+                record = features.serialize_example({field: getattr(document, field) for field in FIELDS})
+                writers[split].write(record, text=document.text)
+            splits = {split: writer.finish(name) for split, writer in writers.items()}
+        except (RuntimeError, OSError) as error:  # ArrayRecord raises RuntimeError for a failed write.
+            raise UserError(f"{directory}: cannot write the shards ({_one_line(error)}); is the disk full?") from None
+        finally:
+            for writer in writers.values():
+                with contextlib.suppress(RuntimeError, OSError):
+                    writer.close()
+        for split, counts in splits.items():
+            if not counts["documents"]:
+                total = sum(other["documents"] for other in splits.values())
+                raise UserError(
+                    f"{name}: no document for the split {split!r} (of {total} documents, validation share "
+                    f"{validation_share}); give more documents or another share"
+                )
+        _write_tfds_metadata(temporary, name=name, splits=splits, features=features)
+        manifest = {
+            "name": name,
+            "splits": splits,
+            "seed": seed,
+            "validation_share": validation_share,
+            "fingerprint": sha256_of_json(splits),
+            "metadata": dict(metadata or {}),
+        }
+        write_json(temporary / MANIFEST, manifest)
+    return manifest
+
+
+def read_manifest(directory: Path) -> dict[str, Any] | None:
+    """The manifest of a dataset directory, or None where there is none (a TFDS dataset made elsewhere)."""
+    path = Path(directory) / MANIFEST
+    return read_json(path) if path.exists() else None
+
+
+def check_shard(path: Path, *, documents: int, size: int | None = None) -> None:
+    """UserError unless the file is there, has its size (where known), opens, and holds this many records."""
+    remedy = "write the dataset again or fetch the file again"
+    if not path.exists():
+        raise UserError(f"{path}: no such shard; {remedy}")
+    if size is not None and path.stat().st_size != size:
+        raise UserError(f"{path}: damaged shard ({path.stat().st_size} bytes instead of {size}); {remedy}")
+    reader = ArrayRecordReader(str(path))
+    try:
+        if not reader.ok():
+            raise UserError(f"{path}: damaged or cut short, not a readable ArrayRecord file; {remedy}")
+        if reader.num_records() != documents:
+            raise UserError(f"{path}: {reader.num_records()} records instead of {documents}; {remedy}")
+    finally:
+        # Closing a reader that failed to open raises.
+        if reader.ok():
+            reader.close()
+
+
+def verify_hashes(directory: Path) -> None:
+    """Reads every shard in full and compares its SHA-256 with the manifest; UserError for the first that differs."""
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    if manifest is None:
+        raise UserError(f"{directory / MANIFEST}: no such file, so there are no hashes to compare with")
+    for split in manifest["splits"].values():
+        for shard in split["shards"]:
+            path = directory / shard["file"]
+            check_shard(path, documents=shard["documents"], size=shard["size"])
+            if sha256_of_file(path) != shard["sha256"]:
+                raise UserError(f"{path}: its bytes differ from those written (sha256); write the dataset again")
+
+
+class _SplitWriter:
+    """Writes records into numbered shards; the final names, with the number of shards, are given at the end."""
+
+    def __init__(self, directory: Path, *, split: str, shard_bytes: int):
+        self._directory, self._split, self._shard_bytes = directory, split, shard_bytes
+        self._writer: ArrayRecordWriter | None = None
+        self._shards: list[dict[str, Any]] = []
+        self._words = 0
+
+    def write(self, record: bytes, *, text: str) -> None:
+        if self._writer is None:
+            # Grain reads single records fast only from groups of one.
+            path = self._directory / f"{self._split}-{len(self._shards)}"
+            self._writer = ArrayRecordWriter(str(path), "group_size:1")
+            self._shards.append({"file": path.name, "documents": 0, "bytes": 0})
+        self._writer.write(record)
+        shard = self._shards[-1]
+        shard["documents"] += 1
+        shard["bytes"] += len(text.encode())
+        self._words += len(text.split())
+        if shard["bytes"] >= self._shard_bytes:
+            self.close()
+
+    def close(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+
+    def finish(self, name: str) -> dict[str, Any]:
+        self.close()
+        for number, shard in enumerate(self._shards):
+            file = f"{name}-{self._split}.array_record-{number:05d}-of-{len(self._shards):05d}"
+            path = (self._directory / shard["file"]).rename(self._directory / file)
+            shard |= {"file": file, "size": path.stat().st_size, "sha256": sha256_of_file(path)}
+        return {
+            "documents": sum(shard["documents"] for shard in self._shards),
+            "bytes": sum(shard["bytes"] for shard in self._shards),
+            "words": self._words,
+            "shards": self._shards,
+        }
+
+
+def _features():
+    import tensorflow_datasets as tfds  # Half a second: only those who write or read shards pay it.
+
+    return tfds.features.FeaturesDict({field: tfds.features.Text() for field in FIELDS})
+
+
+def _write_tfds_metadata(directory: Path, *, name: str, splits: Mapping[str, Any], features: Any) -> None:
+    import tensorflow_datasets as tfds
+
+    def split_info(split: str, counts: Mapping[str, Any]) -> Any:
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=directory, dataset_name=name, split=split, filetype_suffix="array_record", template=_TEMPLATE
+        )
+        lengths = [shard["documents"] for shard in counts["shards"]]
+        return tfds.core.SplitInfo(
+            name=split, shard_lengths=lengths, num_bytes=counts["bytes"], filename_template=template
+        )
+
+    tfds.folder_dataset.write_metadata(
+        data_dir=directory,
+        features=features,
+        split_infos=[split_info(split, counts) for split, counts in splits.items()],
+        filename_template=_TEMPLATE,
+        check_data=False,  # TFDS's own check reads through TensorFlow.
+    )
+
+
+def _unit_hash(key: str) -> float:
+    """A number in [0, 1), the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) / 2**64
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
