@@ -17,17 +17,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, Sharding
 
 from allam_jax.errors import UserError
 from allam_jax.files import read_json, write_json
 from allam_jax.model import safetensors_io
 from allam_jax.model.config import LlamaConfig
 from allam_jax.model.huggingface_config import config_from_huggingface, config_to_huggingface
-from allam_jax.model.llama import Params, abstract_params, param_axes
+from allam_jax.model.llama import Params, abstract_params
 from allam_jax.model.output_directory import collective_directory, copy_tokenizer, is_writer
 from allam_jax.model.safetensors_io import StoredTensor, TensorToWrite
-from allam_jax.parallel.sharding import DEFAULT_RULES, ShardingRules, parameter_shardings
+from allam_jax.model.weights import shardings_on
+from allam_jax.parallel.sharding import DEFAULT_RULES, ShardingRules
 
 _BLOCK_BYTES = 8 << 20
 
@@ -139,12 +140,7 @@ def import_huggingface(
     pieces = _pieces(config)
     _check_tensors(stored, pieces, config=config, directory=directory)
 
-    shapes = abstract_params(config)
-    if mesh is None:
-        shardings = jax.tree.map(lambda _: SingleDeviceSharding(_default_device()), shapes)
-    else:
-        shardings = parameter_shardings(param_axes(config), abstract_params=shapes, mesh=mesh, rules=rules)
-
+    shapes, shardings = abstract_params(config), shardings_on(config, mesh=mesh, rules=rules)
     params: Params = {}
     for path, parts in pieces.items():
         tensors = [stored[part.name] for part in parts]
@@ -154,11 +150,6 @@ def import_huggingface(
             node = node.setdefault(key, {})
         node[path[-1]] = _assemble(parts, tensors, _at(shapes, path).shape, dtype, _at(shardings, path))
     return params, config
-
-
-def _default_device() -> jax.Device:
-    device = jax.config.jax_default_device
-    return device if isinstance(device, jax.Device) else jax.local_devices()[0]
 
 
 def _check_tensors(

@@ -1,0 +1,183 @@
+"""The weights directory: bare parameters with what is needed to use them, independent of any training run.
+
+params/          Orbax, each parameter as one array: restored straight onto any mesh
+model.json       the architecture (`LlamaConfig`) and the version of this layout
+metadata.json    where the weights come from: step, parent, tokenizer fingerprint, code revision, ...
+tokenizer/       the tokenizer's files
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+
+from allam_jax.errors import UserError
+from allam_jax.files import read_json, write_json
+from allam_jax.model.config import LlamaConfig
+from allam_jax.model.llama import Params, abstract_params, param_axes
+from allam_jax.model.output_directory import collective_directory, copy_tokenizer, is_writer
+from allam_jax.parallel.sharding import DEFAULT_RULES, ShardingRules, parameter_shardings
+
+FORMAT_VERSION = 1
+MODEL_FILE = "model.json"
+METADATA_FILE = "metadata.json"
+PARAMS_FOLDER = "params"
+TOKENIZER_FOLDER = "tokenizer"
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedWeights:
+    """Parameters with what came beside them."""
+
+    params: Params
+    config: LlamaConfig
+    metadata: dict[str, Any]
+    tokenizer_dir: Path | None  # None when there was no tokenizer
+
+
+def save_weights(
+    directory: Path,
+    *,
+    params: Params,
+    config: LlamaConfig,
+    tokenizer_dir: Path | None = None,
+    metadata: dict[str, Any] | None = None,
+) -> None:
+    """Writes a weights directory; atomic: it appears complete or not at all, and replaces an older one.
+
+    All processes must call it; each writes the shards that it holds.
+
+    Args:
+        directory: on a file system that all processes share.
+        params: the parameters, in any layout.
+        config: their architecture.
+        tokenizer_dir: whose tokenizer files are copied along.
+        metadata: JSON-able.
+
+    Raises:
+        UserError: the parameters do not have the shapes of `config`, or `tokenizer_dir` holds no tokenizer.
+    """
+    _check_shapes(params, config, where="the parameters to save")
+    with collective_directory(Path(directory)) as temporary:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save((temporary / PARAMS_FOLDER).absolute(), params)
+        if is_writer():
+            if tokenizer_dir is not None:
+                copy_tokenizer(tokenizer_dir, to=temporary / TOKENIZER_FOLDER)
+            write_json(temporary / METADATA_FILE, metadata or {})
+            write_json(temporary / MODEL_FILE, config_to_json(config))
+
+
+def load_weights(
+    directory: Path,
+    *,
+    param_dtype: str | None = None,
+    mesh: Mesh | None = None,
+    rules: ShardingRules = DEFAULT_RULES,
+) -> LoadedWeights:
+    """Reads a weights directory, each device only what it will hold.
+
+    Args:
+        directory: written by `save_weights`.
+        param_dtype: converts to this dtype; None keeps what is stored.
+        mesh: where the parameters go, laid out by `rules`; None means the default device.
+        rules: logical axes -> mesh axes.
+
+    Raises:
+        UserError: not a weights directory, an unknown layout version, or parameters that do not fit `model.json`.
+    """
+    directory = Path(directory)
+    config = config_from_json(read_json(directory / MODEL_FILE), file=directory / MODEL_FILE)
+    metadata = read_json(directory / METADATA_FILE)
+    folder = (directory / PARAMS_FOLDER).absolute()
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; the weights directory is incomplete, copy or export it again")
+    with ocp.StandardCheckpointer() as checkpointer:
+        try:
+            stored = checkpointer.metadata(folder).item_metadata.tree
+            _check_shapes(stored, config, where=str(folder))
+            target = abstract_on_devices(stored, config=config, param_dtype=param_dtype, mesh=mesh, rules=rules)
+            params = checkpointer.restore(folder, target)
+        except (UserError, jax.errors.JaxRuntimeError):  # the latter: no memory left, and the like
+            raise
+        except Exception as error:  # Orbax raises this very class for damaged arrays
+            reason = str(error).strip().splitlines()[0][:200]
+            raise UserError(f"{folder}: cannot be read ({reason}); copy or export it again") from error
+    tokenizer_dir = directory / TOKENIZER_FOLDER
+    return LoadedWeights(params, config, metadata, tokenizer_dir if tokenizer_dir.is_dir() else None)
+
+
+def is_weights_directory(path: Path) -> bool:
+    """Whether `path` looks like the work of `save_weights`."""
+    return (Path(path) / MODEL_FILE).is_file()
+
+
+def config_to_json(config: LlamaConfig) -> dict[str, Any]:
+    """The content of `model.json`."""
+    return {"format_version": FORMAT_VERSION, "architecture": dataclasses.asdict(config)}
+
+
+def config_from_json(values: Any, *, file: Path) -> LlamaConfig:
+    """Reads the content of `model.json`; UserError (naming `file`) for another version or other fields."""
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(f"{file}: format_version = {version!r}; this code reads {FORMAT_VERSION}")
+    try:
+        return LlamaConfig(**values["architecture"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{file}: `architecture` does not describe a Llama ({error})") from None
+
+
+def check_vocabulary(config: LlamaConfig, *, tokenizer_size: int, tokenizer: str, weights: str) -> None:
+    """UserError when the tokenizer and the weights disagree about the number of tokens.
+
+    Args:
+        config: of the weights.
+        tokenizer_size: ids the tokenizer can produce.
+        tokenizer: what to call it in the message (a path).
+        weights: what to call them in the message.
+    """
+    if tokenizer_size != config.vocab_size:
+        raise UserError(
+            f"{weights} has {config.vocab_size} tokens but {tokenizer} has {tokenizer_size}: give the tokenizer that "
+            "belongs to the weights, or expand the weights to this vocabulary first (task expand)"
+        )
+
+
+def shardings_on(config: LlamaConfig, *, mesh: Mesh | None, rules: ShardingRules = DEFAULT_RULES) -> Any:
+    """The tree of shardings of the parameters on `mesh`; None means the default device."""
+    shapes = abstract_params(config)
+    if mesh is not None:
+        return parameter_shardings(param_axes(config), abstract_params=shapes, mesh=mesh, rules=rules)
+    device = jax.config.jax_default_device
+    sharding = SingleDeviceSharding(device if isinstance(device, jax.Device) else jax.local_devices()[0])
+    return jax.tree.map(lambda _: sharding, shapes)
+
+
+def abstract_on_devices(
+    stored: Any, *, config: LlamaConfig, param_dtype: str | None, mesh: Mesh | None, rules: ShardingRules
+) -> Any:
+    """Shapes, dtypes (those of `stored` unless `param_dtype` is given) and shardings to restore parameters into."""
+
+    def leaf(array: Any, shape: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape.shape, jnp.dtype(param_dtype or array.dtype), sharding=sharding)
+
+    return jax.tree.map(leaf, stored, abstract_params(config), shardings_on(config, mesh=mesh, rules=rules))
+
+
+def _check_shapes(params: Any, config: LlamaConfig, *, where: str) -> None:
+    def flat(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+
+    found, expected = flat(params), flat(abstract_params(config))
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            raise UserError(
+                f"{where}: parameter {name} has shape {found.get(name, 'missing')}, but the architecture "
+                f"implies {expected.get(name, 'none')}"
+            )
