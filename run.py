@@ -27,7 +27,7 @@ def parse_flags(argv: list[str]) -> list[str]:
             raise UserError(f"unexpected argument {rest[1]!r}: flags start with --")
         if not CONFIG.present:
             raise UserError("no config: pass --config FILE, for example --config configs/quickstart.py")
-        path = Path(flags.FLAGS["config"].config_filename or "")
+        path = config_file()
         if not path.is_file():
             raise UserError(f"--config {path}: no such file; the configs that come with allam_jax are in configs/")
         _ = CONFIG.value.task
@@ -36,6 +36,11 @@ def parse_flags(argv: list[str]) -> list[str]:
     except (flags.Error, KeyError, AttributeError, TypeError, ValueError, SyntaxError, OSError) as error:
         raise UserError(explain(error, argv=argv)) from error
     return rest
+
+
+def config_file() -> Path:
+    """The file named by --config, without its argument."""
+    return Path(flags.FLAGS["config"].config_filename.partition(":")[0])
 
 
 def explain(error: Exception, *, argv: list[str]) -> str:
@@ -58,8 +63,7 @@ def main(_) -> None:
     distributed.initialize(
         coordinator=COORDINATOR.value, num_processes=NUM_PROCESSES.value, process_id=PROCESS_ID.value
     )
-    name = Path(flags.FLAGS["config"].config_filename).stem
-    workdir = Path(WORKDIR.value or Path("runs") / name)
+    workdir = Path(WORKDIR.value or Path("runs") / config_file().stem)
     result = runner.run(CONFIG.value, workdir=workdir.absolute(), only_stage=STAGE.value)
     if distributed.is_main_process():
         print(json.dumps(result, ensure_ascii=False), flush=True)

@@ -20,10 +20,11 @@ def documents(**values) -> ConfigDict:
     source = ConfigDict()
     source.catalog = ""  # a name of the catalog (allam_jax/corpus/catalog.py), or
     source.path = ""  # the user's own .jsonl(.gz|.zst), .txt(.gz|.zst), .parquet: a file, a directory or a glob
-    source.field = "text"  # the column or key that holds the text
-    source.language = ""  # ISO 639-1; empty takes what the catalog says
-    source.strip_tashkeel = False  # remove Arabic vowel marks
-    source.validation_fraction = 0.02  # share of documents held out, chosen by a hash of their id
+    source.text_field = "text"  # the column or key that holds the text
+    source.text_unit = "line"  # what is one document in a .txt file: line, paragraph or file
+    source.language = ""  # ISO 639-1; needed with path
+    source.remove = ()  # of "tashkeel" (vowel marks), "tatweel", "direction_marks"; text is NFC in any case
+    source.validation_share = 0.02  # of the documents is held out, chosen by a hash of their id
     source.max_bytes = 0  # stop after this many bytes of text; 0 takes everything
     source.max_bad_share = 0.01  # stop with the counts when more than this share of the records is unreadable
     source.update(values)

