@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from allam_jax.errors import UserError
-from allam_jax.parallel.mesh import batch_shards, batch_sharding, check_batch, make_mesh, split_microbatches
+from allam_jax.parallel.mesh import batch_sharding, batch_shards, check_batch, make_mesh, split_microbatches
 
 
 @pytest.mark.parametrize(

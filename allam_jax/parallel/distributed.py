@@ -1,0 +1,164 @@
+"""Many processes as one: start, who builds which rows, and saying the same thing everywhere."""
+
+import importlib.util
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from allam_jax.errors import UserError
+from allam_jax.parallel.cluster import Launch, detect, local_device_ids
+from allam_jax.parallel.mesh import batch_sharding
+from allam_jax.parallel.rendezvous import meet
+
+
+def initialize(
+    *,
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    timeout_seconds: float = 300.0,
+) -> None:
+    """Joins this process to its job. Call it before anything touches a device; with one process it does nothing.
+
+    What is not given is read from the launcher's environment variables (see `cluster.detect`).
+
+    Args:
+        coordinator: `host:port` of process 0.
+        num_processes: how many processes the job has.
+        process_id: which one this is, from 0.
+        timeout_seconds: how long to wait for the other processes.
+
+    Raises:
+        UserError: the description of the job is incomplete, or the processes do not find each other.
+    """
+    launch = _resolve(coordinator=coordinator, num_processes=num_processes, process_id=process_id)
+    if launch is None:
+        if num_processes is None and _is_kubernetes_job_of_unknown_size(os.environ):
+            _initialize_from_kubernetes()
+        return
+    assert launch.coordinator is not None
+    meet(
+        coordinator=launch.coordinator,
+        num_processes=launch.num_processes,
+        process_id=launch.process_id,
+        timeout_seconds=timeout_seconds,
+    )
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(
+        coordinator_address=launch.coordinator,
+        num_processes=launch.num_processes,
+        process_id=launch.process_id,
+        local_device_ids=local_device_ids(launch),
+        cluster_detection_method="deactivate",
+        initialization_timeout=int(timeout_seconds),
+    )
+
+
+def _resolve(*, coordinator: str | None, num_processes: int | None, process_id: int | None) -> Launch | None:
+    """Flags over environment; None for a single process."""
+    given = {"--coordinator": coordinator, "--num_processes": num_processes, "--process_id": process_id}
+    if num_processes is not None and process_id is not None:
+        if not 0 <= process_id < num_processes:
+            raise UserError(f"--process_id={process_id}: expected 0 to {num_processes - 1} (--num_processes)")
+        launch = Launch("flags", num_processes=num_processes, process_id=process_id, coordinator=coordinator)
+        if num_processes == 1:
+            return None
+    else:
+        found = detect()
+        if found is None:
+            if any(value is not None for value in given.values()):
+                missing = [flag for flag, value in given.items() if value is None]
+                raise UserError(f"{', '.join(missing)} missing: a job of many processes needs {', '.join(given)}")
+            return None
+        launch = Launch(
+            source=found.source,
+            num_processes=found.num_processes if num_processes is None else num_processes,
+            process_id=found.process_id if process_id is None else process_id,
+            coordinator=coordinator or found.coordinator,
+            local_rank=found.local_rank,
+            local_size=found.local_size,
+        )
+    if launch.coordinator is None:
+        raise UserError(
+            f"{launch.num_processes} processes ({launch.source}), but no address of process 0; "
+            "give --coordinator=host:port or set JAX_COORDINATOR_ADDRESS"
+        )
+    return launch
+
+
+def _is_kubernetes_job_of_unknown_size(environ: Mapping[str, str]) -> bool:
+    indexed_job = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environ.keys()
+    return indexed_job and "JAX_NUM_PROCESSES" not in environ
+
+
+def _initialize_from_kubernetes() -> None:
+    """JAX asks the Kubernetes API for what an Indexed Job does not say in its variables."""
+    if importlib.util.find_spec("kubernetes") is None:
+        raise UserError(
+            "Kubernetes Indexed Job: set JAX_NUM_PROCESSES and JAX_COORDINATOR_ADDRESS in the pod's template "
+            "(JAX_NUM_PROCESSES=1 for a job of one), or install the package kubernetes so that JAX can ask the cluster"
+        )
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize()
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"Kubernetes: {' '.join(str(error).split())}") from None
+
+
+def is_main_process() -> bool:
+    """Whether this is process 0: the one that prints, and writes what is written once."""
+    return jax.process_index() == 0
+
+
+def process_rows(mesh: Mesh, *, global_batch: int) -> tuple[int, int]:
+    """The rows `[start, stop)` of the global batch that this process must build.
+
+    Processes whose devices differ along `tensor` only need the same rows, and build them twice.
+
+    Raises:
+        UserError: the mesh gives this process rows that do not lie together.
+    """
+    indices = batch_sharding(mesh).addressable_devices_indices_map((global_batch,))
+    pieces = sorted({index[0].indices(global_batch)[:2] for index in indices.values() if index is not None})
+    for (_, stop), (start, _) in zip(pieces, pieces[1:], strict=False):
+        if stop != start:
+            raise UserError(
+                f"the mesh {dict(mesh.shape)} gives process {jax.process_index()} rows that do not lie together "
+                f"({pieces}); choose data x fsdp so that each host holds neighbouring batch shards"
+            )
+    return pieces[0][0], pieces[-1][1]
+
+
+def global_batch_array(local_batch: Mapping[str, np.ndarray], *, mesh: Mesh, global_batch: int) -> dict[str, jax.Array]:
+    """Joins every process's rows to global arrays `[global_batch, ...]` with `batch_sharding`.
+
+    `local_batch` holds this process's rows only, those of `process_rows`, in order.
+    """
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows, (global_batch, *rows.shape[1:]))
+        for name, rows in local_batch.items()
+    }
+
+
+def barrier(name: str) -> None:
+    """Waits until every process has come to the barrier of this name."""
+    multihost_utils.sync_global_devices(name)
+
+
+def broadcast(value: Any) -> Any:
+    """Process 0's `value` (anything JSON can hold) on every process."""
+    if jax.process_count() == 1:
+        return value
+    data = np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(data.size)))
+    padded = np.zeros(size, np.uint8)
+    if is_main_process():
+        padded[:] = data
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
