@@ -1,0 +1,218 @@
+"""Decoding against brute force: one full forward pass at a time, and filters written with sorted lists."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from allam_jax.errors import UserError
+from allam_jax.generation.decode import filter_logits, generate
+from allam_jax.model.config import ComputeOptions, LlamaConfig
+from allam_jax.model.llama import bind, init_params, param_axes
+from allam_jax.parallel.mesh import make_mesh
+from allam_jax.parallel.sharding import parameter_shardings
+
+CONFIG = LlamaConfig(
+    vocab_size=29,
+    vocab_multiple=8,
+    dim=16,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=4,
+    mlp_dim=24,
+    tie_embeddings=False,
+    norm_eps=1e-5,
+    rope_theta=10_000.0,
+    max_position=128,
+    init_std=0.4,  # wide, so that the choices differ
+)
+OPTIONS = ComputeOptions()
+PROMPTS = [[1, 5, 9], [1], [1, 7, 7, 3, 2, 28, 0, 11], [1, 4, 4, 4, 4]]
+SIZES = {"config": CONFIG, "options": OPTIONS}
+
+
+@pytest.fixture(scope="module")
+def params():
+    return init_params(jax.random.key(3), config=CONFIG)
+
+
+def logits_after(params, tokens):
+    """Float64 logits over the real vocabulary after a sequence, from an exact-length forward pass."""
+    tokens_BT = jnp.asarray([tokens])
+    model = bind(params, config=CONFIG, options=OPTIONS)
+    logits = model(tokens_BT, segment_ids_BT=jnp.ones_like(tokens_BT), positions_BT=jnp.arange(len(tokens))[None])
+    return np.asarray(logits, np.float64)[0, -1, : CONFIG.vocab_size]
+
+
+def greedy_by_hand(params, prompt, *, max_new_tokens, eos_id=None):
+    tokens = list(prompt)
+    for _ in range(max_new_tokens):
+        tokens.append(int(np.argmax(logits_after(params, tokens))))
+        if tokens[-1] == eos_id:
+            return tokens[len(prompt) : -1]
+    return tokens[len(prompt) :]
+
+
+def filtered_by_hand(logits, *, top_k, top_p):
+    """Probabilities after top-k, then top-p."""
+    ranked = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
+    ranked = ranked[: top_k or len(ranked)]
+    weights = [math.exp(logits[i] - logits[ranked[0]]) for i in ranked]
+    total = sum(weights)
+    kept, mass = [], 0.0
+    for token, weight in zip(ranked, weights, strict=True):
+        if mass / total >= top_p and kept:
+            break
+        kept.append(token)
+        mass += weight
+    result = np.zeros(len(logits))
+    result[kept] = [weights[ranked.index(token)] for token in kept]
+    return result / result.sum()
+
+
+def test_greedy_takes_the_likeliest_token_each_time(params):
+    new = generate(params, **SIZES, prompts=PROMPTS, max_new_tokens=9)
+    assert new == [greedy_by_hand(params, prompt, max_new_tokens=9) for prompt in PROMPTS]
+    assert len({tuple(tokens) for tokens in new}) > 1
+
+
+def test_eos_ends_its_row_only_and_is_not_returned(params):
+    free = generate(params, **SIZES, prompts=PROMPTS, max_new_tokens=9)
+    eos_id = free[0][4]
+    stopped = generate(params, **SIZES, prompts=PROMPTS, max_new_tokens=9, eos_id=eos_id)
+    expected = [row[: row.index(eos_id)] if eos_id in row else row for row in free]
+    assert stopped == expected
+    assert len(stopped[0]) <= 4
+    assert stopped == [greedy_by_hand(params, p, max_new_tokens=9, eos_id=eos_id) for p in PROMPTS]
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "top_k": 12, "top_p": 0.95, "seed": 5}])
+def test_a_prompt_gets_the_same_alone_and_among_others(params, sampling):
+    together = generate(params, **SIZES, prompts=PROMPTS, max_new_tokens=9, **sampling)
+    alone = [generate(params, **SIZES, prompts=[p], max_new_tokens=9, **sampling)[0] for p in PROMPTS]
+    backwards = generate(params, **SIZES, prompts=PROMPTS[::-1], max_new_tokens=9, **sampling)[::-1]
+    assert together == alone == backwards
+
+
+def test_a_longer_continuation_starts_with_the_shorter(params):
+    sampling = {"temperature": 1.0, "seed": 1}
+    short = generate(params, **SIZES, prompts=PROMPTS, max_new_tokens=4, **sampling)
+    long = generate(params, **SIZES, prompts=PROMPTS, max_new_tokens=70, **sampling)
+    assert [row[:4] for row in long] == short
+    assert all(len(row) == 70 for row in long)
+
+
+def test_the_seed_decides_the_samples(params):
+    first, again, other = (
+        generate(params, **SIZES, prompts=PROMPTS, max_new_tokens=20, temperature=1.0, seed=seed) for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert all(a != b for a, b in zip(first, other, strict=True))
+
+
+def test_equal_prompts_get_different_samples(params):
+    new = generate(params, **SIZES, prompts=[[1, 2]] * 6, max_new_tokens=20, temperature=1.0)
+    assert len({tuple(row) for row in new}) == 6
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": 1.0},
+        {"temperature": 0.5, "top_k": 6},
+        {"temperature": 1.5, "top_p": 0.7},
+        {"temperature": 2.0, "top_k": 9, "top_p": 0.8},
+    ],
+)
+def test_samples_follow_the_filtered_softmax(params, sampling):
+    draws, prompt = 4000, [1, 5, 9]
+    new = generate(params, **SIZES, prompts=[prompt] * draws, max_new_tokens=1, seed=11, **sampling)
+    counts = np.bincount([row[0] for row in new], minlength=CONFIG.vocab_size)
+    expected = draws * filtered_by_hand(
+        logits_after(params, prompt) / sampling["temperature"],
+        top_k=sampling.get("top_k", 0),
+        top_p=sampling.get("top_p", 1.0),
+    )
+    assert np.all(counts[expected == 0] == 0)
+    rare = expected < 5  # pooled, as the chi-square approximation asks for
+    observed = np.append(counts[~rare], counts[rare].sum())
+    wanted = np.append(expected[~rare], expected[rare].sum())
+    observed, wanted = observed[wanted > 0], wanted[wanted > 0]
+    statistic = np.sum((observed - wanted) ** 2 / wanted)
+    freedom = len(wanted) - 1
+    assert freedom >= 2
+    # Wilson and Hilferty's normal approximation; 4 sigma is one failure in 30,000 seeds.
+    z = ((statistic / freedom) ** (1 / 3) - (1 - 2 / (9 * freedom))) / math.sqrt(2 / (9 * freedom))
+    assert z < 4
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 5, 40, 100])
+@pytest.mark.parametrize("top_p", [1e-9, 0.3, 0.9, 1.0])
+def test_filter_equals_brute_force(top_k, top_p):
+    rng = np.random.default_rng(7)
+    logits_BV = np.concatenate(
+        [
+            rng.normal(size=(20, 40)) * 3,
+            np.zeros((1, 40)),  # ties: the lower id counts as likelier
+            rng.integers(0, 3, size=(5, 40)),
+            np.where(rng.random((5, 40)) < 0.5, -np.inf, rng.normal(size=(5, 40))),  # masked ids
+        ]
+    ).astype(np.float32)
+    filtered_BV = filter_logits(jnp.asarray(logits_BV), top_k=top_k, top_p=top_p)
+    actual = np.asarray(jax.nn.softmax(filtered_BV, axis=-1))
+    expected = np.stack([filtered_by_hand(row.astype(np.float64), top_k=top_k, top_p=top_p) for row in logits_BV])
+    np.testing.assert_array_equal(actual > 0, expected > 0)
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+def test_a_tail_too_small_for_float32_survives_top_p_of_one():
+    logits_BV = jnp.asarray([[0.0] * 3 + [-20.0] * 30])
+    assert np.isfinite(np.asarray(filter_logits(logits_BV, top_p=1.0))).all()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e6])
+def test_padding_rows_of_the_head_are_never_chosen(params, temperature):
+    assert CONFIG.padded_vocab_size > CONFIG.vocab_size
+    kernel = np.array(params["head"]["kernel"])
+    kernel[:, CONFIG.vocab_size :] = 10.0 * np.sign(kernel[:, :1])  # as if they had been trained
+    spoiled = params | {"head": {"kernel": jnp.asarray(kernel)}}
+    new = generate(spoiled, **SIZES, prompts=PROMPTS * 4, max_new_tokens=20, temperature=temperature)
+    assert max(max(row) for row in new) < CONFIG.vocab_size
+
+
+def test_nothing_to_do(params):
+    assert generate(params, **SIZES, prompts=[], max_new_tokens=5) == []
+    assert generate(params, **SIZES, prompts=PROMPTS, max_new_tokens=0) == [[]] * len(PROMPTS)
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0}])
+def test_sharded_parameters_give_the_same_text(params, sampling):
+    expected = generate(params, **SIZES, prompts=PROMPTS, max_new_tokens=9, **sampling)
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    shardings = parameter_shardings(param_axes(CONFIG), abstract_params=params, mesh=mesh)
+    sharded = jax.device_put(params, shardings)
+    assert generate(sharded, **SIZES, prompts=PROMPTS, max_new_tokens=9, mesh=mesh, **sampling) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompts": [[1], []]}, "prompt 2 has no tokens"),
+        ({"prompts": [[1, 29]]}, "vocabulary has 29"),
+        ({"prompts": [[-1]]}, "vocabulary has 29"),
+        ({"prompts": [[1] * 120]}, "context of 128"),
+        ({"max_new_tokens": -1}, "max_new_tokens = -1"),
+        ({"temperature": -0.1}, "temperature = -0.1"),
+        ({"temperature": math.nan}, "temperature = nan"),
+        ({"top_k": -1}, "top_k = -1"),
+        ({"top_p": 0.0}, "top_p = 0.0"),
+        ({"top_p": 1.1}, "top_p = 1.1"),
+    ],
+)
+def test_bad_arguments_are_named(params, arguments, message):
+    with pytest.raises(UserError, match=message) as error:
+        generate(params, **SIZES, **({"prompts": [[1]], "max_new_tokens": 9} | arguments))
+    assert "\n" not in str(error.value)
