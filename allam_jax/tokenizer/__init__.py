@@ -1,0 +1,1 @@
+"""Tokenizers: train, merge, measure, save. Text to ids and back."""

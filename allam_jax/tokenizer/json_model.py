@@ -1,0 +1,108 @@
+"""The `tokenizer.json` backend: byte-level BPE (Llama 3, SmolLM2) through the tokenizers library."""
+
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from allam_jax.errors import UserError
+from allam_jax.tokenizer.kinds import Kind
+
+_BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
+
+
+class JsonModel:
+    """Text <-> ids with a BPE `tokenizer.json`.
+
+    `settings` is the content of `tokenizer_config.json` (it names the bos, eos, unk and pad tokens). `source` names the
+    model in error messages. Raises UserError for JSON of another kind or of a model type other than BPE.
+    """
+
+    def __init__(self, serialized: str, *, settings: Mapping[str, Any], source: str):
+        import tokenizers  # here: it takes time to import, and SentencePiece users never need it
+
+        try:
+            self.document = json.loads(serialized)
+            model = self.document["model"]
+            model_type = model.get("type", "BPE" if "merges" in model else None)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise UserError(f"{source}: not a tokenizer.json; expected JSON with a 'model' of type BPE") from None
+        if model_type != "BPE":
+            raise UserError(f"{source}: a tokenizer of type {model_type}; expected BPE")
+        try:
+            # Two objects, because the library keeps "special tokens are text" as a state of the tokenizer.
+            self._parsing = tokenizers.Tokenizer.from_str(serialized)
+            self._plain = tokenizers.Tokenizer.from_str(serialized)
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"{source}: the tokenizers library cannot read it ({error})") from None
+        for tokenizer in (self._parsing, self._plain):
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+        self._plain.encode_special_tokens = True
+        self.source, self.settings = source, dict(settings)
+        vocabulary = self._plain.get_vocab(with_added_tokens=True)
+        if not vocabulary:
+            raise UserError(f"{source}: the vocabulary is empty; expected BPE pieces and merges")
+        size = max(vocabulary.values()) + 1
+        self.pieces = [""] * size
+        self.kinds = [Kind.UNUSED] * size  # ids that no piece has
+        alphabet = byte_alphabet()
+        byte_level = '"ByteLevel"' in serialized
+        for piece, index in vocabulary.items():
+            is_byte = piece in alphabet if byte_level else bool(_BYTE_PIECE.fullmatch(piece))
+            self.pieces[index], self.kinds[index] = piece, Kind.BYTE if is_byte else Kind.NORMAL
+        for index, token in self._plain.get_added_tokens_decoder().items():
+            self.kinds[index] = Kind.CONTROL if token.special else Kind.USER_DEFINED
+        self.unk_id = vocabulary.get(model.get("unk_token") or self._named("unk_token"))
+        if self.unk_id is not None:
+            self.kinds[self.unk_id] = Kind.UNKNOWN
+        self.bos_id, self.eos_id, self.pad_id = (
+            vocabulary.get(self._named(key)) for key in ("bos_token", "eos_token", "pad_token")
+        )
+        self.special_tokens = {
+            p: i for i, (p, k) in enumerate(zip(self.pieces, self.kinds, strict=True)) if k.is_special
+        }
+
+    def __reduce__(self):
+        return functools.partial(JsonModel, settings=self.settings, source=self.source), (self.serialized(),)
+
+    def serialized(self) -> str:
+        """The text of `tokenizer.json`."""
+        return json.dumps(self.document, ensure_ascii=False, indent=2) + "\n"
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`; the strings of special tokens in it are plain text."""
+        return self._plain.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Like `encode` for many texts, on all cores."""
+        return [e.ids for e in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_parsed(self, text: str) -> list[int]:
+        """Ids of `text` where every special token's string becomes its id."""
+        return self._parsing.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids that are no special tokens; bytes that are not UTF-8 become U+FFFD."""
+        return self._plain.decode(list(ids), skip_special_tokens=False)
+
+    def segment_piece(self, piece: str) -> list[int]:
+        """Ids of a piece's surface: the merges applied to its symbols, across the borders of words."""
+        return [token.id for token in self._plain.model.tokenize(piece)]
+
+    def fingerprint_state(self) -> object:
+        """Everything that decides which ids a text gets, as JSON."""
+        keys = ("model", "normalizer", "pre_tokenizer", "added_tokens")
+        return {**{key: self.document.get(key) for key in keys}, "special": [self.bos_id, self.eos_id, self.pad_id]}
+
+    def _named(self, key: str) -> str | None:
+        token = self.settings.get(key)
+        return token.get("content") if isinstance(token, Mapping) else token
+
+
+def byte_alphabet() -> dict[str, int]:
+    """The 256 printable characters that byte-level BPE writes bytes with, and the byte of each (as in GPT-2)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [byte for byte in range(256) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + n): byte for n, byte in enumerate(rest)}

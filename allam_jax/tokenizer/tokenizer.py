@@ -1,0 +1,199 @@
+"""One Tokenizer type over two backends: SentencePiece BPE and `tokenizer.json` (byte-level BPE)."""
+
+import functools
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from allam_jax.errors import UserError
+from allam_jax.files import read_json, sha256_of_json
+from allam_jax.tokenizer.json_model import JsonModel
+from allam_jax.tokenizer.kinds import Kind
+from allam_jax.tokenizer.sentencepiece_model import Piece, SentencePieceModel
+
+Specials = Literal["text", "parse"]
+
+
+class Tokenizer:
+    """Text <-> ids. Immutable, picklable, cheap to share between processes.
+
+    Ids are 0 .. vocab_size - 1. `special_tokens` maps the strings of the control and chat tokens to their ids.
+    """
+
+    def __init__(self, model: SentencePieceModel | JsonModel):
+        self.model = model
+        self.special_tokens: dict[str, int] = dict(model.special_tokens)
+        self.bos_id: int | None = model.bos_id
+        self.eos_id: int | None = model.eos_id
+        self.unk_id: int | None = model.unk_id
+        self.pad_id: int | None = model.pad_id
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """Loads `tokenizer.model` or `tokenizer.json`, or the first of the two that a directory has.
+
+        A directory's extra tokens (`added_tokens.json`, `added_tokens_decoder` in `tokenizer_config.json`) become
+        control pieces. UserError if there is no such file, or it is damaged or of another type.
+        """
+        path = Path(path)
+        file = path
+        if path.is_dir():
+            candidates = [path / "tokenizer.model", path / "tokenizer.json"]
+            file = next((candidate for candidate in candidates if candidate.is_file()), path)
+            if file is path:
+                raise UserError(f"{path}: no tokenizer here; expected tokenizer.model or tokenizer.json")
+        if not file.is_file():
+            raise UserError(
+                f"{path}: no such file; expected a tokenizer.model, a tokenizer.json or a directory with one"
+            )
+        if file.suffix == ".json":
+            settings_file = file.parent / "tokenizer_config.json"
+            settings = read_json(settings_file) if settings_file.is_file() else {}
+            try:
+                return cls(JsonModel(file.read_text(encoding="utf-8"), settings=settings, source=str(file)))
+            except UnicodeDecodeError:
+                raise UserError(f"{file}: not UTF-8; expected the JSON of a BPE tokenizer") from None
+        tokenizer = cls.from_sentencepiece(file.read_bytes(), source=str(file))
+        return _with_added_tokens(tokenizer, path) if path.is_dir() else tokenizer
+
+    @classmethod
+    def from_sentencepiece(cls, serialized: bytes, *, source: str = "SentencePiece model") -> "Tokenizer":
+        """A tokenizer from the bytes of a `tokenizer.model`; `source` names it in error messages."""
+        return cls(SentencePieceModel(serialized, source=source))
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.model.source}, vocab_size={self.vocab_size}, {self.fingerprint[:12]})"
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, control tokens included."""
+        return len(self.model.pieces)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that decides the ids of a text; equal fingerprints give equal ids."""
+        return sha256_of_json(self.model.fingerprint_state())
+
+    def encode(self, text: str, *, bos: bool = False, eos: bool = False, specials: Specials = "text") -> list[int]:
+        """Ids of `text`, optionally between the bos and eos ids.
+
+        specials="text" treats the string of a special token as any text; "parse" turns it into its single id, and
+        encodes the sections between special tokens as texts of their own. Only parse text that you wrote yourself:
+        a user's text could close a chat turn.
+        """
+        ids = self.model.encode(text) if specials == "text" else self.model.encode_parsed(text)
+        return self._framed(ids, bos=bos, eos=eos)
+
+    def encode_batch(
+        self, texts: Iterable[str], *, bos: bool = False, eos: bool = False, specials: Specials = "text"
+    ) -> list[list[int]]:
+        """`encode` for many texts; plain text is encoded on all cores."""
+        if specials == "parse":
+            return [self.encode(text, bos=bos, eos=eos, specials="parse") for text in texts]
+        return [self._framed(ids, bos=bos, eos=eos) for ids in self.model.encode_batch(list(texts))]
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+        """Text of `ids`; the inverse of `encode` for either way of treating special tokens.
+
+        Special tokens give their string, or nothing with `skip_special`. Bytes that are not valid UTF-8 give U+FFFD.
+        ValueError for an id outside 0 .. vocab_size - 1.
+        """
+        ids = [int(index) for index in ids]
+        if ids and not (0 <= min(ids) and max(ids) < self.vocab_size):
+            raise ValueError(f"ids must lie in 0..{self.vocab_size - 1}; got {min(ids)}..{max(ids)}")
+        parts = []
+        for special, run in itertools.groupby(ids, key=self.is_special):
+            if not special:
+                parts.append(self.model.decode(list(run)))
+            elif not skip_special:
+                parts.extend(self.model.pieces[index] for index in run)
+        return "".join(parts)
+
+    def id_to_piece(self, index: int) -> str:
+        """The vocabulary's string of an id (`▁` for a space in SentencePiece, byte symbols in byte-level BPE)."""
+        return self.model.pieces[index]
+
+    def piece_to_id(self, piece: str) -> int | None:
+        """The id of a vocabulary string, or None."""
+        return self._ids.get(piece)
+
+    def is_special(self, index: int) -> bool:
+        """Whether the id is a control, chat or unknown token: one without text of its own."""
+        return self.model.kinds[index].is_special
+
+    def is_byte(self, index: int) -> bool:
+        """Whether the id stands for a single raw byte."""
+        return self.model.kinds[index] is Kind.BYTE
+
+    def segment_piece(self, piece: str) -> list[int]:
+        """Ids of the surface of another tokenizer's piece: `▁` as a space, no dummy prefix before an inner piece."""
+        return self.model.segment_piece(piece)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes the tokenizer files into `directory`, each atomically; other files there are left alone.
+
+        SentencePiece: `tokenizer.model` and a `tokenizer.json` with the same ids; byte-level BPE: `tokenizer.json`;
+        and `tokenizer_config.json` and `special_tokens_map.json` for both.
+        """
+        from allam_jax.tokenizer.huggingface import save  # it imports this module
+
+        save(self, Path(directory))
+
+    @functools.cached_property
+    def _ids(self) -> dict[str, int]:
+        return {piece: index for index, piece in enumerate(self.model.pieces)}
+
+    def _framed(self, ids: list[int], *, bos: bool, eos: bool) -> list[int]:
+        if bos:
+            ids = [_required(self.bos_id, "bos", self.model.source), *ids]
+        if eos:
+            ids = [*ids, _required(self.eos_id, "eos", self.model.source)]
+        return ids
+
+
+def _required(index: int | None, name: str, source: str) -> int:
+    if index is None:
+        raise UserError(f"{source}: the tokenizer has no {name} token; name one in tokenizer_config.json")
+    return index
+
+
+def with_control_tokens(tokenizer: Tokenizer, tokens: Sequence[str], *, source: str | None = None) -> Tokenizer:
+    """A SentencePiece tokenizer with `tokens` appended as control pieces; those it already has stay where they are.
+
+    UserError if a token is an ordinary piece of the vocabulary.
+    """
+    model = tokenizer.model
+    if not isinstance(model, SentencePieceModel):
+        raise UserError(f"{model.source}: control tokens can only be added to a SentencePiece model")
+    proto = type(model.proto)()
+    proto.CopyFrom(model.proto)
+    for token in tokens:
+        index = tokenizer.piece_to_id(token)
+        if index is None:
+            proto.pieces.add(piece=token, score=0.0, type=Piece.CONTROL)
+            proto.trainer_spec.control_symbols.append(token)
+        elif not tokenizer.is_special(index):
+            raise UserError(
+                f"control token {token!r}: already an ordinary piece of {model.source}; choose another name"
+            )
+    proto.trainer_spec.vocab_size = len(proto.pieces)
+    return Tokenizer.from_sentencepiece(proto.SerializeToString(deterministic=True), source=source or model.source)
+
+
+def _with_added_tokens(tokenizer: Tokenizer, directory: Path) -> Tokenizer:
+    """Appends the tokens that a Hugging Face directory keeps outside its `tokenizer.model`."""
+    added: dict[int, str] = {}
+    if (file := directory / "added_tokens.json").is_file():
+        added.update({int(index): token for token, index in read_json(file).items()})
+    if (file := directory / "tokenizer_config.json").is_file():
+        decoder: dict[str, Any] = read_json(file).get("added_tokens_decoder", {})
+        added.update({int(index): token["content"] for index, token in decoder.items()})
+    extra = sorted((index, token) for index, token in added.items() if index >= tokenizer.vocab_size)
+    if [index for index, _ in extra] != list(range(tokenizer.vocab_size, tokenizer.vocab_size + len(extra))):
+        raise UserError(
+            f"{directory}: added tokens {json.dumps(extra, ensure_ascii=False)} do not continue the "
+            f"{tokenizer.vocab_size} pieces of tokenizer.model; give the path of tokenizer.json instead"
+        )
+    return with_control_tokens(tokenizer, [token for _, token in extra]) if extra else tokenizer
