@@ -21,7 +21,7 @@ from allam_jax.training.schedules import Schedule, rewarm_factor
 
 
 class OptimizerState(NamedTuple):
-    """Adam's moments inside the guard's statistics; mirrors the parameters twice (`guard.inner.mu`, `.nu`)."""
+    """Adam's moments (`guard.inner.mu`, `.nu`, trees like the parameters) inside the guard's statistics."""
 
     guard: GuardState
     learning_rate: jax.Array  # of the last update, float32; for the metrics
@@ -149,19 +149,6 @@ def decay_mask(params: optax.Params, *, no_decay: tuple[str, ...] = ("scale",)) 
         if name not in found:
             raise UserError(f"optimizer.no_decay: no parameter is called {name!r}; expected names such as 'scale'")
     return mask
-
-
-def mirror_params(state: Any, *, params: Any, values: Any, other: Any) -> Any:
-    """Tree like `state` with `values` wherever it holds a tree of the structure of `params`, and `other` elsewhere.
-
-    Gives the optimizer state the sharding of the parameters: `values` = tree of shardings, `other` = replicated.
-    """
-    structure = jax.tree.structure(params)
-
-    def mirrors(subtree: Any) -> bool:
-        return bool(jax.tree.structure(subtree) == structure)
-
-    return jax.tree.map(lambda subtree: values if mirrors(subtree) else other, state, is_leaf=mirrors)
 
 
 def grad_norms(grads: Any) -> dict[str, jax.Array]:

@@ -36,7 +36,7 @@ def decisions_in_numpy(losses, norms, *, window, sigma, min_history):
     return np.array(decisions)
 
 
-@pytest.mark.parametrize(("window", "sigma", "min_history"), [(16, 3.0, 8), (128, 6.0, 64), (7, 2.0, 2), (16, 0.0, 8)])
+@pytest.mark.parametrize(("window", "sigma", "min_history"), [(16, 3.0, 8), (128, 6.0, 64), (7, 6.0, 5), (16, 0.0, 8)])
 def test_skips_what_the_rule_says(window, sigma, min_history):
     rng = np.random.default_rng(0)
     n = 600

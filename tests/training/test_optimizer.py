@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from allam_jax.errors import UserError
-from allam_jax.training.optimizer import decay_mask, grad_norms, make_optimizer, mirror_params, optimizer_metrics
+from allam_jax.training.optimizer import decay_mask, grad_norms, make_optimizer, optimizer_metrics
 from allam_jax.training.schedules import make_schedule
 
 LAYERS, WIDTH = 3, 4
@@ -160,18 +160,6 @@ def test_grad_norms_against_numpy():
     for name, value in expected.items():
         np.testing.assert_allclose(norms[name], value, rtol=1e-6, err_msg=name)
     assert "head" not in grad_norms({"embedding": grads["embedding"], "layers": layers})
-
-
-def test_mirror_params_finds_both_moments_and_nothing_else():
-    params = llama_tree(0)
-    optimizer = make_optimizer(schedule=make_schedule(name="constant", peak_lr=1, warmup_steps=0, total_steps=1))
-    state = jax.eval_shape(optimizer.init, params)
-    names = jax.tree_util.tree_map_with_path(lambda path, _: jax.tree_util.keystr(path), params)
-    mirrored = mirror_params(state, params=params, values=names, other="replicated")
-    assert mirrored.guard.inner.mu == names
-    assert mirrored.guard.inner.nu == names
-    assert mirrored.guard.losses_W == mirrored.guard.inner.count == mirrored.learning_rate == "replicated"
-    assert jax.tree.structure(mirrored) == jax.tree.structure(state)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,438 @@
+"""Checkpoints: all that a run needs to go on, written in the background, complete or not there at all.
+
+A checkpoint is a directory named by its step (`00001200`), with three items: `state` (arrays, Orbax), `data` (JSON, the
+position in every document stream) and `metadata` (JSON: what made it). Orbax writes to a temporary name and renames it
+when everything is on disk, so a directory with a step's name is complete, whatever killed the run. Removing goes the
+other way round: rename, then delete. Leftovers of either are cleaned up by the next run. `files.json` lists every file
+with its size, so that a checkpoint that was only half copied or half deleted is told at once and by name.
+
+On many hosts all processes must see the same directory and call the same methods at the same steps.
+"""
+
+import functools
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from allam_jax.errors import UserError
+from allam_jax.files import read_json, write_json
+
+_TEMPORARY = ".orbax-checkpoint-tmp"
+_DELETED = ".deleted"
+_JSON_FILE = "content.json"  # of the items `data` and `metadata`; Orbax wants one name for both
+_FILE_LIST = "files.json"
+_REMOVED = (
+    "the checkpoint folder has been removed or emptied during the run; put it back and run the same command again to "
+    "resume, or start anew with another --workdir"
+)
+
+
+class Restored(NamedTuple):
+    """What `Checkpointer.restore` gives back."""
+
+    state: Any  # like the abstract state
+    data: dict[str, Any]  # of all processes together
+    metadata: dict[str, Any]
+
+
+class Checkpointer:
+    """Writes and restores the checkpoints of one run, in one directory; a context manager.
+
+    Raises UserError, in whichever call comes next, when a save failed in the background; earlier checkpoints stay.
+    """
+
+    def __init__(self, directory: Path, *, keep_last: int = 3, keep_every: int = 0):
+        """Opens `directory` (created if missing) and removes what interrupted saves and removals have left.
+
+        Args:
+            directory: where the step directories go.
+            keep_last: how many of the newest checkpoints stay.
+            keep_every: checkpoints whose step is a multiple of it stay for ever (to branch from); 0 = none.
+        """
+        if keep_last < 1:
+            raise UserError(f"checkpoint.keep_last: {keep_last}; expected at least 1, or a crash would lose the run")
+        if keep_every < 0:
+            raise UserError(f"checkpoint.keep_every: {keep_every}; expected 0 (off) or a number of steps")
+        _quiet_orbax()
+        self.directory = Path(directory).absolute()
+        self._keep_last, self._keep_every = keep_last, keep_every
+        self._saving: int | None = None  # the step that is being written in the background
+        self._newest: int | None = None  # the newest complete one that this run knows of
+        self._saved: int | None = None  # the last one that it wrote itself
+        if jax.process_index() == 0:
+            with self._reporting(step=None):
+                self.directory.mkdir(parents=True, exist_ok=True)
+                self._remove_leftovers()
+        _barrier("checkpoints_opened")
+        self._newest = self.latest_step()
+        self._orbax = ocp.AsyncCheckpointer(
+            _handler(), async_options=ocp.AsyncOptions(post_finalization_callback=self._list_files)
+        )
+
+    def save(self, step: int, *, state: Any, data: dict[str, Any], metadata: dict[str, Any]) -> None:
+        """Starts writing a checkpoint; returns once the arrays may be changed or donated.
+
+        First waits for the previous save, if it is still going on. Does nothing if `step` is the last one saved.
+
+        Args:
+            step: updates made so far; the name of the checkpoint.
+            state: pytree of jax arrays (random keys as key data).
+            data: this process's data position, a JSON-able dict; those of all processes are merged.
+            metadata: JSON-able, see `describe_run`; `step` is added.
+        """
+        self.wait()
+        if step == self._saved:
+            return
+        if self._folder_was_removed():
+            raise UserError(f"{self.directory}: step {step} cannot be saved: {_REMOVED}")
+        path = step_path(self.directory, step)
+        if path.exists():
+            raise UserError(
+                f"{path}: a checkpoint of this step is there already, written by an earlier run; use another --workdir "
+                "or move the checkpoints after the restored step away"
+            )
+        data = _merge_over_processes(data)
+        with self._reporting(step=step):
+            self._saving = step
+            self._orbax.save(
+                path,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(state),
+                    data=ocp.args.JsonSave(data),
+                    metadata=ocp.args.JsonSave({"step": step, **metadata}),
+                ),
+            )
+
+    def check(self) -> None:
+        """Raises UserError if the save in the background has already failed; never waits."""
+        with self._reporting(step=self._saving):
+            self._orbax.check_for_errors()
+
+    def wait(self) -> None:
+        """Waits until the save in the background is complete and removes checkpoints that need not stay."""
+        if self._saving is None:
+            return
+        with self._reporting(step=self._saving):
+            self._orbax.wait_until_finished()
+            self._newest = self._saved = self._saving
+            if self._folder_was_removed():
+                raise FileNotFoundError(_REMOVED)
+            self._saving = None
+            if jax.process_index() == 0:
+                self._remove_old()
+
+    def close(self) -> None:
+        """Waits for the last save."""
+        try:
+            self.wait()
+        finally:
+            self._orbax.close()
+
+    def latest_step(self) -> int | None:
+        """Step of the newest complete checkpoint, or None."""
+        steps = list_steps(self.directory)
+        return steps[-1] if steps else None
+
+    def restore(self, abstract_state: Any, *, step: int | None = None) -> Restored:
+        """Reads a checkpoint onto any mesh.
+
+        Args:
+            abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings; decides where every array goes.
+            step: which checkpoint; None = the newest.
+
+        Raises:
+            UserError: no such checkpoint, one that is damaged, or one whose arrays have other names, shapes or dtypes.
+        """
+        self.wait()
+        return restore_checkpoint(find_checkpoint(self.directory, step=step), abstract_state=abstract_state)
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+            return
+        try:  # the first error is the one to show
+            self.close()
+        except UserError as second:
+            error.add_note(str(second))
+
+    def _remove_old(self) -> None:
+        steps = list_steps(self.directory)
+        for step in steps[: -self._keep_last]:
+            if not (self._keep_every and step % self._keep_every == 0):
+                path = step_path(self.directory, step)
+                doomed = path.with_name(path.name + _DELETED)
+                os.replace(path, doomed)
+                shutil.rmtree(doomed)
+
+    def _remove_leftovers(self) -> None:
+        for path in self.directory.iterdir():
+            if path.name.endswith((_TEMPORARY, _DELETED)):
+                shutil.rmtree(path)
+
+    def _folder_was_removed(self) -> bool:
+        if self._newest is None:
+            return not self.directory.is_dir()
+        return not step_path(self.directory, self._newest).is_dir()
+
+    def _list_files(self) -> None:
+        """Runs in the background, in one process, when all files are written and before the rename."""
+        assert self._saving is not None
+        final = step_path(self.directory, self._saving)
+        temporary = final.with_name(final.name + _TEMPORARY)
+        sizes = {str(p.relative_to(temporary)): p.stat().st_size for p in sorted(temporary.rglob("*")) if p.is_file()}
+        # Orbax keeps its own bookkeeping, which it may still change, beside the items.
+        sizes = {name: size for name, size in sizes.items() if "/" in name}
+        write_json(temporary / _FILE_LIST, sizes)
+
+    @contextmanager
+    def _reporting(self, *, step: int | None) -> Iterator[None]:
+        """Turns what goes wrong with the disk into one line, and gives the space of a failed save back."""
+        try:
+            yield
+        except UserError:
+            raise
+        except (OSError, ValueError, RuntimeError) as error:
+            self._saving = None
+            what = "the checkpoint folder cannot be used" if step is None else f"saving step {step} failed"
+            if step is not None and self._folder_was_removed():
+                raise UserError(f"{self.directory}: {what}: {_REMOVED}") from error
+            if jax.process_index() == 0 and self.directory.is_dir():
+                self._remove_leftovers()
+            latest = "none" if self._newest is None else f"step {self._newest}"
+            raise UserError(
+                f"{self.directory}: {what}: {_reason(error)}; see to the disk and run the same command again to resume "
+                f"(last complete checkpoint: {latest})"
+            ) from error
+
+
+def restore_checkpoint(path: Path, *, abstract_state: Any) -> Restored:
+    """Reads the checkpoint directory `path`; see `Checkpointer.restore`."""
+    return Restored(
+        state=_restore_state(path, abstract_state, partial=False),
+        data=read_json(path / "data" / _JSON_FILE),
+        metadata=read_metadata(path),
+    )
+
+
+def restore_params(path: Path, *, abstract_params: Any) -> Any:
+    """Reads only the parameters of the checkpoint directory `path`, onto any mesh and into any float dtype."""
+    return _restore_state(path, {"params": abstract_params}, partial=True)["params"]
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of the checkpoint directory `path`."""
+    return read_json(path / "metadata" / _JSON_FILE)
+
+
+def list_steps(directory: Path) -> list[int]:
+    """Steps of the complete checkpoints in `directory`, ascending; [] if there is no such directory."""
+    if not Path(directory).is_dir():
+        return []
+    return sorted(int(p.name) for p in Path(directory).iterdir() if re.fullmatch(r"\d{8,}", p.name) and p.is_dir())
+
+
+def step_path(directory: Path, step: int) -> Path:
+    """Where the checkpoint of `step` lies."""
+    return Path(directory) / f"{step:08d}"
+
+
+def find_checkpoint(path: Path, *, step: int | None = None) -> Path:
+    """The checkpoint directory meant by `path`: itself, or the one of `step` (None = the newest) inside it."""
+    path = Path(path).absolute()
+    if not path.is_dir():
+        raise UserError(f"{path}: no such checkpoint folder")
+    if (path / "metadata" / _JSON_FILE).is_file() and step is None:
+        return path
+    steps = list_steps(path)
+    if not steps:
+        raise UserError(f"{path}: holds no complete checkpoint")
+    if step is not None and step not in steps:
+        raise UserError(f"{path}: holds no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
+    return step_path(path, steps[-1] if step is None else step)
+
+
+def describe_run(
+    *,
+    config: dict[str, Any],
+    tokens_by_source: dict[str, int],
+    mesh: dict[str, int],
+    tokenizer: str,
+    mixture: str,
+    parent: Path | None = None,
+) -> dict[str, Any]:
+    """Metadata of a checkpoint.
+
+    Args:
+        config: the resolved config.
+        tokens_by_source: tokens trained on so far.
+        mesh: size of each mesh axis.
+        tokenizer: fingerprint.
+        mixture: hash of the data mixture.
+        parent: the checkpoint directory that this run was started from; a branch points to its main run with it.
+    """
+    return {
+        "tokens_by_source": tokens_by_source,
+        "mesh": mesh,
+        "processes": jax.process_count(),
+        "code_revision": code_revision(),
+        "tokenizer": tokenizer,
+        "mixture": mixture,
+        "parent": None if parent is None else {"path": str(parent), "step": read_metadata(parent)["step"]},
+        "versions": {
+            "python": platform.python_version(),
+            **{
+                name: importlib.metadata.version(name)
+                for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+            },
+        },
+        "config": config,
+    }
+
+
+@functools.cache
+def code_revision() -> str | None:
+    """Git revision of this code, with "+changes" if the work tree differs from it; None outside a git checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+        status = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return revision.stdout.strip() + ("+changes" if status.stdout.strip() else "")
+
+
+def _handler() -> ocp.CompositeCheckpointHandler:
+    return ocp.CompositeCheckpointHandler(
+        state=ocp.PyTreeCheckpointHandler(),
+        data=ocp.JsonCheckpointHandler(_JSON_FILE),
+        metadata=ocp.JsonCheckpointHandler(_JSON_FILE),
+    )
+
+
+def _check_files(path: Path) -> None:
+    for name, size in read_json(path / _FILE_LIST).items():
+        file = path / name
+        found = file.stat().st_size if file.is_file() else None
+        if found != size:
+            state = "missing" if found is None else f"{found} bytes long instead of {size}"
+            raise UserError(f"{file}: is {state}: this checkpoint is damaged or was not copied completely; use another")
+
+
+def _restore_state(path: Path, abstract: Any, *, partial: bool) -> Any:
+    _quiet_orbax()
+    _check_files(path)
+    path = path / "state"
+    handler = ocp.PyTreeCheckpointHandler()
+    try:
+        stored = handler.metadata(path).tree
+        _check_matches(stored, abstract, path=path, partial=partial)
+        return handler.restore(
+            path,
+            args=ocp.args.PyTreeRestore(
+                abstract,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+                partial_restore=partial,
+            ),
+        )
+    except UserError:
+        raise
+    except Exception as error:  # Orbax raises bare ones
+        raise UserError(
+            f"{path}: this checkpoint cannot be read: {_reason(error)}; it is damaged or incomplete; use another"
+        ) from error
+
+
+def _check_matches(stored: Any, abstract: Any, *, path: Path, partial: bool) -> None:
+    """UserError at the first array whose name, shape or (unless partial) dtype is not that of the checkpoint."""
+    have = {_name(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(stored)}
+    want = {_name(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
+    for name, leaf in want.items():
+        if name not in have:
+            raise UserError(
+                f"{path}: has no array {name}, which this model and optimizer need; check model.* of the config"
+            )
+        if tuple(have[name].shape) != tuple(leaf.shape):
+            raise UserError(
+                f"{path}: {name} has shape {tuple(have[name].shape)}, but the config makes it {tuple(leaf.shape)}; the "
+                "checkpoint is of another model or vocabulary"
+            )
+        if not partial and have[name].dtype != leaf.dtype:
+            raise UserError(f"{path}: {name} is {have[name].dtype}, but the config makes it {leaf.dtype}")
+    for name in have:
+        if not partial and name not in want:
+            raise UserError(f"{path}: holds an array {name} that this model and optimizer do not have")
+
+
+def _name(keys: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
+
+
+def _merge_over_processes(data: dict[str, Any]) -> dict[str, Any]:
+    """The union of every process's `data`, on all of them."""
+    if jax.process_count() == 1:
+        return data
+    own = np.frombuffer(json.dumps(data).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.array(own.size))
+    padded = np.zeros(lengths.max(), np.uint8)
+    padded[: own.size] = own
+    rows = multihost_utils.process_allgather(padded)
+    merged: dict[str, Any] = {}
+    for row, length in zip(rows, lengths, strict=True):
+        _merge_into(merged, json.loads(row[:length].tobytes()))
+    return merged
+
+
+def _merge_into(merged: dict[str, Any], part: dict[str, Any]) -> None:
+    for key, value in part.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            _merge_into(merged[key], value)
+        elif merged.setdefault(key, value) != value:
+            raise ValueError(f"processes disagree on the data position {key!r}: {merged[key]!r} and {value!r}")
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _reason(error: BaseException) -> str:
+    """The gist of an error on one line; tensorstore's run over many."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    for known in ("No space left on device", "File too large", "Permission denied", "Read-only file system"):
+        if known in text:
+            return known.lower()
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+class _NotFromOrbax(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+def _quiet_orbax() -> None:
+    """Drops Orbax's log records, tracebacks of failed saves included: what fails is raised as an error here."""
+    logger = logging.getLogger("absl")
+    if not any(isinstance(f, _NotFromOrbax) for f in logger.filters):
+        logger.addFilter(_NotFromOrbax())
