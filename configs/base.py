@@ -148,6 +148,7 @@ def get_config() -> ConfigDict:
     config.tokenizer_training.like = ""  # copy normaliser and flags of this tokenizer
     config.tokenizer_training.required_characters = ""  # always pieces of their own
     config.tokenizer_training.control_tokens = ()
+    config.tokenizer_training.script = ""  # train the target side of a merge for this script, such as "arabic"
 
     config.tokenizer_merge = ConfigDict()
     config.tokenizer_merge.base = ""

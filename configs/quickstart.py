@@ -89,6 +89,7 @@ def _arabic_tokenizer() -> ConfigDict:
     config.tokenizer_training.sources.ar = base.texts(path="@corpus/ar")
     config.tokenizer_training.vocab_size = 4096
     config.tokenizer_training.like = "@base_tokenizer"
+    config.tokenizer_training.script = "arabic"
     return config
 
 
