@@ -1,0 +1,217 @@
+"""Where the numbers of a run go: metrics.jsonl always, TensorBoard by default, Weights & Biases when asked.
+
+One JSON object a line, `{"step": 120, "loss": 3.41, ...}`, where `step` counts the updates made. Two identical runs
+write identical files except for the keys in `TIMING_KEYS`. Not-a-numbers are written as NaN and Infinity, as Python
+reads them. Values may be device arrays: they are fetched a few steps later, so that the device never waits for logging.
+"""
+
+import importlib
+import json
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from allam_jax.errors import UserError
+from allam_jax.files import atomic_path, read_json, write_json
+
+TIMING_KEYS = ("seconds", "tokens_per_second", "mfu", "eta")
+
+Row = dict[str, Any]
+
+
+class MetricsWriter:
+    """Writes rows of numbers under `workdir`; a context manager. Only the first process writes.
+
+    To resume without a gap, write and `flush` everything up to a step before the checkpoint of that step is saved.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        resume_step: int | None = None,
+        lag: int = 2,
+        tensorboard: bool = True,
+        wandb_project: str = "",
+        config: Mapping[str, Any] | None = None,
+    ):
+        """Opens `workdir/metrics.jsonl` and `workdir/tensorboard`.
+
+        Args:
+            workdir: of the run; created if missing.
+            resume_step: step of the checkpoint that the run goes on from: later rows are dropped. None starts afresh
+                and drops all.
+            lag: how many rows wait before the oldest is fetched from the device.
+            tensorboard: also write event files for TensorBoard.
+            wandb_project: also log to this Weights & Biases project; "" does not.
+            config: shown beside the run in Weights & Biases.
+        """
+        self._queue: deque[Row] = deque()
+        self._lag = lag
+        self._file = None
+        self._sinks: list[_Sink] = []
+        if jax.process_index() != 0:
+            return
+        workdir = Path(workdir)
+        path = workdir / "metrics.jsonl"
+        truncate_metrics(path, last_step=-1 if resume_step is None else resume_step)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
+        if tensorboard:
+            self._sinks.append(_TensorBoard(workdir / "tensorboard", resume_step=resume_step))
+        if wandb_project:
+            self._sinks.append(_WeightsAndBiases(workdir, project=wandb_project, config=config or {}))
+
+    def write(self, step: int, values: Mapping[str, Any], *, timing: Mapping[str, float] | None = None) -> list[Row]:
+        """Queues a row; returns the rows that have been fetched and written by now, oldest first.
+
+        Args:
+            step: updates made.
+            values: name -> scalar or vector (number, numpy or jax array, replicated); the same in every identical run.
+            timing: name in `TIMING_KEYS` -> number; what may differ between identical runs.
+        """
+        timing = timing or {}
+        if wrong := (set(values) & set(TIMING_KEYS)) | (set(timing) - set(TIMING_KEYS)):
+            raise ValueError(f"timing and values are kept apart; wrong place for {sorted(wrong)}")
+        for value in values.values():
+            if isinstance(value, jax.Array):
+                value.copy_to_host_async()
+        self._queue.append({"step": step, **values, **timing})
+        return self._drain(keep=self._lag)
+
+    def flush(self) -> list[Row]:
+        """Fetches and writes all that waits, to the disk; returns those rows."""
+        rows = self._drain(keep=0)
+        if self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        for sink in self._sinks:
+            sink.flush()
+        return rows
+
+    def close(self) -> None:
+        """Flushes and closes everything."""
+        self.flush()
+        if self._file:
+            self._file.close()
+        for sink in self._sinks:
+            sink.close()
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _drain(self, *, keep: int) -> list[Row]:
+        rows = []
+        while len(self._queue) > keep:
+            row = {name: _plain(value) for name, value in self._queue.popleft().items()}
+            rows.append(row)
+            if self._file:
+                self._file.write(json.dumps(row) + "\n")
+                self._file.flush()
+            for sink in self._sinks:
+                sink.write(row)
+        return rows
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """The rows of a metrics.jsonl; a last line that was cut off by a crash is left out.
+
+    Raises:
+        UserError: no such file, or a line that is no JSON object with a step.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file")
+    return [row for _, row in _complete_rows(Path(path))]
+
+
+def truncate_metrics(path: Path, *, last_step: int) -> None:
+    """Drops the rows after `last_step` and a line cut off by a crash; atomic. Creates nothing if there is no file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file():
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            file.writelines(line for line, row in _complete_rows(path) if row["step"] <= last_step)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _complete_rows(path: Path) -> Iterator[tuple[bytes, Row]]:
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):  # only the last line can lack it: the crash came while it was written
+                return
+            try:
+                row = json.loads(line)
+                row["step"] + 0
+            except (ValueError, TypeError, KeyError):
+                raise UserError(f"{path}, line {number}: not a JSON object with a step; mend or remove it") from None
+            yield line, row
+
+
+def _plain(value: Any) -> Any:
+    """A number or list for JSON; float32 in the fewest digits that give the same float32 back."""
+    array = np.asarray(value)
+    if array.ndim:
+        return [_plain(element) for element in array]
+    if np.issubdtype(array.dtype, np.floating) and array.dtype != np.float64:
+        return float(str(array.astype(np.float32)[()]))
+    return array.item()
+
+
+class _Sink(Protocol):
+    def write(self, row: Row) -> None: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class _TensorBoard:
+    def __init__(self, directory: Path, *, resume_step: int | None):
+        from tensorboardX import SummaryWriter  # slow to import
+
+        # Rows after the restored step (all, if there is none) will come again: hide their first version.
+        purge_step = 0 if resume_step is None else resume_step + 1
+        self._writer = SummaryWriter(str(directory), purge_step=purge_step, flush_secs=30)
+
+    def write(self, row: Row) -> None:
+        for name, value in row.items():
+            if isinstance(value, list):
+                for i, element in enumerate(value):
+                    self._writer.add_scalar(f"{name}/{i:02d}", element, row["step"])
+            elif name != "step":
+                self._writer.add_scalar(name, value, row["step"])
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WeightsAndBiases:
+    def __init__(self, workdir: Path, *, project: str, config: Mapping[str, Any]):
+        try:
+            wandb = importlib.import_module("wandb")
+        except ImportError:
+            raise UserError(
+                f"metrics.wandb_project: {project!r} needs the package wandb, which is not installed; "
+                "run `pip install wandb` or leave it empty"
+            ) from None
+        identity = workdir / "wandb.json"
+        run_id = read_json(identity)["id"] if identity.is_file() else wandb.util.generate_id()
+        self._run = wandb.init(project=project, id=run_id, resume="allow", dir=str(workdir), config=dict(config))
+        write_json(identity, {"project": project, "id": run_id})
+
+    def write(self, row: Row) -> None:
+        self._run.log(row, step=row["step"])
+
+    def flush(self) -> None:
+        """Weights & Biases uploads in its own time."""
+
+    def close(self) -> None:
+        self._run.finish()
