@@ -1,0 +1,1 @@
+"""From document shards to batches: shuffling, packing, mixing, sharing out among processes. Checkpointable."""

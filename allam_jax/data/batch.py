@@ -1,0 +1,29 @@
+"""The contract between the data and everything that computes on it.
+
+A batch is a dict of arrays of one shape, [batch, seq_len]:
+
+  tokens        int32    input token ids
+  targets       int32    the id to predict at each position: the document's next token
+  segment_ids   int32    0 = padding; the documents (or their pieces) in a row count from 1
+  positions     int32    place within the segment, from 0
+  loss_weights  float32  0 where nothing is to be predicted
+  source_ids    int32    index of the source in the config's order
+"""
+
+import numpy as np
+
+Batch = dict[str, np.ndarray]
+
+DTYPES: dict[str, np.dtype] = {
+    "tokens": np.dtype(np.int32),
+    "targets": np.dtype(np.int32),
+    "segment_ids": np.dtype(np.int32),
+    "positions": np.dtype(np.int32),
+    "loss_weights": np.dtype(np.float32),
+    "source_ids": np.dtype(np.int32),
+}
+
+
+def padding(*shape: int) -> Batch:
+    """A batch (or, for a shape [seq_len], a row) of nothing but padding: zeros, of which no position counts."""
+    return {key: np.zeros(shape, dtype) for key, dtype in DTYPES.items()}

@@ -1,0 +1,75 @@
+"""Opens a dataset directory as a random-access source of documents, for Grain."""
+
+import bisect
+import difflib
+import itertools
+from pathlib import Path
+from typing import SupportsIndex
+
+from allam_jax.corpus.shards import check_shard, read_manifest
+from allam_jax.errors import UserError
+from allam_jax.files import sha256_of_json
+
+
+class DocumentSource:
+    """The texts of one split: `len(source)`, `source[i] -> str`. Any TFDS dataset of ArrayRecord shards will do.
+
+    Attributes:
+      fingerprint: Hash of the split's content (of its shard sizes, for a dataset without our manifest).
+    """
+
+    def __init__(self, directory: str | Path, *, split: str):
+        """Checks that every shard of the split is there, whole, and holds as many records as promised.
+
+        Raises:
+          UserError: No dataset at this path, no such split, no `text` feature, a damaged or missing shard.
+        """
+        import tensorflow_datasets as tfds  # Half a second, which `import allam_jax.data` should not cost.
+
+        self._directory = Path(directory)
+        if not (self._directory / "dataset_info.json").exists():
+            raise UserError(f"{directory}: no dataset here (no dataset_info.json); write one with the corpus task")
+        try:
+            builder = tfds.builder_from_directory(self._directory)
+        except Exception as error:  # TFDS raises many types for metadata that it cannot parse.
+            raise UserError(f"{directory}: not a readable TFDS dataset ({_one_line(error)})") from None
+        if split not in builder.info.splits:
+            known = sorted(builder.info.splits)
+            near = difflib.get_close_matches(split, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known) or 'none'}"
+            raise UserError(f"{directory}: no split {split!r}; {hint}")
+        if "text" not in builder.info.features:
+            raise UserError(f"{directory}: no feature 'text'; it has {', '.join(sorted(builder.info.features))}")
+        info = builder.info.splits[split]
+        self._shards = [Path(path) for path in info.filepaths]
+        self._ends = list(itertools.accumulate(info.shard_lengths))
+        manifest = read_manifest(self._directory)
+        written = {shard["file"]: shard for shard in manifest["splits"][split]["shards"]} if manifest else {}
+        for path, documents in zip(self._shards, info.shard_lengths, strict=True):
+            check_shard(path, documents=documents, size=written[path.name]["size"] if written else None)
+        try:
+            self._records = builder.as_data_source(split)
+        except (NotImplementedError, ValueError) as error:
+            raise UserError(f"{directory}: not ArrayRecord, cannot be read at random ({_one_line(error)})") from None
+        lengths = [(path.name, path.stat().st_size) for path in self._shards]
+        self.fingerprint: str = sha256_of_json([manifest["fingerprint"] if manifest else lengths, split])
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: SupportsIndex) -> str:
+        """The text of a document; UserError naming the shard if its record is damaged."""
+        try:
+            return self._records[index]["text"].decode()
+        except RuntimeError as error:
+            path = self._shards[bisect.bisect_right(self._ends, index.__index__())]
+            raise UserError(
+                f"{path}: damaged record ({_one_line(error)}); write the dataset again or fetch the file again"
+            ) from None
+
+    def __repr__(self) -> str:
+        return f"DocumentSource({self._directory})"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

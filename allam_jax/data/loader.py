@@ -1,0 +1,259 @@
+"""Batches for one process out of many, the same for any number of processes, resumable at any step.
+
+The global batch consists of a fixed number of *lanes*, `batch_size / lanes` rows each. A lane is a complete pipeline:
+
+    documents of each source, in an order of the seed, a new one every epoch  ->  every `lanes`-th of them
+        ->  BOS text EOS as tokens  ->  packed into rows  ->  rows drawn from the sources by weight
+
+What a lane yields depends on its number alone, and a process builds just the lanes that hold its rows. So neither the
+batches nor the saved state (per lane: rows drawn, and document and offset in each source) know of hosts, and a run
+may go on with another number of them.
+"""
+
+import hashlib
+import math
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+from absl import logging
+from grain.experimental import ThreadPrefetchIterDataset
+
+from allam_jax.data.batch import DTYPES, Batch
+from allam_jax.data.documents import DocumentSource
+from allam_jax.data.mixture import MixedRows, check_weights
+from allam_jax.data.packing import PackedRows
+from allam_jax.errors import UserError
+
+# Without a number in the config: as many lanes as these divide the batch, whatever the number of processes.
+DEFAULT_LANES = 8
+
+_STATE_VERSION = 1
+
+
+class Tokenizer(Protocol):
+    """What the data room needs of a tokenizer."""
+
+    fingerprint: str
+
+    def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
+        """Ids of a text, with BOS before and EOS after it where asked."""
+        ...
+
+
+class Loader(Iterator[Batch]):
+    """Iterator over this process's rows of every batch: dicts of [rows, seq_len] numpy arrays. Built by `make_loader`.
+
+    Attributes:
+      source_names: The sources in the order that `source_ids` count them.
+    """
+
+    def __init__(self, batches: grain.IterDataset, *, identity: dict[str, Any], lanes: range, sizes: dict[str, int]):
+        self.source_names = list(sizes)
+        # Grain's iterators stop their thread when they are deleted, and fail when the interpreter is being torn down
+        # by then: so the only reference is where `close` and the finaliser (which runs before that) can drop it.
+        self._held = [iter(batches)]
+        self._finalizer = weakref.finalize(self, _close, self._held)
+        self._identity = identity
+        self._lanes = lanes
+        self._sizes = sizes
+
+    def __next__(self) -> Batch:
+        return next(self._iterator)
+
+    def get_state(self) -> dict[str, Any]:
+        """JSON-able state, exactly between the last batch handed out and the next, however many are prefetched.
+
+        Holds this process's lanes: states of several processes are joined with `merge_states`.
+        """
+        return {**self._identity, "lanes": self._iterator.get_state()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on where the state was taken, by any number of processes. Weights, batch size and row length may differ.
+
+        A source that the state does not know starts at its beginning.
+
+        Raises:
+          UserError: The state is of another tokenizer, seed, number of lanes or content of a source, or lacks a lane.
+        """
+        for key in ("version", "tokenizer", "seed", "number_of_lanes"):
+            if state.get(key) != self._identity[key]:
+                raise UserError(
+                    f"data state: its {key} is {state.get(key)!r}, but this run's is {self._identity[key]!r}; "
+                    f"resume with the same one, or start the data afresh"
+                )
+        before, now = state["sources"], self._identity["sources"]
+        for name in now:
+            if name in before and before[name] != now[name]:
+                raise UserError(
+                    f"data state: source {name} has other content than when the state was saved; resume with the "
+                    f"same dataset, give the new one another name, or start the data afresh"
+                )
+        if set(before) != set(now):
+            new, gone = sorted(set(now) - set(before)), sorted(set(before) - set(now))
+            logging.info("data state: new sources %s start at their beginning; %s are gone", new, gone)
+        for lane in self._lanes:
+            if str(lane) not in state["lanes"]:
+                raise UserError(f"data state: no lane {lane}; it has {', '.join(state['lanes'])}: join all processes'")
+        self._iterator.set_state({str(lane): state["lanes"][str(lane)] for lane in self._lanes})
+
+    def epochs(self) -> dict[str, float]:
+        """How often each source has been gone through, by documents, in this process's lanes (their mean)."""
+        lanes = self._iterator.get_state().values()
+        return {
+            name: float(np.mean([lane["sources"][name]["document"] for lane in lanes]))
+            * self._identity["number_of_lanes"]
+            / size
+            for name, size in self._sizes.items()
+        }
+
+    def close(self) -> None:
+        """Stops the prefetching thread. The loader cannot be used afterwards."""
+        self._finalizer()
+
+    @property
+    def _iterator(self) -> grain.DatasetIterator:
+        if not self._held:
+            raise ValueError("the loader is closed")
+        return self._held[0]
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def make_loader(
+    *,
+    sources: Mapping[str, Mapping[str, Any]],
+    tokenizer: Tokenizer,
+    seq_len: int,
+    batch_size: int,
+    seed: int,
+    lanes: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    prefetch: int = 2,
+) -> Loader:
+    """Builds this process's loader.
+
+    Args:
+      sources: Name to `{"path": dataset directory, "weight": share of tokens (default 1), "split": default "train"}`.
+        Weights need not sum to 1. A source of weight 0 keeps its place in `source_ids`.
+      tokenizer: Texts to ids; its fingerprint is checked on resume.
+      seq_len: Tokens per row.
+      batch_size: Rows per step, of all processes together.
+      seed: Of the order of documents and of the mixture.
+      lanes: Divisor of `batch_size`; a property of the run, not of the machines. Reading is not repeated by several
+        processes where `process_count` divides it. Default: the greatest common divisor of `batch_size` and 8.
+      process_index: Of this process.
+      process_count: Divisor of `batch_size`; process p gets rows [p, p + 1) * batch_size / process_count.
+      prefetch: Batches prepared ahead by a thread; 0 for none.
+
+    Raises:
+      UserError: See the messages: numbers that do not divide, unknown keys, weights, paths and splits, empty sources.
+    """
+    lanes = math.gcd(batch_size, DEFAULT_LANES) if lanes is None else lanes
+    for name, divisor in (("lanes", lanes), ("process_count", process_count)):
+        if divisor < 1 or batch_size < 1 or batch_size % divisor:
+            raise UserError(f"data: batch_size {batch_size} cannot be divided by {name} {divisor}; make it a multiple")
+    if seq_len < 1:
+        raise UserError(f"data: seq_len is {seq_len}; expected at least 1")
+    weights = {}
+    for name, entry in sources.items():
+        if unknown := sorted(set(entry) - {"path", "weight", "split"}):
+            raise UserError(f"data: source {name} has unknown keys {unknown}; expected path, weight, split")
+        if "path" not in entry:
+            raise UserError(f"data: source {name} has no path; expected a dataset directory")
+        weights[name] = float(entry.get("weight", 1.0))
+    check_weights(weights)
+    opened = {name: _open(name, entry) for name, entry in sources.items()}
+    local_rows = batch_size // process_count
+    rows = range(process_index * local_rows, (process_index + 1) * local_rows)
+    lane_rows = batch_size // lanes
+    local_lanes = range(rows.start // lane_rows, (rows.stop - 1) // lane_rows + 1)
+
+    def lane_dataset(lane: int) -> MixedRows:
+        packed = {}
+        for name, source in opened.items():
+            documents = grain.MapDataset.source(source).shuffle(seed=_source_seed(seed, name)).repeat()
+            tokenised = documents[lane::lanes].map(lambda text: _encode(tokenizer, text))
+            packed[name] = PackedRows(tokenised, seq_len=seq_len, name=name, period=len(source))
+        return MixedRows(packed, weights=weights, lane=lane, seed=seed)
+
+    batches: grain.IterDataset = _Batches({lane: lane_dataset(lane) for lane in local_lanes}, rows, lane_rows=lane_rows)
+    if prefetch:
+        batches = ThreadPrefetchIterDataset(batches, prefetch_buffer_size=prefetch)
+    identity = {
+        "version": _STATE_VERSION,
+        "tokenizer": tokenizer.fingerprint,
+        "seed": seed,
+        "number_of_lanes": lanes,
+        "sources": {name: source.fingerprint for name, source in opened.items()},
+    }
+    sizes = {name: len(source) for name, source in opened.items()}
+    return Loader(batches, identity=identity, lanes=local_lanes, sizes=sizes)
+
+
+def merge_states(*states: Mapping[str, Any]) -> dict[str, Any]:
+    """Joins the states that several processes saved at the same step into one that any process can restore."""
+    lanes = {lane: state for part in states for lane, state in part["lanes"].items()}
+    return {**states[0], "lanes": dict(sorted(lanes.items(), key=lambda item: int(item[0])))}
+
+
+def _close(held: list[grain.DatasetIterator]) -> None:
+    while held:
+        held.pop().close()
+
+
+def _open(name: str, entry: Mapping[str, Any]) -> DocumentSource:
+    source = DocumentSource(entry["path"], split=entry.get("split", "train"))
+    if not len(source):
+        raise UserError(f"data: source {name} at {entry['path']} has no documents")
+    return source
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    return np.asarray(tokenizer.encode(text, bos=True, eos=True), np.int32)
+
+
+def _source_seed(seed: int, name: str) -> int:
+    """32 bits (Grain's limit) of the seed and the name: the order in a source does not depend on the other sources."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=4).digest())
+
+
+class _Batches(grain.IterDataset):
+    """Stacks the rows of the local lanes and keeps those of this process; the state maps lane to state."""
+
+    def __init__(self, lanes: Mapping[int, MixedRows], rows: range, *, lane_rows: int):
+        super().__init__(list(lanes.values()))
+        self.lanes = dict(lanes)
+        self.rows = rows
+        self.lane_rows = lane_rows
+
+    def __iter__(self) -> grain.DatasetIterator:
+        return _BatchesIterator(self)
+
+
+class _BatchesIterator(grain.DatasetIterator):
+    def __init__(self, dataset: _Batches):
+        self._iterators = {str(lane): iter(rows) for lane, rows in dataset.lanes.items()}
+        super().__init__(list(self._iterators.values()))
+        self._dataset = dataset
+
+    def __next__(self) -> Batch:
+        lane_rows = self._dataset.lane_rows
+        rows = [next(iterator) for iterator in self._iterators.values() for _ in range(lane_rows)]
+        first = self._dataset.rows.start - min(self._dataset.lanes) * lane_rows
+        mine = rows[first : first + len(self._dataset.rows)]
+        return {key: np.stack([row[key] for row in mine]) for key in DTYPES}
+
+    def get_state(self) -> dict[str, Any]:
+        return {lane: iterator.get_state() for lane, iterator in self._iterators.items()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        for lane, iterator in self._iterators.items():
+            iterator.set_state(state[lane])
