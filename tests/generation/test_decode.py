@@ -1,16 +1,18 @@
-"""Decoding against brute force: one full forward pass at a time, and filters written with sorted lists."""
+"""Decoding against brute force: a forward pass in numpy for each token, and filters written with sorted lists."""
 
+import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy_llama
 import pytest
 
 from allam_jax.errors import UserError
 from allam_jax.generation.decode import filter_logits, generate
 from allam_jax.model.config import ComputeOptions, LlamaConfig
-from allam_jax.model.llama import bind, init_params, param_axes
+from allam_jax.model.llama import init_params, param_axes
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.parallel.sharding import parameter_shardings
 
@@ -40,11 +42,8 @@ def params():
 
 
 def logits_after(params, tokens):
-    """Float64 logits over the real vocabulary after a sequence, from an exact-length forward pass."""
-    tokens_BT = jnp.asarray([tokens])
-    model = bind(params, config=CONFIG, options=OPTIONS)
-    logits = model(tokens_BT, segment_ids_BT=jnp.ones_like(tokens_BT), positions_BT=jnp.arange(len(tokens))[None])
-    return np.asarray(logits, np.float64)[0, -1, : CONFIG.vocab_size]
+    """Logits over the real vocabulary after a sequence."""
+    return numpy_llama.logits(params, tokens, config=CONFIG)[-1]
 
 
 def greedy_by_hand(params, prompt, *, max_new_tokens, eos_id=None):
@@ -77,6 +76,33 @@ def test_greedy_takes_the_likeliest_token_each_time(params):
     new = generate(params, **SIZES, prompts=PROMPTS, max_new_tokens=9)
     assert new == [greedy_by_hand(params, prompt, max_new_tokens=9) for prompt in PROMPTS]
     assert len({tuple(tokens) for tokens in new}) > 1
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("tie_embeddings", [False, True])
+def test_greedy_is_that_of_transformers(tie_embeddings):
+    import torch
+    from torch_llama import torch_llama
+
+    config = dataclasses.replace(CONFIG, tie_embeddings=tie_embeddings, vocab_size=211)
+    params = init_params(jax.random.key(8), config=config)
+    model = torch_llama(params, config=config)
+    prompts = [[1, *prompt] for prompt in np.random.default_rng(0).integers(0, 211, size=(4, 7)).tolist()]
+    free = generate(params, config=config, options=OPTIONS, prompts=prompts, max_new_tokens=40)
+    eos_id = free[0][10]  # which ends some rows early
+    ours = generate(params, config=config, options=OPTIONS, prompts=prompts, max_new_tokens=40, eos_id=eos_id)
+    for prompt, new in zip(prompts, ours, strict=True):
+        output = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=40,
+            eos_token_id=eos_id,
+            pad_token_id=0,
+        )
+        theirs = output[0, len(prompt) :].tolist()
+        assert [*new, *([eos_id] if len(new) < 40 else [])] == theirs
+    assert min(map(len, ours)) < 40
 
 
 def test_eos_ends_its_row_only_and_is_not_returned(params):
