@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The message names the thing (file, line, key, value), says what was expected and what to do about it.
     """
+
+
+class Stopped(Exception):
+    """The run was asked to stop (SIGTERM, Ctrl-C), has saved, and can go on: exit status 0."""

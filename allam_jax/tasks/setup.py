@@ -1,0 +1,72 @@
+"""What several tasks begin with: config sections turned into the objects they describe."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from allam_jax.config import require
+from allam_jax.data.batch import Batch
+from allam_jax.data.evaluation_rows import make_evaluation_rows
+from allam_jax.model.config import ComputeOptions, LlamaConfig
+from allam_jax.parallel.mesh import make_mesh
+from allam_jax.tokenizer.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSet:
+    """Held-out documents as full batches, the same on every process."""
+
+    batches: list[Batch]
+    num_bytes: int
+
+
+def open_mesh(config: ConfigDict) -> Mesh:
+    """The device mesh of `config.mesh`."""
+    return make_mesh(**config.mesh)
+
+
+def compute_options(config: ConfigDict) -> ComputeOptions:
+    """`config.compute` as a dataclass."""
+    return ComputeOptions(**config.compute)
+
+
+def architecture(config: ConfigDict, *, tokenizer: Tokenizer) -> LlamaConfig:
+    """`config.model` as a dataclass; vocab_size 0 takes the tokenizer's."""
+    fields = {field.name: config.model[field.name] for field in dataclasses.fields(LlamaConfig)}
+    return LlamaConfig(**fields | {"vocab_size": config.model.vocab_size or tokenizer.vocab_size})
+
+
+def open_tokenizer(config: ConfigDict, *, beside_weights: Path | None = None) -> tuple[Tokenizer, Path]:
+    """The tokenizer of `config.tokenizer`, or else the one beside the weights, and its directory."""
+    path = Path(
+        require(
+            config.tokenizer or str(beside_weights or ""),
+            key="tokenizer",
+            hint="give a tokenizer directory (the weights, if any, have none beside them)",
+        )
+    )
+    return Tokenizer.load(path), path if path.is_dir() else path.parent
+
+
+def open_evaluation(config: ConfigDict, *, tokenizer: Tokenizer) -> dict[str, EvaluationSet]:
+    """The held-out documents of each of `config.eval.sources`."""
+    sets = {}
+    for name, source in config.eval.sources.items():
+        rows = make_evaluation_rows(
+            require(source.path, key=f"eval.sources.{name}.path", hint="give a dataset directory"),
+            split=source.split,
+            tokenizer=tokenizer,
+            seq_len=config.data.seq_len,
+            max_bytes=config.eval.max_bytes or None,
+        )
+        sets[name] = EvaluationSet(batches=list(rows.batches(config.eval.batch_size)), num_bytes=rows.bytes)
+    return sets
+
+
+def mixture(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """`config.data.sources` as plain dicts."""
+    require(config.data.sources, key="data.sources", hint="name at least one source")
+    return {name: source.to_dict() for name, source in config.data.sources.items()}

@@ -1,0 +1,104 @@
+"""What a path to a model means: a weights directory, a Hugging Face directory, a run, or one of its checkpoints."""
+
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from allam_jax.errors import UserError
+from allam_jax.files import read_json, write_json
+from allam_jax.model.config import LlamaConfig
+from allam_jax.model.huggingface import import_huggingface
+from allam_jax.model.llama import abstract_params
+from allam_jax.model.output_directory import copy_tokenizer
+from allam_jax.model.weights import (
+    MODEL_FILE,
+    PARAMS_FOLDER,
+    TOKENIZER_FOLDER,
+    LoadedWeights,
+    abstract_on_devices,
+    config_from_json,
+    config_to_json,
+    load_weights,
+)
+from allam_jax.parallel.sharding import DEFAULT_RULES
+from allam_jax.training.checkpoints import find_checkpoint, list_steps, read_metadata, restore_params
+
+CHECKPOINTS_FOLDER = "checkpoints"
+
+
+def load_model(path: Path, *, mesh: Mesh | None = None, param_dtype: str | None = None) -> LoadedWeights:
+    """Loads parameters from any of the places they can be, each device only what it will hold.
+
+    Args:
+        path: a weights directory, a Hugging Face directory, a run's workdir (its newest checkpoint) or a checkpoint.
+        mesh: where the parameters go; None means the default device.
+        param_dtype: converts to this dtype; None keeps what is stored.
+
+    Raises:
+        UserError: nothing of the kind is there, or it is damaged.
+    """
+    path = Path(path)
+    if (path / PARAMS_FOLDER).is_dir():
+        return load_weights(path, mesh=mesh, param_dtype=param_dtype)
+    if (path / "config.json").is_file() and _has_safetensors(path):
+        params, config = import_huggingface(path, mesh=mesh, param_dtype=param_dtype)
+        return LoadedWeights(params, config, {"source": str(path)}, _tokenizer_beside(path))
+    checkpoint = checkpoint_of(path)
+    if checkpoint is None:
+        raise UserError(_what_is_there(path))
+    workdir = run_of(checkpoint)
+    config = read_run(workdir)
+    dtype = param_dtype or read_metadata(checkpoint)["config"]["param_dtype"]
+    stored = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), abstract_params(config))
+    abstract = abstract_on_devices(stored, config=config, param_dtype=None, mesh=mesh, rules=DEFAULT_RULES)
+    params = restore_params(checkpoint, abstract_params=abstract)
+    return LoadedWeights(params, config, read_metadata(checkpoint), _tokenizer_beside(workdir / TOKENIZER_FOLDER))
+
+
+def checkpoint_of(path: Path) -> Path | None:
+    """The checkpoint directory that `path` (a run's workdir, its checkpoints folder or one of them) means, or None."""
+    path = Path(path)
+    for candidate in (path / CHECKPOINTS_FOLDER, path):
+        if candidate.is_dir() and (list_steps(candidate) or (candidate / "metadata" / "metadata.json").is_file()):
+            return find_checkpoint(candidate)
+    return None
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The workdir of the run that wrote a checkpoint."""
+    return checkpoint.parent.parent
+
+
+def save_run(workdir: Path, *, config: LlamaConfig, tokenizer_dir: Path) -> None:
+    """Writes what a run's checkpoints need to be loaded as a model: `model.json` and `tokenizer/`."""
+    copy_tokenizer(tokenizer_dir, to=workdir / TOKENIZER_FOLDER)
+    write_json(workdir / MODEL_FILE, config_to_json(config))
+
+
+def read_run(workdir: Path) -> LlamaConfig:
+    """The architecture of the run in `workdir`."""
+    return config_from_json(read_json(workdir / MODEL_FILE), file=workdir / MODEL_FILE)
+
+
+def _has_safetensors(path: Path) -> bool:
+    return any(path.glob("*.safetensors"))
+
+
+def _tokenizer_beside(path: Path) -> Path | None:
+    return path if any((path / name).is_file() for name in ("tokenizer.model", "tokenizer.json")) else None
+
+
+def _what_is_there(path: Path) -> str:
+    expected = "expected a weights directory, a Hugging Face directory (config.json and *.safetensors) or a run"
+    if not path.exists():
+        return f"{path}: no such directory; {expected}"
+    if not path.is_dir():
+        return f"{path}: is a file; {expected}"
+    if (path / CHECKPOINTS_FOLDER).is_dir():
+        return f"{path}: a run without a complete checkpoint; let it reach its first, or give another path"
+    pickles = sorted(path.glob("*.bin")) + sorted(path.glob("*.pth"))
+    if pickles:
+        return f"{path}: holds pickled weights ({pickles[0].name}), which can run code; convert them to safetensors"
+    names = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
+    return f"{path}: holds {names}; {expected}"
