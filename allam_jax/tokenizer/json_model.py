@@ -1,5 +1,6 @@
 """The `tokenizer.json` backend: byte-level BPE (Llama 3, SmolLM2) through the tokenizers library."""
 
+import copy
 import functools
 import json
 import re
@@ -31,14 +32,11 @@ class JsonModel:
         if model_type != "BPE":
             raise UserError(f"{source}: a tokenizer of type {model_type}; expected BPE")
         try:
-            # Two objects, because the library keeps "special tokens are text" as a state of the tokenizer.
-            self._parsing = tokenizers.Tokenizer.from_str(serialized)
             self._plain = tokenizers.Tokenizer.from_str(serialized)
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{source}: the tokenizers library cannot read it ({error})") from None
-        for tokenizer in (self._parsing, self._plain):
-            tokenizer.no_truncation()
-            tokenizer.no_padding()
+        self._plain.no_truncation()
+        self._plain.no_padding()
         self._plain.encode_special_tokens = True
         self.source, self.settings = source, dict(settings)
         vocabulary = self._plain.get_vocab(with_added_tokens=True)
@@ -96,9 +94,16 @@ class JsonModel:
         keys = ("model", "normalizer", "pre_tokenizer", "added_tokens")
         return {**{key: self.document.get(key) for key in keys}, "special": [self.bos_id, self.eos_id, self.pad_id]}
 
-    def _named(self, key: str) -> str | None:
+    @functools.cached_property
+    def _parsing(self):
+        # Another object, because the library keeps "special tokens are text" as a state of the tokenizer.
+        tokenizer = copy.deepcopy(self._plain)
+        tokenizer.encode_special_tokens = False
+        return tokenizer
+
+    def _named(self, key: str) -> str:
         token = self.settings.get(key)
-        return token.get("content") if isinstance(token, Mapping) else token
+        return (token.get("content") if isinstance(token, Mapping) else token) or ""
 
 
 def byte_alphabet() -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Merges a second language's BPE vocabulary into a base model (ALLaM section 2.2), so that both keep their segmentation.
+"""Merges a second language's BPE vocabulary into a base model (ALLaM section 2.2); both keep their segmentation.
 
 SentencePiece BPE has no merge list: it joins the adjacent pair whose concatenation has the highest score, leftmost
 first. So scores are priorities, and order within each language is all that counts. Text without a character of the
@@ -181,7 +181,7 @@ def verify_merge(
 
 
 def _borders(tokenizer: Tokenizer, ids: Sequence[int], pattern: re.Pattern[str]) -> list[tuple[int, str]]:
-    """(Place in the text, surface) of the pieces that hold a character of the script; bytes are joined to characters."""
+    """(Place in the text, surface) of the pieces with a character of the script; bytes are joined to characters."""
     borders = []
     place = 0
     for is_byte, run in itertools.groupby(ids, key=tokenizer.is_byte):

@@ -5,6 +5,7 @@ import itertools
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import sentencepiece
 from google.protobuf.message import DecodeError
@@ -13,9 +14,14 @@ from sentencepiece import sentencepiece_model_pb2
 from allam_jax.errors import UserError
 from allam_jax.tokenizer.kinds import Kind
 
-ModelProto = sentencepiece_model_pb2.ModelProto
-Piece = ModelProto.SentencePiece
+_messages: Any = sentencepiece_model_pb2  # generated at import: no types
+ModelProto: Any = _messages.ModelProto
+TrainerSpec: Any = _messages.TrainerSpec
+Piece: Any = ModelProto.SentencePiece
 SPACE = "▁"
+
+_CACHED_CHUNKS = 1 << 17
+_CACHED_LENGTH = 32  # characters
 
 _KINDS = {
     Piece.NORMAL: Kind.NORMAL,
@@ -27,7 +33,10 @@ _KINDS = {
 }
 
 
-def _kind(piece: Piece) -> Kind:
+_MERGEABLE = (Kind.NORMAL, Kind.USER_DEFINED, Kind.UNUSED)
+
+
+def _kind(piece: Any) -> Kind:
     # SentencePiece has no type for a piece that text must not reach (UNUSED ones still take part in merges), so the
     # merge retires pieces as CONTROL. They keep their negative score; genuine control pieces have score 0.
     if piece.type == Piece.CONTROL and piece.score < 0:
@@ -52,8 +61,8 @@ class SentencePieceModel:
                 "(a Llama-3 tokenizer.model is a tiktoken file: give its tokenizer.json instead)"
             ) from None
         model_type = self.proto.trainer_spec.model_type
-        if model_type != sentencepiece_model_pb2.TrainerSpec.BPE:
-            name = sentencepiece_model_pb2.TrainerSpec.ModelType.Name(model_type)
+        if model_type != TrainerSpec.BPE:
+            name = TrainerSpec.ModelType.Name(model_type)
             raise UserError(f"{source}: a SentencePiece {name} model; expected BPE (retrain with model_type=bpe)")
         self.source = source
         self.pieces = [piece.piece for piece in self.proto.pieces]
@@ -79,12 +88,22 @@ class SentencePieceModel:
         return self.proto.SerializeToString(deterministic=True)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`; the strings of special tokens in it are plain text."""
-        return self._processor.encode(text)
+        """Ids of `text`; the strings of special tokens in it are plain text. UserError for a lone surrogate in it."""
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Like `encode` for many texts, on all cores."""
-        return self._processor.encode(list(texts), num_threads=os.cpu_count() or 1)
+        """`encode` for many texts."""
+        if self._chunk_pattern is None:
+            return self._encode_uncached(self._processor, texts)
+        prefix = " " if self.proto.normalizer_spec.add_dummy_prefix else ""
+        find, cache = self._chunk_pattern.findall, self._chunk_ids
+        chunked = [find(prefix + text) if text else [] for text in texts]
+        missing = list({chunk for chunks in chunked for chunk in chunks if chunk not in cache})
+        fresh = dict(zip(missing, self._encode_uncached(self._processor_without_prefix, missing), strict=True))
+        if len(cache) < _CACHED_CHUNKS:
+            cache.update((chunk, ids) for chunk, ids in fresh.items() if len(chunk) <= _CACHED_LENGTH)
+        get = cache.get
+        return [list(itertools.chain.from_iterable([get(c) or fresh[c] for c in chunks])) for chunks in chunked]
 
     def encode_parsed(self, text: str) -> list[int]:
         """Ids of `text` where every special token's string becomes its id.
@@ -122,6 +141,44 @@ class SentencePieceModel:
             "treat_whitespace_as_suffix": trainer.treat_whitespace_as_suffix,
             "special": [self.unk_id, self.bos_id, self.eos_id, self.pad_id],
         }
+
+    @functools.cached_property
+    def _chunk_pattern(self) -> re.Pattern[str] | None:
+        """What to cut a text into so that encoding chunk by chunk gives the same ids, or None if that may differ.
+
+        Merges cannot cross a place where no piece has the two characters side by side. In models such as Llama's that
+        is so before a space that follows another character, and around a line break.
+        """
+        normalizer = self.proto.normalizer_spec
+        mergeable = [p for p, kind in zip(self.pieces, self.kinds, strict=True) if kind in _MERGEABLE and len(p) > 1]
+        if (
+            normalizer.precompiled_charsmap
+            or normalizer.remove_extra_whitespaces
+            or not normalizer.escape_whitespaces
+            or not self.proto.trainer_spec.byte_fallback  # else neighbouring unknown characters share one id
+            or any(re.search(r"[^▁][▁ ]|\n", piece) for piece in mergeable)
+        ):
+            return None
+        return re.compile(r"\n|[ ▁]*[^ ▁\n]+|[ ▁]+")
+
+    @functools.cached_property
+    def _chunk_ids(self) -> dict[str, list[int]]:
+        return {}  # grows with the words seen
+
+    def _encode_uncached(
+        self, processor: sentencepiece.SentencePieceProcessor, texts: Sequence[str]
+    ) -> list[list[int]]:
+        threads = (os.cpu_count() or 1) if len(texts) > 256 else 1
+        try:
+            return processor.encode(list(texts), num_threads=threads)
+        except (RuntimeError, TypeError):
+            for text in texts:
+                if match := re.search("[\ud800-\udfff]", text):
+                    raise UserError(
+                        f"text {text[:40]!r}: lone surrogate {match[0]!r} at character {match.start()}; it is no "
+                        "Unicode text, decode the source with errors='replace'"
+                    ) from None
+            raise
 
     @functools.cached_property
     def _special_pattern(self) -> re.Pattern[str]:

@@ -101,7 +101,7 @@ class Tokenizer:
         ValueError for an id outside 0 .. vocab_size - 1.
         """
         ids = [int(index) for index in ids]
-        if ids and not (0 <= min(ids) and max(ids) < self.vocab_size):
+        if ids and (min(ids) < 0 or max(ids) >= self.vocab_size):
             raise ValueError(f"ids must lie in 0..{self.vocab_size - 1}; got {min(ids)}..{max(ids)}")
         parts = []
         for special, run in itertools.groupby(ids, key=self.is_special):

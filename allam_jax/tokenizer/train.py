@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
 
 from allam_jax.errors import UserError
 from allam_jax.tokenizer.scripts import Script, character_class
-from allam_jax.tokenizer.sentencepiece_model import SentencePieceModel
+from allam_jax.tokenizer.sentencepiece_model import ModelProto, SentencePieceModel
 from allam_jax.tokenizer.tokenizer import Tokenizer
 
 # Llama-2's choices: what a piece may be made of, and which ids come first.
@@ -101,7 +100,7 @@ def train_sentencepiece(
         )
     except RuntimeError as error:
         raise sentences.failure or _explained(error, vocab_size=vocab_size, lines=sentences.lines) from None
-    proto = sentencepiece_model_pb2.ModelProto.FromString(serialized.getvalue())
+    proto = ModelProto.FromString(serialized.getvalue())
     proto.trainer_spec.num_threads = 1  # the same bytes from any machine
     proto.trainer_spec.pretokenization_delimiter = ""
     tokenizer = Tokenizer.from_sentencepiece(
