@@ -1,0 +1,112 @@
+"""Random Llamas of transformers, written to disk as their users get them, and ours beside them."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from allam_jax.model.config import ComputeOptions, LlamaConfig
+from allam_jax.model.huggingface import import_huggingface
+from allam_jax.model.llama import Params, bind
+
+# Small shapes, each with something that a mistake would hide in.
+SHAPES: dict[str, dict[str, Any]] = {
+    "mha_untied": {"num_key_value_heads": 4},
+    "gqa_tied": {"num_key_value_heads": 2, "tie_word_embeddings": True},
+    "mqa": {"num_key_value_heads": 1},
+    "head_24": {"hidden_size": 96, "num_key_value_heads": 2, "head_dim": 24},
+    "head_80": {"hidden_size": 160, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 80},
+    "wider_heads": {"num_key_value_heads": 2, "head_dim": 32},  # heads x head_dim is not the width
+    "odd_vocabulary": {"vocab_size": 251, "num_key_value_heads": 2},
+    "llama3_rope": {
+        "num_key_value_heads": 2,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 500_000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    },
+    "theta_and_eps": {"num_key_value_heads": 4, "rope_theta": 1e6, "rms_norm_eps": 1e-3},
+}
+
+
+@dataclasses.dataclass
+class Pair:
+    """The same network twice."""
+
+    torch_model: Any
+    directory: Path
+    params: Params
+    config: LlamaConfig
+
+    def torch_logits(self, tokens_BT: np.ndarray) -> np.ndarray:
+        return torch_logits(self.torch_model, tokens_BT)
+
+    def logits(self, tokens_BT: np.ndarray) -> np.ndarray:
+        """Ours, without the padding ids."""
+        return np.asarray(our_logits(self.params, tokens_BT, config=self.config))[..., : self.config.vocab_size]
+
+
+def torch_logits(model: Any, tokens_BT: np.ndarray) -> np.ndarray:
+    import torch
+
+    with torch.no_grad():
+        return model(torch.tensor(tokens_BT)).logits.numpy()
+
+
+@functools.partial(jax.jit, static_argnames=("config", "compute_dtype"))
+def our_logits(
+    params: Params,
+    tokens_BT: jax.Array,
+    *,
+    config: LlamaConfig,
+    compute_dtype: str = "float32",
+    segment_ids_BT: jax.Array | None = None,
+    positions_BT: jax.Array | None = None,
+) -> jax.Array:
+    """Logits, padding ids included; each row is one document unless the inputs say otherwise."""
+    if segment_ids_BT is None:
+        segment_ids_BT = jnp.ones_like(tokens_BT)
+    if positions_BT is None:
+        positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    model = bind(params, config=config, options=ComputeOptions(compute_dtype=compute_dtype))
+    return model(tokens_BT, segment_ids_BT=segment_ids_BT, positions_BT=positions_BT)
+
+
+def random_torch_llama(**changes: Any) -> Any:
+    """A LlamaForCausalLM in float32 whose every parameter is random, norms included."""
+    import torch
+    import transformers
+
+    values = {
+        "vocab_size": 256,
+        "hidden_size": 64,
+        "intermediate_size": 176,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 512,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**(values | changes)))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # Larger than at the start of training, so that attention is far from uniform.
+            parameter.normal_(1.0 if "norm" in name else 0.0, 0.1)
+    return model.to(torch.float32).eval()
+
+
+def make_pair(directory: Path, *, max_shard_size: str = "5GB", **changes: Any) -> Pair:
+    """Saves a random transformers Llama in `directory` and imports it."""
+    model = random_torch_llama(**changes)
+    model.save_pretrained(directory, max_shard_size=max_shard_size)
+    params, config = import_huggingface(directory, vocab_multiple=32)
+    return Pair(model, directory, params, config)
