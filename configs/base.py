@@ -94,7 +94,7 @@ def get_config() -> ConfigDict:
     config.train.accumulation = 1  # micro-batches per step
     config.train.z_loss = 0.0  # weight of log(Z)^2, 1e-5 where used
     config.train.loss_chunks = 4  # the logits exist one chunk of the sequence at a time
-    config.train.log_every = 10
+    config.train.log_every = 1
 
     config.optimizer = ConfigDict()
     config.optimizer.b1 = 0.9

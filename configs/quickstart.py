@@ -79,7 +79,7 @@ def _training(*, english: float, tokenizer: str, steps: int) -> ConfigDict:
 
 def _base(*, steps: int) -> ConfigDict:
     config = _training(english=0.98, tokenizer="@base_tokenizer", steps=steps)
-    config.schedule.update(name="cosine", peak_lr=1.5e-3, warmup_steps=20, final_fraction=0.1)
+    config.schedule.update(name="cosine", peak_lr=1.5e-3, warmup_steps=steps // 15, final_fraction=0.1)
     return config
 
 

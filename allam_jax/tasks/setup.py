@@ -8,19 +8,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from allam_jax.config import require
-from allam_jax.data.batch import Batch
-from allam_jax.data.evaluation_rows import make_evaluation_rows
+from allam_jax.data.evaluation_rows import EvaluationRows, make_evaluation_rows
 from allam_jax.model.config import ComputeOptions, LlamaConfig
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.tokenizer.tokenizer import Tokenizer
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationSet:
-    """Held-out documents as full batches, the same on every process."""
-
-    batches: list[Batch]
-    num_bytes: int
 
 
 def open_mesh(config: ConfigDict) -> Mesh:
@@ -51,19 +42,18 @@ def open_tokenizer(config: ConfigDict, *, beside_weights: Path | None = None) ->
     return Tokenizer.load(path), path if path.is_dir() else path.parent
 
 
-def open_evaluation(config: ConfigDict, *, tokenizer: Tokenizer) -> dict[str, EvaluationSet]:
+def open_evaluation(config: ConfigDict, *, tokenizer: Tokenizer) -> dict[str, EvaluationRows]:
     """The held-out documents of each of `config.eval.sources`."""
-    sets = {}
-    for name, source in config.eval.sources.items():
-        rows = make_evaluation_rows(
+    return {
+        name: make_evaluation_rows(
             require(source.path, key=f"eval.sources.{name}.path", hint="give a dataset directory"),
             split=source.split,
             tokenizer=tokenizer,
             seq_len=config.data.seq_len,
             max_bytes=config.eval.max_bytes or None,
         )
-        sets[name] = EvaluationSet(batches=list(rows.batches(config.eval.batch_size)), num_bytes=rows.bytes)
-    return sets
+        for name, source in config.eval.sources.items()
+    }
 
 
 def mixture(config: ConfigDict) -> dict[str, dict[str, Any]]:

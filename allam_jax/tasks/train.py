@@ -1,12 +1,16 @@
-"""Task `train`: pre-training, continued pre-training and branches, resumable at any step.
+"""Task `train`: pre-training, continued pre-training and branches of a run; resumes at any step.
 
-The run's directory holds config.json, model.json, tokenizer/, metrics.jsonl, tensorboard/, checkpoints/ and report.md.
+The workdir holds config.json, model.json, tokenizer/, metrics.jsonl, tensorboard/, checkpoints/, report.md and figures/.
 """
 
+import contextlib
+import dataclasses
+import shlex
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -14,17 +18,18 @@ from ml_collections import ConfigDict
 from allam_jax.config import to_dict
 from allam_jax.data.loader import Loader, make_loader
 from allam_jax.errors import UserError
-from allam_jax.evaluation.bits_per_byte import evaluate_sets, make_evaluator, metrics_row
+from allam_jax.evaluation.bits_per_byte import make_evaluator, metrics_row
 from allam_jax.evaluation.report import write_run_report
-from allam_jax.files import read_json, sha256_of_json
+from allam_jax.files import sha256_of_json
 from allam_jax.model.config import LlamaConfig
-from allam_jax.model.load import CHECKPOINTS_FOLDER, load_model, read_run, save_run
-from allam_jax.model.weights import check_vocabulary
-from allam_jax.parallel.distributed import is_main_process, process_rows
+from allam_jax.model.llama import Params
+from allam_jax.model.weights import TOKENIZER_FOLDER, check_vocabulary
+from allam_jax.parallel.distributed import barrier, is_main_process, process_rows
 from allam_jax.parallel.mesh import check_batch
 from allam_jax.tasks.setup import architecture, compute_options, mixture, open_evaluation, open_mesh, open_tokenizer
 from allam_jax.tokenizer.tokenizer import Tokenizer
-from allam_jax.training.checkpoints import Checkpointer, Restored, describe_run, find_checkpoint, restore_checkpoint
+from allam_jax.training.checkpoints import Checkpointer, describe_run, restore_checkpoint
+from allam_jax.training.load import CHECKPOINTS_FOLDER, checkpoint_of, load_model, read_run, save_run
 from allam_jax.training.loop import Intervals, run_loop
 from allam_jax.training.metrics import MetricsWriter, read_metrics
 from allam_jax.training.optimizer import make_optimizer
@@ -36,6 +41,197 @@ from allam_jax.training.step import make_train_step
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Trains, or goes on training, in `workdir`; returns the final loss, speed and bits per byte by language."""
-    # ---- setup ----
-    mesh = open_mesh(config)
-    check_batch(config.data.batch_size, accumulation=config.train.accumulation, mesh=mesh)
+    started = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        # ---- setup ----
+        mesh = open_mesh(config)
+        options = compute_options(config)
+        check_batch(config.data.batch_size, accumulation=config.train.accumulation, mesh=mesh)
+        optimizer = make_optimizer(
+            schedule=make_schedule(total_steps=config.train.steps, **config.schedule),
+            **config.optimizer,
+            guard_window=config.guard.window,
+            guard_sigma=config.guard.sigma,
+            guard_min_history=config.guard.min_history,
+        )
+        keep = {"keep_last": config.checkpoint.keep_last, "keep_every": config.checkpoint.keep_every}
+        checkpointer = stack.enter_context(Checkpointer(workdir / CHECKPOINTS_FOLDER, **keep))
+        resuming = checkpointer.latest_step() is not None
+        origin = _reopen(config, workdir) if resuming else _open_origin(config, mesh=mesh)
+        model = origin.model
+        abstract = abstract_state(model, optimizer=optimizer, mesh=mesh, param_dtype=config.param_dtype)
+        loader = stack.enter_context(_open_loader(config, tokenizer=origin.tokenizer, mesh=mesh))
+        held_out = open_evaluation(config, tokenizer=origin.tokenizer)
+        evaluator = make_evaluator(
+            config=model,
+            options=options,
+            mesh=mesh,
+            batch_size=config.eval.batch_size,
+            num_chunks=config.train.loss_chunks,
+        )
+        tokens_by_source = dict.fromkeys(loader.source_names, 0)
+
+        # ---- restore, branch or start ----
+        parent = None
+        if resuming:
+            state, data, metadata = checkpointer.restore(abstract)
+            loader.set_state(data)
+            parent = metadata["parent"]
+            tokens_by_source |= metadata["tokens_by_source"]
+            logging.info("resuming at step %d of %d", int(state.step), config.train.steps)
+        else:
+            params = origin.params or random_params(abstract.params, config=model, seed=config.seed)
+            state = start_state(params, abstract=abstract, optimizer=optimizer, seed=config.seed)
+            if origin.checkpoint is not None:
+                branch, data, metadata = restore_checkpoint(origin.checkpoint, abstract_state=abstract)
+                parent = {"path": str(origin.checkpoint), "step": metadata["step"]}
+                if config.init.optimizer:
+                    state = state._replace(optimizer=branch.optimizer)
+                if config.init.step:
+                    state = state._replace(step=branch.step, rng=branch.rng)
+                if config.init.data:
+                    loader.set_state(data)
+                    tokens_by_source |= metadata["tokens_by_source"]
+                del branch
+            if is_main_process():
+                save_run(workdir, config=model, tokenizer_dir=origin.tokenizer_dir)
+        origin = dataclasses.replace(origin, params=None)  # the step donates them
+        logging.info("%s parameters on mesh %s", f"{model.num_parameters:,}", dict(mesh.shape))
+
+        # ---- train ----
+        writer = stack.enter_context(
+            MetricsWriter(
+                workdir,
+                resume_step=int(state.step) if resuming else None,
+                tensorboard=config.metrics.tensorboard,
+                wandb_project=config.metrics.wandb_project,
+                config=to_dict(config),
+            )
+        )
+        run_loop(
+            state,
+            train_step=make_train_step(
+                config=model,
+                options=options,
+                optimizer=optimizer,
+                abstract=abstract,
+                mesh=mesh,
+                num_sources=len(loader.source_names),
+                accumulation=config.train.accumulation,
+                z_loss=config.train.z_loss,
+                num_chunks=config.train.loss_chunks,
+            ),
+            loader=loader,
+            mesh=mesh,
+            global_batch=config.data.batch_size,
+            seq_len=config.data.seq_len,
+            intervals=Intervals(
+                steps=config.train.steps,
+                log=config.train.log_every,
+                evaluate=config.eval.every,
+                save=config.checkpoint.every,
+            ),
+            evaluate=lambda params: metrics_row({name: evaluator(params, rows) for name, rows in held_out.items()}),
+            checkpointer=checkpointer,
+            writer=writer,
+            throughput=Throughput(
+                total_steps=config.train.steps,
+                flops_per_token=model.flops_per_token(config.data.seq_len),
+                peak_flops=config.metrics.peak_tflops * 1e12 * mesh.size,
+            ),
+            describe=lambda tokens: describe_run(
+                config=to_dict(config),
+                tokens_by_source=tokens,
+                mesh=dict(mesh.shape),
+                tokenizer=origin.tokenizer.fingerprint,
+                mixture=sha256_of_json(mixture(config)),
+                parent=parent,
+            ),
+            tokens_by_source=tokens_by_source,
+            max_skips_in_a_row=config.guard.max_in_a_row,
+        )
+    # ---- report ----
+    if is_main_process():
+        seconds = time.monotonic() - started
+        command = shlex.join(["python", *sys.argv])
+        write_run_report(workdir, command=command, seconds=seconds, parameters=model.num_parameters)
+    barrier("trained")
+    return _result(workdir, config=config)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Origin:
+    """What a run starts from."""
+
+    model: LlamaConfig
+    tokenizer: Tokenizer
+    tokenizer_dir: Path
+    params: Params | None = None  # None: random ones
+    checkpoint: Path | None = None  # to take more than the parameters from
+
+
+def _open_origin(config: ConfigDict, *, mesh: Mesh) -> _Origin:
+    wants_more = config.init.optimizer or config.init.step or config.init.data
+    if not config.init.weights:
+        if wants_more:
+            raise UserError("config.init.optimizer, step and data need init.weights: the path of a checkpoint")
+        tokenizer, tokenizer_dir = open_tokenizer(config)
+        model = architecture(config, tokenizer=tokenizer)
+        check_vocabulary(
+            model, tokenizer_size=tokenizer.vocab_size, tokenizer=str(tokenizer_dir), weights="config.model"
+        )
+        return _Origin(model, tokenizer, tokenizer_dir)
+    path = Path(config.init.weights)
+    checkpoint = checkpoint_of(path)
+    if wants_more and checkpoint is None:
+        raise UserError(f"config.init.weights = {path}: only checkpoints hold an optimizer, a step and a data position")
+    loaded = load_model(path, mesh=mesh, param_dtype=config.param_dtype)
+    tokenizer, tokenizer_dir = open_tokenizer(config, beside_weights=loaded.tokenizer_dir)
+    check_vocabulary(
+        loaded.config, tokenizer_size=tokenizer.vocab_size, tokenizer=str(tokenizer_dir), weights=str(path)
+    )
+    return _Origin(loaded.config, tokenizer, tokenizer_dir, loaded.params, checkpoint)
+
+
+def _reopen(config: ConfigDict, workdir: Path) -> _Origin:
+    """The run's own architecture and tokenizer; its parameters come from its checkpoint."""
+    tokenizer, tokenizer_dir = open_tokenizer(config, beside_weights=workdir / TOKENIZER_FOLDER)
+    model = read_run(workdir)
+    check_vocabulary(
+        model, tokenizer_size=tokenizer.vocab_size, tokenizer=str(tokenizer_dir), weights=f"the run in {workdir}"
+    )
+    return _Origin(model, tokenizer, tokenizer_dir)
+
+
+def _open_loader(config: ConfigDict, *, tokenizer: Tokenizer, mesh: Mesh) -> Loader:
+    start, stop = process_rows(mesh, global_batch=config.data.batch_size)
+    rows = stop - start
+    return make_loader(
+        sources=mixture(config),
+        tokenizer=tokenizer,
+        seq_len=config.data.seq_len,
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+        lanes=config.data.lanes,
+        # Processes that differ along the tensor axis only read the same rows.
+        process_index=start // rows,
+        process_count=config.data.batch_size // rows,
+    )
+
+
+def _result(workdir: Path, *, config: ConfigDict) -> dict[str, Any]:
+    rows = read_metrics(workdir / "metrics.jsonl")
+    training = [row for row in rows if "loss" in row]
+    evaluations = [
+        {"step": row["step"]} | {key.split("/")[1]: value for key, value in row.items() if key.startswith("eval/")}
+        for row in rows
+        if any(key.startswith("eval/") for key in row)
+    ]
+    seconds = sum(row["seconds"] for row in training[1:])
+    tokens = (len(training) - 1) * config.train.log_every * config.data.batch_size * config.data.seq_len
+    return {
+        "step": training[-1]["step"],
+        "loss": training[-1]["loss"],
+        "bits_per_byte": evaluations,
+        "tokens_per_second": training[-1]["tokens_per_second"] if not seconds else tokens / seconds,
+    }

@@ -18,6 +18,7 @@ import platform
 import re
 import shutil
 import subprocess
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,6 +80,8 @@ class Checkpointer:
                 self.directory.mkdir(parents=True, exist_ok=True)
                 self._remove_leftovers()
         _barrier("checkpoints_opened")
+        with self._reporting(step=None):
+            self._folder = os.open(self.directory, os.O_RDONLY)
         self._newest = self.latest_step()
         self._orbax = ocp.AsyncCheckpointer(
             _handler(), async_options=ocp.AsyncOptions(post_finalization_callback=self._list_files)
@@ -142,6 +145,7 @@ class Checkpointer:
             self.wait()
         finally:
             self._orbax.close()
+            os.close(self._folder)
 
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint, or None."""
@@ -190,9 +194,12 @@ class Checkpointer:
                 shutil.rmtree(path)
 
     def _folder_was_removed(self) -> bool:
-        if self._newest is None:
-            return not self.directory.is_dir()
-        return not step_path(self.directory, self._newest).is_dir()
+        """Also when it is there again: Orbax creates it anew, without the checkpoints that were in it."""
+        try:
+            same = os.path.samestat(os.stat(self.directory), os.fstat(self._folder))
+        except OSError:
+            return True
+        return not same or (self._newest is not None and not step_path(self.directory, self._newest).is_dir())
 
     def _list_files(self) -> None:
         """Runs in the background, in one process, when all files are written and before the rename."""
@@ -213,6 +220,8 @@ class Checkpointer:
             raise
         except (OSError, ValueError, RuntimeError) as error:
             self._saving = None
+            # Orbax drops what it had still planned to write.
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
             what = "the checkpoint folder cannot be used" if step is None else f"saving step {step} failed"
             if step is not None and self._folder_was_removed():
                 raise UserError(f"{self.directory}: {what}: {_REMOVED}") from error
@@ -278,7 +287,7 @@ def describe_run(
     mesh: dict[str, int],
     tokenizer: str,
     mixture: str,
-    parent: Path | None = None,
+    parent: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Metadata of a checkpoint.
 
@@ -288,7 +297,7 @@ def describe_run(
         mesh: size of each mesh axis.
         tokenizer: fingerprint.
         mixture: hash of the data mixture.
-        parent: the checkpoint directory that this run was started from; a branch points to its main run with it.
+        parent: `{"path", "step"}` of the checkpoint that this run was started from; a branch points to its main run.
     """
     return {
         "tokens_by_source": tokens_by_source,
@@ -297,7 +306,7 @@ def describe_run(
         "code_revision": code_revision(),
         "tokenizer": tokenizer,
         "mixture": mixture,
-        "parent": None if parent is None else {"path": str(parent), "step": read_metadata(parent)["step"]},
+        "parent": parent,
         "versions": {
             "python": platform.python_version(),
             **{
