@@ -80,8 +80,11 @@ def our_logits(
     return model(tokens_BT, segment_ids_BT=segment_ids_BT, positions_BT=positions_BT)
 
 
-def random_torch_llama(**changes: Any) -> Any:
-    """A LlamaForCausalLM in float32 whose every parameter is random, norms included."""
+def random_torch_llama(*, std: float = 0.1, **changes: Any) -> Any:
+    """A LlamaForCausalLM in float32 whose every parameter is random, norms included.
+
+    The default standard deviation is larger than at the start of training, so that attention is far from uniform.
+    """
     import torch
     import transformers
 
@@ -99,14 +102,13 @@ def random_torch_llama(**changes: Any) -> Any:
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**(values | changes)))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            # Larger than at the start of training, so that attention is far from uniform.
-            parameter.normal_(1.0 if "norm" in name else 0.0, 0.1)
+            parameter.normal_(1.0 if "norm" in name else 0.0, std)
     return model.to(torch.float32).eval()
 
 
-def make_pair(directory: Path, *, max_shard_size: str = "5GB", **changes: Any) -> Pair:
+def make_pair(directory: Path, *, max_shard_size: str = "5GB", std: float = 0.1, **changes: Any) -> Pair:
     """Saves a random transformers Llama in `directory` and imports it."""
-    model = random_torch_llama(**changes)
+    model = random_torch_llama(std=std, **changes)
     model.save_pretrained(directory, max_shard_size=max_shard_size)
     params, config = import_huggingface(directory, vocab_multiple=32)
     return Pair(model, directory, params, config)
