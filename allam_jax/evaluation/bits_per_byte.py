@@ -6,14 +6,15 @@ The sum runs over every token of every document, so the number says how many bit
 the text, whatever pieces it is cut into.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+import math
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from allam_jax.errors import UserError
+from allam_jax.data.batch import Batch
+from allam_jax.data.evaluation_rows import EvaluationRows
 from allam_jax.model.config import ComputeOptions, LlamaConfig
 from allam_jax.model.llama import Params, bind
 from allam_jax.parallel.distributed import global_batch_array, process_rows
@@ -24,35 +25,27 @@ Result = dict[str, float]
 _NEEDED = ("tokens", "targets", "segment_ids", "positions")
 
 
-class Rows(Protocol):
-    """Held-out documents as batches: equal-shaped, each scored token once, the same on every process."""
-
-    @property
-    def batches(self) -> Sequence[Mapping[str, np.ndarray]]:
-        """Dicts of [B, T] arrays as in `data/batch.py`."""
-
-    @property
-    def num_bytes(self) -> int:
-        """UTF-8 bytes of the documents."""
-
-
 def make_evaluator(
-    *, config: LlamaConfig, options: ComputeOptions, mesh: Mesh, num_chunks: int = 1
-) -> Callable[[Params, Rows], Result]:
-    """Returns `evaluate(params, rows)`, compiled once for each shape of batch.
+    *, config: LlamaConfig, options: ComputeOptions, mesh: Mesh, batch_size: int, num_chunks: int = 1
+) -> Callable[[Params, EvaluationRows], Result]:
+    """Returns `evaluate(params, rows)`, compiled once for each length of rows.
 
     Its result: `bits_per_byte`, `nats` (summed negative log-likelihood), `bytes`, `tokens` (scored targets) and
     `nats_per_token`. Likelihoods leave the devices token by token in float32 and are summed on the host in float64, in
-    the order of the rows: the sum does not depend on how the batch was cut over devices.
+    the order of the rows: the size of the set costs no precision, and neither mesh nor processes change the sum.
 
     Args:
         config: shapes.
         options: how to compute; dropout is off.
-        mesh: rows are cut over its `data` and `fsdp` axes. With several processes, each calls with the same rows.
+        mesh: batches are cut over its `data` and `fsdp` axes. With several processes, each calls with all rows.
+        batch_size: rows that are scored at a time.
         num_chunks: logits of 1 / num_chunks of a batch exist at a time.
 
-    `evaluate` raises UserError for rows without text, and for a batch that the mesh does not divide.
+    Raises:
+        UserError: the mesh does not divide the batch size.
     """
+    check_batch(batch_size, accumulation=1, mesh=mesh)
+    start, stop = process_rows(mesh, global_batch=batch_size)
 
     def nll(params: Params, batch: dict[str, jax.Array]) -> jax.Array:
         model = bind(params, config=config, options=options)
@@ -68,43 +61,30 @@ def make_evaluator(
     replicated = NamedSharding(mesh, PartitionSpec())
     compiled = jax.jit(nll, out_shardings=replicated)
 
-    def evaluate(params: Params, rows: Rows) -> Result:
-        nats, tokens = 0.0, 0
+    def on_mesh(batch: Batch) -> dict[str, jax.Array]:
+        mine = {key: batch[key][start:stop] for key in _NEEDED}
+        return global_batch_array(mine, mesh=mesh, global_batch=batch_size)
+
+    def evaluate(params: Params, rows: EvaluationRows) -> Result:
+        nats = 0.0
         waiting: tuple[jax.Array, np.ndarray] | None = None
-        for batch in rows.batches:
-            weights_BT = np.asarray(batch["loss_weights"])
+        for batch in rows.batches(batch_size):
             with jax.set_mesh(mesh):
-                nll_BT = compiled(params, _on_mesh(batch, mesh=mesh))
+                nll_BT = compiled(params, on_mesh(batch))
             if waiting is not None:  # fetched one batch late, so that the devices never wait for the host
                 nats += _weighted_sum(*waiting)
-            waiting = nll_BT, weights_BT
-            tokens += int(np.count_nonzero(weights_BT))
+            waiting = nll_BT, batch["loss_weights"]
         if waiting is not None:
             nats += _weighted_sum(*waiting)
-        if not tokens or not rows.num_bytes:
-            raise UserError("the evaluation set has no text: it needs at least one document that is not empty")
         return {
-            "bits_per_byte": nats / np.log(2).item() / rows.num_bytes,
+            "bits_per_byte": nats / math.log(2) / rows.bytes,
             "nats": nats,
-            "bytes": rows.num_bytes,
-            "tokens": tokens,
-            "nats_per_token": nats / tokens,
+            "bytes": rows.bytes,
+            "tokens": rows.tokens,
+            "nats_per_token": nats / rows.tokens,
         }
 
     return evaluate
-
-
-def evaluate_sets(
-    evaluate: Callable[[Params, Rows], Result], params: Params, *, sets: Mapping[str, Rows]
-) -> dict[str, Result]:
-    """Evaluates every named set; UserError names the one that has no text."""
-    results = {}
-    for name, rows in sets.items():
-        try:
-            results[name] = evaluate(params, rows)
-        except UserError as error:
-            raise UserError(f"evaluation set {name!r}: {error}") from None
-    return results
 
 
 def metrics_row(results: Mapping[str, Result]) -> dict[str, float]:
@@ -117,11 +97,3 @@ def _weighted_sum(nll_BT: jax.Array, weights_BT: np.ndarray) -> float:
     counted_BT = weights_BT > 0
     values = np.asarray(nll_BT, np.float64)[counted_BT]
     return float(np.sum(values * weights_BT[counted_BT].astype(np.float64)))
-
-
-def _on_mesh(batch: Mapping[str, np.ndarray], *, mesh: Mesh) -> dict[str, jax.Array]:
-    num_rows = len(batch["tokens"])
-    check_batch(num_rows, accumulation=1, mesh=mesh)
-    start, stop = process_rows(mesh, global_batch=num_rows)
-    mine = {key: batch[key][start:stop] for key in _NEEDED}
-    return global_batch_array(mine, mesh=mesh, global_batch=num_rows)

@@ -1,9 +1,9 @@
 """Reports in Markdown: building blocks, and the report of one training run."""
 
 import importlib.metadata
-import json
 import os
 import platform
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,38 +11,19 @@ from typing import Any
 
 import jax
 
-from allam_jax.errors import UserError
 from allam_jax.evaluation import figures
 from allam_jax.files import write_text
+from allam_jax.training.metrics import read_metrics
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "sentencepiece")
-Rows = list[dict[str, Any]]
 
-_FINAL_KEYS = ("step", "loss", "grad_norm", "learning_rate", "tokens_per_second")
 _TITLES = {
     "step": "Step",
     "loss": "Loss (nats/token)",
     "grad_norm": "Gradient norm",
     "learning_rate": "Learning rate",
-    "tokens_per_second": "Tokens/s",
+    "tokens_per_second": "Tokens/s (median)",
 }
-
-
-def read_metrics(path: Path) -> Rows:
-    """The rows of a metrics.jsonl; UserError naming file and line if it is missing or a line is not a JSON object."""
-    rows = []
-    try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                row = json.loads(line)
-                if not isinstance(row, dict) or "step" not in row:
-                    raise UserError(f'{path}:{number}: expected a JSON object with a "step"')
-                rows.append(row)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; it is written by task train") from None
-    except ValueError as error:  # of JSON, or of UTF-8
-        raise UserError(f"{path}:{len(rows) + 1}: not a JSON line ({error})") from None
-    return rows
 
 
 def bits_per_byte(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
@@ -163,7 +144,7 @@ def write_run_report(
     if training:
         curves_path = workdir / "figures" / "training.png"
         figures.training_curves({"training": training}, curves_path)
-        last = {key: training[-1].get(key) for key in _FINAL_KEYS}
+        last = dict(training[-1]) | {"tokens_per_second": _median(training, "tokens_per_second")}
         sections.append(
             section(
                 "Training",
@@ -208,6 +189,11 @@ def write_run_report(
 
 def _line(cells) -> str:
     return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def _median(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    values = [row[key] for row in rows if row.get(key) is not None]
+    return statistics.median(values) if values else None
 
 
 def _plain(text: str) -> str:
