@@ -2,6 +2,7 @@
 
 import ast
 import gzip
+import itertools
 import json
 import re
 import shutil
@@ -116,18 +117,14 @@ def _grouped(prefix: str, numbered: Iterable[tuple[str, str]]) -> Texts:
 
 
 def _chunks(prefix: str, text: str) -> Texts:
-    """Cuts a long text at blank lines into pieces of about `CHUNK_BYTES`; no character but the cut lines is lost."""
-    paragraphs = (paragraph.strip("\n") for paragraph in re.split(r"\n[ \t]*\n", text))
-    piece: list[str] = []
-    size, number = 0, 0
+    """Cuts a long text at blank lines into pieces of about `CHUNK_BYTES`; only blank lines around a piece are lost."""
+    parts = re.split(r"(\n(?:[ \t]*\n)+)", text)
+    paragraphs = (paragraph + gap for paragraph, gap in itertools.zip_longest(parts[::2], parts[1::2], fillvalue=""))
+    piece, number = "", 0
     for paragraph in paragraphs:
-        if not paragraph.strip():
-            continue
-        length = len(paragraph.encode()) + 2
-        if piece and size + length > CHUNK_BYTES:
-            yield f"{prefix}:{number}", "\n\n".join(piece)
-            piece, size, number = [], 0, number + 1
-        piece.append(paragraph)
-        size += length
-    if piece:
-        yield f"{prefix}:{number}", "\n\n".join(piece)
+        if piece.strip() and len((piece + paragraph).encode()) > CHUNK_BYTES:
+            yield f"{prefix}:{number}", piece.strip("\n")
+            piece, number = "", number + 1
+        piece += paragraph
+    if piece.strip():
+        yield f"{prefix}:{number}", piece.strip("\n")

@@ -59,7 +59,6 @@ def write_dataset(
         raise UserError(f"dataset name {name!r}: expected lower-case letters, digits and underscores, a letter first")
     if not 0 <= validation_share < 1:
         raise UserError(f"{name}: validation share is {validation_share}; expected 0 <= share < 1")
-    features = _features()
     with atomic_path(directory) as temporary:
         temporary.mkdir()
         wanted = SPLITS if validation_share > 0 else SPLITS[:1]
@@ -67,8 +66,7 @@ def write_dataset(
         try:
             for document in documents:
                 split = "validation" if _unit_hash(f"{seed}:{document.id}") < validation_share else "train"
-                record = features.serialize_example({field: getattr(document, field) for field in FIELDS})
-                writers[split].write(record, text=document.text)
+                writers[split].write(document)
             splits = {split: writer.finish(name) for split, writer in writers.items()}
         except (RuntimeError, OSError) as error:  # ArrayRecord raises RuntimeError for a failed write.
             raise UserError(f"{directory}: cannot write the shards ({_one_line(error)}); is the disk full?") from None
@@ -83,7 +81,7 @@ def write_dataset(
                     f"{name}: no document for the split {split!r} (of {total} documents, validation share "
                     f"{validation_share}); give more documents or another share"
                 )
-        _write_tfds_metadata(temporary, name=name, splits=splits, features=features)
+        _write_tfds_metadata(temporary, name=name, splits=splits)
         manifest = {
             "name": name,
             "splits": splits,
@@ -144,17 +142,17 @@ class _SplitWriter:
         self._shards: list[dict[str, Any]] = []
         self._words = 0
 
-    def write(self, record: bytes, *, text: str) -> None:
+    def write(self, document: Document) -> None:
         if self._writer is None:
             # Grain reads single records fast only from groups of one.
             path = self._directory / f"{self._split}-{len(self._shards)}"
             self._writer = ArrayRecordWriter(str(path), "group_size:1")
             self._shards.append({"file": path.name, "documents": 0, "bytes": 0})
-        self._writer.write(record)
+        self._writer.write(_example({field: getattr(document, field) for field in FIELDS}))
         shard = self._shards[-1]
         shard["documents"] += 1
-        shard["bytes"] += len(text.encode())
-        self._words += len(text.split())
+        shard["bytes"] += len(document.text.encode())
+        self._words += len(document.text.split())
         if shard["bytes"] >= self._shard_bytes:
             self.close()
 
@@ -177,14 +175,33 @@ class _SplitWriter:
         }
 
 
-def _features():
+def _example(fields: Mapping[str, str]) -> bytes:
+    """A serialised tf.train.Example of strings.
+
+    Not left to TFDS, because protobuf serialises maps in an order that changes from process to process: here the same
+    documents give the same shards, byte for byte. Every message in an Example has field 1, but for the value (2) of
+    an entry of the map:
+      Example{1: Features{1: repeated Entry{1: key, 2: Feature{1: BytesList{1: repeated bytes}}}}}
+    """
+    entries = (
+        _message(1, key.encode()) + _message(2, _message(1, _message(1, text.encode()))) for key, text in fields.items()
+    )
+    return _message(1, b"".join(_message(1, entry) for entry in entries))
+
+
+def _message(field: int, payload: bytes) -> bytes:
+    """A length-delimited protobuf field: tag, length as a varint, payload."""
+    header = bytearray([field << 3 | 2])
+    length = len(payload)
+    while length > 0x7F:
+        header.append(length & 0x7F | 0x80)
+        length >>= 7
+    header.append(length)
+    return bytes(header) + payload
+
+
+def _write_tfds_metadata(directory: Path, *, name: str, splits: Mapping[str, Any]) -> None:
     import tensorflow_datasets as tfds  # Half a second: only those who write or read shards pay it.
-
-    return tfds.features.FeaturesDict({field: tfds.features.Text() for field in FIELDS})
-
-
-def _write_tfds_metadata(directory: Path, *, name: str, splits: Mapping[str, Any], features: Any) -> None:
-    import tensorflow_datasets as tfds
 
     def split_info(split: str, counts: Mapping[str, Any]) -> Any:
         template = tfds.core.ShardedFileTemplate(
@@ -197,7 +214,7 @@ def _write_tfds_metadata(directory: Path, *, name: str, splits: Mapping[str, Any
 
     tfds.folder_dataset.write_metadata(
         data_dir=directory,
-        features=features,
+        features=tfds.features.FeaturesDict({field: tfds.features.Text() for field in FIELDS}),
         split_infos=[split_info(split, counts) for split, counts in splits.items()],
         filename_template=_TEMPLATE,
         check_data=False,  # TFDS's own check reads through TensorFlow.
