@@ -1,6 +1,7 @@
 """Reports in Markdown: building blocks, and the report of one training run."""
 
 import importlib.metadata
+import math
 import os
 import platform
 import statistics
@@ -26,7 +27,7 @@ _TITLES = {
 }
 
 
-def bits_per_byte(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+def evaluation_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
     """The evaluations among the rows of metrics.jsonl: for each language its (step, bits per byte)."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
@@ -39,16 +40,17 @@ def bits_per_byte(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int
 
 
 def number(value: Any) -> str:
-    """A value as a table shows it: four significant digits, thousands separated, a dash for nothing."""
+    """A value as a table shows it: four significant digits or whole thousands; a dash for None."""
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int) or (value.is_integer() and 1000 <= abs(value) < 1e15):
         return f"{value:,.0f}"
-    if value != value or abs(value) < 1e-3 or abs(value) >= 1e6:
+    size = abs(float(f"{value:.4g}"))
+    if not math.isfinite(value) or size < 1e-3 or size >= 1e9:
         return f"{value:.4g}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}".rstrip(".")
+    return f"{value:,.0f}" if size >= 1000 else f"{value:#.4g}"
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | Sequence[str]) -> str:
@@ -92,8 +94,8 @@ def environment(*, seconds: float | None = None) -> str:
     facts = {
         "Python": platform.python_version(),
         **{name: version for name in PACKAGES if (version := _version(name))},
-        "Devices": f"{len(devices)} × {', '.join(kinds)} ({devices[0].platform}), {jax.process_count()} process(es)",
-        "Host": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
+        "Devices": f"{len(devices)} × {', '.join(kinds)} ({devices[0].platform}), {_count(jax.process_count(), 'process', 'processes')}",
+        "Host": f"{platform.system()} {platform.machine()}, {_count(os.cpu_count() or 1, 'CPU core', 'CPU cores')}",
     }
     if seconds is not None:
         facts["Wall-clock time"] = duration(seconds)
@@ -102,7 +104,7 @@ def environment(*, seconds: float | None = None) -> str:
 
 def duration(seconds: float) -> str:
     """`4.2 s`, `3 min 05 s` or `2 h 07 min`."""
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
@@ -117,7 +119,7 @@ def write_report(path: Path, *, title: str, sections: Sequence[str]) -> None:
 def write_run_report(
     workdir: Path, *, command: str, title: str = "Training run", seconds: float | None = None, **facts: Any
 ) -> Path:
-    """Writes `report.md` and `figures/*.png` of a training run from its `metrics.jsonl`.
+    """Writes `report.md` and `figures/*.png` of a training run from its `metrics.jsonl`; for one process to call.
 
     Args:
         workdir: where the metrics are and the report goes.
@@ -136,7 +138,7 @@ def write_run_report(
     report = workdir / "report.md"
     rows = read_metrics(workdir / "metrics.jsonl")
     training = [row for row in rows if "loss" in row]
-    curves = bits_per_byte(rows)
+    curves = evaluation_curves(rows)
     summary = [{"what": what.replace("_", " ").capitalize(), "value": number(value)} for what, value in facts.items()]
     sections = [section("Command", code(command, language="sh"))]
     if summary:
@@ -194,6 +196,10 @@ def _line(cells) -> str:
 def _median(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
     values = [row[key] for row in rows if row.get(key) is not None]
     return statistics.median(values) if values else None
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 def _plain(text: str) -> str:
