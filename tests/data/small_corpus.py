@@ -1,0 +1,27 @@
+"""A small corpus, and a tokenizer whose ids can be computed by hand."""
+
+import numpy as np
+
+BOS, EOS = 256, 257
+
+
+class ByteTokenizer:
+    """One id per UTF-8 byte."""
+
+    bos_id, eos_id, vocab_size, fingerprint = BOS, EOS, 258, "bytes"
+
+    def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
+        return [BOS] * bos + list(text.encode()) + [EOS] * eos
+
+
+def make_texts(prefix: str, count: int, *, seed: int) -> list[str]:
+    """Texts of 1 to 120 letters that begin with their number, all different; every 17th is ten times as long."""
+    rng = np.random.default_rng(seed)
+    texts = []
+    for number in range(count):
+        length = int(rng.integers(1, 120)) * (10 if number % 17 == 0 else 1)
+        texts.append(f"{prefix}{number}:" + "".join(rng.choice(list("abcdefgh "), size=length)))
+    return texts
+
+
+TEXTS = {"en": make_texts("e", 101, seed=1), "ar": make_texts("ع", 40, seed=2), "code": make_texts("c", 7, seed=3)}
