@@ -7,7 +7,7 @@ counts, sizes and hashes.
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,10 @@ def write_dataset(
         try:
             for document in documents:
                 split = "validation" if _unit_hash(f"{seed}:{document.id}") < validation_share else "train"
-                writers[split].write(document)
-            splits = {split: writer.finish(name) for split, writer in writers.items()}
-        except (RuntimeError, OSError) as error:  # ArrayRecord raises RuntimeError for a failed write.
-            raise UserError(f"{directory}: cannot write the shards ({_one_line(error)}); is the disk full?") from None
+                with _disk_errors(directory):
+                    writers[split].write(document)
+            with _disk_errors(directory):
+                splits = {split: writer.finish(name) for split, writer in writers.items()}
         finally:
             for writer in writers.values():
                 with contextlib.suppress(RuntimeError, OSError):
@@ -81,7 +81,6 @@ def write_dataset(
                     f"{name}: no document for the split {split!r} (of {total} documents, validation share "
                     f"{validation_share}); give more documents or another share"
                 )
-        _write_tfds_metadata(temporary, name=name, splits=splits)
         manifest = {
             "name": name,
             "splits": splits,
@@ -90,7 +89,9 @@ def write_dataset(
             "fingerprint": sha256_of_json(splits),
             "metadata": dict(metadata or {}),
         }
-        write_json(temporary / MANIFEST, manifest)
+        with _disk_errors(directory):
+            _write_tfds_metadata(temporary, name=name, splits=splits)
+            write_json(temporary / MANIFEST, manifest)
     return manifest
 
 
@@ -226,5 +227,11 @@ def _unit_hash(key: str) -> float:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) / 2**64
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+@contextlib.contextmanager
+def _disk_errors(directory: Path) -> Iterator[None]:
+    """ArrayRecord raises RuntimeError when a write fails."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{directory}: cannot write the dataset ({reason}); is the disk full?") from None

@@ -117,6 +117,26 @@ def test_bad_arguments_and_empty_splits_leave_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_is_a_user_error_and_leaves_nothing_behind(tmp_path):
+    """In a process of its own, where no file may grow beyond 200 kB: what a full disk is to a writer."""
+    program = (
+        "import resource, signal, sys; sys.path[:0] = sys.argv[2:]\n"
+        "from test_shards import corpus\n"
+        "from allam_jax.corpus.shards import write_dataset\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
+        "documents = [d.__class__(**{**vars(d), 'text': repr(hash((d.id, 1)) ** 9) * 50}) for d in corpus()]\n"
+        "try: write_dataset(documents, directory=sys.argv[1], name='a')\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+    )
+    here = os.path.dirname(__file__)
+    command = [sys.executable, "-c", program, str(tmp_path / "a"), here, os.path.dirname(os.path.dirname(here))]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith(f"UserError {tmp_path / 'a'}: cannot write the dataset (")
+    assert result.stdout.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_failed_rewrite_keeps_the_old_dataset(tmp_path):
     write_dataset(corpus(100), directory=tmp_path / "a", name="a", validation_share=0.1)
     with pytest.raises(UserError):
