@@ -3,6 +3,7 @@
 import dataclasses
 
 from allam_jax.errors import UserError
+from kernels.attention.api import BACKENDS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,10 @@ class ComputeOptions:
             raise UserError(f"compute.compute_dtype = {self.compute_dtype!r}: expected float32, bfloat16 or float16")
         if self.remat not in ("none", "dots", "full"):
             raise UserError(f"compute.remat = {self.remat!r}: expected none, dots or full")
+        if self.attention not in BACKENDS:
+            raise UserError(f"compute.attention = {self.attention!r}: expected one of {', '.join(BACKENDS)}")
+        if self.scan_unroll < 1:
+            raise UserError(f"compute.scan_unroll = {self.scan_unroll}: expected at least 1")
         for name in ("dropout_embedding", "dropout_attention", "dropout_residual"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"compute.{name} = {getattr(self, name)}: expected a rate in [0, 1)")

@@ -10,7 +10,7 @@ U padded old vocabulary, V padded new vocabulary, D model width, C rows handled 
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -101,10 +101,10 @@ def expand(
 class _Spelling(NamedTuple):
     """For every new row, the old rows it comes from."""
 
-    ids_VP: np.ndarray  # the first `lengths_V` of a row count
-    lengths_V: np.ndarray
-    kept_V: np.ndarray  # whether the row is copied
-    real_V: np.ndarray  # whether the row is a token, not padding
+    ids_VP: Array | np.ndarray  # the first `lengths_V` of a row count
+    lengths_V: Array | np.ndarray
+    kept_V: Array | np.ndarray  # whether the row is copied
+    real_V: Array | np.ndarray  # whether the row is a token, not padding
 
 
 class _Scales(NamedTuple):
@@ -165,7 +165,7 @@ def _new_rows(table_UD: Array, spelling: _Spelling, key: Array, scales: _Scales,
     def rows(ids: Array) -> Array:
         return table_UD[ids].astype(jnp.float32)
 
-    def subword_mean(ids_CP: Array, lengths_C: Array) -> Array:
+    def subword_mean(ids_CP: Any, lengths_C: Any) -> Array:
         def add(place: Array, total_CD: Array) -> Array:
             return total_CD + jnp.where((place < lengths_C)[:, None], rows(ids_CP[:, place]), 0.0)
 
@@ -173,7 +173,7 @@ def _new_rows(table_UD: Array, spelling: _Spelling, key: Array, scales: _Scales,
         total_CD = jax.lax.fori_loop(0, jnp.max(lengths_C), add, jnp.zeros((_CHUNK, table_UD.shape[1])))
         return total_CD / jnp.maximum(lengths_C, 1)[:, None]
 
-    def new(ids_CP: Array, lengths_C: Array, key: Array) -> Array:
+    def new(ids_CP: Any, lengths_C: Any, key: Array) -> Array:
         normal = functools.partial(jax.random.normal, key, dtype=jnp.float32)
         if method == "random":
             return scales.init_std * normal((_CHUNK, table_UD.shape[1]))

@@ -25,12 +25,14 @@ from allam_jax.model import safetensors_io
 from allam_jax.model.config import LlamaConfig
 from allam_jax.model.huggingface_config import config_from_huggingface, config_to_huggingface
 from allam_jax.model.llama import Params, abstract_params
-from allam_jax.model.output_directory import collective_directory, copy_tokenizer, is_writer
+from allam_jax.model.output_directory import collective_directory, copy_tokenizer
 from allam_jax.model.safetensors_io import StoredTensor, TensorToWrite
 from allam_jax.model.weights import shardings_on
+from allam_jax.parallel.distributed import is_main_process
 from allam_jax.parallel.sharding import DEFAULT_RULES, ShardingRules
 
 _BLOCK_BYTES = 8 << 20
+_Bounds = tuple[tuple[int, int], ...]  # start and stop on each axis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +222,8 @@ def _assemble(
 ) -> jax.Array:
     """Reads each stored tensor once and deals its blocks out to the buffers of this process's shards."""
 
-    def bounds(index: tuple[slice, ...]) -> tuple[tuple[int, int], ...]:
+    def bounds(index: tuple[slice, ...] | None) -> _Bounds:
+        assert index is not None
         return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
 
     shards = {bounds(index) for index in sharding.addressable_devices_indices_map(shape).values()}
@@ -234,18 +237,15 @@ def _assemble(
             covered = [(0, size) for size in piece.shape]
             covered[block_axis] = (first, last)
             for shard, buffer in buffers.items():
-                _copy_overlap(block, covered, buffer, shard, piece.layer)
+                if piece.layer is None:
+                    _copy_overlap(block, tuple(covered), buffer, shard)
+                elif shard[0][0] <= piece.layer < shard[0][1]:
+                    _copy_overlap(block, tuple(covered), buffer[piece.layer - shard[0][0]], shard[1:])
     return jax.make_array_from_callback(shape, sharding, lambda index: buffers[bounds(index)])
 
 
-def _copy_overlap(
-    block: np.ndarray, covered: list[tuple[int, int]], buffer: np.ndarray, shard: tuple, layer: int | None
-) -> None:
-    if layer is not None:
-        (first, last), *shard = shard
-        if not first <= layer < last:
-            return
-        buffer = buffer[layer - first]
+def _copy_overlap(block: np.ndarray, covered: _Bounds, buffer: np.ndarray, shard: _Bounds) -> None:
+    """Copies what lies in both: `block` holds the ranges `covered` of a parameter, `buffer` the ranges `shard`."""
     overlap = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(covered, shard, strict=True)]
     if any(start >= stop for start, stop in overlap):
         return
@@ -299,7 +299,7 @@ def export_huggingface(
     names = {jnp.dtype(tensor.dtype).name for tensor in tensors}
     dtype_name = names.pop() if len(names) == 1 else "float32"
     with collective_directory(Path(directory)) as temporary:
-        if not is_writer():
+        if not is_main_process():
             for tensor in tensors:  # takes part in fetching what lies on other hosts
                 for _ in tensor.blocks():
                     pass

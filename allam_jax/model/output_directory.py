@@ -6,10 +6,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
-from jax.experimental import multihost_utils
-
 from allam_jax.errors import UserError
+from allam_jax.parallel.distributed import barrier, is_main_process
 
 # What a tokenizer may consist of, here and in transformers. Anything else beside it is not copied along.
 TOKENIZER_FILES = (
@@ -24,11 +22,6 @@ TOKENIZER_FILES = (
 )
 
 
-def is_writer() -> bool:
-    """Whether this process writes the files that only one may write."""
-    return jax.process_index() == 0
-
-
 @contextlib.contextmanager
 def collective_directory(directory: Path) -> Iterator[Path]:
     """Yields one temporary sibling to all processes; the first renames it to `directory` when all are done.
@@ -38,21 +31,24 @@ def collective_directory(directory: Path) -> Iterator[Path]:
     """
     directory = Path(directory)
     temporary = directory.parent / f".{directory.name}.partial"
-    if is_writer():
-        shutil.rmtree(temporary, ignore_errors=True)
+    replaced = directory.parent / f".{directory.name}.replaced"
+    if is_main_process():
+        for leftover in (temporary, replaced):
+            shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir(parents=True)
-    _barrier(f"open {directory}")
+    barrier(f"open {directory}")
     try:
         yield temporary
-        _barrier(f"written {directory}")
-        if is_writer():
+        barrier(f"written {directory}")
+        if is_main_process():
             if directory.is_dir():
-                shutil.rmtree(directory)
+                os.replace(directory, replaced)
             os.replace(temporary, directory)
+            shutil.rmtree(replaced, ignore_errors=True)
     finally:
-        if is_writer():
+        if is_main_process():
             shutil.rmtree(temporary, ignore_errors=True)
-    _barrier(f"renamed {directory}")
+    barrier(f"renamed {directory}")
 
 
 def copy_tokenizer(source: Path, *, to: Path) -> None:
@@ -63,8 +59,3 @@ def copy_tokenizer(source: Path, *, to: Path) -> None:
     Path(to).mkdir(parents=True, exist_ok=True)
     for name in names:
         shutil.copyfile(Path(source) / name, Path(to) / name)
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)

@@ -166,7 +166,7 @@ def read_rows(tensor: StoredTensor, *, start: int = 0, stop: int | None = None) 
 
 def read_into(tensor: StoredTensor, buffer: np.ndarray, *, offset: int = 0) -> None:
     """Fills a flat uint8 array with the tensor's bytes from `offset` on; UserError if the file ends early."""
-    view = memoryview(buffer)
+    view = buffer.data
     with open(tensor.file, "rb", buffering=0) as file:
         position, done = tensor.offset + offset, 0
         while done < len(view):
@@ -229,6 +229,6 @@ def _write_file(path: Path, tensors: Sequence[TensorToWrite], metadata: dict[str
             for block in tensor.blocks():
                 if block.dtype != tensor.dtype or block.shape[1:] != tensor.shape[1:]:
                     raise ValueError(f"{tensor.name}: block {block.dtype}{block.shape} of {tensor.dtype}{tensor.shape}")
-                written += file.write(memoryview(np.ascontiguousarray(block).reshape(-1).view(np.uint8)))
+                written += file.write(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
             if written != tensor.nbytes:
                 raise ValueError(f"{tensor.name}: wrote {written} bytes of {tensor.nbytes}")

@@ -13,13 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, Sharding
 
 from allam_jax.errors import UserError
 from allam_jax.files import read_json, write_json
 from allam_jax.model.config import LlamaConfig
 from allam_jax.model.llama import Params, abstract_params, param_axes
-from allam_jax.model.output_directory import collective_directory, copy_tokenizer, is_writer
+from allam_jax.model.output_directory import collective_directory, copy_tokenizer
+from allam_jax.parallel.distributed import is_main_process
 from allam_jax.parallel.sharding import DEFAULT_RULES, ShardingRules, parameter_shardings
 
 FORMAT_VERSION = 1
@@ -65,7 +66,7 @@ def save_weights(
     with collective_directory(Path(directory)) as temporary:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((temporary / PARAMS_FOLDER).absolute(), params)
-        if is_writer():
+        if is_main_process():
             if tokenizer_dir is not None:
                 copy_tokenizer(tokenizer_dir, to=temporary / TOKENIZER_FOLDER)
             write_json(temporary / METADATA_FILE, metadata or {})
@@ -153,9 +154,8 @@ def shardings_on(config: LlamaConfig, *, mesh: Mesh | None, rules: ShardingRules
     shapes = abstract_params(config)
     if mesh is not None:
         return parameter_shardings(param_axes(config), abstract_params=shapes, mesh=mesh, rules=rules)
-    device = jax.config.jax_default_device
-    sharding = SingleDeviceSharding(device if isinstance(device, jax.Device) else jax.local_devices()[0])
-    return jax.tree.map(lambda _: sharding, shapes)
+    default = jnp.zeros(()).sharding
+    return jax.tree.map(lambda _: default, shapes)
 
 
 def abstract_on_devices(
