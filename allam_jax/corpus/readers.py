@@ -105,7 +105,7 @@ class FileReader:
     def _records(self, file: Path) -> Iterator[_Record]:
         if file.name.endswith(".parquet"):
             return _parquet_records(file, text_field=self._text_field, id_field=self._id_field)
-        if ".jsonl" in file.suffixes:
+        if file.name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
             return map(_json_record, _units(_lines(file), unit="line"))
         to_record = functools.partial(_text_record, field=self._text_field)
         return map(to_record, _units(_lines(file), unit=self._text_unit))
@@ -120,10 +120,12 @@ class FileReader:
             return f"with field {self._text_field!r} not a string"
         if not text.strip():
             return "empty"
-        id_ = record.get(self._id_field)
-        return Document(
-            text=text, id=default_id if id_ is None else str(id_), source=self._source, language=self._language
-        )
+        id_ = default_id if record.get(self._id_field) is None else str(record[self._id_field])
+        try:
+            f"{text}{id_}".encode()
+        except UnicodeEncodeError:  # Half of a surrogate pair, which JSON can spell as an escape.
+            return "with invalid Unicode"
+        return Document(text=text, id=id_, source=self._source, language=self._language)
 
     def _check_share(self, file: Path) -> None:
         counts = self.counts[file]
@@ -244,7 +246,7 @@ def _json_record(line: bytes) -> _Record:
         record = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
         return "with invalid UTF-8"
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # ValueError also for an integer of thousands of digits.
         return "not JSON"
     return record if isinstance(record, dict) else "not a JSON object"
 
@@ -260,6 +262,18 @@ def _parquet_records(file: Path, *, text_field: str, id_field: str) -> Iterator[
                 raise UserError(f"{file}: no column {text_field!r}; it has {', '.join(names)}")
             columns = [text_field] + ([id_field] if id_field in names and id_field != text_field else [])
             for batch in parquet.iter_batches(batch_size=1000, columns=columns):
-                yield from batch.to_pylist()
+                try:
+                    yield from batch.to_pylist()
+                except UnicodeDecodeError:
+                    yield from _rows_one_by_one(batch)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{file}: damaged or not Parquet ({' '.join(str(error).split())}); fetch it again") from None
+
+
+def _rows_one_by_one(batch: Any) -> Iterator[_Record]:
+    """The rows of a batch of which some value is not valid UTF-8 (Parquet writers need not check)."""
+    for index in range(batch.num_rows):
+        try:
+            yield {name: batch.column(name)[index].as_py() for name in batch.schema.names}
+        except UnicodeDecodeError:
+            yield "with invalid UTF-8"

@@ -105,19 +105,21 @@ def test_parquet(tmp_path):
 
 
 def bad_file(path):
-    records = [b'{"text": "good"}'] * 95
+    records = [b'{"text": "good"}'] * 92
     records += [b'{"text": "\xff\xfe"}', b'{"text": ', b"[1]", b'{"body": "x"}', b'{"text": " "}', b'{"text": 3}']
+    records += [rb'{"text": "half of a pair: \ud83d"}', b'{"text": "a", "id": ' + b"9" * 5000 + b"}"]
     path.write_bytes(b"\n".join(records))
     return path
 
 
 def test_bad_records_are_counted_by_reason(tmp_path):
-    reader, documents = read(bad_file(tmp_path / "a.jsonl"), max_bad_share=0.06)
+    reader, documents = read(bad_file(tmp_path / "a.jsonl"), max_bad_share=0.08)
     (counts,) = reader.counts.values()
-    assert counts.documents == len(documents) == 95
+    assert counts.documents == len(documents) == 92
     assert counts.bad == {
         "with invalid UTF-8": 1,
-        "not JSON": 1,
+        "with invalid Unicode": 1,
+        "not JSON": 2,
         "not a JSON object": 1,
         "without field 'text'": 1,
         "empty": 1,
@@ -127,9 +129,9 @@ def test_bad_records_are_counted_by_reason(tmp_path):
 
 def test_too_many_bad_records_stop_the_run(tmp_path):
     with pytest.raises(
-        UserError, match=r"a.jsonl: too many bad records \(95 good, 1 empty, .* 1 with invalid UTF-8"
+        UserError, match=r"a.jsonl: too many bad records \(92 good, 1 empty, .* 1 with invalid UTF-8"
     ) as e:
-        read(bad_file(tmp_path / "a.jsonl"), max_bad_share=0.05)
+        read(bad_file(tmp_path / "a.jsonl"), max_bad_share=0.07)
     assert "\n" not in str(e.value)
 
 
@@ -144,6 +146,15 @@ def test_parquet_nulls_are_bad_records(tmp_path):
     pq.write_table(pa.table({"text": ["a", None]}), tmp_path / "a.parquet")
     reader, _ = read(tmp_path, max_bad_share=0.5)
     assert reader.counts[tmp_path / "a.parquet"].bad == {"without field 'text'": 1}
+
+
+def test_parquet_with_invalid_utf8(tmp_path):
+    values = [b"good", b"\xff\xfe", "نص".encode()]
+    text = pa.Array.from_buffers(pa.string(), 3, pa.array(values, pa.binary()).buffers())
+    pq.write_table(pa.table({"text": text}), tmp_path / "a.parquet")
+    reader, documents = read(tmp_path, max_bad_share=0.5)
+    assert [document.text for document in documents] == ["good", "نص"]
+    assert reader.counts[tmp_path / "a.parquet"].bad == {"with invalid UTF-8": 1}
 
 
 def test_directories_globs_and_lists_give_each_file_once(tmp_path):
