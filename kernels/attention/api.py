@@ -6,10 +6,11 @@ from collections.abc import Callable
 from absl import logging
 from jaxtyping import Array, Float, Int
 
-from kernels.attention import reference
+from kernels.attention import reference, xla_chunked
 
 # Tried in this order by "auto"; one that cannot serve a request raises NotImplementedError with the reason.
 _BACKENDS: dict[str, Callable[..., Array]] = {
+    "xla_chunked": xla_chunked.attention,
     "xla": reference.attention,
 }
 

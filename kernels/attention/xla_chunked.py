@@ -1,0 +1,138 @@
+"""Backend `xla_chunked`: plain XLA in memory O(T), a block of queries at a time. The quickest one on CPU.
+
+A block of queries meets the keys up to its own end only, so close to half of the square is never computed. The
+forward pass keeps the log of each softmax's denominator; the backward pass makes the probabilities again from it, as
+FlashAttention does (Dao 2023, 2307.08691, algorithm 2). Blocks are written out one after the other, not looped over:
+each has another number of keys.
+
+Shapes: B batch, T sequence, K key/value heads, G query heads that share one, H head size; in a block, t queries and
+their S keys, and M = G * t rows of the matmuls.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from kernels.attention.reference import MASKED
+
+BLOCK = 64  # queries in a block: the scores of a few heads then stay in a cache
+MAX_BLOCKS = 16  # of a sequence: longer sequences get larger blocks, so that the program stays small
+
+
+def attention(
+    q_BTNH: Float[Array, "B T N H"],
+    k_BTKH: Float[Array, "B T K H"],
+    v_BTKH: Float[Array, "B T K H"],
+    *,
+    segment_ids_BT: Int[Array, "B T"],
+    scale: float,
+    dropout_rate: float = 0.0,
+    dropout_key: Array | None = None,
+) -> Float[Array, "B T N H"]:
+    """As `reference.attention`, up to rounding and, with dropout, another mask from the same key."""
+    B, T, N, H = q_BTNH.shape
+    K = k_BTKH.shape[2]
+    q_BKGTH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    k_BKTH, v_BKTH = k_BTKH.transpose(0, 2, 1, 3), v_BTKH.transpose(0, 2, 1, 3)
+    out_BKGTH = _attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, dropout_key, scale, dropout_rate)
+    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+def _blocks(T: int) -> list[tuple[int, int]]:
+    """First and last + 1 position of every block."""
+    size = max(BLOCK, -(-T // MAX_BLOCKS))
+    return [(start, min(start + size, T)) for start in range(0, T, size)]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, dropout_key, scale, dropout_rate):
+    return _forward(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, dropout_key, scale, dropout_rate)[0]
+
+
+def _forward(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, dropout_key, scale, dropout_rate):
+    out, log_z = [], []
+    for block in _blocks(q_BKGTH.shape[3]):
+        start, end = block
+        q_BKGtH, k_BKSH, v_BKSH = q_BKGTH[:, :, :, start:end], k_BKTH[:, :, :end], v_BKTH[:, :, :end]
+        scores_BKGtS, visible_Bt1S = _scores(q_BKGtH, k_BKSH, segment_ids_BT, block, scale)
+        max_BKGt = jnp.max(scores_BKGtS, axis=-1)
+        probs_BKGtS = jnp.where(visible_Bt1S, jnp.exp(scores_BKGtS - max_BKGt[..., None]), 0.0)
+        sum_BKGt = jnp.sum(probs_BKGtS, axis=-1)
+        sum_BKGt = jnp.where(sum_BKGt > 0, sum_BKGt, 1.0)  # a row that sees nothing: 0 / 1
+        keep = _keep(dropout_key, start, probs_BKGtS.shape, dropout_rate)
+        mixed_BKGtH = _rows_times(keep(probs_BKGtS).astype(v_BKSH.dtype), v_BKSH)
+        out.append((mixed_BKGtH / sum_BKGt[..., None]).astype(q_BKGTH.dtype))
+        log_z.append(max_BKGt + jnp.log(sum_BKGt))
+    out_BKGTH, log_z_BKGT = jnp.concatenate(out, axis=3), jnp.concatenate(log_z, axis=3)
+    return out_BKGTH, (q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, dropout_key, out_BKGTH, log_z_BKGT)
+
+
+def _backward(scale, dropout_rate, residuals, d_out_BKGTH):
+    q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, dropout_key, out_BKGTH, log_z_BKGT = residuals
+    delta_BKGT = jnp.sum(d_out_BKGTH.astype(jnp.float32) * out_BKGTH.astype(jnp.float32), axis=-1)
+    T, dtype = q_BKGTH.shape[3], q_BKGTH.dtype
+    d_q, d_k_BKTH, d_v_BKTH = [], jnp.float32(0), jnp.float32(0)
+    for block in _blocks(T):
+        start, end = block
+        rows = lambda a: a[:, :, :, start:end]  # noqa: B023, E731
+        q_BKGtH, d_out_BKGtH, k_BKSH, v_BKSH = rows(q_BKGTH), rows(d_out_BKGTH), k_BKTH[:, :, :end], v_BKTH[:, :, :end]
+        scores_BKGtS, visible_Bt1S = _scores(q_BKGtH, k_BKSH, segment_ids_BT, block, scale)
+        probs_BKGtS = jnp.where(visible_Bt1S, jnp.exp(scores_BKGtS - rows(log_z_BKGT)[..., None]), 0.0)
+        keep = _keep(dropout_key, start, probs_BKGtS.shape, dropout_rate)
+        d_probs_BKGtS = keep(_rows_by_keys(d_out_BKGtH, v_BKSH))
+        d_scores_BKGtS = scale * probs_BKGtS * (d_probs_BKGtS - rows(delta_BKGT)[..., None])
+        d_scores_BKGtS = d_scores_BKGtS.astype(dtype)
+        d_q.append(_rows_times(d_scores_BKGtS, k_BKSH).astype(dtype))
+        behind = ((0, 0), (0, 0), (0, T - end), (0, 0))
+        d_k_BKTH += jnp.pad(_over_rows(d_scores_BKGtS, q_BKGtH), behind)
+        d_v_BKTH += jnp.pad(_over_rows(keep(probs_BKGtS).astype(dtype), d_out_BKGtH), behind)
+    return jnp.concatenate(d_q, axis=3), d_k_BKTH.astype(dtype), d_v_BKTH.astype(dtype), None, None
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _scores(q_BKGtH, k_BKSH, segment_ids_BT, block, scale):
+    """Float32 scores [B, K, G, t, S], masked, and what is visible, [B, 1, 1, t, S]."""
+    start, end = block
+    queries_Bt, keys_BS = segment_ids_BT[:, start:end], segment_ids_BT[:, :end]
+    causal_tS = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None, :]
+    visible_BtS = causal_tS & (queries_Bt[:, :, None] == keys_BS[:, None, :]) & (queries_Bt != 0)[:, :, None]
+    visible_B11tS = visible_BtS[:, None, None]
+    return jnp.where(visible_B11tS, scale * _rows_by_keys(q_BKGtH, k_BKSH), MASKED), visible_B11tS
+
+
+def _keep(key, start, shape, rate):
+    """Dropout of probabilities (or of their gradient) as a function: the same mask each time it is called."""
+    if rate == 0.0:
+        return lambda probs: probs
+    mask = jax.random.bernoulli(jax.random.fold_in(key, start), 1.0 - rate, shape)
+    return lambda probs: jnp.where(mask, probs / (1.0 - rate), 0.0)
+
+
+# The three matmuls, as batches over B and K with the heads of a group side by side.
+
+
+def _rows_by_keys(q_BKGtH, k_BKSH):
+    B, K, G, t, H = q_BKGtH.shape
+    q_BKMH = q_BKGtH.reshape(B, K, G * t, H)
+    s_BKMS = jnp.einsum("BKMH,BKSH->BKMS", q_BKMH, k_BKSH, preferred_element_type=jnp.float32)
+    return s_BKMS.reshape(B, K, G, t, -1)
+
+
+def _rows_times(p_BKGtS, v_BKSH):
+    B, K, G, t, S = p_BKGtS.shape
+    o_BKMH = jnp.einsum(
+        "BKMS,BKSH->BKMH", p_BKGtS.reshape(B, K, G * t, S), v_BKSH, preferred_element_type=jnp.float32
+    )
+    return o_BKMH.reshape(B, K, G, t, -1)
+
+
+def _over_rows(p_BKGtS, x_BKGtH):
+    # The small operand is the one that is transposed, and so is the small result: the scores stay as they lie.
+    B, K, G, t, S = p_BKGtS.shape
+    x_BKHM = x_BKGtH.reshape(B, K, G * t, -1).swapaxes(2, 3)
+    o_BKHS = jnp.einsum("BKHM,BKMS->BKHS", x_BKHM, p_BKGtS.reshape(B, K, G * t, S), preferred_element_type=jnp.float32)
+    return o_BKHS.swapaxes(2, 3)
