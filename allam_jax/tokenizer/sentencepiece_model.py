@@ -54,6 +54,8 @@ class SentencePieceModel:
     def __init__(self, serialized: bytes, *, source: str):
         try:
             self.proto = ModelProto.FromString(serialized)
+            if not self.proto.pieces or not self.proto.HasField("trainer_spec"):
+                raise ValueError("cut off between two fields")
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=serialized)
         except (DecodeError, RuntimeError, ValueError):
             raise UserError(
@@ -175,8 +177,8 @@ class SentencePieceModel:
             for text in texts:
                 if match := re.search("[\ud800-\udfff]", text):
                     raise UserError(
-                        f"text {text[:40]!r}: lone surrogate {match[0]!r} at character {match.start()}; it is no "
-                        "Unicode text, decode the source with errors='replace'"
+                        f"text {text[:40]!r} holds the lone surrogate {match[0]!r}, which is no character; decode its "
+                        "source with errors='replace'"
                     ) from None
             raise
 

@@ -33,8 +33,6 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
     "eos_piece": "</s>",
     "pad_piece": "<pad>",
 }
-_NORMALIZER_FLAGS = ("add_dummy_prefix", "remove_extra_whitespaces")
-_NORMALIZER_DEFAULTS: dict[str, Any] = {"add_dummy_prefix": True, "remove_extra_whitespaces": False}
 
 _RESERVED = "\u2585"  # SentencePiece skips every line that contains it
 _DELIMITER = "\ufdd0"  # a non-character: marks where no piece may reach across, while training
@@ -66,17 +64,17 @@ def train_sentencepiece(
 
     Raises UserError for texts without a line, or a vocabulary too large or too small for them.
     """
-    trainer, normalizer = dict(_TRAINER_DEFAULTS), dict(_NORMALIZER_DEFAULTS)
+    trainer = dict(_TRAINER_DEFAULTS)
+    normalizer: dict[str, Any] = {"add_dummy_prefix": True, "remove_extra_whitespaces": False}
     if like is not None:
         if not isinstance(like.model, SentencePieceModel):
             raise UserError(f"{like.model.source}: expected a SentencePiece model to train a tokenizer like it")
         trainer = {key: getattr(like.model.proto.trainer_spec, key) for key in _TRAINER_DEFAULTS}
         spec = like.model.proto.normalizer_spec
-        normalizer = {key: getattr(spec, key) for key in _NORMALIZER_FLAGS}
+        normalizer = {key: getattr(spec, key) for key in normalizer}
         if spec.precompiled_charsmap:
-            normalizer["normalizer"] = sentencepiece.SentencePieceNormalizer(
-                normalizer_spec=spec.SerializeToString(), **normalizer
-            )
+            copy = sentencepiece.SentencePieceNormalizer(normalizer_spec=spec.SerializeToString(), **normalizer)
+            normalizer = {"normalizer": copy}
     if "normalizer" not in normalizer:
         normalizer["normalization_rule_name"] = "identity"
     sentences = _Sentences(texts, script=script)

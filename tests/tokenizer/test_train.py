@@ -1,0 +1,113 @@
+import io
+
+import pytest
+import sentencepiece
+from tokenizer_helpers import Corpus
+
+from allam_jax.errors import UserError
+from allam_jax.tokenizer.scripts import ARABIC_LETTERS, script_pattern
+from allam_jax.tokenizer.tokenizer import Tokenizer
+from allam_jax.tokenizer.train import train_sentencepiece
+
+TEXT = ["the quick brown fox jumps over the lazy dog 1234"] * 5
+
+
+def test_the_same_bytes_with_any_number_of_threads(corpus: Corpus):
+    lines = corpus.train["ar"][:3000]
+    models = [train_sentencepiece(lines, vocab_size=3000, threads=n).model.serialized() for n in (1, 2, 5)]
+    assert models[0] == models[1] == models[2]
+
+
+def test_the_flags_of_llama(corpus: Corpus, mistral: Tokenizer):
+    tokenizer = train_sentencepiece(corpus.train["code"][:5000], vocab_size=1500, control_tokens=["<|x|>"])
+    assert tokenizer.vocab_size == 1500
+    assert tokenizer.special_tokens == {"<unk>": 0, "<s>": 1, "</s>": 2, "<|x|>": 3}
+    ours, llama = tokenizer.model.proto, mistral.model.proto
+    for flag in ("name", "precompiled_charsmap", "add_dummy_prefix", "remove_extra_whitespaces", "escape_whitespaces"):
+        assert getattr(ours.normalizer_spec, flag) == getattr(llama.normalizer_spec, flag)
+    for flag in ("byte_fallback", "split_digits", "allow_whitespace_only_pieces", "split_by_unicode_script"):
+        assert getattr(ours.trainer_spec, flag) == getattr(llama.trainer_spec, flag) is True
+    assert not [piece for piece in tokenizer.model.pieces[260:] if len(piece) > 1 and any(c.isdigit() for c in piece)]
+    assert "▁▁▁▁" in tokenizer.model.pieces  # indentation
+    assert tokenizer.decode(tokenizer.encode("  ﬁ ①\t😀 ")) == "  ﬁ ①\t😀 "  # nothing is normalised
+
+
+def test_required_characters_are_pieces():
+    tokenizer = train_sentencepiece(TEXT, vocab_size=400, required_characters=ARABIC_LETTERS)
+    assert all(tokenizer.piece_to_id(letter) is not None for letter in ARABIC_LETTERS)
+    assert len(tokenizer.encode("كتاب")) == 5
+
+
+def test_like_copies_the_normaliser_and_flags():
+    arguments = {"vocab_size": 290, "character_coverage": 1.0}
+    base = train_sentencepiece(TEXT, **arguments)
+    base.model.proto.normalizer_spec.add_dummy_prefix = False
+    base.model.proto.trainer_spec.split_digits = False
+    base.model.proto.trainer_spec.unk_piece = "[UNK]"
+    like = train_sentencepiece(TEXT, like=base, **arguments)
+    assert like.model.proto.normalizer_spec == base.model.proto.normalizer_spec
+    assert like.model.proto.trainer_spec.split_digits is False
+    assert like.special_tokens == {"[UNK]": 0, "<s>": 1, "</s>": 2}
+    assert like.encode("the")[0] != like.piece_to_id("▁the")
+
+
+def test_like_copies_a_character_map():
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT), model_writer=model, model_type="bpe", vocab_size=290, byte_fallback=True,
+        normalization_rule_name="nfkc_cf", minloglevel=2,
+    )  # fmt: skip
+    base = Tokenizer.from_sentencepiece(model.getvalue())
+    like = train_sentencepiece(TEXT, vocab_size=290, like=base)
+    ours, theirs = like.model.proto.normalizer_spec, base.model.proto.normalizer_spec
+    assert ours.precompiled_charsmap == theirs.precompiled_charsmap
+    assert ours.remove_extra_whitespaces == theirs.remove_extra_whitespaces
+    assert like.encode("THE ﬁ") == like.encode("the fi")
+
+
+def test_pieces_of_a_script_hold_nothing_else(corpus: Corpus):
+    arabic = script_pattern("arabic")
+    mixed = ["(كتاب)، «كتاب»؟ قال:«نعم»،  ثم   قال-، abc،def"] * 20 + corpus.train["ar"][:3000]
+    tokenizer = train_sentencepiece(mixed, vocab_size=3000, script="arabic")
+    pieces = [piece for piece in tokenizer.model.pieces if arabic.search(piece)]
+    assert all(arabic.fullmatch(c) for piece in pieces for c in piece.removeprefix("▁"))
+    assert len(pieces) > 2000
+    assert not [piece for piece in tokenizer.model.pieces if len(piece) > 1 and not piece.strip("▁")]
+    freely = train_sentencepiece(mixed, vocab_size=3000)
+    assert [p for p in freely.model.pieces if arabic.search(p) and not all(map(arabic.search, p.removeprefix("▁")))]
+
+
+def test_long_lines_and_reserved_characters_are_not_dropped():
+    line = "abcdefgh " * 2000 + "\u2585 zyx"
+    tokenizer = train_sentencepiece([line] * 3, vocab_size=280, character_coverage=1.0)
+    assert {"▁abcdefgh", "z"} <= set(tokenizer.model.pieces)
+
+
+@pytest.mark.parametrize(
+    ("texts", "vocab_size", "message"),
+    [
+        ([], 300, "the texts have no line with characters"),
+        (["", " \n "], 300, "the texts have no line with characters"),
+        (TEXT, 5000, "vocab_size 5000 is too large for 5 lines of text; set it to at most 3"),
+        (TEXT, 100, "vocab_size 100 is too small; .* need 29"),
+    ],
+)
+def test_impossible_requests_are_explained(texts: list[str], vocab_size: int, message: str, tmp_path):
+    with pytest.raises(UserError, match=message) as failure:
+        train_sentencepiece(texts, vocab_size=vocab_size, output=tmp_path / "out")
+    assert "\n" not in str(failure.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_error_of_the_source_is_not_buried():
+    def texts():
+        yield "hello"
+        raise UserError("corpus.jsonl: line 2 is not JSON")
+
+    with pytest.raises(UserError, match="line 2 is not JSON"):
+        train_sentencepiece(texts(), vocab_size=300)
+
+
+def test_output_is_saved(tmp_path):
+    tokenizer = train_sentencepiece(TEXT, vocab_size=290, output=tmp_path / "tokenizer")
+    assert Tokenizer.load(tmp_path / "tokenizer").fingerprint == tokenizer.fingerprint
