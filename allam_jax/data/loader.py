@@ -66,7 +66,7 @@ class Loader(Iterator[Batch]):
     def get_state(self) -> dict[str, Any]:
         """JSON-able state, exactly between the last batch handed out and the next, however many are prefetched.
 
-        Holds this process's lanes: states of several processes are joined with `merge_states`.
+        Holds this process's lanes: the state of the run is the union of all processes' `lanes`; the rest is equal.
         """
         return {**self._identity, "lanes": self._iterator.get_state()}
 
@@ -196,12 +196,6 @@ def make_loader(
     }
     sizes = {name: len(source) for name, source in opened.items()}
     return Loader(batches, identity=identity, lanes=local_lanes, sizes=sizes)
-
-
-def merge_states(*states: Mapping[str, Any]) -> dict[str, Any]:
-    """Joins the states that several processes saved at the same step into one that any process can restore."""
-    lanes = {lane: state for part in states for lane, state in part["lanes"].items()}
-    return {**states[0], "lanes": dict(sorted(lanes.items(), key=lambda item: int(item[0])))}
 
 
 def _close(held: list[grain.DatasetIterator]) -> None:

@@ -24,4 +24,4 @@ def make_texts(prefix: str, count: int, *, seed: int) -> list[str]:
     return texts
 
 
-TEXTS = {"en": make_texts("e", 101, seed=1), "ar": make_texts("ع", 40, seed=2), "code": make_texts("c", 7, seed=3)}
+TEXTS = {"en": make_texts("e", 101, seed=1), "ar": make_texts("ع", 40, seed=2), "code": make_texts("c", 24, seed=3)}
