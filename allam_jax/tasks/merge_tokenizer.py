@@ -1,4 +1,4 @@
-"""Task `merge_tokenizer`: adds a language's pieces to a base tokenizer, proves that nothing else changed, measures it."""
+"""Task `merge_tokenizer`: adds a language's pieces to a base tokenizer, proves that no more changed, measures it."""
 
 from pathlib import Path
 from typing import Any

@@ -1,6 +1,7 @@
 """Dispatch: a config names a task, this calls it. Recipes run their stages in order and skip finished ones."""
 
 import importlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 from allam_jax import files
 from allam_jax.config import differences, resolve_stages, save, to_dict
 from allam_jax.errors import UserError
+from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
 
 # Modules are imported when their task runs: a tokenizer task does not wait for JAX.
 TASKS = {
@@ -23,6 +25,7 @@ TASKS = {
     "export": "allam_jax.tasks.export",
     "expansion_report": "allam_jax.tasks.expansion_report",
 }
+ON_DEVICES = ("train", "expand", "evaluate", "generate", "export")  # all processes take part
 RESULT_FILE = "result.json"
 
 
@@ -40,13 +43,18 @@ def _run_task(config: ConfigDict, *, workdir: Path) -> dict[str, Any]:
         raise UserError(f"config.task = {config.task!r}: expected one of {', '.join(TASKS)} or recipe")
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir {workdir}: is a file, not a directory")
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        for line in save(config, workdir=workdir):
-            logging.info("config changed since the last start: %s", line)
-    except OSError as error:
-        raise UserError(f"--workdir {workdir}: cannot write there ({error.strerror})") from None
-    return importlib.import_module(TASKS[config.task]).run(config, workdir)
+    module = importlib.import_module(TASKS[config.task])
+    if is_main_process():
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            for line in save(config, workdir=workdir):
+                logging.info("config changed since the last start: %s", line)
+        except OSError as error:
+            raise UserError(f"--workdir {workdir}: cannot write there ({error.strerror})") from None
+    barrier(f"started {workdir}")
+    # Work on files alone is done once, while the other processes wait.
+    takes_part = config.task in ON_DEVICES or is_main_process()
+    return broadcast(module.run(config, workdir) if takes_part else {})
 
 
 def _run_recipe(config: ConfigDict, *, workdir: Path, only_stage: str | None) -> dict[str, Any]:
@@ -55,6 +63,7 @@ def _run_recipe(config: ConfigDict, *, workdir: Path, only_stage: str | None) ->
     stage_dirs: dict[str, Path] = {}
     fingerprints: dict[str, str] = {}
     result: dict[str, Any] = {}
+    seconds = 0.0
     for number, name in enumerate(config.stages, start=1):
         stage, uses = resolve_stages(config.stage[name], stage_dirs=stage_dirs)
         stage_dirs[name] = workdir / name
@@ -68,18 +77,28 @@ def _run_recipe(config: ConfigDict, *, workdir: Path, only_stage: str | None) ->
             _check_unchanged(record, config=config.stage[name], fingerprint=fingerprint, directory=stage_dirs[name])
             logging.info("%s: already finished, skipped", title)
             result = record["result"]
+            seconds += record["seconds"]
         elif only_stage is None or only_stage == name:
             logging.info("%s (%s)", title, stage.task)
+            started = time.monotonic()
             result = _run_task(stage, workdir=stage_dirs[name])
-            record = {"fingerprint": fingerprint, "config": to_dict(config.stage[name]), "result": result}
-            files.write_json(finished, record)
+            record = {
+                "fingerprint": fingerprint,
+                "config": to_dict(config.stage[name]),
+                "result": result,
+                "seconds": round(time.monotonic() - started, 1),
+            }
+            if is_main_process():
+                files.write_json(finished, record)
+            barrier(f"finished {name}")
+            seconds += record["seconds"]
         else:
             missing = [used for used in uses if not (stage_dirs[used] / RESULT_FILE).exists()]
             if missing and name == only_stage:
                 raise UserError(f"--stage {name} needs stage {missing[0]!r}, which has not finished in {workdir}")
         if name == only_stage:
             return result
-    return result
+    return result | {"seconds": round(seconds, 1)}
 
 
 def _check_unchanged(record: dict, *, config: ConfigDict, fingerprint: str, directory: Path) -> None:
@@ -90,5 +109,3 @@ def _check_unchanged(record: dict, *, config: ConfigDict, fingerprint: str, dire
         f"{directory} was finished with another config ({'; '.join(changed[:3])}): "
         "use a new --workdir, or remove this directory and those of later stages to run them again"
     )
-
-

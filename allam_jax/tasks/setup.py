@@ -10,8 +10,10 @@ from ml_collections import ConfigDict
 from allam_jax.config import require
 from allam_jax.data.evaluation_rows import EvaluationRows, make_evaluation_rows
 from allam_jax.model.config import ComputeOptions, LlamaConfig
+from allam_jax.model.weights import LoadedWeights, check_vocabulary
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.tokenizer.tokenizer import Tokenizer
+from allam_jax.training.load import load_model
 
 
 def open_mesh(config: ConfigDict) -> Mesh:
@@ -40,6 +42,17 @@ def open_tokenizer(config: ConfigDict, *, beside_weights: Path | None = None) ->
         )
     )
     return Tokenizer.load(path), path if path.is_dir() else path.parent
+
+
+def open_model(config: ConfigDict, *, mesh: Mesh) -> tuple[LoadedWeights, Tokenizer, Path]:
+    """The model at `config.init.weights`, its tokenizer and the tokenizer's directory; they fit together."""
+    weights = Path(require(config.init.weights, key="init.weights", hint="give the path of a model"))
+    loaded = load_model(weights, mesh=mesh)
+    tokenizer, tokenizer_dir = open_tokenizer(config, beside_weights=loaded.tokenizer_dir)
+    check_vocabulary(
+        loaded.config, tokenizer_size=tokenizer.vocab_size, tokenizer=str(tokenizer_dir), weights=str(weights)
+    )
+    return loaded, tokenizer, tokenizer_dir
 
 
 def open_evaluation(config: ConfigDict, *, tokenizer: Tokenizer) -> dict[str, EvaluationRows]:

@@ -1,6 +1,6 @@
 """Task `train`: pre-training, continued pre-training and branches of a run; resumes at any step.
 
-The workdir holds config.json, model.json, tokenizer/, metrics.jsonl, tensorboard/, checkpoints/, report.md and figures/.
+The workdir holds config.json, model.json, tokenizer/, metrics.jsonl, tensorboard/, checkpoints/ and report.md.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from allam_jax.training.metrics import MetricsWriter, read_metrics
 from allam_jax.training.optimizer import make_optimizer
 from allam_jax.training.progress import Throughput
 from allam_jax.training.schedules import make_schedule
-from allam_jax.training.state import TrainState, abstract_state, random_params, start_state
+from allam_jax.training.state import abstract_state, random_params, start_state
 from allam_jax.training.step import make_train_step
 
 

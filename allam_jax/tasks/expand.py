@@ -1,0 +1,64 @@
+"""Task `expand`: gives a model the vocabulary of a larger tokenizer, and reports what that changed at step 0."""
+
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from allam_jax import files
+from allam_jax.config import require
+from allam_jax.errors import UserError
+from allam_jax.evaluation.step0 import step0_report
+from allam_jax.model.expansion import expand
+from allam_jax.model.weights import save_weights
+from allam_jax.tasks.setup import compute_options, open_evaluation, open_mesh
+from allam_jax.tokenizer.provenance import expansion_plan
+from allam_jax.tokenizer.tokenizer import Tokenizer
+from allam_jax.training.load import load_model
+
+WEIGHTS_FOLDER = "weights"
+
+
+def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Expands the model at `init.weights` to `config.tokenizer`; writes `weights/` and `step0.json`."""
+    mesh = open_mesh(config)
+    path = Path(require(config.init.weights, key="init.weights", hint="give the path of the base model"))
+    loaded = load_model(path, mesh=mesh)
+    if loaded.tokenizer_dir is None:
+        raise UserError(f"{path}: no tokenizer beside the weights; the base's own is needed to expand them")
+    base = Tokenizer.load(loaded.tokenizer_dir)
+    merged_dir = Path(require(config.tokenizer, key="tokenizer", hint="give the merged tokenizer's directory"))
+    merged = Tokenizer.load(merged_dir)
+    plan = expansion_plan(base, merged)
+    params, model = expand(
+        loaded.params,
+        config=loaded.config,
+        plan=plan,
+        method=config.expand.method,
+        head_method=config.expand.head_method or None,
+        seed=config.seed,
+        noise_std=config.expand.noise_std,
+    )
+    save_weights(
+        workdir / WEIGHTS_FOLDER,
+        params=params,
+        config=model,
+        tokenizer_dir=merged_dir,
+        metadata={"parent": str(path), "method": config.expand.method, "tokenizer": merged.fingerprint},
+    )
+    counts = {"kept": len(plan.kept), "new": len(plan.new), "special": len(plan.special)}
+    logging.info("expanded %d to %d tokens: %s", loaded.config.vocab_size, model.vocab_size, counts)
+    report = step0_report(
+        base=(loaded.params, loaded.config),
+        expanded=(params, model),
+        plan=plan,
+        base_rows=open_evaluation(config, tokenizer=base),
+        expanded_rows=open_evaluation(config, tokenizer=merged),
+        options=compute_options(config),
+        mesh=mesh,
+        batch_size=config.eval.batch_size,
+        num_chunks=config.train.loss_chunks,
+    )
+    files.write_json(workdir / "step0.json", report)
+    return {"vocab_size": model.vocab_size, **counts, "step0": report}

@@ -1,0 +1,155 @@
+"""Task `expansion_report`: the report of a recipe that expands a model in several ways and trains each on.
+
+Reads what the stages wrote, draws the figures of the paper (fertility: Figure 1; embedding initialisation: Figure 5),
+and returns the numbers as one JSON object.
+"""
+
+import itertools
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from allam_jax.evaluation import figures
+from allam_jax.evaluation.report import environment, evaluation_curves, figure, number, section, table, write_report
+from allam_jax.files import read_json
+from allam_jax.tasks.merge_tokenizer import FERTILITY_FIGURE
+from allam_jax.tasks.runner import RESULT_FILE
+from allam_jax.training.metrics import Row, read_metrics
+
+Curves = dict[str, list[tuple[int, float]]]  # language -> (step, bits per byte)
+
+
+def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Writes `report.md` and `figures/`; see the module."""
+    stages = config.report
+    tokenizers = _result(stages.tokenizers)
+    base = _final(_result(stages.base)["bits_per_byte"])
+    metrics = {method: read_metrics(Path(arm.continued) / "metrics.jsonl") for method, arm in stages.arms.items()}
+    curves = {method: evaluation_curves(rows) for method, rows in metrics.items()}
+    step0 = {method: _result(arm.expand)["step0"] for method, arm in stages.arms.items()}
+    result = {
+        "fertility": {
+            name: {domain: counts["tokens_per_word"] for domain, counts in domains.items()}
+            for name, domains in tokenizers["fertility"].items()
+        },
+        "merge": {key: tokenizers["merge"][key] for key in ("arabic_equal", "non_arabic_equal")},
+        "bits_per_byte": {
+            "base": base,
+            "step0": {method: {name: curve[0][1] for name, curve in by.items()} for method, by in curves.items()},
+            "final": {method: {name: curve[-1][1] for name, curve in by.items()} for method, by in curves.items()},
+        },
+        "steps_earlier": _steps_earlier(curves),
+        "step0_report": step0,
+        "export": _result(stages.export)["huggingface"],
+        "tokens_per_second": _result(next(iter(stages.arms.values())).continued)["tokens_per_second"],
+    }
+    _write(workdir, result=result, metrics=metrics, curves=curves, fertility=Path(stages.tokenizers) / FERTILITY_FIGURE)
+    return result
+
+
+def steps_until(curve: list[tuple[int, float]], *, target: float) -> float | None:
+    """The step at which a curve first comes down to `target`, interpolated between evaluations; None if never."""
+    for (step, value), (next_step, next_value) in itertools.pairwise(curve):
+        if value <= target:
+            return step
+        if next_value <= target:
+            return step + (next_step - step) * (value - target) / (value - next_value)
+    return None
+
+
+def _steps_earlier(curves: dict[str, Curves]) -> dict[str, dict[str, float | None]]:
+    """For each method and language: how many steps before the end it reached what `random` reached at the end."""
+    if "random" not in curves:
+        return {}
+    earlier: dict[str, dict[str, float | None]] = {}
+    for method, by_language in curves.items():
+        if method == "random":
+            continue
+        earlier[method] = {}
+        for language, curve in by_language.items():
+            last_step, target = curves["random"][language][-1]
+            reached = steps_until(curve, target=target)
+            earlier[method][language] = None if reached is None else round(last_step - reached, 1)
+    return earlier
+
+
+def _result(stage: str) -> dict[str, Any]:
+    return read_json(Path(stage) / RESULT_FILE)["result"]
+
+
+def _final(evaluations: list[dict[str, float]]) -> dict[str, float]:
+    return {name: value for name, value in evaluations[-1].items() if name != "step"}
+
+
+def _write(
+    workdir: Path,
+    *,
+    result: dict[str, Any],
+    metrics: dict[str, list[Row]],
+    curves: dict[str, Curves],
+    fertility: Path,
+) -> None:
+    report = workdir / "report.md"
+    folder = workdir / "figures"
+    scores = result["bits_per_byte"]
+    figures.bits_per_byte_curves(curves, base=scores["base"], path=folder / "bits_per_byte.png")
+    figures.training_curves(metrics, folder / "training.png")
+    shutil.copyfile(fertility, folder / "fertility.png")
+    languages = list(scores["base"])
+    summary = [{"model": "base, before", **scores["base"]}]
+    for method in curves:
+        summary.append({"model": f"{method}, step 0", **scores["step0"][method]})
+        summary.append({"model": f"{method}, end", **scores["final"][method]})
+    columns = {f"{method} {name}": dict(curves[method][name]) for method in curves for name in languages}
+    steps = sorted(next(iter(columns.values())))
+    by_step = [{"step": step} | {name: column.get(step) for name, column in columns.items()} for step in steps]
+    tokens = [{"tokenizer": name, **domains} for name, domains in result["fertility"].items()]
+    earlier = [{"method": method, **steps} for method, steps in result["steps_earlier"].items()]
+    sections = [
+        section(
+            "Bits per byte of held-out text",
+            table(summary, ["model", *languages]),
+            figure(
+                folder / "bits_per_byte.png",
+                caption="Bits per byte during continued pre-training, by language; dashed: the base model.",
+                report=report,
+            ),
+            "At step 0 an untrained output row gives logits near 0, which outrank the trained, negative logits of most "
+            "pieces: random initialisation hands the new tokens much of the probability. On a language that needs them "
+            "that can look better before the first step; on English it is plain damage.",
+            "Steps before the end at which a method reached the final score of random initialisation:",
+            table(earlier, ["method", *languages]),
+        ),
+        section(
+            "Tokenizer",
+            table(tokens, ["tokenizer", *tokens[0].keys() - {"tokenizer"}]),
+            figure(folder / "fertility.png", caption="Fertility: tokens per word on held-out text.", report=report),
+            f"Held-out lines segmented as by the Arabic tokenizer alone: {result['merge']['arabic_equal']:.4f}; lines "
+            f"without Arabic segmented as by the base: {result['merge']['non_arabic_equal']:.4f} (shares).",
+        ),
+        section("Step 0", table(_flat(result["step0_report"]), ["method", "measure", "value"])),
+        section(
+            "Training",
+            figure(folder / "training.png", caption="Loss, gradient norm and learning rate.", report=report),
+        ),
+        section("Every evaluation", table(by_step, list(by_step[0]))),
+        section("Environment", environment()),
+    ]
+    write_report(report, title="From an English Llama to an Arabic-English one", sections=sections)
+
+
+def _flat(reports: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+
+    def visit(method: str, prefix: str, node: Any) -> None:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                visit(method, f"{prefix} {key}".strip(), value)
+        else:
+            rows.append({"method": method, "measure": prefix, "value": number(node)})
+
+    for method, node in reports.items():
+        visit(method, "", node)
+    return rows

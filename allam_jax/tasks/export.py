@@ -1,0 +1,54 @@
+"""Task `export`: bare weights for others to use, as a Hugging Face directory and as an Orbax weights directory."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from ml_collections import ConfigDict
+
+from allam_jax.config import require
+from allam_jax.errors import UserError
+from allam_jax.model.huggingface import export_huggingface
+from allam_jax.model.weights import save_weights
+from allam_jax.tasks.setup import open_mesh, open_model
+
+FORMATS = ("huggingface", "orbax")
+
+
+def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Exports the model at `init.weights`, with its tokenizer, into `workdir/huggingface` and `workdir/orbax`."""
+    options = config.export
+    for name in require(options.formats, key="export.formats", hint=f"choose from {', '.join(FORMATS)}"):
+        if name not in FORMATS:
+            raise UserError(f"config.export.formats: {name!r} is unknown; choose from {', '.join(FORMATS)}")
+    loaded, tokenizer, tokenizer_dir = open_model(config, mesh=open_mesh(config))
+    paths = {}
+    if "huggingface" in options.formats:
+        special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+        export_huggingface(
+            workdir / "huggingface",
+            params=loaded.params,
+            config=loaded.config,
+            tokenizer_dir=tokenizer_dir,
+            dtype=options.dtype or None,
+            max_shard_bytes=int(options.max_shard_gb * 1e9),
+            generation={name: value for name, value in special.items() if value is not None},
+        )
+        paths["huggingface"] = str(workdir / "huggingface")
+    if "orbax" in options.formats:
+        params = loaded.params
+        if options.dtype:
+            params = jax.tree.map(lambda p: p.astype(jnp.dtype(options.dtype)), params)
+        metadata = {key: loaded.metadata.get(key) for key in ("step", "parent", "code_revision", "tokens_by_source")}
+        save_weights(
+            workdir / "orbax",
+            params=params,
+            config=loaded.config,
+            tokenizer_dir=tokenizer_dir,
+            metadata=metadata | {"source": config.init.weights, "tokenizer": tokenizer.fingerprint},
+        )
+        paths["orbax"] = str(workdir / "orbax")
+    logging.info("exported to %s", ", ".join(paths.values()))
+    return paths

@@ -1,0 +1,40 @@
+"""Task `generate`: continues prompts with a model."""
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from allam_jax import files
+from allam_jax.config import require
+from allam_jax.generation.decode import generate
+from allam_jax.tasks.setup import compute_options, open_mesh, open_model
+
+
+def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Continues `config.generate.prompts` with the model at `init.weights`; writes `continuations.json`."""
+    options = config.generate
+    prompts = list(require(options.prompts, key="generate.prompts", hint='for example ("The Prophet said",)'))
+    mesh = open_mesh(config)
+    loaded, tokenizer, _ = open_model(config, mesh=mesh)
+    continuations = generate(
+        loaded.params,
+        config=loaded.config,
+        options=compute_options(config),
+        prompts=tokenizer.encode_batch(prompts, bos=tokenizer.bos_id is not None),
+        max_new_tokens=options.max_new_tokens,
+        eos_id=tokenizer.eos_id,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        seed=config.seed,
+        mesh=mesh,
+    )
+    result = {
+        "continuations": [
+            {"prompt": prompt, "continuation": tokenizer.decode(ids, skip_special=True)}
+            for prompt, ids in zip(prompts, continuations, strict=True)
+        ]
+    }
+    files.write_json(workdir / "continuations.json", result)
+    return result
