@@ -90,12 +90,14 @@ def code(text: str, *, language: str = "") -> str:
 def environment(*, seconds: float | None = None) -> str:
     """A table of what the numbers were measured with: versions, devices, processes and wall-clock time."""
     devices = jax.devices()
-    kinds = sorted({device.device_kind for device in devices})
+    kinds = ", ".join(sorted({device.device_kind for device in devices}))
+    processes = _count(jax.process_count(), "process", "processes")
+    cores = _count(os.cpu_count() or 1, "CPU core", "CPU cores")
     facts = {
         "Python": platform.python_version(),
         **{name: version for name in PACKAGES if (version := _version(name))},
-        "Devices": f"{len(devices)} × {', '.join(kinds)} ({devices[0].platform}), {_count(jax.process_count(), 'process', 'processes')}",
-        "Host": f"{platform.system()} {platform.machine()}, {_count(os.cpu_count() or 1, 'CPU core', 'CPU cores')}",
+        "Devices": f"{len(devices)} × {kinds} ({devices[0].platform}), {processes}",
+        "Host": f"{platform.system()} {platform.machine()}, {cores}",
     }
     if seconds is not None:
         facts["Wall-clock time"] = duration(seconds)

@@ -1,6 +1,5 @@
 """Bits per byte against log-probabilities of whole documents, computed in numpy and in torch."""
 
-import dataclasses
 import json
 import math
 import os
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_llama
 import pytest
+from llama_pair import make_pair
 
 from allam_jax.corpus.document import Document
 from allam_jax.corpus.shards import write_dataset
@@ -128,18 +128,18 @@ def test_equals_whole_document_log_probabilities(params, rows, one_device):
 
 
 @pytest.mark.parity
-def test_equals_log_softmax_in_torch(params, rows, one_device):
+def test_equals_log_softmax_in_torch(tmp_path, rows, one_device):
     import torch
-    from torch_llama import torch_llama
 
-    model = torch_llama(params, config=CONFIG)
+    pair = make_pair(tmp_path, vocab_size=CONFIG.vocab_size, num_key_value_heads=2, tie_word_embeddings=True)
+    model = pair.torch_model
     nats = 0.0
     with torch.no_grad():
         for text in TEXTS:
             for ids in windows(text):
                 log_probs = torch.log_softmax(model(torch.tensor([ids[:-1]])).logits[0].double(), dim=-1)
                 nats -= log_probs[range(len(ids) - 1), ids[1:]].sum().item()
-    result = make_evaluator(config=CONFIG, options=OPTIONS, mesh=one_device, batch_size=4)(params, rows)
+    result = make_evaluator(config=pair.config, options=OPTIONS, mesh=one_device, batch_size=4)(pair.params, rows)
     np.testing.assert_allclose(result["nats"], nats, rtol=1e-6)
 
 
@@ -273,11 +273,3 @@ def test_two_processes_agree_with_one(params, dataset):
         answers.append(json.loads(out.strip().splitlines()[-1]))
     assert answers[0] == answers[1]
     np.testing.assert_allclose(answers[0]["nats"], nats_by_numpy(params, TEXTS), rtol=1e-6)
-
-
-def test_tied_embeddings(rows, one_device):
-    config = dataclasses.replace(CONFIG, tie_embeddings=True)
-    params = init_params(jax.random.key(1), config=config)
-    result = make_evaluator(config=config, options=OPTIONS, mesh=one_device, batch_size=4)(params, rows)
-    untied = params | {"head": {"kernel": params["embedding"]["table"].T}}
-    np.testing.assert_allclose(result["nats"], nats_by_numpy(untied, TEXTS), rtol=1e-6)

@@ -1,6 +1,5 @@
 """Decoding against brute force: a forward pass in numpy for each token, and filters written with sorted lists."""
 
-import dataclasses
 import math
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_llama
 import pytest
+from llama_pair import make_pair
 
 from allam_jax.errors import UserError
 from allam_jax.generation.decode import filter_logits, generate
@@ -38,7 +38,7 @@ SIZES = {"config": CONFIG, "options": OPTIONS}
 
 @pytest.fixture(scope="module")
 def params():
-    return init_params(jax.random.key(3), config=CONFIG)
+    return jax.jit(lambda: init_params(jax.random.key(3), config=CONFIG))()
 
 
 def logits_after(params, tokens):
@@ -80,13 +80,12 @@ def test_greedy_takes_the_likeliest_token_each_time(params):
 
 @pytest.mark.parity
 @pytest.mark.parametrize("tie_embeddings", [False, True])
-def test_greedy_is_that_of_transformers(tie_embeddings):
+def test_greedy_is_that_of_transformers(tmp_path, tie_embeddings):
     import torch
-    from torch_llama import torch_llama
 
-    config = dataclasses.replace(CONFIG, tie_embeddings=tie_embeddings, vocab_size=211)
-    params = init_params(jax.random.key(8), config=config)
-    model = torch_llama(params, config=config)
+    sizes = {"vocab_size": 211, "hidden_size": 32, "num_key_value_heads": 2, "tie_word_embeddings": tie_embeddings}
+    pair = make_pair(tmp_path, std=0.3, **sizes)
+    model, params, config = pair.torch_model, pair.params, pair.config
     prompts = [[1, *prompt] for prompt in np.random.default_rng(0).integers(0, 211, size=(4, 7)).tolist()]
     free = generate(params, config=config, options=OPTIONS, prompts=prompts, max_new_tokens=40)
     eos_id = free[0][10]  # which ends some rows early
