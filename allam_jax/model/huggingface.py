@@ -249,12 +249,23 @@ def _copy_overlap(block: np.ndarray, covered: _Bounds, buffer: np.ndarray, shard
     overlap = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(covered, shard, strict=True)]
     if any(start >= stop for start, stop in overlap):
         return
-    source = block[tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(overlap, covered, strict=True))]
-    target = buffer[tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(overlap, shard, strict=True))]
-    if source.dtype == target.dtype:  # bits: much faster than NumPy's copy of a foreign dtype
+    _copy(
+        block[tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(overlap, covered, strict=True))],
+        to=buffer[tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(overlap, shard, strict=True))],
+    )
+
+
+def _copy(source: np.ndarray, *, to: np.ndarray) -> None:
+    """`to[...] = source`, five to ten times faster for transposed arrays."""
+    if source.dtype == to.dtype:  # as bits: NumPy is slow with types that are not its own
         bits = np.dtype(f"u{source.dtype.itemsize}")
-        source, target = source.view(bits), target.view(bits)
-    target[...] = source
+        source, to = source.view(bits), to.view(bits)
+    if source.ndim < 2 or source.strides[-1] == source.itemsize:
+        to[...] = source
+        return
+    # In strips of about a cache line: every line that is fetched is then used up before it is evicted.
+    for start in range(0, source.shape[-1], 16):
+        to[..., start : start + 16] = source[..., start : start + 16]
 
 
 def _aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -325,7 +336,8 @@ def _to_write(param: jax.Array, piece: _Piece, dtype: str | None) -> TensorToWri
         ours = ours[tuple(slice(size) for size in piece.shape)]  # without padding rows
         theirs = ours.transpose(np.argsort(piece.mapping.to_ours))
         for first, last in piece.blocks(param.dtype.itemsize):
-            rows = np.ascontiguousarray(theirs[first:last].astype(target, copy=False))
+            rows = np.empty(theirs[first:last].shape, target)
+            _copy(theirs[first:last], to=rows)
             yield rows.reshape(-1, *piece.stored_shape[1:])
 
     return TensorToWrite(piece.name, target, piece.stored_shape, blocks)
