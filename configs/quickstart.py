@@ -69,7 +69,7 @@ def _training(*, english: float, tokenizer: str, steps: int) -> ConfigDict:
     config.data.sources.ar = base.mixture(path="@corpus/ar", weight=1 - english)
     config.eval.sources.en = base.mixture(path="@corpus/en", split="validation")
     config.eval.sources.ar = base.mixture(path="@corpus/ar", split="validation")
-    config.eval.max_bytes = 60_000
+    config.eval.max_bytes = 30_000
     config.train.steps = steps
     config.compute.scan_unroll = 4  # on a CPU, slicing the stacked layers costs more than compiling all four
     return config
@@ -109,7 +109,7 @@ def _expand(method: str) -> ConfigDict:
     config.expand.method = method
     config.eval.sources.en = base.mixture(path="@corpus/en", split="validation")
     config.eval.sources.ar = base.mixture(path="@corpus/ar", split="validation")
-    config.eval.max_bytes = 60_000
+    config.eval.max_bytes = 30_000
     return config
 
 

@@ -37,8 +37,8 @@ def _write(name: str, source: ConfigDict, *, workdir: Path) -> dict[str, Any]:
             metadata=metadata,
         )
         if isinstance(reader, FileReader):
-            for file, counts in reader.counts.items():
-                logging.info("%s: %s", file, counts)
+            for file, file_counts in reader.counts.items():
+                logging.info("%s: %s", file, file_counts)
     counts = {
         split: {key: values[key] for key in ("documents", "bytes", "words")}
         for split, values in manifest["splits"].items()

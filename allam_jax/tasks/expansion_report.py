@@ -12,11 +12,21 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from allam_jax.evaluation import figures
-from allam_jax.evaluation.report import environment, evaluation_curves, figure, number, section, table, write_report
+from allam_jax.evaluation.report import environment, evaluation_curves, figure, section, table, write_report
 from allam_jax.files import read_json
 from allam_jax.tasks.merge_tokenizer import FERTILITY_FIGURE
 from allam_jax.tasks.runner import RESULT_FILE
 from allam_jax.training.metrics import Row, read_metrics
+
+STEP0_COLUMNS = {
+    "method": "method",
+    "language": "language",
+    "bits_per_byte_base": "base, bits per byte",
+    "bits_per_byte_expanded": "expanded, bits per byte",
+    "kl": "KL",
+    "kl_old_tokens": "KL, base's tokens",
+    "new_token_probability": "new tokens",
+}
 
 Curves = dict[str, list[tuple[int, float]]]  # language -> (step, bits per byte)
 
@@ -26,9 +36,11 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     stages = config.report
     tokenizers = _result(stages.tokenizers)
     base = _final(_result(stages.base)["bits_per_byte"])
-    metrics = {method: read_metrics(Path(arm.continued) / "metrics.jsonl") for method, arm in stages.arms.items()}
+    # The baseline comes last: figures and tables compare the others with the first.
+    arms = {method: stages.arms[method] for method in sorted(stages.arms, key=lambda name: (name == "random", name))}
+    metrics = {method: read_metrics(Path(arm.continued) / "metrics.jsonl") for method, arm in arms.items()}
     curves = {method: evaluation_curves(rows) for method, rows in metrics.items()}
-    step0 = {method: _result(arm.expand)["step0"] for method, arm in stages.arms.items()}
+    step0 = {method: _result(arm.expand)["step0"] for method, arm in arms.items()}
     result = {
         "fertility": {
             name: {domain: counts["tokens_per_word"] for domain, counts in domains.items()}
@@ -43,7 +55,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         "steps_earlier": _steps_earlier(curves),
         "step0_report": step0,
         "export": _result(stages.export)["huggingface"],
-        "tokens_per_second": _result(next(iter(stages.arms.values())).continued)["tokens_per_second"],
+        "tokens_per_second": _result(next(iter(arms.values())).continued)["tokens_per_second"],
     }
     _write(workdir, result=result, metrics=metrics, curves=curves, fertility=Path(stages.tokenizers) / FERTILITY_FIGURE)
     return result
@@ -107,6 +119,11 @@ def _write(
     by_step = [{"step": step} | {name: column.get(step) for name, column in columns.items()} for step in steps]
     tokens = [{"tokenizer": name, **domains} for name, domains in result["fertility"].items()]
     earlier = [{"method": method, **steps} for method, steps in result["steps_earlier"].items()]
+    step0 = [
+        {"method": method, "language": language, **values}
+        for method, report_of in result["step0_report"].items()
+        for language, values in report_of.items()
+    ]
     sections = [
         section(
             "Bits per byte of held-out text",
@@ -124,12 +141,17 @@ def _write(
         ),
         section(
             "Tokenizer",
-            table(tokens, ["tokenizer", *tokens[0].keys() - {"tokenizer"}]),
+            table(tokens, list(tokens[0])),
             figure(folder / "fertility.png", caption="Fertility: tokens per word on held-out text.", report=report),
             f"Held-out lines segmented as by the Arabic tokenizer alone: {result['merge']['arabic_equal']:.4f}; lines "
             f"without Arabic segmented as by the base: {result['merge']['non_arabic_equal']:.4f} (shares).",
         ),
-        section("Step 0", table(_flat(result["step0_report"]), ["method", "measure", "value"])),
+        section(
+            "Step 0",
+            "Before any training. KL: of the expanded model from the base, nats per token, over all tokens and over the "
+            "base's tokens alone; new tokens: the probability they are given together.",
+            table(step0, STEP0_COLUMNS),
+        ),
         section(
             "Training",
             figure(folder / "training.png", caption="Loss, gradient norm and learning rate.", report=report),
@@ -138,18 +160,3 @@ def _write(
         section("Environment", environment()),
     ]
     write_report(report, title="From an English Llama to an Arabic-English one", sections=sections)
-
-
-def _flat(reports: dict[str, Any]) -> list[dict[str, Any]]:
-    rows = []
-
-    def visit(method: str, prefix: str, node: Any) -> None:
-        if isinstance(node, dict):
-            for key, value in node.items():
-                visit(method, f"{prefix} {key}".strip(), value)
-        else:
-            rows.append({"method": method, "measure": prefix, "value": number(node)})
-
-    for method, node in reports.items():
-        visit(method, "", node)
-    return rows

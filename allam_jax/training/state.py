@@ -13,12 +13,15 @@ from allam_jax.parallel.sharding import optimizer_shardings, parameter_shardings
 
 
 class TrainState(NamedTuple):
-    """Everything a step reads and writes; with the data position it is all that a resume needs."""
+    """Everything a step reads and writes; with the data position it is all that a resume needs.
 
-    step: jax.Array  # updates tried so far, int32
+    Leaves are arrays, or `jax.ShapeDtypeStruct`s with shardings in an abstract state.
+    """
+
+    step: Any  # updates tried so far, int32
     params: Params
     optimizer: Any  # moments, guard and counters
-    rng: jax.Array  # key data, uint32; the key of a step is folded from it, so it never changes
+    rng: Any  # key data, uint32; the key of a step is folded from it, so it never changes
 
 
 def abstract_state(
