@@ -176,7 +176,8 @@ class _TensorBoard:
 
         # Rows after the restored step (all, if there is none) will come again: hide their first version.
         purge_step = 0 if resume_step is None else resume_step + 1
-        self._writer = SummaryWriter(str(directory), purge_step=purge_step, flush_secs=30)
+        # The suffix: files are named by the second, and a quick resume must not overwrite its predecessor's.
+        self._writer = SummaryWriter(str(directory), purge_step=purge_step, filename_suffix=f".{purge_step}")
 
     def write(self, row: Row) -> None:
         for name, value in row.items():

@@ -1,0 +1,132 @@
+"""metrics.jsonl: nothing missing, nothing twice, exact float32; and what TensorBoard is given."""
+
+import json
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from allam_jax.errors import UserError
+from allam_jax.training.metrics import MetricsWriter, read_metrics
+
+
+def lines(workdir):
+    return (workdir / "metrics.jsonl").read_text().splitlines()
+
+
+def write_steps(workdir, steps, *, resume_step=None, flush=True):
+    writer = MetricsWriter(workdir, resume_step=resume_step, tensorboard=False)
+    for step in steps:
+        writer.write(step, {"loss": jnp.float32(1 / step)}, timing={"seconds": 0.5})
+    if flush:
+        writer.close()
+    return writer
+
+
+def test_rows_are_fetched_late_and_none_is_lost(tmp_path):
+    with MetricsWriter(tmp_path, lag=2, tensorboard=False) as writer:
+        assert writer.write(1, {"loss": jnp.float32(4)}) == []
+        assert writer.write(2, {"loss": 3}) == []
+        assert lines(tmp_path) == []
+        assert writer.write(3, {"loss": np.float32(2)}, timing={"eta": 1.5}) == [{"step": 1, "loss": 4.0}]
+        assert lines(tmp_path) == ['{"step": 1, "loss": 4.0}'], "a written row must be in the file at once"
+        assert [row["step"] for row in writer.flush()] == [2, 3]
+    assert read_metrics(tmp_path / "metrics.jsonl") == [
+        {"step": 1, "loss": 4.0},
+        {"step": 2, "loss": 3},
+        {"step": 3, "loss": 2.0, "eta": 1.5},
+    ]
+
+
+def test_float32_comes_back_bit_for_bit(tmp_path):
+    bits = np.random.default_rng(0).integers(0, 2**32, 20_000, dtype=np.uint32)
+    special = np.array([0.0, -0.0, np.inf, -np.inf, 1e-45, np.finfo(np.float32).max, 0.1], np.float32)
+    values = np.concatenate([special, bits.view(np.float32)])
+    values = values[~np.isnan(values)]
+    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+        writer.write(1, {"vector": values, "scalar": jnp.float32(0.1), "half": jnp.bfloat16(0.1), "nan": jnp.nan})
+        writer.write(2, {"double": 0.1 + 0.2, "count": np.int64(2**60), "int": jnp.int32(7)})
+    first, second = read_metrics(tmp_path / "metrics.jsonl")
+    np.testing.assert_array_equal(np.array(first["vector"], np.float32).view(np.uint32), values.view(np.uint32))
+    assert '"scalar": 0.1,' in lines(tmp_path)[0]
+    assert first["half"] == float(jnp.bfloat16(0.1))
+    assert np.isnan(first["nan"])
+    assert second == {"step": 2, "double": 0.1 + 0.2, "count": 2**60, "int": 7}
+
+
+@pytest.mark.parametrize("cut", [0, 1, 10, 30])
+def test_resuming_after_a_crash_gives_the_uninterrupted_file(tmp_path, cut):
+    write_steps(tmp_path / "whole", range(1, 21))
+    write_steps(tmp_path / "crash", range(1, 16))
+    path = tmp_path / "crash" / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[: -cut or None])  # the last line half written
+    write_steps(tmp_path / "crash", range(11, 21), resume_step=10)
+    assert path.read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+
+
+def test_without_a_checkpoint_a_run_starts_afresh(tmp_path):
+    write_steps(tmp_path, range(1, 6))
+    write_steps(tmp_path, range(1, 4))
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_reading_names_the_bad_line_and_forgives_only_a_cut_last_one(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "lo')
+    assert read_metrics(path) == [{"step": 1}]
+    for bad in ("{oops}", "3", '{"loss": 1}', '{"step": "a"}'):
+        path.write_text(f'{{"step": 1}}\n{bad}\n{{"step": 3}}\n')
+        with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: "):
+            read_metrics(path)
+    with pytest.raises(UserError, match="no such file"):
+        read_metrics(tmp_path / "nothing.jsonl")
+
+
+def test_timing_and_values_are_kept_apart(tmp_path):
+    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+        with pytest.raises(ValueError, match="seconds"):
+            writer.write(1, {"loss": 1.0, "seconds": 2.0})
+        with pytest.raises(ValueError, match="loss"):
+            writer.write(1, {}, timing={"loss": 1.0})
+
+
+def test_tensorboard_gets_the_same_numbers_and_hides_what_comes_again(tmp_path):
+    def events():
+        from tensorboardX.proto.event_pb2 import Event  # the format TensorBoard reads: length, crc, message, crc
+
+        found = []
+        for file in sorted((tmp_path / "tensorboard").iterdir(), key=lambda f: f.stat().st_mtime_ns):
+            data = file.read_bytes()
+            while data:
+                size = int.from_bytes(data[:8], "little")
+                event = Event()
+                event.ParseFromString(data[12 : 12 + size])
+                found.append(event)
+                data = data[12 + size + 4 :]
+        return found
+
+    def run(steps, resume_step):
+        with MetricsWriter(tmp_path, resume_step=resume_step) as writer:
+            for step in steps:
+                writer.write(step, {"loss": jnp.float32(1 / step), "layers": jnp.arange(2) * step})
+
+    run(range(1, 6), None)
+    values = {(v.tag, e.step): v.simple_value for e in events() for v in e.summary.value}
+    expected = {("loss", s): np.float32(1 / s) for s in range(1, 6)}
+    expected |= {(f"layers/{i:02d}", s): i * s for s in range(1, 6) for i in range(2)}
+    assert values == expected
+    run(range(4, 8), 3)
+    starts = [e.step for e in events() if e.HasField("session_log")]
+    assert starts == [0, 4], "TensorBoard purges what lies at or after the step of a session start"
+
+
+def test_asking_for_wandb_without_it_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
+    with pytest.raises(UserError, match=r"metrics\.wandb_project: 'arabic' needs the package wandb"):
+        MetricsWriter(tmp_path, tensorboard=False, wandb_project="arabic")
+
+
+def test_rows_are_json_objects(tmp_path):
+    write_steps(tmp_path, [1])
+    assert json.loads(lines(tmp_path)[0]) == {"step": 1, "loss": 1.0, "seconds": 0.5}
