@@ -1,6 +1,7 @@
 """Runs a config: `python run.py --config configs/quickstart.py [--workdir DIR] [--config.a.b=c] [--stage NAME]`."""
 
 import json
+import logging as stdlib_logging
 import os
 import re
 import sys
@@ -77,9 +78,15 @@ def fail(message: str) -> None:
     os._exit(2)
 
 
+def is_ours(record) -> bool:
+    """Whether a log record should be shown: ours all, those of libraries from warnings on."""
+    return record.levelno >= stdlib_logging.WARNING or Path(record.pathname).is_relative_to(Path(__file__).parent)
+
+
 if __name__ == "__main__":
     logging.set_verbosity(logging.INFO)
     logging.set_stderrthreshold("info")
+    logging.get_absl_logger().addFilter(is_ours)
     try:
         app.run(main, flags_parser=parse_flags)
     except UserError as error:
