@@ -68,6 +68,21 @@ def test_other_bytes_on_the_index_are_refused(package, tmp_path):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def test_nothing_of_a_source_archive_with_other_bytes_is_run(package, tmp_path):
+    """pip runs setup.py of a source archive for its metadata: only ever that of the pinned one."""
+    marker = tmp_path / "was_run"
+    archive = tmp_path / "index" / "tiny-corpus" / "tiny_corpus-1.0.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, text in (("setup.py", f"open({str(marker)!r}, 'w')"), ("PKG-INFO", METADATA)):
+            info = tarfile.TarInfo(f"tiny_corpus-1.0/{name}")
+            info.size = len(text)
+            tar.addfile(info, io.BytesIO(text.encode()))
+    (archive.parent / "index.html").write_text(f'<a href="{archive.name}">{archive.name}</a>')
+    with pytest.raises(UserError, match="other bytes"):
+        fetch_package(dataclasses.replace(package, filename=archive.name, sha256="0" * 64), cache_dir=tmp_path / "c")
+    assert not marker.exists()
+
+
 def test_offline_says_where_to_put_the_file(package, tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     path = tmp_path / "cache" / package.filename
