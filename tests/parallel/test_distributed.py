@@ -1,7 +1,6 @@
 """Real processes, real sockets: how a job starts, and what it says when it cannot."""
 
 import json
-import socket
 
 import numpy as np
 import pytest
@@ -102,58 +101,12 @@ def test_two_processes_from_slurm_variables(run_together, environment, port):
     check_two_processes(run_together([start_code(TOGETHER)] * 2, environments=environments))
 
 
-def failure(result):
-    status, out, _ = result
-    assert status == 2, result
-    lines = out.strip().splitlines()
-    assert len(lines) == 1, out
-    return lines[0]
-
-
-def test_coordinator_that_is_not_there(run_together, environment, port):
-    command = start_code(timeout=2, coordinator=f"127.0.0.1:{port}", num_processes=2, process_id=1)
-    message = failure(run_together([command], environments=[environment()])[0])
-    assert f"127.0.0.1:{port}" in message
-    assert "could not reach it within 2 s" in message
-
-
-def test_coordinator_name_that_does_not_resolve(run_together, environment):
-    command = start_code(timeout=1, coordinator="no-such-host.invalid:61500", num_processes=2, process_id=1)
-    message = failure(run_together([command], environments=[environment()])[0])
-    assert "no-such-host.invalid:61500" in message
-
-
-def test_every_process_is_told_who_is_missing(run_together, environment, port):
-    flags = {"coordinator": f"127.0.0.1:{port}", "num_processes": 4}
-    commands = [start_code(timeout=5, **flags, process_id=process) for process in (0, 2)]
-    for result in run_together(commands, environments=[environment()] * 2):
-        assert "process(es) 1, 3 of 4 did not come in time" in failure(result)
-
-
-def test_processes_that_disagree(run_together, environment, port):
-    address = f"127.0.0.1:{port}"
-    commands = [
-        start_code(timeout=20, coordinator=address, num_processes=2, process_id=0),
-        start_code(timeout=20, coordinator=address, num_processes=3, process_id=1),
-    ]
-    for result in run_together(commands, environments=[environment()] * 2):
-        assert "process 1 was started as one of 3, not 2" in failure(result)
-
-
-def test_port_that_is_taken(run_together, environment):
-    with socket.create_server(("", 0)) as holder:
-        port = holder.getsockname()[1]
-        command = start_code(timeout=5, coordinator=f"127.0.0.1:{port}", num_processes=2, process_id=0)
-        message = failure(run_together([command], environments=[environment()])[0])
-    assert f"cannot listen on port {port}" in message
-
-
-def test_a_stranger_at_the_port(run_together, environment):
-    with socket.create_server(("", 0)) as silent:
-        port = silent.getsockname()[1]
-        command = start_code(timeout=1, coordinator=f"127.0.0.1:{port}", num_processes=2, process_id=1)
-        message = failure(run_together([command], environments=[environment()])[0])
-    assert "no answer that it knows" in message
+def test_a_coordinator_that_is_not_there_is_one_line(run_together, environment, port):
+    command = start_code(timeout=1, coordinator=f"127.0.0.1:{port}", num_processes=2, process_id=1)
+    ((status, out, _),) = run_together([command], environments=[environment()])
+    assert status == 2
+    (line,) = out.strip().splitlines()
+    assert f"127.0.0.1:{port}: process 1 could not reach it within 1 s" in line
 
 
 @pytest.fixture

@@ -1,18 +1,21 @@
 """The training step on meshes of eight devices against the same step on one device."""
 
 import dataclasses
+import functools
+import re
 
 import jax
 import numpy as np
 import pytest
 
 from allam_jax.model.config import ComputeOptions, LlamaConfig
+from allam_jax.model.llama import abstract_params, param_axes
 from allam_jax.parallel.distributed import global_batch_array
-from allam_jax.parallel.mesh import make_mesh
-from allam_jax.parallel.sharding import bytes_per_device
+from allam_jax.parallel.mesh import batch_sharding, make_mesh
+from allam_jax.parallel.sharding import bytes_per_device, parameter_shardings
 from allam_jax.training.optimizer import make_optimizer
 from allam_jax.training.state import abstract_state, random_params, start_state
-from allam_jax.training.step import make_train_step
+from allam_jax.training.step import batch_loss, make_train_step
 
 CONFIG = LlamaConfig(
     vocab_size=250,
@@ -159,3 +162,23 @@ def test_fewer_key_value_heads_than_tensor_devices():
 def test_dropout_and_rematerialisation_do_not_depend_on_the_mesh():
     options = ComputeOptions(dropout_embedding=0.1, dropout_attention=0.1, dropout_residual=0.1, remat="dots")
     assert_same_training(train((2, 2, 2), options=options), train((1, 1, 1), options=options))
+
+
+def test_fsdp_gathers_one_layer_at_a_time():
+    """No collective of the compiled gradient makes an array as large as a stack of layers."""
+    config = dataclasses.replace(CONFIG, num_layers=5)
+    mesh = make_mesh(data=1, fsdp=8, tensor=1)
+    abstract = abstract_params(config)
+    shardings = parameter_shardings(param_axes(config), abstract_params=abstract, mesh=mesh)
+    loss = functools.partial(batch_loss, config=config, options=ComputeOptions())
+    gradient = jax.jit(jax.grad(loss, has_aux=True), in_shardings=(shardings, batch_sharding(mesh)))
+    with jax.set_mesh(mesh):
+        text = gradient.lower(abstract, packed_batch()).compile().as_text()
+    gathered = [
+        tuple(map(int, dimensions.split(","))) for dimensions in re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", text)
+    ]
+    D, F = config.dim, config.mlp_dim
+    assert (D, F) in gathered
+    smallest_stack = config.num_layers * D * config.num_kv_heads * config.head_dim
+    tables = {(config.padded_vocab_size, D), (D, config.padded_vocab_size)}
+    assert all(np.prod(shape) < smallest_stack for shape in gathered if shape not in tables)

@@ -1,0 +1,135 @@
+"""Processes that meet, or do not: played by threads on real sockets."""
+
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from allam_jax.errors import UserError
+from allam_jax.parallel.rendezvous import meet
+
+
+def gather(*guests, port, timeout_seconds=20.0):
+    """Lets (process_id, num_processes) meet at `port`; gives the error message of each, or None."""
+
+    def come(guest):
+        process_id, num_processes = guest
+        try:
+            meet(
+                coordinator=f"127.0.0.1:{port}",
+                num_processes=num_processes,
+                process_id=process_id,
+                timeout_seconds=timeout_seconds,
+            )
+        except UserError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(len(guests)) as pool:
+        messages = list(pool.map(come, guests))
+    assert not any("\n" in message for message in messages if message)
+    return messages
+
+
+@pytest.mark.parametrize("num_processes", [2, 5])
+def test_all_come(port, num_processes):
+    guests = [(i, num_processes) for i in reversed(range(num_processes))]
+    assert gather(*guests, port=port) == [None] * num_processes
+    socket.create_server(("", port)).close()  # and the port is free for JAX
+
+
+def test_nobody_leaves_before_the_last_has_come(port):
+    left = {}
+
+    def come(process_id, delay):
+        time.sleep(delay)
+        arrived = time.monotonic()
+        meet(coordinator=f"127.0.0.1:{port}", num_processes=3, process_id=process_id, timeout_seconds=20)
+        left[process_id] = time.monotonic()
+        return arrived
+
+    with ThreadPoolExecutor(3) as pool:
+        arrivals = list(pool.map(come, (0, 1, 2), (0.0, 0.1, 1.0)))
+    assert min(left.values()) > max(arrivals)
+
+
+def test_coordinator_comes_last(port):
+    def late():
+        time.sleep(1.0)
+        meet(coordinator=f"127.0.0.1:{port}", num_processes=2, process_id=0, timeout_seconds=20)
+
+    with ThreadPoolExecutor(1) as pool:
+        coordinator = pool.submit(late)
+        assert gather((1, 2), port=port) == [None]
+        coordinator.result()
+
+
+def test_everybody_is_told_who_is_missing(port):
+    messages = gather((0, 5), (2, 5), (4, 5), port=port, timeout_seconds=1.5)
+    assert all("process(es) 1, 3 of 5 did not come in time" in message for message in messages)
+
+
+def test_processes_that_disagree_about_their_number(port):
+    for message in gather((0, 2), (1, 3), port=port):
+        assert "process 1 was started as one of 3, not 2" in message
+
+
+def test_two_with_the_same_id(port):
+    for message in gather((0, 3), (1, 3), (1, 3), port=port):
+        assert "two processes came with process id 1" in message
+
+
+def test_coordinator_that_is_not_there(port):
+    (message,) = gather((1, 2), port=port, timeout_seconds=1)
+    assert message.startswith(f"coordinator 127.0.0.1:{port}: process 1 could not reach it within 1 s")
+
+
+def test_name_that_does_not_resolve():
+    with pytest.raises(UserError, match=r"no-such-host\.invalid:61500: process 1 could not reach it"):
+        meet(coordinator="no-such-host.invalid:61500", num_processes=2, process_id=1, timeout_seconds=0.5)
+
+
+def test_port_that_is_taken():
+    with socket.create_server(("", 0)) as holder:
+        port = holder.getsockname()[1]
+        (message,) = gather((0, 2), port=port)
+    assert f"cannot listen on port {port}" in message
+
+
+@pytest.mark.parametrize("words", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"[1]\n", b'{"hello": 1}\n'])
+def test_another_program_at_the_port(words):
+    with socket.create_server(("", 0)) as other, ThreadPoolExecutor(1) as pool:
+
+        def answer():
+            connection, _ = other.accept()
+            with connection:
+                connection.sendall(words)
+
+        pool.submit(answer)
+        (message,) = gather((1, 2), port=other.getsockname()[1], timeout_seconds=2)
+    assert "got no answer that it knows" in message
+
+
+@pytest.mark.parametrize("words", [b"", b"GET / HTTP/1.1\r\n\r\n", b'{"process_id": "x"}\n', b"\xff\xfe\n"])
+def test_strangers_do_not_disturb(port, words):
+    with ThreadPoolExecutor(1) as pool:
+        coordinator = pool.submit(gather, (0, 2), port=port)
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                stranger = socket.create_connection(("127.0.0.1", port), timeout=1)
+                break
+            except ConnectionRefusedError:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        with stranger:
+            stranger.sendall(words)
+        assert gather((1, 2), port=port) == [None]
+        assert coordinator.result() == [None]
+
+
+@pytest.mark.parametrize("address", ["somewhere", "host:", "host:port", "host:0", "host:65536", ":61500"])
+def test_addresses_that_are_none(address):
+    with pytest.raises(UserError, match="expected host:port of process 0"):
+        meet(coordinator=address, num_processes=2, process_id=0, timeout_seconds=1)
