@@ -56,15 +56,16 @@ def _forward(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, dropout_key, scale, dropou
     for block in _blocks(q_BKGTH.shape[3]):
         start, end = block
         q_BKGtH, k_BKSH, v_BKSH = q_BKGTH[:, :, :, start:end], k_BKTH[:, :, :end], v_BKTH[:, :, :end]
-        scores_BKGtS, visible_Bt1S = _scores(q_BKGtH, k_BKSH, segment_ids_BT, block, scale)
+        scores_BKGtS = _scores(q_BKGtH, k_BKSH, segment_ids_BT, block, scale)
         max_BKGt = jnp.max(scores_BKGtS, axis=-1)
-        probs_BKGtS = jnp.where(visible_Bt1S, jnp.exp(scores_BKGtS - max_BKGt[..., None]), 0.0)
+        probs_BKGtS = jnp.exp(scores_BKGtS - max_BKGt[..., None])  # to be divided by their sum
         sum_BKGt = jnp.sum(probs_BKGtS, axis=-1)
-        sum_BKGt = jnp.where(sum_BKGt > 0, sum_BKGt, 1.0)  # a row that sees nothing: 0 / 1
+        # Padding sees nothing: its row of ones is cancelled here, and is exp(MASKED - 0) = 0 in the backward pass.
+        real_B11t = segment_ids_BT[:, None, None, start:end] != 0
         keep = _keep(dropout_key, start, probs_BKGtS.shape, dropout_rate)
         mixed_BKGtH = _rows_times(keep(probs_BKGtS).astype(v_BKSH.dtype), v_BKSH)
-        out.append((mixed_BKGtH / sum_BKGt[..., None]).astype(q_BKGTH.dtype))
-        log_z.append(max_BKGt + jnp.log(sum_BKGt))
+        out.append((mixed_BKGtH * jnp.where(real_B11t, 1.0 / sum_BKGt, 0.0)[..., None]).astype(q_BKGTH.dtype))
+        log_z.append(jnp.where(real_B11t, max_BKGt + jnp.log(sum_BKGt), 0.0))
     out_BKGTH, log_z_BKGT = jnp.concatenate(out, axis=3), jnp.concatenate(log_z, axis=3)
     return out_BKGTH, (q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, dropout_key, out_BKGTH, log_z_BKGT)
 
@@ -78,8 +79,8 @@ def _backward(scale, dropout_rate, residuals, d_out_BKGTH):
         start, end = block
         rows = lambda a: a[:, :, :, start:end]  # noqa: B023, E731
         q_BKGtH, d_out_BKGtH, k_BKSH, v_BKSH = rows(q_BKGTH), rows(d_out_BKGTH), k_BKTH[:, :, :end], v_BKTH[:, :, :end]
-        scores_BKGtS, visible_Bt1S = _scores(q_BKGtH, k_BKSH, segment_ids_BT, block, scale)
-        probs_BKGtS = jnp.where(visible_Bt1S, jnp.exp(scores_BKGtS - rows(log_z_BKGT)[..., None]), 0.0)
+        scores_BKGtS = _scores(q_BKGtH, k_BKSH, segment_ids_BT, block, scale)
+        probs_BKGtS = jnp.exp(scores_BKGtS - rows(log_z_BKGT)[..., None])
         keep = _keep(dropout_key, start, probs_BKGtS.shape, dropout_rate)
         d_probs_BKGtS = keep(_rows_by_keys(d_out_BKGtH, v_BKSH))
         d_scores_BKGtS = scale * probs_BKGtS * (d_probs_BKGtS - rows(delta_BKGT)[..., None])
@@ -95,13 +96,12 @@ _attention.defvjp(_forward, _backward)
 
 
 def _scores(q_BKGtH, k_BKSH, segment_ids_BT, block, scale):
-    """Float32 scores [B, K, G, t, S], masked, and what is visible, [B, 1, 1, t, S]."""
+    """Float32 scores [B, K, G, t, S], masked."""
     start, end = block
     queries_Bt, keys_BS = segment_ids_BT[:, start:end], segment_ids_BT[:, :end]
     causal_tS = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None, :]
     visible_BtS = causal_tS & (queries_Bt[:, :, None] == keys_BS[:, None, :]) & (queries_Bt != 0)[:, :, None]
-    visible_B11tS = visible_BtS[:, None, None]
-    return jnp.where(visible_B11tS, scale * _rows_by_keys(q_BKGtH, k_BKSH), MASKED), visible_B11tS
+    return jnp.where(visible_BtS[:, None, None], scale * _rows_by_keys(q_BKGtH, k_BKSH), MASKED)
 
 
 def _keep(key, start, shape, rate):
@@ -131,8 +131,9 @@ def _rows_times(p_BKGtS, v_BKSH):
 
 
 def _over_rows(p_BKGtS, x_BKGtH):
-    # The small operand is the one that is transposed, and so is the small result: the scores stay as they lie.
+    # The small operand and the small result are the ones that are transposed; the scores stay as they lie. Without
+    # the barriers XLA folds the transpositions into the matmul, which on CPU is then four times slower.
     B, K, G, t, S = p_BKGtS.shape
-    x_BKHM = x_BKGtH.reshape(B, K, G * t, -1).swapaxes(2, 3)
+    x_BKHM = jax.lax.optimization_barrier(x_BKGtH.reshape(B, K, G * t, -1).swapaxes(2, 3))
     o_BKHS = jnp.einsum("BKHM,BKMS->BKHS", x_BKHM, p_BKGtS.reshape(B, K, G * t, S), preferred_element_type=jnp.float32)
-    return o_BKHS.swapaxes(2, 3)
+    return jax.lax.optimization_barrier(o_BKHS).swapaxes(2, 3)
