@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from allam_jax.errors import UserError
+from allam_jax.tokenizer.kinds import Kind
 from allam_jax.tokenizer.scripts import Script, script_pattern
 from allam_jax.tokenizer.sentencepiece_model import SPACE, ModelProto, Piece, SentencePieceModel
 from allam_jax.tokenizer.tokenizer import Tokenizer, with_control_tokens
@@ -37,7 +38,8 @@ def merge(
 
     Every base id keeps its piece; new pieces follow in the target's order. Text without a character of `script` gets
     exactly the base's ids. Text of the script is segmented as by `target`, exactly so if target was trained with
-    `like=base, script=script`.
+    `like=base, script=script`. (Other targets may have pieces that mix the script with characters or pieces that only
+    they have; what cannot be reached from the base's characters is left out, and verify_merge shows what it costs.)
 
     base_only: what becomes of multi-character pieces of the script that target lacks. "retire" makes text never reach
     them (needed for exactness); "demote" puts them below all others.
@@ -58,11 +60,12 @@ def merge(
 
     scores = _target_scores(target_pieces, proto)
     shared = set(scores) & set(base_pieces)
+    base_kinds = dict(zip(base_model.pieces, base_model.kinds, strict=True))
     for text in sorted(shared):
-        if base_pieces[text].type != Piece.NORMAL:
+        if base_kinds[text] not in (Kind.NORMAL, Kind.RETIRED):
             raise UserError(f"{base_model.source}: piece {text!r} is a special piece there; expected an ordinary one")
         if len(text) > 1:
-            base_pieces[text].score = scores[text]
+            base_pieces[text].type, base_pieces[text].score = Piece.NORMAL, scores[text]
     orphans = [
         piece
         for piece in proto.pieces

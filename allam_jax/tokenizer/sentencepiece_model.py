@@ -36,10 +36,10 @@ _KINDS = {
 _MERGEABLE = (Kind.NORMAL, Kind.USER_DEFINED, Kind.UNUSED)
 
 
-def _kind(piece: Any) -> Kind:
+def _kind(piece: Any, *, declared: Sequence[str]) -> Kind:
     # SentencePiece has no type for a piece that text must not reach (UNUSED ones still take part in merges), so the
     # merge retires pieces as CONTROL. They keep their negative score; genuine control pieces have score 0.
-    if piece.type == Piece.CONTROL and piece.score < 0:
+    if piece.type == Piece.CONTROL and piece.score < 0 and piece.piece not in declared:
         return Kind.RETIRED
     return _KINDS[piece.type]
 
@@ -68,7 +68,9 @@ class SentencePieceModel:
             raise UserError(f"{source}: a SentencePiece {name} model; expected BPE (retrain with model_type=bpe)")
         self.source = source
         self.pieces = [piece.piece for piece in self.proto.pieces]
-        self.kinds = [_kind(piece) for piece in self.proto.pieces]
+        trainer = self.proto.trainer_spec
+        declared = (trainer.bos_piece, trainer.eos_piece, trainer.pad_piece, *trainer.control_symbols)
+        self.kinds = [_kind(piece, declared=declared) for piece in self.proto.pieces]
         self.special_tokens = {
             p: i for i, (p, k) in enumerate(zip(self.pieces, self.kinds, strict=True)) if k.is_special
         }
@@ -102,8 +104,8 @@ class SentencePieceModel:
         chunked = [find(prefix + text) if text else [] for text in texts]
         missing = list({chunk for chunks in chunked for chunk in chunks if chunk not in cache})
         fresh = dict(zip(missing, self._encode_uncached(self._processor_without_prefix, missing), strict=True))
-        if len(cache) < _CACHED_CHUNKS:
-            cache.update((chunk, ids) for chunk, ids in fresh.items() if len(chunk) <= _CACHED_LENGTH)
+        short = ((chunk, ids) for chunk, ids in fresh.items() if len(chunk) <= _CACHED_LENGTH)
+        cache.update(itertools.islice(short, max(0, _CACHED_CHUNKS - len(cache))))
         get = cache.get
         return [list(itertools.chain.from_iterable([get(c) or fresh[c] for c in chunks])) for chunks in chunked]
 
@@ -157,6 +159,7 @@ class SentencePieceModel:
             normalizer.precompiled_charsmap
             or normalizer.remove_extra_whitespaces
             or not normalizer.escape_whitespaces
+            or self.proto.trainer_spec.treat_whitespace_as_suffix
             or not self.proto.trainer_spec.byte_fallback  # else neighbouring unknown characters share one id
             or any(re.search(r"[^▁][▁ ]|\n", piece) for piece in mergeable)
         ):

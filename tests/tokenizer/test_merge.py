@@ -130,6 +130,24 @@ def test_exact_for_any_pair_of_models(seed: int):
     assert check["non_arabic_lines"] > 100
 
 
+def test_a_merged_model_can_be_the_base_of_another_merge(trained_base: Tokenizer, corpus: Corpus):
+    small, large = (
+        train_sentencepiece(corpus.train["ar"][:n], vocab_size=size, like=trained_base, script="arabic")
+        for n, size in ((400, 1200), (4000, 3500))
+    )
+    once = merge(trained_base, small)
+    twice = merge(once, large)
+    back = [
+        piece
+        for piece in large.model.pieces
+        if (index := once.piece_to_id(piece)) and once.model.kinds[index] is Kind.RETIRED
+    ]
+    assert back  # retired by the first merge, wanted by the second
+    check = verify_merge(trained_base, large, twice, corpus.test["ar"] + corpus.test["en"] + corpus.test["code"])
+    assert check["arabic_equal"] == check["non_arabic_equal"] == 1.0, check["differing"]
+    assert twice.special_tokens == once.special_tokens
+
+
 def test_a_word_keeps_its_space_before_a_run_of_spaces():
     letters = dict.fromkeys("▁ابx", -100.0)
     base = sentencepiece_model({"▁▁": -1.0, "▁x": -2.0, **letters})

@@ -48,6 +48,7 @@ def test_ids_are_those_of_sentencepiece(languages: Merge, corpus: Corpus, awkwar
         ({"▁▁": -1.0, "▁▁▁": -2.0, "▁b": -1.5}, {}, True),
         ({"▁b": -1.0, "ab": -2.0}, {"add_dummy_prefix": False}, True),
         ({"▁b": -1.0, "ab": -2.0}, {"remove_extra_whitespaces": True}, False),
+        ({"ab": -2.0}, {"treat_whitespace_as_suffix": True}, False),
     ],
 )
 def test_ids_are_those_of_sentencepiece_for_unusual_models(pieces: dict, flags: dict, cached: bool):
