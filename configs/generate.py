@@ -1,0 +1,19 @@
+"""Continues prompts with any model: a weights directory, a Hugging Face directory, a run or one of its checkpoints.
+
+    python run.py --config configs/generate.py --config.init.weights=runs/quickstart/export/orbax \
+        --config.generate.prompts='("The Messenger of Allah said",)'
+
+Greedy unless --config.generate.temperature is above 0. Seconds for the quickstart's model on two cores.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    """Needs init.weights and generate.prompts."""
+    config = base.get_config()
+    config.task = "generate"
+    config.generate.prompts = ("",)
+    return config
