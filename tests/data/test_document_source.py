@@ -97,8 +97,7 @@ def test_a_damaged_record_is_named_on_reading(datasets, tmp_path):
     directory = damaged(datasets, tmp_path)
     shard = shards(directory)[1]
     content = bytearray(shard.read_bytes())
-    middle = content.index(TEXTS["en"][60].encode()[:4]) if TEXTS["en"][60].encode()[:4] in content else 500
-    content[middle] ^= 0xFF
+    content[500] ^= 0xFF
     shard.write_bytes(content)
     source = DocumentSource(directory, split="train")
     failures = []
