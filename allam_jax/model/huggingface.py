@@ -209,12 +209,11 @@ def _parameter_dtype(tensors: list[StoredTensor], param_dtype: str | None) -> np
     for tensor in tensors:
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise UserError(f"{tensor.file}: tensor {tensor.name} is {tensor.dtype}; expected floating-point weights")
+        if tensor.dtype == np.float64 and param_dtype is None:
+            raise UserError(f"{tensor.file}: tensor {tensor.name} is float64; choose a param_dtype, e.g. float32")
     if param_dtype is not None:
         return np.dtype(jnp.dtype(param_dtype))
-    dtype = np.dtype(jnp.result_type(*{tensor.dtype for tensor in tensors}))  # layers may differ
-    if dtype == np.float64:
-        raise UserError(f"{tensors[0].file}: tensor {tensors[0].name} is float64; choose a param_dtype, e.g. float32")
-    return dtype
+    return np.dtype(jnp.result_type(*{tensor.dtype for tensor in tensors}))  # layers may differ
 
 
 def _assemble(
@@ -343,8 +342,8 @@ def _to_write(param: jax.Array, piece: _Piece, dtype: str | None) -> TensorToWri
     return TensorToWrite(piece.name, target, piece.stored_shape, blocks)
 
 
-def _to_host(array: jax.Array) -> np.ndarray:
-    if array.is_fully_addressable:
+def _to_host(array: jax.Array | np.ndarray) -> np.ndarray:
+    if isinstance(array, np.ndarray) or array.is_fully_addressable:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)
 
