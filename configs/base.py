@@ -89,7 +89,7 @@ def get_config() -> ConfigDict:
     config.data.sources = ConfigDict()
     config.data.seq_len = 256
     config.data.batch_size = 8  # sequences per optimizer step, over all devices
-    config.data.lanes = 1  # independent streams that make up a batch; bounds the hosts that can build it
+    config.data.lanes = 0  # independent streams that make up a batch, whatever the hosts; 0: as many of 8 as divide it
 
     config.train = ConfigDict()
     config.train.steps = 100

@@ -212,7 +212,7 @@ def _open_loader(config: ConfigDict, *, tokenizer: Tokenizer, mesh: Mesh) -> Loa
         seq_len=config.data.seq_len,
         batch_size=config.data.batch_size,
         seed=config.seed,
-        lanes=config.data.lanes,
+        lanes=config.data.lanes or None,
         # Processes that differ along the tensor axis only read the same rows.
         process_index=start // rows,
         process_count=config.data.batch_size // rows,

@@ -128,7 +128,8 @@ def run_loop(
                 checkpointer.wait()
                 raise Stopped(f"{signal}: saved step {step} of {intervals.steps}; run the same command again to go on")
         checkpointer.wait()
-    logging.info("trained to step %d; tokens by source: %s", step, counts.settle(keep=0))
+    epochs = {name: round(value, 3) for name, value in loader.epochs().items()}
+    logging.info("trained to step %d; tokens by source: %s; epochs: %s", step, counts.settle(keep=0), epochs)
     return state
 
 
