@@ -14,7 +14,6 @@ from allam_jax.files import atomic_path, write_json, write_text
 from allam_jax.tokenizer.json_model import JsonModel
 from allam_jax.tokenizer.kinds import Kind
 from allam_jax.tokenizer.sentencepiece_model import SPACE, SentencePieceModel
-from allam_jax.tokenizer.tokenizer import Tokenizer
 
 # ChatML, behind a bos token; it is used if the vocabulary has its two tokens.
 CHAT_TEMPLATE = (
@@ -26,9 +25,8 @@ CHAT_TEMPLATE = (
 )
 
 
-def save(tokenizer: Tokenizer, directory: Path) -> None:
+def save(model: SentencePieceModel | JsonModel, directory: Path) -> None:
     """Writes the tokenizer files into `directory`; see Tokenizer.save."""
-    model = tokenizer.model
     directory.mkdir(parents=True, exist_ok=True)
     if isinstance(model, SentencePieceModel):
         document = tokenizer_json(model)  # may refuse: before anything is written
@@ -37,8 +35,8 @@ def save(tokenizer: Tokenizer, directory: Path) -> None:
         write_json(directory / "tokenizer.json", document)
     else:
         write_text(directory / "tokenizer.json", model.serialized())
-    write_json(directory / "tokenizer_config.json", tokenizer_config(tokenizer))
-    write_json(directory / "special_tokens_map.json", _named_tokens(tokenizer))
+    write_json(directory / "tokenizer_config.json", tokenizer_config(model))
+    write_json(directory / "special_tokens_map.json", _named_tokens(model))
 
 
 def merge_rules(model: SentencePieceModel) -> list[tuple[str, str]]:
@@ -124,25 +122,25 @@ def tokenizer_json(model: SentencePieceModel) -> dict[str, Any]:
     }
 
 
-def tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
+def tokenizer_config(model: SentencePieceModel | JsonModel) -> dict[str, Any]:
     """The content of `tokenizer_config.json`: a generic class, so that transformers reads tokenizer.json as it is."""
-    if isinstance(tokenizer.model, JsonModel):
-        return tokenizer.model.settings
+    if isinstance(model, JsonModel):
+        return model.settings
     # LlamaTokenizer would replace our normaliser by one that adds no dummy prefix before a space.
-    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **_named_tokens(tokenizer)}
-    config["add_bos_token"] = tokenizer.bos_id is not None
+    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **_named_tokens(model)}
+    config["add_bos_token"] = model.bos_id is not None
     config["add_eos_token"] = False
     config["clean_up_tokenization_spaces"] = False
     config["model_input_names"] = ["input_ids", "attention_mask"]
     config["model_max_length"] = int(1e30)
-    if {"<|im_start|>", "<|im_end|>"} <= tokenizer.special_tokens.keys():
+    if {"<|im_start|>", "<|im_end|>"} <= model.special_tokens.keys():
         config["chat_template"] = CHAT_TEMPLATE
     return config
 
 
-def _named_tokens(tokenizer: Tokenizer) -> dict[str, str]:
-    ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "unk": tokenizer.unk_id, "pad": tokenizer.pad_id}
-    return {f"{name}_token": tokenizer.id_to_piece(index) for name, index in ids.items() if index is not None}
+def _named_tokens(model: SentencePieceModel | JsonModel) -> dict[str, str]:
+    ids = {"bos": model.bos_id, "eos": model.eos_id, "unk": model.unk_id, "pad": model.pad_id}
+    return {f"{name}_token": model.pieces[index] for name, index in ids.items() if index is not None}
 
 
 def _bos_processor(model: SentencePieceModel) -> dict[str, Any] | None:
