@@ -21,6 +21,7 @@ from allam_jax.data.batch import padding
 from allam_jax.data.evaluation_rows import EvaluationRows, make_evaluation_rows
 from allam_jax.errors import UserError
 from allam_jax.evaluation.bits_per_byte import make_evaluator, metrics_row
+from allam_jax.generation.decode import generate
 from allam_jax.model.config import ComputeOptions, LlamaConfig
 from allam_jax.model.llama import init_params, param_axes
 from allam_jax.parallel.mesh import make_mesh
@@ -43,6 +44,7 @@ CONFIG = LlamaConfig(
 )
 OPTIONS = ComputeOptions()
 SEQ_LEN = 48
+SAMPLES = {"prompts": [[BOS, 70], [BOS]], "max_new_tokens": 8, "temperature": 0.7, "top_p": 0.9, "seed": 4}
 TEXTS = [
     "In the name of God",
     "علّم بالقلم",  # Arabic: two bytes a letter
@@ -232,20 +234,23 @@ from allam_jax.parallel.distributed import initialize
 initialize(coordinator="localhost:{port}", num_processes=2, process_id={process})
 from allam_jax.evaluation.bits_per_byte import make_evaluator
 from allam_jax.data.evaluation_rows import make_evaluation_rows
+from allam_jax.generation.decode import generate
 from allam_jax.model.llama import abstract_params, init_params, param_axes
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.parallel.sharding import parameter_shardings
-from test_bits_per_byte import CONFIG, OPTIONS, SEQ_LEN, ByteTokenizer
+from test_bits_per_byte import CONFIG, OPTIONS, SAMPLES, SEQ_LEN, ByteTokenizer
 rows = make_evaluation_rows({dataset!r}, tokenizer=ByteTokenizer(), seq_len=SEQ_LEN, split="train")
 mesh = make_mesh(data=1, fsdp=2, tensor=2)  # rows and parameters are cut between the processes
 shardings = parameter_shardings(param_axes(CONFIG), abstract_params=abstract_params(CONFIG), mesh=mesh)
 params = jax.jit(lambda: init_params(jax.random.key(3), config=CONFIG), out_shardings=shardings)()
-print(json.dumps(make_evaluator(config=CONFIG, options=OPTIONS, mesh=mesh, batch_size=4)(params, rows)))
+result = make_evaluator(config=CONFIG, options=OPTIONS, mesh=mesh, batch_size=4)(params, rows)
+new = generate(params, config=CONFIG, options=OPTIONS, mesh=mesh, **SAMPLES)
+print(json.dumps([result, new]))
 """
 
 
 @pytest.mark.slow
-def test_two_processes_agree_with_one(params, dataset):
+def test_two_processes_score_and_sample_like_one(params, dataset):
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
@@ -272,4 +277,5 @@ def test_two_processes_agree_with_one(params, dataset):
         assert process.returncode == 0, out + err
         answers.append(json.loads(out.strip().splitlines()[-1]))
     assert answers[0] == answers[1]
-    np.testing.assert_allclose(answers[0]["nats"], nats_by_numpy(params, TEXTS), rtol=1e-6)
+    np.testing.assert_allclose(answers[0][0]["nats"], nats_by_numpy(params, TEXTS), rtol=1e-6)
+    assert answers[0][1] == generate(params, config=CONFIG, options=OPTIONS, **SAMPLES)
