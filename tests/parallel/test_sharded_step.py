@@ -96,7 +96,7 @@ def one_device():
 
 
 def gradients(state):
-    moments = jax.device_get(state.optimizer.guard.inner.mu)
+    moments = jax.device_get(state.optimizer.mu)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): moment / (1 - B1)
         for path, moment in jax.tree_util.tree_leaves_with_path(moments)
@@ -129,7 +129,7 @@ def parameter_bytes(sizes, *, config=CONFIG):
 def assert_really_sharded(state, sizes, *, config=CONFIG):
     devices = jax.devices()[: np.prod(sizes)]
     expected = parameter_bytes(sizes, config=config)
-    adam = state.optimizer.guard.inner
+    adam = state.optimizer
     assert bytes_per_device(state.params) == dict.fromkeys(devices, expected)
     assert bytes_per_device(adam.mu) == dict.fromkeys(devices, expected)
     assert bytes_per_device(adam.nu) == dict.fromkeys(devices, expected)
