@@ -17,7 +17,7 @@ from allam_jax.errors import UserError
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary sibling of `path` to write a file or directory to; renames it on success.
 
-    A file at `path` is replaced. So is a directory (it is removed first). On an exception the temporary is removed
+    A file at `path` is replaced. So is a directory. On an exception the temporary is removed
     and `path` is untouched.
     """
     path = Path(path)
@@ -26,8 +26,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         if temporary.is_dir() and path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+            # A directory cannot be replaced in one step: move it aside, so that a crash here loses nothing.
+            aside = temporary.with_suffix(".old")
+            os.replace(path, aside)
+            os.replace(temporary, path)
+            shutil.rmtree(aside)
+        else:
+            os.replace(temporary, path)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)

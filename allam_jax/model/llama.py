@@ -192,10 +192,10 @@ class Llama(nnx.Module):
         self.embedding = Embedding(config, rngs=rngs)
 
         @nnx.vmap(in_axes=0, out_axes=0)
-        def stacked_layers(layer_rngs: nnx.Rngs) -> Block:
-            return Block(config, options=options, rngs=layer_rngs)
+        def stacked_layers(key: Array) -> Block:
+            return Block(config, options=options, rngs=nnx.Rngs(params=key))
 
-        self.layers = stacked_layers(rngs.fork(split=config.num_layers))
+        self.layers = stacked_layers(jax.random.split(rngs.params(), config.num_layers))
         self.final_norm = RMSNorm(config)
         if not config.tie_embeddings:
             self.head = Head(config, rngs=rngs)
