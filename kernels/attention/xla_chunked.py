@@ -124,9 +124,7 @@ def _rows_by_keys(q_BKGtH, k_BKSH):
 
 def _rows_times(p_BKGtS, v_BKSH):
     B, K, G, t, S = p_BKGtS.shape
-    o_BKMH = jnp.einsum(
-        "BKMS,BKSH->BKMH", p_BKGtS.reshape(B, K, G * t, S), v_BKSH, preferred_element_type=jnp.float32
-    )
+    o_BKMH = jnp.einsum("BKMS,BKSH->BKMH", p_BKGtS.reshape(B, K, G * t, S), v_BKSH, preferred_element_type=jnp.float32)
     return o_BKMH.reshape(B, K, G, t, -1)
 
 
