@@ -4,6 +4,7 @@ params/          Orbax, each parameter as one array: restored straight onto any 
 model.json       the architecture (`LlamaConfig`) and the version of this layout
 metadata.json    where the weights come from: step, parent, tokenizer fingerprint, code revision, ...
 tokenizer/       the tokenizer's files
+files.json       size of every file of params/, so that a copy that is not complete is told by name
 """
 
 import dataclasses
@@ -20,13 +21,14 @@ from allam_jax.files import read_json, write_json
 from allam_jax.model.config import LlamaConfig
 from allam_jax.model.llama import Params, abstract_params, param_axes
 from allam_jax.model.output_directory import collective_directory, copy_tokenizer
-from allam_jax.parallel.distributed import is_main_process
+from allam_jax.parallel.distributed import barrier, is_main_process
 from allam_jax.parallel.sharding import DEFAULT_RULES, ShardingRules, parameter_shardings
 
 FORMAT_VERSION = 1
 MODEL_FILE = "model.json"
 METADATA_FILE = "metadata.json"
 PARAMS_FOLDER = "params"
+FILE_LIST = "files.json"
 TOKENIZER_FOLDER = "tokenizer"
 
 
@@ -66,7 +68,9 @@ def save_weights(
     with collective_directory(Path(directory)) as temporary:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((temporary / PARAMS_FOLDER).absolute(), params)
+        barrier(f"parameters of {directory}")
         if is_main_process():
+            write_json(temporary / FILE_LIST, _file_sizes(temporary / PARAMS_FOLDER))
             if tokenizer_dir is not None:
                 copy_tokenizer(tokenizer_dir, to=temporary / TOKENIZER_FOLDER)
             write_json(temporary / METADATA_FILE, metadata or {})
@@ -97,6 +101,11 @@ def load_weights(
     folder = (directory / PARAMS_FOLDER).absolute()
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; the weights directory is incomplete, copy or export it again")
+    found = _file_sizes(folder)
+    for name, size in read_json(directory / FILE_LIST).items():
+        if found.get(name) != size:
+            state = "missing" if name not in found else f"{found[name]:,} bytes long instead of {size:,}"
+            raise UserError(f"{folder / name}: is {state}; copy or export the weights again")
     with ocp.StandardCheckpointer() as checkpointer:
         try:
             stored = checkpointer.metadata(folder).item_metadata.tree
@@ -167,6 +176,10 @@ def abstract_on_devices(
         return jax.ShapeDtypeStruct(shape.shape, jnp.dtype(param_dtype or array.dtype), sharding=sharding)
 
     return jax.tree.map(leaf, stored, abstract_params(config), shardings_on(config, mesh=mesh, rules=rules))
+
+
+def _file_sizes(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def _check_shapes(params: Any, config: LlamaConfig, *, where: str) -> None:
