@@ -8,6 +8,7 @@ reads them. Values may be device arrays: they are fetched a few steps later, so 
 import importlib
 import json
 import os
+import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -204,7 +205,7 @@ class _WeightsAndBiases:
                 "run `pip install wandb` or leave it empty"
             ) from None
         identity = workdir / "wandb.json"
-        run_id = read_json(identity)["id"] if identity.is_file() else wandb.util.generate_id()
+        run_id = read_json(identity)["id"] if identity.is_file() else uuid.uuid4().hex[:8]
         self._run = wandb.init(project=project, id=run_id, resume="allow", dir=str(workdir), config=dict(config))
         write_json(identity, {"project": project, "id": run_id})
 

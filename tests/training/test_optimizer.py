@@ -113,12 +113,10 @@ def test_rewarm_counts_updates_made_with_the_moments_not_global_steps():
     state, rates, update = optimizer.init(params), [], jax.jit(optimizer.update)
     for step in range(500, 506):  # parameters from step 500, fresh moments
         loss = np.nan if step == 501 else 1.0  # skipped: must not count
-        updates, state = optimizer.update(
-            llama_tree(step), state, params, step=step, loss=loss, grad_norm=jnp.float32(1.0)
-        )
+        updates, state = update(llama_tree(step), state, params, step=step, loss=loss, grad_norm=jnp.float32(1.0))
         rates.append(float(optimizer_metrics(state)["learning_rate"]))
         if rates[-1] == 0:
-            jax.tree.map(lambda p, u: np.testing.assert_array_equal(p + u, p), params, updates)
+            jax.tree.map(lambda p, u: np.testing.assert_array_equal(p + np.asarray(u), p), params, updates)
     np.testing.assert_allclose(rates, [0, 0, 0, 0, 0.1, 0.1])
     assert int(state.updates) == 5
     assert all(np.abs(v).max() > 0 for v in jax.tree.leaves(state.nu))
