@@ -25,7 +25,7 @@ from allam_jax.model import safetensors_io
 from allam_jax.model.config import LlamaConfig
 from allam_jax.model.huggingface_config import config_from_huggingface, config_to_huggingface
 from allam_jax.model.llama import Params, abstract_params
-from allam_jax.model.output_directory import collective_directory, copy_tokenizer
+from allam_jax.model.output_directory import collective_directory, copy_tokenizer, tokenizer_files
 from allam_jax.model.safetensors_io import StoredTensor, TensorToWrite
 from allam_jax.model.weights import shardings_on
 from allam_jax.parallel.distributed import is_main_process
@@ -303,6 +303,8 @@ def export_huggingface(
             into `config.json` as well.
     """
     generation = dict(generation or {})
+    if tokenizer_dir is not None:
+        tokenizer_files(tokenizer_dir)
     by_path = [(path, piece) for path, pieces in _pieces(config).items() for piece in pieces]
     by_path.sort(key=lambda entry: _position(*entry))  # a layer's tensors lie together
     tensors = [_to_write(_at(params, path), piece, dtype) for path, piece in by_path]

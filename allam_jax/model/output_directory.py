@@ -27,7 +27,7 @@ def collective_directory(directory: Path) -> Iterator[Path]:
     """Yields one temporary sibling to all processes; the first renames it to `directory` when all are done.
 
     An existing `directory` is replaced only then. On an exception the temporary is removed and `directory` is left as
-    it was.
+    it was. What only one process would notice must be checked before: the others wait for it.
     """
     directory = Path(directory)
     temporary = directory.parent / f".{directory.name}.partial"
@@ -51,11 +51,17 @@ def collective_directory(directory: Path) -> Iterator[Path]:
     barrier(f"renamed {directory}")
 
 
+def tokenizer_files(directory: Path) -> list[Path]:
+    """The files that make up the tokenizer in a directory; UserError if there is none."""
+    names = [name for name in TOKENIZER_FILES if (Path(directory) / name).is_file()]
+    if not {"tokenizer.model", "tokenizer.json"} & set(names):
+        raise UserError(f"{directory}: holds neither tokenizer.model nor tokenizer.json")
+    return [Path(directory) / name for name in names]
+
+
 def copy_tokenizer(source: Path, *, to: Path) -> None:
     """Copies the files of a tokenizer into directory `to`; UserError if there are none."""
-    names = [name for name in TOKENIZER_FILES if (Path(source) / name).is_file()]
-    if not {"tokenizer.model", "tokenizer.json"} & set(names):
-        raise UserError(f"{source}: holds neither tokenizer.model nor tokenizer.json")
+    files = tokenizer_files(source)
     Path(to).mkdir(parents=True, exist_ok=True)
-    for name in names:
-        shutil.copyfile(Path(source) / name, Path(to) / name)
+    for file in files:
+        shutil.copyfile(file, Path(to) / file.name)

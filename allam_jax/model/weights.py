@@ -20,7 +20,7 @@ from allam_jax.errors import UserError
 from allam_jax.files import read_json, write_json
 from allam_jax.model.config import LlamaConfig
 from allam_jax.model.llama import Params, abstract_params, param_axes
-from allam_jax.model.output_directory import collective_directory, copy_tokenizer
+from allam_jax.model.output_directory import collective_directory, copy_tokenizer, tokenizer_files
 from allam_jax.parallel.distributed import barrier, is_main_process
 from allam_jax.parallel.sharding import DEFAULT_RULES, ShardingRules, parameter_shardings
 
@@ -65,6 +65,8 @@ def save_weights(
         UserError: the parameters do not have the shapes of `config`, or `tokenizer_dir` holds no tokenizer.
     """
     _check_shapes(params, config, where="the parameters to save")
+    if tokenizer_dir is not None:
+        tokenizer_files(tokenizer_dir)
     with collective_directory(Path(directory)) as temporary:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((temporary / PARAMS_FOLDER).absolute(), params)
