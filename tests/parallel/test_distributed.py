@@ -25,7 +25,7 @@ TOGETHER = (
     + """
 import json, jax, numpy as np
 from allam_jax.parallel.distributed import barrier, broadcast, global_batch_array, is_main_process, process_rows
-from allam_jax.parallel.mesh import make_mesh, split_microbatches
+from allam_jax.parallel.mesh import MESH_AXES, make_mesh, split_microbatches
 me = jax.process_index()
 result = {{"process": me, "main": is_main_process(), "devices": jax.device_count()}}
 result["broadcast"] = broadcast({{"from": me, "text": "\u0633\u0644\u0627\u0645"}})
@@ -40,6 +40,11 @@ for sizes in [(4, 1, 1), (2, 2, 1), (1, 2, 2), (1, 1, 4)]:
     micro = jax.jit(lambda x: split_microbatches(x, accumulation=2).sum((1, 2)))(batch["x"])
     sums = {{"sum": np.asarray(total).tolist(), "micro": np.asarray(micro).tolist()}}
     result[str(sizes)] = {{"rows": [start, stop], **sums}}
+mixed = jax.sharding.Mesh(np.array(sorted(jax.devices(), key=lambda d: d.id))[[0, 2, 1, 3]].reshape(4, 1, 1), MESH_AXES)
+try:
+    process_rows(mixed, global_batch=8)
+except UserError as error:
+    result["mixed"] = str(error)
 barrier("end")
 print(json.dumps(result))
 """
@@ -60,6 +65,7 @@ def check_two_processes(results):
     for answer in answers:
         assert answer["devices"] == 4
         assert answer["broadcast"] == {"from": 0, "text": "سلام"}
+    assert "rows that do not lie together ([(0, 2), (4, 6)])" in answers[0]["mixed"]
     expected_rows = {
         "(4, 1, 1)": ([0, 8], [8, 16], 16),
         "(2, 2, 1)": ([0, 8], [8, 16], 16),
