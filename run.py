@@ -5,6 +5,7 @@ import logging as stdlib_logging
 import os
 import re
 import sys
+import traceback
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -34,8 +35,11 @@ def parse_flags(argv: list[str]) -> list[str]:
         _ = CONFIG.value.task
     except UserError:
         raise
-    except (flags.Error, KeyError, AttributeError, TypeError, ValueError, SyntaxError, OSError) as error:
-        raise UserError(explain(error, argv=argv)) from error
+    except Exception as error:  # the config is code: anything can come out of it
+        message = explain_config(error, argv=argv) or explain_flag(error, argv=argv)
+        if message is None:
+            raise
+        raise UserError(message) from error
     return rest
 
 
@@ -44,16 +48,52 @@ def config_file() -> Path:
     return Path(flags.FLAGS["config"].config_filename.partition(":")[0])
 
 
-def explain(error: Exception, *, argv: list[str]) -> str:
-    """One line for an error of the flag parser or of the locked config, naming the flag."""
+def explain_config(error: Exception, *, argv: list[str]) -> str | None:
+    """One line for an error inside the config file, naming the line; None if it was not there."""
+    named = [value for flag, value in zip(argv, argv[1:], strict=False) if flag in ("--config", "-config")]
+    named += [arg.partition("=")[2] for arg in argv if re.match("--?config=", arg)]
+    path = named[-1].partition(":")[0] if named else ""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}: {error.msg}"
+    text = str(error)
+    if isinstance(error, AttributeError) and "attribute 'get_config'" in text:
+        return f"{path}: defines no function get_config()"
+    # absl keeps only the text of a TypeError or ValueError; ml_collections puts the traceback into it.
+    inside_text = "Error whilst parsing config file" in text
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if inside_text:
+        frames = re.findall(r'File "(.+?)", line (\d+)', text)
+        last = text.strip().splitlines()[-1]
+    else:
+        last = reason(error) if isinstance(error, KeyError | AttributeError) else f"{type(error).__name__}: {text}"
+    lines = [line for filename, line in frames if Path(filename).absolute() == Path(path).absolute()]
+    if path and lines:
+        return f"{path}, line {lines[-1]}: {last}"
+    if inside_text and "get_config()" in last:
+        return f"--config {path}: get_config takes another number of arguments than given (FILE:ARG gives one): {last}"
+    return f"--config {path}: {last}" if inside_text else None
+
+
+def explain_flag(error: Exception, *, argv: list[str]) -> str | None:
+    """One line for an error of the flag parser or of the locked config, naming the flag; None for any other error."""
+    if not isinstance(error, flags.Error | KeyError | AttributeError | TypeError | ValueError | OSError):
+        return None
+    text = reason(error)
+    unknown = re.match(r"the config has no key '(\w+)'", text)
+    if unknown:
+        flag = next((arg.split("=")[0] for arg in argv if f".{unknown[1]}" in arg.split("=")[0]), "config")
+        return f"{flag}: {text}"
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def reason(error: Exception) -> str:
+    """What the locked config says of a key that it does not have, in our words; the text of other errors."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     unknown = re.match(r"\W*(\w+)", text)
-    if isinstance(error, KeyError | AttributeError) and unknown:
-        key = unknown[1]
-        flag = next((arg.split("=")[0] for arg in argv if f".{key}" in arg.split("=")[0]), f"config key {key!r}")
-        hint = re.search(r'Did you mean "(\w+)"', text)
-        return f"{flag}: the config has no key {key!r}" + (f"; did you mean {hint[1]!r}?" if hint else "")
-    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+    if not isinstance(error, KeyError | AttributeError) or not unknown:
+        return text
+    hint = re.search(r'Did you mean "(\w+)"', text)
+    return f"the config has no key {unknown[1]!r}" + (f"; did you mean {hint[1]!r}?" if hint else "")
 
 
 def main(_) -> None:

@@ -53,7 +53,9 @@ def resolve_stages(config: ConfigDict, *, stage_dirs: Mapping[str, Path]) -> tup
         name, _, rest = value[1:].partition("/")
         if name not in stage_dirs:
             earlier = ", ".join(stage_dirs) or "none"
-            raise UserError(f"config.{key} = {value!r}: no earlier stage is called {name!r} (earlier stages: {earlier})")
+            raise UserError(
+                f"config.{key} = {value!r}: no earlier stage is called {name!r} (earlier stages: {earlier})"
+            )
         if name not in used:
             used.append(name)
         return str(stage_dirs[name] / rest)
@@ -80,6 +82,46 @@ def save(config: ConfigDict, *, workdir: Path) -> list[str]:
     changed = differences(files.read_json(path), new) if path.exists() else []
     files.write_json(path, new)
     return changed
+
+
+# Smallest sensible value of the numbers, and the values of the names, that nobody checks before using them.
+_MINIMUM = {
+    "train.steps": 1,
+    "train.accumulation": 1,
+    "train.loss_chunks": 1,
+    "train.log_every": 1,
+    "data.seq_len": 1,
+    "data.batch_size": 1,
+    "eval.every": 0,
+    "eval.batch_size": 1,
+    "eval.max_bytes": 0,
+    "checkpoint.every": 0,
+    "guard.max_in_a_row": 0,
+}
+_CHOICES = {
+    "param_dtype": ("float32", "bfloat16", "float16"),
+    "optimizer.first_moment_dtype": ("float32", "bfloat16"),
+    "export.dtype": ("", "float32", "bfloat16", "float16"),
+}
+
+
+def check_values(config: ConfigDict) -> None:
+    """UserError naming the first value that no task can use; for what would otherwise fail late, or in a library."""
+    values = flatten(to_dict(config))
+    for key, least in _MINIMUM.items():
+        if values[key] < least:
+            raise UserError(f"config.{key} = {values[key]}: expected at least {least}")
+    for key, choices in _CHOICES.items():
+        if values[key] not in choices:
+            raise UserError(f"config.{key} = {values[key]!r}: expected one of {', '.join(map(repr, choices))}")
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested dicts by dotted key."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return leaves
 
 
 def require(value: Any, *, key: str, hint: str) -> Any:

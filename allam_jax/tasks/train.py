@@ -15,7 +15,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from allam_jax.config import to_dict
+from allam_jax.config import differences, to_dict
 from allam_jax.data.loader import Loader, make_loader
 from allam_jax.errors import UserError
 from allam_jax.evaluation.bits_per_byte import make_evaluator, metrics_row
@@ -95,6 +95,11 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
                 del branch
             if is_main_process():
                 save_run(workdir, config=model, tokenizer_dir=origin.tokenizer_dir)
+        if int(state.step) > config.train.steps:
+            raise UserError(
+                f"config.train.steps = {config.train.steps}: {workdir} is at step {int(state.step)} already; give "
+                "more, or branch from one of its checkpoints into another --workdir"
+            )
         origin = dataclasses.replace(origin, params=None)  # the step donates them
         logging.info("%s parameters on mesh %s", f"{model.num_parameters:,}", dict(mesh.shape))
 
@@ -200,6 +205,11 @@ def _reopen(config: ConfigDict, workdir: Path) -> _Origin:
     check_vocabulary(
         model, tokenizer_size=tokenizer.vocab_size, tokenizer=str(tokenizer_dir), weights=f"the run in {workdir}"
     )
+    if not config.init.weights:  # otherwise config.model says nothing: the weights do
+        wanted = architecture(config, tokenizer=tokenizer)
+        changed = differences(dataclasses.asdict(model), dataclasses.asdict(wanted), "config.model.")
+        if changed:
+            raise UserError(f"{workdir} holds a run of another model ({'; '.join(changed)}); use another --workdir")
     return _Origin(model, tokenizer, tokenizer_dir)
 
 

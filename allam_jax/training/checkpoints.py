@@ -265,12 +265,17 @@ def step_path(directory: Path, step: int) -> Path:
     return Path(directory) / f"{step:08d}"
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether `path` is itself the directory of a complete checkpoint."""
+    return (Path(path) / "metadata" / _JSON_FILE).is_file()
+
+
 def find_checkpoint(path: Path, *, step: int | None = None) -> Path:
     """The checkpoint directory meant by `path`: itself, or the one of `step` (None = the newest) inside it."""
     path = Path(path).absolute()
     if not path.is_dir():
         raise UserError(f"{path}: no such checkpoint folder")
-    if (path / "metadata" / _JSON_FILE).is_file() and step is None:
+    if is_checkpoint(path) and step is None:
         return path
     steps = list_steps(path)
     if not steps:

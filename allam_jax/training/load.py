@@ -22,7 +22,7 @@ from allam_jax.model.weights import (
     load_weights,
 )
 from allam_jax.parallel.sharding import DEFAULT_RULES
-from allam_jax.training.checkpoints import find_checkpoint, list_steps, read_metadata, restore_params
+from allam_jax.training.checkpoints import find_checkpoint, is_checkpoint, list_steps, read_metadata, restore_params
 
 CHECKPOINTS_FOLDER = "checkpoints"
 
@@ -60,7 +60,7 @@ def checkpoint_of(path: Path) -> Path | None:
     """The checkpoint directory that `path` (a run's workdir, its checkpoints folder or one of them) means, or None."""
     path = Path(path)
     for candidate in (path / CHECKPOINTS_FOLDER, path):
-        if candidate.is_dir() and (list_steps(candidate) or (candidate / "metadata" / "metadata.json").is_file()):
+        if candidate.is_dir() and (list_steps(candidate) or is_checkpoint(candidate)):
             return find_checkpoint(candidate)
     return None
 

@@ -46,10 +46,17 @@ class StopSignal:
 
     def _on_terminate(self, number: int, frame: FrameType | None) -> None:
         self._received = "SIGTERM"
+        _say("SIGTERM: saving after this step")
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         if self._received == "SIGINT":
             raise KeyboardInterrupt
         self._received = "SIGINT"
+        _say("Ctrl-C: saving after this step; once more to stop at once, without saving")
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)  # tells the preemption service, and so the other processes
+
+
+def _say(text: str) -> None:
+    # Unbuffered: the signal may have come in the middle of another print.
+    os.write(2, f"\n{text}\n".encode())
