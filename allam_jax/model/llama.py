@@ -224,7 +224,9 @@ class Llama(nnx.Module):
         rope = (jnp.sin(angles_BTH).astype(dtype), jnp.cos(angles_BTH).astype(dtype))
         embedding_key, layers_key = (None, None) if dropout_key is None else jax.random.split(dropout_key)
 
-        x_BTD = self.embedding.table[...][tokens_BT].astype(dtype)
+        # The table is gathered over its width, not the activations over the batch; its rows stay cut.
+        table_VD = constrain(self.embedding.table[...], ("act_vocab", None))
+        x_BTD = table_VD[tokens_BT].astype(dtype)
         x_BTD = dropout(x_BTD, rate=options.dropout_embedding, key=embedding_key)
         x_BTD = constrain(x_BTD, ("batch", "sequence", "act_embed"))
 
