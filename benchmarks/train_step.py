@@ -1,0 +1,255 @@
+"""Our training step beside transformers + torch on CPU: one process, the same weights and batch, taking turns.
+
+    python benchmarks/train_step.py [--rounds 15] [--cores 2] [--huge_pages] [--nocompile]
+
+The network is a Llama of width 256, 6 layers, 8 heads, feed-forward 688, vocabulary 8,192, in float32; a batch is
+8 x 256 tokens; a step is forward, backward, clipping of the gradient at norm 1 and AdamW. Contestants take turns, step
+by step, and the median of each is compared: what else runs on the machine then slows all of them alike. Needs torch
+and transformers, and a C++ compiler for torch.compile.
+
+Prints a table and, last, one JSON object. FLOPs are the model's: 6 per matmul parameter and token, and attention
+counted at half of its square (causal); so a contestant that computes the whole square gets nothing for it. The sgemm
+peak is the best of torch, numpy and JAX on 2048 x 2048 matrices in the same process.
+"""
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags, logging
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+ROUNDS = flags.DEFINE_integer("rounds", 15, "Timed steps of each contestant.", lower_bound=1)
+CORES = flags.DEFINE_integer("cores", 2, "CPU cores to use.", lower_bound=1)
+COMPILE = flags.DEFINE_bool("compile", True, "Also time torch.compile.")
+HUGE_PAGES = flags.DEFINE_bool("huge_pages", False, "Let malloc ask for huge pages, for all contestants.")
+
+B, T, V, LEARNING_RATE = 8, 256, 8192, 3e-4
+OURS = "allam_jax"
+
+Step = Callable[[], float]  # one training step; its loss
+
+
+def our_step(weights: Path, ids_BT: np.ndarray) -> tuple[Step, float]:
+    """The step that `task = "train"` runs, from a Hugging Face directory; and its model FLOPs."""
+    import jax
+    import jax.numpy as jnp
+
+    from allam_jax.model.config import ComputeOptions
+    from allam_jax.model.huggingface import import_huggingface
+    from allam_jax.parallel.mesh import batch_sharding, make_mesh
+    from allam_jax.training.optimizer import make_optimizer
+    from allam_jax.training.state import abstract_state, start_state
+    from allam_jax.training.step import make_train_step
+
+    mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices("cpu")[:1])
+    params, config = import_huggingface(weights, mesh=mesh)
+    optimizer = make_optimizer(schedule=lambda step: jnp.full((), LEARNING_RATE), weight_decay=0.1, clip_norm=1.0)
+    abstract = abstract_state(config, optimizer=optimizer, mesh=mesh)
+    state = start_state(params, abstract=abstract, optimizer=optimizer, seed=0)
+    step = make_train_step(
+        config=config,
+        options=ComputeOptions(),
+        optimizer=optimizer,
+        abstract=abstract,
+        mesh=mesh,
+        num_sources=1,
+        num_chunks=4,
+    )
+    batch = {
+        "tokens": ids_BT[:, :-1],
+        "targets": ids_BT[:, 1:],
+        "segment_ids": np.ones((B, T), np.int32),
+        "positions": np.tile(np.arange(T, dtype=np.int32), (B, 1)),
+        "loss_weights": np.ones((B, T), np.float32),
+        "source_ids": np.zeros((B, T), np.int32),
+    }
+    batch = jax.device_put(batch, batch_sharding(mesh))
+
+    def run() -> float:
+        nonlocal state
+        state, metrics = step(state, batch)
+        jax.block_until_ready(state)
+        return float(metrics["loss"])
+
+    return run, config.flops_per_token(T) * B * T
+
+
+def torch_step(weights: Path, ids_BT: np.ndarray, *, attention: str, compiled: bool = False) -> Step:
+    """transformers' Llama with torch's fused AdamW (quicker here than foreach), no decay on norms."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(weights, attn_implementation=attention, dtype=torch.float32).train()
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.1},
+        {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.95), eps=1e-8, fused=True)
+    forward = torch.compile(model) if compiled else model
+    inputs, targets = torch.tensor(ids_BT[:, :-1]).long(), torch.tensor(ids_BT[:, 1:]).long()
+
+    def run() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        loss = forward(input_ids=inputs, labels=targets, shift_labels=targets, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return loss.item()
+
+    return run
+
+
+def write_weights(directory: Path) -> None:
+    """Random weights as a Hugging Face directory, for both sides to read."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=256,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        intermediate_size=688,
+        vocab_size=V,
+        max_position_embeddings=T,
+        tie_word_embeddings=False,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+
+
+def sgemm_peaks(size: int = 2048, repeats: int = 5) -> dict[str, float]:
+    """GFLOP/s of square float32 matrix products, the best of a few."""
+    import jax
+    import torch
+
+    a = np.random.default_rng(0).standard_normal((size, size), np.float32)
+    torch_a, jax_a, jax_product = torch.from_numpy(a), jax.device_put(a), jax.jit(lambda a: a @ a)
+    products: dict[str, Callable] = {
+        "torch": lambda: torch_a @ torch_a,
+        "numpy": lambda: a @ a,
+        "jax": lambda: jax.block_until_ready(jax_product(jax_a)),
+    }
+    return {name: 2e-9 * size**3 / min(times(product, repeats)) for name, product in products.items()}
+
+
+def times(call: Callable, repeats: int) -> list[float]:
+    """Seconds of each of `repeats` calls, after one that is not counted."""
+    call()
+    result = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        result.append(time.perf_counter() - start)
+    return result
+
+
+def measure(contestants: dict[str, Step], rounds: int) -> dict[str, dict]:
+    """Median wall and CPU seconds of a step, taking turns, and every loss."""
+    names = list(contestants)
+    runs: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    losses: dict[str, list[float]] = {name: [] for name in names}
+    for name in names:  # compilation and first touch
+        losses[name] += [contestants[name](), contestants[name]()]
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            time.sleep(0.05)  # threads of the one before stop spinning
+            wall, cpu = time.perf_counter(), time.process_time()
+            losses[name].append(contestants[name]())
+            runs[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    return {
+        name: {
+            "seconds": statistics.median(wall for wall, _ in runs[name]),
+            "cpu_seconds": statistics.median(cpu for _, cpu in runs[name]),
+            "losses": losses[name],
+        }
+        for name in names
+    }
+
+
+def check_same_maths(results: dict[str, dict]) -> None:
+    """The losses of all steps agree: nobody is quick by doing something else."""
+    ours = np.array(results[OURS]["losses"])
+    for name, result in results.items():
+        difference = np.max(np.abs(np.array(result["losses"]) / ours - 1))
+        if difference > 1e-4:
+            raise AssertionError(f"losses of {name} and {OURS} differ by {difference:.1e} (relative)")
+
+
+def main(argv: list[str]) -> None:
+    """Runs the comparison."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    tunable = "glibc.malloc.hugetlb=1"
+    if HUGE_PAGES.value and tunable not in os.environ.get("GLIBC_TUNABLES", ""):  # read when a process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "GLIBC_TUNABLES": tunable})
+    cores = sorted(os.sched_getaffinity(0))[: CORES.value]
+    os.sched_setaffinity(0, cores)  # before any library starts its threads
+
+    import torch
+
+    torch.set_num_threads(len(cores))
+    ids_BT = np.random.default_rng(0).integers(0, V, (B, T + 1)).astype(np.int32)
+    with tempfile.TemporaryDirectory() as directory:
+        weights = Path(directory) / "weights"
+        write_weights(weights)
+        ours, flops = our_step(weights, ids_BT)
+        contestants = {
+            OURS: ours,
+            "torch sdpa": torch_step(weights, ids_BT, attention="sdpa"),
+            "torch eager": torch_step(weights, ids_BT, attention="eager"),
+        }
+        if COMPILE.value:
+            compiled = torch_step(weights, ids_BT, attention="sdpa", compiled=True)
+            try:
+                compiled()
+                # The same compiled code from the cache, before its first step.
+                contestants["torch sdpa compiled"] = torch_step(weights, ids_BT, attention="sdpa", compiled=True)
+            except Exception as error:  # whatever the compiler says: the others are still worth comparing
+                logging.warning("torch.compile failed and is left out: %s", str(error).splitlines()[0])
+        results = measure(contestants, ROUNDS.value)
+        peaks = sgemm_peaks()
+
+    check_same_maths(results)
+    peak = max(peaks.values())
+    best_peer = min(result["seconds"] for name, result in results.items() if name != OURS)
+    print(f"{len(cores)} cores; sgemm GFLOP/s: " + ", ".join(f"{name} {value:.0f}" for name, value in peaks.items()))
+    print(f"model FLOPs of a step: {flops / 1e9:.1f} G; losses of all steps agree within 1e-4")
+    print(f"{'':22}{'s/step':>8}{'CPU s':>8}{'tokens/s':>10}{'of peak':>9}{'ours/it':>9}")
+    for name, result in results.items():
+        seconds = result["seconds"]
+        result["tokens_per_second"] = B * T / seconds
+        result["share_of_peak"] = flops / 1e9 / seconds / peak
+        result["speed_ratio_of_ours"] = seconds / results[OURS]["seconds"]
+        print(
+            f"{name:22}{seconds:8.3f}{result['cpu_seconds']:8.3f}{result['tokens_per_second']:10.0f}"
+            f"{result['share_of_peak']:9.1%}{result['speed_ratio_of_ours']:9.2f}"
+        )
+    for result in results.values():
+        losses = result.pop("losses")
+        result["first_loss"], result["last_loss"] = losses[0], losses[-1]
+    print(
+        json.dumps(
+            {
+                "ratio_to_best_peer": best_peer / results[OURS]["seconds"],
+                "rounds": ROUNDS.value,
+                "cores": len(cores),
+                "huge_pages": tunable in os.environ.get("GLIBC_TUNABLES", ""),
+                "sgemm_gflops": peaks,
+                "model_gflops_per_step": flops / 1e9,
+                "results": results,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)
