@@ -27,7 +27,7 @@ def collective_directory(directory: Path) -> Iterator[Path]:
     """Yields one temporary sibling to all processes; the first renames it to `directory` when all are done.
 
     An existing `directory` is replaced only then. On an exception the temporary is removed and `directory` is left as
-    it was. What only one process would notice must be checked before: the others wait for it.
+    it was; UserError if it is the disk's. What only one process would notice must be checked before: the others wait.
     """
     directory = Path(directory)
     temporary = directory.parent / f".{directory.name}.partial"
@@ -45,6 +45,8 @@ def collective_directory(directory: Path) -> Iterator[Path]:
                 os.replace(directory, replaced)
             os.replace(temporary, directory)
             shutil.rmtree(replaced, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be written ({error.strerror}); see to the disk and try again") from error
     finally:
         if is_main_process():
             shutil.rmtree(temporary, ignore_errors=True)

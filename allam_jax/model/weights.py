@@ -8,6 +8,8 @@ files.json       size of every file of params/, so that a copy that is not compl
 """
 
 import dataclasses
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from allam_jax.errors import UserError
 from allam_jax.files import read_json, write_json
 from allam_jax.model.config import LlamaConfig
 from allam_jax.model.llama import Params, abstract_params, param_axes
+from allam_jax.model.orbax_logs import quiet_orbax
 from allam_jax.model.output_directory import collective_directory, copy_tokenizer, tokenizer_files
 from allam_jax.parallel.distributed import barrier, is_main_process
 from allam_jax.parallel.sharding import DEFAULT_RULES, ShardingRules, parameter_shardings
@@ -68,8 +71,13 @@ def save_weights(
     if tokenizer_dir is not None:
         tokenizer_files(tokenizer_dir)
     with collective_directory(Path(directory)) as temporary:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save((temporary / PARAMS_FOLDER).absolute(), params)
+        with _checkpointer() as checkpointer:
+            try:
+                checkpointer.save((temporary / PARAMS_FOLDER).absolute(), params)
+            except ValueError as error:  # of which kind Orbax says in words only
+                if number := re.search(r"os_error_code='(\d+)'", str(error)):
+                    raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+                raise
         barrier(f"parameters of {directory}")
         if is_main_process():
             write_json(temporary / FILE_LIST, _file_sizes(temporary / PARAMS_FOLDER))
@@ -108,7 +116,7 @@ def load_weights(
         if found.get(name) != size:
             state = "missing" if name not in found else f"{found[name]:,} bytes long instead of {size:,}"
             raise UserError(f"{folder / name}: is {state}; copy or export the weights again")
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         try:
             stored = checkpointer.metadata(folder).item_metadata.tree
             _check_shapes(stored, config, where=str(folder))
@@ -178,6 +186,11 @@ def abstract_on_devices(
         return jax.ShapeDtypeStruct(shape.shape, jnp.dtype(param_dtype or array.dtype), sharding=sharding)
 
     return jax.tree.map(leaf, stored, abstract_params(config), shardings_on(config, mesh=mesh, rules=rules))
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    quiet_orbax()
+    return ocp.Checkpointer(ocp.StandardCheckpointHandler())
 
 
 def _file_sizes(folder: Path) -> dict[str, int]:

@@ -12,7 +12,6 @@ On many hosts all processes must see the same directory and call the same method
 import functools
 import importlib.metadata
 import json
-import logging
 import os
 import platform
 import re
@@ -32,6 +31,7 @@ from jax.experimental import multihost_utils
 
 from allam_jax.errors import UserError
 from allam_jax.files import read_json, write_json
+from allam_jax.model.orbax_logs import quiet_orbax
 
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _DELETED = ".deleted"
@@ -69,7 +69,7 @@ class Checkpointer:
             raise UserError(f"checkpoint.keep_last: {keep_last}; expected at least 1, or a crash would lose the run")
         if keep_every < 0:
             raise UserError(f"checkpoint.keep_every: {keep_every}; expected 0 (off) or a number of steps")
-        _quiet_orbax()
+        quiet_orbax()
         self.directory = Path(directory).absolute()
         self._keep_last, self._keep_every = keep_last, keep_every
         self._saving: int | None = None  # the step that is being written in the background
@@ -355,7 +355,7 @@ def _check_files(path: Path) -> None:
 
 
 def _restore_state(path: Path, abstract: Any, *, partial: bool) -> Any:
-    _quiet_orbax()
+    quiet_orbax()
     _check_files(path)
     path = path / "state"
     handler = ocp.PyTreeCheckpointHandler()
@@ -438,15 +438,3 @@ def _reason(error: BaseException) -> str:
         if known in text:
             return known.lower()
     return text if len(text) <= 200 else text[:197] + "..."
-
-
-class _NotFromOrbax(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        return f"{os.sep}orbax{os.sep}" not in record.pathname
-
-
-def _quiet_orbax() -> None:
-    """Drops Orbax's log records, tracebacks of failed saves included: what fails is raised as an error here."""
-    logger = logging.getLogger("absl")
-    if not any(isinstance(f, _NotFromOrbax) for f in logger.filters):
-        logger.addFilter(_NotFromOrbax())

@@ -145,6 +145,10 @@ def test_imported_parameters_survive_donation(tmp_path):
 def test_a_failed_export_leaves_the_old_one(tmp_path):
     export_huggingface(tmp_path / "x", params=random_params(CONFIG), config=CONFIG)
     before = {path.name: path.read_bytes() for path in (tmp_path / "x").iterdir()}
+    with pytest.raises(TypeError, match="not JSON serializable"):  # found when the tensors are written
+        export_huggingface(
+            tmp_path / "x", params=random_params(CONFIG), config=CONFIG, dtype="bfloat16", generation={"x": object()}
+        )
     with pytest.raises(UserError, match="neither tokenizer.model nor tokenizer.json"):
         export_huggingface(
             tmp_path / "x", params=random_params(CONFIG), config=CONFIG, dtype="bfloat16", tokenizer_dir=tmp_path

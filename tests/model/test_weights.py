@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +106,8 @@ def test_saved_on_one_mesh_loaded_on_another(tmp_path, source, target):
 
 def test_a_failed_save_leaves_the_old_directory(saved):
     before = sorted(str(path) for path in saved.parent.rglob("*"))
+    with pytest.raises(TypeError, match="not JSON serializable"):  # found when the parameters are written
+        save_weights(saved, params=random_params(dtype="float16"), config=CONFIG, metadata={"x": object()})
     with pytest.raises(UserError, match="neither tokenizer"):
         save_weights(saved, params=random_params(dtype="float16"), config=CONFIG, tokenizer_dir=saved.parent)
     assert sorted(str(path) for path in saved.parent.rglob("*")) == before
@@ -172,3 +178,38 @@ def test_vocabulary_that_does_not_match():
     check_vocabulary(CONFIG, tokenizer_size=125, tokenizer="t", weights="w")
     with pytest.raises(UserError, match="w has 125 tokens but t has 126"):
         check_vocabulary(CONFIG, tokenizer_size=126, tokenizer="t", weights="w")
+
+
+_NO_SPACE = """
+import resource, signal, sys
+from pathlib import Path
+import jax
+from allam_jax.errors import UserError
+from allam_jax.model.config import LlamaConfig
+from allam_jax.model.huggingface import export_huggingface
+from allam_jax.model.llama import init_params
+from allam_jax.model.weights import save_weights
+
+config = LlamaConfig(**eval(sys.argv[2]))
+params = init_params(jax.random.key(0), config=config)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+for write in (save_weights, export_huggingface):
+    try:
+        write(Path(sys.argv[1]) / "x", params=params, config=config)
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_no_space(tmp_path):
+    """A limit on the size of files stands in for a full disk: the system refuses to write on in the same way."""
+    arguments = [str(tmp_path), repr(dataclasses.asdict(CONFIG))]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "XLA_FLAGS": ""}
+    run = subprocess.run(
+        [sys.executable, "-c", _NO_SPACE, *arguments], env=environment, capture_output=True, text=True, timeout=120
+    )
+    message = f"{tmp_path / 'x'}: cannot be written (File too large); see to the disk and try again"
+    assert run.stdout.splitlines() == [message, message], run.stderr
+    assert "Traceback" not in run.stderr
+    assert list(tmp_path.iterdir()) == []
