@@ -178,3 +178,16 @@ def test_errors_name_the_key(change, key):
     schedule = make_schedule(name="constant", peak_lr=1, warmup_steps=0, total_steps=1)
     with pytest.raises(UserError, match=f"^{key}: "):
         make_optimizer(schedule=schedule, **change)
+
+
+def test_the_guarded_update_works_in_place():
+    params = {"matrix": jnp.ones((512, 512)), "scale": jnp.ones(512)}
+    optimizer = make_optimizer(schedule=make_schedule(name="constant", peak_lr=0.1, warmup_steps=0, total_steps=9))
+
+    def step(params, state, grads):
+        updates, state = optimizer.update(grads, state, params, step=0, loss=1.0, grad_norm=grad_norms(grads)["global"])
+        return optax.apply_updates(params, updates), state
+
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, jax.eval_shape(optimizer.init, params), params)
+    memory = compiled.compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 0.1 * params["matrix"].nbytes, "something is copied: skipping has a price again"
