@@ -62,7 +62,7 @@ def make_schedule(
     if not peak_lr >= 0:
         raise UserError(f"schedule.peak_lr: {peak_lr} is not a learning rate; expected a number >= 0")
     if total_steps < 1:
-        raise UserError(f"schedule.total_steps: {total_steps} is too few; expected at least 1")
+        raise UserError(f"train.steps: {total_steps} is too few; expected at least 1")
     if warmup_steps < 0:
         raise UserError(f"schedule.warmup_steps: {warmup_steps} is negative; expected 0 or more")
     if not 0 <= final_fraction <= 1:
@@ -126,7 +126,7 @@ def _checked_decay_start(*, warmup_steps: int, total_steps: int, decay_start: in
     if start + decay_steps > total_steps:
         raise UserError(
             f"schedule.decay_steps: a decay of {decay_steps} steps from step {start} does not fit into {total_steps} "
-            f"steps; set schedule.total_steps to {start + decay_steps}"
+            f"steps; set train.steps to {start + decay_steps}"
         )
     return start
 

@@ -97,7 +97,7 @@ GOOD = {"name": "wsd", "peak_lr": PEAK, "warmup_steps": 10, "total_steps": 100, 
     [
         ({"name": "wds"}, "schedule.name"),
         ({"peak_lr": float("nan")}, "schedule.peak_lr"),
-        ({"total_steps": 0}, "schedule.total_steps"),
+        ({"total_steps": 0}, "train.steps"),
         ({"warmup_steps": -1}, "schedule.warmup_steps"),
         ({"name": "cosine", "warmup_steps": 100}, "schedule.warmup_steps"),
         ({"final_fraction": 1.5}, "schedule.final_fraction"),
