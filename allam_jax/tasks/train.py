@@ -28,12 +28,13 @@ from allam_jax.parallel.distributed import barrier, is_main_process, process_row
 from allam_jax.parallel.mesh import check_batch
 from allam_jax.tasks.setup import architecture, compute_options, mixture, open_evaluation, open_mesh, open_tokenizer
 from allam_jax.tokenizer.tokenizer import Tokenizer
-from allam_jax.training.checkpoints import Checkpointer, describe_run, restore_checkpoint
+from allam_jax.training.checkpoints import Checkpointer, restore_checkpoint
 from allam_jax.training.load import CHECKPOINTS_FOLDER, checkpoint_of, load_model, read_run, save_run
 from allam_jax.training.loop import Intervals, run_loop
 from allam_jax.training.metrics import MetricsWriter, read_metrics
 from allam_jax.training.optimizer import make_optimizer
 from allam_jax.training.progress import Throughput
+from allam_jax.training.provenance import describe_run
 from allam_jax.training.schedules import make_schedule
 from allam_jax.training.state import abstract_state, random_params, start_state
 from allam_jax.training.step import make_train_step

@@ -9,14 +9,10 @@ with its size, so that a checkpoint that was only half copied or half deleted is
 On many hosts all processes must see the same directory and call the same methods at the same steps.
 """
 
-import functools
-import importlib.metadata
 import json
 import os
-import platform
 import re
 import shutil
-import subprocess
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,7 +92,7 @@ class Checkpointer:
             step: updates made so far; the name of the checkpoint.
             state: pytree of jax arrays (random keys as key data).
             data: this process's data position, a JSON-able dict; those of all processes are merged.
-            metadata: JSON-able, see `describe_run`; `step` is added.
+            metadata: JSON-able, see provenance.py; `step` is added.
         """
         self.wait()
         if step == self._saved:
@@ -283,58 +279,6 @@ def find_checkpoint(path: Path, *, step: int | None = None) -> Path:
     if step is not None and step not in steps:
         raise UserError(f"{path}: holds no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
     return step_path(path, steps[-1] if step is None else step)
-
-
-def describe_run(
-    *,
-    config: dict[str, Any],
-    tokens_by_source: dict[str, int],
-    mesh: dict[str, int],
-    tokenizer: str,
-    mixture: str,
-    parent: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Metadata of a checkpoint.
-
-    Args:
-        config: the resolved config.
-        tokens_by_source: tokens trained on so far.
-        mesh: size of each mesh axis.
-        tokenizer: fingerprint.
-        mixture: hash of the data mixture.
-        parent: `{"path", "step"}` of the checkpoint that this run was started from; a branch points to its main run.
-    """
-    return {
-        "tokens_by_source": tokens_by_source,
-        "mesh": mesh,
-        "processes": jax.process_count(),
-        "code_revision": code_revision(),
-        "tokenizer": tokenizer,
-        "mixture": mixture,
-        "parent": parent,
-        "versions": {
-            "python": platform.python_version(),
-            **{
-                name: importlib.metadata.version(name)
-                for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
-            },
-        },
-        "config": config,
-    }
-
-
-@functools.cache
-def code_revision() -> str | None:
-    """Git revision of this code, with "+changes" if the work tree differs from it; None outside a git checkout."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
-        status = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True, timeout=10
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return revision.stdout.strip() + ("+changes" if status.stdout.strip() else "")
 
 
 def _handler() -> ocp.CompositeCheckpointHandler:

@@ -21,7 +21,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from allam_jax.errors import UserError
 from allam_jax.training.checkpoints import (
     Checkpointer,
-    describe_run,
     find_checkpoint,
     list_steps,
     read_metadata,
@@ -29,6 +28,7 @@ from allam_jax.training.checkpoints import (
     restore_params,
     step_path,
 )
+from allam_jax.training.provenance import describe_run
 
 
 class State(NamedTuple):
