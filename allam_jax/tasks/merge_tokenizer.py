@@ -1,5 +1,6 @@
 """Task `merge_tokenizer`: adds a language's pieces to a base tokenizer, proves that no more changed, measures it."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ FERTILITY_FIGURE = "fertility.png"
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Merges `tokenizer_merge.target` into `.base`; writes the tokenizer, `fertility.json` and `fertility.png`.
 
-    UserError if one held-out line without a character of the script is segmented differently than before.
+    UserError if a held-out line is not segmented as by the target (text of the script), as by the base (text without
+    it), or as by each on its side (mixed text).
     """
     options = config.tokenizer_merge
     base = Tokenizer.load(require(options.base, key="tokenizer_merge.base", hint="give the base's directory"))
@@ -30,8 +32,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     merged = merge(base, target, script=options.script, control_tokens=options.control_tokens)
     lines = [line for documents in texts.values() for line in lines_of(documents)]
     proof = verify_merge(base, target, merged, lines, script=options.script)
-    if proof["non_arabic_equal"] not in (1.0, None):
-        raise UserError(f"tokenizer merge changes text outside script {options.script!r}: {proof['differing'][0]}")
+    _require_equal(proof, script=options.script, target=options.target)
     table = fertility_table({"base": base, options.script: target, "merged": merged}, texts)
     logging.info("merge: %s", {key: value for key, value in proof.items() if key != "differing"})
     for name, domains in table.items():
@@ -40,3 +41,18 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     files.write_json(workdir / FERTILITY_FILE, table)
     merged.save(workdir)
     return {"vocab_size": merged.vocab_size, "fingerprint": merged.fingerprint, "merge": proof, "fertility": table}
+
+
+def _require_equal(proof: dict[str, Any], *, script: str, target: str) -> None:
+    for kind in (f"non_{script}", script, "mixed"):
+        if proof[f"{kind}_equal"] in (1.0, None):
+            continue
+        first = next(entry for entry in proof["differing"] if entry["kind"] == kind)
+        expected, got = first["expected"], first["got"]
+        at = len(os.path.commonprefix([expected, got]))
+        share = 1 - proof[f"{kind}_equal"]
+        raise UserError(
+            f"tokenizer_merge: {share:.2%} of {proof[f'{kind}_lines']} {kind} lines are cut otherwise than before, "
+            f"first {first['line'][:60]!r} ({got[at : at + 5]}, expected {expected[at : at + 5]}); train {target} with "
+            f"tokenizer_training.like = the base and tokenizer_training.script = {script!r}"
+        )

@@ -2,20 +2,20 @@
 
 SentencePiece BPE has no merge list: it joins the adjacent pair whose concatenation has the highest score, leftmost
 first. So scores are priorities, and order within each language is all that counts. Text without a character of the
-script never matches a new piece, and the two orders meet only in the space `▁`.
+script never matches a new piece, and the two orders meet only in the space `▁`, which the script's words get first.
 """
 
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from allam_jax.errors import UserError
 from allam_jax.tokenizer.kinds import Kind
-from allam_jax.tokenizer.scripts import Script, script_pattern
-from allam_jax.tokenizer.sentencepiece_model import SPACE, ModelProto, Piece, SentencePieceModel
+from allam_jax.tokenizer.scripts import Script, has_letter_outside, script_pattern
+from allam_jax.tokenizer.sentencepiece_model import ModelProto, Piece, SentencePieceModel
 from allam_jax.tokenizer.tokenizer import Tokenizer, with_control_tokens
 
 CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")
@@ -37,14 +37,16 @@ def merge(
     """The base vocabulary extended with the target's pieces of `script`, then with `control_tokens`.
 
     Every base id keeps its piece; new pieces follow in the target's order. Text without a character of `script` gets
-    exactly the base's ids. Text of the script is segmented as by `target`, exactly so if target was trained with
-    `like=base, script=script`. (Other targets may have pieces that mix the script with characters or pieces that only
-    they have; what cannot be reached from the base's characters is left out, and verify_merge shows what it costs.)
+    exactly the base's ids. Text of the script, with spaces, digits and signs, gets exactly the target's pieces if that
+    was trained with `like=base, script=script`; in text of several scripts each side keeps its own (see verify_merge).
+    (Other targets may have pieces that mix the script with characters or pieces that only they have; what cannot be
+    reached from the base's characters is left out, and verify_merge shows what it costs.)
 
     base_only: what becomes of multi-character pieces of the script that target lacks. "retire" makes text never reach
     them (needed for exactness); "demote" puts them below all others.
 
-    Raises UserError if the two are not both SentencePiece BPE models with the same normaliser and flags.
+    Raises UserError if the two are not both SentencePiece BPE models with the same normaliser and flags and bytes for
+    unknown characters.
     """
     base_model, target_model = _comparable(base, target)
     pattern = script_pattern(script)
@@ -58,7 +60,7 @@ def merge(
     known = {piece for piece in base_pieces if len(piece) == 1} | {p.piece for p in target_pieces if len(p.piece) == 1}
     target_pieces = [piece for piece in target_pieces if known.issuperset(piece.piece)]
 
-    scores = _target_scores(target_pieces, proto)
+    scores = _target_scores(target_pieces, [p for p in proto.pieces if not pattern.search(p.piece)])
     shared = set(scores) & set(base_pieces)
     base_kinds = dict(zip(base_model.pieces, base_model.kinds, strict=True))
     for text in sorted(shared):
@@ -110,20 +112,19 @@ def _comparable(base: Tokenizer, target: Tokenizer) -> tuple[SentencePieceModel,
                     f"{target_model.source}: {key} differs from {base_model.source}{shown}; "
                     "train the target with the base as its model (like=base)"
                 )
+    if not base_model.proto.trainer_spec.byte_fallback:
+        raise UserError(f"{base_model.source}: spells no unknown characters in bytes; expected byte_fallback, as Llama")
     return base_model, target_model
 
 
-def _target_scores(pieces: Sequence[Piece], base: ModelProto) -> dict[str, float]:
+def _target_scores(pieces: Sequence[Piece], others: Sequence[Piece]) -> dict[str, float]:
     """New scores in the order of the target's: consecutive, so that float32 keeps every rank apart.
 
-    They lie half-way between whole numbers (no tie with a base score), above the base's runs of spaces: the only base
-    pieces that compete with them, for the space before a word.
+    They lie above all `others` of the base, so a word gets its space before a run of spaces does, or `-▁` where a base
+    has such a piece; and half-way between whole numbers, so that none ties with a score of the base.
     """
-    spaces = [p.score for p in base.pieces if len(p.piece) > 1 and not p.piece.strip(SPACE) and p.score > _OUTLIER]
     ranks = {score: rank for rank, score in enumerate(sorted({piece.score for piece in pieces}, reverse=True))}
-    top = max(spaces, default=0.0)
-    if spaces:
-        top = float(np.ceil(top)) + len(ranks)
+    top = float(np.ceil(max((piece.score for piece in others), default=0.0))) + len(ranks)
     scores = {piece.piece: top - 0.5 - ranks[piece.score] for piece in pieces}
     assert len({float(np.float32(score)) for score in scores.values()}) == len(ranks)
     return scores
@@ -132,67 +133,69 @@ def _target_scores(pieces: Sequence[Piece], base: ModelProto) -> dict[str, float
 def verify_merge(
     base: Tokenizer, target: Tokenizer, merged: Tokenizer, lines: Iterable[str], *, script: Script = "arabic"
 ) -> dict[str, Any]:
-    """Compares the segmentation of real lines before and after the merge. With script="arabic" the keys are:
+    """Compares the segmentation of real lines before and after the merge, piece by piece over the whole line.
 
-    arabic_lines, non_arabic_lines: how many lines have, and lack, a character of the script (empty lines count not).
-    arabic_equal: share of the former where every piece with a character of the script begins and ends as in `target`.
-    arabic_identical: share of the former where *all* pieces are target's. Punctuation, digits and other languages in
-    them are the base's by design, so this may be lower.
-    non_arabic_equal: share of the latter with exactly the base's ids. Shares of no line are None.
-    differing: up to five lines that are not equal, as {line, expected, got}.
+    Lines are of three kinds (after the base's normaliser). With script="arabic" the keys are, each `_lines` a number
+    and each `_equal` the share of those lines that are as expected (None if there is no line):
+
+    arabic_lines, arabic_equal: characters of the script and no letter outside it; exactly target's pieces.
+    mixed_lines, mixed_equal: characters of the script and letters outside it; exactly target's pieces where these hold
+    a character of the script, and every stretch between them as base cuts it on its own.
+    non_arabic_lines, non_arabic_equal: no character of the script; exactly base's ids. (Empty lines are left out.)
+    differing: up to five lines of each kind that are not as expected, as {line, kind, expected, got}.
     """
     name = script if isinstance(script, str) else "script"
     pattern = script_pattern(script)
-    counts = {"arabic": 0, "arabic_equal": 0, "arabic_identical": 0, "non_arabic": 0, "non_arabic_equal": 0}
+    lines_of, equal_of = (dict.fromkeys((name, "mixed", f"non_{name}"), 0) for _ in range(2))
     differing: list[dict[str, Any]] = []
     for line in lines:
         if not line:
             continue
-        got = merged.encode(line)
-        if pattern.search(line):
-            expected = target.encode(line)
-            equal = _borders(target, expected, pattern) == _borders(merged, got, pattern)
-            same = [target.id_to_piece(i) for i in expected] == [merged.id_to_piece(i) for i in got]
-            counts["arabic"] += 1
-            counts["arabic_equal"] += equal
-            counts["arabic_identical"] += same
-            expected_from = target
+        base_ids = base.encode(line)
+        normalized = base.decode(base_ids)
+        if not pattern.search(normalized):
+            kind, expected = f"non_{name}", _pieces(base, base_ids)
+        elif not has_letter_outside(script, normalized):
+            kind, expected = name, _pieces(target, target.encode(line))
         else:
-            expected = base.encode(line)
-            equal = expected == got
-            counts["non_arabic"] += 1
-            counts["non_arabic_equal"] += equal
-            expected_from = base
-        if not equal and len(differing) < 5:
-            pieces = {
-                "expected": [expected_from.id_to_piece(i) for i in expected],
-                "got": list(map(merged.id_to_piece, got)),
-            }
-            differing.append({"line": line, **pieces})
-
-    def share(key: str, total: str) -> float | None:
-        return counts[key] / counts[total] if counts[total] else None
-
-    return {
-        f"{name}_lines": counts["arabic"],
-        f"{name}_equal": share("arabic_equal", "arabic"),
-        f"{name}_identical": share("arabic_identical", "arabic"),
-        f"non_{name}_lines": counts["non_arabic"],
-        f"non_{name}_equal": share("non_arabic_equal", "non_arabic"),
-        "differing": differing,
-    }
+            kind, expected = "mixed", _pieces_of_both(base, target, line, pattern)
+        got_ids = merged.encode(line)
+        got = _pieces(merged, got_ids)
+        equal = got == expected and (kind != f"non_{name}" or got_ids == base_ids)
+        lines_of[kind] += 1
+        equal_of[kind] += equal
+        if not equal and lines_of[kind] - equal_of[kind] <= 5:
+            differing.append({"line": line, "kind": kind, "expected": expected, "got": got})
+    report: dict[str, Any] = {}
+    for kind, total in lines_of.items():
+        report[f"{kind}_lines"] = total
+        report[f"{kind}_equal"] = equal_of[kind] / total if total else None
+    return report | {"differing": differing}
 
 
-def _borders(tokenizer: Tokenizer, ids: Sequence[int], pattern: re.Pattern[str]) -> list[tuple[int, str]]:
-    """(Place in the text, surface) of the pieces with a character of the script; bytes are joined to characters."""
-    borders = []
-    place = 0
-    for is_byte, run in itertools.groupby(ids, key=tokenizer.is_byte):
-        pieces = [tokenizer.id_to_piece(index) for index in run]
-        if is_byte:
-            pieces = list(bytes(int(piece[3:-1], 16) for piece in pieces).decode("utf-8"))
-        for piece in pieces:
-            if pattern.search(piece):
-                borders.append((place, piece))
-            place += len(piece)
-    return borders
+def _pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    return [tokenizer.id_to_piece(index) for index in ids]
+
+
+def _pieces_of_both(base: Tokenizer, target: Tokenizer, line: str, pattern: re.Pattern[str]) -> list[str]:
+    """Target's pieces where they hold a character of the script; what lies between them as base cuts it."""
+    pieces: list[str] = []
+    for of_script, run in itertools.groupby(_with_surface(target, line), key=lambda p: bool(pattern.search(p[0]))):
+        if of_script:
+            pieces.extend(piece for _, spelled in run for piece in spelled)
+        else:
+            pieces.extend(_pieces(base, base.segment_piece("".join(surface for surface, _ in run))))
+    return pieces
+
+
+def _with_surface(tokenizer: Tokenizer, line: str) -> Iterator[tuple[str, list[str]]]:
+    """(Surface, pieces) of every piece, or of all the bytes that spell one character together."""
+    for is_byte, run in itertools.groupby(tokenizer.encode(line), key=tokenizer.is_byte):
+        spelled = _pieces(tokenizer, list(run))
+        if not is_byte:
+            yield from ((piece, [piece]) for piece in spelled)
+            continue
+        for character in bytes(int(piece[3:-1], 16) for piece in spelled).decode("utf-8"):
+            size = len(character.encode())
+            yield character, spelled[:size]
+            del spelled[:size]

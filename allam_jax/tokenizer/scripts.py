@@ -49,3 +49,8 @@ def character_class(script: Script) -> str:
 def script_pattern(script: Script) -> re.Pattern[str]:
     """A pattern that finds one character of the script: `script_pattern("arabic").search(text)`."""
     return re.compile(f"[{character_class(script)}]")
+
+
+def has_letter_outside(script: Script, text: str) -> bool:
+    """Whether `text` has a letter (Unicode category L*) of another writing system; signs and digits are no letters."""
+    return any(map(str.isalpha, script_pattern(script).sub("", text)))

@@ -10,8 +10,9 @@ from typing import Any
 import sentencepiece
 
 from allam_jax.errors import UserError
-from allam_jax.tokenizer.scripts import Script, character_class
-from allam_jax.tokenizer.sentencepiece_model import ModelProto, SentencePieceModel
+from allam_jax.tokenizer.kinds import Kind
+from allam_jax.tokenizer.scripts import Script, character_class, has_letter_outside, script_pattern
+from allam_jax.tokenizer.sentencepiece_model import ModelProto, Piece, SentencePieceModel
 from allam_jax.tokenizer.tokenizer import Tokenizer
 
 # Llama-2's choices: what a piece may be made of, and which ids come first.
@@ -52,23 +53,35 @@ def train_sentencepiece(
 ) -> Tokenizer:
     """Trains a BPE tokenizer of exactly `vocab_size` pieces on `texts`, one line a sentence, all in memory.
 
+    (With both `like` and `script` it has more: see there.)
+
     The result depends on the texts and these arguments only, not on `threads` (default: all cores). It is saved to the
     directory `output` if one is given.
 
     required_characters: get a piece of their own, however rare. character_coverage: the share of the characters of the
     text that get one; the rest is spelled in bytes.
     like: copy normaliser, flags and special ids from this SentencePiece tokenizer, as a merge with it needs.
-    script: train the target side of a merge for this writing system. No piece then holds the script's characters
-    beside others (but for a space before them), nor is a run of spaces: such pieces could not be merged exactly
-    without touching other languages.
+    script: train the target side of a merge for this writing system: on its characters and the single spaces between
+    them only, so that no piece holds anything else. Where other text stood no piece reaches across.
+    like and script: the `vocab_size` pieces are followed by those of `like` that text of the script also meets: signs
+    (see _signs). They cost the merged vocabulary nothing, and give it and this tokenizer the same segmentation of
+    every text whose letters are all of the script.
 
-    Raises UserError for texts without a line, or a vocabulary too large or too small for them.
+    Raises UserError for texts without a line (of the script), a vocabulary too large or too small for them, or required
+    characters outside the script that `like` may not have.
     """
     trainer = dict(_TRAINER_DEFAULTS)
     normalizer: dict[str, Any] = {"add_dummy_prefix": True, "remove_extra_whitespaces": False}
+    signs: list[Piece] = []
     if like is not None:
         if not isinstance(like.model, SentencePieceModel):
             raise UserError(f"{like.model.source}: expected a SentencePiece model to train a tokenizer like it")
+        if script and (foreign := script_pattern(script).sub("", required_characters)):
+            raise UserError(
+                f"tokenizer training: required_characters {foreign!r} are not of script {script!r}; leave them out, "
+                "a merge takes everything outside the script from the base"
+            )
+        signs = _signs(like.model, script=script) if script else []
         trainer = {key: getattr(like.model.proto.trainer_spec, key) for key in _TRAINER_DEFAULTS}
         spec = like.model.proto.normalizer_spec
         normalizer = {key: getattr(spec, key) for key in normalizer}
@@ -97,10 +110,11 @@ def train_sentencepiece(
             **normalizer,
         )
     except RuntimeError as error:
-        raise sentences.failure or _explained(error, vocab_size=vocab_size, lines=sentences.lines) from None
+        raise sentences.failure or _explained(error, vocab_size=vocab_size, sentences=sentences) from None
     proto = ModelProto.FromString(serialized.getvalue())
     proto.trainer_spec.num_threads = 1  # the same bytes from any machine
     proto.trainer_spec.pretokenization_delimiter = ""
+    _append_below(proto, signs)
     tokenizer = Tokenizer.from_sentencepiece(
         proto.SerializeToString(deterministic=True), source=str(output or "trained tokenizer")
     )
@@ -109,38 +123,64 @@ def train_sentencepiece(
     return tokenizer
 
 
+def _signs(base: SentencePieceModel, *, script: Script) -> list[Piece]:
+    """What text of the script meets in the base besides the script's own merges.
+
+    Pieces without a letter and without a character of the script: digits, punctuation, symbols, runs of spaces. And
+    the script's single characters: the base knows some that the training text lacks.
+    """
+    pattern = script_pattern(script)
+    return [
+        piece
+        for piece, kind in zip(base.proto.pieces, base.kinds, strict=True)
+        if kind is Kind.NORMAL
+        and not has_letter_outside(script, piece.piece)
+        and (len(piece.piece) == 1 or not pattern.search(piece.piece))
+    ]
+
+
+def _append_below(proto: ModelProto, pieces: Sequence[Piece]) -> None:
+    """Appends the pieces that are missing: below all scores, in the order of their own; what ties goes on tying."""
+    known = {piece.piece for piece in proto.pieces}
+    floor = min(piece.score for piece in proto.pieces)
+    # Ranks, not scores: Llama-2's -1e9 for white space would swallow differences in float32.
+    ranks = {score: rank for rank, score in enumerate(sorted({piece.score for piece in pieces}, reverse=True), start=1)}
+    for piece in sorted(pieces, key=lambda piece: ranks[piece.score]):
+        if piece.piece not in known:
+            proto.pieces.add(piece=piece.piece, score=floor - ranks[piece.score], type=Piece.NORMAL)
+    proto.trainer_spec.vocab_size = len(proto.pieces)
+
+
 class _Sentences:
     """Iterates over the lines of texts as the trainer wants them; counts them and keeps an exception of the source."""
 
     def __init__(self, texts: Iterable[str], *, script: Script | None):
         self.lines = 0
         self.failure: Exception | None = None
+        self.wanted = f"characters of script {script!r}" if script else "characters"
         self._texts = texts
-        self._border = None
-        if script:
-            inside = f"[{character_class(script)}]"
-            outside = f"[^{character_class(script)} ▁]"
-            self._border = re.compile(f"(?<={inside})(?={outside})|(?<={outside})(?={inside})")
+        self._inside = script_pattern(script) if script else None
+        self._outside = re.compile(f"[^{character_class(script)} ▁]+") if script else None
 
     def __iter__(self) -> Iterator[str]:
         try:
             for text in self._texts:
                 for line in text.replace(_RESERVED, " ").replace(_DELIMITER, " ").split("\n"):
-                    if not line.strip():
+                    if not (self._inside.search(line) if self._inside else line.strip()):
                         continue
                     self.lines += 1
-                    if self._border is not None:
-                        line = self._border.sub(_DELIMITER, re.sub("[ ▁]+", " ", line))
+                    if self._outside:
+                        line = self._outside.sub(_DELIMITER, re.sub("[ ▁]+", " ", line))
                     yield line
         except Exception as error:  # the trainer would bury it in a RuntimeError
             self.failure = error
             raise
 
 
-def _explained(error: RuntimeError, *, vocab_size: int, lines: int) -> Exception:
-    message = str(error)
+def _explained(error: RuntimeError, *, vocab_size: int, sentences: _Sentences) -> Exception:
+    message, lines = str(error), sentences.lines
     if lines == 0:
-        return UserError("tokenizer training: the texts have no line with characters; check the sources")
+        return UserError(f"tokenizer training: the texts have no line with {sentences.wanted}; check the sources")
     if match := re.search(r"Please set it to a value <= (\d+)", message):
         return UserError(
             f"tokenizer training: vocab_size {vocab_size} is too large for {lines} lines of text; "

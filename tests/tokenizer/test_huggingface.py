@@ -26,14 +26,13 @@ def many_lines(corpus: Corpus, awkward_lines: list[str]) -> list[str]:
     )
 
 
-@pytest.fixture(params=["alone", "beside a model"])
-def directory(request: pytest.FixtureRequest, languages: Merge, tmp_path):
-    languages.merged.save(tmp_path)
+@pytest.fixture(scope="module", params=["alone", "beside a model"])
+def directory(request: pytest.FixtureRequest, languages: Merge, tmp_path_factory: pytest.TempPathFactory):
+    path = tmp_path_factory.mktemp("tokenizer")
+    languages.merged.save(path)
     if request.param == "beside a model":  # config.json changes which class transformers picks
-        (tmp_path / "config.json").write_text(
-            json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]})
-        )
-    return tmp_path
+        (path / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
+    return path
 
 
 @pytest.mark.slow
@@ -44,10 +43,11 @@ def test_auto_tokenizer_gives_our_ids(languages: Merge, directory, many_lines: l
     theirs = transformers.AutoTokenizer.from_pretrained(directory)
     ours = languages.merged
     assert len(theirs) == ours.vocab_size
-    ids = theirs(many_lines, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    assert ids == ours.encode_batch(many_lines)
     parsed = theirs(many_lines, add_special_tokens=False)["input_ids"]
     assert parsed == ours.encode_batch(many_lines, specials="parse")
+    some = [line for line in many_lines if "<" in line] + many_lines[::8]  # only a "<" can make a difference
+    ids = theirs(some, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert ids == ours.encode_batch(some)
     assert theirs.batch_decode(ids) == [ours.decode(line) for line in ids]
 
 
@@ -67,10 +67,10 @@ def test_special_tokens_in_transformers(languages: Merge, directory):
     assert ids == ours.encode(text, specials="parse")
 
 
-def test_saved_again_by_transformers(languages: Merge, directory, awkward_lines: list[str]):
+def test_saved_again_by_transformers(languages: Merge, directory, tmp_path, awkward_lines: list[str]):
     theirs = transformers.AutoTokenizer.from_pretrained(directory)
-    theirs.save_pretrained(directory / "again")
-    again = transformers.AutoTokenizer.from_pretrained(directory / "again")
+    theirs.save_pretrained(tmp_path)
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path)
     lines = awkward_lines[-500:]
     assert again(lines)["input_ids"] == languages.merged.encode_batch(lines, specials="parse", bos=True)
 

@@ -37,7 +37,7 @@ def test_ids_are_those_of_sentencepiece(languages: Merge, corpus: Corpus, awkwar
     for tokenizer in (languages.base, languages.arabic, languages.merged):
         expected = reference(tokenizer).encode(lines + documents)
         assert tokenizer.encode_batch(lines + documents) == expected
-        assert [tokenizer.encode(line) for line in lines] == expected[: len(lines)]
+        assert [tokenizer.encode(line) for line in lines[::4]] == expected[: len(lines) : 4]
 
 
 @pytest.mark.parametrize(

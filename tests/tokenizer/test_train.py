@@ -1,8 +1,11 @@
 import io
+import itertools
+import unicodedata
 
+import numpy as np
 import pytest
 import sentencepiece
-from tokenizer_helpers import Corpus
+from tokenizer_helpers import Corpus, Merge
 
 from allam_jax.errors import UserError
 from allam_jax.tokenizer.scripts import ARABIC_LETTERS, script_pattern
@@ -75,6 +78,47 @@ def test_pieces_of_a_script_hold_nothing_else(corpus: Corpus):
     assert not [piece for piece in tokenizer.model.pieces if len(piece) > 1 and not piece.strip("▁")]
     freely = train_sentencepiece(mixed, vocab_size=3000)
     assert [p for p in freely.model.pieces if arabic.search(p) and not all(map(arabic.search, p.removeprefix("▁")))]
+
+
+def test_signs_of_the_base_follow_the_pieces_of_the_script(languages: Merge, corpus: Corpus):
+    base, arabic = languages.base.model.proto, languages.arabic.model.proto
+    is_arabic = script_pattern("arabic").search
+    size = 4096 if languages.base.vocab_size == 4096 else 8000
+    own, signs = arabic.pieces[:size], arabic.pieces[size:]
+    assert all(is_arabic(p.piece) for p in own[259:] if p.piece != "▁")
+    assert arabic.trainer_spec.vocab_size == len(arabic.pieces)
+    # Every sign of the base is there, and no letter but the script's.
+    wanted = {
+        p.piece: p.score
+        for p in base.pieces
+        if p.type == 1
+        and not any(unicodedata.category(c)[0] == "L" and not is_arabic(c) for c in p.piece)
+        and (len(p.piece) == 1 or not is_arabic(p.piece))
+    }
+    assert set(wanted) <= {p.piece for p in arabic.pieces}
+    assert {p.piece for p in signs} <= set(wanted)
+    assert len(signs) > 150
+    # In the base's order, ties included, below everything trained, and apart in float32.
+    assert max(p.score for p in signs) < min(p.score for p in own)
+    pairs = [(np.float32(p.score), wanted[p.piece]) for p in signs]
+    for (ours, theirs), (next_ours, next_theirs) in itertools.pairwise(pairs):
+        assert (ours == next_ours) == (theirs == next_theirs)
+        assert ours >= next_ours
+        assert theirs >= next_theirs
+
+
+def test_a_script_is_learned_from_its_own_runs():
+    text = ["كتاب-كتاب (كتاب) abكتابcd كتاب"] * 10 + ["only English here"] * 5
+    tokenizer = train_sentencepiece(text, vocab_size=268, script="arabic", character_coverage=1.0)
+    assert {"▁كتاب", "كتاب"} <= set(tokenizer.model.pieces)
+    assert set("".join(tokenizer.model.pieces[259:])) == set("▁كتاب")
+
+
+def test_what_a_script_cannot_use_is_refused(trained_base: Tokenizer):
+    with pytest.raises(UserError, match="required_characters 'x!' are not of script 'arabic'"):
+        train_sentencepiece(["كتاب"], vocab_size=300, like=trained_base, script="arabic", required_characters="xب!")
+    with pytest.raises(UserError, match="no line with characters of script 'arabic'"):
+        train_sentencepiece(TEXT, vocab_size=300, script="arabic")
 
 
 def test_long_lines_and_reserved_characters_are_not_dropped():

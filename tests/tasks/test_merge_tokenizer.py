@@ -1,0 +1,52 @@
+"""The task merge_tokenizer on shards: what it proves, and that it writes nothing if the proof fails."""
+
+import pytest
+
+from allam_jax.corpus.document import Document
+from allam_jax.corpus.shards import write_dataset
+from allam_jax.errors import UserError
+from allam_jax.tasks import merge_tokenizer
+from allam_jax.tokenizer.train import train_sentencepiece
+from configs import base as configs
+
+ENGLISH = ["the cat --- sat on the mat --- again (and again): ---"] * 20
+ALPHABETS = {
+    "arabic": ["قال -:-: كتاب الكتاب -:-: من الكتاب"] * 20,
+    "cyrillic": ["кот -:-: сидит на коте -:-: и кот"] * 20,
+}
+
+
+def configured(root, *, script: str, like_base: bool):
+    base = train_sentencepiece(ENGLISH, vocab_size=300, output=root / "base")
+    how = {"like": base, "script": script} if like_base else {"like": base}
+    train_sentencepiece(ALPHABETS[script], vocab_size=285, output=root / "target", character_coverage=1.0, **how)
+    config = configs.get_config()
+    config.task = "merge_tokenizer"
+    config.tokenizer_merge.update(base=str(root / "base"), target=str(root / "target"), script=script)
+    for name, lines in (("en", ENGLISH), ("other", ALPHABETS[script])):
+        write_dataset(
+            (Document(text=line, id=str(i), source=name, language=name) for i, line in enumerate(lines)),
+            directory=root / name,
+            name=name,
+            validation_share=0.3,
+        )
+        config.tokenizer_merge.sources[name] = configs.texts(path=str(root / name), split="validation")
+    return config
+
+
+@pytest.mark.parametrize("script", ["arabic", "cyrillic"])
+def test_a_merge_of_any_script_is_proved(tmp_path, script: str):
+    result = merge_tokenizer.run(configured(tmp_path, script=script, like_base=True), tmp_path / "merged")
+    assert result["merge"][f"{script}_equal"] == result["merge"][f"non_{script}_equal"] == 1.0
+    assert result["merge"][f"{script}_lines"] > 0 < result["merge"][f"non_{script}_lines"]
+    assert (tmp_path / "merged" / "tokenizer.model").is_file()
+
+
+def test_a_target_with_its_own_signs_is_refused_by_its_first_line(tmp_path):
+    config = configured(tmp_path, script="arabic", like_base=False)
+    with pytest.raises(
+        UserError, match=r"100.00% of \d+ arabic lines .* first 'قال -:-: .*tokenizer_training.script"
+    ) as e:
+        merge_tokenizer.run(config, tmp_path / "merged")
+    assert "\n" not in str(e.value)
+    assert not (tmp_path / "merged").exists()
