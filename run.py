@@ -89,7 +89,7 @@ def explain_flag(error: Exception, *, argv: list[str]) -> str | None:
 def reason(error: Exception) -> str:
     """What the locked config says of a key that it does not have, in our words; the text of other errors."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    unknown = re.match(r"\W*(\w+)", text)
+    unknown = re.match(r"\W*(?:Key\W+)?(\w+)", text)
     if not isinstance(error, KeyError | AttributeError) or not unknown:
         return text
     hint = re.search(r'Did you mean "(\w+)"', text)

@@ -27,6 +27,7 @@ def documents(**values) -> ConfigDict:
     source.validation_share = 0.02  # of the documents is held out, chosen by a hash of their id
     source.max_bytes = 0  # stop after this many bytes of text; 0 takes everything
     source.max_bad_share = 0.01  # stop with the counts when more than this share of the records is unreadable
+    source.lock()
     source.update(values)
     return source
 
@@ -37,6 +38,7 @@ def mixture(**values) -> ConfigDict:
     source.path = ""  # a TFDS dataset directory written by the corpus task
     source.split = "train"
     source.weight = 1.0  # share of the tokens, relative to the sum over sources
+    source.lock()
     source.update(values)
     return source
 
@@ -47,6 +49,7 @@ def texts(**values) -> ConfigDict:
     source.path = ""
     source.split = "train"
     source.max_bytes = 0  # 0 takes everything
+    source.lock()
     source.update(values)
     return source
 
@@ -56,12 +59,13 @@ def arm(**values) -> ConfigDict:
     paths = ConfigDict()
     paths.expand = ""
     paths.continued = ""
+    paths.lock()
     paths.update(values)
     return paths
 
 
 def get_config() -> ConfigDict:
-    """The defaults of every task."""
+    """The defaults of every task; locked."""
     config = ConfigDict()
     config.task = "train"  # a key of allam_jax/tasks/runner.py TASKS, or recipe
     config.seed = 0  # everything random follows from it
@@ -186,6 +190,21 @@ def get_config() -> ConfigDict:
     config.report.export = ""
     config.report.arms = ConfigDict()  # method -> arm(...)
 
+    return _locked(config)
+
+
+def _locked(config: ConfigDict) -> ConfigDict:
+    """Only existing keys can be set from here on, but for the sections that hold entries of the user's naming."""
+    config.lock()
+    for named in (
+        config.data.sources,
+        config.eval.sources,
+        config.corpus.sources,
+        config.tokenizer_training.sources,
+        config.tokenizer_merge.sources,
+        config.report.arms,
+    ):
+        named.unlock()
     return config
 
 
