@@ -17,8 +17,9 @@ from jaxtyping import Array, Float, Int
 
 from kernels.attention.reference import MASKED
 
-BLOCK = 64  # queries in a block: the scores of a few heads then stay in a cache
-MAX_BLOCKS = 16  # of a sequence: longer sequences get larger blocks, so that the program stays small
+BLOCK = 64  # queries in a block: on CPU, the scores of a few heads then stay in a cache
+LONGEST_BLOCK = 512  # longer sequences get longer blocks, up to this, so that the program stays small
+BLOCKS = 16  # that a sequence has, between these limits
 
 
 def attention(
@@ -42,7 +43,7 @@ def attention(
 
 def _blocks(T: int) -> list[tuple[int, int]]:
     """First and last + 1 position of every block."""
-    size = max(BLOCK, -(-T // MAX_BLOCKS))
+    size = min(max(BLOCK, -(-T // BLOCKS)), LONGEST_BLOCK)
     return [(start, min(start + size, T)) for start in range(0, T, size)]
 
 
