@@ -152,13 +152,18 @@ def barrier(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
+def gather(value: Any) -> list[Any]:
+    """Every process's `value` (anything JSON can hold), in the order of processes, on all of them."""
+    if jax.process_count() == 1:
+        return [value]
+    own = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(own.size))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: own.size] = own
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
 def broadcast(value: Any) -> Any:
     """Process 0's `value` (anything JSON can hold) on every process."""
-    if jax.process_count() == 1:
-        return value
-    data = np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(data.size)))
-    padded = np.zeros(size, np.uint8)
-    if is_main_process():
-        padded[:] = data
-    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
+    return gather(value if is_main_process() else None)[0]

@@ -148,8 +148,8 @@ def _write(
         ),
         section(
             "Step 0",
-            "Before any training. KL: of the expanded model from the base, nats per token, over all tokens and over the "
-            "base's tokens alone; new tokens: the probability they are given together.",
+            "Before any training. KL: of the expanded model from the base, nats per token, over all tokens and over "
+            "the base's tokens alone; new tokens: the probability they are given together.",
             table(step0, STEP0_COLUMNS),
         ),
         section(

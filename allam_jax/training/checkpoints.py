@@ -9,7 +9,6 @@ with its size, so that a checkpoint that was only half copied or half deleted is
 On many hosts all processes must see the same directory and call the same methods at the same steps.
 """
 
-import json
 import os
 import re
 import shutil
@@ -21,13 +20,12 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from allam_jax.errors import UserError
 from allam_jax.files import read_json, write_json
 from allam_jax.model.orbax_logs import quiet_orbax
+from allam_jax.parallel.distributed import barrier, gather, is_main_process
 
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _DELETED = ".deleted"
@@ -71,11 +69,11 @@ class Checkpointer:
         self._saving: int | None = None  # the step that is being written in the background
         self._newest: int | None = None  # the newest complete one that this run knows of
         self._saved: int | None = None  # the last one that it wrote itself
-        if jax.process_index() == 0:
+        if is_main_process():
             with self._reporting(step=None):
                 self.directory.mkdir(parents=True, exist_ok=True)
                 self._remove_leftovers()
-        _barrier("checkpoints_opened")
+        barrier("checkpoints_opened")
         with self._reporting(step=None):
             self._folder = os.open(self.directory, os.O_RDONLY)
         self._newest = self.latest_step()
@@ -132,7 +130,7 @@ class Checkpointer:
             if self._folder_was_removed():
                 raise FileNotFoundError(_REMOVED)
             self._saving = None
-            if jax.process_index() == 0:
+            if is_main_process():
                 self._remove_old()
 
     def close(self) -> None:
@@ -221,7 +219,7 @@ class Checkpointer:
             what = "the checkpoint folder cannot be used" if step is None else f"saving step {step} failed"
             if step is not None and self._folder_was_removed():
                 raise UserError(f"{self.directory}: {what}: {_REMOVED}") from error
-            if jax.process_index() == 0 and self.directory.is_dir():
+            if is_main_process() and self.directory.is_dir():
                 self._remove_leftovers()
             latest = "none" if self._newest is None else f"step {self._newest}"
             raise UserError(
@@ -349,16 +347,9 @@ def _name(keys: tuple[Any, ...]) -> str:
 
 def _merge_over_processes(data: dict[str, Any]) -> dict[str, Any]:
     """The union of every process's `data`, on all of them."""
-    if jax.process_count() == 1:
-        return data
-    own = np.frombuffer(json.dumps(data).encode(), np.uint8)
-    lengths = multihost_utils.process_allgather(np.array(own.size))
-    padded = np.zeros(lengths.max(), np.uint8)
-    padded[: own.size] = own
-    rows = multihost_utils.process_allgather(padded)
     merged: dict[str, Any] = {}
-    for row, length in zip(rows, lengths, strict=True):
-        _merge_into(merged, json.loads(row[:length].tobytes()))
+    for part in gather(data):
+        _merge_into(merged, part)
     return merged
 
 
@@ -368,11 +359,6 @@ def _merge_into(merged: dict[str, Any], part: dict[str, Any]) -> None:
             _merge_into(merged[key], value)
         elif merged.setdefault(key, value) != value:
             raise ValueError(f"processes disagree on the data position {key!r}: {merged[key]!r} and {value!r}")
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def _reason(error: BaseException) -> str:

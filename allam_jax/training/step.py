@@ -131,9 +131,7 @@ def _accumulate(
     micro = split_microbatches(batch, accumulation=accumulation)
     indices = jnp.arange(accumulation)
     first = jax.tree.map(lambda x: x[0], micro)
-    zeros = jax.tree.map(
-        lambda shape: jnp.zeros(shape.shape, jnp.float32), jax.eval_shape(gradient, first, indices[0])
-    )
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, jnp.float32), jax.eval_shape(gradient, first, indices[0]))
     total, _ = jax.lax.scan(add, zeros, (micro, indices))
     return total
 
