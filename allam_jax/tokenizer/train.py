@@ -170,7 +170,8 @@ class _Sentences:
                         continue
                     self.lines += 1
                     if self._outside:
-                        line = self._outside.sub(_DELIMITER, re.sub("[ ▁]+", " ", line))
+                        # No run of spaces may arise, not even of the dummy prefix and a first space.
+                        line = self._outside.sub(_DELIMITER, re.sub("[ ▁]+", " ", line).strip(" "))
                     yield line
         except Exception as error:  # the trainer would bury it in a RuntimeError
             self.failure = error

@@ -108,10 +108,11 @@ def test_signs_of_the_base_follow_the_pieces_of_the_script(languages: Merge, cor
 
 
 def test_a_script_is_learned_from_its_own_runs():
-    text = ["كتاب-كتاب (كتاب) abكتابcd كتاب"] * 10 + ["only English here"] * 5
+    text = ["  كتاب-كتاب  (كتاب) abكتابcd كتاب "] * 10 + ["  only English here"] * 5
     tokenizer = train_sentencepiece(text, vocab_size=268, script="arabic", character_coverage=1.0)
     assert {"▁كتاب", "كتاب"} <= set(tokenizer.model.pieces)
     assert set("".join(tokenizer.model.pieces[259:])) == set("▁كتاب")
+    assert not any("▁▁" in piece for piece in tokenizer.model.pieces)
 
 
 def test_what_a_script_cannot_use_is_refused(trained_base: Tokenizer):
