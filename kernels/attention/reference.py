@@ -43,7 +43,7 @@ def attention(
     probs_BKGTS = jax.nn.softmax(jnp.where(visible_B11TS, scale * scores_BKGTS, MASKED), axis=-1)
     # Where no key is visible the softmax above is uniform over masked keys.
     probs_BKGTS = jnp.where(visible_B11TS, probs_BKGTS, 0.0)
-    if dropout_rate > 0.0:
+    if dropout_key is not None and dropout_rate > 0.0:
         keep_BKGTS = jax.random.bernoulli(dropout_key, 1.0 - dropout_rate, probs_BKGTS.shape)
         probs_BKGTS = jnp.where(keep_BKGTS, probs_BKGTS / (1.0 - dropout_rate), 0.0)
     out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", probs_BKGTS.astype(v_BTKH.dtype), v_BTKH)
