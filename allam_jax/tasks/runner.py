@@ -129,6 +129,9 @@ def _run_recipe(config: ConfigDict, *, workdir: Path, only_stage: str | None) ->
             result = record["result"]
             seconds += record["seconds"]
         elif only_stage is None or only_stage == name:
+            missing = [used for used in uses if not (stage_dirs[used] / RESULT_FILE).exists()]
+            if missing:
+                raise UserError(f"--stage {name} needs stage {missing[0]!r}, which has not finished in {workdir}")
             logging.info("%s (%s)", title, stage.task)
             started = time.monotonic()
             result = _run_task(stage, workdir=stage_dirs[name])
@@ -142,10 +145,6 @@ def _run_recipe(config: ConfigDict, *, workdir: Path, only_stage: str | None) ->
                 files.write_json(finished, record)
             barrier(f"finished {name}")
             seconds += record["seconds"]
-        else:
-            missing = [used for used in uses if not (stage_dirs[used] / RESULT_FILE).exists()]
-            if missing and name == only_stage:
-                raise UserError(f"--stage {name} needs stage {missing[0]!r}, which has not finished in {workdir}")
         if name == only_stage:
             return result
     return result | {"seconds": round(seconds, 1)}

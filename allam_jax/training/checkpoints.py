@@ -14,7 +14,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -138,7 +138,8 @@ class Checkpointer:
         try:
             self.wait()
         finally:
-            self._orbax.close()
+            with suppress(OSError, ValueError, RuntimeError):  # echoes of a save that has failed, and was reported
+                self._orbax.close()
             os.close(self._folder)
 
     def latest_step(self) -> int | None:
