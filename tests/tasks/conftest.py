@@ -1,0 +1,45 @@
+"""A corpus, a tokenizer and a finished run that the tests of tasks share."""
+
+import numpy as np
+import pytest
+from launcher import Launcher
+
+from allam_jax.corpus.document import Document
+from allam_jax.corpus.shards import write_dataset
+from allam_jax.tokenizer.train import train_sentencepiece
+
+LETTERS = {"en": "abcdefghij", "ar": "ابتثجحخدذر"}
+
+
+def make_texts(language: str, *, count: int) -> list[str]:
+    """Texts of random words out of a small vocabulary."""
+    rng = np.random.default_rng(len(language) + ord(language[0]))
+    letters = list(LETTERS[language])
+    words = ["".join(rng.choice(letters, size=rng.integers(2, 6))) for _ in range(60)]
+    return [" ".join(rng.choice(words, size=rng.integers(5, 60))) for _ in range(count)]
+
+
+@pytest.fixture(scope="session")
+def launcher(tmp_path_factory):
+    """See Launcher."""
+    root = tmp_path_factory.mktemp("tiny")
+    texts = {language: make_texts(language, count=300) for language in LETTERS}
+    (root / "text").mkdir()
+    for language, some in texts.items():
+        (root / "text" / f"{language}.txt").write_text("\n".join(some) + "\n", encoding="utf-8")
+        write_dataset(
+            (Document(text=text, id=str(i), source=language, language=language) for i, text in enumerate(some)),
+            directory=root / "corpus" / language,
+            name=language,
+            validation_share=0.05,
+        )
+    train_sentencepiece((text for some in texts.values() for text in some), output=root / "tokenizer", vocab_size=384)
+    return Launcher(root, root / "compilation_cache")
+
+
+@pytest.fixture(scope="session")
+def reference(launcher):
+    """Workdir of the run of tiny.py that nothing interrupted."""
+    workdir = launcher.root / "reference"
+    launcher.train(workdir)
+    return workdir

@@ -1,0 +1,231 @@
+"""Bad input, given as a user would: one line that names the thing and the remedy, status 2, nothing half-written."""
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import sentencepiece
+from launcher import error_of, wait, wait_until
+
+from allam_jax.corpus.catalog import SOURCES
+from allam_jax.model.huggingface import export_huggingface
+from allam_jax.tokenizer.train import train_sentencepiece
+from allam_jax.training.load import load_model
+
+pytestmark = pytest.mark.slow
+
+CONFIGS = {
+    "broken.py": "import nonsense\n",
+    "syntax.py": "def get_config(:\n",
+    "raises.py": "def get_config():\n    return 1 / 0\n",
+    "empty.py": "",
+    "misspelt.py": """
+from configs import base
+def get_config():
+    config = base.get_config()
+    config.train.stepz = 3
+    return config
+""",
+    "mistyped.py": """
+from configs import base
+def get_config():
+    config = base.get_config()
+    config.train.steps = "many"
+    return config
+""",
+    "preset.py": """
+from configs import base
+from allam_jax.model.config import preset
+def get_config(name):
+    config = base.get_config()
+    config.model = base.model(preset(name))
+    return config
+""",
+    "corpus.py": """
+from configs import base
+def get_config(key_and_value):
+    key, _, value = key_and_value.partition("=")
+    config = base.get_config()
+    config.task = "corpus"
+    config.corpus.sources.mine = base.documents(language="en", **{key: value})
+    return config
+""",
+}
+QUICKSTART = "configs/quickstart.py"
+
+# name -> (what to start, what the line must say). {bad} is the folder of `bad`.
+CASES = {
+    "no config": ({"config": "{bad}/nope.py"}, "--config {bad}/nope.py: no such file"),
+    "import error in config": (
+        {"config": "{bad}/broken.py"},
+        "{bad}/broken.py, line 1: ModuleNotFoundError: No module",
+    ),
+    "syntax error in config": ({"config": "{bad}/syntax.py"}, "{bad}/syntax.py, line 1: invalid syntax"),
+    "exception in config": ({"config": "{bad}/raises.py"}, "{bad}/raises.py, line 2: ZeroDivisionError"),
+    "no get_config": ({"config": "{bad}/empty.py"}, "{bad}/empty.py: defines no function get_config()"),
+    "config without its argument": ({"config": "{bad}/corpus.py"}, "--config {bad}/corpus.py: get_config takes"),
+    "unknown argument": ({"config": f"{QUICKSTART}:smok"}, f"{QUICKSTART}:smok: expected full or smoke"),
+    "unknown key in config": (
+        {"config": "{bad}/misspelt.py"},
+        "{bad}/misspelt.py, line 5: the config has no key 'stepz'; did you mean 'steps'?",
+    ),
+    "wrong type in config": (
+        {"config": "{bad}/mistyped.py"},
+        "{bad}/mistyped.py, line 5: TypeError: Could not override",
+    ),
+    "unknown key": ({"train.stepz": 3}, "--config.train.stepz: the config has no key 'stepz'; did you mean 'steps'?"),
+    "wrong type": ({"train.steps": "many"}, "--config.train.steps=many: invalid literal for int()"),
+    "number too small": ({"train.log_every": 0}, "config.train.log_every = 0: expected at least 1"),
+    "unknown name": ({"param_dtype": "float99"}, "config.param_dtype = 'float99': expected one of 'float32'"),
+    "unknown preset": ({"config": "{bad}/preset.py:7B"}, "model preset '7B' is unknown; choose from tiny"),
+    "unknown attention": ({"compute.attention": "fast"}, "compute.attention = 'fast': expected one of auto"),
+    "unknown task": ({"task": "trian"}, "config.task = 'trian': expected one of corpus"),
+    "unknown stage": ({"config": QUICKSTART, "flag_stage": "bse"}, "--stage bse: the recipe's stages are corpus"),
+    "stage of no recipe": ({"flag_stage": "base"}, "--stage base: task 'train' has no stages"),
+    "workdir is a file": ({"workdir": "{bad}/file"}, "--workdir {bad}/file: is a file, not a directory"),
+    "workdir not writable": ({"workdir": "/proc/nowhere/run"}, "--workdir /proc/nowhere/run: cannot write there"),
+    "no tokenizer": ({"tokenizer": "{bad}/nope"}, "{bad}/nope: no such file; expected a tokenizer.model"),
+    "unigram": (
+        {"tokenizer": "{bad}/unigram"},
+        "{bad}/unigram/tokenizer.model: a SentencePiece UNIGRAM model; expected BPE",
+    ),
+    "no weights": ({"init.weights": "{bad}/nope"}, "{bad}/nope: no such directory; expected a weights directory"),
+    "truncated safetensors": ({"init.weights": "{bad}/huggingface"}, "{bad}/huggingface/model.safetensors: "),
+    "other vocabulary": (
+        {"init.weights": "{reference}", "tokenizer": "{bad}/larger"},
+        "{reference} has 384 tokens but {bad}/larger has 430: ",
+    ),
+    "other vocabulary than the config's": ({"model.vocab_size": 100}, "config.model"),
+    "optimizer of bare weights": (
+        {"init.weights": "{bad}/huggingface", "init.optimizer": True},
+        "config.init.weights = {bad}/huggingface: only checkpoints hold an optimizer",
+    ),
+    "no dataset": ({"data.sources.en.path": "{bad}/nope"}, "{bad}/nope: no dataset here"),
+    "no held-out dataset": ({"eval.sources.en.path": "{bad}/nope"}, "{bad}/nope: no dataset here"),
+    "no such split": ({"data.sources.en.split": "trian"}, "no split 'trian'; did you mean train?"),
+    "truncated shard": ({"data.sources.en.path": "{bad}/truncated"}, "damaged shard ("),
+    "batch and mesh": (
+        {"devices": 8, "data.batch_size": 12, "train.accumulation": 1},
+        "batch size 12 is not a multiple of 8 = 1 microbatch(es) x 8 batch shard(s) (mesh data 8 x fsdp 1)",
+    ),
+    "mesh and devices": (
+        {"devices": 8, "mesh.data": 3},
+        "mesh.data=3, mesh.fsdp=1, mesh.tensor=1: the sizes multiply to 3",
+    ),
+    "empty corpus": ({"config": "{bad}/corpus.py:path={bad}/empty.txt"}, "mine: no documents in {bad}/empty.txt"),
+    "invalid UTF-8": (
+        {"config": "{bad}/corpus.py:path={bad}/latin1.txt"},
+        "{bad}/latin1.txt: too many bad records (5 good, 3 with invalid UTF-8; accepted share 0.01); mend the file or",
+    ),
+    "no corpus": ({"config": "{bad}/corpus.py:path={bad}/nope.txt"}, "{bad}/nope.txt: no such file or directory"),
+    "not in the catalog": (
+        {"config": "{bad}/corpus.py:catalog=sahih_muslim"},
+        "unknown source 'sahih_muslim'; did you mean sahih_muslim_en",
+    ),
+    "no network": (
+        {
+            "config": "{bad}/corpus.py:catalog=sahih_muslim_en",
+            "environment": {
+                "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
+                "PIP_CONFIG_FILE": "/dev/null",
+                "ALLAM_JAX_CACHE": "{bad}/cache",
+            },
+        },
+        "run once with a network (or a pip index that has it), or put",
+    ),
+}
+# What may be there after a failed start: what was asked for, and the empty folder of the checkpoints.
+HARMLESS = {"config.json", "checkpoints"}
+
+
+@pytest.fixture(scope="module")
+def bad(launcher, reference, tmp_path_factory):
+    """A folder of bad things."""
+    folder = tmp_path_factory.mktemp("bad")
+    for name, text in CONFIGS.items():
+        (folder / name).write_text(text)
+    for name, content in {"file": b"", "empty.txt": b"", "latin1.txt": b"good\n" * 5 + b"caf\xe9\n" * 3}.items():
+        (folder / name).write_bytes(content)
+    shutil.copytree(launcher.root / "corpus" / "en", folder / "truncated")
+    truncate(next((folder / "truncated").glob("*-train.*")))
+    lines = (launcher.root / "text" / "en.txt").read_text().splitlines()
+    (folder / "unigram").mkdir()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_prefix=str(folder / "unigram" / "tokenizer"),
+        vocab_size=60,
+        model_type="unigram",
+        minloglevel=2,
+    )
+    arabic = (launcher.root / "text" / "ar.txt").read_text().splitlines()
+    train_sentencepiece(lines + arabic, output=folder / "larger", vocab_size=430)
+    model = load_model(reference)
+    export_huggingface(
+        folder / "huggingface", params=model.params, config=model.config, tokenizer_dir=launcher.root / "tokenizer"
+    )
+    truncate(folder / "huggingface" / "model.safetensors")
+    return folder
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def fill(value, **names):
+    """{bad} and {reference} in strings, also inside dicts."""
+    if isinstance(value, dict):
+        return {key: fill(item, **names) for key, item in value.items()}
+    return value.format(**names) if isinstance(value, str) else value
+
+
+@pytest.fixture(scope="module")
+def outcomes(launcher, reference, bad, tmp_path_factory):
+    """What each case did, and its workdir; two run at a time."""
+    folder = tmp_path_factory.mktemp("workdirs")
+
+    def run(name):
+        options = fill(CASES[name][0], bad=bad, reference=reference)
+        workdir = Path(options.pop("workdir", folder / name.replace(" ", "_")))
+        return launcher.run(workdir, **options), workdir
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(CASES, pool.map(run, CASES), strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_is_one_line(name, outcomes, bad, reference):
+    finished, workdir = outcomes[name]
+    assert fill(CASES[name][1], bad=bad, reference=reference) in error_of(finished)
+    if workdir.is_dir():
+        assert {path.name for path in workdir.iterdir()} <= HARMLESS
+        assert not (workdir / "checkpoints").is_dir() or not list((workdir / "checkpoints").iterdir())
+
+
+def test_the_source_that_needs_a_network_is_in_the_catalog():
+    assert "sahih_muslim_en" in SOURCES
+
+
+def test_a_finished_run_is_left_as_it_is_unless_asked_for_more(launcher, reference, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(reference, workdir)
+    metrics = (workdir / "metrics.jsonl").read_bytes()
+    assert launcher.train(workdir)["step"] == 40
+    error = error_of(
+        launcher.run(workdir, **{"train.steps": 30, "schedule.decay_start": 20, "schedule.decay_steps": 5})
+    )
+    assert error.startswith(f"config.train.steps = 30: {workdir} is at step 40 already; give more, or branch from")
+    error = error_of(launcher.run(workdir, **{"model.dim": 64}))
+    assert error == f"{workdir} holds a run of another model (config.model.dim: 32 -> 64); use another --workdir"
+    assert (workdir / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_two_runs_in_one_workdir_do_not_mix(launcher, tmp_path):
+    workdir = tmp_path / "run"
+    process = launcher.start(workdir)
+    wait_until((workdir / "config.json").exists, process=process)
+    error = error_of(launcher.run(workdir, **{"seed": 1}))
+    assert error == f"--workdir {workdir}: another run is at work there; let it end, or use another one"
+    process.kill()
+    wait(process)
+    assert '"seed": 0' in (workdir / "config.json").read_text()
