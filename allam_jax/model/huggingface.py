@@ -9,7 +9,7 @@ one copy of the weights is in memory.
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from allam_jax.parallel.distributed import is_main_process
 from allam_jax.parallel.sharding import DEFAULT_RULES, ShardingRules
 
 _BLOCK_BYTES = 8 << 20
-_Bounds = tuple[tuple[int, int], ...]  # start and stop on each axis
+_Range = tuple[int, int]  # start and stop on one axis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,9 +219,9 @@ def _parameter_dtype(tensors: list[StoredTensor], param_dtype: str | None) -> np
 def _assemble(
     parts: list[_Piece], tensors: list[StoredTensor], shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding
 ) -> jax.Array:
-    """Reads each stored tensor once and deals its blocks out to the buffers of this process's shards."""
+    """Reads what this process needs of each stored tensor, once, and deals it out to the buffers of its shards."""
 
-    def bounds(index: tuple[slice, ...] | None) -> _Bounds:
+    def bounds(index: tuple[slice, ...] | None) -> tuple[_Range, ...]:
         assert index is not None
         return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
 
@@ -230,20 +230,22 @@ def _assemble(
     for piece, tensor in zip(parts, tensors, strict=True):
         block_axis = piece.mapping.to_ours.index(0)
         rows_per_unit = piece.stored_shape[0] // piece.unfolded[0]
+        targets = list(buffers.items())
+        if (layer := piece.layer) is not None:
+            targets = [(shard[1:], part[layer - shard[0][0]]) for shard, part in targets if layer in range(*shard[0])]
         for first, last in piece.blocks(tensor.dtype.itemsize):
+            if not any(shard[block_axis][0] < last and first < shard[block_axis][1] for shard, _ in targets):
+                continue  # other processes' rows
             rows = safetensors_io.read_rows(tensor, start=first * rows_per_unit, stop=last * rows_per_unit)
             block = rows.reshape(last - first, *piece.unfolded[1:]).transpose(piece.mapping.to_ours)
             covered = [(0, size) for size in piece.shape]
             covered[block_axis] = (first, last)
-            for shard, buffer in buffers.items():
-                if piece.layer is None:
-                    _copy_overlap(block, tuple(covered), buffer, shard)
-                elif shard[0][0] <= piece.layer < shard[0][1]:
-                    _copy_overlap(block, tuple(covered), buffer[piece.layer - shard[0][0]], shard[1:])
+            for shard, buffer in targets:
+                _copy_overlap(block, covered, buffer, shard)
     return jax.make_array_from_callback(shape, sharding, lambda index: buffers[bounds(index)])
 
 
-def _copy_overlap(block: np.ndarray, covered: _Bounds, buffer: np.ndarray, shard: _Bounds) -> None:
+def _copy_overlap(block: np.ndarray, covered: Sequence[_Range], buffer: np.ndarray, shard: Sequence[_Range]) -> None:
     """Copies what lies in both: `block` holds the ranges `covered` of a parameter, `buffer` the ranges `shard`."""
     overlap = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(covered, shard, strict=True)]
     if any(start >= stop for start, stop in overlap):
