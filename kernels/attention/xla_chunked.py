@@ -13,6 +13,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from kernels.attention.reference import MASKED
@@ -67,7 +68,9 @@ def _forward(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, dropout_key, scale, dropou
         mixed_BKGtH = _rows_times(keep(probs_BKGtS).astype(v_BKSH.dtype), v_BKSH)
         out.append((mixed_BKGtH * jnp.where(real_B11t, 1.0 / sum_BKGt, 0.0)[..., None]).astype(q_BKGTH.dtype))
         log_z.append(jnp.where(real_B11t, max_BKGt + jnp.log(sum_BKGt), 0.0))
-    out_BKGTH, log_z_BKGT = jnp.concatenate(out, axis=3), jnp.concatenate(log_z, axis=3)
+    # Named, so that a rematerialisation policy can keep them and with them the whole forward pass.
+    out_BKGTH = checkpoint_name(jnp.concatenate(out, axis=3), "attention")
+    log_z_BKGT = checkpoint_name(jnp.concatenate(log_z, axis=3), "attention")
     return out_BKGTH, (q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, dropout_key, out_BKGTH, log_z_BKGT)
 
 
