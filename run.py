@@ -4,6 +4,7 @@ import json
 import logging as stdlib_logging
 import os
 import re
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -96,8 +97,18 @@ def reason(error: Exception) -> str:
     return f"the config has no key {unknown[1]!r}" + (f"; did you mean {hint[1]!r}?" if hint else "")
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM where the training loop does not look after it: there is nothing to save."""
+
+
+def terminate(*_) -> None:
+    """Handler of SIGTERM: unlike the default one it lets temporary files be removed."""
+    raise Terminated
+
+
 def main(_) -> None:
     """Starts the processes, runs the task and prints its result as one line of JSON."""
+    signal.signal(signal.SIGTERM, terminate)
     from allam_jax.parallel import distributed
     from allam_jax.tasks import runner
 
@@ -110,12 +121,12 @@ def main(_) -> None:
         print(json.dumps(result, ensure_ascii=False), flush=True)
 
 
-def fail(message: str) -> None:
-    """Prints one line to stderr and exits with status 2, without waiting for other threads."""
-    print(f"error: {message}", file=sys.stderr, flush=True)
+def leave(message: str, *, status: int) -> None:
+    """Prints one line to stderr and exits, without waiting for other threads."""
+    print(message, file=sys.stderr, flush=True)
     logging.flush()
     sys.stdout.flush()
-    os._exit(2)
+    os._exit(status)
 
 
 def is_ours(record) -> bool:
@@ -130,8 +141,10 @@ if __name__ == "__main__":
     try:
         app.run(main, flags_parser=parse_flags)
     except UserError as error:
-        fail(str(error))
+        leave(f"error: {error}", status=2)
     except Stopped as stop:
         print(stop, file=sys.stderr, flush=True)
+    except Terminated:
+        leave("SIGTERM: nothing to save; run the same command again to go on", status=0)
     except KeyboardInterrupt:
-        fail("interrupted; run the same command again to continue")
+        leave("error: interrupted; run the same command again to go on", status=2)

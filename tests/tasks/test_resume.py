@@ -97,6 +97,20 @@ def test_stopped_by_signals_it_saves_and_goes_on(launcher, reference, tmp_path):
     assert read_rows(workdir) == read_rows(reference)
 
 
+def test_stopped_while_there_is_nothing_to_save(launcher, tmp_path):
+    for number, status, last_line in (
+        (signal.SIGTERM, 0, "SIGTERM: nothing to save; run the same command again to go on"),
+        (signal.SIGINT, 2, "error: interrupted; run the same command again to go on"),
+    ):
+        workdir = tmp_path / f"run{number}"
+        process = launcher.start(workdir)
+        wait_until((workdir / "config.json").exists, process=process)
+        process.send_signal(number)
+        finished = wait(process)
+        assert (finished.status, finished.err.splitlines()[-1]) == (status, last_line)
+        assert "Traceback" not in finished.err
+
+
 def stop(process):
     process.send_signal(signal.SIGTERM)
     finished = wait(process)
