@@ -62,6 +62,21 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not valid JSON ({error})") from None
 
 
+def file_sizes(folder: Path) -> dict[str, int]:
+    """The size in bytes of every file below `folder`, by its relative path."""
+    folder = Path(folder)
+    return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def check_file_sizes(folder: Path, *, expected: dict[str, int], remedy: str) -> None:
+    """UserError for the first file that is missing or not as long as expected: a copy that is not complete."""
+    found = file_sizes(folder)
+    for name, size in expected.items():
+        if found.get(name) != size:
+            state = "missing" if name not in found else f"{found[name]:,} bytes long instead of {size:,}"
+            raise UserError(f"{Path(folder) / name}: is {state}; {remedy}")
+
+
 def sha256_of_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with open(path, "rb") as file:

@@ -171,6 +171,7 @@ def get_config() -> ConfigDict:
     config.expand.method = "subword_mean"  # random | mean_all | first_piece | last_piece | mean_noise
     config.expand.head_method = ""  # of the output table; empty: the same
     config.expand.noise_std = 0.02  # mean_noise, relative to the standard deviation of the base table
+    config.expand.covariance_scale = 1e-9  # mean_all, as Hugging Face; 1 is the full spread of the base's rows
 
     config.generate = ConfigDict()
     config.generate.prompts = ()

@@ -35,7 +35,7 @@ def get_config(arg: str = "full") -> ConfigDict:
     }
     for method in METHODS:
         stages[f"expand_{method}"] = _expand(method)
-        stages[f"continued_{method}"] = _continued(method, steps=10 if smoke else 180)
+        stages[f"continued_{method}"] = _continued(method, steps=10 if smoke else 200)
     stages["export"] = _export()
     stages["report"] = _report()
     return base.recipe(**stages)
@@ -118,7 +118,7 @@ def _continued(method: str, *, steps: int) -> ConfigDict:
     config.init.weights = f"@expand_{method}/weights"
     config.schedule.update(name="constant", peak_lr=5e-4)
     config.optimizer.rewarm_steps = 5
-    config.eval.every = max(steps // 18, 1)
+    config.eval.every = max(steps // 20, 1)
     return config
 
 

@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh, Sharding
 
 from allam_jax.errors import UserError
-from allam_jax.files import read_json, write_json
+from allam_jax.files import check_file_sizes, file_sizes, read_json, write_json
 from allam_jax.model.config import LlamaConfig
 from allam_jax.model.llama import Params, abstract_params, param_axes
 from allam_jax.model.orbax_logs import quiet_orbax
@@ -80,7 +80,7 @@ def save_weights(
                 raise
         barrier(f"parameters of {directory}")
         if is_main_process():
-            write_json(temporary / FILE_LIST, _file_sizes(temporary / PARAMS_FOLDER))
+            write_json(temporary / FILE_LIST, file_sizes(temporary / PARAMS_FOLDER))
             if tokenizer_dir is not None:
                 copy_tokenizer(tokenizer_dir, to=temporary / TOKENIZER_FOLDER)
             write_json(temporary / METADATA_FILE, metadata or {})
@@ -111,11 +111,7 @@ def load_weights(
     folder = (directory / PARAMS_FOLDER).absolute()
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; the weights directory is incomplete, copy or export it again")
-    found = _file_sizes(folder)
-    for name, size in read_json(directory / FILE_LIST).items():
-        if found.get(name) != size:
-            state = "missing" if name not in found else f"{found[name]:,} bytes long instead of {size:,}"
-            raise UserError(f"{folder / name}: is {state}; copy or export the weights again")
+    check_file_sizes(folder, expected=read_json(directory / FILE_LIST), remedy="copy or export the weights again")
     with _checkpointer() as checkpointer:
         try:
             stored = checkpointer.metadata(folder).item_metadata.tree
@@ -191,10 +187,6 @@ def abstract_on_devices(
 def _checkpointer() -> ocp.Checkpointer:
     quiet_orbax()
     return ocp.Checkpointer(ocp.StandardCheckpointHandler())
-
-
-def _file_sizes(folder: Path) -> dict[str, int]:
-    return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def _check_shapes(params: Any, config: LlamaConfig, *, where: str) -> None:

@@ -39,6 +39,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         head_method=config.expand.head_method or None,
         seed=config.seed,
         noise_std=config.expand.noise_std,
+        covariance_scale=config.expand.covariance_scale,
     )
     save_weights(
         workdir / WEIGHTS_FOLDER,

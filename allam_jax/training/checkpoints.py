@@ -23,7 +23,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from allam_jax.errors import UserError
-from allam_jax.files import read_json, write_json
+from allam_jax.files import check_file_sizes, file_sizes, read_json, write_json
 from allam_jax.model.orbax_logs import quiet_orbax
 from allam_jax.parallel.distributed import barrier, gather, is_main_process
 
@@ -201,9 +201,8 @@ class Checkpointer:
         assert self._saving is not None
         final = step_path(self.directory, self._saving)
         temporary = final.with_name(final.name + _TEMPORARY)
-        sizes = {str(p.relative_to(temporary)): p.stat().st_size for p in sorted(temporary.rglob("*")) if p.is_file()}
         # Orbax keeps its own bookkeeping, which it may still change, beside the items.
-        sizes = {name: size for name, size in sizes.items() if "/" in name}
+        sizes = {name: size for name, size in file_sizes(temporary).items() if "/" in name}
         write_json(temporary / _FILE_LIST, sizes)
 
     @contextmanager
@@ -288,18 +287,10 @@ def _handler() -> ocp.CompositeCheckpointHandler:
     )
 
 
-def _check_files(path: Path) -> None:
-    for name, size in read_json(path / _FILE_LIST).items():
-        file = path / name
-        found = file.stat().st_size if file.is_file() else None
-        if found != size:
-            state = "missing" if found is None else f"{found} bytes long instead of {size}"
-            raise UserError(f"{file}: is {state}: this checkpoint is damaged or was not copied completely; use another")
-
-
 def _restore_state(path: Path, abstract: Any, *, partial: bool) -> Any:
     quiet_orbax()
-    _check_files(path)
+    remedy = "this checkpoint is damaged or was not copied completely; use another"
+    check_file_sizes(path, expected=read_json(path / _FILE_LIST), remedy=remedy)
     path = path / "state"
     handler = ocp.PyTreeCheckpointHandler()
     try:
