@@ -57,7 +57,7 @@ def our_step(weights: Path, ids_BT: np.ndarray) -> tuple[Step, float]:
     state = start_state(params, abstract=abstract, optimizer=optimizer, seed=0)
     step = make_train_step(
         config=config,
-        options=ComputeOptions(),
+        options=ComputeOptions(remat="dots"),  # on CPU, making an activation again is cheaper than new memory
         optimizer=optimizer,
         abstract=abstract,
         mesh=mesh,

@@ -60,7 +60,7 @@ def project(x: Array, weight: Array) -> Array:
     """Contracts all axes of `x` after [B, T] with the first ones of `weight`: [B, T, D] x [D, N, H] -> [B, T, N, H].
 
     One matrix product with a row for each token. Written over B and T apart, its gradient contracts two axes, for
-    which XLA on CPU makes transposed copies of the activations: a fifth of a training step.
+    which XLA on CPU makes transposed copies of the activations: a tenth of a training step.
     """
     B, T, *inner = x.shape
     matrix = weight.reshape(math.prod(inner), -1)
