@@ -71,7 +71,6 @@ def _training(*, english: float, tokenizer: str, steps: int) -> ConfigDict:
     config.eval.sources.ar = base.mixture(path="@corpus/ar", split="validation")
     config.eval.max_bytes = 30_000
     config.train.steps = steps
-    config.compute.scan_unroll = 4  # on a CPU, slicing the stacked layers costs more than compiling all four
     return config
 
 

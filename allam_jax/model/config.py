@@ -70,7 +70,8 @@ class ComputeOptions:
 
     compute_dtype: str = "float32"  # bfloat16 on GPUs; parameters keep their own dtype
     attention: str = "auto"  # a backend of kernels.attention
-    remat: str = "none"  # none | dots (keep matmul outputs) | full (keep only the layer inputs)
+    # For the backward pass: none keeps all, dots matmul outputs and attention, full only the layer inputs.
+    remat: str = "dots"
     scan_unroll: int = 1  # layers per step of the scan; num_layers or more unrolls it fully
     dropout_embedding: float = 0.0
     dropout_attention: float = 0.0
