@@ -140,7 +140,7 @@ def _hidden(model: Llama, batch: dict[str, Array]) -> Array:
 
 
 def _logits(x_BD: Array, head_DV: Array) -> Array:
-    return jnp.einsum("BD,DV->BV", x_BD, head_DV, preferred_element_type=jnp.float32)
+    return jnp.einsum("BD,DV->BV", x_BD, head_DV.astype(x_BD.dtype), preferred_element_type=jnp.float32)
 
 
 def _by_position(function: Callable, hidden: tuple[Array, ...], *, num_chunks: int) -> tuple[Array, ...]:

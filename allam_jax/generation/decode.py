@@ -143,7 +143,7 @@ def _decode(
     positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     limits_B = lengths_B + max_new_tokens
     model = bind(params, config=config, options=options)
-    head_DV = model.head_DV
+    head_DV = model.head_DV.astype(options.compute_dtype)
 
     def next_tokens(tokens_BT: Array, ends_B: Array) -> Array:
         hidden_BTD = model.hidden(

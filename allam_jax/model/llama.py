@@ -205,9 +205,11 @@ class Llama(nnx.Module):
 
     @property
     def head_DV(self) -> Array:
-        """The output projection in the compute dtype; the transposed embedding when tied."""
-        kernel = self.embedding.table[...].T if self.config.tie_embeddings else self.head.kernel[...]
-        return kernel.astype(self.options.compute_dtype)
+        """The output projection; the transposed embedding when tied.
+
+        In the parameters' dtype: the loss casts it itself, so that its gradient is summed up in that dtype.
+        """
+        return self.embedding.table[...].T if self.config.tie_embeddings else self.head.kernel[...]
 
     def hidden(
         self,
@@ -253,7 +255,8 @@ class Llama(nnx.Module):
     def __call__(self, tokens_BT: Int[Array, "B T"], **inputs: Array) -> Float[Array, "B T V"]:
         """Full float32 logits, for decoding and tests; padding ids get -inf. Arguments as for `hidden`."""
         hidden_BTD = self.hidden(tokens_BT, **inputs)
-        logits_BTV = jnp.einsum("BTD,DV->BTV", hidden_BTD, self.head_DV, preferred_element_type=jnp.float32)
+        head_DV = self.head_DV.astype(hidden_BTD.dtype)
+        logits_BTV = jnp.einsum("BTD,DV->BTV", hidden_BTD, head_DV, preferred_element_type=jnp.float32)
         logits_BTV = constrain(logits_BTV, ("batch", "sequence", "act_vocab"))
         return jnp.where(jnp.arange(logits_BTV.shape[-1]) < self.config.vocab_size, logits_BTV, -jnp.inf)
 
