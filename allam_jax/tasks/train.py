@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import optax
 from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -28,15 +29,15 @@ from allam_jax.parallel.distributed import barrier, is_main_process, process_row
 from allam_jax.parallel.mesh import check_batch
 from allam_jax.tasks.setup import architecture, compute_options, mixture, open_evaluation, open_mesh, open_tokenizer
 from allam_jax.tokenizer.tokenizer import Tokenizer
-from allam_jax.training.checkpoints import Checkpointer, restore_checkpoint
-from allam_jax.training.load import CHECKPOINTS_FOLDER, checkpoint_of, load_model, read_run, save_run
+from allam_jax.training.checkpoints import Checkpointer, Restored, read_metadata, restore_checkpoint
+from allam_jax.training.load import CHECKPOINTS_FOLDER, checkpoint_of, load_model, read_run, run_of, save_run
 from allam_jax.training.loop import Intervals, run_loop
 from allam_jax.training.metrics import MetricsWriter, read_metrics
 from allam_jax.training.optimizer import make_optimizer
 from allam_jax.training.progress import Throughput
 from allam_jax.training.provenance import describe_run
 from allam_jax.training.schedules import make_schedule
-from allam_jax.training.state import abstract_state, random_params, start_state
+from allam_jax.training.state import TrainState, abstract_state, random_params, start_state
 from allam_jax.training.step import make_train_step
 
 
@@ -81,19 +82,16 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             tokens_by_source |= metadata["tokens_by_source"]
             logging.info("resuming at step %d of %d", int(state.step), config.train.steps)
         else:
-            params = origin.params or random_params(abstract.params, config=model, seed=config.seed)
-            state = start_state(params, abstract=abstract, optimizer=optimizer, seed=config.seed)
             if origin.checkpoint is not None:
-                branch, data, metadata = restore_checkpoint(origin.checkpoint, abstract_state=abstract)
-                parent = {"path": str(origin.checkpoint), "step": metadata["step"]}
-                if config.init.optimizer:
-                    state = state._replace(optimizer=branch.optimizer)
-                if config.init.step:
-                    state = state._replace(step=branch.step, rng=branch.rng)
+                parent = {"path": str(origin.checkpoint), "step": read_metadata(origin.checkpoint)["step"]}
+            if origin.checkpoint is not None and _wants_more_than_weights(config):
+                state, data, metadata = _branch(config, origin.checkpoint, abstract=abstract, optimizer=optimizer)
                 if config.init.data:
                     loader.set_state(data)
                     tokens_by_source |= metadata["tokens_by_source"]
-                del branch
+            else:
+                params = origin.params or random_params(abstract.params, config=model, seed=config.seed)
+                state = start_state(params, abstract=abstract, optimizer=optimizer, seed=config.seed)
             if is_main_process():
                 save_run(workdir, config=model, tokenizer_dir=origin.tokenizer_dir)
         if int(state.step) > config.train.steps:
@@ -172,46 +170,73 @@ class _Origin:
     model: LlamaConfig
     tokenizer: Tokenizer
     tokenizer_dir: Path
-    params: Params | None = None  # None: random ones
-    checkpoint: Path | None = None  # to take more than the parameters from
+    params: Params | None = None  # None: random ones, or those of the checkpoint
+    checkpoint: Path | None = None  # that the run descends from
 
 
 def _open_origin(config: ConfigDict, *, mesh: Mesh) -> _Origin:
-    wants_more = config.init.optimizer or config.init.step or config.init.data
     if not config.init.weights:
-        if wants_more:
+        if _wants_more_than_weights(config):
             raise UserError("config.init.optimizer, step and data need init.weights: the path of a checkpoint")
         tokenizer, tokenizer_dir = open_tokenizer(config)
-        model = architecture(config, tokenizer=tokenizer)
-        check_vocabulary(
-            model, tokenizer_size=tokenizer.vocab_size, tokenizer=str(tokenizer_dir), weights="config.model"
-        )
-        return _Origin(model, tokenizer, tokenizer_dir)
+        return _origin(architecture(config, tokenizer=tokenizer), tokenizer, tokenizer_dir, weights="config.model")
     path = Path(config.init.weights)
     checkpoint = checkpoint_of(path)
-    if wants_more and checkpoint is None:
-        raise UserError(f"config.init.weights = {path}: only checkpoints hold an optimizer, a step and a data position")
+    if _wants_more_than_weights(config):
+        if checkpoint is None:
+            raise UserError(f"config.init.weights = {path}: only checkpoints hold optimizer, step and data position")
+        parent = run_of(checkpoint)
+        tokenizer, tokenizer_dir = open_tokenizer(config, beside_weights=parent / TOKENIZER_FOLDER)
+        return _origin(read_run(parent), tokenizer, tokenizer_dir, weights=str(path), checkpoint=checkpoint)
     loaded = load_model(path, mesh=mesh, param_dtype=config.param_dtype)
     tokenizer, tokenizer_dir = open_tokenizer(config, beside_weights=loaded.tokenizer_dir)
-    check_vocabulary(
-        loaded.config, tokenizer_size=tokenizer.vocab_size, tokenizer=str(tokenizer_dir), weights=str(path)
+    return _origin(
+        loaded.config, tokenizer, tokenizer_dir, weights=str(path), params=loaded.params, checkpoint=checkpoint
     )
-    return _Origin(loaded.config, tokenizer, tokenizer_dir, loaded.params, checkpoint)
+
+
+def _origin(
+    model: LlamaConfig,
+    tokenizer: Tokenizer,
+    tokenizer_dir: Path,
+    *,
+    weights: str,
+    params: Params | None = None,
+    checkpoint: Path | None = None,
+) -> _Origin:
+    check_vocabulary(model, tokenizer_size=tokenizer.vocab_size, tokenizer=str(tokenizer_dir), weights=weights)
+    return _Origin(model, tokenizer, tokenizer_dir, params, checkpoint)
+
+
+def _wants_more_than_weights(config: ConfigDict) -> bool:
+    return config.init.optimizer or config.init.step or config.init.data
+
+
+def _branch(
+    config: ConfigDict, checkpoint: Path, *, abstract: TrainState, optimizer: optax.GradientTransformationExtraArgs
+) -> Restored:
+    """The checkpoint's state with those parts made new that the config does not take from it."""
+    state, data, metadata = restore_checkpoint(checkpoint, abstract_state=abstract)
+    if not (config.init.optimizer and config.init.step):
+        new = start_state(state.params, abstract=abstract, optimizer=optimizer, seed=config.seed)
+        if not config.init.optimizer:
+            state = state._replace(optimizer=new.optimizer)
+        if not config.init.step:
+            state = state._replace(step=new.step, rng=new.rng)
+    return Restored(state, data, metadata)
 
 
 def _reopen(config: ConfigDict, workdir: Path) -> _Origin:
     """The run's own architecture and tokenizer; its parameters come from its checkpoint."""
     tokenizer, tokenizer_dir = open_tokenizer(config, beside_weights=workdir / TOKENIZER_FOLDER)
     model = read_run(workdir)
-    check_vocabulary(
-        model, tokenizer_size=tokenizer.vocab_size, tokenizer=str(tokenizer_dir), weights=f"the run in {workdir}"
-    )
+    origin = _origin(model, tokenizer, tokenizer_dir, weights=f"the run in {workdir}")
     if not config.init.weights:  # otherwise config.model says nothing: the weights do
         wanted = architecture(config, tokenizer=tokenizer)
         changed = differences(dataclasses.asdict(model), dataclasses.asdict(wanted), "config.model.")
         if changed:
             raise UserError(f"{workdir} holds a run of another model ({'; '.join(changed)}); use another --workdir")
-    return _Origin(model, tokenizer, tokenizer_dir)
+    return origin
 
 
 def _open_loader(config: ConfigDict, *, tokenizer: Tokenizer, mesh: Mesh) -> Loader:
