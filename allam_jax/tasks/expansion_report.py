@@ -133,9 +133,10 @@ def _write(
                 caption="Bits per byte during continued pre-training, by language; dashed: the base model.",
                 report=report,
             ),
-            "At step 0 an untrained output row gives logits near 0, which outrank the trained, negative logits of most "
-            "pieces: random initialisation hands the new tokens much of the probability. On a language that needs them "
-            "that can look better before the first step; on English it is plain damage.",
+            "At step 0 random output rows give logits near 0 whatever the context, and take probability from every "
+            "English token. Averaged rows rise and fall with the pieces they are made of: on the new language they can "
+            "get nearly all the probability, not yet on the right tokens, so that the even guess of random rows may "
+            "score better there before the first steps. The step-0 table says how much each takes.",
             "Steps before the end at which a method reached the final score of random initialisation:",
             table(earlier, ["method", *languages]),
         ),
