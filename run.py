@@ -4,7 +4,6 @@ import json
 import logging as stdlib_logging
 import os
 import re
-import signal
 import sys
 import traceback
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from allam_jax import interrupts
 from allam_jax.errors import Stopped, UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with `:ARG` for its argument.", lock_config=True)
@@ -97,18 +97,9 @@ def reason(error: Exception) -> str:
     return f"the config has no key {unknown[1]!r}" + (f"; did you mean {hint[1]!r}?" if hint else "")
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM where the training loop does not look after it: there is nothing to save."""
-
-
-def terminate(*_) -> None:
-    """Handler of SIGTERM: unlike the default one it lets temporary files be removed."""
-    raise Terminated
-
-
 def main(_) -> None:
     """Starts the processes, runs the task and prints its result as one line of JSON."""
-    signal.signal(signal.SIGTERM, terminate)
+    interrupts.install()
     from allam_jax.parallel import distributed
     from allam_jax.tasks import runner
 
@@ -144,7 +135,7 @@ if __name__ == "__main__":
         leave(f"error: {error}", status=2)
     except Stopped as stop:
         print(stop, file=sys.stderr, flush=True)
-    except Terminated:
+    except interrupts.Terminated:
         leave("SIGTERM: nothing to save; run the same command again to go on", status=0)
     except KeyboardInterrupt:
         leave("error: interrupted; run the same command again to go on", status=2)

@@ -13,7 +13,7 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
-from allam_jax import files
+from allam_jax import files, interrupts
 from allam_jax.config import check_values, differences, resolve_stages, save, to_dict
 from allam_jax.errors import UserError
 from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
@@ -71,6 +71,7 @@ def _run_task(config: ConfigDict, *, workdir: Path) -> dict[str, Any]:
         barrier(f"started {workdir}")
         # Work on files alone is done once, while the other processes wait.
         takes_part = config.task in ON_DEVICES or is_main_process()
+        interrupts.raise_pending()
         return broadcast(module.run(config, workdir) if takes_part else {})
 
 

@@ -184,7 +184,9 @@ def _open_origin(config: ConfigDict, *, mesh: Mesh) -> _Origin:
     checkpoint = checkpoint_of(path)
     if _wants_more_than_weights(config):
         if checkpoint is None:
-            raise UserError(f"config.init.weights = {path}: only checkpoints hold optimizer, step and data position")
+            raise UserError(
+                f"config.init.weights = {path}: only checkpoints hold an optimizer, a step and a data position"
+            )
         parent = run_of(checkpoint)
         tokenizer, tokenizer_dir = open_tokenizer(config, beside_weights=parent / TOKENIZER_FOLDER)
         return _origin(read_run(parent), tokenizer, tokenizer_dir, weights=str(path), checkpoint=checkpoint)

@@ -13,6 +13,8 @@ from types import FrameType, TracebackType
 import jax
 from jax.experimental import multihost_utils
 
+from allam_jax import interrupts
+
 
 class StopSignal:
     """Context manager in which SIGTERM and SIGINT only ask to stop; restores the old handlers on exit."""
@@ -35,6 +37,11 @@ class StopSignal:
             self._old[signal.SIGINT] = signal.signal(signal.SIGINT, self._on_interrupt)
             if jax.process_count() == 1:  # otherwise the preemption service has its own
                 self._old[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._on_terminate)
+        try:
+            interrupts.raise_pending()  # one that came during the start and was swallowed
+        except KeyboardInterrupt:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
