@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -12,11 +13,21 @@ class _NotFromOrbax(logging.Filter):
         return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
+class _NotRaisedInOrbax(logging.Filter):
+    """Once one write of a save has failed, asyncio logs the others as exceptions that nobody asked for."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        frames = traceback.extract_tb(error.__traceback__) if error else []
+        return not any(f"{os.sep}orbax{os.sep}" in frame.filename for frame in frames)
+
+
 def quiet_orbax() -> None:
     """Drops Orbax's log records, tracebacks of failed saves included: what fails is raised as an error here."""
-    logger = logging.getLogger("absl")
-    if not any(isinstance(f, _NotFromOrbax) for f in logger.filters):
-        logger.addFilter(_NotFromOrbax())
+    for name, kind in (("absl", _NotFromOrbax), ("asyncio", _NotRaisedInOrbax)):
+        logger = logging.getLogger(name)
+        if not any(isinstance(f, kind) for f in logger.filters):
+            logger.addFilter(kind())
     if not isinstance(sys.unraisablehook, _DropsEchoes):
         sys.unraisablehook = _DropsEchoes(sys.unraisablehook)
 

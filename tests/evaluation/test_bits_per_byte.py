@@ -1,5 +1,6 @@
 """Bits per byte against log-probabilities of whole documents, computed in numpy and in torch."""
 
+import dataclasses
 import json
 import math
 import os
@@ -14,6 +15,7 @@ import numpy as np
 import numpy_llama
 import pytest
 from llama_pair import make_pair
+from small_models import TINY
 
 from allam_jax.corpus.document import Document
 from allam_jax.corpus.shards import write_dataset
@@ -22,26 +24,13 @@ from allam_jax.data.evaluation_rows import EvaluationRows, make_evaluation_rows
 from allam_jax.errors import UserError
 from allam_jax.evaluation.bits_per_byte import make_evaluator, metrics_row
 from allam_jax.generation.decode import generate
-from allam_jax.model.config import ComputeOptions, LlamaConfig
+from allam_jax.model.config import ComputeOptions
 from allam_jax.model.llama import init_params, param_axes
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.parallel.sharding import parameter_shardings
 
 BOS, FIRST_BYTE = 1, 3
-CONFIG = LlamaConfig(
-    vocab_size=FIRST_BYTE + 256,
-    vocab_multiple=64,
-    dim=16,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=4,
-    mlp_dim=24,
-    tie_embeddings=False,
-    norm_eps=1e-5,
-    rope_theta=10_000.0,
-    init_std=0.3,
-)
+CONFIG = dataclasses.replace(TINY, vocab_size=FIRST_BYTE + 256, vocab_multiple=64)
 OPTIONS = ComputeOptions()
 SEQ_LEN = 48
 SAMPLES = {"prompts": [[BOS, 70], [BOS]], "max_new_tokens": 8, "temperature": 0.7, "top_p": 0.9, "seed": 4}

@@ -6,13 +6,14 @@ import jax
 import numpy as np
 import numpy_llama
 import pytest
+from small_models import TINY
 
 from allam_jax.data.batch import DTYPES, padding
 from allam_jax.data.evaluation_rows import EvaluationRows
 from allam_jax.data.packing import write_segment
 from allam_jax.errors import UserError
 from allam_jax.evaluation.step0 import step0_report
-from allam_jax.model.config import ComputeOptions, LlamaConfig
+from allam_jax.model.config import ComputeOptions
 from allam_jax.model.expansion import expand
 from allam_jax.model.llama import init_params
 from allam_jax.model.weights import shardings_on
@@ -20,20 +21,7 @@ from allam_jax.parallel.mesh import make_mesh
 from allam_jax.tokenizer.provenance import ExpansionPlan
 
 OLD, NEW, SEQ_LEN = 29, 45, 24
-CONFIG = LlamaConfig(
-    vocab_size=OLD,
-    vocab_multiple=8,
-    dim=16,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=4,
-    mlp_dim=24,
-    tie_embeddings=False,
-    norm_eps=1e-5,
-    rope_theta=10_000.0,
-    init_std=0.3,
-)
+CONFIG = dataclasses.replace(TINY, vocab_size=OLD)
 rng = np.random.default_rng(0)
 PLACES = rng.permutation(NEW)
 PLAN = ExpansionPlan(

@@ -1,5 +1,6 @@
 """Decoding against brute force: a forward pass in numpy for each token, and filters written with sorted lists."""
 
+import dataclasses
 import math
 
 import jax
@@ -8,29 +9,16 @@ import numpy as np
 import numpy_llama
 import pytest
 from llama_pair import make_pair
+from small_models import TINY
 
 from allam_jax.errors import UserError
 from allam_jax.generation.decode import filter_logits, generate
-from allam_jax.model.config import ComputeOptions, LlamaConfig
+from allam_jax.model.config import ComputeOptions
 from allam_jax.model.llama import init_params, param_axes
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.parallel.sharding import parameter_shardings
 
-CONFIG = LlamaConfig(
-    vocab_size=29,
-    vocab_multiple=8,
-    dim=16,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=4,
-    mlp_dim=24,
-    tie_embeddings=False,
-    norm_eps=1e-5,
-    rope_theta=10_000.0,
-    max_position=128,
-    init_std=0.4,  # wide, so that the choices differ
-)
+CONFIG = dataclasses.replace(TINY, init_std=0.4)
 OPTIONS = ComputeOptions()
 PROMPTS = [[1, 5, 9], [1], [1, 7, 7, 3, 2, 28, 0, 11], [1, 4, 4, 4, 4]]
 SIZES = {"config": CONFIG, "options": OPTIONS}

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from small_models import SMALL
 
 from allam_jax.errors import UserError
 from allam_jax.model.config import PRESETS, LlamaConfig
@@ -26,19 +27,7 @@ from allam_jax.parallel.mesh import make_mesh
 from allam_jax.parallel.sharding import bytes_per_device
 
 ROOT = Path(__file__).parents[2]
-CONFIG = LlamaConfig(
-    vocab_size=125,
-    vocab_multiple=64,
-    dim=32,
-    num_layers=3,
-    num_heads=8,
-    num_kv_heads=4,
-    head_dim=6,
-    mlp_dim=48,
-    tie_embeddings=False,
-    norm_eps=1e-5,
-    rope_theta=10_000.0,
-)
+CONFIG = SMALL
 MESHES = {"fsdp8": (1, 8, 1), "tensor4": (1, 1, 4), "2x2x2": (2, 2, 2)}
 
 

@@ -11,25 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_models import SMALL
 
-from allam_jax.model.config import LlamaConfig
 from allam_jax.model.huggingface import export_huggingface, import_huggingface
 from allam_jax.model.llama import abstract_params
 from allam_jax.model.weights import load_weights
 
-CONFIG = LlamaConfig(
-    vocab_size=125,
-    vocab_multiple=64,
-    dim=32,
-    num_layers=3,
-    num_heads=8,
-    num_kv_heads=4,
-    head_dim=6,
-    mlp_dim=48,
-    tie_embeddings=False,
-    norm_eps=1e-5,
-    rope_theta=10_000.0,
-)
+CONFIG = SMALL
 
 _PROCESS = """
 import sys

@@ -1,12 +1,14 @@
 """What a path to a model means: the same parameters from a weights directory, an export, a run and a checkpoint."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_models import SMALL
 
 from allam_jax.errors import UserError
-from allam_jax.model.config import LlamaConfig
 from allam_jax.model.huggingface import export_huggingface
 from allam_jax.model.llama import init_params
 from allam_jax.model.weights import save_weights, shardings_on
@@ -14,19 +16,7 @@ from allam_jax.parallel.mesh import make_mesh
 from allam_jax.training.checkpoints import Checkpointer, step_path
 from allam_jax.training.load import CHECKPOINTS_FOLDER, load_model, save_run
 
-CONFIG = LlamaConfig(
-    vocab_size=125,
-    vocab_multiple=128,  # what an import takes
-    dim=32,
-    num_layers=2,
-    num_heads=8,
-    num_kv_heads=4,
-    head_dim=6,
-    mlp_dim=48,
-    tie_embeddings=False,
-    norm_eps=1e-5,
-    rope_theta=10_000.0,
-)
+CONFIG = dataclasses.replace(SMALL, vocab_multiple=128, num_layers=2)  # 128: what an import takes
 
 
 @pytest.fixture(scope="module")
