@@ -1,0 +1,76 @@
+"""Block sizes of the attention kernels, per device and shape: data, and the rule for what the data does not name.
+
+`python -m kernels.attention.tune` ranks candidates and rewrites the lines between the two marks below: one entry a
+line, sorted, nothing else between them.
+"""
+
+from typing import Literal, NamedTuple
+
+Pass = Literal["forward", "dq", "dkv"]
+LARGEST_HEAD_DIM = 256
+
+
+class Blocks(NamedTuple):
+    """Queries and keys in a block; warps of a program; stages of the pipeline that loads ahead of the matmuls."""
+
+    block_q: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+class Key(NamedTuple):
+    """What an entry is for. `head_dim` is the size padded to a power of two; `generation` is "sm80" or "sm90"."""
+
+    backend: str
+    generation: str
+    bytes_per_element: int
+    head_dim: int
+    kernel_pass: Pass
+
+
+# fmt: off
+TABLE: dict[Key, Blocks] = {
+    # table begins
+    Key("triton", "sm80", 2, 64, "dkv"): Blocks(64, 64, 4, 2),
+    Key("triton", "sm80", 2, 64, "dq"): Blocks(64, 64, 4, 2),
+    Key("triton", "sm80", 2, 64, "forward"): Blocks(64, 64, 4, 2),
+    # table ends
+}
+# fmt: on
+
+
+def blocks_for(backend: str, generation: str, bytes_per_element: int, head_dim: int, kernel_pass: Pass) -> Blocks:
+    """The entry of the table, or the nearest one that is safe.
+
+    The head size is rounded up to one that the table has: its blocks fit a smaller head too. A generation that the
+    table lacks takes the newest one that is older ("sm100" runs the blocks of "sm90").
+
+    Args:
+        backend: "triton" or "mosaic".
+        generation: "sm" and the compute capability, such as "sm80".
+        bytes_per_element: of q, k and v.
+        head_dim: H, not padded.
+        kernel_pass: "forward", "dq" (gradient of the queries) or "dkv" (of keys and values).
+
+    Raises:
+        NotImplementedError: the table has nothing to offer; says what is missing.
+    """
+    kin = [
+        key
+        for key in TABLE
+        if key.backend == backend
+        and key.kernel_pass == kernel_pass
+        and key.bytes_per_element == bytes_per_element
+        and key.head_dim >= head_dim
+        and _number(key.generation) <= _number(generation)
+    ]
+    if not kin:
+        raise NotImplementedError(
+            f"no block sizes of {backend} for {generation}, {bytes_per_element}-byte elements and heads of {head_dim}"
+        )
+    return TABLE[min(kin, key=lambda key: (-_number(key.generation), key.head_dim))]
+
+
+def _number(generation: str) -> int:
+    return int(generation.removeprefix("sm"))
