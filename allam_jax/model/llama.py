@@ -14,12 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from allam_jax.model.config import ComputeOptions, LlamaConfig
-from allam_jax.parallel.sharding import constrain
-from kernels.attention.api import attention
+from allam_jax.parallel.sharding import DEFAULT_RULES, constrain
+from kernels.attention.api import Partition, attention
 
 Params = dict[str, Any]  # nested dict of arrays
 
@@ -123,8 +122,11 @@ class Attention(nnx.Module):
             dropout_rate=self.options.dropout_attention if key is not None else 0.0,
             dropout_key=key,
             backend=self.options.attention,
+            partition=Partition(
+                batch=DEFAULT_RULES.mesh_axes("batch"),
+                heads=DEFAULT_RULES.mesh_axes("act_heads"),
+            ),
         )
-        mixed_BTNH = checkpoint_name(mixed_BTNH, "attention")
         return project(mixed_BTNH, self.output[...])
 
 

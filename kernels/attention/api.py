@@ -1,17 +1,22 @@
 """Attention for callers: checks the request, picks a backend, and says once which one and why."""
 
 import functools
+import importlib
 from collections.abc import Callable
 
 from absl import logging
 from jaxtyping import Array, Float, Int
 
-from kernels.attention import reference, xla_chunked
+from kernels.attention import dropout as dropout_masks
+from kernels.attention import sharded
+from kernels.attention.reference import AttentionOutput
+from kernels.attention.sharded import Partition as Partition
 
-# Tried in this order by "auto"; one that cannot serve a request raises NotImplementedError with the reason.
-_BACKENDS: dict[str, Callable[..., Array]] = {
-    "xla_chunked": xla_chunked.attention,
-    "xla": reference.attention,
+# Tried in this order by "auto"; one that cannot serve a request raises NotImplementedError with the reason. Modules are
+# imported when they are tried: GPU backends need parts of JAX that not every installation has.
+_BACKENDS = {
+    "xla_chunked": "kernels.attention.xla_chunked",
+    "xla": "kernels.attention.reference",
 }
 
 BACKENDS = ("auto", *_BACKENDS)
@@ -27,8 +32,35 @@ def attention(
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
     backend: str = "auto",
+    partition: Partition | None = None,
 ) -> Float[Array, "B T N H"]:
-    """Causal attention within segments.
+    """Causal attention within segments: the first part of `attention_and_log_z`."""
+    return attention_and_log_z(
+        q_BTNH,
+        k_BTKH,
+        v_BTKH,
+        segment_ids_BT=segment_ids_BT,
+        scale=scale,
+        dropout_rate=dropout_rate,
+        dropout_key=dropout_key,
+        backend=backend,
+        partition=partition,
+    ).out_BTNH
+
+
+def attention_and_log_z(
+    q_BTNH: Float[Array, "B T N H"],
+    k_BTKH: Float[Array, "B T K H"],
+    v_BTKH: Float[Array, "B T K H"],
+    *,
+    segment_ids_BT: Int[Array, "B T"],
+    scale: float | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: Array | None = None,
+    backend: str = "auto",
+    partition: Partition | None = None,
+) -> AttentionOutput:
+    """Causal attention within segments, and the log of each softmax's denominator.
 
     Query t of row b sees the keys s <= t with `segment_ids_BT[b, s] == segment_ids_BT[b, t] != 0`. Query head n reads
     key/value head n // (N / K). The softmax is computed in float32; a query that sees nothing gives zeros.
@@ -38,8 +70,9 @@ def attention(
         segment_ids_BT: 0 for padding, equal numbers for the tokens of one document.
         scale: of the scores before the softmax; H ** -0.5 by default.
         dropout_rate: share of the probabilities that are dropped; needs `dropout_key`.
-        dropout_key: a JAX random key. Backends draw different masks from the same key.
+        dropout_key: a JAX random key. The mask depends on it and on the place in the batch, not on backend or mesh.
         backend: one of `BACKENDS`.
+        partition: how the arguments lie on the surrounding mesh; each device then works on its own shard.
 
     Raises:
         ValueError: shapes that do not fit, an unknown backend, dropout without a key.
@@ -48,24 +81,42 @@ def attention(
     _check(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, dropout_rate=dropout_rate, dropout_key=dropout_key)
     if backend not in BACKENDS:
         raise ValueError(f"attention backend {backend!r} is unknown; expected one of {', '.join(BACKENDS)}")
+    dropout = dropout_masks.from_key(dropout_key) if dropout_key is not None and dropout_rate > 0.0 else None
     reasons = []
     for name in _BACKENDS if backend == "auto" else (backend,):
         try:
-            out_BTNH = _BACKENDS[name](
+            output = sharded.over_mesh(
+                _call(name, scale=q_BTNH.shape[-1] ** -0.5 if scale is None else scale, dropout_rate=dropout_rate),
                 q_BTNH,
                 k_BTKH,
                 v_BTKH,
-                segment_ids_BT=segment_ids_BT,
-                scale=q_BTNH.shape[-1] ** -0.5 if scale is None else scale,
-                dropout_rate=dropout_rate,
-                dropout_key=dropout_key,
+                segment_ids_BT,
+                dropout,
+                partition=partition or Partition(),
             )
         except NotImplementedError as error:
             reasons.append(f"{name}: {error}")
             continue
         _say_once(name, "asked for" if backend == name else "; ".join(reasons) or "first choice")
-        return out_BTNH
+        return output
     raise NotImplementedError(f"no attention backend can serve this: {'; '.join(reasons)}")
+
+
+def _call(name: str, *, scale: float, dropout_rate: float) -> Callable[..., AttentionOutput]:
+    serve = importlib.import_module(_BACKENDS[name]).attention
+
+    def call(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, dropout):
+        return serve(
+            q_BTNH,
+            k_BTKH,
+            v_BTKH,
+            segment_ids_BT=segment_ids_BT,
+            scale=scale,
+            dropout_rate=dropout_rate,
+            dropout=dropout,
+        )
+
+    return call
 
 
 def _check(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, *, dropout_rate: float, dropout_key: Array | None) -> None:

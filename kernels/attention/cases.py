@@ -59,5 +59,15 @@ CASES = (
         padded_in_front=True,
     ),
     Case(name="single_token", batch=2, seq_len=1, num_heads=2, num_kv_heads=2, head_dim=8),
+    Case(
+        name="dropping",
+        batch=2,
+        seq_len=130,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        documents=(70, 40),
+        dropout_rate=0.3,
+    ),
     Case(name="many_blocks", batch=1, seq_len=1100, num_heads=1, num_kv_heads=1, head_dim=8, documents=(700, 350)),
 )

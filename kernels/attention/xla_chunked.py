@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from kernels.attention.reference import MASKED
+from kernels.attention.dropout import Dropout, keep, streams_BN
+from kernels.attention.reference import MASKED, AttentionOutput
 
 BLOCK = 64  # queries in a block: on CPU, the scores of a few heads then stay in a cache
 LONGEST_BLOCK = 512  # longer sequences get longer blocks, up to this, so that the program stays small
@@ -31,15 +32,18 @@ def attention(
     segment_ids_BT: Int[Array, "B T"],
     scale: float,
     dropout_rate: float = 0.0,
-    dropout_key: Array | None = None,
-) -> Float[Array, "B T N H"]:
-    """As `reference.attention`, up to rounding and, with dropout, another mask from the same key."""
+    dropout: Dropout | None = None,
+) -> AttentionOutput:
+    """As `reference.attention`, up to rounding."""
     B, T, N, H = q_BTNH.shape
     K = k_BTKH.shape[2]
     q_BKGTH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
     k_BKTH, v_BKTH = k_BTKH.transpose(0, 2, 1, 3), v_BTKH.transpose(0, 2, 1, 3)
-    out_BKGTH = _attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, dropout_key, scale, dropout_rate)
-    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+    streams_BKG = None
+    if dropout is not None and dropout_rate > 0.0:
+        streams_BKG = streams_BN(dropout, batch=B, num_heads=N).reshape(B, K, N // K)
+    out_BKGTH, log_z_BKGT = _attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, streams_BKG, scale, dropout_rate)
+    return AttentionOutput(out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H), log_z_BKGT.reshape(B, N, T))
 
 
 def _blocks(T: int) -> list[tuple[int, int]]:
@@ -49,11 +53,11 @@ def _blocks(T: int) -> list[tuple[int, int]]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, dropout_key, scale, dropout_rate):
-    return _forward(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, dropout_key, scale, dropout_rate)[0]
+def _attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, streams_BKG, scale, dropout_rate):
+    return _forward(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, streams_BKG, scale, dropout_rate)[0]
 
 
-def _forward(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, dropout_key, scale, dropout_rate):
+def _forward(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, streams_BKG, scale, dropout_rate):
     out, log_z = [], []
     for block in _blocks(q_BKGTH.shape[3]):
         start, end = block
@@ -64,19 +68,20 @@ def _forward(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, dropout_key, scale, dropou
         sum_BKGt = jnp.sum(probs_BKGtS, axis=-1)
         # Padding sees nothing: its row of ones is cancelled here, and is exp(MASKED - 0) = 0 in the backward pass.
         real_B11t = segment_ids_BT[:, None, None, start:end] != 0
-        keep = _keep(dropout_key, start, probs_BKGtS.shape, dropout_rate)
-        mixed_BKGtH = _rows_times(keep(probs_BKGtS).astype(v_BKSH.dtype), v_BKSH)
+        drop = _dropper(streams_BKG, block, dropout_rate)
+        mixed_BKGtH = _rows_times(drop(probs_BKGtS).astype(v_BKSH.dtype), v_BKSH)
         out.append((mixed_BKGtH * jnp.where(real_B11t, 1.0 / sum_BKGt, 0.0)[..., None]).astype(q_BKGTH.dtype))
         log_z.append(jnp.where(real_B11t, max_BKGt + jnp.log(sum_BKGt), 0.0))
     # Named, so that a rematerialisation policy can keep them and with them the whole forward pass.
     out_BKGTH = checkpoint_name(jnp.concatenate(out, axis=3), "attention")
     log_z_BKGT = checkpoint_name(jnp.concatenate(log_z, axis=3), "attention")
-    return out_BKGTH, (q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, dropout_key, out_BKGTH, log_z_BKGT)
+    return (out_BKGTH, log_z_BKGT), (q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, streams_BKG, out_BKGTH, log_z_BKGT)
 
 
-def _backward(scale, dropout_rate, residuals, d_out_BKGTH):
-    q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, dropout_key, out_BKGTH, log_z_BKGT = residuals
-    delta_BKGT = jnp.sum(d_out_BKGTH.astype(jnp.float32) * out_BKGTH.astype(jnp.float32), axis=-1)
+def _backward(scale, dropout_rate, residuals, cotangents):
+    d_out_BKGTH, d_log_z_BKGT = cotangents
+    q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, streams_BKG, out_BKGTH, log_z_BKGT = residuals
+    delta_BKGT = jnp.sum(d_out_BKGTH.astype(jnp.float32) * out_BKGTH.astype(jnp.float32), axis=-1) - d_log_z_BKGT
     T, dtype = q_BKGTH.shape[3], q_BKGTH.dtype
     d_q, d_k_BKTH, d_v_BKTH = [], jnp.float32(0), jnp.float32(0)
     for block in _blocks(T):
@@ -85,14 +90,14 @@ def _backward(scale, dropout_rate, residuals, d_out_BKGTH):
         q_BKGtH, d_out_BKGtH, k_BKSH, v_BKSH = rows(q_BKGTH), rows(d_out_BKGTH), k_BKTH[:, :, :end], v_BKTH[:, :, :end]
         scores_BKGtS = _scores(q_BKGtH, k_BKSH, segment_ids_BT, block, scale)
         probs_BKGtS = jnp.exp(scores_BKGtS - rows(log_z_BKGT)[..., None])
-        keep = _keep(dropout_key, start, probs_BKGtS.shape, dropout_rate)
-        d_probs_BKGtS = keep(_rows_by_keys(d_out_BKGtH, v_BKSH))
+        drop = _dropper(streams_BKG, block, dropout_rate)
+        d_probs_BKGtS = drop(_rows_by_keys(d_out_BKGtH, v_BKSH))
         d_scores_BKGtS = scale * probs_BKGtS * (d_probs_BKGtS - rows(delta_BKGT)[..., None])
         d_scores_BKGtS = d_scores_BKGtS.astype(dtype)
         d_q.append(_rows_times(d_scores_BKGtS, k_BKSH).astype(dtype))
         behind = ((0, 0), (0, 0), (0, T - end), (0, 0))
         d_k_BKTH += jnp.pad(_over_rows(d_scores_BKGtS, q_BKGtH), behind)
-        d_v_BKTH += jnp.pad(_over_rows(keep(probs_BKGtS).astype(dtype), d_out_BKGtH), behind)
+        d_v_BKTH += jnp.pad(_over_rows(drop(probs_BKGtS).astype(dtype), d_out_BKGtH), behind)
     return jnp.concatenate(d_q, axis=3), d_k_BKTH.astype(dtype), d_v_BKTH.astype(dtype), None, None
 
 
@@ -108,12 +113,14 @@ def _scores(q_BKGtH, k_BKSH, segment_ids_BT, block, scale):
     return jnp.where(visible_BtS[:, None, None], scale * _rows_by_keys(q_BKGtH, k_BKSH), MASKED)
 
 
-def _keep(key, start, shape, rate):
+def _dropper(streams_BKG, block, rate):
     """Dropout of probabilities (or of their gradient) as a function: the same mask each time it is called."""
-    if rate == 0.0:
+    if streams_BKG is None:
         return lambda probs: probs
-    mask = jax.random.bernoulli(jax.random.fold_in(key, start), 1.0 - rate, shape)
-    return lambda probs: jnp.where(mask, probs / (1.0 - rate), 0.0)
+    start, end = block
+    queries_t1, keys_1S = jnp.arange(start, end)[:, None], jnp.arange(end)[None, :]
+    kept_BKGtS = keep(streams_BKG[..., None, None], queries_t1, keys_1S, rate=rate)
+    return lambda probs: jnp.where(kept_BKGtS, probs / (1.0 - rate), 0.0)
 
 
 # The three matmuls, as batches over B and K with the heads of a group side by side.

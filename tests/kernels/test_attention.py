@@ -6,53 +6,22 @@ import numpy as np
 import pytest
 
 from kernels.attention import reference, xla_chunked
-from kernels.attention.api import BACKENDS, attention
+from kernels.attention.api import BACKENDS, attention, attention_and_log_z
 from kernels.attention.cases import CASES, Case
+from kernels.attention.dropout import from_key
+from kernels.attention.reference import AttentionOutput
+from tests.kernels.attention_truth import Truth, cotangents, in_float64, relative_error
 
 NAMED = [name for name in BACKENDS if name != "auto"]
 CASE = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 BACKEND = pytest.mark.parametrize("backend", NAMED)
 PACKED = next(case for case in CASES if case.name == "packed")
-DROPPING = Case(
-    name="dropping",
-    batch=2,
-    seq_len=130,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    documents=(70, 40),
-    dropout_rate=0.3,
-)
+DROPPING = next(case for case in CASES if case.name == "dropping")
 
 
-def in_float64(case: Case, arrays, d_out) -> tuple[np.ndarray, ...]:
-    """Output and gradients of q, k, v in NumPy float64: one softmax for each token, by its definition."""
-    q, k, v, d_out = (np.asarray(a, np.float64) for a in (*arrays, d_out))
-    ids, group = case.segment_ids_BT(), case.num_heads // case.num_kv_heads
-    out, dq, dk, dv = np.zeros_like(q), np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
-    scale = case.head_dim**-0.5
-    for b in range(case.batch):
-        for t in range(case.seq_len):
-            seen = [s for s in range(t + 1) if ids[b, s] == ids[b, t] != 0]
-            if not seen:
-                continue
-            for n in range(case.num_heads):
-                keys, values = k[b, seen, n // group], v[b, seen, n // group]
-                scores = scale * keys @ q[b, t, n]
-                p = np.exp(scores - scores.max())
-                p /= p.sum()
-                out[b, t, n] = p @ values
-                dp = values @ d_out[b, t, n]
-                ds = scale * p * (dp - p @ dp)
-                dq[b, t, n] = ds @ keys
-                dk[b, seen, n // group] += ds[:, None] * q[b, t, n]
-                dv[b, seen, n // group] += p[:, None] * d_out[b, t, n]
-    return out, dq, dk, dv
-
-
-def with_gradients(case: Case, arrays, d_out, *, backend: str, key=None):
+def with_gradients(case: Case, arrays, cotangents, *, backend: str, key=None) -> Truth:
     call = functools.partial(
-        attention,
+        attention_and_log_z,
         segment_ids_BT=jnp.asarray(case.segment_ids_BT()),
         backend=backend,
         dropout_rate=case.dropout_rate,
@@ -60,37 +29,33 @@ def with_gradients(case: Case, arrays, d_out, *, backend: str, key=None):
     )
 
     @jax.jit
-    def run(arrays, d_out):
-        out, gradient = jax.vjp(call, *arrays)
-        return out, *gradient(d_out)
+    def run(arrays, cotangents):
+        output, gradient = jax.vjp(call, *arrays)
+        return *output, *gradient(AttentionOutput(*cotangents))
 
-    return run(arrays, d_out)
-
-
-def cotangent(case: Case, dtype=jnp.float32):
-    return jnp.asarray(np.random.default_rng(1).standard_normal(case.arrays()[0].shape), dtype)
-
-
-def relative_error(actual, expected) -> float:
-    return float(np.max(np.abs(np.asarray(actual, np.float64) - expected)) / max(np.max(np.abs(expected)), 1e-30))
+    return Truth(*run(arrays, cotangents))
 
 
 @CASE
 @BACKEND
 def test_float32_against_float64(case, backend):
-    arrays, d_out = case.arrays(), cotangent(case)
-    actual = with_gradients(case, arrays, d_out, backend=backend)
-    for name, a, e in zip(("out", "dq", "dk", "dv"), actual, in_float64(case, arrays, d_out), strict=True):
+    arrays, (d_out, d_log_z) = case.arrays(), cotangents(case)
+    key = jax.random.key(5) if case.dropout_rate else None
+    actual = with_gradients(case, arrays, (d_out, d_log_z), backend=backend, key=key)
+    dropout = from_key(key) if case.dropout_rate else None
+    truth = in_float64(case, arrays, d_out, d_log_z=d_log_z, dropout=dropout)
+    for name, a, e in zip(Truth._fields, actual, truth, strict=True):
         assert a.dtype == jnp.float32
         assert relative_error(a, e) <= 1e-5, name
 
 
 @BACKEND
 def test_bfloat16_against_float64(backend):
-    arrays, d_out = PACKED.arrays(dtype=jnp.bfloat16), cotangent(PACKED, jnp.bfloat16)
-    actual = with_gradients(PACKED, arrays, d_out, backend=backend)
-    for name, a, e in zip(("out", "dq", "dk", "dv"), actual, in_float64(PACKED, arrays, d_out), strict=True):
-        assert a.dtype == jnp.bfloat16
+    arrays, (d_out, d_log_z) = PACKED.arrays(dtype=jnp.bfloat16), cotangents(PACKED, jnp.bfloat16)
+    actual = with_gradients(PACKED, arrays, (d_out, d_log_z), backend=backend)
+    truth = in_float64(PACKED, arrays, d_out, d_log_z=d_log_z)
+    for name, a, e in zip(Truth._fields, actual, truth, strict=True):
+        assert a.dtype == (jnp.float32 if name == "log_z" else jnp.bfloat16)
         assert relative_error(a, e) <= 2e-2, name
 
 
@@ -99,7 +64,9 @@ def test_padding_gives_zeros_and_takes_nothing(backend):
     case = next(case for case in CASES if case.name == "padded_in_front")
     padding = case.segment_ids_BT() == 0
     assert padding.any()
-    for a in with_gradients(case, case.arrays(), cotangent(case), backend=backend):
+    results = with_gradients(case, case.arrays(), cotangents(case), backend=backend)
+    results = results._replace(log_z=jnp.swapaxes(results.log_z, 1, 2))
+    for a in results:
         np.testing.assert_array_equal(np.asarray(a)[padding], 0.0)
         assert np.all(np.isfinite(a))
 
@@ -164,7 +131,7 @@ def test_gradient_with_dropout_uses_the_mask_of_the_forward_pass(backend):
     @jax.jit
     def loss(arrays):
         out = attention(*arrays, segment_ids_BT=ids, dropout_rate=0.3, dropout_key=key, backend=backend)
-        return jnp.sum(out * cotangent(DROPPING))
+        return jnp.sum(out * cotangents(DROPPING)[0])
 
     gradient = jax.jit(jax.grad(loss))((q, k, v))
     rng = np.random.default_rng(4)
@@ -180,7 +147,7 @@ def test_chunked_never_holds_the_square():
     def temporary_bytes(call, T):
         shape = jax.ShapeDtypeStruct((1, T, 1, 8), jnp.float32)
         ids = jax.ShapeDtypeStruct((1, T), jnp.int32)
-        run = lambda q, k, v, ids: jnp.sum(call(q, k, v, segment_ids_BT=ids, scale=1.0))  # noqa: E731
+        run = lambda q, k, v, ids: jnp.sum(call(q, k, v, segment_ids_BT=ids, scale=1.0).out_BTNH)  # noqa: E731
         compiled = jax.jit(jax.grad(run, argnums=(0, 1, 2))).lower(shape, shape, shape, ids).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
