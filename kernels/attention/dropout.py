@@ -1,8 +1,8 @@
 """Which attention probabilities are dropped: a hash of where they are, the same in every backend and on every mesh.
 
-No mask is ever stored. Whether query t of a head keeps key s is a pure function of (seed, row, head, t, s), counted over
-the whole batch and all heads, so that forward pass, backward pass, reference and every way to cut the work draw the
-same one. Only uint32 multiplications, shifts and xor are used: they run inside Pallas kernels as they stand.
+No mask is ever stored. Whether query t of a head keeps key s is a pure function of (seed, row, head, t, s), counted
+over the whole batch and all heads, so that forward pass, backward pass, reference and every way to cut the work draw
+the same one. Only uint32 multiplications, shifts and xor are used: they run inside Pallas kernels as they stand.
 
 The mixing steps are the finaliser of MurmurHash3 (two multiplications, three xor-shifts; full avalanche), applied once
 for each query and once for each probability.

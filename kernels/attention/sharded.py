@@ -66,7 +66,7 @@ def over_mesh(
     return jax.shard_map(
         local,
         in_specs=(queries, keys, keys, PartitionSpec(batch or None), PartitionSpec()),
-        out_specs=AttentionOutput(queries, PartitionSpec(batch or None, heads or None)),
+        out_specs=AttentionOutput(queries, PartitionSpec(batch or None, heads or None)),  # type: ignore[arg-type]
         check_vma=False,  # Pallas calls do not say which axes their results vary over
     )(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, dropout)
 
