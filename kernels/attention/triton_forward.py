@@ -1,0 +1,108 @@
+"""Forward kernel of the `triton` backend: FlashAttention-2 (Dao 2023, 2307.08691, algorithm 1).
+
+A program owns a block of queries of one head and walks over the keys. Scores stay as the matmul gives them: scale and
+log2(e) are folded into the argument of exp2, one fused multiply-add for each score. Names of shapes are in
+`triton_tiles`.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jaxtyping import Array
+
+from kernels.attention import dropout
+from kernels.attention.ranges import BlockRanges, key_ranges
+from kernels.attention.reference import MASKED
+from kernels.attention.triton_tiles import LOG2_E, Call, horizon, load, matmul, over_blocks, store
+
+
+def forward(
+    q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_ids_BT: Array, streams_BN: Array | None, call: Call
+) -> tuple[Array, Array]:
+    """Returns out_BTNH in the dtype of q and log_z_BNT in float32."""
+    block_q, all_keys = call.blocks.block_q, call.key_blocks * call.blocks.block_k
+    # Heads that share the L2 cache run side by side, and of these the longest blocks first: short ones fill the end.
+    at_once = call.heads_at_once(2 * call.T * call.H * k_BTKH.dtype.itemsize)
+    sections = call.K // at_once
+
+    def place(x, y, z):
+        """Row, query head and block of queries of a program."""
+        return lax.div(z, sections), lax.rem(z, sections) * at_once * call.group + x, call.query_blocks - 1 - y
+
+    def at(choose):
+        return lambda x, y, z: choose(*place(x, y, z))
+
+    scalar = pl.BlockSpec((None, None), at(lambda b, n, i: (b, i)))
+    queries = pl.BlockSpec((None, block_q, None, call.h), at(lambda b, n, i: (b, i, n, 0)))
+    keys = pl.BlockSpec((None, all_keys, None, call.h), at(lambda b, n, i: (b, 0, lax.div(n, call.group), 0)))
+    return call.pallas_call(
+        _kernel,
+        grid=(at_once * call.group, call.query_blocks, call.B * sections),
+        in_specs=[
+            BlockRanges(scalar, scalar, scalar, scalar),
+            pl.BlockSpec((None, block_q), at(lambda b, n, i: (b, i))),
+            pl.BlockSpec((None, all_keys), at(lambda b, n, i: (b, 0))),
+            queries,
+            keys,
+            keys,
+            None if streams_BN is None else pl.BlockSpec((None, None), at(lambda b, n, i: (b, n))),
+        ],
+        out_specs=[queries, pl.BlockSpec((None, None, block_q), at(lambda b, n, i: (b, n, i)))],
+        out_shape=[
+            jax.ShapeDtypeStruct(q_BTNH.shape, q_BTNH.dtype),
+            jax.ShapeDtypeStruct((call.B, call.N, call.T), jnp.float32),
+        ],
+        name="attention_forward",
+    )(
+        key_ranges(segment_ids_BT, block_q=block_q, block_k=call.blocks.block_k),
+        segment_ids_BT,
+        segment_ids_BT,
+        q_BTNH,
+        k_BTKH,
+        v_BTKH,
+        streams_BN,
+    )
+
+
+def _kernel(ranges, query_ids_ref, key_ids_ref, q_ref, k_ref, v_ref, stream_ref, out_ref, log_z_ref, *, call: Call):
+    block_q, block_k = call.blocks.block_q, call.blocks.block_k
+    to_exponent = call.scale * LOG2_E
+    t = (call.query_blocks - 1 - pl.program_id(1)) * block_q + jnp.arange(block_q)
+    q_th = load(q_ref, t, call)
+    ids_t = load(query_ids_ref, t, call)
+    horizon_t = horizon(t, ids_t)
+    stream = None if stream_ref is None else stream_ref[...]
+
+    def step(j, _, carry, *, masked: bool):
+        mixed_th, max_t, sum_t = carry
+        block = pl.ds(j * block_k, block_k)
+        s = j * block_k + jnp.arange(block_k)
+        scores_ts = matmul(q_th, load(k_ref.at[block, :], s, call, inside=not masked), transpose_b=True)
+        if masked:
+            ids_s = load(key_ids_ref.at[block], s, call)
+            visible_ts = (horizon_t[:, None] >= s[None, :]) & (ids_t[:, None] == ids_s[None, :])
+            scores_ts = jnp.where(visible_ts, scores_ts, MASKED)
+        new_max_t = jnp.maximum(max_t, jnp.max(scores_ts, axis=1))
+        # A query that has seen nothing so far: its probabilities come out as exp2(MASKED) = 0, not as 1.
+        shift_t = to_exponent * (jnp.where(new_max_t == MASKED, 0.0, new_max_t) if masked else new_max_t)
+        probs_ts = jnp.exp2(scores_ts * to_exponent - shift_t[:, None])
+        fade_t = jnp.exp2(max_t * to_exponent - shift_t)
+        sum_t = sum_t * fade_t + jnp.sum(probs_ts, axis=1)
+        if stream is not None:
+            kept_ts = dropout.keep(stream, t[:, None], s[None, :], rate=call.dropout_rate)
+            probs_ts = jnp.where(kept_ts, probs_ts, 0.0)  # times 1 / (1 - rate) at the end
+        v_sh = load(v_ref.at[block, :], s, call, inside=not masked)
+        mixed_th = mixed_th * fade_t[:, None] + matmul(probs_ts.astype(v_sh.dtype), v_sh)
+        return mixed_th, new_max_t, sum_t
+
+    start = (
+        jnp.zeros((block_q, call.h), jnp.float32),
+        jnp.full((block_q,), MASKED, jnp.float32),
+        jnp.zeros((block_q,), jnp.float32),
+    )
+    mixed_th, max_t, sum_t = over_blocks([ref[...] for ref in ranges], step, start)
+    blind_t = sum_t == 0.0
+    sum_t = jnp.where(blind_t, 1.0, sum_t)
+    store(out_ref, mixed_th * (1.0 / ((1.0 - call.dropout_rate) * sum_t))[:, None], t, call)
+    store(log_z_ref, jnp.where(blind_t, 0.0, max_t * call.scale + jnp.log(sum_t)), t, call)

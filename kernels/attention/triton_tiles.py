@@ -1,0 +1,156 @@
+"""What the forward and backward Triton kernels share: the static facts of a call, its grid, and operations on tiles.
+
+A program owns one block of queries (or keys) of one head and walks over blocks of the other side. Tiles are padded to
+powers of two by masked loads, in the kernel only: nothing is padded or repeated in memory.
+
+Shapes: B batch, T sequence, N query heads, K key/value heads, H head size, h = H padded to a power of two; t queries
+and s keys of one block.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Array
+
+from kernels.attention.blocks import Blocks
+
+LOG2_E = math.log2(math.e)
+# Half of the smallest L2 cache served (A100: 40 MiB, H100: 50 MiB), so that what streams through leaves room.
+L2_BYTES = 20 * 2**20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Call:
+    """Everything static about one kernel call."""
+
+    B: int
+    T: int
+    N: int
+    K: int
+    H: int
+    scale: float
+    dropout_rate: float  # 0: no dropout, and no streams among the operands
+    blocks: Blocks
+    interpret: bool
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key/value head."""
+        return self.N // self.K
+
+    @property
+    def h(self) -> int:
+        """H padded to a power of two that tensor cores take."""
+        return max(16, pl.next_power_of_2(self.H))
+
+    @property
+    def query_blocks(self) -> int:
+        """Blocks of queries in a row, the last one possibly over its edge."""
+        return pl.cdiv(self.T, self.blocks.block_q)
+
+    @property
+    def key_blocks(self) -> int:
+        """Blocks of keys in a row, the last one possibly over its edge."""
+        return pl.cdiv(self.T, self.blocks.block_k)
+
+    def heads_at_once(self, bytes_per_kv_head: int) -> int:
+        """Key/value heads whose working set stays in the L2 cache together; divides K."""
+        fitting = max(1, L2_BYTES // bytes_per_kv_head)
+        return max(k for k in range(1, self.K + 1) if self.K % k == 0 and k <= fitting)
+
+    def pallas_call(self, kernel: Callable, **specs) -> Callable:
+        """`pl.pallas_call` of `kernel(*refs, call=self)` with the compiler parameters of the blocks."""
+        params = plgpu.CompilerParams(num_warps=self.blocks.num_warps, num_stages=self.blocks.num_stages)
+        kernel = functools.partial(kernel, call=self)
+        return pl.pallas_call(kernel, compiler_params=params, interpret=self.interpret, **specs)
+
+
+def matmul(a: Array, b: Array, *, transpose_b: bool = False) -> Array:
+    """`a @ b` or `a @ b.T`, accumulated in float32; float32 operands are not rounded to TF32."""
+    return lax.dot_general(
+        a,
+        b,
+        (((1,), (1 if transpose_b else 0,)), ((), ())),
+        precision=lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def load(ref, positions: Array, call: Call, *, inside: bool = False) -> Array:
+    """A tile [rows, h] or a vector [rows]; what lies beyond T or H reads as 0.
+
+    Args:
+        ref: reference of that shape.
+        positions: int32 [rows], where in the sequence the rows are.
+        call: the call.
+        inside: promises that no row is beyond T.
+    """
+    mask = _mask(positions, len(ref.shape), call, inside=inside)
+    if mask is None:
+        return plgpu.load(ref)
+    return plgpu.load(ref, mask=jnp.broadcast_to(mask, ref.shape), other=jnp.zeros((), ref.dtype))
+
+
+def store(ref, values: Array, positions: Array, call: Call) -> None:
+    """The reverse of `load`; nothing is written beyond T or H."""
+    mask = _mask(positions, values.ndim, call, inside=False)
+    plgpu.store(ref, values.astype(ref.dtype), mask=None if mask is None else jnp.broadcast_to(mask, values.shape))
+
+
+def _mask(positions: Array, ndim: int, call: Call, *, inside: bool) -> Array | None:
+    """What of a tile or vector exists; None if all of it does, so that whole tiles are loaded without any test."""
+    rows = None if inside or call.T % len(positions) == 0 else positions < call.T
+    if ndim == 1:
+        return rows
+    columns = None if call.h == call.H else jnp.arange(call.h)[None, :] < call.H
+    if rows is None or columns is None:
+        return columns if rows is None else rows[:, None]
+    return rows[:, None] & columns
+
+
+def horizon(positions: Array, ids: Array) -> Array:
+    """The last key position each query may see: its own, or -1 for padding. Saves the mask a test for each score."""
+    return jnp.where(ids != 0, positions, -1)
+
+
+def over_blocks(ranges: Sequence, step: Callable, carry, *, heads: int = 1):
+    """`carry = step(j, g, carry, masked=...)` for every block j of the ranges, once for each head g.
+
+    Two loops: the first over the blocks that need a mask, on either side of the plain ones; the second over the plain
+    ones, which are most and skip the mask's comparisons. The heads are walked in one long loop, so that the loads for
+    the next head are on their way while the last block of this one is computed.
+
+    Args:
+        ranges: the four scalars of a `BlockRanges`.
+        step: called twice while tracing.
+        carry: anything that `jax.lax.fori_loop` takes.
+        heads: static.
+    """
+    first, plain_first, plain_end, end = ranges
+    before = plain_first - first
+    around, inside = before + end - plain_end, plain_end - plain_first
+
+    def masked_step(n, carry):
+        g, n = _split(n, around, heads)
+        return step(jnp.where(n < before, first + n, plain_end + n - before), g, carry, masked=True)
+
+    def plain_step(n, carry):
+        g, n = _split(n, inside, heads)
+        return step(plain_first + n, g, carry, masked=False)
+
+    carry = lax.fori_loop(0, heads * around, masked_step, carry)
+    return lax.fori_loop(0, heads * inside, plain_step, carry)
+
+
+def _split(n: Array, count: Array, heads: int):
+    """The n-th step of `heads` walks over `count` blocks: which head, and which block."""
+    if heads == 1:
+        return jnp.zeros((), jnp.int32), n
+    g = lax.div(n, count)
+    return g, n - g * count
