@@ -1,0 +1,250 @@
+"""Compiles for GPUs that are not there, and reads from the result what can be known without running it.
+
+XLA's CUDA compiler needs a description of the GPU (`targets/`), the plugin's wheels and NVIDIA's `ptxas`; no GPU, no
+driver, no CUDA toolkit. A report has, of every kernel, its launch, shared memory, registers, spills and tensor-core
+instructions, and of the whole program its memory and optimised HLO. Speed and numbers on hardware it has not.
+
+    devices = topology("h100", hosts=8, gpus_per_host=8)
+    with jax.set_mesh(jax.sharding.Mesh(np.array(devices), ("data",))):
+        report = compile_report(jax.jit(f).lower(*shapes))
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+from jax.experimental import topologies
+
+from kernels import ptx
+
+TARGETS = {path.stem: path for path in sorted((Path(__file__).parent / "targets").glob("*.txtpb"))}
+"""Kind of GPU -> its description."""
+
+INSTALL = "pip install --no-deps -r requirements-aot.txt"
+
+
+_GPU_FILES = ("/dev/nvidia0", "/dev/dxg")  # the driver's, under Linux and under WSL
+
+
+class Unavailable(RuntimeError):
+    """This machine cannot compile for described GPUs; the message says in one line what to do."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one kind of GPU offers to kernels: bytes, registers of 32 bits, threads."""
+
+    capability: str  # "sm80", "sm90"
+    shared_memory_per_block: int
+    shared_memory_per_core: int
+    registers_per_core: int
+    threads_per_core: int
+    cores: int
+    memory_bandwidth: int  # bytes per second, of the data sheet
+
+
+@functools.cache
+def limits(kind: str) -> Limits:
+    """The limits in a GPU's description. Raises ValueError for an unknown kind."""
+    text = _description(kind)
+
+    def number(field: str) -> int:
+        found = re.search(rf"\b{field}: (\d+)", text)
+        assert found, f"{TARGETS[kind]}: no {field}"
+        return int(found[1])
+
+    minor = re.search(r"cuda_compute_capability \{[^}]*minor: (\d+)", text)
+    return Limits(
+        capability=f"sm{number('cuda_compute_capability { major')}{minor[1] if minor else 0}",
+        shared_memory_per_block=number("shared_memory_per_block_optin"),
+        shared_memory_per_core=number("shared_memory_per_core"),
+        registers_per_core=number("registers_per_core_limit"),
+        threads_per_core=number("threads_per_core_limit"),
+        cores=number("core_count"),
+        memory_bandwidth=number("memory_bandwidth"),
+    )
+
+
+def topology(kind: str, *, slices: int = 1, hosts: int = 1, gpus_per_host: int = 1) -> list[jax.Device]:
+    """Devices to put in a mesh and compile for; nothing can be placed on them.
+
+    Args:
+        kind: a key of `TARGETS`.
+        slices, hosts, gpus_per_host: 1 x 8 x 8 are 64 GPUs.
+
+    Raises:
+        ValueError: an unknown kind.
+        Unavailable: wheels are missing, or JAX has looked for devices before it could be told that there is no GPU.
+    """
+    description = _description(kind)
+    _require_wheels()
+    _skip_the_search_for_a_gpu()
+    try:
+        return topologies.get_topology_desc(
+            platform="cuda", target_config=description, topology=f"{slices}x{hosts}x{gpus_per_host}"
+        ).devices
+    except NotImplementedError as error:
+        raise Unavailable(
+            "JAX started without its CUDA plugin: set JAX_PLATFORMS=cpu before Python starts, to compile for a GPU "
+            "on a machine without one"
+        ) from error
+
+
+def unavailable() -> str | None:
+    """Why `topology` cannot work here, or None if it can."""
+    try:
+        topology("a100")
+    except Unavailable as error:
+        return str(error)
+    return None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompileReport:
+    """What a program needs of each device, and its kernels in the order of their names.
+
+    Attributes:
+        kernels: empty if they were not asked for.
+        argument_bytes, output_bytes, alias_bytes, temp_bytes: of one device; outputs that reuse an argument's memory
+            are counted in all of the first three.
+        hlo_text: after all of XLA's passes, for one device.
+        seconds: that the compile took.
+    """
+
+    kernels: tuple[ptx.Kernel, ...]
+    argument_bytes: int
+    output_bytes: int
+    alias_bytes: int
+    temp_bytes: int
+    hlo_text: str = dataclasses.field(repr=False)
+    seconds: float
+
+    def kernel(self, name: str) -> ptx.Kernel:
+        """The kernel of that name. Raises KeyError, naming those that there are."""
+        for kernel in self.kernels:
+            if kernel.name == name:
+                return kernel
+        raise KeyError(f"no kernel {name!r} among {', '.join(k.name for k in self.kernels)}")
+
+
+def compile_report(lowered: jax.stages.Lowered, *, kernels: bool = True) -> CompileReport:
+    """Compiles a program that was lowered for devices of `topology`.
+
+    Args:
+        lowered: `jax.jit(f).lower(...)` of arguments with shardings on such devices.
+        kernels: read the kernels as well; a large program compiles quicker without.
+
+    Raises:
+        Unavailable: `ptxas` is missing.
+        RuntimeError: a Mosaic kernel of this program was compiled in this process before, outside of this function.
+    """
+    if not kernels:
+        return _report(lowered, {}, ())
+    assembler = _ptxas()
+    with tempfile.TemporaryDirectory(prefix="aot-") as folder, _no_compilation_cache():
+        xla, mosaic = Path(folder, "xla"), Path(folder, "mosaic")
+        mosaic.mkdir()
+        with _mosaic_dumps(mosaic):
+            # From jax 0.11 the assembly text is dumped only with the last one.
+            dump = {"xla_dump_to": str(xla), "xla_dump_hlo_as_text": True, "xla_dump_emitter_re": ".*"}
+            report = _report(lowered, dump, ())
+        read = ptx.read_dumps(xla, mosaic, hlo_text=report.hlo_text, ptxas=lambda file: _assemble(assembler, file))
+        return dataclasses.replace(report, kernels=read)
+
+
+def _report(lowered, options, kernels) -> CompileReport:
+    start = time.perf_counter()
+    compiled = lowered.compile(compiler_options=options)
+    seconds = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    return CompileReport(
+        kernels=kernels,
+        argument_bytes=memory.argument_size_in_bytes,
+        output_bytes=memory.output_size_in_bytes,
+        alias_bytes=memory.alias_size_in_bytes,
+        temp_bytes=memory.temp_size_in_bytes,
+        hlo_text=compiled.as_text(),
+        seconds=seconds,
+    )
+
+
+def _description(kind: str) -> str:
+    if kind not in TARGETS:
+        raise ValueError(f"GPU kind {kind!r} is not described; expected one of {', '.join(TARGETS)}")
+    return TARGETS[kind].read_text(encoding="utf-8")
+
+
+def _require_wheels() -> None:
+    if not any(_in_namespace("jax_plugins", name) for name in ("xla_cuda13", "xla_cuda12")):
+        raise Unavailable(f"JAX's CUDA plugin is not installed; compiling for a GPU needs it: {INSTALL}")
+
+
+def _skip_the_search_for_a_gpu() -> None:
+    """Unless told to leave CUDA out, the plugin asks for the driver and all of CUDA's libraries before it registers."""
+    if not jax.config.jax_platforms and not any(map(os.path.exists, _GPU_FILES)):  # type: ignore[attr-defined]
+        jax.config.update("jax_platforms", "cpu")
+
+
+def _in_namespace(package: str, *names: str) -> Path | None:
+    """Folder `names` in any of the places that a namespace package lies in."""
+    spec = importlib.util.find_spec(package)
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        if (path := Path(place, *names)).exists():
+            return path
+    return None
+
+
+def _ptxas() -> str:
+    found = (
+        _in_namespace("nvidia", "cu13", "bin", "ptxas")
+        or _in_namespace("nvidia", "cuda_nvcc", "bin", "ptxas")
+        or shutil.which("ptxas")
+    )
+    if not found:
+        raise Unavailable(f"ptxas, NVIDIA's assembler, is not installed; counting registers needs it: {INSTALL}")
+    return str(found)
+
+
+def _assemble(ptxas: str, file: Path) -> str:
+    """What `ptxas -v` says of a PTX file, for the architecture that the file names."""
+    arch = re.search(r"^\.target (\w+)", file.read_text(), re.MULTILINE)
+    assert arch, f"{file}: no .target"
+    command = [ptxas, "-v", f"-arch={arch[1]}", str(file), "-o", str(file.with_suffix(".cubin"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"ptxas cannot assemble {file.name}: {done.stderr.strip()}")
+    return done.stderr
+
+
+@contextlib.contextmanager
+def _mosaic_dumps(folder: Path):
+    """Mosaic's compiler takes no options but environment variables, read at every compile."""
+    before = os.environ.get("MOSAIC_GPU_DUMP_TO")
+    os.environ["MOSAIC_GPU_DUMP_TO"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MOSAIC_GPU_DUMP_TO"]
+        else:
+            os.environ["MOSAIC_GPU_DUMP_TO"] = before
+
+
+@contextlib.contextmanager
+def _no_compilation_cache():
+    """A program from the cache is not compiled, and so leaves no dump."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
