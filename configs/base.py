@@ -191,6 +191,21 @@ def get_config() -> ConfigDict:
     config.report.export = ""
     config.report.arms = ConfigDict()  # method -> arm(...)
 
+    config.plan = ConfigDict()  # of task plan: the cluster that the run is planned for
+    config.plan.gpu = "a100"  # a100 (80 GB) or h100
+    config.plan.nodes = 1
+    config.plan.gpus_per_node = 8
+    config.plan.memory_gib = 0.0  # of one GPU; 0 here and below: what the data sheet says
+    config.plan.nvlink_gb_s = 0.0  # of one GPU to its node, each way
+    config.plan.network_gb_s = 0.0  # of one GPU to other nodes, each way: 200 Gbit/s are 25
+    config.plan.usable_share = 0.92  # of the memory; set XLA_PYTHON_CLIENT_MEM_FRACTION to it when training
+    config.plan.tokens = 0  # budget of the whole run; 0: train.steps steps
+    config.plan.power_share = 0.75  # of a node's full draw, on average
+    config.plan.pue = 1.25  # energy of the building per energy of its computers
+    config.plan.compile = True  # compile the real step; without, figures come from formulas alone
+    config.plan.search = False  # rank meshes, remat policies and accumulation at the same batch
+    config.plan.search_compiles = 3  # best candidates of a search that are compiled to confirm them
+
     return _locked(config)
 
 

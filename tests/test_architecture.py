@@ -14,6 +14,7 @@ LEVELS = (
     {"tokenizer", "corpus", "kernels"},
     {"model", "data", "parallel"},
     {"training", "evaluation", "generation"},
+    {"planning"},
     {"tasks"},
 )
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -49,6 +49,23 @@ def batch_loss(
     return sums.total, {"loss": sums.loss, "z_loss": sums.z_loss}
 
 
+class TrainStep:
+    """A jitted step and its mesh: called with arrays it runs, lowered with their shapes it can be looked at."""
+
+    def __init__(self, jitted: Any, *, mesh: Mesh):
+        self._jitted, self._mesh = jitted, mesh
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """The state after the step and the step's metrics; the state's buffers are donated."""
+        with jax.set_mesh(self._mesh):
+            return self._jitted(state, batch)
+
+    def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
+        """The program for a state and batch of `jax.ShapeDtypeStruct`s with shardings; nothing is allocated."""
+        with jax.set_mesh(self._mesh):
+            return self._jitted.lower(state, batch)
+
+
 def make_train_step(
     *,
     config: LlamaConfig,
@@ -60,7 +77,7 @@ def make_train_step(
     accumulation: int = 1,
     z_loss: float = 0.0,
     num_chunks: int = 1,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> TrainStep:
     """Compiles `(state, batch) -> (state, metrics)`; the state's buffers are donated.
 
     The loss is the mean over all weighted tokens of the step, however they fall into micro-batches: every
@@ -113,11 +130,7 @@ def make_train_step(
         donate_argnums=0,
     )
 
-    def call(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        with jax.set_mesh(mesh):
-            return compiled(state, batch)
-
-    return call
+    return TrainStep(compiled, mesh=mesh)
 
 
 def _accumulate(
