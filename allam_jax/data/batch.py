@@ -10,6 +10,8 @@ A batch is a dict of arrays of one shape, [batch, seq_len]:
   source_ids    int32    index of the source in the config's order
 """
 
+from typing import Protocol
+
 import numpy as np
 
 Batch = dict[str, np.ndarray]
@@ -22,6 +24,18 @@ DTYPES: dict[str, np.dtype] = {
     "loss_weights": np.dtype(np.float32),
     "source_ids": np.dtype(np.int32),
 }
+
+
+class Encoder(Protocol):
+    """What the data room needs of a tokenizer."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for tokenizers that give equal ids."""
+
+    def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
+        """Ids of a text, with BOS before and EOS after it where asked."""
+        ...
 
 
 def padding(*shape: int) -> Batch:

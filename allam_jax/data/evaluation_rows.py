@@ -8,26 +8,17 @@ into one: a document longer than `seq_len` is scored in windows of `seq_len`, ea
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import grain
 import numpy as np
 
-from allam_jax.data.batch import DTYPES, Batch, padding
+from allam_jax.data.batch import DTYPES, Batch, Encoder, padding
 from allam_jax.data.documents import DocumentSource
 from allam_jax.data.packing import write_segment
 from allam_jax.errors import UserError
 
 # A piece goes into the first of this many rows last opened that has room for it.
 _OPEN_ROWS = 32
-
-
-class Tokenizer(Protocol):
-    """What this file needs of a tokenizer."""
-
-    def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
-        """Ids of a text, with BOS before it where asked."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +54,7 @@ class EvaluationRows:
 def make_evaluation_rows(
     path: str | Path,
     *,
-    tokenizer: Tokenizer,
+    tokenizer: Encoder,
     seq_len: int,
     split: str = "validation",
     max_documents: int | None = None,

@@ -14,14 +14,14 @@ import hashlib
 import math
 import weakref
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import grain
 import numpy as np
 from absl import logging
 from grain.experimental import ThreadPrefetchIterDataset
 
-from allam_jax.data.batch import DTYPES, Batch
+from allam_jax.data.batch import DTYPES, Batch, Encoder
 from allam_jax.data.documents import DocumentSource
 from allam_jax.data.mixture import MixedRows, check_weights
 from allam_jax.data.packing import PackedRows
@@ -31,18 +31,6 @@ from allam_jax.errors import UserError
 DEFAULT_LANES = 8
 
 _STATE_VERSION = 1
-
-
-class Tokenizer(Protocol):
-    """What the data room needs of a tokenizer."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Equal for tokenizers that give equal ids."""
-
-    def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
-        """Ids of a text, with BOS before and EOS after it where asked."""
-        ...
 
 
 class Loader(Iterator[Batch]):
@@ -131,7 +119,7 @@ class Loader(Iterator[Batch]):
 def make_loader(
     *,
     sources: Mapping[str, Mapping[str, Any]],
-    tokenizer: Tokenizer,
+    tokenizer: Encoder,
     seq_len: int,
     batch_size: int,
     seed: int,
@@ -212,7 +200,7 @@ def _open(name: str, entry: Mapping[str, Any]) -> DocumentSource:
     return source
 
 
-def _encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
+def _encode(tokenizer: Encoder, text: str) -> np.ndarray:
     return np.asarray(tokenizer.encode(text, bos=True, eos=True), np.int32)
 
 

@@ -145,6 +145,35 @@ def bits_per_byte_curves(
         _save(figure, path)
 
 
+def fertility_bars(table: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path) -> None:
+    """Draws fertility as in the paper's Figure 1: a group of bars for each kind of text, a bar for each tokenizer.
+
+    Args:
+        table: tokenizer -> kind of text -> counts with `tokens_per_word`, from `tokenizer.fertility.fertility_table`.
+        path: the PNG to write.
+    """
+    import matplotlib
+
+    names = list(table)
+    domains = list(table[names[0]])
+    width = 0.8 / len(names)
+    with matplotlib.rc_context(_STYLE):
+        size = (max(1.2 + 0.5 * len(domains) * (len(names) + 1), 4.2), 3.6)
+        figure, axes = _grid(rows=1, columns=1, size=size, heights=(1,))
+        ax = axes[0, 0]
+        ax.grid(axis="x", visible=False)
+        for n, name in enumerate(names):
+            places = [d + (n - (len(names) - 1) / 2) * width for d in range(len(domains))]
+            heights = [table[name][domain]["tokens_per_word"] for domain in domains]
+            bars = ax.bar(places, heights, width * 0.94, label=name, color=COLOURS[n % len(COLOURS)])
+            ax.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
+        ax.set_xticks(range(len(domains)), [language_name(domain) for domain in domains])
+        ax.set_ylabel("Fertility (tokens per word)")
+        ax.margins(y=0.12)
+        _legend(figure, ax, columns=4)
+        _save(figure, path)
+
+
 def _grid(*, rows: int, columns: int, size: tuple[float, float], heights: Sequence[float]):
     # Figure, not pyplot: no global state, no display, and safe outside the main thread. It draws with Agg.
     from matplotlib.figure import Figure

@@ -7,7 +7,7 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
-from allam_jax.config import require
+from allam_jax.config import require, to_dict
 from allam_jax.corpus import catalog
 from allam_jax.corpus.document import Document
 from allam_jax.corpus.normalise import normalise_documents
@@ -23,18 +23,17 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 
 def _write(name: str, source: ConfigDict, *, workdir: Path) -> dict[str, Any]:
-    facts = source.to_dict()
+    facts = to_dict(source)
     manifest = read_manifest(workdir / name)
-    if manifest is None or manifest["metadata"]["source"] != _jsonable(facts):
+    if manifest is None or manifest["metadata"]["source"] != facts:
         reader = _open(name, source)
         documents = _first_bytes(normalise_documents(reader, remove=source.remove), limit=source.max_bytes)
-        metadata = {"source": _jsonable(facts)}
         manifest = write_dataset(
             documents,
             directory=workdir / name,
             name=name,
             validation_share=source.validation_share,
-            metadata=metadata,
+            metadata={"source": facts},
         )
         if isinstance(reader, FileReader):
             for file, file_counts in reader.counts.items():
@@ -72,7 +71,3 @@ def _first_bytes(documents: Iterable[Document], *, limit: int) -> Iterator[Docum
         total += len(document.text.encode())
         if limit and total >= limit:
             return
-
-
-def _jsonable(facts: dict[str, Any]) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in facts.items()}

@@ -10,8 +10,9 @@ from ml_collections import ConfigDict
 from allam_jax import files
 from allam_jax.config import require
 from allam_jax.errors import UserError
+from allam_jax.evaluation.figures import fertility_bars
 from allam_jax.tasks.texts import lines_of, read_texts
-from allam_jax.tokenizer.fertility import fertility_table, plot_fertility
+from allam_jax.tokenizer.fertility import fertility_table
 from allam_jax.tokenizer.merge import merge, verify_merge
 from allam_jax.tokenizer.tokenizer import Tokenizer
 
@@ -37,7 +38,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     logging.info("merge: %s", {key: value for key, value in proof.items() if key != "differing"})
     for name, domains in table.items():
         logging.info("fertility %s: %s", name, {d: round(v["tokens_per_word"], 3) for d, v in domains.items()})
-    plot_fertility(table, workdir / FERTILITY_FIGURE)
+    fertility_bars(table, workdir / FERTILITY_FIGURE)
     files.write_json(workdir / FERTILITY_FILE, table)
     merged.save(workdir)
     return {"vocab_size": merged.vocab_size, "fingerprint": merged.fingerprint, "merge": proof, "fertility": table}

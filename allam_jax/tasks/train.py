@@ -266,7 +266,8 @@ def _result(workdir: Path, *, config: ConfigDict) -> dict[str, Any]:
         if any(key.startswith("eval/") for key in row)
     ]
     seconds = sum(row["seconds"] for row in training[1:])
-    tokens = (len(training) - 1) * config.train.log_every * config.data.batch_size * config.data.seq_len
+    # A row holds the seconds of its own step, not of those since the row before.
+    tokens = (len(training) - 1) * config.data.batch_size * config.data.seq_len
     return {
         "step": training[-1]["step"],
         "loss": training[-1]["loss"],

@@ -157,3 +157,23 @@ def test_colours_can_be_told_apart_without_red_or_green():
     for i in range(len(seen)):
         for j in range(i):
             assert np.linalg.norm(seen[i] - seen[j]) > 0.1
+
+
+def test_fertility_has_a_bar_of_the_right_height_for_every_number(tmp_path, drawn):
+    rows = {"base": (5.0, 1.0), "arabic": (2.0, 4.0), "merged": (2.0, 1.5)}
+    table = {
+        name: {domain: {"tokens_per_word": value} for domain, value in zip(("ar", "en"), values, strict=True)}
+        for name, values in rows.items()
+    }
+    figures.fertility_bars(table, tmp_path / "figures" / "fertility.png")
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["fertility.png"]
+    (figure,) = drawn
+    (ax,) = figure.axes
+    assert [[bar.get_height() for bar in group] for group in ax.containers] == [
+        list(values) for values in rows.values()
+    ]
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["Arabic", "English"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(rows)
+    # Side by side: no bar hides another.
+    spans = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for group in ax.containers for bar in group)
+    assert all(right <= left for (_, right), (left, _) in zip(spans, spans[1:], strict=False))
