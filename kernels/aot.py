@@ -155,7 +155,7 @@ def compile_report(lowered: jax.stages.Lowered, *, kernels: bool = True) -> Comp
         mosaic.mkdir()
         with _mosaic_dumps(mosaic):
             # From jax 0.11 the assembly text is dumped only with the last one.
-            dump = {"xla_dump_to": str(xla), "xla_dump_hlo_as_text": True, "xla_dump_emitter_re": ".*"}
+            dump = {"xla_dump_to": str(xla), "xla_dump_hlo_as_text": True, "xla_dump_emitter_re": "ptx"}
             report = _report(lowered, dump, ())
         read = ptx.read_dumps(xla, mosaic, hlo_text=report.hlo_text, ptxas=lambda file: _assemble(assembler, file))
         return dataclasses.replace(report, kernels=read)
