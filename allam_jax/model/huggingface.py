@@ -63,8 +63,8 @@ _IGNORED_SUFFIX = "rotary_emb.inv_freq"
 
 
 @dataclasses.dataclass(frozen=True)
-class _Piece:
-    """One stored tensor and the part of our parameter that it is."""
+class Piece:
+    """One stored tensor and the part of our parameter that it is: all of it, or one layer."""
 
     name: str
     mapping: _Mapping
@@ -85,15 +85,20 @@ class _Piece:
         rows, columns = self.unfolded[: self.mapping.row_axes], self.unfolded[self.mapping.row_axes :]
         return (math.prod(rows), math.prod(columns)) if columns else (math.prod(rows),)
 
+    @property
+    def block_axis(self) -> int:
+        """The axis of our shape that is their first: blocks are ranges of it, and lie together in their file."""
+        return self.mapping.to_ours.index(0)
+
     def blocks(self, itemsize: int) -> Iterator[tuple[int, int]]:
-        """Ranges of the first unfolded axis, of a few megabytes each."""
+        """Ranges of the block axis, of a few megabytes each."""
         rows, *rest = self.unfolded
         step = max(1, _BLOCK_BYTES // (math.prod(rest) * itemsize))
         for start in range(0, rows, step):
             yield start, min(start + step, rows)
 
 
-def _pieces(config: LlamaConfig) -> dict[tuple[str, ...], list[_Piece]]:
+def pieces_of(config: LlamaConfig) -> dict[tuple[str, ...], list[Piece]]:
     """The stored tensors of every parameter of a network with this configuration."""
     pieces = {}
     unpadded = abstract_params(dataclasses.replace(config, vocab_multiple=1))
@@ -103,10 +108,10 @@ def _pieces(config: LlamaConfig) -> dict[tuple[str, ...], list[_Piece]]:
         shape = _at(unpadded, path).shape
         if path[0] == "layers":
             pieces[path] = [
-                _Piece(mapping.name.format(layer), mapping, layer, shape[1:]) for layer in range(config.num_layers)
+                Piece(mapping.name.format(layer), mapping, layer, shape[1:]) for layer in range(config.num_layers)
             ]
         else:
-            pieces[path] = [_Piece(mapping.name, mapping, None, shape)]
+            pieces[path] = [Piece(mapping.name, mapping, None, shape)]
     return pieces
 
 
@@ -133,20 +138,12 @@ def import_huggingface(
     Raises:
         UserError: a configuration that is not supported; a missing, unexpected, truncated or ill-shaped tensor.
     """
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise UserError(f"{directory}: no such directory")
-    config_file = directory / "config.json"
-    config = config_from_huggingface(read_json(config_file), file=config_file, vocab_multiple=vocab_multiple)
-    stored = safetensors_io.read_directory(directory)
-    pieces = _pieces(config)
-    _check_tensors(stored, pieces, config=config, directory=directory)
-
+    config, stored = open_huggingface(directory, vocab_multiple=vocab_multiple)
     shapes, shardings = abstract_params(config), shardings_on(config, mesh=mesh, rules=rules)
     params: Params = {}
-    for path, parts in pieces.items():
+    for path, parts in pieces_of(config).items():
         tensors = [stored[part.name] for part in parts]
-        dtype = _parameter_dtype(tensors, param_dtype)
+        dtype = parameter_dtype(tensors, param_dtype)
         node = params
         for key in path[:-1]:
             node = node.setdefault(key, {})
@@ -154,9 +151,28 @@ def import_huggingface(
     return params, config
 
 
+def open_huggingface(directory: Path, *, vocab_multiple: int = 128) -> tuple[LlamaConfig, dict[str, StoredTensor]]:
+    """The architecture and the tensors, by name, of a Llama directory, which fit; errors as `import_huggingface`."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such directory")
+    config_file = directory / "config.json"
+    config = config_from_huggingface(read_json(config_file), file=config_file, vocab_multiple=vocab_multiple)
+    stored = safetensors_io.read_directory(directory)
+    _check_tensors(stored, pieces_of(config), config=config, directory=directory)
+    return config, stored
+
+
+def read_block(piece: Piece, tensor: StoredTensor, *, first: int, last: int) -> np.ndarray:
+    """The range first..last of `piece`'s block axis, freshly read, with our axes (not contiguous), as stored."""
+    rows_per_unit = piece.stored_shape[0] // piece.unfolded[0]
+    rows = safetensors_io.read_rows(tensor, start=first * rows_per_unit, stop=last * rows_per_unit)
+    return rows.reshape(last - first, *piece.unfolded[1:]).transpose(piece.mapping.to_ours)
+
+
 def _check_tensors(
     stored: dict[str, StoredTensor],
-    pieces: dict[tuple[str, ...], list[_Piece]],
+    pieces: dict[tuple[str, ...], list[Piece]],
     *,
     config: LlamaConfig,
     directory: Path,
@@ -186,7 +202,7 @@ def _check_tensors(
             )
 
 
-def _vocabulary_hint(tensor: StoredTensor, piece: _Piece, config: LlamaConfig) -> str:
+def _vocabulary_hint(tensor: StoredTensor, piece: Piece, config: LlamaConfig) -> str:
     if "layers" in piece.name or tensor.shape[1:] != piece.stored_shape[1:]:
         return ""
     return f": the weights hold {tensor.shape[0]} tokens, vocab_size is {config.vocab_size}"
@@ -205,7 +221,8 @@ def _equal(first: StoredTensor, second: StoredTensor | None) -> bool:
     )
 
 
-def _parameter_dtype(tensors: list[StoredTensor], param_dtype: str | None) -> np.dtype:
+def parameter_dtype(tensors: Sequence[StoredTensor], param_dtype: str | None) -> np.dtype:
+    """The dtype that holds what these tensors hold, or `param_dtype`; UserError if they are no weights."""
     for tensor in tensors:
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise UserError(f"{tensor.file}: tensor {tensor.name} is {tensor.dtype}; expected floating-point weights")
@@ -217,7 +234,7 @@ def _parameter_dtype(tensors: list[StoredTensor], param_dtype: str | None) -> np
 
 
 def _assemble(
-    parts: list[_Piece], tensors: list[StoredTensor], shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding
+    parts: list[Piece], tensors: list[StoredTensor], shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding
 ) -> jax.Array:
     """Reads what this process needs of each stored tensor, once, and deals it out to the buffers of its shards."""
 
@@ -228,18 +245,17 @@ def _assemble(
     shards = {bounds(index) for index in sharding.addressable_devices_indices_map(shape).values()}
     buffers = {shard: _aligned_zeros(tuple(stop - start for start, stop in shard), dtype) for shard in shards}
     for piece, tensor in zip(parts, tensors, strict=True):
-        block_axis = piece.mapping.to_ours.index(0)
-        rows_per_unit = piece.stored_shape[0] // piece.unfolded[0]
         targets = list(buffers.items())
         if (layer := piece.layer) is not None:
             targets = [(shard[1:], part[layer - shard[0][0]]) for shard, part in targets if layer in range(*shard[0])]
         for first, last in piece.blocks(tensor.dtype.itemsize):
-            if not any(shard[block_axis][0] < last and first < shard[block_axis][1] for shard, _ in targets):
+            if not any(
+                shard[piece.block_axis][0] < last and first < shard[piece.block_axis][1] for shard, _ in targets
+            ):
                 continue  # other processes' rows
-            rows = safetensors_io.read_rows(tensor, start=first * rows_per_unit, stop=last * rows_per_unit)
-            block = rows.reshape(last - first, *piece.unfolded[1:]).transpose(piece.mapping.to_ours)
+            block = read_block(piece, tensor, first=first, last=last)
             covered = [(0, size) for size in piece.shape]
-            covered[block_axis] = (first, last)
+            covered[piece.block_axis] = (first, last)
             for shard, buffer in targets:
                 _copy_overlap(block, covered, buffer, shard)
     return jax.make_array_from_callback(shape, sharding, lambda index: buffers[bounds(index)])
@@ -307,7 +323,7 @@ def export_huggingface(
     generation = dict(generation or {})
     if tokenizer_dir is not None:
         tokenizer_files(tokenizer_dir)
-    by_path = [(path, piece) for path, pieces in _pieces(config).items() for piece in pieces]
+    by_path = [(path, piece) for path, pieces in pieces_of(config).items() for piece in pieces]
     by_path.sort(key=lambda entry: _position(*entry))  # a layer's tensors lie together
     tensors = [_to_write(_at(params, path), piece, dtype) for path, piece in by_path]
     names = {jnp.dtype(tensor.dtype).name for tensor in tensors}
@@ -325,13 +341,13 @@ def export_huggingface(
             copy_tokenizer(tokenizer_dir, to=temporary)
 
 
-def _position(path: tuple[str, ...], piece: _Piece) -> float:
+def _position(path: tuple[str, ...], piece: Piece) -> float:
     if piece.layer is not None:
         return piece.layer
     return -1 if path[0] == "embedding" else math.inf
 
 
-def _to_write(param: jax.Array, piece: _Piece, dtype: str | None) -> TensorToWrite:
+def _to_write(param: jax.Array, piece: Piece, dtype: str | None) -> TensorToWrite:
     target = np.dtype(param.dtype) if dtype is None else np.dtype(jnp.dtype(dtype))
 
     def blocks() -> Iterator[np.ndarray]:
