@@ -28,6 +28,7 @@ TASKS = {
     "evaluate": "allam_jax.tasks.evaluate",
     "generate": "allam_jax.tasks.generate",
     "export": "allam_jax.tasks.export",
+    "plan": "allam_jax.tasks.plan",
     "expansion_report": "allam_jax.tasks.expansion_report",
 }
 ON_DEVICES = ("train", "expand", "evaluate", "generate", "export")  # all processes take part
