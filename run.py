@@ -103,6 +103,11 @@ def main(_) -> None:
     from allam_jax.parallel import distributed
     from allam_jax.tasks import runner
 
+    if CONFIG.value.task == "plan":
+        import jax
+
+        # It compiles for GPUs that are described, and would wait for those that it finds, or fail for want of one.
+        jax.config.update("jax_platforms", "cpu")
     distributed.initialize(
         coordinator=COORDINATOR.value, num_processes=NUM_PROCESSES.value, process_id=PROCESS_ID.value
     )
