@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from allam_jax.model.config import ComputeOptions, LlamaConfig
-from allam_jax.parallel.sharding import DEFAULT_RULES, constrain
+from allam_jax.parallel.sharding import DEFAULT_RULES, LogicalAxes, constrain
 from kernels.attention.api import Partition, attention
 
 Params = dict[str, Any]  # nested dict of arrays
@@ -146,6 +146,28 @@ class MLP(nnx.Module):
         return project(h_BTF, self.down[...])
 
 
+# Between matmuls the tensor devices share out the positions: norms and residuals are computed, and layer inputs kept,
+# once and not once on each of them (sequence parallelism: Korthikanti et al. 2022, 2205.05198). Each change of layout
+# names both ends. That makes one reduce-scatter of a sum of partial products, forward and backward; with only the last
+# layout given, the compiler may gather the whole batch.
+WHOLE = ("batch", "sequence", "act_embed")
+RESIDUAL = ("batch", "residual", "act_embed")
+
+
+def _through_layouts(x_BTD: Array, *layouts: LogicalAxes) -> Array:
+    for layout in layouts:
+        x_BTD = constrain(x_BTD, layout)
+    return x_BTD
+
+
+def _all_positions(x_BTD: Array) -> Array:
+    return _through_layouts(x_BTD, RESIDUAL, WHOLE)
+
+
+def _own_positions(x_BTD: Array) -> Array:
+    return _through_layouts(x_BTD, WHOLE, RESIDUAL)
+
+
 class Block(nnx.Module):
     """One pre-norm transformer layer."""
 
@@ -160,10 +182,11 @@ class Block(nnx.Module):
         """Returns the residual stream after this layer."""
         keys = (None, None, None) if key is None else tuple(jax.random.split(key, 3))
         drop = functools.partial(dropout, rate=self.options.dropout_residual)
-        mixed = self.attention(self.attention_norm(x_BTD), rope=rope, segment_ids_BT=segment_ids_BT, key=keys[0])
-        x_BTD = x_BTD + drop(mixed, key=keys[1])
-        x_BTD = x_BTD + drop(self.mlp(self.mlp_norm(x_BTD)), key=keys[2])
-        return constrain(x_BTD, ("batch", "sequence", "act_embed"))
+        norm_BTD = _all_positions(self.attention_norm(x_BTD))
+        mixed_BTD = self.attention(norm_BTD, rope=rope, segment_ids_BT=segment_ids_BT, key=keys[0])
+        x_BTD = constrain(x_BTD + drop(_own_positions(mixed_BTD), key=keys[1]), RESIDUAL)
+        mlp_BTD = self.mlp(_all_positions(self.mlp_norm(x_BTD)))
+        return constrain(x_BTD + drop(_own_positions(mlp_BTD), key=keys[2]), RESIDUAL)
 
 
 class Embedding(nnx.Module):
@@ -173,6 +196,33 @@ class Embedding(nnx.Module):
         shape = (config.padded_vocab_size, config.dim)
         self.table = _weight(rngs.params(), shape, ("vocab", "embed"), config.init_std)
         self.table[...] = _zero_padding(self.table[...], axis=0, vocab_size=config.vocab_size)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def look_up(table_VD: Array, tokens_BT: Array, dtype: jnp.dtype) -> Array:
+    """Rows of the table as [B, T, D] in `dtype`, laid out as the residual stream; their gradient is summed in float32.
+
+    Under FSDP a device looks up the tokens of all shards in its own slice of the width, and an all-to-all sorts the
+    results (and, backwards, their gradients) by token: neither the table nor its gradient ever exists whole.
+    """
+    tokens_BT = constrain(tokens_BT, ("replica_batch", "sequence"))
+    x_BTD = table_VD.astype(dtype)[tokens_BT]
+    return _through_layouts(x_BTD, *_LOOK_UP_LAYOUTS)
+
+
+def _look_up_forward(table_VD, tokens_BT, dtype):
+    return look_up(table_VD, tokens_BT, dtype), (table_VD, tokens_BT)
+
+
+def _look_up_backward(dtype, residuals, d_x_BTD):
+    table_VD, tokens_BT = residuals
+    tokens_BT = constrain(tokens_BT, ("replica_batch", "sequence"))
+    d_x_BTD = _through_layouts(d_x_BTD, *reversed(_LOOK_UP_LAYOUTS))
+    return jnp.zeros_like(table_VD, jnp.float32).at[tokens_BT].add(d_x_BTD).astype(table_VD.dtype), None
+
+
+look_up.defvjp(_look_up_forward, _look_up_backward)
+_LOOK_UP_LAYOUTS = (("replica_batch", "sequence", "embed"), ("replica_batch", "residual", "embed"), RESIDUAL)
 
 
 class Head(nnx.Module):
@@ -231,11 +281,8 @@ class Llama(nnx.Module):
         rope = (jnp.sin(angles_BTH).astype(dtype), jnp.cos(angles_BTH).astype(dtype))
         embedding_key, layers_key = (None, None) if dropout_key is None else jax.random.split(dropout_key)
 
-        # The table is gathered over its width, not the activations over the batch; its rows stay cut.
-        table_VD = constrain(self.embedding.table[...], ("act_vocab", None))
-        x_BTD = table_VD[tokens_BT].astype(dtype)
+        x_BTD = look_up(self.embedding.table[...], tokens_BT, dtype)
         x_BTD = dropout(x_BTD, rate=options.dropout_embedding, key=embedding_key)
-        x_BTD = constrain(x_BTD, ("batch", "sequence", "act_embed"))
 
         graphdef, layers = nnx.split(self.layers)
         # Cast before the scan: under FSDP the layers are then gathered in the compute dtype.
@@ -252,7 +299,7 @@ class Llama(nnx.Module):
         indices = jnp.arange(config.num_layers)
         unroll = min(options.scan_unroll, config.num_layers)
         x_BTD, _ = jax.lax.scan(layer, x_BTD, (layers, indices), unroll=unroll)
-        return self.final_norm(x_BTD)
+        return _all_positions(self.final_norm(x_BTD))
 
     def __call__(self, tokens_BT: Int[Array, "B T"], **inputs: Array) -> Float[Array, "B T V"]:
         """Full float32 logits, for decoding and tests; padding ids get -inf. Arguments as for `hidden`."""

@@ -35,7 +35,9 @@ class ShardingRules:
 
     # Activations.
     batch: MeshAxes = ("data", "fsdp")
+    replica_batch: MeshAxes = "data"  # a batch gathered over fsdp
     sequence: MeshAxes = None
+    residual: MeshAxes = "tensor"  # positions of the residual stream, between matmuls
     act_embed: MeshAxes = None
     act_heads: MeshAxes = "tensor"
     act_kv_heads: MeshAxes = "tensor"
