@@ -16,7 +16,8 @@ from allam_jax.errors import Stopped, UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with `:ARG` for its argument.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run writes; by default runs/<name of the config>.")
-STAGE = flags.DEFINE_string("stage", None, "Run only this stage of a recipe.")
+STAGE = flags.DEFINE_list("stage", [], "Run only this stage of a recipe, or these, with commas between.")
+STORE = flags.DEFINE_string("store", None, "Where stages lie that recipes share; by default each workdir has its own.")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where no scheduler tells.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes, where no scheduler tells.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, where no scheduler tells.")
@@ -112,7 +113,8 @@ def main(_) -> None:
         coordinator=COORDINATOR.value, num_processes=NUM_PROCESSES.value, process_id=PROCESS_ID.value
     )
     workdir = Path(WORKDIR.value or Path("runs") / config_file().stem)
-    result = runner.run(CONFIG.value, workdir=workdir.absolute(), only_stage=STAGE.value)
+    store = Path(STORE.value).absolute() if STORE.value else None
+    result = runner.run(CONFIG.value, workdir=workdir.absolute(), only=STAGE.value, store=store)
     if distributed.is_main_process():
         print(json.dumps(result, ensure_ascii=False), flush=True)
 

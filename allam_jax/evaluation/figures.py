@@ -15,7 +15,7 @@ STYLES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1.5, 1, 1.5)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LANGUAGES = {"en": "English", "ar": "Arabic", "code": "Code"}
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.labelsize": 9,
@@ -65,8 +65,8 @@ def training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path)
     """
     import matplotlib
 
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _grid(rows=3, columns=1, size=(6.3, 6.0), heights=(2, 1.2, 1))
+    with matplotlib.rc_context(STYLE):
+        figure, axes = grid(rows=3, columns=1, size=(6.3, 6.0), heights=(2, 1.2, 1))
         panels = (
             ("loss", "Training loss (nats/token)"),
             ("grad_norm", "Gradient norm"),
@@ -88,8 +88,8 @@ def training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path)
         _scale_by_power_of_ten(axes[2, 0])
         axes[2, 0].set_xlabel("Optimizer step" + (" (faint: logged values; bold: running mean)" if smoothed else ""))
         figure.align_ylabels(axes[:, 0])
-        _legend(figure, axes[0, 0], columns=3)
-        _save(figure, path)
+        legend(figure, axes[0, 0], columns=3)
+        save(figure, path)
 
 
 def bits_per_byte_curves(
@@ -113,15 +113,15 @@ def bits_per_byte_curves(
 
     languages = list(dict.fromkeys(language for curves in runs.values() for language in curves))
     compare = len(runs) > 1
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         size = (max(3.4 * len(languages), 4.2), 4.6 if compare else 3.2)
-        figure, axes = _grid(rows=1 + compare, columns=len(languages), size=size, heights=(2, 1)[: 1 + compare])
+        figure, axes = grid(rows=1 + compare, columns=len(languages), size=size, heights=(2, 1)[: 1 + compare])
         reference = next(iter(runs))
         for column, language in enumerate(languages):
             ax = axes[0, column]
             ax.set_title(language_name(language))
             if compare:
-                _signed_logarithmic(axes[1, column])
+                signed_logarithmic(axes[1, column])
             if language in base:
                 ax.axhline(base[language], color="#555555", linestyle="--", linewidth=1.1, label="base model")
             for index, (name, curves) in enumerate(runs.items()):
@@ -135,14 +135,14 @@ def bits_per_byte_curves(
                     at_step = dict(zip(*_curve(runs[reference].get(language, ())), strict=True))
                     shared = [(s, value - at_step[s]) for s, value in zip(steps, values, strict=True) if s in at_step]
                     axes[1, column].plot(*_curve(shared), **look)
-            _step_axis(axes[-1, column], [curves.get(language, ()) for curves in runs.values()])
+            step_axis(axes[-1, column], [curves.get(language, ()) for curves in runs.values()])
             axes[-1, column].set_xlabel("Optimizer step")
         axes[0, 0].set_ylabel("Bits per byte (held out)")
         if compare:
             axes[1, 0].set_ylabel(f"Difference to\n{reference}")
         figure.align_ylabels(axes[:, 0])
-        _legend(figure, axes[0, 0], columns=4)
-        _save(figure, path)
+        legend(figure, axes[0, 0], columns=4)
+        save(figure, path)
 
 
 def fertility_bars(table: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path) -> None:
@@ -157,9 +157,9 @@ def fertility_bars(table: Mapping[str, Mapping[str, Mapping[str, float]]], path:
     names = list(table)
     domains = list(table[names[0]])
     width = 0.8 / len(names)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         size = (max(1.2 + 0.5 * len(domains) * (len(names) + 1), 4.2), 3.6)
-        figure, axes = _grid(rows=1, columns=1, size=size, heights=(1,))
+        figure, axes = grid(rows=1, columns=1, size=size, heights=(1,))
         ax = axes[0, 0]
         ax.grid(axis="x", visible=False)
         for n, name in enumerate(names):
@@ -170,11 +170,12 @@ def fertility_bars(table: Mapping[str, Mapping[str, Mapping[str, float]]], path:
         ax.set_xticks(range(len(domains)), [language_name(domain) for domain in domains])
         ax.set_ylabel("Fertility (tokens per word)")
         ax.margins(y=0.12)
-        _legend(figure, ax, columns=4)
-        _save(figure, path)
+        legend(figure, ax, columns=4)
+        save(figure, path)
 
 
-def _grid(*, rows: int, columns: int, size: tuple[float, float], heights: Sequence[float]):
+def grid(*, rows: int, columns: int, size: tuple[float, float], heights: Sequence[float]):
+    """A new figure of `size` inches and its axes [rows, columns]; a column shares its x axis."""
     # Figure, not pyplot: no global state, no display, and safe outside the main thread. It draws with Agg.
     from matplotlib.figure import Figure
 
@@ -183,14 +184,16 @@ def _grid(*, rows: int, columns: int, size: tuple[float, float], heights: Sequen
     return figure, axes
 
 
-def _legend(figure, ax, *, columns: int) -> None:
+def legend(figure, ax, *, columns: int) -> None:
+    """The legend of `ax` above all panels, so that it covers no curve; none for a single label."""
     handles, labels = ax.get_legend_handles_labels()
     if len(labels) < 2:
         return
     figure.legend(handles, labels, loc="outside upper center", ncols=min(columns, len(labels)), frameon=False)
 
 
-def _save(figure, path: Path) -> None:
+def save(figure, path: Path) -> None:
+    """Writes a PNG, atomically."""
     with atomic_path(Path(path)) as temporary:
         # No software version inside: the same data gives the same bytes.
         figure.savefig(temporary, format="png", metadata={"Software": None})
@@ -201,7 +204,7 @@ def _curve(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]
     return [step for step, _ in ordered], [value for _, value in ordered]
 
 
-def _step_axis(ax, curves: Sequence[Sequence[tuple[int, float]]]) -> None:
+def step_axis(ax, curves: Sequence[Sequence[tuple[int, float]]]) -> None:
     """A logarithmic step axis with a place for step 0, ticks at 0 and at 1, 2, 5 times powers of ten."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -233,7 +236,8 @@ def _scale_by_power_of_ten(ax) -> None:
         ax.set_ylabel(f"{ax.get_ylabel()} ($10^{{{power}}}$)")
 
 
-def _signed_logarithmic(ax) -> None:
+def signed_logarithmic(ax) -> None:
+    """A y axis of differences: linear within ±0.01, logarithmic beyond, with signs."""
     from matplotlib.ticker import NullLocator
 
     ax.set_yscale("symlog", linthresh=0.01, linscale=1)

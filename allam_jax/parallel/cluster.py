@@ -74,7 +74,7 @@ def local_device_ids(launch: Launch, environ: Mapping[str, str] = os.environ) ->
     rank, size = launch.local_rank, launch.local_size
     if "JAX_LOCAL_DEVICE_IDS" in environ or rank is None or size is None or size == 1:
         return None
-    gpus = _visible_gpus(environ)
+    gpus = len(visible_gpus(environ))
     bound = "SLURM_GPUS_PER_TASK" in environ or "gpu" in environ.get("SLURM_TRES_PER_TASK", "")
     if gpus <= 1 or bound:
         return None
@@ -85,6 +85,13 @@ def local_device_ids(launch: Launch, environ: Mapping[str, str] = os.environ) ->
         )
     share = gpus // size
     return list(range(rank * share, (rank + 1) * share))
+
+
+def visible_gpus(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """The GPUs of this host that the process may use, as CUDA_VISIBLE_DEVICES names them."""
+    if "CUDA_VISIBLE_DEVICES" in environ:
+        return [entry.strip() for entry in environ["CUDA_VISIBLE_DEVICES"].split(",") if entry.strip()]
+    return sorted((path.removeprefix("/dev/nvidia") for path in glob.glob("/dev/nvidia[0-9]*")), key=int)
 
 
 def _jax_variables(environ: Mapping[str, str]) -> Launch | None:
@@ -187,12 +194,6 @@ def _tasks_per_node(text: str) -> list[int]:
     for count, repeat in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
         tasks += [int(count)] * int(repeat or 1)
     return tasks
-
-
-def _visible_gpus(environ: Mapping[str, str]) -> int:
-    if "CUDA_VISIBLE_DEVICES" in environ:
-        return len([entry for entry in environ["CUDA_VISIBLE_DEVICES"].split(",") if entry.strip()])
-    return len(glob.glob("/dev/nvidia[0-9]*"))
 
 
 def _number(environ: Mapping[str, str], variable: str) -> int:

@@ -15,7 +15,7 @@ from allam_jax.evaluation import figures
 from allam_jax.evaluation.report import environment, evaluation_curves, figure, section, table, write_report
 from allam_jax.files import read_json
 from allam_jax.tasks.merge_tokenizer import FERTILITY_FIGURE
-from allam_jax.tasks.runner import RESULT_FILE
+from allam_jax.tasks.recipe import RESULT_FILE
 from allam_jax.training.metrics import Row, read_metrics
 
 STEP0_COLUMNS = {

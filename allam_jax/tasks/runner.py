@@ -1,22 +1,22 @@
-"""Dispatch: a config names a task, this calls it. Recipes run their stages in order and skip finished ones."""
+"""Dispatch: a config names a task, this calls it. Recipes run their stages in order (`recipe.py`)."""
 
 import contextlib
 import errno
 import fcntl
 import importlib
 import os
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import logging
 from ml_collections import ConfigDict
 
-from allam_jax import files, interrupts
-from allam_jax.config import check_values, differences, resolve_stages, save, to_dict
+from allam_jax import interrupts
+from allam_jax.config import check_values, save
 from allam_jax.errors import UserError
 from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
+from allam_jax.tasks.recipe import run_recipe
 
 # Modules are imported when their task runs: a tokenizer task does not wait for JAX.
 TASKS = {
@@ -32,25 +32,39 @@ TASKS = {
     "expansion_report": "allam_jax.tasks.expansion_report",
 }
 ON_DEVICES = ("train", "expand", "evaluate", "generate", "export")  # all processes take part
-RESULT_FILE = "result.json"
 
 _OF_THE_DISK = {
     getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE")
 }
 
 
-def run(config: ConfigDict, *, workdir: Path, only_stage: str | None = None) -> dict[str, Any]:
-    """Runs a config's task in `workdir` and returns its result; UserError for an unknown task or stage."""
+def run(config: ConfigDict, *, workdir: Path, only: Sequence[str] = (), store: Path | None = None) -> dict[str, Any]:
+    """Runs a config's task in `workdir` and returns its result.
+
+    Args:
+        config: of a task, or a recipe.
+        workdir: where it writes.
+        only: stages of a recipe to run alone; empty runs all.
+        store: where stages of recipes lie that others may share (see `recipe.py`); None: in the workdir.
+
+    Raises:
+        UserError: the task or a stage is unknown, or a value cannot be used.
+    """
     with _disk_errors(workdir):
+        check(config)
         if config.task == "recipe":
-            return _run_recipe(config, workdir=workdir, only_stage=only_stage)
-        if only_stage is not None:
-            raise UserError(f"--stage {only_stage}: task {config.task!r} has no stages; only recipes have")
-        _check(config)
+            return run_recipe(config, workdir=workdir, only=only, store=store, run_task=_run_task)
+        if only:
+            raise UserError(f"--stage {only[0]}: task {config.task!r} has no stages; only recipes have")
         return _run_task(config, workdir=workdir)
 
 
-def _check(config: ConfigDict) -> None:
+def check(config: ConfigDict) -> None:
+    """UserError for what no task can use, in any stage of a recipe, before the first one runs for an hour."""
+    if config.task == "recipe":
+        for name in config.stages:
+            check(config.stage[name])
+        return
     if config.task not in TASKS:
         raise UserError(f"config.task = {config.task!r}: expected one of {', '.join(TASKS)} or recipe")
     check_values(config)
@@ -105,58 +119,3 @@ def _disk_errors(workdir: Path) -> Iterator[None]:
             f"{error.filename or workdir}: {os.strerror(error.errno).lower()}; see to the disk and its permissions, "
             "and run the same command again to go on"
         ) from error
-
-
-def _run_recipe(config: ConfigDict, *, workdir: Path, only_stage: str | None) -> dict[str, Any]:
-    if only_stage is not None and only_stage not in config.stages:
-        raise UserError(f"--stage {only_stage}: the recipe's stages are {', '.join(config.stages)}")
-    for name in config.stages:  # before the first one runs for an hour
-        _check(config.stage[name])
-    stage_dirs: dict[str, Path] = {}
-    fingerprints: dict[str, str] = {}
-    result: dict[str, Any] = {}
-    seconds = 0.0
-    for number, name in enumerate(config.stages, start=1):
-        stage, uses = resolve_stages(config.stage[name], stage_dirs=stage_dirs)
-        stage_dirs[name] = workdir / name
-        # A stage is what its config says and what the stages it reads were.
-        fingerprint = files.sha256_of_json([to_dict(config.stage[name]), {used: fingerprints[used] for used in uses}])
-        fingerprints[name] = fingerprint
-        finished = stage_dirs[name] / RESULT_FILE
-        title = f"stage {number}/{len(config.stages)} {name}"
-        if finished.exists():
-            record = files.read_json(finished)
-            _check_unchanged(record, config=config.stage[name], fingerprint=fingerprint, directory=stage_dirs[name])
-            logging.info("%s: already finished, skipped", title)
-            result = record["result"]
-            seconds += record["seconds"]
-        elif only_stage is None or only_stage == name:
-            missing = [used for used in uses if not (stage_dirs[used] / RESULT_FILE).exists()]
-            if missing:
-                raise UserError(f"--stage {name} needs stage {missing[0]!r}, which has not finished in {workdir}")
-            logging.info("%s (%s)", title, stage.task)
-            started = time.monotonic()
-            result = _run_task(stage, workdir=stage_dirs[name])
-            record = {
-                "fingerprint": fingerprint,
-                "config": to_dict(config.stage[name]),
-                "result": result,
-                "seconds": round(time.monotonic() - started, 1),
-            }
-            if is_main_process():
-                files.write_json(finished, record)
-            barrier(f"finished {name}")
-            seconds += record["seconds"]
-        if name == only_stage:
-            return result
-    return result | {"seconds": round(seconds, 1)}
-
-
-def _check_unchanged(record: dict, *, config: ConfigDict, fingerprint: str, directory: Path) -> None:
-    if record["fingerprint"] == fingerprint:
-        return
-    changed = differences(record["config"], to_dict(config)) or ["an earlier stage it reads"]
-    raise UserError(
-        f"{directory} was finished with another config ({'; '.join(changed[:3])}): "
-        "use a new --workdir, or remove this directory and those of later stages to run them again"
-    )

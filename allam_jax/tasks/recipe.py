@@ -1,0 +1,182 @@
+"""Recipes: stages in order, each in a directory of its own; finished ones are skipped.
+
+A stage is what its config says and what the stages it reads were: its fingerprint is a hash of both. It lies in
+`WORKDIR/NAME`, and a changed config is refused there. With a store it lies in `STORE/NAME-FINGERPRINT`, with a link in
+the workdir: recipes that agree on a stage share it, whichever comes first computes it, and the others wait for it.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from allam_jax import files
+from allam_jax.config import differences, resolve_stages, to_dict
+from allam_jax.errors import UserError
+from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
+
+RESULT_FILE = "result.json"
+_FINGERPRINT_DIGITS = 12  # in the name of a directory: enough for billions of stages
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of a recipe.
+
+    Attributes:
+        name: in the recipe.
+        config: as the recipe states it, with `@references`.
+        fingerprint: hex SHA-256 of the config and of the fingerprints of `uses`.
+        uses: the earlier stages it reads, directly.
+    """
+
+    name: str
+    config: ConfigDict
+    fingerprint: str
+    uses: tuple[str, ...]
+
+    def directory(self, *, workdir: Path, store: Path | None) -> Path:
+        """Where it lies; see the module."""
+        return workdir / self.name if store is None else store / f"{self.name}-{self.fingerprint[:_FINGERPRINT_DIGITS]}"
+
+
+def stages_of(config: ConfigDict) -> list[Stage]:
+    """The stages of a recipe in order. UserError for a reference to a stage that does not come earlier."""
+    stages: dict[str, Stage] = {}
+    for name in config.stages:
+        _, uses = resolve_stages(config.stage[name], stage_dirs={earlier: Path(earlier) for earlier in stages})
+        fingerprint = files.sha256_of_json(
+            [to_dict(config.stage[name]), {used: stages[used].fingerprint for used in uses}]
+        )
+        stages[name] = Stage(name, config.stage[name], fingerprint, tuple(uses))
+    return list(stages.values())
+
+
+def is_finished(directory: Path) -> bool:
+    """Whether the stage in this directory has ended well."""
+    return (directory / RESULT_FILE).is_file()
+
+
+def run_recipe(
+    config: ConfigDict,
+    *,
+    workdir: Path,
+    only: Sequence[str] = (),
+    store: Path | None = None,
+    run_task: Callable[..., dict[str, Any]],
+) -> dict[str, Any]:
+    """Runs the stages that have not finished.
+
+    Args:
+        config: the recipe.
+        workdir: holds a directory, or a link to one, for each stage.
+        only: run these stages alone; empty runs all.
+        store: where stages lie that recipes share; None keeps them in the workdir.
+        run_task: called as `run_task(config, workdir=directory)` for each stage, in every process.
+
+    Returns:
+        The result of the last stage (of the last of `only`), and the seconds that all of them took.
+
+    Raises:
+        UserError: a stage is unknown, has been finished with another config, or needs one that has not finished.
+    """
+    if unknown := [name for name in only if name not in config.stages]:
+        raise UserError(f"--stage {unknown[0]}: the recipe's stages are {', '.join(config.stages)}")
+    stages = stages_of(config)
+    directories = {stage.name: stage.directory(workdir=workdir, store=store) for stage in stages}
+    result: dict[str, Any] = {}
+    seconds = 0.0
+    end = 1 + max((config.stages.index(name) for name in only), default=len(stages) - 1)
+    for number, stage in enumerate(stages[:end], start=1):
+        directory = directories[stage.name]
+        title = f"stage {number}/{len(stages)} {stage.name}"
+        chosen = not only or stage.name in only
+        with contextlib.ExitStack() as stack:
+            if store is not None and chosen and is_main_process():
+                stack.enter_context(_turn(directory, title=title))
+            if broadcast(is_finished(directory)):
+                record = files.read_json(directory / RESULT_FILE)
+                _check_unchanged(record, stage=stage, directory=directory)
+                logging.info("%s: already finished, skipped", title)
+            elif chosen:
+                missing = [used for used in stage.uses if not is_finished(directories[used])]
+                if missing:
+                    raise UserError(
+                        f"--stage {stage.name} needs stage {missing[0]!r}, which has not finished in {workdir}"
+                    )
+                logging.info("%s (%s)", title, stage.config.task)
+                resolved, _ = resolve_stages(stage.config, stage_dirs=directories)
+                record = _run(stage, resolved, directory=directory, run_task=run_task)
+            else:
+                continue
+        if store is not None and is_main_process():
+            _link(workdir / stage.name, directory)
+        seconds += record["seconds"]
+        if chosen:
+            result = record["result"]
+    return result if only else result | {"seconds": round(seconds, 1)}
+
+
+def _run(
+    stage: Stage, resolved: ConfigDict, *, directory: Path, run_task: Callable[..., dict[str, Any]]
+) -> dict[str, Any]:
+    started = time.monotonic()
+    record = {
+        "fingerprint": stage.fingerprint,
+        "config": to_dict(stage.config),
+        "result": run_task(resolved, workdir=directory),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    if is_main_process():
+        files.write_json(directory / RESULT_FILE, record)
+    barrier(f"finished {stage.name}")
+    return record
+
+
+def _check_unchanged(record: dict[str, Any], *, stage: Stage, directory: Path) -> None:
+    if record["fingerprint"] == stage.fingerprint:
+        return
+    changed = differences(record["config"], to_dict(stage.config)) or ["an earlier stage it reads"]
+    raise UserError(
+        f"{directory} was finished with another config ({'; '.join(changed[:3])}): "
+        "use a new --workdir, or remove this directory and those of later stages to run them again"
+    )
+
+
+@contextlib.contextmanager
+def _turn(directory: Path, *, title: str) -> Iterator[None]:
+    """Waits until no other run is at work on this stage of the store; the lock ends with the process."""
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(directory.with_name(f".{directory.name}.lock"), os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        raise UserError(f"--store {directory.parent}: cannot write there ({error.strerror})") from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logging.info("%s: waiting for another run that is at work on it", title)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            logging.info("%s: this file system has no locks; let only one run write there", directory.parent)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _link(link: Path, directory: Path) -> None:
+    """Makes `link` point to a stage of the store, in place of an earlier link."""
+    if link.is_symlink() and link.resolve() == directory.resolve():
+        return
+    if link.is_dir() and not link.is_symlink():
+        raise UserError(f"{link}: a stage made without --store; use another --workdir, or remove it")
+    link.parent.mkdir(parents=True, exist_ok=True)
+    with files.atomic_path(link) as temporary:
+        temporary.symlink_to(os.path.relpath(directory.resolve(), link.parent.resolve()), target_is_directory=True)
