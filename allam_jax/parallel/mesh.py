@@ -33,7 +33,7 @@ def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device
         UserError: the sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = _fill_in({"data": data, "fsdp": fsdp, "tensor": tensor}, device_count=len(devices))
+    sizes = tuple(mesh_shape(data=data, fsdp=fsdp, tensor=tensor, device_count=len(devices)).values())
     if devices[0].platform == "tpu":
         grid = _tpu_grid(sizes, devices)
     else:
@@ -42,7 +42,9 @@ def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def _fill_in(sizes: dict[str, int], *, device_count: int) -> tuple[int, ...]:
+def mesh_shape(*, data: int, fsdp: int, tensor: int, device_count: int) -> dict[str, int]:
+    """The size of each axis of the mesh of `make_mesh`, in their order; UserError as there."""
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     asked = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
     if any(size < 1 and size != -1 for size in sizes.values()):
         raise UserError(f"{asked}: each size is a positive number, or -1 for the rest of the {device_count} device(s)")
@@ -62,7 +64,7 @@ def _fill_in(sizes: dict[str, int], *, device_count: int) -> tuple[int, ...]:
             f"{asked}: the sizes multiply to {fixed}, but there are {device_count} device(s); "
             f"choose sizes that multiply to {device_count}, or give one as -1"
         )
-    return tuple(sizes.values())
+    return sizes
 
 
 def _tpu_grid(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:

@@ -1,0 +1,100 @@
+"""Compiles the real train step for a described cluster, and reads what it will need.
+
+The step is the one that the train task runs (`training/step.py`), lowered from shapes and shardings alone; XLA's CUDA
+compiler makes the program of one GPU of the cluster. Nothing is allocated, and no GPU, driver or toolkit is needed.
+"""
+
+import dataclasses
+import re
+
+from allam_jax.errors import UserError
+from allam_jax.parallel.mesh import check_batch, make_mesh
+from allam_jax.planning.cluster import Cluster
+from allam_jax.planning.collectives import Collective, collectives_of
+from allam_jax.planning.hlo import Module, parse
+from allam_jax.planning.memory import Memory, compiled_memory
+from allam_jax.planning.run import Run, shapes_of
+from allam_jax.planning.work import Work, work_of
+from allam_jax.planning.workload import attention_flops
+from allam_jax.training.step import make_train_step
+from kernels import aot
+
+# Matrix products of T x T with H in each attention kernel, by its name (kernels/attention).
+KERNEL_MATMULS = {
+    "attention_forward": 2,
+    "attention_d_queries": 3,  # scores, d probabilities, d queries
+    "attention_d_keys": 4,  # scores, d values, d probabilities, d keys
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompiledStep:
+    """What one GPU of the cluster does in a step, by the compiled program."""
+
+    memory: Memory
+    argument_bytes: int  # by the compiler's count
+    work: tuple[Work, ...]
+    collectives: tuple[Collective, ...]
+    kernels: tuple[str, ...]  # names of kernels that XLA cannot look into
+    uncounted: tuple[str, ...]  # those whose operations are not known: their time is that of their bytes
+    seconds: float  # that compiling took
+
+
+def compile_step(run: Run, *, cluster: Cluster) -> CompiledStep:
+    """Compiles `run` for `cluster` and reads the program.
+
+    Raises:
+        UserError: sizes that do not fit together, wheels that are missing, an attention backend that cannot serve it.
+    """
+    try:
+        devices = aot.topology(cluster.gpu.target, hosts=cluster.nodes, gpus_per_host=cluster.gpus_per_node)
+    except aot.Unavailable as error:
+        raise UserError(f"{error}; or set config.plan.compile=False for a plan from formulas alone") from None
+    mesh = make_mesh(**run.mesh, devices=devices)
+    check_batch(run.batch_size, accumulation=run.accumulation, mesh=mesh)
+    state, batch = shapes_of(run, mesh=mesh)
+    step = make_train_step(
+        config=run.model,
+        options=run.options,
+        optimizer=run.optimizer,
+        abstract=state,
+        mesh=mesh,
+        num_sources=run.num_sources,
+        accumulation=run.accumulation,
+        z_loss=run.z_loss,
+        num_chunks=run.loss_chunks,
+    )
+    try:
+        lowered = step.lower(state, batch)
+    except NotImplementedError as error:
+        raise UserError(f"config.compute.attention = {run.options.attention!r}: {error}") from None
+    report = aot.compile_report(lowered, kernels=False)
+    module = parse(report.hlo_text)
+    work, kernels, uncounted = counted_work(module, run=run)
+    return CompiledStep(
+        memory=compiled_memory(run, cluster=cluster, module=module, temp_bytes=report.temp_bytes),
+        argument_bytes=report.argument_bytes,
+        work=work,
+        collectives=tuple(collectives_of(module, mesh=mesh, gpus_per_node=cluster.gpus_per_node)),
+        kernels=kernels,
+        uncounted=uncounted,
+        seconds=report.seconds,
+    )
+
+
+def counted_work(module: Module, *, run: Run) -> tuple[tuple[Work, ...], tuple[str, ...], tuple[str, ...]]:
+    """The program's work with the operations of attention kernels filled in; names of all kernels, and of those
+    whose operations are not known."""
+    work, names, uncounted = [], set(), set()
+    for piece in work_of(module):
+        if piece.kind == "kernel":
+            name = next((part for part in reversed(piece.source.split("/")) if part != "pallas_call"), piece.source)
+            name = re.sub(r"[.\d]+$", "", name)
+            names.add(name)
+            if name in KERNEL_MATMULS:
+                flops = attention_flops(run.workload, matmuls=KERNEL_MATMULS[name])
+                piece = dataclasses.replace(piece, flops=flops)
+            else:
+                uncounted.add(name)
+        work.append(piece)
+    return tuple(work), tuple(sorted(names)), tuple(sorted(uncounted))

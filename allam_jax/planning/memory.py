@@ -1,0 +1,116 @@
+"""The memory of one GPU by class: counted exactly where it can be, estimated or taken from the compiler elsewhere."""
+
+import dataclasses
+
+import numpy as np
+
+from allam_jax.planning.cluster import Cluster
+from allam_jax.planning.hlo import Module
+from allam_jax.planning.run import Run, described_mesh, device_bytes, shapes_of
+from allam_jax.planning.workload import activation_bytes, gradient_bytes, working_bytes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes on one GPU while a step runs.
+
+    Parameters, optimizer and batch are exact: the sharded sizes of the step's arguments. Gradients are exact sizes of
+    what is held at the end of the backward pass. Activations are those kept from the forward for the backward pass.
+    Temporary is the rest of what the compiler asks for: gathered layers, copies in the compute dtype, logits of a
+    chunk, attention, workspace.
+    """
+
+    parameters: int
+    optimizer: int
+    batch: int
+    gradients: int
+    activations: int
+    temporary: int
+    usable: int  # of the GPU's memory
+
+    @property
+    def arguments(self) -> int:
+        """What lies in memory between steps, and the batch."""
+        return self.parameters + self.optimizer + self.batch
+
+    @property
+    def total(self) -> int:
+        """The highest that a step needs."""
+        return self.arguments + self.gradients + self.activations + self.temporary
+
+    @property
+    def headroom(self) -> int:
+        """Usable memory that is left; negative if the step does not fit."""
+        return self.usable - self.total
+
+    @property
+    def fits(self) -> bool:
+        """Whether the step can run."""
+        return self.headroom >= 0
+
+
+def argument_bytes(run: Run) -> dict[str, int]:
+    """Exact bytes on each device of the step's arguments: parameters, optimizer (with step and rng), batch."""
+    state, batch = shapes_of(run, mesh=described_mesh(run))
+    return {
+        "parameters": device_bytes(state.params),
+        "optimizer": device_bytes((state.optimizer, state.step, state.rng)),
+        "batch": device_bytes(batch),
+    }
+
+
+def estimated_memory(run: Run, *, cluster: Cluster, arguments: dict[str, int] | None = None) -> Memory:
+    """From formulas alone: exact arguments, estimated rest. `arguments`: of `argument_bytes`, if known already."""
+    workload = run.workload
+    return Memory(
+        **(arguments or argument_bytes(run)),
+        gradients=round(gradient_bytes(workload, param_bytes=np.dtype(run.param_dtype).itemsize)),
+        activations=round(activation_bytes(workload)),
+        temporary=round(working_bytes(workload)),
+        usable=cluster.usable_bytes,
+    )
+
+
+def compiled_memory(run: Run, *, cluster: Cluster, module: Module, temp_bytes: int) -> Memory:
+    """Of the compiled program; `temp_bytes` is the compiler's figure for everything that is no argument."""
+    kept = saved_bytes(module, num_layers=run.model.num_layers)
+    # Late in the backward pass activations may lie where gradients will: no class is larger than what there is.
+    activations = min(kept, temp_bytes)
+    gradients = round(gradient_bytes(run.workload, param_bytes=np.dtype(run.param_dtype).itemsize))
+    gradients = min(gradients, temp_bytes - activations)
+    return Memory(
+        **argument_bytes(run),
+        gradients=gradients,
+        activations=activations,
+        temporary=temp_bytes - activations - gradients,
+        usable=cluster.usable_bytes,
+    )
+
+
+def saved_bytes(module: Module, *, num_layers: int) -> int:
+    """Bytes that the loops of the forward pass stack up, a slice a layer, for the backward pass.
+
+    These are the elements of a loop's state with a first axis as long as there are layers and which the body changes.
+    """
+    total = 0
+    for name in module.runs():
+        for loop in module.computations[name].instructions.values():
+            if loop.opcode != "while" or "transpose(" in loop.attributes or loop.trip_count > num_layers:
+                continue
+            body = module.computations[dict_of_called(loop.attributes)["body"]]
+            results = body.operands(body.root)
+            for index, (shape, result) in enumerate(zip(loop.shapes, results, strict=True)):
+                unchanged = result.opcode == "get-tuple-element" and f"index={index}" in result.attributes.split(", ")
+                if shape.dims[:1] == (num_layers,) and not unchanged:
+                    total += shape.bytes
+    return total
+
+
+def dict_of_called(attributes: str) -> dict[str, str]:
+    """The computations that an instruction names, by role: `condition`, `body`."""
+    found = {}
+    for part in attributes.split(", "):
+        key, _, value = part.partition("=")
+        if key in ("condition", "body"):
+            found[key] = value.lstrip("%")
+    return found

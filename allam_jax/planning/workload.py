@@ -1,0 +1,287 @@
+"""The analytic model of a training step: what one GPU computes, moves, sends and keeps, from formulas alone.
+
+Cheap enough to rank hundreds of meshes in a second, and the only model for runs of other frameworks. The compiled
+program has the last word (`planning/compiled.py`); the tests hold both against each other.
+
+Letters: L layers, D width, N and K query and key/value heads, H head size, F feed-forward width, V padded vocabulary,
+T sequence; m tokens of a micro-batch on one GPU, t GPUs along `tensor`, f along `fsdp`, d along `data`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+from allam_jax.model.config import LlamaConfig
+from allam_jax.planning.cluster import Cluster
+from allam_jax.planning.collectives import Collective
+from allam_jax.planning.work import Work
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_HLO_NAME = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Remat:
+    """What the backward pass computes a second time, as shares of the forward pass, and what it keeps instead."""
+
+    projections: float  # query, key, value, output, gate and up
+    down: float
+    attention: float
+    elementwise: float
+
+
+# Ours (model/llama.py). With "full", the product with `down` is not needed again: nothing in the layer follows it.
+REMAT = {
+    "none": Remat(projections=0, down=0, attention=0, elementwise=0),
+    "dots": Remat(projections=0, down=0, attention=0, elementwise=1),
+    "full": Remat(projections=1, down=0, attention=1, elementwise=1),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workload:
+    """One training step on a mesh."""
+
+    model: LlamaConfig
+    mesh: Mapping[str, int]  # data, fsdp, tensor
+    rows: int  # sequences of one micro-batch on one batch shard
+    accumulation: int
+    seq_len: int
+    remat: str | Remat
+    compute_dtype: str = "bfloat16"
+    loss_chunks: int = 8
+    # How attention is computed: "fused" (no T x T array in memory) or "materialized" (plain matmuls and a softmax).
+    attention: str = "fused"
+    backward_attention_matmuls: int = 7  # FlashAttention-2 with kernels of their own for dQ and for dK, dV; 5 fused
+    # Between matmuls each tensor GPU has its own positions (Megatron's sequence parallelism, 2205.05198), as in ours.
+    sequence_parallel: bool = True
+
+    @property
+    def policy(self) -> Remat:
+        """The rematerialisation policy."""
+        return REMAT[self.remat] if isinstance(self.remat, str) else self.remat
+
+    @property
+    def tokens(self) -> int:
+        """m: of one micro-batch on one GPU; along `tensor` GPUs share them."""
+        return self.rows * self.seq_len
+
+    @property
+    def residual_share(self) -> float:
+        """Of a micro-batch's residual stream, that one GPU holds."""
+        return 1 / self.mesh["tensor"] if self.sequence_parallel else 1.0
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Of the whole cluster."""
+        return self.tokens * self.accumulation * self.mesh["data"] * self.mesh["fsdp"]
+
+    @property
+    def kv_heads(self) -> float:
+        """K on one GPU: heads that `tensor` does not divide are kept whole."""
+        K, t = self.model.num_kv_heads, self.mesh["tensor"]
+        return K / t if K % t == 0 else K
+
+    @property
+    def layer_parameters(self) -> float:
+        """Matrix elements of one layer on one tensor shard, gathered over `fsdp`."""
+        c, t = self.model, self.mesh["tensor"]
+        return c.dim * (c.head_dim * (2 * c.num_heads / t + 2 * self.kv_heads) + 3 * c.mlp_dim / t)
+
+    @property
+    def table_parameters(self) -> float:
+        """Elements of one table (embedding or head) on one tensor shard, gathered over `fsdp`."""
+        return self.model.padded_vocab_size * self.model.dim / self.mesh["tensor"]
+
+    @property
+    def shard_parameters(self) -> float:
+        """Elements of all parameters that one GPU holds and updates."""
+        c = self.model
+        tables = self.table_parameters * (1 if c.tie_embeddings else 2)
+        return (c.num_layers * self.layer_parameters + tables) / self.mesh["fsdp"]
+
+
+def attention_flops(workload: Workload, *, matmuls: float) -> float:
+    """Of one layer and micro-batch on one GPU: `matmuls` products of T x T with H, half of each masked and skipped."""
+    c, t = workload.model, workload.mesh["tensor"]
+    full = 2.0 * workload.tokens * workload.seq_len * c.num_heads * c.head_dim / t * matmuls
+    return full if workload.attention == "materialized" else full / 2
+
+
+def work_of_step(workload: Workload) -> list[Work]:
+    """All matmuls, attention and memory-bound work of one step on one GPU."""
+    c, w, m = workload.model, workload.policy, workload.tokens
+    t = workload.mesh["tensor"]
+    A, L, size = workload.accumulation, c.num_layers, BYTES[workload.compute_dtype]
+    D, F, NH, KH = c.dim, c.mlp_dim / t, c.num_heads * c.head_dim / t, workload.kv_heads * c.head_dim
+    down = D * F
+    others = workload.layer_parameters - down
+
+    # A product reads both operands and writes the result; forward, gradient of the input, gradient of the weight.
+    def product(name: str, elements: float, recomputed: float, rest: float) -> Work:
+        passes = 3 + recomputed
+        return Work(
+            kind="matmul",
+            flops=2.0 * m * elements * passes,
+            bytes=(elements + m * rest) * size * passes,
+            count=A * L,
+            source=name,
+        )
+
+    matmuls = 2 + workload.backward_attention_matmuls + 2 * w.attention
+    work = [
+        product("down", down, w.down, F + D),
+        product("projections", others, w.projections, 5 * D + 2 * NH + 2 * KH + 2 * F),
+        _attention_work(workload, matmuls=matmuls, io=(2 * NH + 2 * KH) * m * size * (3 + w.attention)),
+        # Norms, residual sums, rotation and SwiGLU read and write the activations; backward costs twice forward.
+        Work(
+            kind="memory",
+            flops=0.0,
+            bytes=m * size * (12 * D * workload.residual_share + 4 * (NH + KH) + 3 * F) * (3 + w.elementwise),
+            count=A * L,
+            source="elementwise",
+        ),
+    ]
+    V = c.padded_vocab_size / t
+    chunk = m / workload.loss_chunks
+    work.append(
+        Work(
+            kind="matmul",
+            flops=2.0 * chunk * D * V * 3,
+            bytes=chunk * (2 * D + 3 * V) * size * 2 + 3 * D * V * size,
+            count=A * workload.loss_chunks,
+            source="head",
+        )
+    )
+    # Float32 logits are written and read for the softmax, and the head's gradient is summed in float32, chunk by chunk.
+    work.append(
+        Work(
+            kind="memory",
+            flops=0.0,
+            bytes=24.0 * chunk * V + 8.0 * D * V,
+            count=A * workload.loss_chunks,
+            source="loss",
+        )
+    )
+    # AdamW reads parameter, two moments and gradient and writes three; a norm, and a copy in the compute dtype.
+    work.append(Work(kind="memory", flops=0.0, bytes=38.0 * workload.shard_parameters, count=1, source="optimizer"))
+    if A > 1:
+        work.append(
+            Work(kind="memory", flops=0.0, bytes=12.0 * workload.shard_parameters, count=A, source="accumulation")
+        )
+    return work
+
+
+def _attention_work(workload: Workload, *, matmuls: float, io: float) -> Work:
+    flops = attention_flops(workload, matmuls=matmuls)
+    if workload.attention == "fused":
+        return Work(kind="kernel", flops=flops, bytes=io, count=workload.accumulation * workload.model.num_layers)
+    # Scores are written; masked, softmaxed (and dropped out) in one pass or two; read again; backward likewise.
+    c, t = workload.model, workload.mesh["tensor"]
+    scores = workload.tokens * workload.seq_len * c.num_heads / t * BYTES[workload.compute_dtype]
+    touches = 6 * (1 + workload.policy.attention) + 9
+    return Work(
+        kind="kernel",
+        flops=flops,
+        bytes=io + touches * scores,
+        count=workload.accumulation * workload.model.num_layers,
+    )
+
+
+def collectives_of_step(workload: Workload, *, cluster: Cluster) -> list[Collective]:
+    """What the sharding rules (parallel/sharding.py) make XLA send in one step.
+
+    Args:
+        workload: the step.
+        cluster: tells which groups leave a node: `tensor` runs along neighbours, then `fsdp`, then `data`.
+    """
+    mesh, A, L = workload.mesh, workload.accumulation, workload.model.num_layers
+    d, f, t = (mesh[axis] for axis in ("data", "fsdp", "tensor"))
+    dtype, size = _HLO_NAME[workload.compute_dtype], BYTES[workload.compute_dtype]
+    layer, table = workload.layer_parameters, workload.table_parameters
+    found: list[Collective] = []
+
+    def add(kind: str, axis: str, n: int, stride: int, dtype: str, payload: float, count: int) -> None:
+        if n > 1 and count:
+            found.append(
+                Collective(
+                    kind=kind,
+                    axes=(axis,),
+                    dtype=dtype,
+                    payload_bytes=round(payload),
+                    group_size=n,
+                    ranks_per_node=ranks_per_node(n, stride=stride, gpus_per_node=cluster.gpus_per_node),
+                    count=count,
+                )
+            )
+
+    # Layers are gathered for the forward and again for the backward pass; gradients are scattered after each one.
+    add("all-gather", "fsdp", f, t, dtype, layer * size, 2 * A * L)
+    add("reduce-scatter", "fsdp", f, t, dtype, layer * size, A * L)
+    add("all-gather", "fsdp", f, t, dtype, table * size, A)
+    add("reduce-scatter", "fsdp", f, t, "f32", table * 4, A)
+    add("all-reduce", "data", d, t * f, dtype, layer / f * size, A * L)
+    add("all-reduce", "data", d, t * f, "f32", table / f * 4, 2 * A)
+    activations = workload.tokens * workload.model.dim * size
+    # The embedding is looked up in slices of the width, which an all-to-all sorts by token, forward and backward.
+    add("all-to-all", "fsdp", f, t, dtype, activations * workload.residual_share, 2 * A)
+    products = 4 + workload.policy.projections  # attention and MLP, forward and backward; one again
+    if workload.sequence_parallel:
+        gathers = 4 + 2 * workload.policy.projections
+        add("all-gather", "tensor", t, 1, dtype, activations, round(A * L * gathers))
+        add("reduce-scatter", "tensor", t, 1, dtype, activations, round(A * L * products))
+    else:
+        add("all-reduce", "tensor", t, 1, dtype, activations, round(A * L * products))
+    add("all-reduce", "tensor", t, 1, dtype, activations, 2 * A)  # embedding, gradient of the head's input
+    return found
+
+
+def ranks_per_node(n: int, *, stride: int, gpus_per_node: int) -> int:
+    """Members on one node of a group of `n` GPUs that lie `stride` apart."""
+    return max(1, min(n, gpus_per_node // stride))
+
+
+def saved_elements(workload: Workload) -> float:
+    """Elements that one layer keeps of a token for the backward pass, in the compute dtype."""
+    c, t = workload.model, workload.mesh["tensor"]
+    D, F, NH, KH = c.dim, c.mlp_dim / t, c.num_heads * c.head_dim / t, workload.kv_heads * c.head_dim
+    D *= workload.residual_share
+    if workload.remat == "full":
+        return D
+    # Layer input, product with the output matrix, gate and up, q, k, v, attention's result.
+    dots = 2 * D + 2 * NH + 2 * KH + 2 * F
+    if workload.remat == "dots":
+        return dots
+    if workload.remat == "none":
+        return dots + 5 * D + NH + KH + 2 * F  # both norms in and out, q and k before their rotation, SwiGLU's parts
+    raise ValueError(f"remat {workload.remat!r}: what another framework keeps is not known")
+
+
+def working_bytes(workload: Workload) -> float:
+    """The compiler's temporary memory beside saved activations and gradients: the largest of what lives at one time."""
+    c, m, size = workload.model, workload.tokens, BYTES[workload.compute_dtype]
+    t = workload.mesh["tensor"]
+    copies = c.num_layers * workload.layer_parameters / workload.mesh["fsdp"] * size  # cast before the scan
+    gathered = 2 * workload.layer_parameters * size  # a layer and, prefetched, the next
+    layer = m * size * (6 * c.dim + (4 * c.num_heads * c.head_dim + 6 * c.mlp_dim) / t)
+    if workload.attention == "materialized":
+        layer += 3 * 4 * m * workload.seq_len * c.num_heads / t
+    V = c.padded_vocab_size / t
+    loss = 10.0 * m / workload.loss_chunks * V + (8 + 2 * size) * c.dim * V
+    return copies + max(gathered + layer, loss)
+
+
+def gradient_bytes(workload: Workload, *, param_bytes: int) -> float:
+    """Gradients as they are held: layers in the compute dtype, tables in the parameters'; with accumulation, float32
+    sums of all of them besides."""
+    layers = workload.model.num_layers * workload.layer_parameters / workload.mesh["fsdp"]
+    tables = workload.shard_parameters - layers
+    held = layers * BYTES[workload.compute_dtype] + tables * param_bytes
+    return held + (4 * workload.shard_parameters if workload.accumulation > 1 else 0)
+
+
+def activation_bytes(workload: Workload) -> float:
+    """Saved between the forward and the backward pass of one micro-batch."""
+    size = BYTES[workload.compute_dtype]
+    per_token = workload.model.num_layers * saved_elements(workload) + 2 * workload.model.dim
+    return math.ceil(workload.tokens * per_token * size)
