@@ -102,8 +102,9 @@ class _Launch:
     shared_memory: int
 
 
-# Mosaic compiles a kernel once per process and then leaves no dump: what was read the first time, by its hash.
-_mosaic_kernels: dict[str, Kernel] = {}
+# Mosaic compiles a kernel once per process and then leaves no dump: what was read the first time, by the hashes of the
+# kernels of one program and name, for a dump does not say which of these it is.
+_mosaic_kernels: dict[frozenset[str], tuple[Kernel, ...]] = {}
 
 
 def read_dumps(xla: Path, mosaic: Path, *, hlo_text: str, ptxas: Callable[[Path], str]) -> tuple[Kernel, ...]:
@@ -212,15 +213,16 @@ def _kernels_of(file: Path, ptxas, launches: dict[str, _Launch], *, mosaic: bool
 def _remember_mosaic(dumped: list[Kernel], hlo_text: str) -> list[Kernel]:
     """The Mosaic kernels of the program: those dumped now and those that an earlier compile dumped."""
     called = {m["hash"]: m["name"] for m in _MOSAIC_CALL.finditer(hlo_text)}
-    for name in {name for key, name in called.items() if key not in _mosaic_kernels}:
-        keys = [key for key, other in called.items() if other == name and key not in _mosaic_kernels]
+    known = [keys for keys in _mosaic_kernels if keys <= called.keys()]
+    unknown = called.keys() - frozenset().union(*known)
+    for name in sorted({called[key] for key in unknown}):
+        keys = frozenset(key for key in unknown if called[key] == name)
         found = [kernel for kernel in dumped if kernel.name == f"{name}_mosaic_gpu_kernel"]
-        if len(keys) > 1:
-            raise RuntimeError(f"{len(keys)} Mosaic kernels are called {name}; give them different names")
-        if len(found) != 1:
+        if len(found) != len(keys):
             raise RuntimeError(
-                f"Mosaic kernel {name} has {len(found)} dumps: it was compiled in this process before; "
-                "compile it first with compile_report"
+                f"{len(found)} dumps of {len(keys)} Mosaic kernels called {name}: one was compiled in this process "
+                "before; compile each program first with compile_report, and give kernels different names"
             )
-        _mosaic_kernels[keys[0]] = dataclasses.replace(found[0], name=name)
-    return [_mosaic_kernels[key] for key in called]
+        _mosaic_kernels[keys] = tuple(dataclasses.replace(kernel, name=name) for kernel in found)
+        known.append(keys)
+    return [kernel for keys in known for kernel in _mosaic_kernels[keys]]

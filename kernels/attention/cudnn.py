@@ -65,7 +65,7 @@ def refuse_unsupported(
     if dtype not in DTYPES or k_BTKH.dtype != dtype or v_BTKH.dtype != dtype:
         raise NotImplementedError(f"cuDNN takes bfloat16 or float16, not {dtype}, {k_BTKH.dtype} and {v_BTKH.dtype}")
     largest = 128 if capability < 9 else 256
-    if H % 8 or H > largest:
+    if H % 8 or largest < H:
         raise NotImplementedError(f"cuDNN takes heads of a multiple of 8 up to {largest} on this GPU, not {H}")
     if T % 2:
         raise NotImplementedError(f"cuDNN differentiates masked attention over an even number of tokens only, not {T}")
