@@ -22,8 +22,10 @@ from allam_jax.errors import UserError
 from allam_jax.files import check_file_sizes, file_sizes, read_json, write_json
 from allam_jax.model.config import LlamaConfig
 from allam_jax.model.llama import Params, abstract_params, param_axes
+from allam_jax.model.orbax_arrays import save_args, write_arrays
 from allam_jax.model.orbax_logs import quiet_orbax
 from allam_jax.model.output_directory import collective_directory, copy_tokenizer, tokenizer_files
+from allam_jax.model.streamed import StreamedArray
 from allam_jax.parallel.distributed import barrier, is_main_process
 from allam_jax.parallel.sharding import DEFAULT_RULES, ShardingRules, parameter_shardings
 
@@ -59,7 +61,7 @@ def save_weights(
 
     Args:
         directory: on a file system that all processes share.
-        params: the parameters, in any layout.
+        params: the parameters, in any layout, or a `StreamedArray` for each.
         config: their architecture.
         tokenizer_dir: whose tokenizer files are copied along.
         metadata: JSON-able.
@@ -71,13 +73,12 @@ def save_weights(
     if tokenizer_dir is not None:
         tokenizer_files(tokenizer_dir)
     with collective_directory(Path(directory)) as temporary:
-        with _checkpointer() as checkpointer:
-            try:
-                checkpointer.save((temporary / PARAMS_FOLDER).absolute(), params)
-            except ValueError as error:  # of which kind Orbax says in words only
-                if number := re.search(r"os_error_code='(\d+)'", str(error)):
-                    raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-                raise
+        try:
+            _save_params(temporary / PARAMS_FOLDER, params)
+        except ValueError as error:  # of which kind Orbax says in words only
+            if number := re.search(r"os_error_code='(\d+)'", str(error)):
+                raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+            raise
         barrier(f"parameters of {directory}")
         if is_main_process():
             write_json(temporary / FILE_LIST, file_sizes(temporary / PARAMS_FOLDER))
@@ -85,6 +86,14 @@ def save_weights(
                 copy_tokenizer(tokenizer_dir, to=temporary / TOKENIZER_FOLDER)
             write_json(temporary / METADATA_FILE, metadata or {})
             write_json(temporary / MODEL_FILE, config_to_json(config))
+
+
+def _save_params(folder: Path, params: Params) -> None:
+    if all(isinstance(leaf, StreamedArray) for leaf in jax.tree.leaves(params)):
+        write_arrays(folder, params)
+        return
+    with _checkpointer() as checkpointer:
+        checkpointer.save(folder.absolute(), args=ocp.args.StandardSave(params, save_args=save_args(params)))
 
 
 def load_weights(
@@ -105,6 +114,22 @@ def load_weights(
     Raises:
         UserError: not a weights directory, an unknown layout version, or parameters that do not fit `model.json`.
     """
+    folder = (Path(directory) / PARAMS_FOLDER).absolute()
+    opened = open_weights(directory)
+    config, stored = opened.config, opened.params
+    with _checkpointer() as checkpointer:
+        try:
+            target = abstract_on_devices(stored, config=config, param_dtype=param_dtype, mesh=mesh, rules=rules)
+            params = checkpointer.restore(folder, target)
+        except jax.errors.JaxRuntimeError:  # no memory left, and the like
+            raise
+        except Exception as error:  # Orbax raises this very class for damaged arrays
+            raise _unreadable(folder, error) from error
+    return dataclasses.replace(opened, params=params)
+
+
+def open_weights(directory: Path) -> LoadedWeights:
+    """What `load_weights` gives, but for the parameters: in their place is what Orbax knows of each (shape, dtype)."""
     directory = Path(directory)
     config = config_from_json(read_json(directory / MODEL_FILE), file=directory / MODEL_FILE)
     metadata = read_json(directory / METADATA_FILE)
@@ -115,16 +140,16 @@ def load_weights(
     with _checkpointer() as checkpointer:
         try:
             stored = checkpointer.metadata(folder).item_metadata.tree
-            _check_shapes(stored, config, where=str(folder))
-            target = abstract_on_devices(stored, config=config, param_dtype=param_dtype, mesh=mesh, rules=rules)
-            params = checkpointer.restore(folder, target)
-        except (UserError, jax.errors.JaxRuntimeError):  # the latter: no memory left, and the like
-            raise
-        except Exception as error:  # Orbax raises this very class for damaged arrays
-            reason = str(error).strip().splitlines()[0][:200]
-            raise UserError(f"{folder}: cannot be read ({reason}); copy or export it again") from error
+        except Exception as error:  # Orbax raises this very class for damaged files
+            raise _unreadable(folder, error) from error
+    _check_shapes(stored, config, where=str(folder))
     tokenizer_dir = directory / TOKENIZER_FOLDER
-    return LoadedWeights(params, config, metadata, tokenizer_dir if tokenizer_dir.is_dir() else None)
+    return LoadedWeights(stored, config, metadata, tokenizer_dir if tokenizer_dir.is_dir() else None)
+
+
+def _unreadable(folder: Path, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0][:200]
+    return UserError(f"{folder}: cannot be read ({reason}); copy or export it again")
 
 
 def is_weights_directory(path: Path) -> bool:
