@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from allam_jax.errors import UserError
 
@@ -79,17 +79,17 @@ def _tpu_grid(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
     )
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Into how many pieces the rows of a batch are cut."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The sharding of `[B, T]` arrays: rows over `data` and `fsdp`, whole rows on each device."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def check_batch(global_batch: int, *, accumulation: int, mesh: Mesh) -> None:
+def check_batch(global_batch: int, *, accumulation: int, mesh: Mesh | AbstractMesh) -> None:
     """UserError unless every device gets the same number of whole rows of every microbatch."""
     if accumulation < 1:
         raise UserError(f"gradient accumulation is {accumulation}: expected a number of microbatches, at least 1")

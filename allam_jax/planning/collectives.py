@@ -65,8 +65,8 @@ def collectives_of(module: Module, *, mesh: Mesh, gpus_per_node: int) -> list[Co
             if groups.shape[1] > 1:
                 found = _describe(computation, instruction, kind, groups, mesh=mesh, gpus_per_node=gpus_per_node)
                 counts[found] = counts.get(found, 0) + times
-    found = [dataclasses.replace(collective, count=count) for collective, count in counts.items()]
-    return sorted(found, key=lambda c: -c.wire_bytes * c.count)
+    all_found = [dataclasses.replace(collective, count=count) for collective, count in counts.items()]
+    return sorted(all_found, key=lambda c: -c.wire_bytes * c.count)
 
 
 def _describe(

@@ -102,9 +102,20 @@ def megatron_seconds(*, model: LlamaConfig, batch: int, gpus: int, tflops: float
 
 # Megatron sums gradients over its micro-batches before it reduces them; ours are reduced with every one. Entered as
 # micro-batches of 16, which is one, or for 18.4B two, of each replica's share.
-def _megatron(name: str, *, gpus: int, batch: int, tflops: float, rows: int, tensor: int, **shape: int) -> Published:
+def _megatron(
+    name: str, *, gpus: int, batch: int, tflops: float, rows: int, tensor: int, dim: int, layers: int, heads: int
+) -> Published:
     data = gpus // tensor
-    workload = _gpt(**shape, tensor=tensor, data=data, rows=rows, accumulation=batch // (data * rows), remat=EVERYTHING)
+    workload = _gpt(
+        dim=dim,
+        layers=layers,
+        heads=heads,
+        tensor=tensor,
+        data=data,
+        rows=rows,
+        accumulation=batch // (data * rows),
+        remat=EVERYTHING,
+    )
     return Published(
         name=f"Megatron-LM GPT {name}, {gpus} A100",
         source=f"2104.04473, table 1: {tflops:.0f} TFLOP/s",

@@ -128,15 +128,15 @@ def assumptions(plan: Plan) -> list[str]:
     e, gpu = plan.cluster.efficiency, plan.cluster.gpu
     peak = gpu.peak_flops[plan.run.options.compute_dtype] / 1e12
     lines = [
-        f"- Matrix products at {e.matmul:.0%} of {peak:,.0f} TFLOP/s, attention kernels at {e.attention:.0%}, memory at "
-        f"{e.memory:.0%} of {gpu.memory_bandwidth / 1e12:.2f} TB/s: the same shares for every model, mesh and GPU, "
+        f"- Matrix products at {e.matmul:.0%} of {peak:,.0f} TFLOP/s, attention kernels at {e.attention:.0%}, memory "
+        f"at {e.memory:.0%} of {gpu.memory_bandwidth / 1e12:.2f} TB/s: the same shares for every model, mesh and GPU, "
         "checked against published runs (docs/planning.md).",
         f"- Links at {e.links:.0%} of {gpu.nvlink_bandwidth / 1e9:.0f} GB/s inside a node and "
         f"{gpu.network_bandwidth / 1e9:.0f} GB/s of network for each GPU; {e.overlap:.0%} of the time of fsdp and data "
         "collectives is hidden behind compute, nothing of those over tensor.",
         "- Attention is counted causal, as for one document in each row; packed rows are quicker.",
-        f"- A node draws {gpu.watts * plan.cluster.gpus_per_node:,.0f} W at most, {plan.energy.power_share:.0%} of it on "
-        f"average; the building takes {plan.energy.pue} times that. No failures, evaluations or restarts are in the days.",
+        f"- A node draws {gpu.watts * plan.cluster.gpus_per_node:,.0f} W at most, {plan.energy.power_share:.0%} of it "
+        f"on average; the building takes {plan.energy.pue} times that. The days know no failures and no evaluation.",
         f"- A program may use {plan.cluster.usable_share:.0%} of the memory "
         f"(XLA_PYTHON_CLIENT_MEM_FRACTION={plan.cluster.usable_share:g}); the rest is for CUDA and NCCL.",
     ]

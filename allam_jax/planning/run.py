@@ -107,7 +107,7 @@ def run_of(config: ConfigDict, *, device_count: int) -> Run:
 def shapes_of(run: Run, *, mesh: Mesh | AbstractMesh) -> tuple[TrainState, dict[str, jax.ShapeDtypeStruct]]:
     """Shapes, dtypes and shardings of the state and of a batch; UserError for a parameter the mesh does not divide."""
     state = abstract_state(run.model, optimizer=run.optimizer, mesh=mesh, param_dtype=run.param_dtype)  # type: ignore[arg-type]
-    sharding = batch_sharding(mesh)  # type: ignore[arg-type]
+    sharding = batch_sharding(mesh)
     shape = (run.batch_size, run.seq_len)
     return state, {key: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for key, dtype in DTYPES.items()}
 

@@ -244,8 +244,8 @@ def ranks_per_node(n: int, *, stride: int, gpus_per_node: int) -> int:
 def saved_elements(workload: Workload) -> float:
     """Elements that one layer keeps of a token for the backward pass, in the compute dtype."""
     c, t = workload.model, workload.mesh["tensor"]
-    D, F, NH, KH = c.dim, c.mlp_dim / t, c.num_heads * c.head_dim / t, workload.kv_heads * c.head_dim
-    D *= workload.residual_share
+    D = c.dim * workload.residual_share
+    F, NH, KH = c.mlp_dim / t, c.num_heads * c.head_dim / t, workload.kv_heads * c.head_dim
     if workload.remat == "full":
         return D
     # Layer input, product with the output matrix, gate and up, q, k, v, attention's result.

@@ -60,7 +60,7 @@ class TrainStep:
         with jax.set_mesh(self._mesh):
             return self._jitted(state, batch)
 
-    def lower(self, state: TrainState, batch: Batch) -> jax.stages.Lowered:
+    def lower(self, state: TrainState, batch: dict[str, jax.ShapeDtypeStruct]) -> jax.stages.Lowered:
         """The program for a state and batch of `jax.ShapeDtypeStruct`s with shardings; nothing is allocated."""
         with jax.set_mesh(self._mesh):
             return self._jitted.lower(state, batch)
