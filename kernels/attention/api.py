@@ -7,17 +7,24 @@ from collections.abc import Callable
 from absl import logging
 from jaxtyping import Array, Float, Int
 
+from kernels import device
 from kernels.attention import dropout as dropout_masks
 from kernels.attention import sharded
 from kernels.attention.reference import AttentionOutput
 from kernels.attention.sharded import Partition as Partition
 
-# Tried in this order by "auto"; one that cannot serve a request raises NotImplementedError with the reason. Modules are
-# imported when they are tried: GPU backends need parts of JAX that not every installation has.
+# A backend that cannot serve a request raises NotImplementedError with the reason. Modules are imported when they are
+# tried: GPU backends need parts of JAX, or packages, that not every installation has.
 _BACKENDS = {
-    "xla_chunked": "kernels.attention.xla_chunked",
     "xla": "kernels.attention.reference",
+    "xla_chunked": "kernels.attention.xla_chunked",
+    "triton": "kernels.attention.triton",
+    "cudnn": "kernels.attention.cudnn",
+    "tokamax": "kernels.attention.tokamax_backend",
 }
+# What "auto" tries, best first. cudnn and tokamax are there to compare with: both store a mask of T x T for each row.
+_ON_CUDA = ("triton", "xla_chunked", "xla")
+_ELSEWHERE = ("xla_chunked", "xla")
 
 BACKENDS = ("auto", *_BACKENDS)
 
@@ -82,8 +89,10 @@ def attention_and_log_z(
     if backend not in BACKENDS:
         raise ValueError(f"attention backend {backend!r} is unknown; expected one of {', '.join(BACKENDS)}")
     dropout = dropout_masks.from_key(dropout_key) if dropout_key is not None and dropout_rate > 0.0 else None
+    target = device.current_target(q_BTNH)
+    order = _ON_CUDA if target.platform == "cuda" else _ELSEWHERE
     reasons = []
-    for name in _BACKENDS if backend == "auto" else (backend,):
+    for name in order if backend == "auto" else (backend,):
         try:
             output = sharded.over_mesh(
                 _call(name, scale=q_BTNH.shape[-1] ** -0.5 if scale is None else scale, dropout_rate=dropout_rate),
@@ -97,7 +106,7 @@ def attention_and_log_z(
         except NotImplementedError as error:
             reasons.append(f"{name}: {error}")
             continue
-        _say_once(name, "asked for" if backend == name else "; ".join(reasons) or "first choice")
+        _say_once(name, "asked for" if backend == name else "; ".join(reasons) or f"first choice on {target.kind}")
         return output
     raise NotImplementedError(f"no attention backend can serve this: {'; '.join(reasons)}")
 

@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
+from kernels import device
 from kernels.attention import triton_backward, triton_forward
 from kernels.attention.blocks import LARGEST_HEAD_DIM, Blocks, Pass, blocks_for
 from kernels.attention.dropout import Dropout, streams_BN
@@ -32,7 +33,7 @@ def attention(
     dropout_rate: float = 0.0,
     dropout: Dropout | None = None,
     interpret: bool = False,
-    generation: str = "sm90",
+    generation: str | None = None,
     blocks: dict[Pass, Blocks] | None = None,
 ) -> AttentionOutput:
     """As `reference.attention`, up to rounding; differentiable in q, k and v by both outputs.
@@ -40,7 +41,7 @@ def attention(
     Args:
         q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, scale, dropout_rate, dropout: see `reference.attention`.
         interpret: run the kernels on the CPU, for tests.
-        generation: of the device, "sm80" or "sm90"; chooses the blocks.
+        generation: of the device, "sm80" or "sm90"; chooses the blocks. None asks the device that the trace is for.
         blocks: other blocks than those of the table, for tuning and tests.
 
     Raises:
@@ -48,6 +49,10 @@ def attention(
     """
     (B, T, N, H), K = q_BTNH.shape, k_BTKH.shape[2]
     dtype = q_BTNH.dtype
+    target = device.current_target(q_BTNH)
+    if not interpret and (target.platform != "cuda" or 0 < target.major < 8):
+        raise NotImplementedError(f"Triton kernels need an NVIDIA GPU from Ampere on, not {target.kind}")
+    generation = generation or target.capability or "sm80"
     if dtype not in DTYPES or k_BTKH.dtype != dtype or v_BTKH.dtype != dtype:
         raise NotImplementedError(
             f"q, k and v are {dtype}, {k_BTKH.dtype} and {v_BTKH.dtype}; expected one of bfloat16, float16, float32"
