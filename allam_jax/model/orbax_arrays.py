@@ -35,13 +35,13 @@ def save_args(tree: Any) -> Any:
     return jax.tree.map(leaf_args, tree)
 
 
-def open_array(folder: Path, name: str, *, cache_bytes: int = 0, write: bool = False) -> ts.TensorStore:
+def open_array(folder: Path, name: str, *, context: ts.Context | None = None, write: bool = False) -> ts.TensorStore:
     """Opens one array of an Orbax checkpoint.
 
     Args:
         folder: what Orbax has written.
         name: the keys of the array in the tree, joined by dots.
-        cache_bytes: so much of the chunks that were read last stays in memory.
+        context: its `cache_pool` keeps chunks that will be read again; None keeps none.
         write: whether it will be written to.
 
     Raises:
@@ -49,7 +49,6 @@ def open_array(folder: Path, name: str, *, cache_bytes: int = 0, write: bool = F
     """
     base = {"driver": "file", "path": f"{Path(folder).absolute()}/"}
     spec = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}}
-    context = ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
     try:
         return ts.open(spec, open=True, read=True, write=write, context=context, recheck_cached_data=False).result()
     except (ValueError, RuntimeError, OSError) as error:

@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 
 from allam_jax.errors import UserError
 from allam_jax.files import check_file_sizes, file_sizes, read_json, write_json
+from allam_jax.model.orbax_arrays import save_args
 from allam_jax.model.orbax_logs import quiet_orbax
 from allam_jax.parallel.distributed import barrier, gather, is_main_process
 
@@ -31,6 +32,7 @@ _TEMPORARY = ".orbax-checkpoint-tmp"
 _DELETED = ".deleted"
 _JSON_FILE = "content.json"  # of the items `data` and `metadata`; Orbax wants one name for both
 _FILE_LIST = "files.json"
+_STATE = "state"
 _REMOVED = (
     "the checkpoint folder has been removed or emptied during the run; put it back and run the same command again to "
     "resume, or start anew with another --workdir"
@@ -109,7 +111,7 @@ class Checkpointer:
             self._orbax.save(
                 path,
                 args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(state),
+                    state=ocp.args.PyTreeSave(state, save_args=save_args(state)),
                     data=ocp.args.JsonSave(data),
                     metadata=ocp.args.JsonSave({"step": step, **metadata}),
                 ),
@@ -242,6 +244,20 @@ def restore_params(path: Path, *, abstract_params: Any) -> Any:
     return _restore_state(path, {"params": abstract_params}, partial=True)["params"]
 
 
+def params_folder(path: Path, *, abstract_params: Any) -> Path:
+    """Where in the checkpoint directory `path` Orbax has the state, and in it the parameters under the key `params`.
+
+    Raises:
+        UserError: files are missing or cut, or the parameters have other names or shapes than `abstract_params`.
+    """
+    _check_complete(path)
+    folder = path / _STATE
+    with _unreadable_is_reported(folder):
+        stored = ocp.PyTreeCheckpointHandler().metadata(folder).tree
+    _check_matches(stored, {"params": abstract_params}, path=folder, partial=True)
+    return folder
+
+
 def read_metadata(path: Path) -> dict[str, Any]:
     """The metadata of the checkpoint directory `path`."""
     return read_json(path / "metadata" / _JSON_FILE)
@@ -288,12 +304,10 @@ def _handler() -> ocp.CompositeCheckpointHandler:
 
 
 def _restore_state(path: Path, abstract: Any, *, partial: bool) -> Any:
-    quiet_orbax()
-    remedy = "this checkpoint is damaged or was not copied completely; use another"
-    check_file_sizes(path, expected=read_json(path / _FILE_LIST), remedy=remedy)
-    path = path / "state"
+    _check_complete(path)
+    path = path / _STATE
     handler = ocp.PyTreeCheckpointHandler()
-    try:
+    with _unreadable_is_reported(path):
         stored = handler.metadata(path).tree
         _check_matches(stored, abstract, path=path, partial=partial)
         return handler.restore(
@@ -304,6 +318,18 @@ def _restore_state(path: Path, abstract: Any, *, partial: bool) -> Any:
                 partial_restore=partial,
             ),
         )
+
+
+def _check_complete(path: Path) -> None:
+    quiet_orbax()
+    remedy = "this checkpoint is damaged or was not copied completely; use another"
+    check_file_sizes(path, expected=read_json(path / _FILE_LIST), remedy=remedy)
+
+
+@contextmanager
+def _unreadable_is_reported(path: Path) -> Iterator[None]:
+    try:
+        yield
     except UserError:
         raise
     except Exception as error:  # Orbax raises bare ones

@@ -1,6 +1,8 @@
 """What a path to a model means: a weights directory, a Hugging Face directory, a run, or one of its checkpoints."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -11,6 +13,7 @@ from allam_jax.model.config import LlamaConfig
 from allam_jax.model.huggingface import import_huggingface
 from allam_jax.model.llama import abstract_params
 from allam_jax.model.output_directory import copy_tokenizer
+from allam_jax.model.stored_parameters import StoredParameters, huggingface_parameters, orbax_parameters
 from allam_jax.model.weights import (
     MODEL_FILE,
     PARAMS_FOLDER,
@@ -20,9 +23,17 @@ from allam_jax.model.weights import (
     config_from_json,
     config_to_json,
     load_weights,
+    open_weights,
 )
 from allam_jax.parallel.sharding import DEFAULT_RULES
-from allam_jax.training.checkpoints import find_checkpoint, is_checkpoint, list_steps, read_metadata, restore_params
+from allam_jax.training.checkpoints import (
+    find_checkpoint,
+    is_checkpoint,
+    list_steps,
+    params_folder,
+    read_metadata,
+    restore_params,
+)
 
 CHECKPOINTS_FOLDER = "checkpoints"
 
@@ -39,14 +50,12 @@ def load_model(path: Path, *, mesh: Mesh | None = None, param_dtype: str | None 
         UserError: nothing of the kind is there, or it is damaged.
     """
     path = Path(path)
-    if (path / PARAMS_FOLDER).is_dir():
+    if _is_weights(path):
         return load_weights(path, mesh=mesh, param_dtype=param_dtype)
-    if (path / "config.json").is_file() and _has_safetensors(path):
+    if _is_huggingface(path):
         params, config = import_huggingface(path, mesh=mesh, param_dtype=param_dtype)
         return LoadedWeights(params, config, {"source": str(path)}, _tokenizer_beside(path))
-    checkpoint = checkpoint_of(path)
-    if checkpoint is None:
-        raise UserError(_what_is_there(path))
+    checkpoint = _checkpoint_at(path)
     workdir = run_of(checkpoint)
     config = read_run(workdir)
     dtype = param_dtype or read_metadata(checkpoint)["config"]["param_dtype"]
@@ -54,6 +63,34 @@ def load_model(path: Path, *, mesh: Mesh | None = None, param_dtype: str | None 
     abstract = abstract_on_devices(stored, config=config, param_dtype=None, mesh=mesh, rules=DEFAULT_RULES)
     params = restore_params(checkpoint, abstract_params=abstract)
     return LoadedWeights(params, config, read_metadata(checkpoint), _tokenizer_beside(workdir / TOKENIZER_FOLDER))
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredModel:
+    """A model whose parameters stay on disk; the rest as in LoadedWeights."""
+
+    params: StoredParameters
+    config: LlamaConfig
+    metadata: dict[str, Any]
+    tokenizer_dir: Path | None
+
+
+def open_stored(path: Path) -> StoredModel:
+    """What `load_model` loads, opened only; the same errors, but for what comes to light when blocks are read."""
+    path = Path(path)
+    if _is_weights(path):
+        opened = open_weights(path)
+        params = orbax_parameters(path / PARAMS_FOLDER, config=opened.config)
+        return StoredModel(params, opened.config, opened.metadata, opened.tokenizer_dir)
+    if _is_huggingface(path):
+        params, config = huggingface_parameters(path)
+        return StoredModel(params, config, {"source": str(path)}, _tokenizer_beside(path))
+    checkpoint = _checkpoint_at(path)
+    workdir = run_of(checkpoint)
+    config = read_run(workdir)
+    folder = params_folder(checkpoint, abstract_params=abstract_params(config))
+    params = orbax_parameters(folder, config=config, under=("params",))
+    return StoredModel(params, config, read_metadata(checkpoint), _tokenizer_beside(workdir / TOKENIZER_FOLDER))
 
 
 def checkpoint_of(path: Path) -> Path | None:
@@ -81,8 +118,19 @@ def read_run(workdir: Path) -> LlamaConfig:
     return config_from_json(read_json(workdir / MODEL_FILE), file=workdir / MODEL_FILE)
 
 
-def _has_safetensors(path: Path) -> bool:
-    return any(path.glob("*.safetensors"))
+def _is_weights(path: Path) -> bool:
+    return (path / PARAMS_FOLDER).is_dir()
+
+
+def _is_huggingface(path: Path) -> bool:
+    return (path / "config.json").is_file() and any(path.glob("*.safetensors"))
+
+
+def _checkpoint_at(path: Path) -> Path:
+    checkpoint = checkpoint_of(path)
+    if checkpoint is None:
+        raise UserError(_what_is_there(path))
+    return checkpoint
 
 
 def _tokenizer_beside(path: Path) -> Path | None:
