@@ -1,0 +1,107 @@
+"""Layouts that are proposed really fit, keep the batch, and are the fastest by their own figures."""
+
+import dataclasses
+import math
+import re
+
+import pytest
+
+from allam_jax.errors import UserError
+from allam_jax.planning.cluster import GPUS, Cluster, cluster_of
+from allam_jax.planning.memory import estimated_memory
+from allam_jax.planning.plan import Energy, analytic_plan
+from allam_jax.planning.run import run_of
+from allam_jax.planning.search import changes, does_not_fit, meshes, nearest, ranked
+from configs import base
+from tests.planning.small_runs import small_config
+
+ENERGY = Energy(power_share=1.0, pue=1.0)
+
+
+def big(*, nodes: int, batch: int, **mesh: int):
+    config = base.get_config()
+    config.model = base.model(base.preset("llama2_13b"))
+    config.compute.update(compute_dtype="bfloat16", remat="dots", attention="xla_chunked")
+    config.mesh.update(**mesh)
+    config.data.update(seq_len=4096, batch_size=batch)
+    config.train.loss_chunks = 8
+    config.plan.update(gpu="a100", nodes=nodes)
+    cluster = cluster_of(config.plan)
+    return run_of(config, device_count=cluster.size), cluster
+
+
+def test_meshes_use_every_gpu_and_keep_tensor_inside_a_node():
+    cluster = Cluster(gpu=GPUS["a100"], nodes=3, gpus_per_node=8)
+    found = list(meshes(cluster))
+    assert len({tuple(mesh.values()) for mesh in found}) == len(found)
+    assert all(math.prod(mesh.values()) == 24 and 8 % mesh["tensor"] == 0 for mesh in found)
+    by_hand = sum(1 for t in (1, 2, 4, 8) for f in range(1, 25) if (24 // t) % f == 0)
+    assert len(found) == by_hand
+
+
+def test_only_what_fits_and_the_fastest_first():
+    run, cluster = big(nodes=2, batch=64, data=1, fsdp=16, tensor=1)
+    plans = ranked(run, cluster=cluster, tokens=1e9, energy=ENERGY)
+    assert plans
+    times = [plan.time.total for plan in plans]
+    assert times == sorted(times)
+    for plan in plans:
+        assert estimated_memory(plan.run, cluster=cluster).total <= cluster.usable_bytes
+        workload = plan.run.workload
+        assert workload.tokens_per_step == 64 * 4096
+    # 13B on one GPU alone is 208 GB of state: replicas everywhere cannot be among them.
+    assert not [plan for plan in plans if plan.run.mesh["fsdp"] * plan.run.mesh["tensor"] == 1]
+
+
+def test_more_memory_never_makes_it_slower():
+    run, cluster = big(nodes=2, batch=64, data=1, fsdp=16, tensor=1)
+    larger = dataclasses.replace(cluster, gpu=dataclasses.replace(cluster.gpu, memory_bytes=2**38))
+    small, large = (ranked(run, cluster=each, tokens=1e9, energy=ENERGY) for each in (cluster, larger))
+    assert {plan.run.describe() for plan in small} < {plan.run.describe() for plan in large}
+    assert large[0].time.total <= small[0].time.total
+
+
+def test_nearest_changes_least():
+    run, cluster = big(nodes=2, batch=64, data=1, fsdp=16, tensor=1)
+    plan = analytic_plan(run, cluster=cluster, tokens=1e9, energy=ENERGY)
+    assert not plan.memory.fits
+    plans = ranked(run, cluster=cluster, tokens=1e9, energy=ENERGY)
+    found = nearest(run, plans=plans)
+    fewest = min(len(changes(run, each.run)) for each in plans)
+    assert len(changes(run, found.run)) == fewest == 1
+    message = str(does_not_fit(run, plan, plans=plans))
+    assert "\n" not in message
+    needed, available = (float(size) for size in re.findall(r"needs ([\d.]+) GiB of ([\d.]+) GiB", message)[0])
+    assert needed > available == pytest.approx(85.1e9 * 0.92 / 2**30, abs=0.06)
+    assert f"--config.{changes(run, found.run)[0]}" in message
+
+
+def test_nothing_fits():
+    run, cluster = big(nodes=1, batch=8, data=1, fsdp=8, tensor=1)
+    tiny = dataclasses.replace(cluster, gpu=dataclasses.replace(cluster.gpu, memory_bytes=2**34))
+    plan = analytic_plan(run, cluster=tiny, tokens=1e9, energy=ENERGY)
+    assert ranked(run, cluster=tiny, tokens=1e9, energy=ENERGY) == []
+    assert "no mesh, remat policy or accumulation" in str(does_not_fit(run, plan, plans=[]))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("gpu", "v100", "config.plan.gpu = 'v100': expected one of a100, h100"),
+        ("nodes", 0, "config.plan.nodes = 0: expected at least 1"),
+        ("usable_share", 1.5, "config.plan.usable_share = 1.5: expected a share"),
+        ("network_gb_s", -1.0, "config.plan.network_gb_s = -1.0: expected a positive number"),
+    ],
+)
+def test_bad_clusters(key, value, message):
+    config = small_config(data=8)
+    config.plan[key] = value
+    with pytest.raises(UserError, match=re.escape(message)):
+        cluster_of(config.plan)
+
+
+def test_links_and_memory_can_be_given():
+    config = small_config(data=8)
+    config.plan.update(memory_gib=40.0, nvlink_gb_s=100.0, network_gb_s=12.5)
+    gpu = cluster_of(config.plan).gpu
+    assert (gpu.memory_bytes, gpu.nvlink_bandwidth, gpu.network_bandwidth) == (40 * 2**30, 100e9, 12.5e9)
