@@ -64,6 +64,17 @@ def arm(**values) -> ConfigDict:
     return paths
 
 
+def merge_input(**values) -> ConfigDict:
+    """One entry of `merge.models`: a model, or checkpoints of a run."""
+    source = ConfigDict()
+    source.path = ""  # weights directory, Hugging Face directory, or a run's workdir or checkpoint
+    source.steps = ()  # of a run: its checkpoints of these steps, each a model; empty takes the newest
+    source.weight = 1.0  # of each of them, relative to the sum over all (method weighted)
+    source.lock()
+    source.update(values)
+    return source
+
+
 def get_config() -> ConfigDict:
     """The defaults of every task; locked."""
     config = ConfigDict()
@@ -173,6 +184,13 @@ def get_config() -> ConfigDict:
     config.expand.noise_std = 0.02  # mean_noise, relative to the standard deviation of the base table
     config.expand.covariance_scale = 1e-9  # mean_all, as Hugging Face; 1 is the full spread of the base's rows
 
+    config.merge = ConfigDict()  # what is written, and as which dtype: export
+    # average | weighted | decay (the checkpoints of a constant learning rate become those of the decay that
+    # schedule.decay_shape and schedule.final_fraction describe) | linear | slerp (between two models)
+    config.merge.method = "average"
+    config.merge.models = ConfigDict()  # name -> merge_input(...), in the order of the names
+    config.merge.t = 0.5  # linear and slerp: 0 is the first model, 1 the second
+
     config.generate = ConfigDict()
     config.generate.prompts = ()
     config.generate.max_new_tokens = 64
@@ -180,9 +198,9 @@ def get_config() -> ConfigDict:
     config.generate.top_k = 0
     config.generate.top_p = 1.0
 
-    config.export = ConfigDict()
+    config.export = ConfigDict()  # how tasks export and merge write a model
     config.export.formats = ("huggingface", "orbax")
-    config.export.dtype = ""  # empty keeps the parameters' dtype
+    config.export.dtype = ""  # empty keeps the parameters' dtype (of a merge: the one that holds those of all models)
     config.export.max_shard_gb = 5.0
 
     config.report = ConfigDict()  # of a recipe: directories of its stages
@@ -218,6 +236,7 @@ def _locked(config: ConfigDict) -> ConfigDict:
         config.corpus.sources,
         config.tokenizer_training.sources,
         config.tokenizer_merge.sources,
+        config.merge.models,
         config.report.arms,
     ):
         named.unlock()

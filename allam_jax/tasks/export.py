@@ -10,27 +10,68 @@ from ml_collections import ConfigDict
 
 from allam_jax.config import require
 from allam_jax.errors import UserError
+from allam_jax.model.config import LlamaConfig
 from allam_jax.model.huggingface import export_huggingface
+from allam_jax.model.llama import Params
 from allam_jax.model.weights import save_weights
 from allam_jax.tasks.setup import open_mesh, open_model
+from allam_jax.tokenizer.tokenizer import Tokenizer
 
 FORMATS = ("huggingface", "orbax")
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Exports the model at `init.weights`, with its tokenizer, into `workdir/huggingface` and `workdir/orbax`."""
-    options = config.export
-    for name in require(options.formats, key="export.formats", hint=f"choose from {', '.join(FORMATS)}"):
+    check_formats(config)
+    loaded, tokenizer, tokenizer_dir = open_model(config, mesh=open_mesh(config))
+    metadata = {key: loaded.metadata.get(key) for key in ("step", "parent", "code_revision", "tokens_by_source")}
+    return write_formats(
+        config,
+        workdir,
+        params=loaded.params,
+        architecture=loaded.config,
+        tokenizer=tokenizer,
+        tokenizer_dir=tokenizer_dir,
+        metadata=metadata | {"source": config.init.weights},
+    )
+
+
+def check_formats(config: ConfigDict) -> None:
+    """UserError unless `config.export.formats` names at least one format, and only those that there are."""
+    for name in require(config.export.formats, key="export.formats", hint=f"choose from {', '.join(FORMATS)}"):
         if name not in FORMATS:
             raise UserError(f"config.export.formats: {name!r} is unknown; choose from {', '.join(FORMATS)}")
-    loaded, tokenizer, tokenizer_dir = open_model(config, mesh=open_mesh(config))
+
+
+def write_formats(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    params: Params,
+    architecture: LlamaConfig,
+    tokenizer: Tokenizer,
+    tokenizer_dir: Path,
+    metadata: dict[str, Any],
+) -> dict[str, str]:
+    """Writes a model in each of `config.export.formats`; returns the directory of each.
+
+    Args:
+        config: its section `export` says how.
+        workdir: what it writes is `huggingface` and `orbax` in there.
+        params: arrays, or a `StreamedArray` for each.
+        architecture: of the parameters.
+        tokenizer: of the model.
+        tokenizer_dir: whose files go along.
+        metadata: of the weights directory; the tokenizer's fingerprint is added.
+    """
+    options = config.export
     paths = {}
     if "huggingface" in options.formats:
         special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
         export_huggingface(
             workdir / "huggingface",
-            params=loaded.params,
-            config=loaded.config,
+            params=params,
+            config=architecture,
             tokenizer_dir=tokenizer_dir,
             dtype=options.dtype or None,
             max_shard_bytes=int(options.max_shard_gb * 1e9),
@@ -38,16 +79,14 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         )
         paths["huggingface"] = str(workdir / "huggingface")
     if "orbax" in options.formats:
-        params = loaded.params
         if options.dtype:
             params = jax.tree.map(lambda p: p.astype(jnp.dtype(options.dtype)), params)
-        metadata = {key: loaded.metadata.get(key) for key in ("step", "parent", "code_revision", "tokens_by_source")}
         save_weights(
             workdir / "orbax",
             params=params,
-            config=loaded.config,
+            config=architecture,
             tokenizer_dir=tokenizer_dir,
-            metadata=metadata | {"source": config.init.weights, "tokenizer": tokenizer.fingerprint},
+            metadata=metadata | {"tokenizer": tokenizer.fingerprint},
         )
         paths["orbax"] = str(workdir / "orbax")
     logging.info("exported to %s", ", ".join(paths.values()))

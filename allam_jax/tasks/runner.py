@@ -28,10 +28,11 @@ TASKS = {
     "evaluate": "allam_jax.tasks.evaluate",
     "generate": "allam_jax.tasks.generate",
     "export": "allam_jax.tasks.export",
+    "merge": "allam_jax.tasks.merge",
     "plan": "allam_jax.tasks.plan",
     "expansion_report": "allam_jax.tasks.expansion_report",
 }
-ON_DEVICES = ("train", "expand", "evaluate", "generate", "export")  # all processes take part
+ON_DEVICES = ("train", "expand", "evaluate", "generate", "export", "merge")  # all processes take part
 
 _OF_THE_DISK = {
     getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE")

@@ -1,0 +1,156 @@
+"""Task `merge`: one model out of several on disk, with no more of them in memory than a few blocks."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from allam_jax import files
+from allam_jax.config import require
+from allam_jax.errors import UserError
+from allam_jax.model.merged import Slerp, WeightedSum, check_same_architecture, merged_params
+from allam_jax.model.merging import decay_coefficients, normalised, update_weights
+from allam_jax.model.weights import check_vocabulary
+from allam_jax.tasks.export import check_formats, write_formats
+from allam_jax.tokenizer.tokenizer import Tokenizer
+from allam_jax.training.checkpoints import find_checkpoint
+from allam_jax.training.load import CHECKPOINTS_FOLDER, StoredModel, open_stored
+from allam_jax.training.provenance import code_revision
+from allam_jax.training.schedules import make_schedule
+
+METHODS = ("average", "weighted", "decay", "linear", "slerp")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Input:
+    path: Path
+    weight: float
+    model: StoredModel
+
+    @property
+    def step(self) -> int | None:
+        """Updates that made it, where that is known."""
+        return self.model.metadata.get("step")
+
+
+def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Merges `config.merge.models` and writes the result as task `export` does, and `merge.json`: what it is made of.
+
+    UserError if the models are not of one architecture and one tokenizer.
+    """
+    check_formats(config)
+    inputs = _open(config.merge)
+    check_same_architecture([(str(one.path), one.model.config) for one in inputs])
+    tokenizer, tokenizer_dir = _common_tokenizer(config, inputs)
+    method = _method(config, inputs)
+    record = _describe(config, inputs, method)
+    for source in record["models"]:
+        logging.info("merge %s: %s", config.merge.method, source)
+    architecture = inputs[0].model.config
+    params = merged_params(
+        [one.model.params for one in inputs], config=architecture, method=method, dtype=config.export.dtype or None
+    )
+    paths = write_formats(
+        config,
+        workdir,
+        params=params,
+        architecture=architecture,
+        tokenizer=tokenizer,
+        tokenizer_dir=tokenizer_dir,
+        metadata={"step": inputs[-1].step, "merge": record, "code_revision": code_revision()},
+    )
+    files.write_json(workdir / "merge.json", record)
+    return paths | record
+
+
+def _open(options: ConfigDict) -> list[_Input]:
+    require(options.models, key="merge.models", hint="name at least two models to merge")
+    inputs = []
+    for name, source in options.models.items():
+        key = f"merge.models.{name}"
+        path = Path(require(source.path, key=f"{key}.path", hint="give the path of a model"))
+        if options.method != "weighted" and source.weight != 1.0:
+            raise UserError(f"config.{key}.weight = {source.weight}: only merge.method = 'weighted' takes weights")
+        paths = [find_checkpoint(path / CHECKPOINTS_FOLDER, step=step) for step in source.steps] or [path]
+        inputs += [_Input(path, source.weight, open_stored(path)) for path in paths]
+    return inputs
+
+
+def _common_tokenizer(config: ConfigDict, inputs: list[_Input]) -> tuple[Tokenizer, Path]:
+    """The tokenizer that all inputs share; `config.tokenizer` stands for those that have none beside them."""
+    given = Path(config.tokenizer) if config.tokenizer else None
+    candidates = [(str(given), given)] if given else []
+    for one in inputs:
+        if one.model.tokenizer_dir is None and given is None:
+            raise UserError(f"{one.path}: no tokenizer beside the weights; give config.tokenizer, if it is that of all")
+        if one.model.tokenizer_dir is not None:
+            candidates.append((str(one.path), one.model.tokenizer_dir))
+    (first_name, first_dir), *others = candidates
+    tokenizer = Tokenizer.load(first_dir)
+    for name, directory in others:
+        if Tokenizer.load(directory).fingerprint != tokenizer.fingerprint:
+            raise UserError(
+                f"merge: {name} has another tokenizer than {first_name}: a token would mean different things to them; "
+                "expand the one to the other's vocabulary first (task expand)"
+            )
+    check_vocabulary(
+        inputs[0].model.config,
+        tokenizer_size=tokenizer.vocab_size,
+        tokenizer=first_name,
+        weights=str(inputs[0].path),
+    )
+    return tokenizer, first_dir if first_dir.is_dir() else first_dir.parent
+
+
+def _method(config: ConfigDict, inputs: list[_Input]) -> WeightedSum | Slerp:
+    name, t = config.merge.method, config.merge.t
+    if name not in METHODS:
+        raise UserError(f"config.merge.method = {name!r}: expected one of {', '.join(METHODS)}")
+    if len(inputs) < 2:
+        raise UserError(f"config.merge.models: {len(inputs)} model; a merge needs at least two")
+    if name in ("linear", "slerp"):
+        if len(inputs) != 2:
+            raise UserError(f"config.merge.models: {len(inputs)} models; method {name!r} is between two")
+        if not 0 <= t <= 1:
+            raise UserError(f"config.merge.t = {t}: expected a share between 0 (the first model) and 1 (the second)")
+        return Slerp(t) if name == "slerp" else WeightedSum((1 - t, t))
+    if name == "decay":
+        return WeightedSum(tuple(decay_coefficients(_decay_weights(config, inputs))))
+    return WeightedSum(tuple(normalised([one.weight for one in inputs])))
+
+
+def _decay_weights(config: ConfigDict, inputs: list[_Input]) -> list[float]:
+    """The decay of `config.schedule` from the first checkpoint to the last; evenly spaced ones if no step is known."""
+    steps = [one.step for one in inputs]
+    known = [step for step in steps if step is not None]
+    if known and len(known) < len(steps):
+        unknown = inputs[steps.index(None)].path
+        raise UserError(f"{unknown}: its step is not known, that of others is; give checkpoints, for the decay's pace")
+    known = known or list(range(len(steps)))
+    length = max(known[-1] - known[0], 1)
+    shape = make_schedule(
+        name="wsd",
+        peak_lr=1.0,
+        warmup_steps=0,
+        total_steps=length,
+        decay_start=0,
+        decay_steps=length,
+        decay_shape=config.schedule.decay_shape,
+        final_fraction=config.schedule.final_fraction,
+    )
+    return update_weights(known, shape=lambda updates: np.asarray(shape(updates)))
+
+
+def _describe(config: ConfigDict, inputs: list[_Input], method: WeightedSum | Slerp) -> dict[str, Any]:
+    shares = method.coefficients if isinstance(method, WeightedSum) else (1 - method.t, method.t)
+    models = [
+        {"path": str(one.path), "step": one.step, "coefficient": share}
+        for one, share in zip(inputs, shares, strict=True)
+    ]
+    record: dict[str, Any] = {"method": config.merge.method, "models": models}
+    if config.merge.method == "decay":
+        record["decay"] = {key: config.schedule[key] for key in ("decay_shape", "final_fraction")}
+    return record
