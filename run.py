@@ -1,4 +1,7 @@
-"""Runs a config: `python run.py --config configs/quickstart.py [--workdir DIR] [--config.a.b=c] [--stage NAME]`."""
+"""Runs a config: `python run.py --config configs/quickstart.py [--workdir DIR] [--config.a.b=c] [--stage NAME]`.
+
+With `--sweep experiments/NAME.py` it runs all that the experiment varies (docs/sweeps.md).
+"""
 
 import json
 import logging as stdlib_logging
@@ -13,6 +16,7 @@ from ml_collections import config_flags
 
 from allam_jax import interrupts
 from allam_jax.errors import Stopped, UserError
+from allam_jax.launch import flags as sweep_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with `:ARG` for its argument.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run writes; by default runs/<name of the config>.")
@@ -26,6 +30,7 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, wh
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses flags and the config; anything wrong with them is a UserError."""
     try:
+        argv = sweep_flags.prepare(argv)
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise UserError(f"unexpected argument {rest[1]!r}: flags start with --")
@@ -101,6 +106,10 @@ def reason(error: Exception) -> str:
 def main(_) -> None:
     """Starts the processes, runs the task and prints its result as one line of JSON."""
     interrupts.install()
+    if sweep_flags.is_sweep():
+        result = sweep_flags.run(CONFIG.value, workdir=WORKDIR.value, store=STORE.value)
+        print(json.dumps(result, ensure_ascii=False), flush=True)
+        return
     from allam_jax.parallel import distributed
     from allam_jax.tasks import runner
 

@@ -16,6 +16,7 @@ LEVELS = (
     {"training", "evaluation", "generation"},
     {"planning"},
     {"tasks"},
+    {"launch"},
 )
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 # Torch and transformers are truths for tests, never dependencies; TensorFlow is not even that.

@@ -24,6 +24,19 @@ from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
 
 RESULT_FILE = "result.json"
 _FINGERPRINT_DIGITS = 12  # in the name of a directory: enough for billions of stages
+# Config sections that only some tasks read: to all others they make no difference. `metrics` is how a run is watched.
+READ_BY = {
+    "corpus": ("corpus",),
+    "tokenizer_training": ("tokenizer",),
+    "tokenizer_merge": ("merge_tokenizer",),
+    "expand": ("expand",),
+    "generate": ("generate",),
+    "merge": ("merge",),
+    "export": ("export", "merge"),
+    "report": ("expansion_report",),
+    "plan": ("plan",),
+    "metrics": (),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +46,7 @@ class Stage:
     Attributes:
         name: in the recipe.
         config: as the recipe states it, with `@references`.
-        fingerprint: hex SHA-256 of the config and of the fingerprints of `uses`.
+        fingerprint: hex SHA-256 of what its task reads of the config, and of the fingerprints of `uses`.
         uses: the earlier stages it reads, directly.
     """
 
@@ -52,9 +65,12 @@ def stages_of(config: ConfigDict) -> list[Stage]:
     stages: dict[str, Stage] = {}
     for name in config.stages:
         _, uses = resolve_stages(config.stage[name], stage_dirs={earlier: Path(earlier) for earlier in stages})
-        fingerprint = files.sha256_of_json(
-            [to_dict(config.stage[name]), {used: stages[used].fingerprint for used in uses}]
-        )
+        own = {
+            section: value
+            for section, value in to_dict(config.stage[name]).items()
+            if config.stage[name].task in READ_BY.get(section, (config.stage[name].task,))
+        }
+        fingerprint = files.sha256_of_json([own, {used: stages[used].fingerprint for used in uses}])
         stages[name] = Stage(name, config.stage[name], fingerprint, tuple(uses))
     return list(stages.values())
 
@@ -178,5 +194,7 @@ def _link(link: Path, directory: Path) -> None:
     if link.is_dir() and not link.is_symlink():
         raise UserError(f"{link}: a stage made without --store; use another --workdir, or remove it")
     link.parent.mkdir(parents=True, exist_ok=True)
-    with files.atomic_path(link) as temporary:
-        temporary.symlink_to(os.path.relpath(directory.resolve(), link.parent.resolve()), target_is_directory=True)
+    temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(os.path.relpath(directory.resolve(), link.parent.resolve()), target_is_directory=True)
+    os.replace(temporary, link)

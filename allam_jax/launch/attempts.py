@@ -1,0 +1,98 @@
+"""Starting a job's command and remembering how it went: its output in `jobs/NAME.log`, attempts in `jobs/NAME.json`."""
+
+import dataclasses
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from allam_jax.files import read_json, write_json
+from allam_jax.launch.jobs import Job
+
+USER_ERROR = 2  # the exit status of run.py for what the user must mend: another attempt would fail the same way
+
+
+@dataclasses.dataclass
+class Attempt:
+    """One start of a job's command, running or ended.
+
+    Attributes:
+        job: what was started.
+        folder: of logs and records.
+        process: of the command.
+    """
+
+    job: Job
+    folder: Path
+    process: subprocess.Popen
+
+    def ended(self) -> bool:
+        """Whether the process has ended; the first time that it has, how it ended is written down."""
+        if self.process.poll() is None:
+            return False
+        status = self.process.returncode
+        update_last(self.folder, self.job.name, status=status, ended=time.time(), error=self._error(status))
+        return True
+
+    def _error(self, status: int) -> str:
+        if self.job.finished:
+            return ""
+        if status == 0:
+            return "stopped before its end; it can go on"
+        lines = log_path(self.folder, self.job.name).read_text(encoding="utf-8", errors="replace").splitlines()
+        said = [line for line in lines[-200:] if line.startswith("error: ")] or [line for line in lines if line.strip()]
+        return (said[-1] if said else f"exit status {status}")[:300]
+
+
+def start(job: Job, *, folder: Path, environment: Mapping[str, str], before: Sequence[str] = ()) -> Attempt:
+    """Starts the job's command in a session of its own, so that a Ctrl-C at the terminal reaches the launcher only.
+
+    Args:
+        job: what to start.
+        folder: of logs and records.
+        environment: variables beside those of this process.
+        before: a command that execs the one given to it as arguments.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"started": time.time(), "host": socket.gethostname()}
+    with open(log_path(folder, job.name), "ab") as log:
+        log.write(f"\n==== {time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(job.command)}\n".encode())
+        log.flush()
+        process = subprocess.Popen(
+            [*before, *job.command],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | dict(environment),
+            start_new_session=True,
+        )
+    path = record_path(folder, job.name)
+    attempts = read_attempts(folder, job.name)
+    write_json(path, {"stages": [stage.name for stage in job.stages], "attempts": [*attempts, record]})
+    return Attempt(job, folder, process)
+
+
+def read_attempts(folder: Path, name: str) -> list[dict[str, Any]]:
+    """The attempts at a job, oldest first: started, host and, once over, ended, status and error ("" if it is done)."""
+    path = record_path(folder, name)
+    return read_json(path)["attempts"] if path.exists() else []
+
+
+def update_last(folder: Path, name: str, **facts: Any) -> None:
+    """Adds facts to the record of the last attempt at a job."""
+    record = read_json(record_path(folder, name))
+    record["attempts"][-1] |= facts
+    write_json(record_path(folder, name), record)
+
+
+def log_path(folder: Path, name: str) -> Path:
+    """Where a job's output goes."""
+    return folder / f"{name}.log"
+
+
+def record_path(folder: Path, name: str) -> Path:
+    """Where a job's attempts are written down."""
+    return folder / f"{name}.json"

@@ -1,0 +1,253 @@
+"""The kinds of figures that an experiment can ask for; every one shows the spread over seeds."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from allam_jax.evaluation.figures import (
+    COLOURS,
+    MARKERS,
+    STYLE,
+    STYLES,
+    grid,
+    legend,
+    running_mean,
+    save,
+    signed_logarithmic,
+    step_axis,
+)
+from allam_jax.launch.measures import Measure
+from allam_jax.launch.outcomes import Outcome, by_arm, by_seed, mean_curve, selected, summarise
+from allam_jax.launch.vary import SEED
+
+_MANY_POINTS = 60  # from so many steps on, a curve is shown as its running mean
+_SPREAD = "shaded: ± standard deviation over seeds"
+
+
+class Figure(Protocol):
+    """What an experiment's `figures` are made of."""
+
+    @property
+    def what(self) -> str:
+        """For messages."""
+
+    @property
+    def name(self) -> str:
+        """Of the file, without ending."""
+
+    @property
+    def caption(self) -> str:
+        """What is seen, in a sentence."""
+
+    @property
+    def measure_names(self) -> tuple[str, ...]:
+        """The measures it shows."""
+
+    @property
+    def axis_names(self) -> tuple[str, ...]:
+        """The axes it is drawn by."""
+
+    def draw(self, outcomes: Sequence[Outcome], measures: Sequence[Measure], path: Path) -> None:
+        """Writes a PNG of these runs; `measures` are those of `measure_names`, in order."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Common:
+    """What all kinds have: a name, measures (a panel for each), the axes that tell lines apart, and a caption."""
+
+    name: str
+    measures: tuple[str, ...]
+    by: tuple[str, ...]
+    caption: str
+
+    @property
+    def what(self) -> str:
+        return f"figure {self.name!r}"
+
+    @property
+    def measure_names(self) -> tuple[str, ...]:
+        return self.measures
+
+    @property
+    def axis_names(self) -> tuple[str, ...]:
+        return self.by
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Curves(_Common):
+    """Curves over the optimizer steps: mean over seeds with a band; a panel for each measure, a line for each arm.
+
+    Attributes:
+        reference: axis -> setting of an arm; a second row shows the difference of the others to it, seed by seed.
+        log_steps: a logarithmic step axis, for what moves most at the start.
+    """
+
+    reference: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    log_steps: bool = True
+
+    @property
+    def axis_names(self) -> tuple[str, ...]:
+        """See Figure."""
+        return (*self.by, *self.reference)
+
+    def draw(self, outcomes: Sequence[Outcome], measures: Sequence[Measure], path: Path) -> None:
+        """See Figure."""
+        import matplotlib
+
+        rows = 1 + bool(self.reference)
+        with matplotlib.rc_context(STYLE):
+            size = (max(3.3 * len(measures), 5.0), 4.8 if self.reference else 3.4)
+            figure, axes = grid(rows=rows, columns=len(measures), size=size, heights=(2, 1)[:rows])
+            for column, measure in enumerate(measures):
+                ax = axes[0, column]
+                drawn = []
+                smoothed = False
+                base = selected(outcomes, self.reference) if self.reference else []
+                for index, (arm, runs) in enumerate(by_arm(outcomes, self.by).items()):
+                    steps, mean, std = mean_curve(runs, measure.name)
+                    smoothed |= _band(ax, steps, mean, std, index=index, label=arm_name(arm))
+                    drawn.append(list(zip(steps.tolist(), mean.tolist(), strict=True)))
+                    if self.reference:
+                        _band(axes[1, column], *_difference(runs, base, measure.name), index=index, label="")
+                ax.set_title(measure.title)
+                ax.set_ylabel(measure.unit or measure.title)
+                if self.log_steps:
+                    step_axis(axes[-1, column], drawn)
+                axes[-1, column].set_xlabel("Optimizer step" + (" (running mean)" if smoothed else ""))
+                if self.reference:
+                    signed_logarithmic(axes[1, column])
+            if self.reference:
+                axes[1, 0].set_ylabel(f"Difference to\n{arm_name(tuple(self.reference.values()))}")
+            figure.align_ylabels()
+            _finish(figure, axes[0, 0], path, note=_SPREAD)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Against(_Common):
+    """Numbers against a swept setting: mean over seeds with a band, each seed as a dot; a panel for each measure.
+
+    Attributes:
+        x: the axis of the sweep along the x axis; its settings are numbers.
+        x_label: with its unit.
+        log_x: a logarithmic x axis.
+    """
+
+    x: str
+    x_label: str
+    by: tuple[str, ...] = ()
+    log_x: bool = False
+
+    @property
+    def axis_names(self) -> tuple[str, ...]:
+        """See Figure."""
+        return (self.x, *self.by)
+
+    def draw(self, outcomes: Sequence[Outcome], measures: Sequence[Measure], path: Path) -> None:
+        """See Figure."""
+        import matplotlib
+
+        with matplotlib.rc_context(STYLE):
+            size = (max(3.3 * len(measures), 5.0), 3.4)
+            figure, axes = grid(rows=1, columns=len(measures), size=size, heights=(1,))
+            for ax, measure in zip(axes[0], measures, strict=True):
+                for index, (arm, runs) in enumerate(by_arm(outcomes, self.by).items()):
+                    points = sorted(
+                        (settings[0], summarise(by_seed(some, measure.name).values()))
+                        for settings, some in by_arm(runs, (self.x,)).items()
+                    )
+                    known = [(x, summary) for x, summary in points if summary.count]
+                    xs = np.asarray([x for x, _ in known], np.float64)
+                    means = np.asarray([summary.mean for _, summary in known])
+                    stds = np.nan_to_num([summary.std for _, summary in known])
+                    _band(ax, xs, means, stds, index=index, label=arm_name(arm), smooth=False)
+                    dots = [
+                        (run.labels[self.x], run.values[measure.name]) for run in runs if measure.name in run.values
+                    ]
+                    ax.plot(*zip(*dots, strict=True), ".", color=_colour(index), alpha=0.45, markersize=4)
+                ax.set_title(measure.title)
+                ax.set_ylabel(measure.unit or measure.title)
+                ax.set_xlabel(self.x_label)
+                if self.log_x:
+                    ax.set_xscale("log")
+            _finish(figure, axes[0, 0], path, note=f"{_SPREAD}; dots: each seed")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dots(_Common):
+    """Numbers by arm: mean and standard deviation over seeds, each seed as a dot; a panel for each measure."""
+
+    def draw(self, outcomes: Sequence[Outcome], measures: Sequence[Measure], path: Path) -> None:
+        """See Figure."""
+        import matplotlib
+
+        arms = by_arm(outcomes, self.by)
+        with matplotlib.rc_context(STYLE):
+            size = (max(2.9 * len(measures) + 1.0, 5.0), 1.3 + 0.36 * len(arms))
+            figure, axes = grid(rows=1, columns=len(measures), size=size, heights=(1,))
+            for column, (ax, measure) in enumerate(zip(axes[0], measures, strict=True)):
+                for row, runs in enumerate(arms.values()):
+                    values = list(by_seed(runs, measure.name).values())
+                    summary = summarise(values)
+                    if not summary.count:
+                        continue
+                    look = {"color": COLOURS[0], "markersize": 5, "capsize": 3, "linewidth": 1.5}
+                    ax.errorbar(summary.mean, row, xerr=np.nan_to_num(summary.std), fmt="o", **look)
+                    ax.plot(values, np.full(len(values), row), "|", color=COLOURS[1], markersize=9)
+                ax.set_ylim(len(arms) - 0.5, -0.5)
+                ax.set_yticks(range(len(arms)), [arm_name(arm) for arm in arms] if column == 0 else [""] * len(arms))
+                ax.set_title(measure.title)
+                ax.set_xlabel(measure.unit or measure.title)
+            note = "dot and bar: mean ± standard deviation over seeds; ticks: each seed"
+            _finish(figure, axes[0, 0], path, note=note)
+
+
+def arm_name(arm: tuple[Any, ...]) -> str:
+    """The settings of an arm as a legend shows them."""
+    return ", ".join(f"{part:g}" if isinstance(part, float) else str(part) for part in arm)
+
+
+def _colour(index: int) -> str:
+    return COLOURS[index % len(COLOURS)]
+
+
+def _band(
+    ax, xs: np.ndarray, mean: np.ndarray, std: np.ndarray, *, index: int, label: str, smooth: bool = True
+) -> bool:
+    """Draws a line with its band; returns whether it was smoothed, being too long to show every point."""
+    look: dict[str, Any] = {"color": _colour(index), "linestyle": STYLES[index // len(COLOURS) % len(STYLES)]}
+    many = smooth and len(xs) >= _MANY_POINTS
+    if many:
+        width = 2 * (len(xs) // 80) + 1
+        mean, std = running_mean(mean, width=width), running_mean(std, width=width)
+    else:
+        look["marker"] = MARKERS[index % len(MARKERS)]
+    ax.plot(xs, mean, label=label, **look)
+    ax.fill_between(xs, mean - std, mean + std, color=_colour(index), alpha=0.18, linewidth=0)
+    return many
+
+
+def _difference(
+    runs: Sequence[Outcome], base: Sequence[Outcome], measure: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Steps, mean and spread of the difference of each run to the base's of the same seed."""
+    base_of = {outcome.labels.get(SEED): outcome for outcome in base if measure in outcome.curves}
+    differences = []
+    for outcome in runs:
+        other = base_of.get(outcome.labels.get(SEED))
+        if other is None or measure not in outcome.curves:
+            continue
+        at_step = dict(zip(*other.curves[measure], strict=True))
+        steps, values = outcome.curves[measure]
+        shared = [(step, value - at_step[step]) for step, value in zip(steps, values, strict=True) if step in at_step]
+        xs, ys = (np.asarray(column) for column in zip(*shared, strict=True)) if shared else (np.empty(0), np.empty(0))
+        differences.append(dataclasses.replace(outcome, curves={measure: (xs, ys)}))
+    return mean_curve(differences, measure)
+
+
+def _finish(figure, ax, path: Path, *, note: str) -> None:
+    legend(figure, ax, columns=4)
+    figure.supxlabel(note, fontsize=7.5, color="#444444")
+    save(figure, path)

@@ -1,0 +1,181 @@
+"""Launcher `local`: some jobs at a time on this machine, each with cores and GPUs of its own."""
+
+import collections
+import contextlib
+import dataclasses
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+
+from absl import logging
+
+from allam_jax.errors import Stopped, UserError
+from allam_jax.launch import attempts
+from allam_jax.launch.attempts import Attempt
+from allam_jax.launch.jobs import Job
+from allam_jax.parallel.cluster import visible_gpus
+
+_LOOK_EVERY_SECONDS = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """A share of the machine that one job has at a time.
+
+    Attributes:
+        cores: numbers of CPU cores.
+        gpus: numbers of GPUs, as CUDA_VISIBLE_DEVICES takes them; None leaves that variable as it is.
+    """
+
+    cores: tuple[int, ...]
+    gpus: tuple[str, ...] | None
+
+
+def make_slots(number: int | None, *, gpus_per_job: int | None = None) -> list[Slot]:
+    """Shares out the cores and GPUs that this process may use.
+
+    Args:
+        number: of jobs at a time; None: one for each `gpus_per_job` GPUs, or one where there are no GPUs.
+        gpus_per_job: None: all GPUs shared out evenly if `number` is given, else 1.
+
+    Raises:
+        UserError: there are fewer cores or GPUs than that needs.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    gpus = visible_gpus()
+    if number is None:
+        number = max(1, len(gpus) // (gpus_per_job or 1)) if gpus else 1
+    if not 1 <= number <= len(cores):
+        raise UserError(f"--jobs={number}: expected 1 to {len(cores)}, the number of CPU cores here")
+    share = gpus_per_job or len(gpus) // number
+    if share * number > len(gpus) or (gpus and not share):
+        raise UserError(f"--jobs={number}: {len(gpus)} GPUs here are too few for {gpus_per_job or 1} each; give fewer")
+    ends = [len(cores) * index // number for index in range(number + 1)]
+    return [
+        Slot(tuple(cores[ends[i] : ends[i + 1]]), tuple(gpus[i * share : (i + 1) * share]) if gpus else None)
+        for i in range(number)
+    ]
+
+
+def run_jobs(
+    jobs: list[Job], *, slots: list[Slot], folder: Path, environment: Mapping[str, Mapping[str, str]], retries: int
+) -> dict[str, str]:
+    """Runs what has not finished, in order, as soon as a slot is free and what a job reads from is there.
+
+    Args:
+        jobs: of the sweep.
+        slots: as many jobs run at a time.
+        folder: of logs and records.
+        environment: job -> variables of its own.
+        retries: further attempts at a job that fails, but not where the user must mend something.
+
+    Returns:
+        Why each job that has not finished did not; {} if all did.
+
+    Raises:
+        Stopped: SIGTERM or Ctrl-C came; the jobs at work were told and have saved.
+    """
+    waiting = {job.name: job for job in jobs if not job.finished}
+    left = collections.Counter({name: retries for name in waiting})
+    running: dict[int, Attempt] = {}
+    failed: dict[str, str] = {}
+    with _StopRequest() as stop:
+        while waiting or running:
+            _drop_blocked(waiting, failed)
+            for index, slot in enumerate(slots):
+                ready = next((job for job in waiting.values() if not _is_waiting_for(job, waiting, running)), None)
+                if index in running or ready is None or stop.requested:
+                    continue
+                del waiting[ready.name]
+                logging.info("start %s (%s)", ready.name, ", ".join(stage.name for stage in ready.stages))
+                variables = dict(environment[ready.name])
+                if slot.gpus is not None:
+                    variables["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
+                with _pinned(slot.cores):
+                    running[index] = attempts.start(ready, folder=folder, environment=variables)
+            if stop.requested:
+                _stop(list(running.values()), stop)
+                raise Stopped(f"{stop.requested}: {len(running)} jobs stopped; run the same command again to go on")
+            time.sleep(_LOOK_EVERY_SECONDS)
+            for index, attempt in list(running.items()):
+                if attempt.ended():
+                    del running[index]
+                    _judge(attempt, waiting=waiting, failed=failed, left=left)
+    return failed
+
+
+def _judge(attempt: Attempt, *, waiting: dict[str, Job], failed: dict[str, str], left: dict[str, int]) -> None:
+    job = attempt.job
+    if job.finished:
+        logging.info("done %s", job.name)
+        return
+    error = attempts.read_attempts(attempt.folder, job.name)[-1]["error"]
+    log = attempts.log_path(attempt.folder, job.name)
+    if attempt.process.returncode == attempts.USER_ERROR or not left[job.name]:
+        failed[job.name] = f"{error} (log: {log})"
+        logging.error("failed %s: %s", job.name, failed[job.name])
+        return
+    left[job.name] -= 1
+    waiting[job.name] = job
+    logging.warning("failed %s: %s; it is tried again (log: %s)", job.name, error, log)
+
+
+def _is_waiting_for(job: Job, waiting: Mapping[str, Job], running: Mapping[int, Attempt]) -> bool:
+    at_work = {attempt.job.name for attempt in running.values()}
+    return any(name in waiting or name in at_work for name in job.after)
+
+
+def _drop_blocked(waiting: dict[str, Job], failed: dict[str, str]) -> None:
+    """Gives up jobs that read from one that failed, and those that read from them."""
+    for name, job in list(waiting.items()):
+        if blocker := next((other for other in job.after if other in failed), None):
+            del waiting[name]
+            failed[name] = f"needs {blocker}, which failed"
+
+
+@contextlib.contextmanager
+def _pinned(cores: tuple[int, ...]) -> Iterator[None]:
+    """A process started inside runs on these cores: it inherits the affinity of the thread that starts it."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _stop(running: list[Attempt], stop: "_StopRequest") -> None:
+    """Tells all to save, and waits; a second Ctrl-C kills them."""
+    for attempt in running:
+        attempt.process.send_signal(signal.SIGTERM)
+    while not all([attempt.ended() for attempt in running]):
+        if stop.again:
+            for attempt in running:
+                attempt.process.kill()
+        time.sleep(_LOOK_EVERY_SECONDS)
+
+
+class _StopRequest:
+    """Context manager that notes SIGTERM and Ctrl-C instead of raising."""
+
+    def __init__(self) -> None:
+        self.requested = ""
+        self.again = False
+        self._old: dict[int, object] = {}
+
+    def __enter__(self) -> "_StopRequest":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._old[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.again = bool(self.requested)
+        self.requested = self.requested or ("Ctrl-C" if number == signal.SIGINT else "SIGTERM")
+        os.write(2, b"\nstopping: the jobs at work are saving; Ctrl-C once more kills them\n")

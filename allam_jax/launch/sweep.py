@@ -1,0 +1,167 @@
+"""What `run.py --sweep` does: expand the experiment, start what has not finished, collect when all has."""
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from allam_jax import files
+from allam_jax.errors import UserError
+from allam_jax.evaluation.report import duration, number, table
+from allam_jax.launch import local, slurm, status
+from allam_jax.launch.collect import FOLDER, collect, read_outcomes
+from allam_jax.launch.experiment import Experiment, load_experiment
+from allam_jax.launch.jobs import Job, plan_jobs
+from allam_jax.launch.overrides import parse
+from allam_jax.launch.runs import Run, differing, expand
+from allam_jax.launch.trackers import log_to_mlflow, wandb_environment
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The flags of run.py that concern sweeps; see there."""
+
+    sweep: str
+    workdir: Path
+    store: Path
+    launcher: str = "local"
+    jobs: int | None = None
+    gpus_per_job: int | None = None
+    slurm: Sequence[str] = ()
+    retries: int = 1
+    dry_run: bool = False
+    status: bool = False
+    collect: bool = False
+    tracker: str = ""
+    overrides: Sequence[str] = ()
+
+
+def run(base: ConfigDict, options: Options) -> dict[str, Any]:
+    """Runs, shows or collects a sweep; returns what the last line of stdout says.
+
+    Raises:
+        UserError: something is wrong with the experiment or the config (nothing has been started then), or runs failed.
+        Stopped: SIGTERM or Ctrl-C came.
+    """
+    experiment = load_experiment(options.sweep)
+    overrides = parse(list(options.overrides))
+    runs = expand(experiment, base, workdir=options.workdir, store=options.store, overrides=overrides)
+    jobs = plan_jobs(runs)
+    folder = options.workdir / "jobs"
+    if options.dry_run:
+        print(describe(experiment, runs, jobs), flush=True)
+        return {"runs": len(runs), "jobs": len(jobs), "finished": sum(run.finished for run in runs)}
+    if options.status:
+        status.watch(
+            lambda: status.rows(
+                runs, jobs, folder=folder, queued={job: state for job, (_, state) in slurm.queue(folder).items()}
+            )
+        )
+        return {"runs": len(runs), "finished": sum(run.finished for run in runs)}
+    if not options.collect:
+        _save(runs, options)
+        failed = _launch(jobs, folder=folder, options=options)
+        if failed is None:
+            return {"runs": len(runs), "submitted": len(slurm.queue(folder))}
+        if failed:
+            blamed = [f"{name}: {why}" for name, why in failed.items() if not why.startswith("needs ")]
+            raise UserError(
+                f"{len(failed)} of {len(jobs)} jobs did not finish; {'; '.join(blamed)}. Mend it and run the same "
+                "command again: only what is left is run"
+            )
+    return _collect(experiment, runs, options)
+
+
+def _save(runs: Sequence[Run], options: Options) -> None:
+    for each in runs:
+        each.save()
+    record = {"experiment": options.sweep, "command": _command(), "runs": {each.name: each.labels for each in runs}}
+    files.write_json(options.workdir / "sweep.json", record)
+
+
+def _launch(jobs: list[Job], *, folder: Path, options: Options) -> dict[str, str] | None:
+    """Starts what has not finished. Why jobs failed; None where a scheduler has them now."""
+    sweep = options.workdir.name
+    environment = {job.name: wandb_environment(job, sweep=sweep) for job in jobs}
+    todo = [job for job in jobs if not job.finished]
+    logging.info("%d jobs, %d to do", len(jobs), len(todo))
+    if options.launcher == "slurm":
+        if todo:
+            chosen = slurm.parse_options(options.slurm)
+            slurm.submit(
+                jobs, folder=folder, environment=environment, retries=options.retries, options=chosen, name=sweep
+            )
+        return None if todo else {}
+    # The runs of a sweep compile much the same programs, on one machine: each is compiled once.
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(options.store / ".compiled")}
+    return local.run_jobs(
+        jobs,
+        slots=local.make_slots(options.jobs, gpus_per_job=options.gpus_per_job),
+        folder=folder,
+        environment={name: cache | variables for name, variables in environment.items()},
+        retries=options.retries,
+    )
+
+
+def _collect(experiment: Experiment, runs: list[Run], options: Options) -> dict[str, Any]:
+    finished = [each for each in runs if each.finished]
+    if not finished:
+        raise UserError(f"{options.workdir}: no run has finished; start them first, without --collect")
+    summary = collect(experiment, runs, workdir=options.workdir, command=_command())
+    if options.tracker:
+        outcomes = read_outcomes(experiment, finished)
+        logged = log_to_mlflow(finished, outcomes, sweep=options.workdir.name)
+        logging.info("MLflow: %d runs logged", logged)
+    report = options.workdir / FOLDER / "report.md"
+    sys.stderr.write((options.workdir / FOLDER / "table.md").read_text(encoding="utf-8"))
+    for verdict in summary["verdicts"]:
+        sys.stderr.write(f"{verdict['line']}\n")
+    logging.info("%d of %d runs; %s of computing; %s", len(finished), len(runs), duration(summary["seconds"]), report)
+    return {
+        "verdict": summary["verdict"],
+        "finished": len(finished),
+        "runs": len(runs),
+        "seconds": summary["seconds"],
+        "report": str(report),
+    }
+
+
+def describe(experiment: Experiment, runs: Sequence[Run], jobs: Sequence[Job]) -> str:
+    """The runs, how each differs from the first, and the jobs that compute them, as text."""
+    rows = []
+    for each in runs:
+        changed = differing(runs[0], each)
+        rows.append(
+            {
+                "run": each.name,
+                "state": "finished" if each.finished else "",
+                "tokens to train": number(training_tokens(each)),
+                "differs from the first in": ", ".join(line.removeprefix("stage.") for line in changed) or "–",
+            }
+        )
+    work = [
+        {
+            "job": job.name,
+            "for": f"{len(job.runs)} runs" if len(job.runs) > 1 else "1 run",
+            "state": "finished" if job.finished else "",
+            "stages": ", ".join(stage.name for stage in job.stages),
+            "after": ", ".join(job.after) or "–",
+        }
+        for job in jobs
+    ]
+    return "\n\n".join((experiment.title, experiment.claim, table(rows, list(rows[0])), table(work, list(work[0]))))
+
+
+def training_tokens(run: Run) -> int:
+    """Tokens of all training stages of a run, those that it shares with others included."""
+    configs: list[Mapping[str, Any]] = [stage.config for stage in run.stages if stage.config.task == "train"]
+    return sum(config["train"].steps * config["data"].batch_size * config["data"].seq_len for config in configs)
+
+
+def _command() -> str:
+    return shlex.join(["python", *sys.argv])

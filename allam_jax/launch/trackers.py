@@ -1,0 +1,88 @@
+"""Trackers beside the files: Weights & Biases sees the runs of a sweep as a group, MLflow gets them when collected."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from allam_jax.config import flatten, to_dict
+from allam_jax.errors import UserError
+from allam_jax.launch.jobs import Job
+from allam_jax.launch.measures import METRICS_FILE, all_metrics
+from allam_jax.launch.outcomes import Outcome
+from allam_jax.launch.runs import Run
+
+_RUN_TAG = "allam_jax.run"
+_BATCH = 1000  # metrics in one call, the most that MLflow takes
+_PARAM_BATCH = 100
+
+
+def wandb_environment(job: Job, *, sweep: str) -> dict[str, str]:
+    """Variables by which Weights & Biases groups a job's runs, where `metrics.wandb_project` is set."""
+    return {"WANDB_RUN_GROUP": sweep, "WANDB_NAME": job.name}
+
+
+def log_to_mlflow(runs: Sequence[Run], outcomes: Sequence[Outcome], *, sweep: str, uri: str = "") -> int:
+    """Logs finished runs that MLflow does not have yet; returns how many.
+
+    Each becomes a run of the MLflow experiment `sweep`: its settings and config keys as parameters, its measures and
+    all metrics of its stages as metrics.
+
+    Args:
+        runs, outcomes: finished runs and what was measured in them, in the same order.
+        sweep: name of the experiment.
+        uri: of the tracking server or directory; empty takes MLFLOW_TRACKING_URI or MLflow's default.
+
+    Raises:
+        UserError: the package mlflow is not installed.
+    """
+    mlflow = _import_mlflow()
+    client = mlflow.MlflowClient(tracking_uri=uri or None)
+    found = client.get_experiment_by_name(sweep)
+    experiment = found.experiment_id if found else client.create_experiment(sweep)
+    known = {
+        run.data.tags.get(_RUN_TAG)
+        for run in client.search_runs([experiment], filter_string="attributes.status = 'FINISHED'", max_results=5000)
+    }
+    logged = 0
+    for run, outcome in zip(runs, outcomes, strict=True):
+        identity = f"{run.name}:{run.stages[-1].fingerprint}"
+        if identity in known:
+            continue
+        handle = client.create_run(experiment, run_name=run.name, tags={_RUN_TAG: identity}).info.run_id
+        params = run.labels | flatten(to_dict(run.config)["stage"])
+        entities = [mlflow.entities.Param(_key(key), str(value)[:500]) for key, value in params.items()]
+        for begin in range(0, len(entities), _PARAM_BATCH):
+            client.log_batch(handle, params=entities[begin : begin + _PARAM_BATCH])
+        metrics = [mlflow.entities.Metric(_key(key), value, 0, 0) for key, value in outcome.values.items()]
+        for stage, directory in run.directories.items():
+            metrics += _metrics(mlflow, stage, directory)
+        for begin in range(0, len(metrics), _BATCH):
+            client.log_batch(handle, metrics=metrics[begin : begin + _BATCH])
+        client.set_terminated(handle)
+        logged += 1
+    return logged
+
+
+def _metrics(mlflow: Any, stage: str, directory: Path) -> list[Any]:
+    file = directory / METRICS_FILE
+    points: Mapping[str, list[tuple[int, float]]] = all_metrics(file) if file.is_file() else {}
+    return [
+        mlflow.entities.Metric(_key(f"{stage}/{name}"), value, 0, step)
+        for name, values in points.items()
+        for step, value in values
+    ]
+
+
+def _key(text: str) -> str:
+    """MLflow takes letters, digits, _ - . / and spaces."""
+    return "".join(character if character.isalnum() or character in "_-./ " else "_" for character in text)
+
+
+def _import_mlflow() -> Any:
+    try:
+        return importlib.import_module("mlflow")
+    except ImportError:
+        raise UserError(
+            "--tracker=mlflow needs the package mlflow, which is not installed; run `pip install mlflow`"
+        ) from None

@@ -1,0 +1,98 @@
+"""What varies in a sweep: a small language of choices.
+
+    grid(
+        arms("method", random={"stage.expand.expand.method": "random"}, averaged={...}),
+        param("stage.continued.schedule.peak_lr", 1e-4, 3e-4, name="lr"),
+        seeds(0, 1, 2, keys=("stage.expand.seed", "stage.continued.seed")),
+        keep=lambda method, lr, **_: method != "random" or lr == 1e-4,
+    )
+
+Every function returns a tuple of choices, so that each can stand where another can. A key is a dotted path in the
+config; `*` stands for any part of it, as in `stage.*.seed`. A value is one leaf, a plain dict of keys below, or a
+ConfigDict that takes the place of a whole section.
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from allam_jax.errors import UserError
+
+SEED = "seed"  # the axis that tables and figures average over
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One setting of some axes.
+
+    Attributes:
+        labels: axis -> what tables, figures and claims call this setting.
+        words: what the name of a run is made of, one for each axis.
+        overrides: config key -> value.
+    """
+
+    labels: dict[str, Any] = dataclasses.field(default_factory=dict)
+    words: tuple[str, ...] = ()
+    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The name of the run with this setting, fit for a directory: `random--seed-0`."""
+        return "--".join(re.sub(r"[^\w.+-]", "-", word) for word in self.words) or "run"
+
+
+Choices = tuple[Choice, ...]
+
+
+def arms(axis: str, /, **named: Mapping[str, Any]) -> Choices:
+    """An axis of named arms, each with its overrides; an arm without any is the base config.
+
+    Names that are no Python identifiers go in as `**{"55/45": {...}}`.
+    """
+    return tuple(Choice({axis: name}, (name,), dict(overrides)) for name, overrides in named.items())
+
+
+def param(key: str, /, *values: Any, name: str = "") -> Choices:
+    """An axis of values of one key; it is called `name`, or else the last part of the key."""
+    axis = name or key.rpartition(".")[2]
+    return tuple(
+        Choice({axis: value}, (value if isinstance(value, str) else f"{axis}-{value}",), {key: value})
+        for value in values
+    )
+
+
+def seeds(*values: int, keys: tuple[str, ...] = ("stage.*.seed",)) -> Choices:
+    """The axis `seed`: every one of `keys` takes the same value. Results are averaged over it."""
+    return tuple(Choice({SEED: value}, (f"{SEED}-{value}",), dict.fromkeys(keys, value)) for value in values)
+
+
+def grid(*axes: Choices, keep: Callable[..., bool] | None = None) -> Choices:
+    """Every combination of the axes, the last one fastest.
+
+    `keep` is called with the labels as keyword arguments and says which combinations are wanted.
+    """
+    combined = tuple(_joined(choices) for choices in itertools.product(*axes))
+    return tuple(choice for choice in combined if keep is None or keep(**choice.labels))
+
+
+def zipped(*axes: Choices) -> Choices:
+    """The axes side by side: first with first, second with second. UserError if they differ in length."""
+    lengths = [len(axis) for axis in axes]
+    if len(set(lengths)) > 1:
+        raise UserError(f"zipped: the axes have {' and '.join(map(str, lengths))} values; expected equal numbers")
+    return tuple(_joined(choices) for choices in zip(*axes, strict=True))
+
+
+def _joined(choices: tuple[Choice, ...]) -> Choice:
+    labels: dict[str, Any] = {}
+    overrides: dict[str, Any] = {}
+    for choice in choices:
+        if twice := labels.keys() & choice.labels.keys():
+            raise UserError(f"two axes are called {min(twice)!r}; give one of them another name")
+        if twice := overrides.keys() & choice.overrides.keys():
+            raise UserError(f"two axes set {min(twice)!r}; expected each key in one axis")
+        labels |= choice.labels
+        overrides |= choice.overrides
+    return Choice(labels, tuple(word for choice in choices for word in choice.words), overrides)

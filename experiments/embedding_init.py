@@ -1,0 +1,96 @@
+"""How the embeddings of new tokens should begin (ALLaM paper, section 2.2, Figure 5).
+
+    python run.py --config configs/tiny.py --sweep experiments/embedding_init.py --launcher local
+
+The claim: a model whose new rows are averages of the base's pieces (subword_mean) learns Arabic faster than one whose
+new rows are drawn at random, and its English suffers less. Beside the two: the mean of all rows (mean_all), the first
+piece's row (first_piece), and the average with some noise (mean_noise). Each with three seeds of the base, of the
+expansion and of the order of the data; the tokenizers are the same.
+
+TIME. At paper scale: `--config configs/allam_7b.py --sweep experiments/embedding_init.py:paper --launcher slurm`.
+"""
+
+from allam_jax.errors import UserError
+from allam_jax.launch.claims import Claim
+from allam_jax.launch.experiment import Experiment
+from allam_jax.launch.figures import Curves, Dots
+from allam_jax.launch.measures import curve, mean_of_last, metric, result
+from allam_jax.launch.vary import grid, param, seeds
+
+METHODS = ("random", "mean_all", "subword_mean", "first_piece", "mean_noise")
+LANGUAGES = {"en": "English", "ar": "Arabic"}
+BITS = "bits/byte"
+
+
+def get_experiment(scale: str = "laptop") -> Experiment:
+    """`scale`: laptop (three seeds, also of the base) or paper (one base, which is given; two seeds)."""
+    if scale not in ("laptop", "paper"):
+        raise UserError(f"{scale}: expected laptop or paper")
+    seeded = ("stage.base.seed",) if scale == "laptop" else ()
+    numbers = (0, 1, 2) if scale == "laptop" else (0, 1)
+    return Experiment(
+        title="Initialisation of new embeddings",
+        claim="New rows averaged from the base's pieces learn Arabic faster than random ones and spare English "
+        "(ALLaM paper, section 2.2, Figure 5).",
+        config="configs/tiny.py",
+        vary=grid(
+            param("stage.expand.expand.method", *METHODS),
+            seeds(*numbers, keys=(*seeded, "stage.expand.seed", "stage.continued.seed")),
+        ),
+        measures=_measures(),
+        figures=(
+            Curves(
+                name="bits_per_byte",
+                measures=("bits_per_byte_en", "bits_per_byte_ar"),
+                by=("method",),
+                reference={"method": "random"},
+                caption="Bits per byte of held-out text during continued pre-training, by initialisation.",
+            ),
+            Curves(
+                name="loss",
+                measures=("loss_curve", "grad_norm_curve"),
+                by=("method",),
+                log_steps=False,
+                caption="Training loss and gradient norm by initialisation.",
+            ),
+            Dots(
+                name="step0",
+                measures=("kl_en", "new_probability_en", "new_probability_ar"),
+                by=("method",),
+                caption="Step 0: KL from the base on English, and the probability that all new tokens get together.",
+            ),
+        ),
+        claims=(
+            _claim("subword_mean ends with fewer bits per byte of Arabic than random", measure="final_ar"),
+            _claim("subword_mean ends with fewer bits per byte of English than random", measure="final_en"),
+            _claim("at step 0 subword_mean has lost less of its English than random", measure="step0_en"),
+        ),
+    )
+
+
+def _claim(text: str, *, measure: str) -> Claim:
+    return Claim(text=text, measure=measure, of={"method": "subword_mean"}, than={"method": "random"})
+
+
+def _measures():
+    measures = [
+        metric(
+            "loss", key="loss", stage="continued", title="Training loss, last 20 steps", unit="nats/token",
+            reduce=mean_of_last(20),
+        ),
+        curve("loss_curve", key="loss", stage="continued", title="Training loss", unit="nats/token"),
+        curve("grad_norm_curve", key="grad_norm", stage="continued", title="Gradient norm"),
+    ]  # fmt: skip
+    for key, language in LANGUAGES.items():
+        bits = f"eval/{key}/bits_per_byte"
+        step0 = f"step0/{key}"
+        measures += [
+            result(f"step0_{key}", path=f"{step0}/bits_per_byte_expanded", stage="expand", title=f"{language}, step 0",
+                   unit=BITS),
+            metric(f"final_{key}", key=bits, stage="continued", title=f"{language}, end", unit=BITS),
+            curve(f"bits_per_byte_{key}", key=bits, stage="continued", title=language, unit=BITS),
+            result(f"kl_{key}", path=f"{step0}/kl", stage="expand", title=f"KL on {language}", unit="nats/token"),
+            result(f"new_probability_{key}", path=f"{step0}/new_token_probability", stage="expand",
+                   title=f"New tokens, {language}", unit="probability"),
+        ]  # fmt: skip
+    return tuple(measures)
