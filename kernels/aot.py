@@ -74,6 +74,11 @@ def limits(kind: str) -> Limits:
     )
 
 
+def has_gpu() -> bool:
+    """Whether this machine has NVIDIA's driver, without starting JAX's search for devices."""
+    return any(map(os.path.exists, _GPU_FILES))
+
+
 def topology(kind: str, *, slices: int = 1, hosts: int = 1, gpus_per_host: int = 1) -> list[jax.Device]:
     """Devices to put in a mesh and compile for; nothing can be placed on them.
 
@@ -161,6 +166,16 @@ def compile_report(lowered: jax.stages.Lowered, *, kernels: bool = True) -> Comp
         return dataclasses.replace(report, kernels=read)
 
 
+def occupancy(kernel: ptx.Kernel, kind: str) -> ptx.Occupancy:
+    """How many blocks of a kernel fit on a core of the described GPU."""
+    has = limits(kind)
+    return kernel.occupancy(
+        registers_per_core=has.registers_per_core,
+        shared_memory_per_core=has.shared_memory_per_core,
+        threads_per_core=has.threads_per_core,
+    )
+
+
 def _report(lowered, options, kernels) -> CompileReport:
     start = time.perf_counter()
     compiled = lowered.compile(compiler_options=options)
@@ -190,7 +205,7 @@ def _require_wheels() -> None:
 
 def _skip_the_search_for_a_gpu() -> None:
     """Unless told to leave CUDA out, the plugin asks for the driver and all of CUDA's libraries before it registers."""
-    if not jax.config.jax_platforms and not any(map(os.path.exists, _GPU_FILES)):  # type: ignore[attr-defined]
+    if not jax.config.jax_platforms and not has_gpu():  # type: ignore[attr-defined]
         jax.config.update("jax_platforms", "cpu")
 
 

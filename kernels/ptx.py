@@ -102,9 +102,8 @@ class _Launch:
     shared_memory: int
 
 
-# Mosaic compiles a kernel once per process and then leaves no dump: what was read the first time, by the hashes of the
-# kernels of one program and name, for a dump does not say which of these it is.
-_mosaic_kernels: dict[frozenset[str], tuple[Kernel, ...]] = {}
+# Mosaic compiles a kernel once per process and then leaves no dump: what was read the first time, by the kernel's hash.
+_mosaic_kernels: dict[str, Kernel] = {}
 
 
 def read_dumps(xla: Path, mosaic: Path, *, hlo_text: str, ptxas: Callable[[Path], str]) -> tuple[Kernel, ...]:
@@ -117,7 +116,7 @@ def read_dumps(xla: Path, mosaic: Path, *, hlo_text: str, ptxas: Callable[[Path]
         ptxas: gives the words of `ptxas -v` on a PTX file.
 
     Raises:
-        RuntimeError: a kernel without a dump, or several of Mosaic's that cannot be told apart.
+        RuntimeError: a kernel without a dump.
     """
     launches: dict[str, _Launch] = {}
     for file in xla.glob("*thunk_sequence.txt"):
@@ -129,7 +128,7 @@ def read_dumps(xla: Path, mosaic: Path, *, hlo_text: str, ptxas: Callable[[Path]
     if missing := launches.keys() - {kernel.name for kernel in kernels}:
         raise RuntimeError(f"XLA launches kernels whose assembly text it did not dump: {', '.join(sorted(missing))}")
     dumped = []
-    for file in sorted(mosaic.glob("*.ptx")):
+    for file in sorted(mosaic.glob("*.ptx"), key=lambda file: file.stat().st_mtime_ns):
         launch = _mosaic_launch(file.with_suffix(".mlir-passes.log"))
         dumped += _kernels_of(file, ptxas, {name: launch for name in _entries(file)}, mosaic=True)
     kernels += _remember_mosaic(dumped, hlo_text)
@@ -211,18 +210,17 @@ def _kernels_of(file: Path, ptxas, launches: dict[str, _Launch], *, mosaic: bool
 
 
 def _remember_mosaic(dumped: list[Kernel], hlo_text: str) -> list[Kernel]:
-    """The Mosaic kernels of the program: those dumped now and those that an earlier compile dumped."""
+    """The Mosaic kernels of the program: those dumped now and those that an earlier compile dumped.
+
+    Both lists are in the order of the schedule, in which Mosaic compiles.
+    """
     called = {m["hash"]: m["name"] for m in _MOSAIC_CALL.finditer(hlo_text)}
-    known = [keys for keys in _mosaic_kernels if keys <= called.keys()]
-    unknown = called.keys() - frozenset().union(*known)
-    for name in sorted({called[key] for key in unknown}):
-        keys = frozenset(key for key in unknown if called[key] == name)
-        found = [kernel for kernel in dumped if kernel.name == f"{name}_mosaic_gpu_kernel"]
-        if len(found) != len(keys):
-            raise RuntimeError(
-                f"{len(found)} dumps of {len(keys)} Mosaic kernels called {name}: one was compiled in this process "
-                "before; compile each program first with compile_report, and give kernels different names"
-            )
-        _mosaic_kernels[keys] = tuple(dataclasses.replace(kernel, name=name) for kernel in found)
-        known.append(keys)
-    return [kernel for keys in known for kernel in _mosaic_kernels[keys]]
+    unknown = {key: name for key, name in called.items() if key not in _mosaic_kernels}
+    if [f"{name}_mosaic_gpu_kernel" for name in unknown.values()] != [kernel.name for kernel in dumped]:
+        raise RuntimeError(
+            f"Mosaic dumped {[kernel.name for kernel in dumped]} for the kernels {list(unknown.values())}: one was "
+            "compiled in this process before; compile each program first with compile_report"
+        )
+    for (key, name), kernel in zip(unknown.items(), dumped, strict=True):
+        _mosaic_kernels[key] = dataclasses.replace(kernel, name=name)
+    return [_mosaic_kernels[key] for key in called]

@@ -3,8 +3,11 @@
 Its public function takes segments as a stored mask of T x T for each row; blocks of other documents are not skipped.
 """
 
+import importlib
+import types
 from collections.abc import Sequence
 
+from absl import flags
 from jaxtyping import Array, Float, Int
 
 from kernels import device
@@ -35,10 +38,7 @@ def attention(
     Raises:
         NotImplementedError: tokamax is not installed, or none of its implementations serves this; says why.
     """
-    try:
-        import tokamax
-    except ImportError as error:
-        raise NotImplementedError("tokamax is not installed: pip install tokamax") from error
+    tokamax = package()
     target = device.current_target(q_BTNH)
     if set(implementation) & set(GPU_IMPLEMENTATIONS) and (target.platform != "cuda" or target.major < 8):
         raise NotImplementedError(f"tokamax's kernels need an NVIDIA GPU from Ampere on, not {target.kind}")
@@ -57,3 +57,14 @@ def attention(
     except ExceptionGroup as group:  # of the NotImplementedErrors of all it has tried
         raise NotImplementedError(f"tokamax: {'; '.join(map(str, group.exceptions))}") from group
     return with_log_z(out_BTNH, q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, scale)
+
+
+def package() -> types.ModuleType:
+    """The tokamax package. Raises NotImplementedError where it is not installed."""
+    try:
+        module = importlib.import_module("tokamax")
+    except ImportError as error:
+        raise NotImplementedError("tokamax is not installed: pip install tokamax") from error
+    if not flags.FLAGS.is_parsed():  # left to itself it reads the command line as flags of its own
+        flags.FLAGS(["tokamax"])
+    return module
