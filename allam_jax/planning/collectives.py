@@ -31,6 +31,7 @@ class Collective:
     group_size: int
     ranks_per_node: int  # members of a group on one node
     count: int
+    asynchronous: bool = True  # scheduled beside other work, so that some of its time can be hidden
 
     @property
     def crosses_nodes(self) -> bool:
@@ -84,6 +85,7 @@ def _describe(
         group_size=size,
         ranks_per_node=size // max(len(set(group)) for group in nodes.tolist()),
         count=0,
+        asynchronous=instruction.opcode.endswith("-start") and '"is_sync":true' not in instruction.attributes,
     )
 
 

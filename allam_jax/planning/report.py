@@ -99,8 +99,8 @@ def collectives_table(plan: Plan) -> list[str]:
     if not total:
         return ["None: one GPU."]
     lines = [
-        "| kind | mesh axes | dtype | whole array, MB | times | sent, GB | members | on a node | leaves it | s |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| kind | mesh axes | dtype | array, MB | times | sent, GB | members | on a node | leaves it | async | s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     small_count, small_bytes, small_seconds = 0, 0.0, 0.0
     for each in plan.collectives:
@@ -116,10 +116,10 @@ def collectives_table(plan: Plan) -> list[str]:
         lines.append(
             f"| {each.kind} | {', '.join(each.axes)} | {each.dtype} | {each.payload_bytes / 1e6:,.1f} | {each.count} | "
             f"{sent / 1e9:,.2f} | {each.group_size} | {each.ranks_per_node} | "
-            f"{'yes' if each.crosses_nodes else 'no'} | {seconds:.3f} |"
+            f"{'yes' if each.crosses_nodes else 'no'} | {'yes' if each.asynchronous else 'no'} | {seconds:.3f} |"
         )
     if small_count:
-        lines.append(f"| small ones | | | | {small_count} | {small_bytes / 1e9:,.2f} | | | | {small_seconds:.3f} |")
+        lines.append(f"| small ones | | | | {small_count} | {small_bytes / 1e9:,.2f} | | | | | {small_seconds:.3f} |")
     return lines
 
 
@@ -132,8 +132,8 @@ def assumptions(plan: Plan) -> list[str]:
         f"at {e.memory:.0%} of {gpu.memory_bandwidth / 1e12:.2f} TB/s: the same shares for every model, mesh and GPU, "
         "checked against published runs (docs/planning.md).",
         f"- Links at {e.links:.0%} of {gpu.nvlink_bandwidth / 1e9:.0f} GB/s inside a node and "
-        f"{gpu.network_bandwidth / 1e9:.0f} GB/s of network for each GPU; {e.overlap:.0%} of the time of fsdp and data "
-        "collectives is hidden behind compute, nothing of those over tensor.",
+        f"{gpu.network_bandwidth / 1e9:.0f} GB/s of network for each GPU; {e.overlap:.0%} of the time of asynchronous "
+        "fsdp and data collectives is hidden behind compute, nothing of those over tensor.",
         "- Attention is counted causal, as for one document in each row; packed rows are quicker.",
         f"- A node draws {gpu.watts * plan.cluster.gpus_per_node:,.0f} W at most, {plan.energy.power_share:.0%} of it "
         f"on average; the building takes {plan.energy.pue} times that. The days know no failures and no evaluation.",

@@ -2,11 +2,13 @@
 
 Every piece of work takes the longer of its arithmetic at the reachable share of the peak and its bytes at the reachable
 share of the memory's bandwidth; pieces follow each other. A collective takes its ring's bytes over the slowest link
-that it uses, plus the hops. Over `tensor` nothing else can run meanwhile, so its time is added in full; over `fsdp`
-and `data` a share (`overlap`) is hidden behind compute, as far as there is compute to hide it.
+that it uses, plus the hops. Over `tensor` alone nothing else can run meanwhile, so its time is added in full, as is
+that of collectives which the compiler has scheduled without anything beside them; of all others a share (`overlap`) is
+hidden behind compute, as far as there is compute to hide it.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable
 
 from allam_jax.planning.cluster import Cluster
@@ -21,7 +23,7 @@ class StepTime:
     matmul: float
     attention: float
     memory: float
-    tensor: float  # collectives over `tensor`, alone or with other axes
+    tensor: float  # collectives over `tensor`
     exposed: float  # collectives over `fsdp` and `data` that compute does not hide
     hidden: float
 
@@ -49,14 +51,15 @@ def step_time(work: Iterable[Work], collectives: Iterable[Collective], *, cluste
     for piece in work:
         seconds[piece.kind] += work_seconds(piece, cluster=cluster, dtype=dtype) * piece.count
     compute = sum(seconds.values())
-    tensor = others = 0.0
+    tensor = others = beside = 0.0
     for collective in collectives:
         time = collective_seconds(collective, cluster=cluster) * collective.count
-        if "tensor" in collective.axes:
+        if collective.axes == ("tensor",):
             tensor += time
         else:
             others += time
-    hidden = min(cluster.efficiency.overlap * others, compute)
+            beside += time if collective.asynchronous else 0.0
+    hidden = min(cluster.efficiency.overlap * beside, compute)
     return StepTime(
         matmul=seconds["matmul"],
         attention=seconds["kernel"],
@@ -75,7 +78,7 @@ def work_seconds(piece: Work, *, cluster: Cluster, dtype: str) -> float:
 
 
 def collective_seconds(collective: Collective, *, cluster: Cluster) -> float:
-    """Of one run, by a ring through all members, at the speed of its slowest link.
+    """Of one run, at the speed of the slowest link: rings through all members, but trees for the hops of a reduction.
 
     Inside a node each GPU sends at its own link's rate. A group with r members on a node has r adapters to the network,
     so that r rings run side by side and each GPU's bytes leave the node at r times one adapter's rate.
@@ -85,7 +88,9 @@ def collective_seconds(collective: Collective, *, cluster: Cluster) -> float:
     if collective.crosses_nodes:
         bandwidth = min(bandwidth, gpu.network_bandwidth * collective.ranks_per_node)
         hop = efficiency.network_hop_seconds
-    hops = 1 if collective.kind == "collective-permute" else collective.group_size - 1
-    if collective.kind == "all-reduce":
-        hops *= 2
+    hops = collective.group_size - 1
+    if collective.kind == "collective-permute":
+        hops = 1
+    elif collective.kind == "all-reduce":
+        hops = 2 * math.ceil(math.log2(collective.group_size))
     return collective.wire_bytes / (bandwidth * efficiency.links) + hops * hop

@@ -18,6 +18,10 @@ from allam_jax.training.state import TrainState, shardings_of
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
+# Without it XLA runs most gathers and reductions of an A100 cluster alone, with nothing beside them (task plan shows
+# which); on H100 it is the default.
+_OVERLAP = {"xla_gpu_enable_latency_hiding_scheduler": True}
+
 
 def batch_loss(
     params: Params,

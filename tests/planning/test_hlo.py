@@ -15,9 +15,10 @@ from allam_jax.planning.hlo import bits_of, parse
 from allam_jax.planning.work import work_of
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
+WHOLE = P()
 
 
-def compiled(function, *shapes, specs, out=P()):
+def compiled(function, *shapes, specs, out=WHOLE):
     """`function` on shards of a 2 x 2 x 2 mesh, compiled for the CPU: its program and the mesh."""
     mesh = make_mesh(**MESH, devices=jax.devices()[:8])
     arguments = [
@@ -197,6 +198,6 @@ def test_loops_of_unknown_length_are_refused():
 
 
 def test_the_mesh_orders_axes_as_the_planner_expects():
-    assert MESH_AXES == tuple(MESH)
+    assert tuple(MESH) == MESH_AXES
     ids = np.vectorize(lambda device: device.id)(make_mesh(**MESH, devices=jax.devices()[:8]).devices)
     assert ids.ravel().tolist() == list(range(8))

@@ -47,7 +47,8 @@ def test_work_takes_the_longer_of_arithmetic_and_memory():
         (collective(), 7.75e9 / 100e9 + 31e-5),
         # one member on each of 4 nodes: one adapter each
         (collective(members=4, on_a_node=1), 6e9 / 12.5e9 + 3e-5),
-        (collective("all-reduce", members=8), 2 * 7e9 / 150e9 + 14e-6),
+        # two ways through a tree of 8
+        (collective("all-reduce", members=8), 2 * 7e9 / 150e9 + 6e-6),
         (collective("collective-permute", members=2, on_a_node=1), 8e9 / 12.5e9 + 1e-5),
     ],
 )
@@ -61,7 +62,7 @@ def test_what_is_hidden_and_what_is_not():
     outside = collective(count=4)
     time = step_time(work, [inside, outside], cluster=CLUSTER, dtype="bfloat16")
     assert (time.matmul, time.memory, time.compute) == pytest.approx((2.0, 1.0, 3.0))
-    assert time.tensor == pytest.approx(3 * (14e9 / 150e9 + 14e-6))
+    assert time.tensor == pytest.approx(3 * (14e9 / 150e9 + 6e-6))
     network = 4 * (7.75e9 / 100e9 + 31e-5)
     assert time.hidden == pytest.approx(network / 2)
     assert time.exposed == pytest.approx(network / 2)
@@ -69,6 +70,13 @@ def test_what_is_hidden_and_what_is_not():
     short = step_time([piece(flops=1.56e12)], [outside], cluster=CLUSTER, dtype="bfloat16")
     assert short.hidden == pytest.approx(0.01)  # no more than there is compute to hide it
     assert short.total == pytest.approx(0.01 + network - 0.01)
+
+
+def test_what_runs_alone_is_not_hidden():
+    alone = dataclasses.replace(collective(count=4), asynchronous=False)
+    time = step_time([piece(flops=156e12)], [alone], cluster=CLUSTER, dtype="bfloat16")
+    assert time.hidden == 0
+    assert time.exposed == pytest.approx(4 * collective_seconds(alone, cluster=CLUSTER))
 
 
 def test_energy():
