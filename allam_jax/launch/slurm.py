@@ -8,6 +8,7 @@ it sends the command SIGTERM, which saves and ends, and the job is requeued: it 
 import dataclasses
 import difflib
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -187,4 +188,6 @@ def _executor_class() -> Any:
         from submitit.slurm.slurm import SlurmExecutor
     except ImportError:
         raise UserError("--launcher=slurm needs the package submitit; run `pip install submitit`") from None
+    if shutil.which("srun") is None:
+        raise UserError("--launcher=slurm: there is no srun here; start it on a host of the cluster, or use local")
     return SlurmExecutor

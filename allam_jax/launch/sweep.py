@@ -3,7 +3,7 @@
 import dataclasses
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ from ml_collections import ConfigDict
 
 from allam_jax import files
 from allam_jax.errors import UserError
-from allam_jax.evaluation.report import duration, number, table
+from allam_jax.evaluation.report import duration
 from allam_jax.launch import local, slurm, status
 from allam_jax.launch.collect import FOLDER, collect, read_outcomes
 from allam_jax.launch.experiment import Experiment, load_experiment
 from allam_jax.launch.jobs import Job, plan_jobs
 from allam_jax.launch.overrides import parse
-from allam_jax.launch.runs import Run, differing, expand
+from allam_jax.launch.preview import preview
+from allam_jax.launch.runs import Run, expand
 from allam_jax.launch.trackers import log_to_mlflow, wandb_environment
 
 
@@ -54,7 +55,7 @@ def run(base: ConfigDict, options: Options) -> dict[str, Any]:
     jobs = plan_jobs(runs)
     folder = options.workdir / "jobs"
     if options.dry_run:
-        print(describe(experiment, runs, jobs), flush=True)
+        print(preview(experiment, runs, jobs), flush=True)
         return {"runs": len(runs), "jobs": len(jobs), "finished": sum(run.finished for run in runs)}
     if options.status:
         status.watch(
@@ -69,9 +70,10 @@ def run(base: ConfigDict, options: Options) -> dict[str, Any]:
         if failed is None:
             return {"runs": len(runs), "submitted": len(slurm.queue(folder))}
         if failed:
-            blamed = [f"{name}: {why}" for name, why in failed.items() if not why.startswith("needs ")]
+            first, why = next(iter(failed.items()))
+            others = f"; also {', '.join(list(failed)[1:])}" if len(failed) > 1 else ""
             raise UserError(
-                f"{len(failed)} of {len(jobs)} jobs did not finish; {'; '.join(blamed)}. Mend it and run the same "
+                f"{len(failed)} of {len(jobs)} jobs did not finish: {first}: {why}{others}. Mend it and run the same "
                 "command again: only what is left is run"
             )
     return _collect(experiment, runs, options)
@@ -129,38 +131,6 @@ def _collect(experiment: Experiment, runs: list[Run], options: Options) -> dict[
         "seconds": summary["seconds"],
         "report": str(report),
     }
-
-
-def describe(experiment: Experiment, runs: Sequence[Run], jobs: Sequence[Job]) -> str:
-    """The runs, how each differs from the first, and the jobs that compute them, as text."""
-    rows = []
-    for each in runs:
-        changed = differing(runs[0], each)
-        rows.append(
-            {
-                "run": each.name,
-                "state": "finished" if each.finished else "",
-                "tokens to train": number(training_tokens(each)),
-                "differs from the first in": ", ".join(line.removeprefix("stage.") for line in changed) or "–",
-            }
-        )
-    work = [
-        {
-            "job": job.name,
-            "for": f"{len(job.runs)} runs" if len(job.runs) > 1 else "1 run",
-            "state": "finished" if job.finished else "",
-            "stages": ", ".join(stage.name for stage in job.stages),
-            "after": ", ".join(job.after) or "–",
-        }
-        for job in jobs
-    ]
-    return "\n\n".join((experiment.title, experiment.claim, table(rows, list(rows[0])), table(work, list(work[0]))))
-
-
-def training_tokens(run: Run) -> int:
-    """Tokens of all training stages of a run, those that it shares with others included."""
-    configs: list[Mapping[str, Any]] = [stage.config for stage in run.stages if stage.config.task == "train"]
-    return sum(config["train"].steps * config["data"].batch_size * config["data"].seq_len for config in configs)
 
 
 def _command() -> str:

@@ -1,0 +1,42 @@
+"""An experiment of seconds on tests/tasks/tiny_recipe.py: two learning rates, two seeds."""
+
+from allam_jax.launch.claims import Claim
+from allam_jax.launch.experiment import Experiment
+from allam_jax.launch.figures import Curves, Dots
+from allam_jax.launch.measures import curve, metric
+from allam_jax.launch.vary import grid, param, seeds
+
+BITS = {"title": "English", "stage": "train", "key": "eval/en/bits_per_byte", "unit": "bits/byte"}
+
+
+def get_experiment(arg: str = "") -> Experiment:
+    """`arg`: nothing, or `typo`, `broken` (one arm cannot run), `more` (another seed), `long` (one run, many steps)."""
+    rates = {"typo": "stage.train.schedule.peek_lr"}.get(arg, "stage.train.schedule.peak_lr")
+    vary = grid(
+        param(rates, 1e-4, 3e-3),
+        seeds(*((0, 1, 2) if arg == "more" else (0, 1)), keys=("stage.train.seed",)),
+    )
+    if arg == "broken":
+        vary += param("stage.train.init.weights", "/nowhere")
+    if arg == "long":
+        vary = param("stage.train.train.steps", 400)
+    claim = Claim(
+        text="a higher rate learns more", measure="bits", of={"peak_lr": 3e-3}, than={"peak_lr": 1e-4}, expect="lower"
+    )
+    by = ("peak_lr",) if arg != "long" else ("steps",)
+    return Experiment(
+        title="Learning rates",
+        claim="A higher rate learns more.",
+        config="",
+        vary=vary,
+        measures=(
+            metric("bits", **BITS),
+            metric("loss", key="loss", title="Loss", unit="nats/token"),
+            curve("bits_curve", **BITS),
+        ),
+        figures=(
+            Curves(name="curves", measures=("bits_curve",), by=by, caption="Held-out text."),
+            Dots(name="dots", measures=("bits", "loss"), by=by, caption="At the end."),
+        ),
+        claims=() if arg in ("broken", "long") else (claim,),
+    )

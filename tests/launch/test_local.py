@@ -1,0 +1,150 @@
+"""The local launcher with jobs of a moment: order, cores, GPUs, retries, and what happens to jobs that wait in vain."""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+
+import pytest
+
+from allam_jax.errors import UserError
+from allam_jax.launch import attempts
+from allam_jax.launch.experiment import Experiment
+from allam_jax.launch.jobs import Job, plan_jobs
+from allam_jax.launch.local import Slot, make_slots, run_jobs
+from allam_jax.launch.measures import metric
+from allam_jax.launch.runs import expand
+from allam_jax.launch.vary import param
+from configs import tiny
+
+# What a job's process does here: it notes how it was started, and finishes its stages unless told to fail.
+PROGRAM = """
+import json, os, pathlib, sys, time
+directories = [pathlib.Path(path) for path in sys.argv[1].split(",")]
+note = directories[-1].with_suffix(".notes")
+note.parent.mkdir(parents=True, exist_ok=True)
+started = time.time()
+time.sleep(0.3)
+with open(note, "a") as file:
+    facts = {"cores": sorted(os.sched_getaffinity(0)), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+             "group": os.environ.get("WANDB_RUN_GROUP"), "started": started, "ended": time.time()}
+    file.write(json.dumps(facts) + chr(10))
+if len(note.read_text().splitlines()) <= int(sys.argv[2]):
+    print("something went wrong", flush=True)
+    sys.exit(int(sys.argv[3]))
+for directory in directories:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "result.json").write_text("{}")
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment(Job):
+    """A job whose process fails the first `failures` times, with this exit status."""
+
+    failures: int = 0
+    status: int = 1
+
+    @property
+    def command(self):
+        paths = ",".join(map(str, self.directories))
+        return [sys.executable, "-c", PROGRAM, paths, str(self.failures), str(self.status)]
+
+    @property
+    def notes(self):
+        path = self.directories[-1].with_suffix(".notes")
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def make_jobs(tmp_path, **failing):
+    """The jobs of four runs on a shared base; `failing` says how often the job of an index fails, and how."""
+    measure = metric("loss", key="loss", stage="continued", title="Loss")
+    vary = param("stage.continued.train.steps", 1, 2, 3, 4)
+    experiment = Experiment(title="", claim="", config="", vary=vary, measures=(measure,))
+    runs = expand(experiment, tiny.get_config(), workdir=tmp_path, store=tmp_path / "stages", overrides={})
+    jobs = []
+    for number, job in enumerate(plan_jobs(runs)):
+        failures, status = failing.get(f"job{number}", (0, 1))
+        fields = {field.name: getattr(job, field.name) for field in dataclasses.fields(job)}
+        jobs.append(Moment(**fields, failures=failures, status=status))
+    return jobs
+
+
+def run(jobs, tmp_path, *, slots=None, retries=1):
+    return run_jobs(
+        jobs,
+        slots=slots or [Slot((core,), None) for core in sorted(os.sched_getaffinity(0))[:2]],
+        folder=tmp_path / "jobs",
+        environment={job.name: {"WANDB_RUN_GROUP": "sweep"} for job in jobs},
+        retries=retries,
+    )
+
+
+def test_shared_stages_come_first_and_jobs_run_side_by_side(tmp_path):
+    jobs = make_jobs(tmp_path)
+    before = os.sched_getaffinity(0)
+    assert run(jobs, tmp_path) == {}
+    assert os.sched_getaffinity(0) == before
+    notes = [job.notes[0] for job in jobs]
+    assert all(len(job.notes) == 1 for job in jobs)
+    assert all(note["started"] >= notes[0]["ended"] for note in notes[1:])
+    assert notes[1]["started"] < notes[2]["ended"]
+    assert notes[2]["started"] < notes[1]["ended"]
+    assert {tuple(note["cores"]) for note in notes} == {(core,) for core in sorted(before)[:2]}
+    assert {note["group"] for note in notes} == {"sweep"}
+    for moment in {note["started"] for note in notes}:  # never more than two at once
+        assert sum(note["started"] <= moment < note["ended"] for note in notes) <= 2
+
+
+def test_every_job_has_gpus_of_its_own(tmp_path):
+    cores = tuple(sorted(os.sched_getaffinity(0)))
+    run(make_jobs(tmp_path), tmp_path, slots=[Slot(cores, ("0", "1")), Slot(cores, ("2", "3"))])
+    notes = [job.notes[0] for job in make_jobs(tmp_path)]
+    assert {note["gpus"] for note in notes} == {"0,1", "2,3"}
+    for one in notes:
+        for other in notes:
+            overlap = one is not other and one["started"] < other["ended"] and other["started"] < one["ended"]
+            assert not (overlap and one["gpus"] == other["gpus"])
+
+
+def test_cores_and_gpus_are_shared_out(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4, 7})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert make_slots(None) == [Slot((0, 1, 2, 3, 4, 7), None)]
+    assert make_slots(4) == [Slot((0,), None), Slot((1, 2), None), Slot((3,), None), Slot((4, 7), None)]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3,GPU-5")
+    assert make_slots(None) == [Slot((0, 1), ("0",)), Slot((2, 3), ("3",)), Slot((4, 7), ("GPU-5",))]
+    assert make_slots(None, gpus_per_job=2) == [Slot((0, 1, 2, 3, 4, 7), ("0", "3"))]
+    with pytest.raises(UserError, match="expected 1 to 6"):
+        make_slots(7)
+    with pytest.raises(UserError, match="3 GPUs here are too few for 2 each"):
+        make_slots(2, gpus_per_job=2)
+
+
+def test_a_failed_job_is_tried_again_within_bounds(tmp_path):
+    jobs = make_jobs(tmp_path, job1=(1, 1), job2=(9, 1), job3=(9, attempts.USER_ERROR))
+    failed = run(jobs, tmp_path, retries=2)
+    assert [len(job.notes) for job in jobs] == [1, 2, 3, 1, 1]
+    assert set(failed) == {jobs[2].name, jobs[3].name}
+    log = tmp_path / "jobs" / f"{jobs[2].name}.log"
+    assert failed[jobs[2].name] == f"something went wrong (log: {log})"
+    assert log.read_text().count("\nsomething went wrong") == 3
+    tries = attempts.read_attempts(tmp_path / "jobs", jobs[1].name)
+    assert [(attempt["status"], attempt["error"]) for attempt in tries] == [(1, "something went wrong"), (0, "")]
+
+
+def test_what_waits_for_a_failed_job_is_not_started(tmp_path):
+    jobs = make_jobs(tmp_path, job0=(9, 1))
+    failed = run(jobs, tmp_path, retries=0)
+    assert set(failed) == {job.name for job in jobs}
+    assert failed[jobs[4].name] == f"needs {jobs[0].name}, which failed"
+    assert [len(job.notes) for job in jobs] == [1, 0, 0, 0, 0]
+
+
+def test_finished_jobs_are_not_started(tmp_path):
+    jobs = make_jobs(tmp_path)
+    run(jobs[:2], tmp_path)
+    time.sleep(0.1)
+    assert run(jobs, tmp_path) == {}
+    assert [len(job.notes) for job in jobs] == [1, 1, 1, 1, 1]

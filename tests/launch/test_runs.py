@@ -1,0 +1,171 @@
+"""From an experiment to runs and jobs."""
+
+import itertools
+import json
+
+import pytest
+
+from allam_jax.config import flatten, to_dict
+from allam_jax.errors import UserError
+from allam_jax.launch.experiment import Experiment, load_experiment
+from allam_jax.launch.jobs import plan_jobs
+from allam_jax.launch.measures import metric, result
+from allam_jax.launch.runs import expand
+from allam_jax.launch.vary import arms, grid, param, seeds
+from configs import base, saved, tiny
+
+FINAL = metric("bits", key="eval/ar/bits_per_byte", stage="continued", title="Arabic", unit="bits/byte")
+METHODS = param("stage.expand.expand.method", "random", "subword_mean")
+
+
+def runs_of(vary, *, config=None, measures=(FINAL,), extend=None, overrides=None, tmp_path):
+    experiment = Experiment(title="", claim="", config="", vary=vary, measures=measures, extend=extend)
+    config = config or tiny.get_config()
+    return expand(experiment, config, workdir=tmp_path, store=tmp_path / "stages", overrides=overrides or {})
+
+
+def test_two_arms_that_differ_in_one_key_have_configs_that_differ_in_that_key_alone(tmp_path):
+    runs = runs_of(grid(METHODS, seeds(0, 1, keys=("stage.continued.seed",))), tmp_path=tmp_path)
+    for run in runs:
+        run.save()
+    written = [flatten(json.loads((tmp_path / "runs" / run.name / "recipe.json").read_text())) for run in runs]
+    differing = [
+        {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
+        for one, other in itertools.combinations(written, 2)
+    ]
+    method, seed = "stage.expand.expand.method", "stage.continued.seed"
+    assert differing == [{seed}, {method}, {method, seed}, {method, seed}, {method}, {seed}]
+    assert written[0][method] == "random"
+    assert written[2][method] == "subword_mean"
+
+
+def test_the_base_config_is_not_changed(tmp_path):
+    config = tiny.get_config()
+    before = config.to_json()
+    runs_of(METHODS, config=config, overrides={"stage.base.train.steps": 3}, tmp_path=tmp_path)
+    assert config.to_json() == before
+
+
+def test_a_saved_recipe_is_read_back_as_it_was(tmp_path):
+    (run, _) = runs_of(METHODS, tmp_path=tmp_path)
+    run.save()
+    again = saved.get_config(str(tmp_path / "runs" / run.name / "recipe.json"))
+    assert to_dict(again) == to_dict(run.config)
+    assert {key: type(value) for key, value in flatten(again.to_dict()).items()} == {
+        key: type(value) for key, value in flatten(run.config.to_dict()).items()
+    }
+
+
+def test_only_stages_that_measures_need_are_run(tmp_path):
+    fertility = result("arabic", path="fertility/merged/ar/tokens_per_word", stage="merged_tokenizer", title="")
+    (run,) = runs_of(arms("all", one={}), measures=(fertility,), tmp_path=tmp_path)
+    assert [stage.name for stage in run.stages] == ["corpus", "base_tokenizer", "arabic_tokenizer", "merged_tokenizer"]
+
+
+def test_a_single_task_becomes_a_recipe_of_one_stage(tmp_path):
+    config = base.get_config()
+    config.task = "train"
+    loss = metric("loss", key="loss", title="Loss")
+    runs = runs_of(param("stage.train.train.steps", 1, 2), config=config, measures=(loss,), tmp_path=tmp_path)
+    assert [stage.name for stage in runs[0].stages] == ["train"]
+    assert [run.config.stage.train.train.steps for run in runs] == [1, 2]
+
+
+def test_an_experiment_can_add_stages(tmp_path):
+    def extend(config):
+        branch = config.stage.continued.copy_and_resolve_references()
+        branch.init.weights = "@continued"
+        return {"branch": branch}
+
+    measure = metric("loss", key="loss", stage="branch", title="Loss")
+    vary = param("stage.branch.schedule.decay_shape", "linear", "cosine")
+    runs = runs_of(vary, measures=(measure,), extend=extend, overrides={"stage.branch.seed": 9}, tmp_path=tmp_path)
+    assert [run.config.stage.branch.schedule.decay_shape for run in runs] == ["linear", "cosine"]
+    assert [run.config.stage.branch.seed for run in runs] == [9, 9]
+    jobs = plan_jobs(runs)
+    assert [stage.name for job in jobs for stage in job.stages].count("continued") == 1
+
+
+def test_runs_that_come_out_the_same_are_told(tmp_path):
+    with pytest.raises(UserError, match=r"runs 'a--seed-0' and 'a--seed-1' are the same"):
+        runs_of(grid(arms("arm", a={}), seeds(0, 1, keys=("stage.continued.generate.top_k",))), tmp_path=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("vary", "message"),
+    [
+        (
+            param("stage.expand.expand.metod", "a"),
+            "run a: the config has no key .* did you mean 'stage.expand.expand.m",
+        ),
+        (param("stage.base.train.steps", 0), "run steps-0: config.train.steps = 0: expected at least 1"),
+        (param("stage.expand.init.weights", "@bse"), "no earlier stage is called 'bse'"),
+    ],
+)
+def test_what_cannot_run_is_told_before_anything_does(vary, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        runs_of(vary, tmp_path=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_jobs_compute_every_stage_once_and_in_order(tmp_path):
+    vary = grid(METHODS, seeds(0, 1, 2, keys=("stage.base.seed", "stage.expand.seed", "stage.continued.seed")))
+    runs = runs_of(vary, tmp_path=tmp_path)
+    jobs = plan_jobs(runs)
+    directories = [directory for job in jobs for directory in job.directories]
+    assert len(directories) == len(set(directories)) == 4 + 3 + 2 * 6
+    assert set(directories) == {directory for run in runs for directory in run.directories.values()}
+    assert [(len(job.runs), len(job.stages)) for job in jobs] == [(6, 4), (2, 1), (2, 1), (2, 1)] + [(1, 2)] * 6
+    done = set()
+    for job in jobs:
+        assert set(job.after) <= {earlier.name for earlier in jobs[: jobs.index(job)]}
+        reads = {job.run.directories[used] for stage in job.stages for used in stage.uses}
+        done |= set(job.directories)
+        assert reads <= done
+        # What it reads comes from the jobs that it waits for, and from itself.
+        waited = {d for other in jobs if other.name in job.after for d in other.directories}
+        assert reads <= waited | set(job.directories)
+
+
+EXPERIMENT = """
+from allam_jax.launch.claims import Claim
+from allam_jax.launch.experiment import Experiment
+from allam_jax.launch.figures import Dots
+from allam_jax.launch.measures import metric
+from allam_jax.launch.vary import grid, param, seeds
+
+def get_experiment({parameters}):
+    return Experiment(
+        title="", claim="", config="",
+        vary=grid(param("stage.train.train.steps", 1, 2), seeds(0, 1)),
+        measures=(metric("loss", key="loss", title="Loss"),),
+        figures=(Dots(name="dots", measures=("{figure}",), by=("{axis}",), caption=""),),
+        claims=(Claim(text="less", measure="{claim}", of={{"steps": {of}}}, than={{"steps": 1}}),),
+    )
+"""
+GOOD = {"parameters": "", "figure": "loss", "axis": "steps", "claim": "loss", "of": 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"figure": "los"}, r"figure 'dots': no measure is called 'los'; did you mean 'loss'\?"),
+        ({"axis": "step"}, r"figure 'dots': no axis is called 'step'; did you mean 'steps'\?"),
+        ({"claim": "lost"}, r"claim 'less': no measure is called 'lost'; did you mean 'loss'\?"),
+        ({"of": 3}, r"claim 'less': {'steps': 3} picks 0 arms; expected exactly one"),
+        ({"parameters": "x"}, r"line \d+: TypeError: get_experiment\(\) missing|TypeError: get_experiment\(\) missing"),
+        ({"of": "unknown"}, r"experiment\.py, line 14: NameError: name 'unknown' is not defined"),
+    ],
+)
+def test_mistakes_of_an_experiment_file_are_told(change, message, tmp_path):
+    path = tmp_path / "experiment.py"
+    path.write_text(EXPERIMENT.format(**GOOD))
+    assert len(load_experiment(str(path)).vary) == 4
+    path.write_text(EXPERIMENT.format(**GOOD | change))
+    with pytest.raises(UserError, match=message):
+        load_experiment(str(path))
+
+
+def test_an_experiment_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="no such file; the experiments that come with allam_jax are in experiments/"):
+        load_experiment(str(tmp_path / "nope.py"))
