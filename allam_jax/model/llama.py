@@ -299,11 +299,11 @@ class Llama(nnx.Module):
         indices = jnp.arange(config.num_layers)
         unroll = min(options.scan_unroll, config.num_layers)
         x_BTD, _ = jax.lax.scan(layer, x_BTD, (layers, indices), unroll=unroll)
-        return _all_positions(self.final_norm(x_BTD))
+        return constrain(self.final_norm(x_BTD), RESIDUAL)
 
     def __call__(self, tokens_BT: Int[Array, "B T"], **inputs: Array) -> Float[Array, "B T V"]:
         """Full float32 logits, for decoding and tests; padding ids get -inf. Arguments as for `hidden`."""
-        hidden_BTD = self.hidden(tokens_BT, **inputs)
+        hidden_BTD = _all_positions(self.hidden(tokens_BT, **inputs))
         head_DV = self.head_DV.astype(hidden_BTD.dtype)
         logits_BTV = jnp.einsum("BTD,DV->BTV", hidden_BTD, head_DV, preferred_element_type=jnp.float32)
         logits_BTV = constrain(logits_BTV, ("batch", "sequence", "act_vocab"))

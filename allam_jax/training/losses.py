@@ -9,7 +9,12 @@ For a token with logits l, target y and weight w, with Z = sum(exp(l)):
 The gradient is known as soon as a chunk's logits are, so the forward pass of a differentiated loss also computes the
 gradients of the hidden states and of the head, and the logits are made once.
 
-Shapes: B batch, T sequence, t its chunk, C chunks, D model width, V padded vocabulary, R batch shards.
+On a mesh every device works on its own rows of the batch and its own columns of the head (`shard_map`). It gathers
+those columns over `fsdp` once. Devices that share rows exchange, for each chunk, three numbers a token and, at the end,
+their shares of the gradient of the hidden states; those that share columns then add up the gradient of the head.
+
+Shapes: B batch, T sequence, t its chunk, C chunks, D model width, V padded vocabulary; in this file's inner functions
+B and V are those of one device.
 """
 
 import functools
@@ -18,9 +23,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from allam_jax.parallel.sharding import DEFAULT_RULES, constrain
+from allam_jax.parallel.sharding import DEFAULT_RULES
+
+MASKED = -1e30  # logit of padding columns: finite, so that a device may hold nothing else
 
 
 class LossSums(NamedTuple):
@@ -45,13 +53,15 @@ def chunked_cross_entropy(
     """Weighted cross-entropy summed over tokens. Differentiate `total` with respect to `x_BTD` and `head_DV`.
 
     Args:
-        x_BTD: hidden states; their dtype is the one of the matmuls (softmax and sums are float32).
+        x_BTD: hidden states; their dtype is the one of the matmuls (softmax and sums are float32) and of what devices
+            exchange.
         head_DV: the output projection, in any dtype; its gradient has it too.
         targets_BT: ids below `vocab_size`.
         weights_BT: 0 where nothing is to be predicted.
         vocab_size: columns of `head_DV` from here on are padding: probability 0, gradient exactly 0.
         z_loss: the coefficient c above.
-        num_chunks: pieces of the sequence; logits of `B * ceil(T / num_chunks)` tokens exist at a time.
+        num_chunks: pieces of the sequence; logits of `B * ceil(T / num_chunks)` tokens exist at a time. Each further
+            chunk reads and writes the head's gradient once more.
     """
     total, loss, z = _summed_loss(
         (x_BTD, head_DV), targets_BT, weights_BT.astype(jnp.float32), vocab_size, z_loss, num_chunks
@@ -68,58 +78,51 @@ def token_nll(
     num_chunks: int = 1,
 ) -> Float[Array, "B T"]:
     """Negative log-likelihood of every target in nats, float32. Arguments as for `chunked_cross_entropy`."""
-    head_DV = _gathered(head_DV.astype(x_BTD.dtype))
-
-    def chunk(_, inputs):
-        x_BtD, targets_Bt = inputs
-        _, log_z_Bt, target_Bt = _log_z(x_BtD, head_DV, targets_Bt, vocab_size)
-        return None, log_z_Bt - target_Bt
-
-    _, nll_CBt = jax.lax.scan(chunk, None, _split((x_BTD, targets_BT), num_chunks))
-    return _join(nll_CBt, x_BTD.shape[1])
+    log_z_BT, target_BT = _log_z_and_target(x_BTD, head_DV, targets_BT, vocab_size, num_chunks)
+    return log_z_BT - target_BT
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def _summed_loss(differentiated, targets_BT, weights_BT, vocab_size, z_loss, num_chunks):
     """Returns (total, loss, z_loss)."""
-    x_BTD, head_DV = differentiated
-    head_DV = _gathered(head_DV.astype(x_BTD.dtype))
-
-    def chunk(sums, inputs):
-        x_BtD, targets_Bt, weights_Bt = inputs
-        _, log_z_Bt, target_Bt = _log_z(x_BtD, head_DV, targets_Bt, vocab_size)
-        return _add_sums(sums, log_z_Bt, target_Bt, weights_Bt, z_loss), None
-
-    (loss, z), _ = jax.lax.scan(chunk, _zero_sums(), _split((x_BTD, targets_BT, weights_BT), num_chunks))
-    return loss + z, loss, z
+    log_z_BT, target_BT = _log_z_and_target(*differentiated, targets_BT, vocab_size, num_chunks)
+    return _sums(log_z_BT, target_BT, weights_BT, z_loss)
 
 
 def _summed_loss_forward(differentiated, targets_BT, weights_BT, vocab_size, z_loss, num_chunks):
-    x_BTD, original_head_DV = differentiated
-    head_DV = _gathered(original_head_DV.astype(x_BTD.dtype))
-    shards = _batch_shards(x_BTD.shape[0])
+    x_BTD, head_DV = differentiated
+    shards = _Shards.of(x_BTD, head_DV)
 
-    def chunk(carry, inputs):
-        sums, d_head_RDV = carry
-        x_BtD, targets_Bt, weights_Bt = inputs
-        logits_BtV, log_z_Bt, target_Bt = _log_z(x_BtD, head_DV, targets_Bt, vocab_size)
-        probs_BtV = jnp.exp(logits_BtV - log_z_Bt[..., None])
-        d_log_z_Bt = weights_Bt * (1.0 + 2.0 * z_loss * log_z_Bt)
-        d_logits_BtV = probs_BtV * d_log_z_Bt[..., None] - jnp.where(
-            _is_target(targets_Bt, logits_BtV), weights_Bt[..., None], 0.0
+    def local(x_BTD, head_DV, targets_BT, weights_BT):
+        whole_DV = shards.gather(head_DV)
+
+        def chunk(d_head_DV, inputs):
+            x_BtD, targets_Bt, weights_Bt = inputs
+            logits_BtV, columns_V = _logits(x_BtD, whole_DV, vocab_size, shards)
+            is_target_BtV = targets_Bt[..., None] == columns_V
+            log_z_Bt, target_Bt = _statistics(logits_BtV, is_target_BtV, shards)
+            probs_BtV = jnp.exp(logits_BtV - log_z_Bt[..., None])
+            d_log_z_Bt = weights_Bt * (1.0 + 2.0 * z_loss * log_z_Bt)
+            d_logits_BtV = probs_BtV * d_log_z_Bt[..., None] - jnp.where(is_target_BtV, weights_Bt[..., None], 0.0)
+            d_logits_BtV = d_logits_BtV.astype(x_BtD.dtype)
+            d_x_BtD = jnp.einsum("BtV,DV->BtD", d_logits_BtV, whole_DV)
+            d_head_DV += jnp.einsum("BtD,BtV->DV", x_BtD, d_logits_BtV, preferred_element_type=jnp.float32)
+            return d_head_DV, (log_z_Bt, target_Bt, d_x_BtD)
+
+        d_head_DV, by_chunk = jax.lax.scan(
+            chunk, jnp.zeros(whole_DV.shape, jnp.float32), _split((x_BTD, targets_BT, weights_BT), num_chunks)
         )
-        d_logits_BtV = d_logits_BtV.astype(x_BtD.dtype)
-        d_x_BtD = jnp.einsum("BtV,DV->BtD", d_logits_BtV, head_DV)
-        # Each batch shard adds up its own share; the sum over shards waits until after the last chunk.
-        by_shard = [a.reshape(shards, -1, a.shape[-1]) for a in (x_BtD, d_logits_BtV)]
-        d_head_RDV += jnp.einsum("RtD,RtV->RDV", *by_shard, preferred_element_type=jnp.float32)
-        d_head_RDV = constrain(d_head_RDV, ("batch", None, "act_vocab"))
-        return (_add_sums(sums, log_z_Bt, target_Bt, weights_Bt, z_loss), d_head_RDV), d_x_BtD
+        log_z_BT, target_BT, d_x_BTD = (_join(a, x_BTD.shape[1]) for a in by_chunk)
+        return log_z_BT, target_BT, shards.sum_rows(d_x_BTD), shards.sum_head(d_head_DV, dtype=x_BTD.dtype)
 
-    carry = (_zero_sums(), jnp.zeros((shards, *head_DV.shape), jnp.float32))
-    ((loss, z), d_head_RDV), d_x_CBtD = jax.lax.scan(chunk, carry, _split((x_BTD, targets_BT, weights_BT), num_chunks))
-    d_head_DV = jnp.sum(d_head_RDV, axis=0).astype(original_head_DV.dtype)
-    return (loss + z, loss, z), (_join(d_x_CBtD, x_BTD.shape[1]), d_head_DV)
+    log_z_BT, target_BT, d_x_BTD, d_head_DV = shards.over_mesh(
+        local,
+        (x_BTD, head_DV.astype(x_BTD.dtype), targets_BT, weights_BT),
+        arguments=(shards.rows, shards.head, shards.rows, shards.rows),
+        results=(shards.rows, shards.rows, shards.summed_rows, shards.head),
+    )
+    sums = _sums(log_z_BT, target_BT, weights_BT, z_loss)
+    return sums, (d_x_BTD, d_head_DV.astype(head_DV.dtype))
 
 
 def _summed_loss_backward(vocab_size, z_loss, num_chunks, gradients, cotangents):
@@ -130,29 +133,78 @@ def _summed_loss_backward(vocab_size, z_loss, num_chunks, gradients, cotangents)
 _summed_loss.defvjp(_summed_loss_forward, _summed_loss_backward)
 
 
-def _log_z(x_BtD, head_DV, targets_Bt, vocab_size):
-    """Float32 logits [B, t, V], log Z [B, t] and the target's logit [B, t] of one chunk."""
+def _log_z_and_target(x_BTD, head_DV, targets_BT, vocab_size, num_chunks):
+    """log Z and the target's logit of every token, float32 [B, T]."""
+    shards = _Shards.of(x_BTD, head_DV)
+
+    def local(x_BTD, head_DV, targets_BT):
+        whole_DV = shards.gather(head_DV)
+
+        def chunk(_, inputs):
+            x_BtD, targets_Bt = inputs
+            logits_BtV, columns_V = _logits(x_BtD, whole_DV, vocab_size, shards)
+            return None, _statistics(logits_BtV, targets_Bt[..., None] == columns_V, shards)
+
+        _, by_chunk = jax.lax.scan(chunk, None, _split((x_BTD, targets_BT), num_chunks))
+        return tuple(_join(a, x_BTD.shape[1]) for a in by_chunk)
+
+    return shards.over_mesh(
+        local,
+        (x_BTD, head_DV.astype(x_BTD.dtype), targets_BT),
+        arguments=(shards.rows, shards.head, shards.rows),
+        results=(shards.rows, shards.rows),
+    )
+
+
+def _sums(log_z_BT, target_BT, weights_BT, z_loss):
+    """(total, loss, z_loss)."""
+    loss = jnp.sum(weights_BT * (log_z_BT - target_BT))
+    z = z_loss * jnp.sum(weights_BT * jnp.square(log_z_BT))
+    return loss + z, loss, z
+
+
+def _logits(x_BtD, head_DV, vocab_size, shards):
+    """Float32 logits [B, t, V] of this device's columns, and the ids of those columns [V]."""
     logits_BtV = jnp.einsum("BtD,DV->BtV", x_BtD, head_DV, preferred_element_type=jnp.float32)
-    logits_BtV = constrain(logits_BtV, ("batch", "sequence", "act_vocab"))
-    if vocab_size < logits_BtV.shape[-1]:
-        logits_BtV = jnp.where(jnp.arange(logits_BtV.shape[-1]) < vocab_size, logits_BtV, -jnp.inf)
-    log_z_Bt = jax.nn.logsumexp(logits_BtV, axis=-1)
-    # A sum and not a gather: the vocabulary may be cut over devices, and a gather would collect it.
-    target_Bt = jnp.sum(jnp.where(_is_target(targets_Bt, logits_BtV), logits_BtV, 0.0), axis=-1)
-    return logits_BtV, log_z_Bt, target_Bt
+    V = head_DV.shape[1]
+    columns_V = shards.position(shards.vocab) * V + jnp.arange(V)
+    if vocab_size < V * shards.count(shards.vocab):
+        logits_BtV = jnp.where(columns_V < vocab_size, logits_BtV, MASKED)
+    return logits_BtV, columns_V
 
 
-def _is_target(targets_Bt, logits_BtV):
-    return targets_Bt[..., None] == jnp.arange(logits_BtV.shape[-1], dtype=targets_Bt.dtype)
+def _statistics(logits_BtV, is_target_BtV, shards):
+    """log Z and the target's logit over all devices' columns, float32 [B, t]."""
+    parts = jax.lax.platform_dependent(logits_BtV, is_target_BtV, cpu=_three_passes, default=_one_pass)
+    if shards.vocab:
+        # The devices' columns are put together as columns are: one exchange, of three numbers a token.
+        parts = jax.lax.all_gather(jnp.stack(parts), shards.vocab)  # [devices, 3, B, t]
+        largest = jnp.max(parts[:, 0], axis=0)
+        parts = largest, jnp.sum(parts[:, 1] * jnp.exp(parts[:, 0] - largest), axis=0), jnp.sum(parts[:, 2], axis=0)
+    largest_Bt, sum_Bt, target_Bt = parts
+    return largest_Bt + jnp.log(sum_Bt), target_Bt
 
 
-def _zero_sums():
-    return jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
+def _three_passes(logits_BtV, is_target_BtV):
+    """The largest logit of each token, the sum of exp(logit - largest) and the target's logit (0 if not here)."""
+    largest_Bt = jnp.max(logits_BtV, axis=-1)
+    sum_Bt = jnp.sum(jnp.exp(logits_BtV - largest_Bt[..., None]), axis=-1)
+    return largest_Bt, sum_Bt, jnp.sum(jnp.where(is_target_BtV, logits_BtV, 0.0), axis=-1)
 
 
-def _add_sums(sums, log_z_Bt, target_Bt, weights_Bt, z_loss):
-    loss, z = sums
-    return loss + jnp.sum(weights_Bt * (log_z_Bt - target_Bt)), z + z_loss * jnp.sum(weights_Bt * jnp.square(log_z_Bt))
+def _one_pass(logits_BtV, is_target_BtV):
+    """As `_three_passes`, in one reduction: memory is what limits a GPU here, exponentials what limits a CPU."""
+
+    def join(a, b):
+        largest = jnp.maximum(a[0], b[0])
+        return largest, a[1] * jnp.exp(a[0] - largest) + b[1] * jnp.exp(b[0] - largest), a[2] + b[2]
+
+    return jax.lax.reduce(
+        (logits_BtV, jnp.ones_like(logits_BtV), jnp.where(is_target_BtV, logits_BtV, 0.0)),
+        (jnp.float32(MASKED), jnp.float32(0.0), jnp.float32(0.0)),
+        join,
+        (logits_BtV.ndim - 1,),
+    )
 
 
 def _split(arrays, num_chunks):
@@ -173,14 +225,69 @@ def _join(a_CBt, T):
     return jnp.moveaxis(a_CBt, 0, 1).reshape(B, C * t, *a_CBt.shape[3:])[:, :T]
 
 
-def _gathered(head_DV):
-    """The head with its model axis whole on every device: gathered once, before the loop over chunks."""
-    return constrain(head_DV, (None, "act_vocab"))
+class _Shards(NamedTuple):
+    """Mesh axes over which rows, the head's columns and its width are cut, and what devices exchange over them.
 
+    Axes that do not divide an array are left out: it is then whole on every device.
+    """
 
-def _batch_shards(B: int) -> int:
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return 1
-    shards = math.prod(mesh.shape[axis] for axis in DEFAULT_RULES.mesh_axes("batch"))
-    return shards if B % shards == 0 else 1
+    batch: tuple[str, ...] = ()
+    vocab: tuple[str, ...] = ()
+    width: tuple[str, ...] = ()  # some of the batch's
+    positions: tuple[str, ...] = ()  # of the gradient of the hidden states
+
+    @classmethod
+    def of(cls, x_BTD, head_DV) -> "_Shards":
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty or mesh.size == 1:
+            return cls()
+
+        def dividing(logical: str, size: int) -> tuple[str, ...]:
+            axes = tuple(axis for axis in DEFAULT_RULES.mesh_axes(logical) if mesh.shape[axis] > 1)
+            return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else ()
+
+        batch, vocab = dividing("batch", x_BTD.shape[0]), dividing("act_vocab", head_DV.shape[1])
+        width, positions = dividing("embed", head_DV.shape[0]), dividing("residual", x_BTD.shape[1])
+        return cls(batch, vocab, width if set(width) <= set(batch) else (), positions if positions == vocab else ())
+
+    @property
+    def rows(self) -> PartitionSpec:
+        return PartitionSpec(self.batch or None)
+
+    @property
+    def summed_rows(self) -> PartitionSpec:
+        return PartitionSpec(self.batch or None, self.positions or None)
+
+    @property
+    def head(self) -> PartitionSpec:
+        return PartitionSpec(self.width or None, self.vocab or None)
+
+    def over_mesh(self, local, arrays, *, arguments, results):
+        if self == _Shards():
+            return local(*arrays)
+        return jax.shard_map(local, in_specs=arguments, out_specs=results, check_vma=False)(*arrays)
+
+    def count(self, axes: tuple[str, ...]) -> int:
+        return jax.lax.axis_size(axes) if axes else 1
+
+    def position(self, axes: tuple[str, ...]):
+        return jax.lax.axis_index(axes) if axes else 0
+
+    def gather(self, head_DV):
+        """All of the width of this device's columns."""
+        return jax.lax.all_gather(head_DV, self.width, axis=0, tiled=True) if self.width else head_DV
+
+    def sum_rows(self, d_x_BTD):
+        """Over the devices that hold other columns; each keeps its positions, where they can be cut."""
+        if self.positions:
+            return jax.lax.psum_scatter(d_x_BTD, self.positions, scatter_dimension=1, tiled=True)
+        return jax.lax.psum(d_x_BTD, self.vocab) if self.vocab else d_x_BTD
+
+    def sum_head(self, d_head_DV, *, dtype):
+        """Over the devices that hold other rows, in `dtype` as all gradients are; each keeps its slice of the width."""
+        if self.batch:
+            d_head_DV = d_head_DV.astype(dtype)
+        if self.width:
+            d_head_DV = jax.lax.psum_scatter(d_head_DV, self.width, scatter_dimension=0, tiled=True)
+        others = tuple(axis for axis in self.batch if axis not in self.width)
+        return jax.lax.psum(d_head_DV, others) if others else d_head_DV
