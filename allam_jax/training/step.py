@@ -132,8 +132,8 @@ def make_train_step(
         in_shardings=(state_shardings, batch_sharding(mesh)),
         out_shardings=(state_shardings, replicated),
         donate_argnums=0,
+        compiler_options=_OVERLAP if mesh.devices.flat[0].platform == "gpu" else None,
     )
-
     return TrainStep(compiled, mesh=mesh)
 
 
