@@ -10,15 +10,19 @@ import time
 
 from allam_jax.errors import UserError
 from allam_jax.parallel.mesh import check_batch, make_mesh
-from allam_jax.planning.cluster import Cluster
+from allam_jax.planning.cluster import GPUS, Cluster
 from allam_jax.planning.collectives import Collective, collectives_of
 from allam_jax.planning.hlo import Module, parse
-from allam_jax.planning.memory import Memory, compiled_memory
+from allam_jax.planning.memory import Memory, argument_bytes, compiled_memory
 from allam_jax.planning.run import Run, shapes_of
 from allam_jax.planning.work import Work, work_of
 from allam_jax.planning.workload import attention_flops
 from allam_jax.training.step import make_train_step
 from kernels import aot
+
+_MEMORY_LIMIT = "xla_gpu_memory_limit_slop_factor"
+_SLOP = 95  # XLA's default, percent
+_DESCRIBED_SHARE = 0.80  # of a described GPU's memory, that XLA takes as the limit; of a real one, what JAX may use
 
 # Matrix products of T x T with H in each attention kernel, by its name (kernels/attention).
 KERNEL_MATMULS = {
@@ -70,7 +74,7 @@ def compile_step(run: Run, *, cluster: Cluster) -> CompiledStep:
     except NotImplementedError as error:
         raise UserError(f"config.compute.attention = {run.options.attention!r}: {error}") from None
     started = time.monotonic()
-    program = lowered.compile()  # with the step's own compiler options
+    program = lowered.compile(compiler_options={_MEMORY_LIMIT: memory_limit(run, cluster=cluster)})
     seconds = time.monotonic() - started
     sizes = program.memory_analysis()
     module = parse(program.as_text())
@@ -84,6 +88,20 @@ def compile_step(run: Run, *, cluster: Cluster) -> CompiledStep:
         uncounted=uncounted,
         seconds=seconds,
     )
+
+
+def memory_limit(run: Run, *, cluster: Cluster) -> int:
+    """XLA's limit for scheduling, in percent, that on a described GPU is what it would be on one of the cluster.
+
+    XLA may let collectives run beside other work only as long as temporary memory stays below
+    `slop * (limit - arguments)`; beyond that it makes everything wait. The limit of a described GPU is lower than that
+    of a real one with `usable_share` of its memory.
+    """
+    arguments = sum(argument_bytes(run).values())
+    described = _DESCRIBED_SHARE * GPUS[cluster.gpu.target].memory_bytes - arguments
+    if described <= 0:  # nothing is left for a step: it does not fit, however it is scheduled
+        return _SLOP
+    return max(1, round(_SLOP * (cluster.usable_bytes - arguments) / described))
 
 
 def counted_work(module: Module, *, run: Run) -> tuple[tuple[Work, ...], tuple[str, ...], tuple[str, ...]]:

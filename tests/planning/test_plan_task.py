@@ -1,0 +1,158 @@
+"""`run.py --config.task=plan` from the outside: files, figures, and one line for what the user can fix."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from allam_jax.errors import UserError
+from allam_jax.tasks import plan
+from tests.planning.small_runs import small_config
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def large_config(**mesh: int):
+    """Llama-2 13B on two nodes of A100."""
+    from configs import base
+
+    config = base.get_config()
+    config.task = "plan"
+    config.model = base.model(base.preset("llama2_13b"))
+    config.compute.update(compute_dtype="bfloat16", remat="dots")
+    config.mesh.update(**mesh)
+    config.data.update(seq_len=4096, batch_size=64)
+    config.train.update(steps=1000, loss_chunks=8)
+    config.plan.update(gpu="a100", nodes=2, compile=False)
+    return config
+
+
+def png_size(path: Path) -> tuple[int, int]:
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
+
+
+def test_a_plan_by_formula(tmp_path):
+    config = large_config(data=1, fsdp=16, tensor=1)
+    config.train.accumulation = 4
+    result = plan.run(config, tmp_path)
+    saved = json.loads((tmp_path / "plan.json").read_text())
+    report = (tmp_path / "plan.md").read_text()
+    assert min(png_size(tmp_path / "plan.png")) > 300
+
+    assert saved["training"]["tokens"] == 1000 * 64 * 4096
+    seconds = saved["seconds"]
+    parts = sum(seconds[name] for name in ("matmul", "attention", "memory", "tensor", "exposed"))
+    assert seconds["total"] == pytest.approx(parts)
+    assert saved["tokens_per_second_per_gpu"] == pytest.approx(64 * 4096 / seconds["total"] / 16)
+    days = 1000 * seconds["total"] / 86400
+    assert saved["training"]["days"] == pytest.approx(days)
+    assert saved["training"]["gpu_hours"] == pytest.approx(days * 24 * 16)
+    megawatt_hours = days * 24 * 16 * 812.5 * 0.75 * 1.25 / 1e6
+    assert saved["training"]["megawatt_hours"] == pytest.approx(megawatt_hours)
+    # 6 for each of 12.85 B matmul parameters, and causal attention
+    model = 6 * (40 * (4 * 5120**2 + 3 * 5120 * 13824) + 5120 * 32000) + 6 * 40 * 5120 * 4096
+    assert saved["mfu"] == pytest.approx(model * 64 * 4096 / 16 / (seconds["total"] * 312e12))
+    memory = saved["memory"]
+    assert memory["fits"]
+    assert memory["total"] + memory["headroom"] == memory["usable"]
+    assert result["step_seconds"] == pytest.approx(seconds["total"], abs=1e-3)
+    assert f"| days | {days:.1f} |" in report
+    assert "formulas alone" in report
+
+
+def test_a_budget_of_tokens(tmp_path):
+    config = large_config(data=1, fsdp=16, tensor=1)
+    config.train.accumulation = 4
+    config.plan.tokens = 2_000_000_000
+    plan.run(config, tmp_path)
+    assert json.loads((tmp_path / "plan.json").read_text())["training"]["steps"] == pytest.approx(2e9 / (64 * 4096))
+
+
+def test_what_does_not_fit_names_what_does(tmp_path):
+    config = large_config(data=1, fsdp=16, tensor=1)
+    with pytest.raises(UserError) as error:
+        plan.run(config, tmp_path)
+    message = str(error.value)
+    assert "\n" not in message
+    needed, available = map(float, re.search(r"needs ([\d.]+) GiB of ([\d.]+) GiB", message).groups())
+    assert needed > available
+    (override,) = re.findall(r"--config\.(\S+)=(\S+)", message)
+    assert (tmp_path / "plan.md").is_file()
+
+    # The remedy works.
+    section, _, key = override[0].rpartition(".")
+    value = override[1]
+    config[section][key] = int(value) if value.isdigit() else value
+    assert plan.run(config, tmp_path / "again")["memory_gib"] <= available
+
+
+def test_search(tmp_path):
+    config = large_config(data=1, fsdp=16, tensor=1)
+    config.plan.search = True
+    result = plan.run(config, tmp_path)
+    saved = json.loads((tmp_path / "plan.json").read_text())
+    times = [each["seconds"]["total"] for each in saved["candidates"]]
+    assert len(times) > 3
+    assert times == sorted(times)
+    assert result["step_seconds"] == pytest.approx(times[0], abs=1e-3)
+    for each in saved["candidates"]:
+        layout = each["layout"]
+        assert each["memory"]["fits"]
+        assert layout["data"] * layout["fsdp"] * layout["tensor"] == 16
+        shards = layout["data"] * layout["fsdp"]
+        assert shards * layout["rows_per_shard"] * layout["accumulation"] == 64
+    assert "Layouts that fit" in (tmp_path / "plan.md").read_text()
+
+
+def test_nothing_fits_anywhere(tmp_path):
+    config = large_config(data=1, fsdp=16, tensor=1)
+    config.plan.update(search=True, memory_gib=8.0)
+    with pytest.raises(UserError, match="no mesh, remat policy or accumulation of this batch fits on 16"):
+        plan.run(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.vocab_size": 0}, "config.model.vocab_size = 0: a plan opens no tokenizer"),
+        ({"mesh.fsdp": 3}, "the sizes multiply to 3, but there are 8 device"),
+        ({"data.batch_size": 12}, "batch size 12 is not a multiple of 8"),
+        ({"model.mlp_dim": 50, "mesh.data": 2, "mesh.tensor": 4}, "not divisible by 4 (mesh tensor)"),
+        ({"plan.gpu": "tpu"}, "config.plan.gpu = 'tpu'"),
+    ],
+)
+def test_errors(tmp_path, changes, message):
+    config = small_config(data=8, fsdp=1, tensor=1)
+    if "mesh.fsdp" in changes:
+        config.mesh.data = 1
+    for key, value in changes.items():
+        section, _, name = key.rpartition(".")
+        config[section][name] = value
+    with pytest.raises(UserError, match=re.escape(message)):
+        plan.run(config, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_from_the_command_line(tmp_path):
+    """No tokenizer, no data, no devices; without the compiler's wheels, one line that says what to install."""
+    command = [
+        *(sys.executable, "run.py", "--config", "tests/planning/command.py", "--workdir", str(tmp_path)),
+        "--config.task=plan",
+    ]
+    done = subprocess.run([*command, "--config.plan.compile=False"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["compiled"] is False
+
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    last = done.stderr.strip().splitlines()[-1]
+    if done.returncode:  # the usual case: this environment has no CUDA plugin
+        assert done.returncode == 2
+        assert re.match(r"error: .*(pip install|JAX_PLATFORMS).*config\.plan\.compile=False", last)
+    else:
+        assert json.loads(done.stdout)["compiled"] is True
