@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from allam_jax.parallel.mesh import make_mesh
+from allam_jax.training import losses
 from allam_jax.training.losses import chunked_cross_entropy, token_nll
 
 B, T, D, VOCAB, PADDED = 3, 11, 16, 37, 48
@@ -177,3 +178,51 @@ def test_same_on_a_mesh_without_gathering_logits():
     assert "f32[2,3,24]" in program.as_text()
     assert "f32[8,3,48]" not in program.as_text()
     assert "f32[2,3,48]" not in program.as_text()
+
+
+# (8, 12): everything can be cut. (3, 11): neither rows nor positions. tensor 8: the last device holds padding only.
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 2, 4), (1, 1, 8), (4, 2, 1)])
+@pytest.mark.parametrize(("rows", "length"), [(8, 12), (8, 11), (3, 11)])
+def test_any_mesh_gives_what_one_device_gives(sizes, rows, length):
+    data, fsdp, tensor = sizes
+    mesh = make_mesh(data=data, fsdp=fsdp, tensor=tensor)
+    rng = np.random.default_rng(0)
+    x_BTD = rng.standard_normal((rows, length, 16)).astype(np.float32)
+    head_DV = rng.standard_normal((16, 48)).astype(np.float32)
+    targets_BT = rng.integers(0, VOCAB, (rows, length)).astype(np.int32)
+    weights_BT = rng.random((rows, length)).astype(np.float32)
+
+    @jax.jit
+    def everything(x_BTD, head_DV, targets_BT, weights_BT):
+        call = functools.partial(
+            total, targets_BT=targets_BT, weights_BT=weights_BT, z_loss=1e-2, num_chunks=4 if length == 12 else 2
+        )
+        (_, sums), gradients = jax.value_and_grad(call, argnums=(0, 1), has_aux=True)(x_BTD, head_DV)
+        nll_BT = token_nll(x_BTD, head_DV, targets_BT=targets_BT, vocab_size=VOCAB, num_chunks=2)
+        return sums, gradients, nll_BT
+
+    alone = everything(x_BTD, head_DV, targets_BT, weights_BT)
+    with jax.set_mesh(mesh):
+        meshed = everything(x_BTD, head_DV, targets_BT, weights_BT)
+    for a, b in zip(jax.tree.leaves(meshed), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("statistics", [losses._one_pass, losses._three_passes])
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_statistics_against_float64(statistics, scale):
+    """Both ways, of which GPUs take the first and CPUs the second; some rows see nothing but padding."""
+    rng = np.random.default_rng(0)
+    logits = (scale * rng.standard_normal((2, 5, 300))).astype(np.float32)
+    logits[:, :, 250:] = losses.MASKED
+    logits[0, 0] = losses.MASKED
+    targets = rng.integers(0, 250, (2, 5))
+    largest, sums, target = jax.jit(statistics)(logits, targets[..., None] == np.arange(300))
+    exact = logits.astype(np.float64)
+    # Where there is padding only, the sum counts for nothing beside any real column: its largest is MASKED.
+    np.testing.assert_array_equal(largest, logits.max(-1))
+    real = exact.max(-1) > losses.MASKED
+    expected = np.exp(exact - exact.max(-1, keepdims=True)).sum(-1)
+    np.testing.assert_allclose(np.asarray(sums)[real], expected[real], rtol=1e-6)
+    assert np.all(np.isfinite(sums))
+    np.testing.assert_array_equal(target, np.take_along_axis(logits, targets[..., None], -1)[..., 0])
