@@ -1,9 +1,12 @@
 """Task `merge`: every kind of model in, both formats out, against sums written out in NumPy; what cannot be merged."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import math
+import signal
+import socket
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from launcher import error_of, wait, wait_until
 from small_models import SMALL
 
 from allam_jax.errors import UserError
@@ -377,3 +381,64 @@ def test_numbers_that_are_none_leave_the_old_result(root, tmp_path, launcher, va
     assert [pair for pair in after if not pair[0].endswith("out/config.json")] == [
         pair for pair in before if not pair[0].endswith("out/config.json")
     ]
+
+
+# -- killed ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["orbax", "huggingface"])
+def test_killed_half_way_nothing_is_half_written(launcher, tmp_path, format):
+    """Large enough that writing takes a moment. The second run clears what the first has left, and finishes."""
+    config = dataclasses.replace(CONFIG, dim=256, num_layers=8, mlp_dim=1024, head_dim=32)
+    for seed, name in enumerate("ab"):
+        params = init_params(jax.random.key(seed), config=config)
+        save_weights(tmp_path / name, params=params, config=config, tokenizer_dir=launcher.root / "tokenizer")
+    workdir = tmp_path / "out"
+    options = {"config": f"configs/merge.py:{tmp_path}/a,{tmp_path}/b", "export.formats": f"('{format}',)"}
+    process = launcher.start(workdir, **options)
+    wait_until((workdir / f".{format}.partial").exists, process=process)
+    process.kill()
+    assert wait(process).status == -signal.SIGKILL
+    assert {path.name for path in workdir.iterdir()} == {"config.json", f".{format}.partial"}
+    assert launcher.train(workdir, **options)["method"] == "average"
+    assert {path.name for path in workdir.iterdir()} == {"config.json", "merge.json", format}
+    a, b, merged = (load_model(path).params for path in (tmp_path / "a", tmp_path / "b", workdir / format))
+    assert_params(merged, combine([0.5, 0.5], [jax.tree.map(np.asarray, tree) for tree in (a, b)]))
+
+
+@pytest.mark.slow
+def test_from_the_command_line(launcher, reference, tmp_path):
+    """A real run's checkpoints, and an error as a user sees it."""
+    options = {
+        "config": f"configs/merge.py:{reference}",
+        "merge.models.model_00.steps": "(16, 24, 32)",
+        "merge.method": "decay",
+        "schedule.decay_shape": "linear",
+    }
+    result = launcher.train(tmp_path / "out", **options)
+    # 16 updates at 1, 15/16, ..., 1/16 of the learning rate, eight of them before the second checkpoint.
+    w = [np.mean([1 - update / 16 for update in part]) for part in (range(8), range(8, 16))]
+    found = [model["coefficient"] for model in result["models"]]
+    assert found == pytest.approx([1 - w[0], w[0] - w[1], w[1]], abs=1e-6)
+    checkpoints = [load_model(reference / CHECKPOINTS_FOLDER / f"{step:08d}").params for step in (16, 24, 32)]
+    expected = combine(found, [jax.tree.map(np.asarray, tree) for tree in checkpoints])
+    assert_params(load_model(tmp_path / "out" / "huggingface").params, expected, rtol=1e-6)
+    error = error_of(launcher.run(tmp_path / "bad", config="configs/merge.py:/nope,/nope"))
+    assert error.startswith("/nope: no such directory; expected a weights directory")
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_writes(launcher, root, tmp_path):
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    options = {"config": f"configs/merge.py:{root}/a/run,{root}/b/huggingface", "merge.method": "slerp"}
+    job = {"flag_coordinator": address, "flag_num_processes": 2}
+    processes = [launcher.start(tmp_path / "two", **options, **job, flag_process_id=index) for index in range(2)]
+    for finished in [wait(process) for process in processes]:
+        assert finished.status == 0, finished.err[-3000:]
+    launcher.train(tmp_path / "one", **options)
+    one, two = (tmp_path / name / "huggingface" / "model.safetensors" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    assert_params(*(load_model(tmp_path / name / "orbax").params for name in ("one", "two")), rtol=0)
