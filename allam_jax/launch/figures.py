@@ -225,7 +225,10 @@ def _band(
     else:
         look["marker"] = MARKERS[index % len(MARKERS)]
     ax.plot(xs, mean, label=label, **look)
-    ax.fill_between(xs, mean - std, mean + std, color=_colour(index), alpha=0.18, linewidth=0)
+    low = mean - std
+    if len(mean) and np.nanmin(mean) > 0:
+        low = np.maximum(low, 0)  # what is positive does not go below 0, whatever its spread
+    ax.fill_between(xs, low, mean + std, color=_colour(index), alpha=0.18, linewidth=0)
     return many
 
 
@@ -248,6 +251,6 @@ def _difference(
 
 
 def _finish(figure, ax, path: Path, *, note: str) -> None:
-    legend(figure, ax, columns=4)
+    legend(figure, ax, columns=round(figure.get_figwidth() / 1.35))
     figure.supxlabel(note, fontsize=7.5, color="#444444")
     save(figure, path)

@@ -26,7 +26,7 @@ class Row:
     """One line of the table."""
 
     run: str
-    state: str  # finished, running, silent, queued, failed, waiting
+    state: str  # finished, running, silent, queued, stopped, failed, waiting
     stages: str  # finished/all
     step: str
     loss: str
@@ -56,7 +56,7 @@ def _row(run: Run, job_of: Mapping[Path, Job], *, folder: Path, queued: Mapping[
     job = job_of[directory]
     tries = attempts.read_attempts(folder, job.name)
     step, loss, left = _progress(stage, directory)
-    state, note = _state(job, tries, folder=folder, queued=queued)
+    state, note = _state(job, tries, directory=directory, folder=folder, queued=queued)
     if job.name != run.name:
         note = f"{job.name} {note}".strip()
     if len(tries) > 1:
@@ -64,14 +64,18 @@ def _row(run: Run, job_of: Mapping[Path, Job], *, folder: Path, queued: Mapping[
     return Row(run.name, state, f"{counted} {stage.name}", step, loss, left if state == "running" else "", note)
 
 
-def _state(job: Job, tries: Sequence[Mapping[str, Any]], *, folder: Path, queued: Mapping[str, str]) -> tuple[str, str]:
+def _state(
+    job: Job, tries: Sequence[Mapping[str, Any]], *, directory: Path, folder: Path, queued: Mapping[str, str]
+) -> tuple[str, str]:
     if job.name in queued and (not tries or "ended" in tries[-1]):
         return "queued", queued[job.name].lower()
     if not tries:
         return "waiting", ""
     if "ended" in tries[-1]:
-        return ("failed", tries[-1]["error"]) if tries[-1]["error"] else ("waiting", "")
-    silent = time.time() - attempts.log_path(folder, job.name).stat().st_mtime
+        error = tries[-1]["error"]
+        return ("waiting", "") if not error else ("stopped" if tries[-1]["status"] == 0 else "failed", error)
+    written = (attempts.log_path(folder, job.name), directory / METRICS_FILE)
+    silent = time.time() - max(path.stat().st_mtime for path in written if path.exists())
     if silent > _SILENT_SECONDS:
         return "silent", f"nothing written for {duration(silent)}; started on {tries[-1]['host']}"
     return "running", ""
@@ -130,6 +134,6 @@ def watch(read: Callable[[], list[Row]]) -> None:
         live = sys.stdout.isatty()
         sys.stdout.write(("\x1b[H\x1b[2J" if live else "") + table(some) + "\n")
         sys.stdout.flush()
-        if not live or all(row.state in ("finished", "failed") for row in some):
+        if not live or all(row.state in ("finished", "stopped", "failed") for row in some):
             return
         time.sleep(_REFRESH_SECONDS)

@@ -34,9 +34,16 @@ def log_to_mlflow(runs: Sequence[Run], outcomes: Sequence[Outcome], *, sweep: st
         uri: of the tracking server or directory; empty takes MLFLOW_TRACKING_URI or MLflow's default.
 
     Raises:
-        UserError: the package mlflow is not installed.
+        UserError: the package mlflow is not installed, or MLflow refuses.
     """
     mlflow = _import_mlflow()
+    try:
+        return _log(mlflow, runs, outcomes, sweep=sweep, uri=uri)
+    except mlflow.exceptions.MlflowException as error:
+        raise UserError(f"--tracker=mlflow: {' '.join(str(error).split())[:300]}") from error
+
+
+def _log(mlflow: Any, runs: Sequence[Run], outcomes: Sequence[Outcome], *, sweep: str, uri: str) -> int:
     client = mlflow.MlflowClient(tracking_uri=uri or None)
     found = client.get_experiment_by_name(sweep)
     experiment = found.experiment_id if found else client.create_experiment(sweep)

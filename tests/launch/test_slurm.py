@@ -1,0 +1,225 @@
+"""The Slurm launcher against schedulers that really run jobs: submitit's local executor, and fake_slurm.py."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import fake_slurm
+import psutil
+import pytest
+from sweeper import ROOT, metrics_of
+
+from allam_jax.errors import UserError
+from allam_jax.launch import slurm
+from allam_jax.launch.experiment import load_experiment
+from allam_jax.launch.jobs import plan_jobs
+from allam_jax.launch.runs import expand
+from tests.tasks import tiny_recipe
+
+RUNS = [f"peak_lr-{rate}--seed-{seed}" for rate in (0.0001, 0.003) for seed in (0, 1)]
+
+
+@pytest.fixture
+def scheduler(tmp_path, monkeypatch):
+    """The stand-in's state folder and the environment in which its commands are found."""
+    environment = fake_slurm.install(tmp_path / "slurm")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    yield Path(environment["FAKE_SLURM"]), environment
+    for process in psutil.process_iter(["environ"]):  # whatever a failed test has left of its jobs
+        ours = (process.info["environ"] or {}).get("FAKE_SLURM") == environment["FAKE_SLURM"]
+        if ours and process.pid != os.getpid():
+            process.kill()
+
+
+def jobs_of(sweeper, workdir, arg=""):
+    experiment = load_experiment(f"{ROOT}/tests/launch/small_experiment.py{arg and ':'}{arg}")
+    config = tiny_recipe.get_config(str(sweeper.texts))
+    runs = expand(experiment, config, workdir=workdir, store=workdir.parent / "stages", overrides={})
+    for run in runs:
+        run.save()
+    return plan_jobs(runs)
+
+
+def environment_of(sweeper, jobs):
+    cache = {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(sweeper.cache), "XLA_FLAGS": ""}
+    return {job.name: cache for job in jobs}
+
+
+def wait_until(condition, *, timeout=400):
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, "never came to it"
+        time.sleep(0.01)
+
+
+def log_of(workdir, job):
+    path = workdir / "jobs" / f"{job}.log"
+    return path.read_text() if path.exists() else ""
+
+
+def checkpoints(job):
+    return list(job.directories[-1].glob("checkpoints/0*"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(sweeper, tmp_path_factory):
+    """The job of a long run that nothing interrupted, and its metrics."""
+    workdir = tmp_path_factory.mktemp("uninterrupted") / "sweep"
+    jobs = jobs_of(sweeper, workdir, "long")
+    for job in jobs:
+        subprocess.run(job.command, check=True, env=os.environ | environment_of(sweeper, jobs)[job.name])
+    return jobs[-1], metrics_of(jobs[-1].directories[-1])
+
+
+def test_options_are_checked(scheduler):
+    assert slurm.parse_options(["nodes=2", "partition=gpu", "time=30", "tasks_per_node=4"]) == {
+        "nodes": 2,
+        "partition": "gpu",
+        "time": 30,
+        "tasks_per_node": 4,
+    }
+    with pytest.raises(
+        UserError, match=r"--slurm partion=gpu: no option is called 'partion'; did you mean 'partition'\?"
+    ):
+        slurm.parse_options(["partion=gpu"])
+    with pytest.raises(UserError, match="expected KEY=VALUE"):
+        slurm.parse_options(["nodes"])
+
+
+def test_without_slurm_it_says_so(sweeper, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    jobs = jobs_of(sweeper, tmp_path / "sweep")
+    with pytest.raises(UserError, match="there is no srun here"):
+        slurm.submit(
+            jobs, folder=tmp_path / "jobs", environment=environment_of(sweeper, jobs), retries=0, options={}, name="x"
+        )
+
+
+@pytest.mark.slow
+def test_a_sweep_through_sbatch(sweeper, finished, scheduler, tmp_path):
+    state, environment = scheduler
+    workdir = tmp_path / "sweep"
+    flags = ("--launcher=slurm", "--slurm=time=60", "--slurm=array_parallelism=2", "--slurm=partition=tests")
+    environment = environment | {"XLA_FLAGS": ""}
+    out, err = sweeper.run(workdir, *flags, environment=environment)
+    assert json.loads(out.splitlines()[-1]) == {"runs": 4, "submitted": 5}
+    again, _ = sweeper.run(workdir, *flags, environment=environment)  # what is in the queue is not submitted again
+    assert len(list(state.glob("*.json"))) == 2
+    shared, array = (json.loads((state / f"{job}.json").read_text())["options"] for job in (1, 2))
+    assert shared["signal"] == "USR1@120"
+    assert (array["array"], array["dependency"], array["kill-on-invalid-dep"]) == ("0-3%2", "afterok:1", "yes")
+    assert array["requeue"] is True
+    assert (array["partition"], array["time"], array["nodes"], array["job-name"]) == ("tests", "60", "1", "sweep")
+    wait_until(lambda: all(fake_slurm_state(state, f"2_{i}") == "COMPLETED" for i in range(4)))
+    status, _ = sweeper.run(workdir, "--status", environment=environment)
+    assert "4 runs: 4 finished" in status
+    sweeper.run(workdir, "--collect", environment=environment)
+    for run in RUNS:
+        assert metrics_of(workdir / "runs" / run / "train") == metrics_of(finished[0] / "runs" / run / "train")
+    one, other = (json.loads((w / "collected" / "summary.json").read_text()) for w in (workdir, finished[0]))
+    assert one["table"] == other["table"]
+    done, _ = sweeper.run(workdir, *flags, environment=environment)  # all is there: it collects
+    assert json.loads(done.splitlines()[-1])["finished"] == 4
+
+
+def fake_slurm_state(state, task):
+    path = state / f"{task}.state"
+    return path.read_text() if path.exists() else ""
+
+
+@pytest.mark.slow
+def test_a_preempted_job_is_requeued_and_goes_on_bit_for_bit(sweeper, uninterrupted, scheduler, tmp_path):
+    state, _ = scheduler
+    workdir = tmp_path / "sweep"
+    jobs = jobs_of(sweeper, workdir, "long")
+    ids = slurm.submit(
+        jobs,
+        folder=workdir / "jobs",
+        environment=environment_of(sweeper, jobs),
+        retries=0,
+        options=slurm.parse_options(["time=60"]),
+        name="long",
+    )
+    (job,) = jobs  # one run: its stages are one job
+    for times in (1, 2):
+        wait_until(lambda: len(checkpoints(job)) > 0 and log_of(workdir, job.name).count("start") >= 0)
+        before = {path.name for path in checkpoints(job)}
+        wait_until(lambda before=before: {path.name for path in checkpoints(job)} - before)
+        fake_slurm.preempt(state, ids[job.name])
+        wait_until(lambda times=times: log_of(workdir, job.name).count("run the same command again to go on") == times)
+    wait_until(lambda: fake_slurm_state(state, ids[job.name]) in ("COMPLETED", "FAILED"))
+    assert fake_slurm_state(state, ids[job.name]) == "COMPLETED"
+    log = log_of(workdir, job.name)
+    saved = [int(step) for step in re.findall(r"SIGTERM: saved step (\d+) of 400", log)]
+    assert [int(step) for step in re.findall(r"resuming at step (\d+) of 400", log)] == saved
+    assert len(saved) == 2
+    assert 0 < saved[0] < saved[1] < 400
+    attempts = json.loads((workdir / "jobs" / f"{job.name}.json").read_text())["attempts"]
+    assert [attempt["status"] for attempt in attempts] == [0, 0, 0]
+    assert metrics_of(job.directories[-1]) == uninterrupted[1]
+
+
+@pytest.mark.slow
+def test_two_hosts_through_srun_are_preempted_together(sweeper, scheduler, tmp_path):
+    state, _ = scheduler
+    workdir = tmp_path / "sweep"
+    jobs = jobs_of(sweeper, workdir, "long")
+    environment = environment_of(sweeper, jobs)
+    options = slurm.parse_options(["nodes=2", "time=60"])
+    ids = slurm.submit(jobs, folder=workdir / "jobs", environment=environment, retries=0, options=options, name="two")
+    (job,) = jobs
+    wait_until(lambda: checkpoints(job))
+    fake_slurm.preempt(state, ids[job.name])
+    wait_until(lambda: fake_slurm_state(state, ids[job.name]) in ("COMPLETED", "FAILED"))
+    assert fake_slurm_state(state, ids[job.name]) == "COMPLETED"
+    log = log_of(workdir, job.name)
+    (saved,) = re.findall(r"saved step (\d+) of 400", log)
+    assert re.findall(r"resuming at step (\d+) of 400", log) == [saved]
+    rows = metrics_of(job.directories[-1])
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 401))
+    metadata = json.loads(next(job.directories[-1].glob("checkpoints/*400/metadata/*.json")).read_text())
+    assert metadata["processes"] == 2
+
+
+@pytest.mark.slow
+def test_submitits_local_executor_requeues_at_the_signal(sweeper, uninterrupted, tmp_path, monkeypatch):
+    monkeypatch.setenv("SUBMITIT_PREEMPT_SIGNAL", slurm.SIGNAL)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    import submitit
+
+    workdir = tmp_path / "sweep"
+    (job,) = jobs = jobs_of(sweeper, workdir, "long")
+    executor = submitit.LocalExecutor(folder=tmp_path / "submitit")
+    executor.update_parameters(timeout_min=30)
+    environment = environment_of(sweeper, jobs)[job.name]
+    handle = executor.submit(slurm.SlurmTask(job, workdir / "jobs", environment, 0))
+    wait_until(lambda: checkpoints(job))
+    (task,) = psutil.Process(int(handle.job_id)).children()
+    task.send_signal(signal.SIGUSR1)
+    handle.result()
+    log = log_of(workdir, job.name)
+    assert re.findall(r"resuming at step (\d+) of 400", log) == re.findall(r"saved step (\d+) of 400", log)
+    assert log.count("resuming at step") == 1
+    assert metrics_of(job.directories[-1]) == uninterrupted[1]
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_is_tried_again_and_then_named(sweeper, scheduler, tmp_path):
+    state, _ = scheduler
+    workdir = tmp_path / "sweep"
+    jobs = jobs_of(sweeper, workdir)[:2]
+    environment = {job.name: {"JAX_PLATFORMS": "nonsense"} for job in jobs}
+    ids = slurm.submit(jobs, folder=workdir / "jobs", environment=environment, retries=1, options={}, name="bad")
+    wait_until(lambda: fake_slurm_state(state, ids[jobs[1].name]) == "CANCELLED")
+    assert fake_slurm_state(state, ids[jobs[0].name]) == "FAILED"
+    attempts = json.loads((workdir / "jobs" / f"{jobs[0].name}.json").read_text())["attempts"]
+    assert len(attempts) == 2
+    assert all(attempt["status"] not in (0, 2) for attempt in attempts)
+    assert not (workdir / "jobs" / f"{jobs[1].name}.json").exists()
+    said = next((workdir / "jobs" / "slurm").glob("*_log.err")).read_text()
+    assert f"JobFailed: {jobs[0].name}: " in said
