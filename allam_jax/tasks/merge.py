@@ -48,7 +48,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     method = _method(config, inputs)
     record = _describe(config, inputs, method)
     for source in record["models"]:
-        logging.info("merge %s: %s", config.merge.method, source)
+        logging.info("merge %s: %s", config.merge.method, ", ".join(f"{key} {value}" for key, value in source.items()))
     architecture = inputs[0].model.config
     params = merged_params(
         [one.model.params for one in inputs], config=architecture, method=method, dtype=config.export.dtype or None
@@ -145,12 +145,12 @@ def _decay_weights(config: ConfigDict, inputs: list[_Input]) -> list[float]:
 
 
 def _describe(config: ConfigDict, inputs: list[_Input], method: WeightedSum | Slerp) -> dict[str, Any]:
-    shares = method.coefficients if isinstance(method, WeightedSum) else (1 - method.t, method.t)
-    models = [
-        {"path": str(one.path), "step": one.step, "coefficient": share}
-        for one, share in zip(inputs, shares, strict=True)
-    ]
-    record: dict[str, Any] = {"method": config.merge.method, "models": models}
+    record: dict[str, Any] = {"method": config.merge.method}
+    record["models"] = [{"path": str(one.path), "step": one.step} for one in inputs]
+    if isinstance(method, Slerp):
+        return record | {"t": method.t}
+    for source, coefficient in zip(record["models"], method.coefficients, strict=True):
+        source["coefficient"] = coefficient
     if config.merge.method == "decay":
         record["decay"] = {key: config.schedule[key] for key in ("decay_shape", "final_fraction")}
     return record

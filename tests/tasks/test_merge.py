@@ -165,7 +165,8 @@ def test_linear(root, tmp_path):
 
 
 def test_slerp_tensor_by_tensor(root, tmp_path):
-    merge(tmp_path, root / "a" / "orbax", root / "b" / "huggingface", method="slerp", t=0.3)
+    result = merge(tmp_path, root / "a" / "orbax", root / "b" / "huggingface", method="slerp", t=0.3)
+    assert result["t"] == 0.3
     first, second, merged = (tensors(path / "huggingface") for path in (root / "a", root / "b", tmp_path))
     assert merged.keys() == first.keys()
     linear = 0
