@@ -21,6 +21,7 @@ from kernels.attention.triton_tiles import Call
 
 DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 SMALLEST_BLOCK = 16  # that tensor cores take
+OLDEST = "sm80"  # for a GPU whose capability is not known, and for interpret mode
 
 
 def attention(
@@ -41,7 +42,7 @@ def attention(
     Args:
         q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, scale, dropout_rate, dropout: see `reference.attention`.
         interpret: run the kernels on the CPU, for tests.
-        generation: of the device, "sm80" or "sm90"; chooses the blocks. None asks the device that the trace is for.
+        generation: compute capability to choose blocks for, such as "sm80"; by default that of the trace's target.
         blocks: other blocks than those of the table, for tuning and tests.
 
     Raises:
@@ -49,10 +50,6 @@ def attention(
     """
     (B, T, N, H), K = q_BTNH.shape, k_BTKH.shape[2]
     dtype = q_BTNH.dtype
-    target = device.current_target(q_BTNH)
-    if not interpret and (target.platform != "cuda" or 0 < target.major < 8):
-        raise NotImplementedError(f"Triton kernels need an NVIDIA GPU from Ampere on, not {target.kind}")
-    generation = generation or target.capability or "sm80"
     if dtype not in DTYPES or k_BTKH.dtype != dtype or v_BTKH.dtype != dtype:
         raise NotImplementedError(
             f"q, k and v are {dtype}, {k_BTKH.dtype} and {v_BTKH.dtype}; expected one of bfloat16, float16, float32"
@@ -61,6 +58,7 @@ def attention(
         raise NotImplementedError(f"heads of {H} are larger than {LARGEST_HEAD_DIM}")
     if scale <= 0.0:
         raise NotImplementedError(f"scale {scale} is not positive")
+    generation = generation or _generation(q_BTNH, interpret=interpret)
     streams = None
     if dropout is not None and dropout_rate > 0.0:
         streams = streams_BN(dropout, batch=B, num_heads=N)
@@ -81,6 +79,13 @@ def attention(
     return AttentionOutput(
         *_attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, streams, call["forward"], call["dq"], call["dkv"])
     )
+
+
+def _generation(q_BTNH: Array, *, interpret: bool) -> str:
+    target = device.current_target(q_BTNH)
+    if not interpret and (target.platform != "cuda" or 0 < target.major < 8):
+        raise NotImplementedError(f"Triton kernels need an NVIDIA GPU from Ampere on, not {target.kind}")
+    return target.capability or OLDEST
 
 
 def _no_longer_than(blocks: Blocks, T: int) -> Blocks:

@@ -21,7 +21,7 @@ from jaxtyping import Array
 from kernels.attention import dropout
 from kernels.attention.ranges import BlockRanges, key_ranges, query_ranges
 from kernels.attention.reference import MASKED
-from kernels.attention.triton_tiles import LOG2_E, Call, horizon, load, matmul, over_blocks, store
+from kernels.attention.triton_tiles import LOG2_E, Call, exp2, horizon, load, matmul, over_blocks, store
 
 # Programs that fill the largest GPU served (H100: 132 multiprocessors) twice over.
 ENOUGH_PROGRAMS = 264
@@ -61,7 +61,7 @@ def d_queries(
         _d_queries_kernel,
         grid=(at_once * call.group, call.query_blocks, call.B * sections),
         in_specs=[
-            BlockRanges(scalar, scalar, scalar, scalar),
+            BlockRanges._make([scalar] * 4),
             pl.BlockSpec((None, block_q), at(lambda b, n, i: (b, i))),
             pl.BlockSpec((None, all_keys), at(lambda b, n, i: (b, 0))),
             queries,
@@ -132,7 +132,7 @@ def _d_queries_kernel(
             ids_s = load(key_ids_ref.at[block], s, call)
             visible_ts = (horizon_t[:, None] >= s[None, :]) & (ids_t[:, None] == ids_s[None, :])
             scores_ts = jnp.where(visible_ts, scores_ts, MASKED)
-        probs_ts = jnp.exp2(scores_ts * to_exponent - exponent_z_t[:, None])
+        probs_ts = exp2(scores_ts * to_exponent - exponent_z_t[:, None], call)
         d_probs_ts = matmul(d_out_th, load(v_ref.at[block, :], s, call, inside=not masked), transpose_b=True)
         if stream is not None:
             kept_ts = dropout.keep(stream, t[:, None], s[None, :], rate=call.dropout_rate)
@@ -186,7 +186,7 @@ def d_keys(
         _d_keys_kernel,
         grid=(at_once * splits, call.key_blocks, call.B * sections),
         in_specs=[
-            BlockRanges(scalar, scalar, scalar, scalar),
+            BlockRanges._make([scalar] * 4),
             pl.BlockSpec((None, all_queries), at(lambda b, k, p, j: (b, 0))),
             pl.BlockSpec((None, block_k), at(lambda b, k, p, j: (b, j))),
             queries,
@@ -255,15 +255,20 @@ def _d_keys_kernel(
             visible_st = (horizon(t, ids_t)[None, :] >= s[:, None]) & (ids_t[None, :] == ids_s[:, None])
             scores_st = jnp.where(visible_st, scores_st, MASKED)
         exponent_z_t = load(log_z_ref.at[g, block], t, call, inside=inside) * LOG2_E
-        probs_st = jnp.exp2(scores_st * to_exponent - exponent_z_t[None, :])
+        probs_st = exp2(scores_st * to_exponent - exponent_z_t[None, :], call)
         d_out_th = load(d_out_ref.at[block, g, :], t, call, inside=inside)
-        d_probs_st = matmul(v_sh, d_out_th, transpose_b=True)
-        kept_probs_st = probs_st
-        if stream_ref is not None:
+        if stream_ref is None:
+            kept_probs_st = probs_st
+        else:
+            # The mask lives on in the signs of the probabilities: a tile of registers less than keeping it apart.
             kept_st = dropout.keep(stream_ref[g], t[None, :], s[:, None], rate=call.dropout_rate)
-            kept_probs_st = jnp.where(kept_st, probs_st, 0.0)
-            d_probs_st = jnp.where(kept_st, d_probs_st, 0.0)
+            probs_st = jnp.where(kept_st, probs_st, -probs_st)
+            kept_probs_st = jnp.maximum(probs_st, 0.0)
         d_v_sh = d_v_sh + matmul(kept_probs_st.astype(d_out_th.dtype), d_out_th)
+        d_probs_st = matmul(v_sh, d_out_th, transpose_b=True)
+        if stream_ref is not None:
+            d_probs_st = jnp.where(probs_st > 0.0, d_probs_st, 0.0)
+            probs_st = jnp.abs(probs_st)
         d_scores_st = probs_st * (d_probs_st - load(delta_ref.at[g, block], t, call, inside=inside)[None, :])
         return d_k_sh + matmul(d_scores_st.astype(q_th.dtype), q_th), d_v_sh
 

@@ -14,7 +14,7 @@ from jaxtyping import Array
 from kernels.attention import dropout
 from kernels.attention.ranges import BlockRanges, key_ranges
 from kernels.attention.reference import MASKED
-from kernels.attention.triton_tiles import LOG2_E, Call, horizon, load, matmul, over_blocks, store
+from kernels.attention.triton_tiles import LOG2_E, Call, exp2, horizon, load, matmul, over_blocks, store
 
 
 def forward(
@@ -40,7 +40,7 @@ def forward(
         _kernel,
         grid=(at_once * call.group, call.query_blocks, call.B * sections),
         in_specs=[
-            BlockRanges(scalar, scalar, scalar, scalar),
+            BlockRanges._make([scalar] * 4),
             pl.BlockSpec((None, block_q), at(lambda b, n, i: (b, i))),
             pl.BlockSpec((None, all_keys), at(lambda b, n, i: (b, 0))),
             queries,
@@ -86,8 +86,8 @@ def _kernel(ranges, query_ids_ref, key_ids_ref, q_ref, k_ref, v_ref, stream_ref,
         new_max_t = jnp.maximum(max_t, jnp.max(scores_ts, axis=1))
         # A query that has seen nothing so far: its probabilities come out as exp2(MASKED) = 0, not as 1.
         shift_t = to_exponent * (jnp.where(new_max_t == MASKED, 0.0, new_max_t) if masked else new_max_t)
-        probs_ts = jnp.exp2(scores_ts * to_exponent - shift_t[:, None])
-        fade_t = jnp.exp2(max_t * to_exponent - shift_t)
+        probs_ts = exp2(scores_ts * to_exponent - shift_t[:, None], call)
+        fade_t = exp2(max_t * to_exponent - shift_t, call)
         sum_t = sum_t * fade_t + jnp.sum(probs_ts, axis=1)
         if stream is not None:
             kept_ts = dropout.keep(stream, t[:, None], s[None, :], rate=call.dropout_rate)

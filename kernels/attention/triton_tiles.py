@@ -12,6 +12,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -80,6 +81,20 @@ def matmul(a: Array, b: Array, *, transpose_b: bool = False) -> Array:
         precision=lax.Precision.HIGHEST if a.dtype == jnp.float32 else lax.Precision.DEFAULT,
         preferred_element_type=jnp.float32,
     )
+
+
+def exp2(x: Array, call: Call) -> Array:
+    """2 ** x in one instruction. The plain one spends three more on each score to keep results below 2 ** -126."""
+    if call.interpret:
+        return jnp.exp2(x)
+    (power,) = plgpu.elementwise_inline_asm(
+        "ex2.approx.ftz.f32 $0, $1;",
+        args=[x],
+        constraints="=f,f",
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, x.dtype)],
+    )
+    return power
 
 
 def load(ref, positions: Array, call: Call, *, inside: bool = False) -> Array:
