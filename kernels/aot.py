@@ -29,7 +29,7 @@ from kernels import ptx
 TARGETS = {path.stem: path for path in sorted((Path(__file__).parent / "targets").glob("*.txtpb"))}
 """Kind of GPU -> its description."""
 
-INSTALL = "pip install --no-deps -r requirements-aot.txt"
+INSTALL = "pip install -r requirements-aot.txt"
 
 
 _GPU_FILES = ("/dev/nvidia0", "/dev/dxg")  # the driver's, under Linux and under WSL

@@ -1,0 +1,233 @@
+"""Ranks block sizes of the attention kernels and writes the best into `blocks.py`.
+
+    python -m kernels.attention.tune                                    # all kernels, for the GPUs described
+    python -m kernels.attention.tune --backends triton --head-dims 128 --kinds a100 --write
+
+Without a GPU a candidate is compiled for the described one. First come those without spilled registers, then those with
+the faster matmul instruction, then the modelled time (`cost.py`), then the smaller shared memory. On a GPU the time
+that it takes decides instead.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import itertools
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import get_args
+
+import jax
+import jax.numpy as jnp
+
+from kernels import aot, device, ptx
+from kernels.attention import blocks as table
+from kernels.attention import cost, measure
+from kernels.attention.blocks import Blocks, Key, Pass
+from kernels.attention.cases import Case
+from kernels.attention.real_shapes import packed
+
+BACKENDS = ("triton", "mosaic")
+DTYPES = {"bfloat16": jnp.dtype(jnp.bfloat16), "float32": jnp.dtype(jnp.float32)}
+HEAD_DIMS = (64, 128, 256)
+# Numbers of 32 bits that a thread can hold for the accumulators and the tile of scores; the rest are its operands.
+MOST_ACCUMULATORS = 192
+SMALL = Blocks(16, 16, 4, 1)  # for the passes that are in the program but not looked at
+MARKS = ("    # table begins\n", "    # table ends\n")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """Block sizes, what the compiler says of them, and how long they take."""
+
+    blocks: Blocks
+    kernel: ptx.Kernel
+    modelled: float  # seconds
+    measured: float | None = None  # seconds
+
+    @property
+    def rank(self) -> tuple:
+        """Less is better."""
+        if self.measured is not None:
+            return (self.measured,)
+        order = ("wgmma", "wgmma+mma", "mma", "none")
+        kernel = self.kernel
+        return kernel.spills > 0, order.index(kernel.mma_kind), self.modelled, kernel.shared_memory, self.blocks
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; gives the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kernels.attention.tune", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
+    parser.add_argument("--kinds", nargs="+", choices=list(aot.TARGETS), default=list(aot.TARGETS), help="GPUs")
+    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
+    parser.add_argument("--head-dims", nargs="+", type=int, choices=HEAD_DIMS, default=list(HEAD_DIMS))
+    parser.add_argument("--passes", nargs="+", choices=get_args(Pass), default=list(get_args(Pass)))
+    parser.add_argument("--top", type=int, default=5, help="candidates to print of each kernel")
+    parser.add_argument("--write", action="store_true", help="put the best ones into blocks.py")
+    args = parser.parse_args(argv)
+    if aot.has_gpu():
+        here = device.of_device(jax.devices()[0])
+        args.kinds = [kind for kind in args.kinds if aot.limits(kind).capability == here.capability]
+        print(f"candidates are timed on {here.kind}" if args.kinds else f"{here.kind} is not described: nothing to do")
+    best: dict[Key, Blocks] = {}
+    try:
+        for kind, backend, dtype, head_dim, kernel_pass in itertools.product(
+            args.kinds, args.backends, args.dtypes, args.head_dims, args.passes
+        ):
+            capability = aot.limits(kind).capability
+            key = Key(backend, capability, DTYPES[dtype].itemsize, head_dim, kernel_pass)
+            found = sorted(_candidates(key, kind), key=lambda candidate: candidate.rank)
+            if found:
+                best[key] = found[0].blocks
+                _print(key, found[: args.top], len(found))
+    except aot.Unavailable as error:
+        print(f"kernels.attention.tune: {error}", file=sys.stderr)
+        return 1
+    if args.write:
+        write(best)
+    return 0
+
+
+def _candidates(key: Key, kind: str) -> Iterator[Candidate]:
+    """All block sizes that compile."""
+    case = Case(
+        name="tuning", batch=2, seq_len=4096, num_heads=16, num_kv_heads=16, head_dim=key.head_dim,
+        documents=packed(4096),
+    )  # fmt: skip
+    for blocks in sizes(key):
+        try:
+            kernel = compiled(key, kind, case, blocks)
+        except (NotImplementedError, ValueError, jax.errors.JaxRuntimeError):  # too much shared memory, or too small
+            continue
+        if kernel.shared_memory > aot.limits(kind).shared_memory_per_block:
+            continue
+        modelled = cost.modelled_seconds(case, kernel=kernel, kind=kind, blocks=blocks, kernel_pass=key.kernel_pass)
+        measured = _seconds(key, case, blocks) if aot.has_gpu() else None
+        yield Candidate(blocks=blocks, kernel=kernel, modelled=modelled, measured=measured)
+
+
+def sizes(key: Key) -> Iterator[Blocks]:
+    """Block sizes worth compiling: those whose accumulators can fit into registers."""
+    if key.backend == "mosaic":
+        yield from _mosaic_sizes(key)
+        return
+    half = key.bytes_per_element == 2
+    owned, streamed = ((32, 64, 128), (32, 64, 128)) if half else ((16, 32, 64), (16, 32))
+    many_warps, many_stages = ((4, 8), (2, 3)) if half else ((4,), (2,))
+    for own, other, warps, stages in itertools.product(owned, streamed, many_warps, many_stages):
+        kept = own * key.head_dim * (2 if key.kernel_pass == "dkv" else 1)
+        scores = own * other * (1 if key.kernel_pass == "forward" else 2)
+        if (half and own < 16 * warps and own < 64) or (kept + scores) / (32 * warps) > MOST_ACCUMULATORS:
+            continue
+        block_q, block_k = (other, own) if key.kernel_pass == "dkv" else (own, other)
+        yield Blocks(block_q, block_k, warps, stages)
+
+
+def _mosaic_sizes(key: Key) -> Iterator[Blocks]:
+    """Two warpgroups of 64 rows compute; only the length of the side that is streamed is free."""
+    if key.generation != "sm90" or key.bytes_per_element != 2:
+        return
+    for other, num_stages in itertools.product((32, 64, 96, 128), (2, 3, 4)):
+        block_q, block_k = (other, 128) if key.kernel_pass == "dkv" else (128, other)
+        yield Blocks(block_q, block_k, 12, num_stages)
+
+
+def _program(key: Key, blocks: Blocks):
+    """A function of q, k, v, segment ids and the output's gradient in which one pass has these blocks."""
+    attention = importlib.import_module(f"kernels.attention.{key.backend}").attention
+    others = {} if key.backend == "mosaic" else dict.fromkeys(get_args(Pass), SMALL)
+    chosen = {**others, key.kernel_pass: blocks}
+
+    def run(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, d_out_BTNH):
+        def out_BTNH(q_BTNH, k_BTKH, v_BTKH):
+            scale = q_BTNH.shape[-1] ** -0.5
+            return attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT=segment_ids_BT, scale=scale, blocks=chosen).out_BTNH
+
+        if key.kernel_pass == "forward":
+            return out_BTNH(q_BTNH, k_BTKH, v_BTKH)
+        # What is not asked for is not computed.
+        gradients = jax.vjp(out_BTNH, q_BTNH, k_BTKH, v_BTKH)[1](d_out_BTNH)
+        return gradients[0] if key.kernel_pass == "dq" else gradients[1:]
+
+    return run
+
+
+def compiled(key: Key, kind: str, case: Case, blocks: Blocks) -> ptx.Kernel:
+    """The kernel of one pass, compiled with these blocks.
+
+    Raises:
+        NotImplementedError, ValueError, jax.errors.JaxRuntimeError: it cannot be.
+    """
+    dtype = next(dtype for dtype in DTYPES.values() if dtype.itemsize == key.bytes_per_element)
+    report = measure.compile_for(kind, _program(key, blocks), measure.shapes(case, dtype))
+    marks = {"forward": ("forward",), "dq": ("queries", "dq"), "dkv": ("keys", "dkv")}[key.kernel_pass]
+    (kernel,) = (k for k in report.kernels if "attention" in k.name and k.name.endswith(marks))
+    return kernel
+
+
+def _seconds(key: Key, case: Case, blocks: Blocks) -> float:
+    """On this GPU; with the passes before it, whose blocks are the same for all candidates."""
+    dtype = next(dtype for dtype in DTYPES.values() if dtype.itemsize == key.bytes_per_element)
+    q, k, v = (a.astype(dtype) for a in case.arrays())
+    ids = jnp.asarray(case.segment_ids_BT())
+    run = jax.jit(_program(key, blocks))
+    return measure.seconds({"it": lambda: run(q, k, v, ids, q)}, rounds=7)["it"]
+
+
+def _print(key: Key, best: Sequence[Candidate], count: int) -> None:
+    backend, generation, size, head_dim, kernel_pass = key
+    print(f"\n{backend}, {generation}, {size} bytes, head {head_dim}, {kernel_pass}: {count} compile")
+    columns = (
+        "q x k",
+        "warps",
+        "stages",
+        "registers",
+        "spills, B",
+        "shared, KiB",
+        "blocks a core",
+        "MMA",
+        "modelled, us",
+        "measured, us",
+    )
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    kind = next(kind for kind in aot.TARGETS if aot.limits(kind).capability == key.generation)
+    for candidate in best:
+        blocks, kernel = candidate.blocks, candidate.kernel
+        cells = (
+            f"{blocks.block_q} x {blocks.block_k}",
+            blocks.num_warps,
+            blocks.num_stages,
+            kernel.registers,
+            kernel.spills,
+            f"{kernel.shared_memory / 1024:.1f}",
+            aot.occupancy(kernel, kind).blocks,
+            kernel.mma_kind,
+            f"{candidate.modelled * 1e6:.0f}",
+            "" if candidate.measured is None else f"{candidate.measured * 1e6:.0f}",
+        )
+        print(f"| {' | '.join(map(str, cells))} |", flush=True)
+
+
+def write(best: dict[Key, Blocks], path: Path = Path(table.__file__)) -> None:
+    """Replaces the entries of these keys between the marks of `blocks.py`; all others stay."""
+    entries = {**table.TABLE, **best}
+    lines = "".join(f"    {_call(key)}: {_call(entries[key])},\n" for key in sorted(entries))
+    text = path.read_text(encoding="utf-8")
+    begin, end = (re.escape(mark) for mark in MARKS)
+    new, count = re.subn(f"{begin}.*?{end}", lambda _: MARKS[0] + lines + MARKS[1], text, flags=re.DOTALL)
+    if count != 1:
+        raise ValueError(f"{path}: the marks of the table are missing")
+    path.write_text(new, encoding="utf-8")
+
+
+def _call(values: Key | Blocks) -> str:
+    arguments = ", ".join(f'"{value}"' if isinstance(value, str) else str(value) for value in values)
+    return f"{type(values).__name__}({arguments})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
