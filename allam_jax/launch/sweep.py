@@ -1,6 +1,7 @@
 """What `run.py --sweep` does: expand the experiment, start what has not finished, collect when all has."""
 
 import dataclasses
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from allam_jax.launch.overrides import parse
 from allam_jax.launch.preview import preview
 from allam_jax.launch.runs import Run, expand
 from allam_jax.launch.trackers import log_to_mlflow, wandb_environment
+
+_COMPILED = "JAX_COMPILATION_CACHE_DIR"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +103,7 @@ def _launch(jobs: list[Job], *, folder: Path, options: Options) -> dict[str, str
             )
         return None if todo else {}
     # The runs of a sweep compile much the same programs, on one machine: each is compiled once.
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(options.store / ".compiled")}
+    cache = {_COMPILED: os.environ.get(_COMPILED, str(options.store / ".compiled"))}
     return local.run_jobs(
         jobs,
         slots=local.make_slots(options.jobs, gpus_per_job=options.gpus_per_job),

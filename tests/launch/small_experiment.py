@@ -10,20 +10,20 @@ BITS = {"title": "English", "stage": "train", "key": "eval/en/bits_per_byte", "u
 
 
 def get_experiment(arg: str = "") -> Experiment:
-    """`arg`: nothing, or `typo`, `broken` (one arm cannot run), `more` (another seed), `long` (one run, many steps)."""
+    """`arg`: nothing, or `typo`, `broken` (one arm cannot run), `more` (another seed), or the steps of a single run."""
     rates = {"typo": "stage.train.schedule.peek_lr"}.get(arg, "stage.train.schedule.peak_lr")
     vary = grid(
-        param(rates, 1e-4, 3e-3),
+        param(rates, 1e-4, 3e-3, name="peak_lr"),
         seeds(*((0, 1, 2) if arg == "more" else (0, 1)), keys=("stage.train.seed",)),
     )
     if arg == "broken":
         vary += param("stage.train.init.weights", "/nowhere")
-    if arg == "long":
-        vary = param("stage.train.train.steps", 400)
+    if arg.isdigit():
+        vary = param("stage.train.train.steps", int(arg))
     claim = Claim(
         text="a higher rate learns more", measure="bits", of={"peak_lr": 3e-3}, than={"peak_lr": 1e-4}, expect="lower"
     )
-    by = ("peak_lr",) if arg != "long" else ("steps",)
+    by = ("steps",) if arg.isdigit() else ("peak_lr",)
     return Experiment(
         title="Learning rates",
         claim="A higher rate learns more.",
@@ -38,5 +38,5 @@ def get_experiment(arg: str = "") -> Experiment:
             Curves(name="curves", measures=("bits_curve",), by=by, caption="Held-out text."),
             Dots(name="dots", measures=("bits", "loss"), by=by, caption="At the end."),
         ),
-        claims=() if arg in ("broken", "long") else (claim,),
+        claims=() if arg == "broken" or arg.isdigit() else (claim,),
     )

@@ -70,7 +70,7 @@ def checkpoints(job):
 def uninterrupted(sweeper, tmp_path_factory):
     """The job of a long run that nothing interrupted, and its metrics."""
     workdir = tmp_path_factory.mktemp("uninterrupted") / "sweep"
-    jobs = jobs_of(sweeper, workdir, "long")
+    jobs = jobs_of(sweeper, workdir, "400")
     for job in jobs:
         subprocess.run(job.command, check=True, env=os.environ | environment_of(sweeper, jobs)[job.name])
     return jobs[-1], metrics_of(jobs[-1].directories[-1])
@@ -136,14 +136,14 @@ def fake_slurm_state(state, task):
 def test_a_preempted_job_is_requeued_and_goes_on_bit_for_bit(sweeper, uninterrupted, scheduler, tmp_path):
     state, _ = scheduler
     workdir = tmp_path / "sweep"
-    jobs = jobs_of(sweeper, workdir, "long")
+    jobs = jobs_of(sweeper, workdir, "400")
     ids = slurm.submit(
         jobs,
         folder=workdir / "jobs",
         environment=environment_of(sweeper, jobs),
         retries=0,
         options=slurm.parse_options(["time=60"]),
-        name="long",
+        name="steps",
     )
     (job,) = jobs  # one run: its stages are one job
     for times in (1, 2):
@@ -168,7 +168,7 @@ def test_a_preempted_job_is_requeued_and_goes_on_bit_for_bit(sweeper, uninterrup
 def test_two_hosts_through_srun_are_preempted_together(sweeper, scheduler, tmp_path):
     state, _ = scheduler
     workdir = tmp_path / "sweep"
-    jobs = jobs_of(sweeper, workdir, "long")
+    jobs = jobs_of(sweeper, workdir, "60")
     environment = environment_of(sweeper, jobs)
     options = slurm.parse_options(["nodes=2", "time=60"])
     ids = slurm.submit(jobs, folder=workdir / "jobs", environment=environment, retries=0, options=options, name="two")
@@ -178,11 +178,11 @@ def test_two_hosts_through_srun_are_preempted_together(sweeper, scheduler, tmp_p
     wait_until(lambda: fake_slurm_state(state, ids[job.name]) in ("COMPLETED", "FAILED"))
     assert fake_slurm_state(state, ids[job.name]) == "COMPLETED"
     log = log_of(workdir, job.name)
-    (saved,) = re.findall(r"saved step (\d+) of 400", log)
-    assert re.findall(r"resuming at step (\d+) of 400", log) == [saved]
+    (saved,) = re.findall(r"saved step (\d+) of 60", log)
+    assert re.findall(r"resuming at step (\d+) of 60", log) == [saved]
     rows = metrics_of(job.directories[-1])
-    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 401))
-    metadata = json.loads(next(job.directories[-1].glob("checkpoints/*400/metadata/*.json")).read_text())
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 61))
+    metadata = json.loads(next(job.directories[-1].glob("checkpoints/*60/metadata/*.json")).read_text())
     assert metadata["processes"] == 2
 
 
@@ -193,7 +193,7 @@ def test_submitits_local_executor_requeues_at_the_signal(sweeper, uninterrupted,
     import submitit
 
     workdir = tmp_path / "sweep"
-    (job,) = jobs = jobs_of(sweeper, workdir, "long")
+    (job,) = jobs = jobs_of(sweeper, workdir, "400")
     executor = submitit.LocalExecutor(folder=tmp_path / "submitit")
     executor.update_parameters(timeout_min=30)
     environment = environment_of(sweeper, jobs)[job.name]

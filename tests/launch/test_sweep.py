@@ -141,7 +141,7 @@ def test_a_typo_fails_before_anything_is_started(sweeper, tmp_path):
     for flags in ((), ("--dry-run",)):
         out, err = sweeper.run(tmp_path / "sweep", *flags, arg="typo", status=2)
         assert err.splitlines()[-1] == (
-            "error: run peek_lr-0.0001--seed-0: the config has no key 'stage.train.schedule.peek_lr'; "
+            "error: run peak_lr-0.0001--seed-0: the config has no key 'stage.train.schedule.peek_lr'; "
             "did you mean 'stage.train.schedule.peak_lr'?"
         )
         assert out == ""
