@@ -13,7 +13,7 @@ from allam_jax.files import write_json
 from allam_jax.launch.experiment import Experiment
 from allam_jax.launch.overrides import override
 from allam_jax.launch.vary import Choice
-from allam_jax.tasks.recipe import Stage, is_finished, stages_of
+from allam_jax.tasks.recipe import Stage, is_finished, link_stage, stages_of
 from allam_jax.tasks.runner import check
 
 RECIPE_FILE = "recipe.json"  # a run's config, which `configs/saved.py` reads back
@@ -50,8 +50,10 @@ class Run:
         return all(is_finished(directory) for directory in self.directories.values())
 
     def save(self) -> None:
-        """Writes the recipe into the run's directory."""
+        """Writes the recipe into the run's directory, and links to where its stages are or will be."""
         write_json(self.workdir / RECIPE_FILE, to_dict(self.config))
+        for name, directory in self.directories.items():
+            link_stage(self.workdir / name, directory)
 
 
 def expand(

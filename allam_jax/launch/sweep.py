@@ -24,6 +24,7 @@ from allam_jax.launch.runs import Run, expand
 from allam_jax.launch.trackers import log_to_mlflow, wandb_environment
 
 _COMPILED = "JAX_COMPILATION_CACHE_DIR"
+_RECORD = "sweep.json"  # how the sweep was started last
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,9 @@ def run(base: ConfigDict, options: Options) -> dict[str, Any]:
         )
         return {"runs": len(runs), "finished": sum(run.finished for run in runs)}
     if not options.collect:
-        _save(runs, options)
+        for each in runs:
+            each.save()
+        files.write_json(options.workdir / _RECORD, {"experiment": options.sweep, "command": _command()})
         failed = _launch(jobs, folder=folder, options=options)
         if failed is None:
             return {"runs": len(runs), "submitted": len(slurm.queue(folder))}
@@ -80,13 +83,6 @@ def run(base: ConfigDict, options: Options) -> dict[str, Any]:
                 "command again: only what is left is run"
             )
     return _collect(experiment, runs, options)
-
-
-def _save(runs: Sequence[Run], options: Options) -> None:
-    for each in runs:
-        each.save()
-    record = {"experiment": options.sweep, "command": _command(), "runs": {each.name: each.labels for each in runs}}
-    files.write_json(options.workdir / "sweep.json", record)
 
 
 def _launch(jobs: list[Job], *, folder: Path, options: Options) -> dict[str, str] | None:
@@ -117,7 +113,9 @@ def _collect(experiment: Experiment, runs: list[Run], options: Options) -> dict[
     finished = [each for each in runs if each.finished]
     if not finished:
         raise UserError(f"{options.workdir}: no run has finished; start them first, without --collect")
-    summary = collect(experiment, runs, workdir=options.workdir, command=_command())
+    record = options.workdir / _RECORD
+    command = files.read_json(record)["command"] if record.is_file() else _command()
+    summary = collect(experiment, runs, workdir=options.workdir, command=command)
     if options.tracker:
         outcomes = read_outcomes(experiment, finished)
         logged = log_to_mlflow(finished, outcomes, sweep=options.workdir.name)

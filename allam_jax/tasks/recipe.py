@@ -133,7 +133,7 @@ def run_recipe(
             else:
                 continue
         if store is not None and is_main_process():
-            _link(workdir / stage.name, directory)
+            link_stage(workdir / stage.name, directory)
         seconds += record["seconds"]
         if chosen:
             result = record["result"]
@@ -187,8 +187,8 @@ def _turn(directory: Path, *, title: str) -> Iterator[None]:
         os.close(lock)
 
 
-def _link(link: Path, directory: Path) -> None:
-    """Makes `link` point to a stage of the store, in place of an earlier link."""
+def link_stage(link: Path, directory: Path) -> None:
+    """Makes `link` point to a stage of the store, in place of an earlier link. UserError where a directory is there."""
     if link.is_symlink() and link.resolve() == directory.resolve():
         return
     if link.is_dir() and not link.is_symlink():

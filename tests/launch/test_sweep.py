@@ -176,6 +176,7 @@ def test_another_seed_reuses_what_is_there(sweeper, finished, tmp_path):
     assert len(after) == len(before) + 2
     summary = json.loads((workdir / "collected" / "summary.json").read_text())
     assert [row["runs"] for row in summary["table"]] == [3, 3]
+    assert metrics_of(workdir / "runs" / RUNS[0] / "train") == trained(finished[0])[RUNS[0]]
 
 
 def test_dry_run_shows_runs_and_jobs(sweeper, tmp_path):
