@@ -74,10 +74,12 @@ def compile_step(run: Run, *, cluster: Cluster) -> CompiledStep:
     except NotImplementedError as error:
         raise UserError(f"config.compute.attention = {run.options.attention!r}: {error}") from None
     started = time.monotonic()
-    program = lowered.compile(compiler_options={_MEMORY_LIMIT: memory_limit(run, cluster=cluster)})
+    program = lowered.compile(compiler_options={_MEMORY_LIMIT: str(memory_limit(run, cluster=cluster))})
     seconds = time.monotonic() - started
-    sizes = program.memory_analysis()
-    module = parse(program.as_text())
+    sizes, text = program.memory_analysis(), program.as_text()
+    assert sizes is not None
+    assert text is not None
+    module = parse(text)
     work, kernels, uncounted = counted_work(module, run=run)
     return CompiledStep(
         memory=compiled_memory(run, cluster=cluster, module=module, temp_bytes=sizes.temp_size_in_bytes),

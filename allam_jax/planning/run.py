@@ -73,18 +73,13 @@ class Run:
         )
 
 
-def run_of(config: ConfigDict, *, device_count: int) -> Run:
+def described_run(config: ConfigDict, *, device_count: int, model: LlamaConfig | None = None) -> Run:
     """The run of a train config on so many devices; UserError where sizes do not fit together.
 
-    Neither tokenizer nor weights are opened: `config.model` must say everything, the vocabulary too.
+    Neither tokenizer nor weights are opened: without `model`, `config.model` must say everything, the vocabulary too.
     """
-    if not config.model.vocab_size:
-        raise UserError(
-            "config.model.vocab_size = 0: a plan opens no tokenizer; give the number of ids that it will have"
-        )
-    fields = {field.name: config.model[field.name] for field in dataclasses.fields(LlamaConfig)}
     return Run(
-        model=LlamaConfig(**fields),
+        model=model or _model_of(config),
         options=ComputeOptions(**config.compute),
         optimizer=make_optimizer(
             schedule=make_schedule(total_steps=config.train.steps, **config.schedule),
@@ -102,6 +97,14 @@ def run_of(config: ConfigDict, *, device_count: int) -> Run:
         loss_chunks=config.train.loss_chunks,
         num_sources=max(len(config.data.sources), 1),
     )
+
+
+def _model_of(config: ConfigDict) -> LlamaConfig:
+    if not config.model.vocab_size:
+        raise UserError(
+            "config.model.vocab_size = 0: a plan opens no tokenizer; give the number of ids that it will have"
+        )
+    return LlamaConfig(**{field.name: config.model[field.name] for field in dataclasses.fields(LlamaConfig)})
 
 
 def shapes_of(run: Run, *, mesh: Mesh | AbstractMesh) -> tuple[TrainState, dict[str, jax.ShapeDtypeStruct]]:

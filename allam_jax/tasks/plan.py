@@ -18,7 +18,7 @@ from allam_jax.planning.compiled import compile_step
 from allam_jax.planning.figure import draw
 from allam_jax.planning.plan import Energy, Plan, analytic_plan, compiled_plan
 from allam_jax.planning.report import markdown
-from allam_jax.planning.run import Run, described_mesh, run_of
+from allam_jax.planning.run import Run, described_mesh, described_run
 from allam_jax.planning.search import does_not_fit, ranked
 
 SHOWN = 12  # layouts of a search in the report
@@ -28,7 +28,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Plans the run of a train config; returns the figures people ask for first. UserError if it does not fit."""
     # ---- what, and on what ----
     cluster = cluster_of(config.plan)
-    wanted = run_of(config, device_count=cluster.size)
+    wanted = described_run(config, device_count=cluster.size)
     check_batch(wanted.batch_size, accumulation=wanted.accumulation, mesh=described_mesh(wanted))
     tokens = config.plan.tokens or config.train.steps * wanted.batch_size * wanted.seq_len
     energy = Energy(power_share=config.plan.power_share, pue=config.plan.pue)

@@ -27,6 +27,8 @@ from allam_jax.model.llama import Params
 from allam_jax.model.weights import TOKENIZER_FOLDER, check_vocabulary
 from allam_jax.parallel.distributed import barrier, is_main_process, process_rows
 from allam_jax.parallel.mesh import check_batch
+from allam_jax.planning.fit import check_fits
+from allam_jax.planning.run import described_run
 from allam_jax.tasks.setup import architecture, compute_options, mixture, open_evaluation, open_mesh, open_tokenizer
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.training.checkpoints import Checkpointer, Restored, read_metadata, restore_checkpoint
@@ -61,6 +63,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         resuming = checkpointer.latest_step() is not None
         origin = _reopen(config, workdir) if resuming else _open_origin(config, mesh=mesh)
         model = origin.model
+        check_fits(described_run(config, device_count=mesh.size, model=model), mesh=mesh)
         abstract = abstract_state(model, optimizer=optimizer, mesh=mesh, param_dtype=config.param_dtype)
         loader = stack.enter_context(_open_loader(config, tokenizer=origin.tokenizer, mesh=mesh))
         held_out = open_evaluation(config, tokenizer=origin.tokenizer)

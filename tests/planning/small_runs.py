@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from allam_jax.planning.run import Run, run_of
+from allam_jax.planning.run import Run, described_run
 from configs import base
 from tests.small_models import SMALL
 
@@ -24,7 +24,7 @@ def small_run(*, data: int, fsdp: int, tensor: int, remat: str = "full", accumul
     config = small_config(data=data, fsdp=fsdp, tensor=tensor)
     config.compute.remat = remat
     config.train.accumulation = accumulation
-    return run_of(config, device_count=data * fsdp * tensor)
+    return described_run(config, device_count=data * fsdp * tensor)
 
 
 def with_model(run: Run, **shape: int) -> Run:

@@ -8,9 +8,10 @@ import pytest
 
 from allam_jax.errors import UserError
 from allam_jax.planning.cluster import GPUS, Cluster, cluster_of
+from allam_jax.planning.fit import check_fits_cluster
 from allam_jax.planning.memory import estimated_memory
 from allam_jax.planning.plan import Energy, analytic_plan
-from allam_jax.planning.run import run_of
+from allam_jax.planning.run import described_run
 from allam_jax.planning.search import changes, does_not_fit, meshes, nearest, ranked
 from configs import base
 from tests.planning.small_runs import small_config
@@ -27,7 +28,7 @@ def big(*, nodes: int, batch: int, **mesh: int):
     config.train.loss_chunks = 8
     config.plan.update(gpu="a100", nodes=nodes)
     cluster = cluster_of(config.plan)
-    return run_of(config, device_count=cluster.size), cluster
+    return described_run(config, device_count=cluster.size), cluster
 
 
 def test_meshes_use_every_gpu_and_keep_tensor_inside_a_node():
@@ -74,6 +75,20 @@ def test_nearest_changes_least():
     needed, available = (float(size) for size in re.findall(r"needs ([\d.]+) GiB of ([\d.]+) GiB", message)[0])
     assert needed > available == pytest.approx(85.1e9 * 0.92 / 2**30, abs=0.06)
     assert f"--config.{changes(run, found.run)[0]}" in message
+
+
+def test_before_a_run_only_what_is_clearly_too_large_is_refused():
+    run, cluster = big(nodes=2, batch=64, data=1, fsdp=16, tensor=1)
+    needed = analytic_plan(run, cluster=cluster, tokens=0, energy=ENERGY).memory.total
+
+    def with_memory(size: float) -> Cluster:
+        gpu = dataclasses.replace(cluster.gpu, memory_bytes=round(size))
+        return dataclasses.replace(cluster, gpu=gpu, usable_share=1.0)
+
+    check_fits_cluster(run, cluster=with_memory(1.01 * needed))
+    check_fits_cluster(run, cluster=with_memory(0.9 * needed))
+    with pytest.raises(UserError, match="does not fit: it needs .* the nearest that fits: --config"):
+        check_fits_cluster(run, cluster=with_memory(0.8 * needed))
 
 
 def test_nothing_fits():

@@ -1,0 +1,105 @@
+"""Task `plan` for 70B on 1,024 A100, as a command: what the compiler says against hand counts and formulas."""
+
+import dataclasses
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from allam_jax.planning.plan import Energy, analytic_plan
+from allam_jax.planning.run import described_run
+from configs import allam_70b
+from kernels import aot
+
+REASON = aot.unavailable()
+pytestmark = [pytest.mark.aot, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    result: dict
+    saved: dict
+    seconds: float
+    peak_bytes: int
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory) -> Planned:
+    workdir = tmp_path_factory.mktemp("plan")
+    command = [sys.executable, "run.py", "--config", "configs/allam_70b.py", "--config.task=plan"]
+    environment = {key: value for key, value in os.environ.items() if key not in ("JAX_PLATFORMS", "XLA_FLAGS")}
+    started = time.monotonic()
+    done = subprocess.run(
+        [*command, "--workdir", str(workdir)], capture_output=True, text=True, cwd=ROOT, env=environment
+    )
+    seconds = time.monotonic() - started
+    assert done.returncode == 0, done.stderr[-3000:]
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    return Planned(json.loads(done.stdout), json.loads((workdir / "plan.json").read_text()), seconds, peak)
+
+
+@pytest.fixture(scope="module")
+def formula():
+    config = allam_70b.get_config()
+    from allam_jax.planning.cluster import cluster_of
+
+    cluster = cluster_of(config.plan)
+    run = described_run(config, device_count=cluster.size)
+    return analytic_plan(run, cluster=cluster, tokens=1e9, energy=Energy(power_share=1.0, pue=1.0))
+
+
+def test_it_answers_within_two_minutes_and_6_gb(planned):
+    assert planned.seconds <= 120
+    assert planned.peak_bytes <= 6e9
+
+
+def test_argument_bytes_by_hand(planned):
+    """Each of 1,024 GPUs: 1/128 of the matrices (fsdp 128, tensor 1), whole norms, two moments, one row of a batch."""
+    D, L, V, F, N, K, H = 8192, 80, 64_000, 28_672, 64, 8, 128
+    matrices = 2 * V * D + L * (2 * D * N * H + 2 * D * K * H + 3 * D * F)
+    parameters = 4 * (matrices // 128 + 2 * L * D + D)
+    guard = 4 * (128 + 128) + 3 * 4
+    optimizer = 2 * parameters + guard + 4 + 4 + 4 + 8  # step, updates, learning rate, rng
+    batch = 6 * 4 * 4096
+    memory = planned.saved["memory"]
+    assert (memory["parameters"], memory["optimizer"], memory["batch"]) == (parameters, optimizer, batch)
+    # The compiler counts the same but for the learning rate, which the step writes and never reads.
+    assert planned.saved["compiled"]["argument_bytes"] == parameters + optimizer + batch - 4
+
+
+def test_products_and_kernels(planned, formula):
+    assert planned.saved["compiled"]["uncounted_kernels"] == []
+    assert len(planned.saved["compiled"]["kernels"]) >= 2
+    assert planned.saved["flops"]["hardware"] == pytest.approx(formula.hardware_flops, rel=0.02)
+    assert planned.saved["flops"]["model"] == pytest.approx(formula.model_flops)
+
+
+def test_memory_and_time_are_near_the_formulas(planned, formula):
+    assert planned.saved["memory"]["total"] == pytest.approx(formula.memory.total, rel=0.15)
+    assert planned.saved["seconds"]["total"] == pytest.approx(formula.time.total, rel=0.15)
+    assert planned.saved["memory"]["fits"]
+
+
+def test_collectives(planned):
+    """Parameters cross the network in bfloat16, twice gathered and once scattered, beside other work."""
+    layers = 80 * (2 * 8192 * 64 * 128 + 2 * 8192 * 8 * 128 + 3 * 8192 * 28_672) * 2
+    large = [each for each in planned.saved["collectives"] if each["payload_bytes"] * each["count"] > layers / 100]
+    assert all(each["asynchronous"] for each in large)
+    assert {each["dtype"] for each in large} == {"bf16"}
+    by_kind = {}
+    for each in large:
+        if each["axes"] == ["fsdp"]:
+            by_kind[each["kind"]] = by_kind.get(each["kind"], 0) + each["payload_bytes"] * each["count"]
+    assert by_kind == {
+        "all-gather": pytest.approx(2 * layers, rel=0.02),
+        "reduce-scatter": pytest.approx(layers, rel=0.02),
+    }
+    # fsdp 128 fills 16 nodes of 8.
+    assert {each["ranks_per_node"] for each in large if each["axes"] == ["fsdp"]} == {8}
+    assert all(each["crosses_nodes"] for each in large)
