@@ -34,7 +34,6 @@ def attention(
     dropout_rate: float = 0.0,
     dropout: Dropout | None = None,
     interpret: bool = False,
-    generation: str | None = None,
     blocks: dict[Pass, Blocks] | None = None,
 ) -> AttentionOutput:
     """As `reference.attention`, up to rounding; differentiable in q, k and v by both outputs.
@@ -42,7 +41,6 @@ def attention(
     Args:
         q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, scale, dropout_rate, dropout: see `reference.attention`.
         interpret: run the kernels on the CPU, for tests.
-        generation: compute capability to choose blocks for, such as "sm80"; by default that of the trace's target.
         blocks: other blocks than those of the table, for tuning and tests.
 
     Raises:
@@ -58,7 +56,7 @@ def attention(
         raise NotImplementedError(f"heads of {H} are larger than {LARGEST_HEAD_DIM}")
     if scale <= 0.0:
         raise NotImplementedError(f"scale {scale} is not positive")
-    generation = generation or _generation(q_BTNH, interpret=interpret)
+    generation = _generation(q_BTNH, interpret=interpret)
     streams = None
     if dropout is not None and dropout_rate > 0.0:
         streams = streams_BN(dropout, batch=B, num_heads=N)

@@ -133,7 +133,13 @@ def test_blocks_that_cannot_interact_are_not_read():
         assert np.isnan(a[:, 32:64]).any(), name
 
 
-@pytest.mark.parametrize("generation", ["sm80", "sm90"])
+def on_gpu(kind: str):
+    """A trace for that kind of GPU."""
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform="gpu")
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("x",), abstract_device=device))
+
+
+@pytest.mark.parametrize("kind", ["NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3"])
 @pytest.mark.parametrize(
     ("head_dim", "dtype", "T"),
     [
@@ -146,20 +152,19 @@ def test_blocks_that_cannot_interact_are_not_read():
         (128, jnp.bfloat16, 5),
     ],
 )
-def test_lowers_for_cuda(head_dim, dtype, T, generation):
+def test_lowers_for_cuda(head_dim, dtype, T, kind):
     # Interpret mode takes blocks that Triton does not, those that are not powers of two.
     q, k = (jax.ShapeDtypeStruct((2, T, n, head_dim), dtype) for n in (4, 2))
 
     def loss(q, k, v, ids, dropout):
-        call = functools.partial(triton.attention, dropout_rate=0.1, dropout=dropout, generation=generation)
+        call = functools.partial(triton.attention, dropout_rate=0.1, dropout=dropout)
         out, log_z = call(q, k, v, segment_ids_BT=ids, scale=head_dim**-0.5)
         return jnp.sum(out.astype(jnp.float32)) + jnp.sum(log_z)
 
-    dropout = jax.eval_shape(from_key, jax.random.key(0))
-    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
-    lowered = gradient.trace(q, k, k, jax.ShapeDtypeStruct((2, T), jnp.int32), dropout).lower(
-        lowering_platforms=("cuda",)
-    )
+    ids, dropout = jax.ShapeDtypeStruct((2, T), jnp.int32), jax.eval_shape(from_key, jax.random.key(0))
+    with on_gpu(kind):
+        traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(q, k, k, ids, dropout)
+        lowered = traced.lower(lowering_platforms=("cuda",))
     assert lowered.as_text().count("__gpu$xla.gpu.triton") == 3
 
 
@@ -175,7 +180,8 @@ def test_requests_that_cannot_be_served_say_why():
         "512 are larger than 256": {"head_dim": 512},
         "not positive": {"scale": -1.0},
         "need an NVIDIA GPU from Ampere on, not cpu": {"interpret": False},
-        "sm70": {"generation": "sm70"},
     }.items():
         with pytest.raises(NotImplementedError, match=message):
             call(**request)
+    with on_gpu("Tesla V100-SXM2-16GB"), pytest.raises(NotImplementedError, match="Ampere on, not Tesla V100"):
+        call(interpret=False)
