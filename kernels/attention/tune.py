@@ -4,8 +4,8 @@
     python -m kernels.attention.tune --backends triton --head-dims 128 --kinds a100 --write
 
 Without a GPU a candidate is compiled for the described one. First come those without spilled registers, then those with
-the faster matmul instruction, then the modelled time (`cost.py`), then the smaller shared memory. On a GPU the time
-that it takes decides instead.
+the faster matmul instruction, then the modelled time (`cost.py`), then the deeper pipeline and the smaller shared
+memory. On a GPU the time that it takes decides instead. The best one that spills in none of `VARIANTS` is taken.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from kernels import aot, device, ptx
 from kernels.attention import blocks as table
-from kernels.attention import cost, measure
+from kernels.attention import cost, dropout, measure
 from kernels.attention.blocks import Blocks, Key, Pass
 from kernels.attention.cases import Case
 from kernels.attention.real_shapes import packed
@@ -33,7 +33,19 @@ DTYPES = {"bfloat16": jnp.dtype(jnp.bfloat16), "float32": jnp.dtype(jnp.float32)
 HEAD_DIMS = (64, 128, 256)
 # Numbers of 32 bits that a thread can hold for the accumulators and the tile of scores; the rest are its operands.
 MOST_ACCUMULATORS = 192
-SMALL = Blocks(16, 16, 4, 1)  # for the passes that are in the program but not looked at
+# For the passes that are in the program but not looked at.
+SMALL = {
+    "triton": dict.fromkeys(get_args(Pass), Blocks(16, 16, 4, 1)),
+    "mosaic": {"forward": Blocks(128, 64, 12, 2), "dq": Blocks(128, 64, 12, 2), "dkv": Blocks(64, 128, 12, 2)},
+}
+CASE = Case(name="tuning", batch=2, seq_len=4096, num_heads=16, num_kv_heads=16, head_dim=128, documents=packed(4096))
+# What else the same blocks must serve; each makes another kernel, with registers of its own.
+VARIANTS = (
+    dataclasses.replace(CASE, dropout_rate=0.1),
+    dataclasses.replace(CASE, num_kv_heads=4),
+    dataclasses.replace(CASE, batch=1, num_heads=8, num_kv_heads=8),
+    dataclasses.replace(CASE, seq_len=4000, dropout_rate=0.1),
+)
 MARKS = ("    # table begins\n", "    # table ends\n")
 
 
@@ -53,7 +65,8 @@ class Candidate:
             return (self.measured,)
         order = ("wgmma", "wgmma+mma", "mma", "none")
         kernel = self.kernel
-        return kernel.spills > 0, order.index(kernel.mma_kind), self.modelled, kernel.shared_memory, self.blocks
+        instruction, stages = order.index(kernel.mma_kind), self.blocks.num_stages
+        return kernel.spills > 0, instruction, self.modelled, -stages, kernel.shared_memory, self.blocks
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,8 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             key = Key(backend, capability, DTYPES[dtype].itemsize, head_dim, kernel_pass)
             found = sorted(_candidates(key, kind), key=lambda candidate: candidate.rank)
             if found:
-                best[key] = found[0].blocks
-                _print(key, found[: args.top], len(found))
+                best[key] = first_sound(key, kind, found)
+                _print(key, kind, found[: args.top], len(found), best[key])
     except aot.Unavailable as error:
         print(f"kernels.attention.tune: {error}", file=sys.stderr)
         return 1
@@ -93,12 +106,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _candidates(key: Key, kind: str) -> Iterator[Candidate]:
-    """All block sizes that compile."""
-    case = Case(
-        name="tuning", batch=2, seq_len=4096, num_heads=16, num_kv_heads=16, head_dim=key.head_dim,
-        documents=packed(4096),
-    )  # fmt: skip
+    """All block sizes that compile; of those that differ in stages only, the deepest that costs no room."""
+    case, enough = of_key(CASE, key), set()
     for blocks in sizes(key):
+        if blocks[:3] in enough:
+            continue
         try:
             kernel = compiled(key, kind, case, blocks)
         except (NotImplementedError, ValueError, jax.errors.JaxRuntimeError):  # too much shared memory, or too small
@@ -106,8 +118,27 @@ def _candidates(key: Key, kind: str) -> Iterator[Candidate]:
         if kernel.shared_memory > aot.limits(kind).shared_memory_per_block:
             continue
         modelled = cost.modelled_seconds(case, kernel=kernel, kind=kind, blocks=blocks, kernel_pass=key.kernel_pass)
-        measured = _seconds(key, case, blocks) if aot.has_gpu() else None
-        yield Candidate(blocks=blocks, kernel=kernel, modelled=modelled, measured=measured)
+        if aot.has_gpu():
+            yield Candidate(blocks=blocks, kernel=kernel, modelled=modelled, measured=_seconds(key, case, blocks))
+            continue
+        if kernel.spills == 0 and aot.occupancy(kernel, kind).bound != "shared memory":
+            enough.add(blocks[:3])
+        yield Candidate(blocks=blocks, kernel=kernel, modelled=modelled)
+
+
+def first_sound(key: Key, kind: str, ranked: Sequence[Candidate]) -> Blocks:
+    """The first candidate without spills, in all variants; the first of all if there is none."""
+    for candidate in ranked:
+        if candidate.kernel.spills == 0 and all(
+            compiled(key, kind, of_key(variant, key), candidate.blocks).spills == 0 for variant in VARIANTS
+        ):
+            return candidate.blocks
+    return ranked[0].blocks
+
+
+def of_key(case: Case, key: Key) -> Case:
+    """The case with the head size of the key."""
+    return dataclasses.replace(case, head_dim=key.head_dim)
 
 
 def sizes(key: Key) -> Iterator[Blocks]:
@@ -116,12 +147,12 @@ def sizes(key: Key) -> Iterator[Blocks]:
         yield from _mosaic_sizes(key)
         return
     half = key.bytes_per_element == 2
-    owned, streamed = ((32, 64, 128), (32, 64, 128)) if half else ((16, 32, 64), (16, 32))
-    many_warps, many_stages = ((4, 8), (2, 3)) if half else ((4,), (2,))
+    owned, streamed = ((64, 128), (32, 64, 128)) if half else ((16, 32), (16, 32))
+    many_warps, many_stages = ((4, 8), (3, 2)) if half else ((4,), (2,))
     for own, other, warps, stages in itertools.product(owned, streamed, many_warps, many_stages):
         kept = own * key.head_dim * (2 if key.kernel_pass == "dkv" else 1)
         scores = own * other * (1 if key.kernel_pass == "forward" else 2)
-        if (half and own < 16 * warps and own < 64) or (kept + scores) / (32 * warps) > MOST_ACCUMULATORS:
+        if (kept + scores) / (32 * warps) > MOST_ACCUMULATORS:
             continue
         block_q, block_k = (other, own) if key.kernel_pass == "dkv" else (own, other)
         yield Blocks(block_q, block_k, warps, stages)
@@ -131,21 +162,28 @@ def _mosaic_sizes(key: Key) -> Iterator[Blocks]:
     """Two warpgroups of 64 rows compute; only the length of the side that is streamed is free."""
     if key.generation != "sm90" or key.bytes_per_element != 2:
         return
-    for other, num_stages in itertools.product((32, 64, 96, 128), (2, 3, 4)):
+    for other, num_stages in itertools.product((32, 64, 96, 128), (3, 2)):
         block_q, block_k = (other, 128) if key.kernel_pass == "dkv" else (128, other)
         yield Blocks(block_q, block_k, 12, num_stages)
 
 
-def _program(key: Key, blocks: Blocks):
+def _program(key: Key, blocks: Blocks, dropout_rate: float):
     """A function of q, k, v, segment ids and the output's gradient in which one pass has these blocks."""
     attention = importlib.import_module(f"kernels.attention.{key.backend}").attention
-    others = {} if key.backend == "mosaic" else dict.fromkeys(get_args(Pass), SMALL)
-    chosen = {**others, key.kernel_pass: blocks}
+    chosen = {**SMALL[key.backend], key.kernel_pass: blocks}
 
     def run(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, d_out_BTNH):
         def out_BTNH(q_BTNH, k_BTKH, v_BTKH):
-            scale = q_BTNH.shape[-1] ** -0.5
-            return attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT=segment_ids_BT, scale=scale, blocks=chosen).out_BTNH
+            return attention(
+                q_BTNH,
+                k_BTKH,
+                v_BTKH,
+                segment_ids_BT=segment_ids_BT,
+                scale=q_BTNH.shape[-1] ** -0.5,
+                dropout_rate=dropout_rate,
+                dropout=dropout.from_key(jax.random.key(0)) if dropout_rate else None,
+                blocks=chosen,
+            ).out_BTNH
 
         if key.kernel_pass == "forward":
             return out_BTNH(q_BTNH, k_BTKH, v_BTKH)
@@ -163,7 +201,7 @@ def compiled(key: Key, kind: str, case: Case, blocks: Blocks) -> ptx.Kernel:
         NotImplementedError, ValueError, jax.errors.JaxRuntimeError: it cannot be.
     """
     dtype = next(dtype for dtype in DTYPES.values() if dtype.itemsize == key.bytes_per_element)
-    report = measure.compile_for(kind, _program(key, blocks), measure.shapes(case, dtype))
+    report = measure.compile_for(kind, _program(key, blocks, case.dropout_rate), measure.shapes(case, dtype))
     marks = {"forward": ("forward",), "dq": ("queries", "dq"), "dkv": ("keys", "dkv")}[key.kernel_pass]
     (kernel,) = (k for k in report.kernels if "attention" in k.name and k.name.endswith(marks))
     return kernel
@@ -174,13 +212,13 @@ def _seconds(key: Key, case: Case, blocks: Blocks) -> float:
     dtype = next(dtype for dtype in DTYPES.values() if dtype.itemsize == key.bytes_per_element)
     q, k, v = (a.astype(dtype) for a in case.arrays())
     ids = jnp.asarray(case.segment_ids_BT())
-    run = jax.jit(_program(key, blocks))
+    run = jax.jit(_program(key, blocks, case.dropout_rate))
     return measure.seconds({"it": lambda: run(q, k, v, ids, q)}, rounds=7)["it"]
 
 
-def _print(key: Key, best: Sequence[Candidate], count: int) -> None:
+def _print(key: Key, kind: str, best: Sequence[Candidate], count: int, chosen: Blocks) -> None:
     backend, generation, size, head_dim, kernel_pass = key
-    print(f"\n{backend}, {generation}, {size} bytes, head {head_dim}, {kernel_pass}: {count} compile")
+    print(f"\n{backend}, {generation}, {size} bytes, head {head_dim}, {kernel_pass}: {count} tried, taken {chosen}")
     columns = (
         "q x k",
         "warps",
@@ -194,7 +232,6 @@ def _print(key: Key, best: Sequence[Candidate], count: int) -> None:
         "measured, us",
     )
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-    kind = next(kind for kind in aot.TARGETS if aot.limits(kind).capability == key.generation)
     for candidate in best:
         blocks, kernel = candidate.blocks, candidate.kernel
         cells = (

@@ -1,0 +1,28 @@
+"""Tests that compile for described GPUs: skipped where the wheels of requirements-aot.txt are missing.
+
+In the job that is there for them nothing may be skipped: with ALLAM_REQUIRE_AOT=1 missing wheels are a failure.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kernels import aot
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.aot)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def compiler():
+    reason = aot.unavailable()
+    if reason and os.environ.get("ALLAM_REQUIRE_AOT") == "1":
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)

@@ -1,0 +1,142 @@
+"""Every attention kernel compiled for A100 and H100: no spills, tensor cores in every matmul, memory O(T).
+
+Rows of 4,096 tokens in bfloat16, forward and backward, with and without dropout, whole and grouped heads. Beside them
+the kernels that others have, on the same shapes.
+"""
+
+import dataclasses
+import functools
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from kernel_matmuls import macs_of_kernels
+
+from kernels import aot
+from kernels.attention import api, measure
+from kernels.attention.blocks import Blocks
+from kernels.attention.cases import Case
+
+T = 4096
+BFLOAT16 = jnp.dtype(jnp.bfloat16)
+WHOLE = Case(name="whole", batch=1, seq_len=T, num_heads=8, num_kv_heads=8, head_dim=128)
+DROPPING = Case(name="dropping", batch=2, seq_len=T, num_heads=8, num_kv_heads=4, head_dim=128, dropout_rate=0.1)
+OURS = [("a100", "triton"), ("h100", "triton"), ("h100", "mosaic")]
+# Four int32 for each block of queries and of keys: which blocks they meet. Kernels without segments have no such thing.
+RANGES_BYTES = 2 * 4 * 4 * (T // 16)
+KERNELS_OF_A_STEP = 3  # forward, gradient of the queries, gradient of keys and values
+
+
+@functools.cache
+def report(kind: str, name: str, case: Case, backward: bool = True) -> aot.CompileReport:
+    (subject,) = measure.subjects([name])
+    return measure.compile_for(
+        kind, measure.program(subject, case, backward=backward), measure.shapes(case, subject.dtype)
+    )
+
+
+def matmul_kernels(compiled: aot.CompileReport):
+    return [kernel for kernel in compiled.kernels if kernel.tensor_macs]
+
+
+@pytest.mark.parametrize("case", [WHOLE, DROPPING], ids=lambda case: case.name)
+@pytest.mark.parametrize("head_dim", [128, 64])
+@pytest.mark.parametrize(("kind", "name"), OURS)
+def test_kernels_are_sound(kind, name, head_dim, case):
+    case = dataclasses.replace(case, head_dim=head_dim)
+    compiled, limits = report(kind, name, case), aot.limits(kind)
+    kernels = matmul_kernels(compiled)
+    assert len(kernels) == KERNELS_OF_A_STEP
+    for kernel in kernels:
+        assert kernel.spills == 0, kernel
+        assert kernel.shared_memory <= limits.shared_memory_per_block, kernel
+        assert aot.occupancy(kernel, kind).blocks >= 1, kernel
+        assert kernel.arch == {"a100": "sm_80", "h100": "sm_90a"}[kind]
+    # Not one byte for each pair of a query and a key, of one row and head.
+    assert compiled.temp_bytes < T * T
+
+    (subject,) = measure.subjects([name])
+    with jax.set_mesh(Mesh(np.array(aot.topology(kind)), ("gpu",))):
+        written = macs_of_kernels(measure.program(subject, case, backward=True), measure.shapes(case, BFLOAT16))
+    assert {kernel.name for kernel in kernels} == written.keys()
+    for kernel in kernels:
+        if name == "mosaic":
+            assert kernel.mma_kind == "wgmma"
+            assert kernel.tensor_macs * 128 // kernel.threads == written[kernel.name], kernel
+        else:
+            # A matmul without tensor cores would be missing here; the pipeline may repeat one in front of its loop.
+            assert kernel.tensor_macs >= written[kernel.name] > 0, kernel
+
+
+@pytest.mark.parametrize("head_dim", [128, 64])
+@pytest.mark.parametrize("kind", ["a100", "h100"])
+@pytest.mark.parametrize("peer", ["jax_triton_sample", "tokamax_triton", "tokamax_mosaic"])
+def test_not_worse_than_peers(kind, peer, head_dim):
+    if (kind, peer) == ("a100", "tokamax_mosaic"):
+        pytest.skip("tokamax has no Mosaic kernel for A100")
+    case = dataclasses.replace(WHOLE, head_dim=head_dim)
+    ours, theirs = report(kind, "mosaic" if "mosaic" in peer else "triton", case), report(kind, peer, case)
+    spills = [sum(kernel.spills for kernel in matmul_kernels(compiled)) for compiled in (ours, theirs)]
+    assert spills[0] <= spills[1]
+    assert ours.temp_bytes <= theirs.temp_bytes + RANGES_BYTES
+    # Instructions for the same multiply-adds.
+    assert instructions_per_mac(ours) <= 1.01 * instructions_per_mac(theirs)
+
+
+def instructions_per_mac(compiled: aot.CompileReport) -> float:
+    """Instructions of a warpgroup for a multiply-add of the tensor cores, on average over the kernels' text."""
+    kernels = matmul_kernels(compiled)
+    # A warpgroup is four warps: it issues four mma.sync where one wgmma would do.
+    issued = sum((4 * kernel.mma_sync + kernel.wgmma) * (kernel.threads // 128) for kernel in kernels)
+    return issued / sum(kernel.tensor_macs for kernel in kernels)
+
+
+def test_memory_grows_with_the_length_and_not_its_square():
+    for kind, name in OURS:
+        longer = dataclasses.replace(WHOLE, seq_len=2 * T)
+        assert report(kind, name, longer).temp_bytes <= 2.2 * report(kind, name, WHOLE).temp_bytes
+
+
+@pytest.mark.parametrize(
+    ("kind", "backend", "blocks"),
+    [
+        ("a100", "triton", {"forward": Blocks(128, 128, 8, 4)}),
+        ("h100", "triton", {"forward": Blocks(128, 128, 8, 4)}),
+        ("h100", "mosaic", {"forward": Blocks(128, 128, 12, 4)}),
+    ],
+)
+def test_blocks_that_need_too_much_shared_memory_do_not_compile(kind, backend, blocks):
+    with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match="(?i)shared memory|smem"):
+        compiled_with(kind, backend, blocks, head_dim=256)
+
+
+def test_spilled_registers_are_seen():
+    compiled = compiled_with("a100", "triton", {"forward": Blocks(128, 128, 4, 2)}, head_dim=128)
+    (kernel,) = matmul_kernels(compiled)
+    assert kernel.spills > 0
+    assert kernel.registers == 255
+
+
+def test_memory_of_a_square_is_seen():
+    assert report("h100", "xla", WHOLE, backward=False).temp_bytes > T * T
+
+
+def compiled_with(kind, backend, blocks, *, head_dim) -> aot.CompileReport:
+    attention = importlib.import_module(f"kernels.attention.{backend}").attention
+
+    def forward(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, _):
+        return attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT=segment_ids_BT, scale=0.1, blocks=blocks).out_BTNH
+
+    return measure.compile_for(kind, forward, measure.shapes(dataclasses.replace(WHOLE, head_dim=head_dim), BFLOAT16))
+
+
+def test_auto_takes_our_kernels_on_gpus_that_are_only_described():
+    def forward(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, _):
+        return api.attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT=segment_ids_BT)
+
+    for kind in ("a100", "h100"):
+        compiled = measure.compile_for(kind, forward, measure.shapes(WHOLE, BFLOAT16))
+        assert [kernel.name.removeprefix("mosaic_") for kernel in matmul_kernels(compiled)] == ["attention_forward"]
