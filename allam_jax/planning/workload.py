@@ -253,7 +253,8 @@ def saved_elements(workload: Workload) -> float:
     if workload.remat == "dots":
         return dots
     if workload.remat == "none":
-        return dots + 5 * D + NH + KH + 2 * F  # both norms in and out, q and k before their rotation, SwiGLU's parts
+        # Three float32 arrays and the result of each norm; attention's result in two shapes; six parts of SwiGLU.
+        return 14 * D + 3 * NH + 2 * KH + 6 * F
     raise ValueError(f"remat {workload.remat!r}: what another framework keeps is not known")
 
 
