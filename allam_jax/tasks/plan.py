@@ -29,7 +29,8 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     # ---- what, and on what ----
     cluster = cluster_of(config.plan)
     wanted = described_run(config, device_count=cluster.size)
-    check_batch(wanted.batch_size, accumulation=wanted.accumulation, mesh=described_mesh(wanted))
+    if not config.plan.search:  # which looks for a mesh and an accumulation that suit the batch
+        check_batch(wanted.batch_size, accumulation=wanted.accumulation, mesh=described_mesh(wanted))
     tokens = config.plan.tokens or config.train.steps * wanted.batch_size * wanted.seq_len
     energy = Energy(power_share=config.plan.power_share, pue=config.plan.pue)
 

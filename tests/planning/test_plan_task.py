@@ -109,6 +109,15 @@ def test_search(tmp_path):
     assert "Layouts that fit" in (tmp_path / "plan.md").read_text()
 
 
+def test_search_mends_a_batch_that_does_not_suit_the_mesh(tmp_path):
+    config = large_config(data=1, fsdp=16, tensor=1)
+    config.train.accumulation = 3
+    with pytest.raises(UserError, match="batch size 64 is not a multiple of 48"):
+        plan.run(config, tmp_path)
+    config.plan.search = True
+    assert plan.run(config, tmp_path)["memory_gib"] > 0
+
+
 def test_nothing_fits_anywhere(tmp_path):
     config = large_config(data=1, fsdp=16, tensor=1)
     config.plan.update(search=True, memory_gib=8.0)
