@@ -10,7 +10,7 @@ from allam_jax.launch.jobs import Job
 from allam_jax.launch.runs import Run, differing
 from allam_jax.planning.cluster import cluster_of
 from allam_jax.planning.plan import Energy, Plan, analytic_plan
-from allam_jax.planning.run import run_of
+from allam_jax.planning.run import described_run
 from allam_jax.tasks.recipe import Stage
 
 
@@ -67,7 +67,7 @@ def _plans(runs: Sequence[Run]) -> tuple[dict[str, Plan], str]:
             section = stage.config.plan
             try:
                 cluster = cluster_of(section)
-                layout = run_of(stage.config, device_count=cluster.size)
+                layout = described_run(stage.config, device_count=cluster.size)
                 energy = Energy(power_share=section.power_share, pue=section.pue)
                 tokens = training_tokens(stage)
                 plans[stage.fingerprint] = analytic_plan(layout, cluster=cluster, tokens=tokens, energy=energy)
