@@ -26,11 +26,11 @@ def preview(experiment: Experiment, runs: Sequence[Run], jobs: Sequence[Job]) ->
             "run": run.name,
             "state": "finished" if run.finished else "",
             "tokens to train": number(sum(training_tokens(stage) for stage in run.stages)),
-            "differs from the first in": ", ".join(line.removeprefix("stage.") for line in differing(runs[0], run))
-            or "–",
         }
         if not unknown:
             row["GPU-hours"] = number(sum(plan.gpu_hours for plan in _of(run.stages, plans)))
+        changed = ", ".join(line.removeprefix("stage.") for line in differing(runs[0], run))
+        row["differs from the first in"] = changed or "–"
         run_rows.append(row)
     job_rows = [
         {
