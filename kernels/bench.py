@@ -162,6 +162,7 @@ def _compiled(kind: str, case: Case, subject: measure.Subject) -> list[dict]:
             "shared_memory": kernel.shared_memory,
             "mma_sync": kernel.mma_sync,
             "wgmma": kernel.wgmma,
+            "wgmma_serialised": kernel.wgmma_serialised,
             "blocks_per_core": occupancy.blocks,
             "occupancy": occupancy.share,
             "bound": occupancy.bound,
@@ -176,6 +177,7 @@ def _cells(record: dict) -> list[str]:
     if "refused" in record:
         return [record["subject"], record["refused"], *[""] * 7]
     mma = "+".join(f"{record[key]} {name}" for key, name in (("wgmma", "wgmma"), ("mma_sync", "mma")) if record[key])
+    mma += ", serialised" if record["wgmma_serialised"] else ""
     return [
         record["subject"] + ("" if record["backward"] else " (forward)"),
         record["kernel"],

@@ -51,6 +51,7 @@ class Kernel:
         registers: of a thread at launch.
         spill_stores, spill_loads: bytes of a thread that do not fit into registers.
         mma_sync, wgmma: tensor-core instructions in the text, each counted once, whatever loop it is in.
+        wgmma_serialised: ptxas has put a wait behind every wgmma, for want of registers or of a provable order.
         tensor_macs: multiply-adds of a block if all its warps run each of these once. With Triton they do.
         fma: float32 multiply-adds that are not the tensor cores', in the text.
     """
@@ -66,6 +67,7 @@ class Kernel:
     spill_loads: int
     mma_sync: int
     wgmma: int
+    wgmma_serialised: bool
     tensor_macs: int
     fma: int
 
@@ -202,6 +204,7 @@ def _kernels_of(file: Path, ptxas, launches: dict[str, _Launch], *, mosaic: bool
                 spill_loads=number(r"(\d+) bytes spill loads"),
                 mma_sync=counts["mma.sync"],
                 wgmma=counts["wgmma.mma_async"],
+                wgmma_serialised=bool(re.search(rf"wgmma\.mma_async instructions are serialized.*'{name}'", words)),
                 tensor_macs=tensor_macs,
                 fma=len(re.findall(r"\bfma\.rn(?:\.ftz)?\.f32(?:x2)?\b", part)),
             )

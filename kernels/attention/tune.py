@@ -3,9 +3,10 @@
     python -m kernels.attention.tune                                    # all kernels, for the GPUs described
     python -m kernels.attention.tune --backends triton --head-dims 128 --kinds a100 --write
 
-Without a GPU a candidate is compiled for the described one. First come those without spilled registers, then those with
-the faster matmul instruction, then the modelled time (`cost.py`), then the deeper pipeline and the smaller shared
-memory. On a GPU the time that it takes decides instead. The best one that spills in none of `VARIANTS` is taken.
+Without a GPU a candidate is compiled for the described one. First come those without spilled registers and serialised
+wgmma, then those with the faster matmul instruction, then the modelled time (`cost.py`), then the deeper pipeline and
+the smaller shared memory. On a GPU the time that it takes decides instead. The best one that is sound in all of
+`VARIANTS` is taken.
 """
 
 import argparse
@@ -66,7 +67,7 @@ class Candidate:
         order = ("wgmma", "wgmma+mma", "mma", "none")
         kernel = self.kernel
         instruction, stages = order.index(kernel.mma_kind), self.blocks.num_stages
-        return kernel.spills > 0, instruction, self.modelled, -stages, kernel.shared_memory, self.blocks
+        return not _sound(kernel), instruction, self.modelled, -stages, kernel.shared_memory, self.blocks
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,19 +122,23 @@ def _candidates(key: Key, kind: str) -> Iterator[Candidate]:
         if aot.has_gpu():
             yield Candidate(blocks=blocks, kernel=kernel, modelled=modelled, measured=_seconds(key, case, blocks))
             continue
-        if kernel.spills == 0 and aot.occupancy(kernel, kind).bound != "shared memory":
+        if _sound(kernel) and aot.occupancy(kernel, kind).bound != "shared memory":
             enough.add(blocks[:3])
         yield Candidate(blocks=blocks, kernel=kernel, modelled=modelled)
 
 
 def first_sound(key: Key, kind: str, ranked: Sequence[Candidate]) -> Blocks:
-    """The first candidate without spills, in all variants; the first of all if there is none."""
+    """The first candidate that is sound in all variants; the first of all if there is none."""
     for candidate in ranked:
-        if candidate.kernel.spills == 0 and all(
-            compiled(key, kind, of_key(variant, key), candidate.blocks).spills == 0 for variant in VARIANTS
+        if _sound(candidate.kernel) and all(
+            _sound(compiled(key, kind, of_key(variant, key), candidate.blocks)) for variant in VARIANTS
         ):
             return candidate.blocks
     return ranked[0].blocks
+
+
+def _sound(kernel: ptx.Kernel) -> bool:
+    return kernel.spills == 0 and not kernel.wgmma_serialised
 
 
 def of_key(case: Case, key: Key) -> Case:
@@ -242,7 +247,7 @@ def _print(key: Key, kind: str, best: Sequence[Candidate], count: int, chosen: B
             kernel.spills,
             f"{kernel.shared_memory / 1024:.1f}",
             aot.occupancy(kernel, kind).blocks,
-            kernel.mma_kind,
+            kernel.mma_kind + ("" if not kernel.wgmma_serialised else ", serialised"),
             f"{candidate.modelled * 1e6:.0f}",
             "" if candidate.measured is None else f"{candidate.measured * 1e6:.0f}",
         )

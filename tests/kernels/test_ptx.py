@@ -21,6 +21,7 @@ KERNEL = ptx.Kernel(
     spill_loads=0,
     mma_sync=0,
     wgmma=0,
+    wgmma_serialised=False,
     tensor_macs=0,
     fma=0,
 )
@@ -68,6 +69,7 @@ ptxas info    : Compiling entry function 'second' for 'sm_90a'
 ptxas info    : Function properties for second
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 20 registers, used 1 barriers, 512 bytes smem
+ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to ... 'second'
 ptxas info    : Compiling entry function 'first' for 'sm_80'
 ptxas info    : Function properties for first
     8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads
@@ -99,6 +101,7 @@ def test_kernels_of_one_file_are_told_apart(tmp_path):
         fma=1,
     )
     assert (second.arch, second.registers, second.spills, second.shared_memory) == ("sm_90a", 20, 0, 512)
+    assert (first.wgmma_serialised, second.wgmma_serialised) == (False, True)
     assert (second.mma_kind, second.wgmma, second.tensor_macs) == ("wgmma", 1, 2 * 64 * 128 * 16)
 
 

@@ -25,6 +25,7 @@ KERNEL = ptx.Kernel(
     spill_loads=0,
     mma_sync=128,
     wgmma=0,
+    wgmma_serialised=False,
     tensor_macs=1,
     fma=0,
 )
