@@ -36,7 +36,7 @@ def test_the_cost_is_that_of_task_plan_with_shared_stages_once(tmp_path):
         hours[name] = json.loads((tmp_path / name / "plan.json").read_text())["training"]["gpu_hours"]
     found = re.search(r"Left to train: ([\d.]+) GPU-hours and [\d.e-]+ MWh on 1 node x 1 A100", text)
     assert float(found[1]) == pytest.approx(hours["base"] + 2 * hours["continued"], rel=1e-3)
-    (row,) = [line for line in text.splitlines() if line.startswith("| peak_lr-0.001 |")]
+    row, _ = (line for line in text.splitlines() if line.startswith("| peak_lr-0.001 |"))
     assert float(row.split("|")[4]) == pytest.approx(hours["base"] + hours["continued"], rel=1e-3)
     assert "163,840,000" in row  # 2 x 10,000 steps of 64 x 128 tokens
 
