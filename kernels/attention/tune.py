@@ -33,7 +33,8 @@ BACKENDS = ("triton", "mosaic")
 DTYPES = {"bfloat16": jnp.dtype(jnp.bfloat16), "float32": jnp.dtype(jnp.float32)}
 HEAD_DIMS = (64, 128, 256)
 # Numbers of 32 bits that a thread can hold for the accumulators and the tile of scores; the rest are its operands.
-MOST_ACCUMULATORS = 192
+# With mma.sync the operands are in registers too.
+MOST_ACCUMULATORS = {"sm80": 160, "sm90": 192}
 # For the passes that are in the program but not looked at.
 SMALL = {
     "triton": dict.fromkeys(get_args(Pass), Blocks(16, 16, 4, 1)),
@@ -157,7 +158,7 @@ def sizes(key: Key) -> Iterator[Blocks]:
     for own, other, warps, stages in itertools.product(owned, streamed, many_warps, many_stages):
         kept = own * key.head_dim * (2 if key.kernel_pass == "dkv" else 1)
         scores = own * other * (1 if key.kernel_pass == "forward" else 2)
-        if (kept + scores) / (32 * warps) > MOST_ACCUMULATORS:
+        if (kept + scores) / (32 * warps) > MOST_ACCUMULATORS[key.generation]:
             continue
         block_q, block_k = (other, own) if key.kernel_pass == "dkv" else (own, other)
         yield Blocks(block_q, block_k, warps, stages)

@@ -101,8 +101,9 @@ def test_seconds_are_those_of_the_functions():
         while time.perf_counter() < end:
             pass
 
-    times = measure.seconds({"short": lambda: busy(0.002), "long": lambda: busy(0.006)}, rounds=5, at_least=0.01)
-    assert 0.002 <= times["short"] < 0.006 <= times["long"]
+    times = measure.seconds({"short": lambda: busy(0.002), "long": lambda: busy(0.02)}, rounds=5, at_least=0.01)
+    assert times["long"] >= 0.02
+    assert 0.002 <= times["short"] < times["long"]  # on a machine with other things to do both can take longer
 
 
 def test_an_unknown_subject_is_named():
