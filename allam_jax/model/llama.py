@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from allam_jax.model.config import ComputeOptions, LlamaConfig
@@ -23,10 +24,9 @@ from kernels.attention.api import Partition, attention
 Params = dict[str, Any]  # nested dict of arrays
 
 REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
-        jax.checkpoint_policies.save_only_these_names("attention"),
-    ),
+    # By name: left to itself JAX keeps the output projection's result as it comes out of the matmul, a whole copy on
+    # every tensor device. (The attention backends name their own results.)
+    "dots": jax.checkpoint_policies.save_only_these_names("attention", "projection"),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -64,6 +64,11 @@ def project(x: Array, weight: Array) -> Array:
     B, T, *inner = x.shape
     matrix = weight.reshape(math.prod(inner), -1)
     return (x.reshape(B * T, -1) @ matrix).reshape(B, T, *weight.shape[len(inner) :])
+
+
+def _kept(x: Array) -> Array:
+    """A matmul's result that `remat = "dots"` keeps for the backward pass."""
+    return checkpoint_name(x, "projection")
 
 
 def dropout(x: Array, *, rate: float, key: Array | None) -> Array:
@@ -108,9 +113,9 @@ class Attention(nnx.Module):
 
     def __call__(self, x_BTD: Array, *, rope: tuple[Array, Array], segment_ids_BT: Array, key: Array | None) -> Array:
         """Attends causally within segments; `rope` holds sin and cos of [B, T, H/2]."""
-        q_BTNH = rotate(project(x_BTD, self.query[...]), *rope)
-        k_BTKH = rotate(project(x_BTD, self.key[...]), *rope)
-        v_BTKH = project(x_BTD, self.value[...])
+        q_BTNH = rotate(_kept(project(x_BTD, self.query[...])), *rope)
+        k_BTKH = rotate(_kept(project(x_BTD, self.key[...])), *rope)
+        v_BTKH = _kept(project(x_BTD, self.value[...]))
         q_BTNH = constrain(q_BTNH, ("batch", "sequence", "act_heads", None))
         k_BTKH = constrain(k_BTKH, ("batch", "sequence", "act_kv_heads", None))
         v_BTKH = constrain(v_BTKH, ("batch", "sequence", "act_kv_heads", None))
@@ -141,7 +146,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x_BTD: Array) -> Array:
         """Returns [B, T, D]."""
-        h_BTF = nnx.silu(project(x_BTD, self.gate[...])) * project(x_BTD, self.up[...])
+        h_BTF = nnx.silu(_kept(project(x_BTD, self.gate[...]))) * _kept(project(x_BTD, self.up[...]))
         h_BTF = constrain(h_BTF, ("batch", "sequence", "act_mlp"))
         return project(h_BTF, self.down[...])
 
@@ -184,7 +189,7 @@ class Block(nnx.Module):
         drop = functools.partial(dropout, rate=self.options.dropout_residual)
         norm_BTD = _all_positions(self.attention_norm(x_BTD))
         mixed_BTD = self.attention(norm_BTD, rope=rope, segment_ids_BT=segment_ids_BT, key=keys[0])
-        x_BTD = constrain(x_BTD + drop(_own_positions(mixed_BTD), key=keys[1]), RESIDUAL)
+        x_BTD = constrain(x_BTD + drop(_kept(_own_positions(mixed_BTD)), key=keys[1]), RESIDUAL)
         mlp_BTD = self.mlp(_all_positions(self.mlp_norm(x_BTD)))
         return constrain(x_BTD + drop(_own_positions(mlp_BTD), key=keys[2]), RESIDUAL)
 
