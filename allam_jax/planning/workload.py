@@ -30,6 +30,9 @@ class Remat:
     elementwise: float
 
 
+# With nothing recomputed, norms and SwiGLU keep their parts as arrays of their own: each is written and read so often.
+_UNFUSED = 5
+
 # Ours (model/llama.py). With "full", the product with `down` is not needed again: nothing in the layer follows it.
 REMAT = {
     "none": Remat(projections=0, down=0, attention=0, elementwise=0),
@@ -53,6 +56,7 @@ class Workload:
     # How attention is computed: "fused" (no T x T array in memory) or "materialized" (plain matmuls and a softmax).
     attention: str = "fused"
     backward_attention_matmuls: int = 7  # FlashAttention-2 with kernels of their own for dQ and for dK, dV; 5 fused
+    gathers: int = 7  # into which a layer's parameters are cut: XLA gathers each matrix for itself
     # Between matmuls each tensor GPU has its own positions (Megatron's sequence parallelism, 2205.05198), as in ours.
     sequence_parallel: bool = True
 
@@ -137,7 +141,12 @@ def work_of_step(workload: Workload) -> list[Work]:
         Work(
             kind="memory",
             flops=0.0,
-            bytes=m * size * (12 * D * workload.residual_share + 4 * (NH + KH) + 3 * F) * (3 + w.elementwise),
+            bytes=m
+            * size
+            * (
+                (12 * D * workload.residual_share + 4 * (NH + KH) + 3 * F) * (3 + w.elementwise)
+                + (_UNFUSED * (saved_elements(workload) - _dots(workload)) if workload.remat == "none" else 0.0)
+            ),
             count=A * L,
             source="elementwise",
         ),
@@ -216,7 +225,7 @@ def collectives_of_step(workload: Workload, *, cluster: Cluster) -> list[Collect
             )
 
     # Layers are gathered for the forward and again for the backward pass; gradients are scattered after each one.
-    add("all-gather", "fsdp", f, t, dtype, layer * size, 2 * A * L)
+    add("all-gather", "fsdp", f, t, dtype, layer / workload.gathers * size, 2 * A * L * workload.gathers)
     add("reduce-scatter", "fsdp", f, t, dtype, layer * size, A * L)
     add("all-gather", "fsdp", f, t, dtype, table * size, A)
     add("reduce-scatter", "fsdp", f, t, "f32", table * 4, A)
@@ -241,6 +250,13 @@ def ranks_per_node(n: int, *, stride: int, gpus_per_node: int) -> int:
     return max(1, min(n, gpus_per_node // stride))
 
 
+def _dots(workload: Workload) -> float:
+    """Layer input, product with the output matrix, gate and up, q, k, v, attention's result."""
+    c, t = workload.model, workload.mesh["tensor"]
+    heads = (2 * c.num_heads / t + 2 * workload.kv_heads) * c.head_dim
+    return 2 * c.dim * workload.residual_share + heads + 2 * c.mlp_dim / t
+
+
 def saved_elements(workload: Workload) -> float:
     """Elements that one layer keeps of a token for the backward pass, in the compute dtype."""
     c, t = workload.model, workload.mesh["tensor"]
@@ -248,10 +264,8 @@ def saved_elements(workload: Workload) -> float:
     F, NH, KH = c.mlp_dim / t, c.num_heads * c.head_dim / t, workload.kv_heads * c.head_dim
     if workload.remat == "full":
         return D
-    # Layer input, product with the output matrix, gate and up, q, k, v, attention's result.
-    dots = 2 * D + 2 * NH + 2 * KH + 2 * F
     if workload.remat == "dots":
-        return dots
+        return _dots(workload)
     if workload.remat == "none":
         # Three float32 arrays and the result of each norm; attention's result in two shapes; six parts of SwiGLU.
         return 14 * D + 3 * NH + 2 * KH + 6 * F
