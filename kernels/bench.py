@@ -7,7 +7,8 @@
 On a GPU: seconds of a call by wall clock, queued and waited for, medians of turns taken in alternation after a warm-up;
 TFLOP/s count the matmuls on visible pairs only. Without one, nothing runs: registers, spills, shared memory,
 tensor-core instructions and memory come from a compile for the described GPU, blocks per core are computed from these,
-and speed and correct numbers on hardware are not known.
+loads (from the L2 cache and memory) are modelled from the block sizes, and speed and correct numbers on hardware are
+not known.
 """
 
 import argparse
@@ -22,15 +23,28 @@ import jax.numpy as jnp
 
 from kernels import aot, device
 from kernels.attention import measure, real_shapes
+from kernels.attention.blocks import blocks_for
 from kernels.attention.cases import Case
 
 # For the compiler, shapes that differ in batch, length or number of heads only are the same kernel.
 AOT_CASES = ("7b_t4096_whole", "7b_t4096", "7b_t4096_dropout", "8b_t8192", "small_h64_whole", "small_h64")
-MIB = 2**20
+MIB, GIB = 2**20, 2**30
+COLUMNS = (
+    "",
+    "kernel",
+    "threads",
+    "registers",
+    "spills, B",
+    "shared, KiB",
+    "blocks a core",
+    "MMA",
+    "loads, GiB",
+    "temp, MiB",
+)
 MEASURED = "Measured: seconds on this GPU. TFLOP/s: matmuls on visible pairs, 2 forward and 5 backward, over seconds."
 COMPILED = (
     "Compiled, not run: registers, spills, shared memory, instructions in the text and memory are the compiler's; "
-    "blocks on a core are computed from them. Speed and numbers on hardware are not known."
+    "blocks on a core are computed from them, loads are modelled. Speed and numbers on hardware are not known."
 )
 
 
@@ -119,18 +133,7 @@ def compiled(kind: str, cases: Sequence[Case], subjects: Sequence[measure.Subjec
     records = []
     for case in cases:
         title = f"\n{kind} ({aot.limits(kind).capability}), {case.name}, bfloat16, forward and backward"
-        columns = (
-            "",
-            "kernel",
-            "threads",
-            "registers",
-            "spills, B",
-            "shared, KiB",
-            "blocks a core",
-            "MMA",
-            "temp, MiB",
-        )
-        print(f"{title}\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+        print(f"{title}\n| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
         for subject in subjects:
             for record in _compiled(kind, case, subject):
                 print(f"| {' | '.join(_cells(record))} |", flush=True)
@@ -166,6 +169,7 @@ def _compiled(kind: str, case: Case, subject: measure.Subject) -> list[dict]:
             "blocks_per_core": occupancy.blocks,
             "occupancy": occupancy.share,
             "bound": occupancy.bound,
+            "modelled_load_bytes": _loads(kind, case, subject, kernel.name),
         }
         for kernel in report.kernels
         if kernel.tensor_macs
@@ -173,9 +177,19 @@ def _compiled(kind: str, case: Case, subject: measure.Subject) -> list[dict]:
     ] or [{**about, "refused": "no kernel with tensor-core instructions"}]
 
 
+def _loads(kind: str, case: Case, subject: measure.Subject, kernel: str) -> int | None:
+    """Bytes that the kernel's blocks move; known for kernels of ours, whose block sizes we know."""
+    kernel_pass = measure.pass_of(kernel) if subject.ours else None
+    if kernel_pass is None:
+        return None
+    size = subject.dtype.itemsize
+    blocks = blocks_for(subject.name, aot.limits(kind).capability, size, case.head_dim, kernel_pass)
+    return real_shapes.loaded_bytes(case, blocks=blocks, kernel_pass=kernel_pass, bytes_per_element=size)
+
+
 def _cells(record: dict) -> list[str]:
     if "refused" in record:
-        return [record["subject"], record["refused"], *[""] * 7]
+        return [record["subject"], record["refused"], *[""] * (len(COLUMNS) - 2)]
     mma = "+".join(f"{record[key]} {name}" for key, name in (("wgmma", "wgmma"), ("mma_sync", "mma")) if record[key])
     mma += ", serialised" if record["wgmma_serialised"] else ""
     return [
@@ -187,6 +201,7 @@ def _cells(record: dict) -> list[str]:
         f"{record['shared_memory'] / 1024:.1f}",
         f"{record['blocks_per_core']} ({record['occupancy']:.0%}, {record['bound']})",
         mma,
+        f"{record['modelled_load_bytes'] / GIB:.2f}" if record["modelled_load_bytes"] else "",
         f"{record['temp_bytes'] / MIB:.1f}",
     ]
 

@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from kernels import aot
 from kernels.attention import api, peers
+from kernels.attention.blocks import Pass
 from kernels.attention.cases import Case
 from kernels.attention.real_shapes import has_segments
 
@@ -98,6 +99,14 @@ def shapes(case: Case, dtype: jnp.dtype) -> tuple[jax.ShapeDtypeStruct, ...]:
     B, T, N, K, H = case.batch, case.seq_len, case.num_heads, case.num_kv_heads, case.head_dim
     q, k = jax.ShapeDtypeStruct((B, T, N, H), dtype), jax.ShapeDtypeStruct((B, T, K, H), dtype)
     return q, k, k, jax.ShapeDtypeStruct((B, T), jnp.int32), q
+
+
+def pass_of(kernel: str) -> Pass | None:
+    """Which pass a kernel of ours is, by its name; None for others."""
+    ends: dict[str, Pass] = {"forward": "forward", "dq": "dq", "d_queries": "dq", "dkv": "dkv", "d_keys": "dkv"}
+    if "attention_" not in kernel:
+        return None
+    return ends.get(kernel.split("attention_")[1])
 
 
 def compile_for(kind: str, function: Callable, arguments: Sequence[jax.ShapeDtypeStruct]) -> aot.CompileReport:

@@ -208,8 +208,7 @@ def compiled(key: Key, kind: str, case: Case, blocks: Blocks) -> ptx.Kernel:
     """
     dtype = next(dtype for dtype in DTYPES.values() if dtype.itemsize == key.bytes_per_element)
     report = measure.compile_for(kind, _program(key, blocks, case.dropout_rate), measure.shapes(case, dtype))
-    marks = {"forward": ("forward",), "dq": ("queries", "dq"), "dkv": ("keys", "dkv")}[key.kernel_pass]
-    (kernel,) = (k for k in report.kernels if "attention" in k.name and k.name.endswith(marks))
+    (kernel,) = (kernel for kernel in report.kernels if measure.pass_of(kernel.name) == key.kernel_pass)
     return kernel
 
 
