@@ -1,7 +1,10 @@
 """From an experiment to runs and jobs."""
 
+import importlib
 import itertools
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -169,3 +172,28 @@ def test_mistakes_of_an_experiment_file_are_told(change, message, tmp_path):
 def test_an_experiment_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="no such file; the experiments that come with allam_jax are in experiments/"):
         load_experiment(str(tmp_path / "nope.py"))
+
+
+def test_the_example_of_the_page_is_an_experiment(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    imports = (
+        "from allam_jax.launch.claims import Claim\nfrom allam_jax.launch.experiment import Experiment\n"
+        "from allam_jax.launch.figures import *\nfrom allam_jax.launch.measures import *\n"
+        "from allam_jax.launch.vary import *\n"
+    )
+    (tmp_path / "example.py").write_text(imports + example, encoding="utf-8")
+    experiment = load_experiment(str(tmp_path / "example.py"))
+    runs = expand(experiment, tiny.get_config(), workdir=tmp_path, store=tmp_path / "stages", overrides={})
+    assert len(runs) == 9
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "experiments").glob("*.py")), ids=lambda p: p.stem)
+def test_every_experiment_fits_its_config(path, tmp_path):
+    experiment = load_experiment(str(path))
+    config = importlib.import_module(f"configs.{Path(experiment.config.partition(':')[0]).stem}").get_config()
+    runs = expand(experiment, config, workdir=tmp_path, store=tmp_path / "stages", overrides={})
+    seeds_of = {run.labels.get("seed") for run in runs}
+    assert len(seeds_of) >= 3
+    assert experiment.claims
+    assert experiment.figures
