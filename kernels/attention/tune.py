@@ -35,8 +35,8 @@ HEAD_DIMS = (64, 128, 256)
 # Numbers of 32 bits that a thread can hold for the accumulators and the tile of scores; the rest are its operands.
 # With mma.sync the operands are in registers too.
 MOST_ACCUMULATORS = {"sm80": 160, "sm90": 192}
-# For the passes that are in the program but not looked at.
-SMALL = {
+# For the passes that are compiled but not looked at.
+SMALL: dict[str, dict[Pass, Blocks]] = {
     "triton": dict.fromkeys(get_args(Pass), Blocks(16, 16, 4, 1)),
     "mosaic": {"forward": Blocks(128, 64, 12, 2), "dq": Blocks(128, 64, 12, 2), "dkv": Blocks(64, 128, 12, 2)},
 }
@@ -173,10 +173,14 @@ def _mosaic_sizes(key: Key) -> Iterator[Blocks]:
         yield Blocks(block_q, block_k, 12, num_stages)
 
 
-def _program(key: Key, blocks: Blocks, dropout_rate: float):
-    """A function of q, k, v, segment ids and the output's gradient in which one pass has these blocks."""
+def _program(key: Key, blocks: Blocks, others: dict[Pass, Blocks], dropout_rate: float):
+    """A function of q, k, v, segment ids and the output's gradient in which one pass has these blocks.
+
+    Args:
+        others: blocks of the passes that come before it; those of the table where none are given.
+    """
     attention = importlib.import_module(f"kernels.attention.{key.backend}").attention
-    chosen = {**SMALL[key.backend], key.kernel_pass: blocks}
+    chosen = {**others, key.kernel_pass: blocks}
 
     def run(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, d_out_BTNH):
         def out_BTNH(q_BTNH, k_BTKH, v_BTKH):
@@ -207,7 +211,9 @@ def compiled(key: Key, kind: str, case: Case, blocks: Blocks) -> ptx.Kernel:
         NotImplementedError, ValueError, jax.errors.JaxRuntimeError: it cannot be.
     """
     dtype = next(dtype for dtype in DTYPES.values() if dtype.itemsize == key.bytes_per_element)
-    report = measure.compile_for(kind, _program(key, blocks, case.dropout_rate), measure.shapes(case, dtype))
+    report = measure.compile_for(
+        kind, _program(key, blocks, SMALL[key.backend], case.dropout_rate), measure.shapes(case, dtype)
+    )
     (kernel,) = (kernel for kernel in report.kernels if measure.pass_of(kernel.name) == key.kernel_pass)
     return kernel
 
@@ -217,7 +223,7 @@ def _seconds(key: Key, case: Case, blocks: Blocks) -> float:
     dtype = next(dtype for dtype in DTYPES.values() if dtype.itemsize == key.bytes_per_element)
     q, k, v = (a.astype(dtype) for a in case.arrays())
     ids = jnp.asarray(case.segment_ids_BT())
-    run = jax.jit(_program(key, blocks, case.dropout_rate))
+    run = jax.jit(_program(key, blocks, {}, case.dropout_rate))
     return measure.seconds({"it": lambda: run(q, k, v, ids, q)}, rounds=7)["it"]
 
 
