@@ -38,7 +38,7 @@ def test_the_config_stays_as_it_was_and_has_no_new_key():
 
 
 def test_wrong_types_are_told():
-    assert "train.steps = 'many': expected a value like 400 (int)" in error("stage.base.train.steps", "many")
+    assert "train.steps = 'many': expected a value like 800 (int)" in error("stage.base.train.steps", "many")
     assert "'stage.base.train' is a section (its keys: " in error("stage.base.train", 3)
 
 
