@@ -1,4 +1,4 @@
-"""Published training speeds beside this planner's predictions: `python -m allam_jax.planning.published`.
+"""Published training speeds beside this planner's predictions: `python -m allam_jax.planning.published [--compile]`.
 
 One set of efficiencies (`cluster.Efficiency`) for all rows, two kinds of GPU, three frameworks, 1.7 to 76 billion
 parameters, tensor, fully sharded and plain data parallelism. What a framework does differently from ours is described
@@ -11,10 +11,15 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from allam_jax.model.config import LlamaConfig, preset
+from allam_jax.model.config import ComputeOptions, LlamaConfig, preset
 from allam_jax.planning.cluster import GPUS, Cluster
+from allam_jax.planning.compiled import compile_step
+from allam_jax.planning.memory import Memory
 from allam_jax.planning.roofline import step_time
+from allam_jax.planning.run import Run
 from allam_jax.planning.workload import Remat, Workload, collectives_of_step, work_of_step
+from allam_jax.training.optimizer import make_optimizer
+from allam_jax.training.schedules import make_schedule
 
 # torchtitan's "selective op" keeps attention and every second matmul; Megatron's "selective" recomputes attention only.
 HALF = Remat(projections=0.5, down=0.5, attention=0, elementwise=1)
@@ -37,6 +42,31 @@ class Published:
     def cluster(self) -> Cluster:
         """Nodes of eight GPUs."""
         return Cluster(gpu=GPUS[self.gpu], nodes=-(-self.gpus // 8), gpus_per_node=min(self.gpus, 8))
+
+    @property
+    def ours(self) -> Run:
+        """Our own step with its model and layout. Only where `remat` is a policy of ours."""
+        w = self.workload
+        assert isinstance(w.remat, str)
+        schedule = make_schedule(name="constant", peak_lr=3e-4, warmup_steps=0, total_steps=1)
+        return Run(
+            model=w.model,
+            options=ComputeOptions(compute_dtype=w.compute_dtype, remat=w.remat),
+            optimizer=make_optimizer(schedule=schedule),
+            mesh=w.mesh,
+            batch_size=w.tokens_per_step // w.seq_len,
+            seq_len=w.seq_len,
+            accumulation=w.accumulation,
+            param_dtype="float32",
+            z_loss=0.0,
+            loss_chunks=w.loss_chunks,
+            num_sources=1,
+        )
+
+    def predict_compiled(self) -> tuple[float, Memory]:
+        """Seconds and memory of a step of ours with this model and layout, from the compiled program."""
+        step = compile_step(self.ours, cluster=self.cluster)
+        return step_time(step.work, step.collectives, cluster=self.cluster, dtype="bfloat16").total, step.memory
 
     def predict(self) -> float:
         """Seconds of a step by our model."""
@@ -158,7 +188,7 @@ RUNS: tuple[Published, ...] = (
     _titan("llama2_13b", "Llama-2 13B, nothing recomputed", "none", rows=2, speed=2162),
     _titan("llama2_13b", "Llama-2 13B, selective op", HALF, rows=2, speed=1904),
     _titan("llama2_70b", "Llama-2 70B, selective op", HALF, rows=1, speed=355),
-    _titan("llama2_70b", "Llama-2 70B, full", EVERYTHING, rows=2, speed=353),
+    _titan("llama2_70b", "Llama-2 70B, full", "full", rows=2, speed=353),
     _titan("llama3_8b", "Llama-3 8B, selective op", HALF, rows=1, speed=2973, seq_len=8192),
     _megatron("1.7B", gpus=32, batch=512, tflops=137, rows=16, tensor=1, dim=2304, layers=24, heads=24),
     _megatron("3.6B", gpus=64, batch=512, tflops=138, rows=16, tensor=2, dim=3072, layers=30, heads=32),
@@ -199,5 +229,16 @@ def table(runs: Sequence[Published] = RUNS) -> str:
     return "\n".join(lines)
 
 
+def compiled_table(runs: Sequence[Published] = RUNS) -> str:
+    """The same for our own step, compiled, with the models and layouts of those runs whose remat policy is ours."""
+    lines = ["| model and layout of | published, s | our step as compiled, s | ratio |", "|---|---|---|---|"]
+    for run in runs:
+        if isinstance(run.workload.remat, str):
+            predicted, memory = run.predict_compiled()
+            ratio = f"{predicted / run.seconds:.2f}" if memory.fits else f"does not fit: {memory.total / 2**30:.0f} GiB"
+            lines.append(f"| {run.name} | {run.seconds:.2f} | {predicted:.2f} | {ratio} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
-    sys.stdout.write(table() + "\n")
+    sys.stdout.write((compiled_table() if "--compile" in sys.argv[1:] else table()) + "\n")
