@@ -112,8 +112,7 @@ class Curves(_Common):
                     drawn.append(list(zip(steps.tolist(), mean.tolist(), strict=True)))
                     if self.reference:
                         _band(axes[1, column], *_difference(runs, base, measure.name), index=index, label="")
-                ax.set_title(measure.title)
-                ax.set_ylabel(measure.unit or measure.title)
+                _name(ax, measure)
                 if self.log_steps:
                     step_axis(axes[-1, column], drawn)
                 axes[-1, column].set_xlabel("Optimizer step" + (" (running mean)" if smoothed else ""))
@@ -167,8 +166,7 @@ class Against(_Common):
                         (run.labels[self.x], run.values[measure.name]) for run in runs if measure.name in run.values
                     ]
                     ax.plot(*zip(*dots, strict=True), ".", color=_colour(index), alpha=0.45, markersize=4)
-                ax.set_title(measure.title)
-                ax.set_ylabel(measure.unit or measure.title)
+                _name(ax, measure)
                 ax.set_xlabel(self.x_label)
                 if self.log_x:
                     ax.set_xscale("log")
@@ -225,11 +223,16 @@ def _band(
     else:
         look["marker"] = MARKERS[index % len(MARKERS)]
     ax.plot(xs, mean, label=label, **look)
-    low = mean - std
-    if len(mean) and np.nanmin(mean) > 0:
-        low = np.maximum(low, 0)  # what is positive does not go below 0, whatever its spread
-    ax.fill_between(xs, low, mean + std, color=_colour(index), alpha=0.18, linewidth=0)
+    ax.fill_between(xs, mean - std, mean + std, color=_colour(index), alpha=0.18, linewidth=0)
     return many
+
+
+def _name(ax, measure: Measure) -> None:
+    """Title and unit; what is positive is shown from 0, whatever its spread."""
+    ax.set_title(measure.title)
+    ax.set_ylabel(measure.unit or measure.title)
+    if ax.get_ylim()[0] < 0 and all(np.nanmin(line.get_ydata(), initial=np.inf) > 0 for line in ax.lines):
+        ax.set_ylim(bottom=0)
 
 
 def _difference(

@@ -1,5 +1,7 @@
 """Figures of a sweep: what is drawn is the mean and the spread, with axes, units and a legend that covers nothing."""
 
+import dataclasses
+
 import matplotlib
 import numpy as np
 import pytest
@@ -95,6 +97,21 @@ def test_curves_have_bands_of_one_standard_deviation(outcomes, tmp_path, drawn):
     )
     np.testing.assert_allclose(below.lines[2].get_ydata(), (ours - theirs).mean(axis=0), atol=1e-12)
     np.testing.assert_allclose(bands(below)[2][1], (ours - theirs).mean(axis=0) + (ours - theirs).std(axis=0, ddof=1))
+
+
+@pytest.mark.parametrize(("lowest", "bottom_is_zero"), [(0.1, True), (-0.1, False)])
+def test_a_wide_spread_does_not_take_what_is_positive_below_zero(lowest, bottom_is_zero, tmp_path, drawn):
+    curves = [np.array([5.0, lowest, 5.0]), np.array([5.0, 9.0, 5.0])]
+    some = [Outcome(run=str(i), labels={"method": "a", "seed": i}, values={}, curves={"en": (STEPS[:3], ys)}, seconds=0)
+            for i, ys in enumerate(curves)]  # fmt: skip
+    if lowest < 0:
+        some = [dataclasses.replace(o, curves={"en": (STEPS[:3], o.curves["en"][1] - 6)}) for o in some]
+    figure = Curves(name="c", measures=("en",), by=("method",), caption="", log_steps=False)
+    figure.draw(some, CURVES[:1], tmp_path / "c.png")
+    (ax,) = drawn[0].axes
+    assert (ax.get_ylim()[0] == 0) == bottom_is_zero
+    assert min(bands(ax)[0][0]) == pytest.approx(np.mean([c.curves["en"][1][1] for c in some]) - np.std(
+        [c.curves["en"][1][1] for c in some], ddof=1))  # fmt: skip
 
 
 def test_a_long_curve_is_shown_as_its_running_mean(outcomes, tmp_path, drawn):
