@@ -5,8 +5,8 @@
 
 Without a GPU a candidate is compiled for the described one. First come those without spilled registers and serialised
 wgmma, then those with the faster matmul instruction, then the modelled time (`cost.py`), then the deeper pipeline and
-the smaller shared memory. On a GPU the time that it takes decides instead. The best one that is sound in all of
-`VARIANTS` is taken.
+the smaller shared memory; those that the model rules out beforehand are not compiled. On a GPU all are timed, and the
+time decides. The best one that is sound in all of `VARIANTS` is taken.
 """
 
 import argparse
@@ -95,10 +95,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         ):
             capability = aot.limits(kind).capability
             key = Key(backend, capability, DTYPES[dtype].itemsize, head_dim, kernel_pass)
-            found = sorted(_candidates(key, kind), key=lambda candidate: candidate.rank)
+            found, tried = search(key, kind)
+            if tried:
+                _print(key, kind, tried[: args.top], len(tried), found)
             if found:
-                best[key] = first_sound(key, kind, found)
-                _print(key, kind, found[: args.top], len(found), best[key])
+                best[key] = found.blocks
     except aot.Unavailable as error:
         print(f"kernels.attention.tune: {error}", file=sys.stderr)
         return 1
@@ -107,35 +108,72 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _candidates(key: Key, kind: str) -> Iterator[Candidate]:
-    """All block sizes that compile; of those that differ in stages only, the deepest that costs no room."""
-    case, enough = of_key(CASE, key), set()
-    for blocks in sizes(key):
-        if blocks[:3] in enough:
+def search(key: Key, kind: str) -> tuple[Candidate | None, list[Candidate]]:
+    """The best candidate that is sound in all variants, if there is one, and all that were compiled, best first.
+
+    Candidates are compiled in the order of what the model says if they had all the room that they could wish for, and
+    no more of them once none can be better than the best one found. On a GPU all are compiled and timed.
+    """
+    best: Candidate | None = None
+    tried: list[Candidate] = []
+    deep_enough = set()
+    order = sorted((_least_seconds(key, kind, blocks), -blocks.num_stages, blocks) for blocks in sizes(key))
+    for least, _, blocks in order:
+        if not aot.has_gpu() and (blocks[:3] in deep_enough or (best and best.modelled <= least)):
             continue
-        try:
-            kernel = compiled(key, kind, case, blocks)
-        except (NotImplementedError, ValueError, jax.errors.JaxRuntimeError):  # too much shared memory, or too small
+        candidate = _candidate(key, kind, blocks)
+        if candidate is None:
             continue
-        if kernel.shared_memory > aot.limits(kind).shared_memory_per_block:
-            continue
-        modelled = cost.modelled_seconds(case, kernel=kernel, kind=kind, blocks=blocks, kernel_pass=key.kernel_pass)
-        if aot.has_gpu():
-            yield Candidate(blocks=blocks, kernel=kernel, modelled=modelled, measured=_seconds(key, case, blocks))
-            continue
-        if _sound(kernel) and aot.occupancy(kernel, kind).bound != "shared memory":
-            enough.add(blocks[:3])
-        yield Candidate(blocks=blocks, kernel=kernel, modelled=modelled)
+        tried.append(candidate)
+        if _sound(candidate.kernel) and aot.occupancy(candidate.kernel, kind).bound != "shared memory":
+            deep_enough.add(blocks[:3])  # fewer stages would make no room for another block
+        if (best is None or candidate.rank < best.rank) and _sound_everywhere(key, kind, candidate):
+            best = candidate
+    return best, sorted(tried, key=lambda candidate: candidate.rank)
 
 
-def first_sound(key: Key, kind: str, ranked: Sequence[Candidate]) -> Blocks:
-    """The first candidate that is sound in all variants; the first of all if there is none."""
-    for candidate in ranked:
-        if _sound(candidate.kernel) and all(
-            _sound(compiled(key, kind, of_key(variant, key), candidate.blocks)) for variant in VARIANTS
-        ):
-            return candidate.blocks
-    return ranked[0].blocks
+def _least_seconds(key: Key, kind: str, blocks: Blocks) -> float:
+    """Modelled for a kernel that uses no shared memory and no more registers than its accumulators."""
+    mma = key.bytes_per_element == 2
+    hopeful = ptx.Kernel(
+        name="hopeful",
+        mosaic=key.backend == "mosaic",
+        arch="",
+        grid=(1, 1, 1),
+        threads=32 * blocks.num_warps,
+        shared_memory=0,
+        registers=min(255, int(_accumulators(key, blocks))),
+        spill_stores=0,
+        spill_loads=0,
+        mma_sync=int(mma and key.generation == "sm80"),
+        wgmma=int(mma and key.generation == "sm90"),
+        wgmma_serialised=False,
+        tensor_macs=0,
+        fma=0,
+    )
+    return cost.modelled_seconds(
+        of_key(CASE, key), kernel=hopeful, kind=kind, blocks=blocks, kernel_pass=key.kernel_pass
+    )
+
+
+def _candidate(key: Key, kind: str, blocks: Blocks) -> Candidate | None:
+    """Compiled, and timed where there is a GPU; None if that cannot be."""
+    case = of_key(CASE, key)
+    try:
+        kernel = compiled(key, kind, case, blocks)
+    except (NotImplementedError, ValueError, jax.errors.JaxRuntimeError):  # too much shared memory, or too small
+        return None
+    if kernel.shared_memory > aot.limits(kind).shared_memory_per_block:
+        return None
+    modelled = cost.modelled_seconds(case, kernel=kernel, kind=kind, blocks=blocks, kernel_pass=key.kernel_pass)
+    measured = _seconds(key, case, blocks) if aot.has_gpu() else None
+    return Candidate(blocks=blocks, kernel=kernel, modelled=modelled, measured=measured)
+
+
+def _sound_everywhere(key: Key, kind: str, candidate: Candidate) -> bool:
+    return _sound(candidate.kernel) and all(
+        _sound(compiled(key, kind, of_key(variant, key), candidate.blocks)) for variant in VARIANTS
+    )
 
 
 def _sound(kernel: ptx.Kernel) -> bool:
@@ -156,12 +194,17 @@ def sizes(key: Key) -> Iterator[Blocks]:
     owned, streamed = ((64, 128), (32, 64, 128)) if half else ((16, 32), (16, 32))
     many_warps, many_stages = ((4, 8), (3, 2)) if half else ((4,), (2,))
     for own, other, warps, stages in itertools.product(owned, streamed, many_warps, many_stages):
-        kept = own * key.head_dim * (2 if key.kernel_pass == "dkv" else 1)
-        scores = own * other * (1 if key.kernel_pass == "forward" else 2)
-        if (kept + scores) / (32 * warps) > MOST_ACCUMULATORS[key.generation]:
-            continue
-        block_q, block_k = (other, own) if key.kernel_pass == "dkv" else (own, other)
-        yield Blocks(block_q, block_k, warps, stages)
+        blocks = Blocks(*((other, own) if key.kernel_pass == "dkv" else (own, other)), warps, stages)
+        if _accumulators(key, blocks) <= MOST_ACCUMULATORS[key.generation]:
+            yield blocks
+
+
+def _accumulators(key: Key, blocks: Blocks) -> float:
+    """Numbers that a thread holds: sums of the rows that its block owns, and tiles of scores."""
+    own = blocks.block_k if key.kernel_pass == "dkv" else blocks.block_q
+    sums = own * key.head_dim * (2 if key.kernel_pass == "dkv" else 1)
+    scores = blocks.block_q * blocks.block_k * (1 if key.kernel_pass == "forward" else 2)
+    return (sums + scores) / (32 * blocks.num_warps)
 
 
 def _mosaic_sizes(key: Key) -> Iterator[Blocks]:
@@ -227,9 +270,10 @@ def _seconds(key: Key, case: Case, blocks: Blocks) -> float:
     return measure.seconds({"it": lambda: run(q, k, v, ids, q)}, rounds=7)["it"]
 
 
-def _print(key: Key, kind: str, best: Sequence[Candidate], count: int, chosen: Blocks) -> None:
+def _print(key: Key, kind: str, tried: Sequence[Candidate], count: int, found: Candidate | None) -> None:
     backend, generation, size, head_dim, kernel_pass = key
-    print(f"\n{backend}, {generation}, {size} bytes, head {head_dim}, {kernel_pass}: {count} tried, taken {chosen}")
+    taken = found.blocks if found else "none, for all spill somewhere"
+    print(f"\n{backend}, {generation}, {size} bytes, head {head_dim}, {kernel_pass}: {count} compiled, taken {taken}")
     columns = (
         "q x k",
         "warps",
@@ -243,7 +287,7 @@ def _print(key: Key, kind: str, best: Sequence[Candidate], count: int, chosen: B
         "measured, us",
     )
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-    for candidate in best:
+    for candidate in tried:
         blocks, kernel = candidate.blocks, candidate.kernel
         cells = (
             f"{blocks.block_q} x {blocks.block_k}",
