@@ -1,0 +1,121 @@
+"""Backend `mosaic`: FlashAttention-3 style kernels in Pallas Mosaic GPU for Hopper (H100, H200).
+
+Every matmul is a wgmma, forward and backward; TMA loads ahead, in a warpgroup of its own. Memory O(T). Blocks that
+cannot interact are skipped, key/value heads are never repeated, results are the same bits in every run. The kernels are
+in `mosaic_forward`, `mosaic_dq` and `mosaic_dkv`, what they share in `mosaic_parts`, block sizes in `blocks`.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Int
+
+from kernels import device
+from kernels.attention import mosaic_dkv, mosaic_dq, mosaic_forward, ranges
+from kernels.attention import mosaic_parts as parts
+from kernels.attention.blocks import Blocks, Pass, blocks_for
+from kernels.attention.dropout import Dropout, streams_BN
+from kernels.attention.mosaic_parts import Call
+from kernels.attention.reference import AttentionOutput
+
+DTYPES = (jnp.bfloat16, jnp.float16)
+
+
+def attention(
+    q_BTNH: Float[Array, "B T N H"],
+    k_BTKH: Float[Array, "B T K H"],
+    v_BTKH: Float[Array, "B T K H"],
+    *,
+    segment_ids_BT: Int[Array, "B T"],
+    scale: float,
+    dropout_rate: float = 0.0,
+    dropout: Dropout | None = None,
+    interpret: bool = False,
+    blocks: dict[Pass, Blocks] | None = None,
+) -> AttentionOutput:
+    """As `reference.attention`, up to rounding; differentiable in q, k and v by both outputs.
+
+    Args:
+        q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, scale, dropout_rate, dropout: see `reference.attention`.
+        interpret: run the kernels on the CPU in a simulator of the GPU, with race detection, for tests.
+        blocks: other blocks than those of the table, for tuning and tests.
+
+    Raises:
+        NotImplementedError: the kernels cannot serve this; says why.
+    """
+    (B, _, N, H), dtype = q_BTNH.shape, q_BTNH.dtype
+    target = device.current_target(q_BTNH)
+    if not interpret and (target.platform != "cuda" or target.major != 9):
+        raise NotImplementedError(f"Mosaic kernels use wgmma, which only Hopper has, not {target.kind}")
+    if dtype not in DTYPES or k_BTKH.dtype != dtype or v_BTKH.dtype != dtype:
+        raise NotImplementedError(
+            f"q, k and v are {dtype}, {k_BTKH.dtype} and {v_BTKH.dtype}; wgmma takes bfloat16 or float16"
+        )
+    if scale < parts.SMALLEST_SCALE:
+        raise NotImplementedError(f"scale {scale} is not positive, or very small")
+    parts.tile_width(H)
+    streams = jnp.zeros((B, N), jnp.uint32)
+    if dropout is not None and dropout_rate > 0.0:
+        streams = streams_BN(dropout, batch=B, num_heads=N)
+    else:
+        dropout_rate = 0.0
+    simulator = None
+    if interpret:
+        from kernels.attention import mosaic_simulator  # reaches into parts of JAX that may be gone elsewhere
+
+        simulator = mosaic_simulator.parameters()
+    calls = []
+    for kernel_pass in ("forward", "dq", "dkv"):
+        chosen = (blocks or {}).get(kernel_pass) or blocks_for("mosaic", "sm90", dtype.itemsize, H, kernel_pass)
+        calls.append(Call(float(scale), float(dropout_rate), chosen, simulator))
+    return AttentionOutput(*_attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, streams, *calls))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+def _attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, streams_BN, forward: Call, dq: Call, dkv: Call):
+    return _forward(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, streams_BN, forward, dq, dkv)[0]
+
+
+def _forward(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, streams_BN, forward, dq, dkv):
+    T = q_BTNH.shape[1]
+    out_BTNH, log_z_BNT = mosaic_forward.forward(
+        q_BTNH,
+        k_BTKH,
+        v_BTKH,
+        parts.padded_vectors(segment_ids_BT),
+        parts.stacked(ranges.key_ranges(segment_ids_BT, **_sizes(forward))),
+        streams_BN,
+        forward,
+    )
+    # Named, so that a rematerialisation policy can keep them and with them the whole forward pass.
+    out_BTNH, log_z_BNT = checkpoint_name(out_BTNH, "attention"), checkpoint_name(log_z_BNT[..., :T], "attention")
+    return (out_BTNH, log_z_BNT), (q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, streams_BN, out_BTNH, log_z_BNT)
+
+
+def _backward(forward, dq, dkv, residuals, cotangents):
+    q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, streams_BN, out_BTNH, log_z_BNT = residuals
+    d_out_BTNH, d_log_z_BNT = cotangents
+    delta_BNT = jnp.einsum("BTNH,BTNH->BNT", out_BTNH, d_out_BTNH, preferred_element_type=jnp.float32)
+    inputs = (
+        q_BTNH,
+        k_BTKH,
+        v_BTKH,
+        d_out_BTNH,
+        parts.padded_vectors(log_z_BNT * (-1.0 / dq.scale)),
+        parts.padded_vectors(d_log_z_BNT - delta_BNT),
+        parts.padded_vectors(segment_ids_BT),
+    )
+    key_ranges = parts.stacked(ranges.key_ranges(segment_ids_BT, **_sizes(dq)))
+    d_q_BTNH = mosaic_dq.gradient(*inputs, key_ranges, streams_BN, dq)
+    query_ranges = parts.stacked(ranges.query_ranges(segment_ids_BT, **_sizes(dkv)))
+    d_k_BTKH, d_v_BTKH = mosaic_dkv.gradients(*inputs, query_ranges, streams_BN, dkv)
+    return d_q_BTNH, d_k_BTKH, d_v_BTKH, None, None
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _sizes(call: Call) -> dict[str, int]:
+    return {"block_q": call.blocks.block_q, "block_k": call.blocks.block_k}

@@ -1,0 +1,206 @@
+"""Gradients of keys and values for Hopper, the other half of the backward pass (see mosaic_dq.py).
+
+A program has `2 * 64` keys of one key/value head and walks over the queries that see them, of all the query heads that
+share it: the sum over the group is taken in registers, and nothing is repeated in memory. All is computed transposed,
+S^T = K Q^T and dP^T = V dO^T, so that P^T and dS^T are left operands in registers: dV gathers P^T dO and dK dS^T Q.
+
+Shapes: B batch, T sequence, N query heads, K key/value heads, H head size, J blocks of keys; M keys of a warpgroup
+and S queries of one step.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float, Int, UInt32
+
+from kernels.attention import dropout
+from kernels.attention import mosaic_parts as parts
+from kernels.attention.mosaic_parts import COMPUTE, PER_COLUMN, PER_ROW, ROWS, WARPGROUPS, Call
+
+
+class _Scratch(NamedTuple):
+    k: Any
+    v: Any
+    k_ids: Any
+    q: Any
+    d_out: Any
+    q_ids: Any
+    columns: Any
+    minus_log_z: Any
+    minus_delta: Any
+    rows_ready: Any
+    barriers: Any
+
+
+def gradients(
+    q_BTNH: Float[Array, "B T N H"],
+    k_BTKH: Float[Array, "B T K H"],
+    v_BTKH: Float[Array, "B T K H"],
+    d_out_BTNH: Float[Array, "B T N H"],
+    minus_log_z_BNT: Float[Array, "B N padded"],
+    minus_delta_BNT: Float[Array, "B N padded"],
+    ids_BT: Int[Array, "B padded"],
+    ranges_BJ4: Int[Array, "B J 4"],
+    streams_BN: UInt32[Array, "B N"],
+    call: Call,
+) -> tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+    """Gradients of k and v.
+
+    Args:
+        ranges_BJ4: `ranges.query_ranges` for blocks of `block_q` queries and 128 keys, stacked.
+        others: as in `mosaic_dq.gradient`.
+    """
+    B, T, N, H = q_BTNH.shape
+    K = k_BTKH.shape[2]
+    block_q, stages = call.blocks.block_q, call.blocks.num_stages
+    group, dtype, width = N // K, q_BTNH.dtype, parts.tile_width(H)
+    shape = (ROWS, block_q)
+
+    def kernel(
+        q_ref,
+        k_ref,
+        v_ref,
+        d_out_ref,
+        minus_log_z_ref,
+        minus_delta_ref,
+        ids_ref,
+        ranges_ref,
+        streams_ref,
+        d_k_ref,
+        d_v_ref,
+    ):
+        b, kv_head = lax.axis_index("row"), lax.axis_index("head")
+        j = lax.axis_index("keys")  # the first keys are seen by most queries: the longest programs come first
+        w = lax.axis_index(WARPGROUPS)
+        columns = parts.head_columns(b * 0, H)
+        ranges = tuple(ranges_ref[b, j, r] for r in range(4))
+        first, _, _, end = ranges
+        steps_of_head = end - first
+
+        def compute(smem: _Scratch):
+            k_first = (j * COMPUTE + w) * ROWS
+            rows = pl.ds(k_first, ROWS)
+            ready, free = smem.barriers
+            for source, tile in (
+                (k_ref.at[b, rows, kv_head, columns], smem.k),
+                (v_ref.at[b, rows, kv_head, columns], smem.v),
+                (ids_ref.at[b, rows], smem.k_ids),
+            ):
+                plgpu.copy_gmem_to_smem(source, tile.at[w], smem.rows_ready.at[w])
+            parts.write_column_numbers(smem.columns.at[w])
+            plgpu.barrier_wait(smem.rows_ready.at[w])
+
+            def all_blocks(d_k_acc, d_v_acc):
+                def step(i, count, mixed, *, g):
+                    slot = lax.rem(count, jnp.int32(stages))
+                    plgpu.barrier_wait(ready.at[slot])
+
+                    def hide(start_MS):
+                        k_ids_M = plgpu.load(smem.k_ids, (w,), layout=PER_ROW)
+                        # The first position that sees a key; none sees padding.
+                        never = jnp.iinfo(jnp.int32).max // 2
+                        seen_from_M = jnp.where(k_ids_M != 0, parts.row_positions(k_first), never)
+                        q_ids_S = plgpu.load(smem.q_ids, (slot,), layout=PER_COLUMN)
+                        columns_S = plgpu.load(smem.columns, (w,), layout=PER_COLUMN)
+                        seen_in_block_MS = parts.per_row(seen_from_M - i * block_q, shape)
+                        causal_MS = parts.per_column(columns_S, shape) >= seen_in_block_MS
+                        return parts.hidden(start_MS, causal_MS, k_ids_M, q_ids_S)
+
+                    def score_gradients(s_acc, d_p_acc):
+                        column = lambda smem: parts.per_column(plgpu.load(smem, (slot,), layout=PER_COLUMN), shape)  # noqa: E731
+                        # Both sums start from what they are to be lowered by: that needs no registers later.
+                        start_MS = column(smem.minus_log_z)
+                        start_MS = lax.cond(mixed, hide, lambda start_MS: start_MS, start_MS)
+                        s_acc[...] = start_MS
+                        if call.dropout_rate == 0.0:
+                            d_p_acc[...] = column(smem.minus_delta)
+                        plgpu.wgmma(s_acc, smem.k.at[w], plgpu.transpose_ref(smem.q.at[slot], (1, 0)))
+                        plgpu.wgmma(d_p_acc, smem.v.at[w], plgpu.transpose_ref(smem.d_out.at[slot], (1, 0)))
+                        p_MS = jnp.exp2(plgpu.wgmma_accumulator_load(s_acc, wait_n=1) * call.log2_scale)
+                        if call.dropout_rate == 0.0:
+                            plgpu.wgmma(d_v_acc, p_MS.astype(dtype), smem.d_out.at[slot])
+                            d_p_MS = plgpu.wgmma_accumulator_load(d_p_acc, wait_n=1)
+                            return (p_MS * d_p_MS).astype(dtype)
+                        columns_S = plgpu.load(smem.columns, (w,), layout=PER_COLUMN)
+                        t_MS = parts.per_column(columns_S + i * block_q, shape)
+                        keys_MS = parts.per_row(parts.row_positions(k_first), shape)
+                        stream = streams_ref[b, kv_head * group + g]
+                        keep_MS = dropout.keep(stream, t_MS, keys_MS, rate=call.dropout_rate)
+                        plgpu.wgmma(d_v_acc, jnp.where(keep_MS, p_MS, 0.0).astype(dtype), smem.d_out.at[slot])
+                        d_p_MS = plgpu.wgmma_accumulator_load(d_p_acc, wait_n=1)
+                        d_p_MS = jnp.where(keep_MS, d_p_MS * call.kept_scale, 0.0)
+                        return (p_MS * (d_p_MS + column(smem.minus_delta))).astype(dtype)
+
+                    accumulator = plgpu.ACC(shape, jnp.float32)
+                    d_s_MS = pl.run_scoped(score_gradients, accumulator, accumulator)
+                    plgpu.wgmma(d_k_acc, d_s_MS, smem.q.at[slot])
+                    plgpu.wgmma_wait(0)
+                    plgpu.barrier_arrive(free.at[slot])
+                    return count + 1
+
+                def of_head(g, count):
+                    return parts.over_blocks(ranges, functools.partial(step, g=g), count)
+
+                lax.fori_loop(0, group, of_head, 0)
+                return d_k_acc[...], d_v_acc[...]
+
+            accumulator = plgpu.ACC((ROWS, width), jnp.float32)
+            d_k_MH, d_v_MH = pl.run_scoped(all_blocks, accumulator, accumulator)
+            smem.k.at[w][...] = (d_k_MH * call.scale).astype(dtype)
+            smem.v.at[w][...] = (d_v_MH * call.kept_scale).astype(dtype)
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(smem.k.at[w], d_k_ref.at[b, rows, kv_head, columns])
+            plgpu.copy_smem_to_gmem(smem.v.at[w], d_v_ref.at[b, rows, kv_head, columns])
+            plgpu.wait_smem_to_gmem(0)
+
+        def load(smem: _Scratch):
+
+            def copies(step):
+                n = kv_head * group + lax.div(step, steps_of_head)
+                queries = pl.ds((first + lax.rem(step, steps_of_head)) * block_q, block_q)
+                return [
+                    (q_ref.at[b, queries, n, columns], smem.q),
+                    (ids_ref.at[b, queries], smem.q_ids),
+                    (minus_log_z_ref.at[b, n, queries], smem.minus_log_z),
+                    (d_out_ref.at[b, queries, n, columns], smem.d_out),
+                    (minus_delta_ref.at[b, n, queries], smem.minus_delta),
+                ]
+
+            parts.load_ahead([parts.Ring(smem.barriers, copies)], steps_of_head * group, stages)
+
+        def work(*refs):
+            smem = _Scratch(*refs)
+            parts.by_role(w, functools.partial(compute, smem), functools.partial(load, smem))
+
+        vector = lambda kind: plgpu.SMEM((stages, block_q), kind)  # noqa: E731
+        pl.run_scoped(
+            work,
+            *_Scratch(
+                k=parts.matrices(COMPUTE, ROWS, width, dtype=dtype),
+                v=parts.matrices(COMPUTE, ROWS, width, dtype=dtype),
+                k_ids=plgpu.SMEM((COMPUTE, ROWS), jnp.int32),
+                q=parts.matrices(stages, block_q, width, dtype=dtype),
+                d_out=parts.matrices(stages, block_q, width, dtype=dtype),
+                q_ids=vector(jnp.int32),
+                columns=plgpu.SMEM((COMPUTE, block_q), jnp.int32),
+                minus_log_z=vector(jnp.float32),
+                minus_delta=vector(jnp.float32),
+                rows_ready=plgpu.Barrier(num_arrivals=3, num_barriers=COMPUTE),
+                barriers=parts.barriers(stages, num_copies=5),
+            ),
+            collective_axes=WARPGROUPS,
+        )
+
+    like_k = jax.ShapeDtypeStruct(k_BTKH.shape, dtype)
+    return parts.launch(
+        kernel,
+        (like_k, like_k),
+        name="mosaic_attention_dkv",
+        grid={"head": K, "keys": ranges_BJ4.shape[1], "row": B},
+        call=call,
+    )(q_BTNH, k_BTKH, v_BTKH, d_out_BTNH, minus_log_z_BNT, minus_delta_BNT, ids_BT, ranges_BJ4, streams_BN)

@@ -1,0 +1,191 @@
+"""Forward pass of attention for Hopper: wgmma, TMA, and warpgroups with roles of their own.
+
+A program computes `2 * 64` queries of one head. Its two computing warpgroups take turns on the tensor cores: while one
+multiplies, the other is in its softmax (Shah et al. 2024, FlashAttention-3, 2407.08608, section 3.1). The softmax is
+the online one (Dao 2023, 2307.08691), in base 2.
+
+Shapes: B batch, T sequence, N query heads, K key/value heads, H head size, I blocks of queries; M queries of a
+warpgroup and S keys of one step.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float, Int, UInt32
+
+from kernels.attention import dropout
+from kernels.attention import mosaic_parts as parts
+from kernels.attention.mosaic_parts import COMPUTE, LOG2_E, MATRIX, PER_COLUMN, PER_ROW, ROWS, WARPGROUPS, Call
+
+
+class _Scratch(NamedTuple):
+    q: Any
+    k: Any
+    v: Any
+    q_ids: Any
+    k_ids: Any
+    columns: Any
+    log_z: Any
+    q_ready: Any
+    k_barriers: Any
+    v_barriers: Any
+    turn: Any
+
+
+def forward(
+    q_BTNH: Float[Array, "B T N H"],
+    k_BTKH: Float[Array, "B T K H"],
+    v_BTKH: Float[Array, "B T K H"],
+    ids_BT: Int[Array, "B padded"],
+    ranges_BI4: Int[Array, "B I 4"],
+    streams_BN: UInt32[Array, "B N"],
+    call: Call,
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B N padded"]]:
+    """Output, and the log of each softmax's denominator (0 for a query that sees nothing), T padded as the ids are.
+
+    Args:
+        q_BTNH, k_BTKH, v_BTKH: 16-bit floats.
+        ids_BT: segment ids, padded with zeros to `parts.VECTOR_MULTIPLE`.
+        ranges_BI4: `ranges.key_ranges` for blocks of 128 queries and `block_k` keys, stacked.
+        streams_BN: of dropout; not read without it.
+    """
+    B, T, N, H = q_BTNH.shape
+    block_k, stages = call.blocks.block_k, call.blocks.num_stages
+    group, dtype, width = N // k_BTKH.shape[2], q_BTNH.dtype, parts.tile_width(H)
+    num_q_blocks = ranges_BI4.shape[1]
+    scores_shape, out_shape = (ROWS, block_k), (ROWS, width)
+
+    def kernel(q_ref, k_ref, v_ref, ids_ref, ranges_ref, streams_ref, out_ref, log_z_ref):
+        b, n = lax.axis_index("row"), lax.axis_index("head")
+        i = num_q_blocks - 1 - lax.axis_index("queries")  # the longest programs first
+        w = lax.axis_index(WARPGROUPS)
+        columns = parts.head_columns(b * 0, H)
+        ranges = tuple(ranges_ref[b, i, r] for r in range(4))
+        first, _, _, end = ranges
+
+        def compute(smem: _Scratch):
+            q_first = (i * COMPUTE + w) * ROWS
+            rows = pl.ds(q_first, ROWS)
+            (k_ready, k_free), (v_ready, v_free) = smem.k_barriers, smem.v_barriers
+            plgpu.copy_gmem_to_smem(q_ref.at[b, rows, n, columns], smem.q.at[w], smem.q_ready.at[w])
+            plgpu.copy_gmem_to_smem(ids_ref.at[b, rows], smem.q_ids.at[w], smem.q_ready.at[w])
+            parts.write_column_numbers(smem.columns.at[w])
+            plgpu.barrier_wait(smem.q_ready.at[w])
+
+            def meet_other():
+                plgpu.barrier_arrive(smem.turn)
+                plgpu.barrier_wait(smem.turn)
+
+            def step(j, carry, mixed):
+                acc_MH, max_M, sum_M = carry
+                slot = lax.rem(j - first, jnp.int32(stages))
+                plgpu.barrier_wait(k_ready.at[slot])
+
+                def hide(start_MS):
+                    q_ids_M = plgpu.load(smem.q_ids, (w,), layout=PER_ROW)
+                    # The last position that a query sees; padding sees none.
+                    sees_M = jnp.where(q_ids_M != 0, parts.row_positions(q_first), -1)
+                    k_ids_S = plgpu.load(smem.k_ids, (slot,), layout=PER_COLUMN)
+                    columns_S = plgpu.load(smem.columns, (w,), layout=PER_COLUMN)
+                    sees_in_block_MS = parts.per_row(sees_M - j * block_k, scores_shape)
+                    causal_MS = parts.per_column(columns_S, scores_shape) <= sees_in_block_MS
+                    return parts.hidden(start_MS, causal_MS, q_ids_M, k_ids_S)
+
+                def scores(s_acc):
+                    zeros_MS = plgpu.layout_cast(jnp.zeros(scores_shape, jnp.float32), MATRIX)
+                    s_acc[...] = lax.cond(mixed, hide, lambda start_MS: start_MS, zeros_MS)
+                    plgpu.wgmma(s_acc, smem.q.at[w], plgpu.transpose_ref(smem.k.at[slot], (1, 0)))
+                    meet_other()  # the tensor cores are ours until here
+                    return s_acc[...]
+
+                s_MS = pl.run_scoped(scores, plgpu.ACC(scores_shape, jnp.float32))
+                plgpu.barrier_arrive(k_free.at[slot])
+                new_max_M = jnp.maximum(max_M, s_MS.max(axis=1) * call.log2_scale)
+                decay_M = jnp.exp2(max_M - new_max_M)
+                p_MS = jnp.exp2(s_MS * call.log2_scale - parts.per_row(new_max_M, scores_shape))
+                acc_MH = acc_MH * parts.per_row(decay_M, out_shape)
+                sum_M = sum_M * decay_M + p_MS.sum(axis=1)
+                if call.dropout_rate > 0.0:
+                    columns_S = plgpu.load(smem.columns, (w,), layout=PER_COLUMN)
+                    t_MS = parts.per_row(parts.row_positions(q_first), scores_shape)
+                    keys_MS = parts.per_column(columns_S + j * block_k, scores_shape)
+                    keep_MS = dropout.keep(streams_ref[b, n], t_MS, keys_MS, rate=call.dropout_rate)
+                    p_MS = jnp.where(keep_MS, p_MS, 0.0)  # the kept ones are scaled at the end
+                p16_MS = p_MS.astype(dtype)
+                # All of the softmax stays before the turn.
+                acc_MH, sum_M, new_max_M, p16_MS = lax.optimization_barrier((acc_MH, sum_M, new_max_M, p16_MS))
+                plgpu.barrier_arrive(smem.turn)
+                plgpu.barrier_wait(v_ready.at[slot])
+                plgpu.barrier_wait(smem.turn)
+
+                def mix(acc_ref):
+                    plgpu.wgmma(acc_ref, p16_MS, smem.v.at[slot])
+
+                acc_MH = pl.run_state(mix)(plgpu.ACC.init(acc_MH))
+                plgpu.barrier_arrive(v_free.at[slot])
+                return acc_MH, new_max_M, sum_M
+
+            start = (
+                plgpu.layout_cast(jnp.zeros(out_shape, jnp.float32), MATRIX),
+                plgpu.layout_cast(jnp.full((ROWS,), parts.LOWEST, jnp.float32), PER_ROW),
+                plgpu.layout_cast(jnp.zeros((ROWS,), jnp.float32), PER_ROW),
+            )
+            pl.when(w == 1)(meet_other)  # half a step behind
+            acc_MH, max_M, sum_M = parts.over_blocks(ranges, step, start)
+            pl.when(w == 0)(meet_other)
+
+            some_M = sum_M > 0.0
+            sum_M = jnp.where(some_M, sum_M, 1.0)
+            smem.q.at[w][...] = (acc_MH * parts.per_row(call.kept_scale / sum_M, out_shape)).astype(dtype)
+            smem.log_z.at[w][...] = jnp.where(some_M, max_M * (1.0 / LOG2_E) + jnp.log(sum_M), 0.0)
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(smem.q.at[w], out_ref.at[b, rows, n, columns])
+            plgpu.copy_smem_to_gmem(smem.log_z.at[w], log_z_ref.at[b, n, rows])
+            plgpu.wait_smem_to_gmem(0)
+
+        def load(smem: _Scratch):
+            kv_head = lax.div(n, jnp.int32(group))
+            keys = lambda step: pl.ds((first + step) * block_k, block_k)  # noqa: E731
+            k_copies = lambda step: [  # noqa: E731
+                (k_ref.at[b, keys(step), kv_head, columns], smem.k),
+                (ids_ref.at[b, keys(step)], smem.k_ids),
+            ]
+            v_copies = lambda step: [(v_ref.at[b, keys(step), kv_head, columns], smem.v)]  # noqa: E731
+            rings = [parts.Ring(smem.k_barriers, k_copies), parts.Ring(smem.v_barriers, v_copies)]
+            parts.load_ahead(rings, end - first, stages)
+
+        def work(*refs):
+            smem = _Scratch(*refs)
+            parts.by_role(w, functools.partial(compute, smem), functools.partial(load, smem))
+
+        pl.run_scoped(
+            work,
+            *_Scratch(
+                q=parts.matrices(COMPUTE, ROWS, width, dtype=dtype),
+                k=parts.matrices(stages, block_k, width, dtype=dtype),
+                v=parts.matrices(stages, block_k, width, dtype=dtype),
+                q_ids=plgpu.SMEM((COMPUTE, ROWS), jnp.int32),
+                k_ids=plgpu.SMEM((stages, block_k), jnp.int32),
+                columns=plgpu.SMEM((COMPUTE, block_k), jnp.int32),
+                log_z=plgpu.SMEM((COMPUTE, ROWS), jnp.float32),
+                q_ready=plgpu.Barrier(num_arrivals=2, num_barriers=COMPUTE),
+                k_barriers=parts.barriers(stages, num_copies=2),
+                v_barriers=parts.barriers(stages, num_copies=1),
+                turn=plgpu.Barrier(num_arrivals=COMPUTE),
+            ),
+            collective_axes=WARPGROUPS,
+        )
+
+    log_z = jax.ShapeDtypeStruct((B, N, ids_BT.shape[1]), jnp.float32)
+    return parts.launch(
+        kernel,
+        (jax.ShapeDtypeStruct(q_BTNH.shape, dtype), log_z),
+        name="mosaic_attention_forward",
+        grid={"head": N, "queries": num_q_blocks, "row": B},
+        call=call,
+    )(q_BTNH, k_BTKH, v_BTKH, ids_BT, ranges_BI4, streams_BN)
