@@ -29,6 +29,9 @@ KERNEL_MATMULS = {
     "attention_forward": 2,
     "attention_d_queries": 3,  # scores, d probabilities, d queries
     "attention_d_keys": 4,  # scores, d values, d probabilities, d keys
+    "mosaic_attention_forward": 2,
+    "mosaic_attention_dq": 3,
+    "mosaic_attention_dkv": 4,
 }
 
 

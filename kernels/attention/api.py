@@ -18,12 +18,13 @@ from kernels.attention.sharded import Partition as Partition
 _BACKENDS = {
     "xla": "kernels.attention.reference",
     "xla_chunked": "kernels.attention.xla_chunked",
+    "mosaic": "kernels.attention.mosaic",
     "triton": "kernels.attention.triton",
     "cudnn": "kernels.attention.cudnn",
     "tokamax": "kernels.attention.tokamax_backend",
 }
 # What "auto" tries, best first. cudnn and tokamax are there to compare with: both store a mask of T x T for each row.
-_ON_CUDA = ("triton", "xla_chunked", "xla")
+_ON_CUDA = ("mosaic", "triton", "xla_chunked", "xla")
 _ELSEWHERE = ("xla_chunked", "xla")
 
 BACKENDS = ("auto", *_BACKENDS)
