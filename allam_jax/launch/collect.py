@@ -208,6 +208,7 @@ def _write_report(
         ]
         note = f"Mean ± sample standard deviation over the seeds of each arm ({', '.join(experiment.axes) or SEED})."
         blocks.append(report.section("Results", table_text(experiment, rows), note, *drawn))
+    spent = f"All stages together took {report.duration(summary['seconds'])}; several may have run side by side."
     blocks.append(report.section("Command", report.code(command, language="sh")))
-    blocks.append(report.section("Environment", report.environment(seconds=summary["seconds"])))
+    blocks.append(report.section("Environment", report.environment(), spent))
     report.write_report(path, title=experiment.title, sections=blocks)
