@@ -135,11 +135,11 @@ def horizon(positions: Array, ids: Array) -> Array:
 
 
 def over_blocks(ranges: Sequence, step: Callable, carry, *, heads: int = 1):
-    """`carry = step(j, g, carry, masked=...)` for every block j of the ranges, once for each head g.
+    """`carry = step(j, g, carry, masked=...)` for every head g and every block j of the ranges.
 
-    Two loops: the first over the blocks that need a mask, on either side of the plain ones; the second over the plain
-    ones, which are most and skip the mask's comparisons. The heads are walked in one long loop, so that the loads for
-    the next head are on their way while the last block of this one is computed.
+    First all blocks that need a mask, on either side of the plain ones; then the plain ones, which are most and skip
+    the mask's comparisons. (Both kinds for one head after the other take more registers; one long loop over heads and
+    blocks makes the compiler run the matmuls of an H100 one by one.)
 
     Args:
         ranges: the four scalars of a `BlockRanges`.
@@ -149,23 +149,16 @@ def over_blocks(ranges: Sequence, step: Callable, carry, *, heads: int = 1):
     """
     first, plain_first, plain_end, end = ranges
     before = plain_first - first
-    around, inside = before + end - plain_end, plain_end - plain_first
 
-    def masked_step(n, carry):
-        g, n = _split(n, around, heads)
-        return step(jnp.where(n < before, first + n, plain_end + n - before), g, carry, masked=True)
+    def masked_blocks(g, carry):
+        def masked_step(n, carry):
+            return step(jnp.where(n < before, first + n, plain_end + n - before), g, carry, masked=True)
 
-    def plain_step(n, carry):
-        g, n = _split(n, inside, heads)
-        return step(plain_first + n, g, carry, masked=False)
+        return lax.fori_loop(0, before + end - plain_end, masked_step, carry)
 
-    carry = lax.fori_loop(0, heads * around, masked_step, carry)
-    return lax.fori_loop(0, heads * inside, plain_step, carry)
+    def plain_blocks(g, carry):
+        return lax.fori_loop(plain_first, plain_end, lambda j, carry: step(j, g, carry, masked=False), carry)
 
-
-def _split(n: Array, count: Array, heads: int):
-    """The n-th step of `heads` walks over `count` blocks: which head, and which block."""
-    if heads == 1:
-        return jnp.zeros((), jnp.int32), n
-    g = lax.div(n, count)
-    return g, n - g * count
+    for blocks in (masked_blocks, plain_blocks):
+        carry = blocks(jnp.zeros((), jnp.int32), carry) if heads == 1 else lax.fori_loop(0, heads, blocks, carry)
+    return carry
