@@ -1,0 +1,26 @@
+"""ALLaM 70B, continued from Llama-2 70B with the merged vocabulary: 600B tokens, 55 % English, constant 3e-5.
+
+    python run.py --config configs/allam_70b.py --config.task=plan
+    python run.py --config configs/allam_70b.py --config.init.weights=DIR     # DIR: what the expand task wrote
+
+Plans: the fastest layout that fits, by `--config.plan.search=true` with the step compiled; predictions, no run. Mesh:
+data x fsdp x tensor.
+
+| GPUs | mesh | remat | accumulation | GiB | s a step | tokens/s/GPU | MFU | days, 600B | MWh in all |
+|---|---|---|---|---|---|---|---|---|---|
+| 128 A100 | 1 x 64 x 2 | dots | 8 | 69.8 | 86.05 | 381 | 52.5% | 142.5 | 333 |
+| 1,024 A100 | 8 x 128 x 1 | dots | 1 | 67.9 | 10.44 | 392 | 54.1% | 17.3 | 324 |
+| 512 H100 | 4 x 64 x 2 | dots | 2 | 69.7 | 7.84 | 1,045 | 45.4% | 13.0 | 191 |
+"""
+
+from ml_collections import ConfigDict
+
+from allam_jax.model.config import preset
+from configs import allam
+
+
+def get_config() -> ConfigDict:
+    config = allam.continued(preset("llama2_70b"), tokens=600e9, weights="runs/expand_70b/weights")
+    config.mesh.update(data=-1, fsdp=128, tensor=1)
+    config.plan.nodes = 128
+    return config
