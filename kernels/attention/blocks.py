@@ -39,6 +39,13 @@ class Key(NamedTuple):
 # fmt: off
 TABLE: dict[Key, Blocks] = {
     # table begins
+    Key("mosaic", "sm90", 2, 64, "dkv"): Blocks(128, 128, 12, 3),
+    Key("mosaic", "sm90", 2, 64, "dq"): Blocks(128, 128, 12, 3),
+    Key("mosaic", "sm90", 2, 64, "forward"): Blocks(128, 128, 12, 3),
+    Key("mosaic", "sm90", 2, 128, "dkv"): Blocks(64, 128, 12, 3),
+    Key("mosaic", "sm90", 2, 128, "dq"): Blocks(128, 128, 12, 2),
+    Key("mosaic", "sm90", 2, 128, "forward"): Blocks(128, 64, 12, 3),
+    Key("mosaic", "sm90", 2, 256, "forward"): Blocks(128, 64, 12, 2),
     Key("triton", "sm80", 2, 64, "dkv"): Blocks(64, 64, 4, 3),
     Key("triton", "sm80", 2, 64, "dq"): Blocks(64, 64, 4, 3),
     Key("triton", "sm80", 2, 64, "forward"): Blocks(128, 64, 4, 3),
