@@ -18,9 +18,15 @@ from allam_jax.training.state import TrainState, shardings_of
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
-# Without it XLA runs most gathers and reductions of an A100 cluster alone, with nothing beside them (task plan shows
-# which); on H100 it is the default.
-_OVERLAP = {"xla_gpu_enable_latency_hiding_scheduler": True}
+# What the compiler is asked for on GPUs.
+_ON_GPU = {
+    # Without it XLA runs most gathers and reductions of an A100 cluster alone, with nothing beside them (task plan
+    # shows which); on H100 it is the default.
+    "xla_gpu_enable_latency_hiding_scheduler": True,
+    # Same config and seed, same bits: the embedding's gradient would otherwise be summed by atomic additions, in any
+    # order. It costs a sort of the token ids.
+    "xla_gpu_exclude_nondeterministic_ops": True,
+}
 
 
 def batch_loss(
@@ -132,7 +138,7 @@ def make_train_step(
         in_shardings=(state_shardings, batch_sharding(mesh)),
         out_shardings=(state_shardings, replicated),
         donate_argnums=0,
-        compiler_options=_OVERLAP if mesh.devices.flat[0].platform == "gpu" else None,
+        compiler_options=_ON_GPU if mesh.devices.flat[0].platform == "gpu" else None,
     )
     return TrainStep(compiled, mesh=mesh)
 
