@@ -45,7 +45,6 @@ TABLE: dict[Key, Blocks] = {
     Key("mosaic", "sm90", 2, 128, "dkv"): Blocks(64, 128, 12, 3),
     Key("mosaic", "sm90", 2, 128, "dq"): Blocks(128, 128, 12, 2),
     Key("mosaic", "sm90", 2, 128, "forward"): Blocks(128, 64, 12, 3),
-    Key("mosaic", "sm90", 2, 256, "forward"): Blocks(128, 64, 12, 2),
     Key("triton", "sm80", 2, 64, "dkv"): Blocks(64, 64, 4, 3),
     Key("triton", "sm80", 2, 64, "dq"): Blocks(64, 64, 4, 3),
     Key("triton", "sm80", 2, 64, "forward"): Blocks(128, 64, 4, 3),

@@ -211,9 +211,9 @@ def _accumulators(key: Key, blocks: Blocks) -> float:
 
 def _mosaic_sizes(key: Key) -> Iterator[Blocks]:
     """Two warpgroups of 64 rows compute; only the length of the side that is streamed is free."""
-    if key.generation != "sm90" or key.bytes_per_element != 2:
+    if key.generation != "sm90" or key.bytes_per_element != 2 or key.head_dim > 128:
         return
-    for other, num_stages in itertools.product((32, 64, 96, 128), (3, 2)):
+    for other, num_stages in itertools.product((64, 128), (3, 2)):
         block_q, block_k = (other, 128) if key.kernel_pass == "dkv" else (128, other)
         yield Blocks(block_q, block_k, 12, num_stages)
 
