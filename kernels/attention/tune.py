@@ -35,6 +35,7 @@ HEAD_DIMS = (64, 128, 256)
 # Numbers of 32 bits that a thread can hold for the accumulators and the tile of scores; the rest are its operands.
 # With mma.sync the operands are in registers too.
 MOST_ACCUMULATORS = {"sm80": 160, "sm90": 192}
+FEWEST_OTHERS = 56  # registers for operands, addresses and rows' maxima; kernels of all sizes have more
 # For the passes that are compiled but not looked at.
 SMALL: dict[str, dict[Pass, Blocks]] = {
     "triton": dict.fromkeys(get_args(Pass), Blocks(16, 16, 4, 1)),
@@ -113,8 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def search(key: Key, kind: str) -> tuple[Candidate | None, list[Candidate]]:
     """The best candidate that is sound in all variants, if there is one, and all that were compiled, best first.
 
-    Candidates are compiled in the order of what the model says if they had all the room that they could wish for, and
-    no more of them once none can be better than the best one found. On a GPU all are compiled and timed.
+    Candidates are compiled in the order of what the model says at best, and no more of them once none can be better
+    than the best one found. On a GPU all are compiled and timed.
     """
     best: Candidate | None = None
     tried: list[Candidate] = []
@@ -135,16 +136,16 @@ def search(key: Key, kind: str) -> tuple[Candidate | None, list[Candidate]]:
 
 
 def _least_seconds(key: Key, kind: str, blocks: Blocks) -> float:
-    """Modelled for a kernel that uses no shared memory and no more registers than its accumulators."""
-    mma = key.bytes_per_element == 2
+    """Modelled for a kernel with few registers beside its accumulators, and what it loads ahead as its shared memory."""
+    mma, streamed = key.bytes_per_element == 2, blocks.block_q if key.kernel_pass == "dkv" else blocks.block_k
     hopeful = ptx.Kernel(
         name="hopeful",
         mosaic=key.backend == "mosaic",
         arch="",
         grid=(1, 1, 1),
         threads=32 * blocks.num_warps,
-        shared_memory=0,
-        registers=min(255, int(_accumulators(key, blocks))),
+        shared_memory=2 * streamed * key.head_dim * key.bytes_per_element * (blocks.num_stages - 1),
+        registers=min(255, int(_accumulators(key, blocks)) + FEWEST_OTHERS),
         spill_stores=0,
         spill_loads=0,
         mma_sync=int(mma and key.generation == "sm80"),

@@ -102,16 +102,16 @@ def test_memory_grows_with_the_length_and_not_its_square():
 
 
 @pytest.mark.parametrize(
-    ("kind", "backend", "blocks"),
+    ("kind", "backend", "head_dim", "blocks"),
     [
-        ("a100", "triton", {"forward": Blocks(128, 128, 8, 4)}),
-        ("h100", "triton", {"forward": Blocks(128, 128, 8, 4)}),
-        ("h100", "mosaic", {"forward": Blocks(128, 128, 12, 4)}),
+        ("a100", "triton", 256, Blocks(128, 128, 8, 4)),
+        ("h100", "triton", 256, Blocks(128, 128, 8, 4)),
+        ("h100", "mosaic", 128, Blocks(128, 128, 12, 6)),
     ],
 )
-def test_blocks_that_need_too_much_shared_memory_do_not_compile(kind, backend, blocks):
+def test_blocks_that_need_too_much_shared_memory_do_not_compile(kind, backend, head_dim, blocks):
     with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match="(?i)shared memory|smem"):
-        compiled_with(kind, backend, blocks, head_dim=256)
+        compiled_with(kind, backend, {"forward": blocks}, head_dim=head_dim)
 
 
 def test_spilled_registers_are_seen():
