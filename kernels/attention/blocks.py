@@ -8,7 +8,7 @@ with or without dropout, at the head counts of Llama models. On H100, three stag
 block start after the last matmul of this one and are waited for at once. On A100, 128 queries in `forward` and `dq`
 where registers allow it: Triton then gives each warp whole rows, and probabilities go from one matmul to the next
 without a trip through shared memory; in `dkv` that spills, and two programs share a multiprocessor instead. 32 bits are
-multiplied without tensor cores, with the largest blocks that do not spill.
+multiplied without tensor cores, in small blocks that spill at most a few registers.
 """
 
 from typing import Literal, NamedTuple
