@@ -136,7 +136,7 @@ def search(key: Key, kind: str) -> tuple[Candidate | None, list[Candidate]]:
 
 
 def _least_seconds(key: Key, kind: str, blocks: Blocks) -> float:
-    """Modelled for a kernel with few registers beside its accumulators, and what it loads ahead as its shared memory."""
+    """Modelled for a kernel with few registers beside its sums, and as shared memory only what it loads ahead."""
     mma, streamed = key.bytes_per_element == 2, blocks.block_q if key.kernel_pass == "dkv" else blocks.block_k
     hopeful = ptx.Kernel(
         name="hopeful",
