@@ -33,7 +33,7 @@ def pretraining(model: LlamaConfig, *, tokens: float, sources: dict[str, float])
     for name, weight in sources.items():
         config.data.sources[name] = base.mixture(path=f"corpus/{name}", weight=weight)
         config.eval.sources[name] = base.mixture(path=f"corpus/{name}", split="validation")
-    config.train.update(steps=steps_for(tokens), loss_chunks=8, log_every=10)
+    config.train.update(steps=steps_for(tokens), loss_chunks=1, log_every=10)
     config.eval.update(every=2000, max_bytes=2_000_000, batch_size=64)
     config.checkpoint.update(every=1000, keep_last=3, keep_every=20_000)
     config.metrics.peak_tflops = 312.0

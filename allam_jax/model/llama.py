@@ -58,10 +58,15 @@ def rotate(x_BTNH: Array, sin_BTH: Array, cos_BTH: Array) -> Array:
 def project(x: Array, weight: Array) -> Array:
     """Contracts all axes of `x` after [B, T] with the first ones of `weight`: [B, T, D] x [D, N, H] -> [B, T, N, H].
 
-    One matrix product with a row for each token. Written over B and T apart, its gradient contracts two axes, for
-    which XLA on CPU makes transposed copies of the activations: a tenth of a training step.
+    On one device it is one matrix product with a row for each token. Written over B and T apart, its gradient contracts
+    two axes, for which XLA on CPU makes transposed copies of the activations: a tenth of a training step. On a mesh B
+    and T stay apart: of a sum of partial products over both as one axis, XLA cannot scatter positions, and reduces all
+    of it on every tensor device.
     """
     B, T, *inner = x.shape
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.size > 1:
+        return jnp.tensordot(x, weight, axes=len(inner))
     matrix = weight.reshape(math.prod(inner), -1)
     return (x.reshape(B * T, -1) @ matrix).reshape(B, T, *weight.shape[len(inner) :])
 

@@ -49,13 +49,15 @@ class Step:
 
 
 @functools.cache
-def compiled(*, data: int = 1, fsdp: int, tensor: int, remat: str = "full", accumulation: int = 1) -> Step:
+def compiled(
+    *, data: int = 1, fsdp: int, tensor: int, remat: str = "full", accumulation: int = 1, rows: int = 1
+) -> Step:
     gpus = data * fsdp * tensor
     devices = aot.topology("h100", hosts=gpus // GPUS_PER_NODE, gpus_per_host=GPUS_PER_NODE)
     mesh = make_mesh(data=data, fsdp=fsdp, tensor=tensor, devices=devices)
     optimizer = make_optimizer(schedule=lambda step: jnp.float32(3e-4))
     state = abstract_state(CONFIG, optimizer=optimizer, mesh=mesh)
-    shape = (batch_shards(mesh) * accumulation, T)
+    shape = (batch_shards(mesh) * accumulation * rows, T)
     batch = {key: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh)) for key, dtype in DTYPES.items()}
     step = make_train_step(
         config=CONFIG,
@@ -145,6 +147,14 @@ def test_no_large_all_reduce_and_nothing_large_in_float32(sizes):
         assert not (large and collective.kind == "all-reduce"), collective
         # Token ids are s32; what is float32 are sums of the loss and of norms, gradients of norms and log Z.
         assert not (large and "f32" in collective.dtype), collective
+
+
+def test_positions_of_several_rows_are_scattered_too():
+    # As one axis of rows and positions they could not be: all of it would be reduced on every tensor device.
+    one, two = (compiled(**FSDP_8_TENSOR_8, rows=rows) for rows in (1, 2))
+    assert not [c for c in two.collectives if c.kind == "all-reduce" and c.payload_bytes > MIB]
+    scattered = [bytes_of(step, "reduce-scatter", over={"tensor"}) for step in (one, two)]
+    assert scattered[1] == 2 * scattered[0] > 0
 
 
 def test_between_replicas_only_slices_of_gradients_are_all_reduced():
