@@ -195,6 +195,8 @@ def sizes(key: Key) -> Iterator[Blocks]:
         return
     half = key.bytes_per_element == 2
     owned, streamed = ((64, 128), (32, 64, 128)) if half else ((16, 32), (16, 32))
+    if half and key.head_dim > 128:
+        owned = (32, *owned)
     many_warps, many_stages = ((4, 8), (3, 2)) if half else ((4,), (2,))
     for own, other, warps, stages in itertools.product(owned, streamed, many_warps, many_stages):
         blocks = Blocks(*((other, own) if key.kernel_pass == "dkv" else (own, other)), warps, stages)
