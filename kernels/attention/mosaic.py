@@ -55,7 +55,11 @@ def attention(
         )
     if scale < parts.SMALLEST_SCALE:
         raise NotImplementedError(f"scale {scale} is not positive, or very small")
-    parts.tile_width(H)
+    if H > parts.LARGEST_HEAD_DIM:
+        raise NotImplementedError(
+            f"heads of {H}: a warpgroup's registers hold the sums of dK and dV for {parts.LARGEST_HEAD_DIM} at most"
+        )
+    parts.tile_width(H)  # raises for sizes that TMA cannot copy
     streams = jnp.zeros((B, N), jnp.uint32)
     if dropout is not None and dropout_rate > 0.0:
         streams = streams_BN(dropout, batch=B, num_heads=N)
@@ -69,6 +73,9 @@ def attention(
     calls = []
     for kernel_pass in ("forward", "dq", "dkv"):
         chosen = (blocks or {}).get(kernel_pass) or blocks_for("mosaic", "sm90", dtype.itemsize, H, kernel_pass)
+        owned, streamed = (chosen.block_k, chosen.block_q) if kernel_pass == "dkv" else (chosen.block_q, chosen.block_k)
+        if owned != parts.ROWS * parts.COMPUTE or streamed not in (64, 128):
+            raise NotImplementedError(f"blocks of {owned} x {streamed} for {kernel_pass}: expected 128 x 64 or 128")
         calls.append(Call(float(scale), float(dropout_rate), chosen, simulator))
     return AttentionOutput(*_attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, streams, *calls))
 

@@ -101,43 +101,59 @@ def gradients(
                     plgpu.barrier_wait(ready.at[slot])
 
                     def hide(start_MS):
-                        k_ids_M = plgpu.load(smem.k_ids, (w,), layout=PER_ROW)
+                        k_ids_M = plgpu.layout_cast(smem.k_ids[w], PER_ROW)
                         # The first position that sees a key; none sees padding.
                         never = jnp.iinfo(jnp.int32).max // 2
                         seen_from_M = jnp.where(k_ids_M != 0, parts.row_positions(k_first), never)
-                        q_ids_S = plgpu.load(smem.q_ids, (slot,), layout=PER_COLUMN)
-                        columns_S = plgpu.load(smem.columns, (w,), layout=PER_COLUMN)
+                        q_ids_S = plgpu.layout_cast(smem.q_ids[slot], PER_COLUMN)
+                        columns_S = plgpu.layout_cast(smem.columns[w], PER_COLUMN)
                         seen_in_block_MS = parts.per_row(seen_from_M - i * block_q, shape)
                         causal_MS = parts.per_column(columns_S, shape) >= seen_in_block_MS
                         return parts.hidden(start_MS, causal_MS, k_ids_M, q_ids_S)
 
-                    def score_gradients(s_acc, d_p_acc):
-                        column = lambda smem: parts.per_column(plgpu.load(smem, (slot,), layout=PER_COLUMN), shape)  # noqa: E731
-                        # Both sums start from what they are to be lowered by: that needs no registers later.
+                    def column(vectors):
+                        return parts.per_column(plgpu.layout_cast(vectors[slot], PER_COLUMN), shape)
+
+                    # The sums start from what they are to be lowered by: that needs no registers later.
+                    def start_s(s_acc):
                         start_MS = column(smem.minus_log_z)
-                        start_MS = lax.cond(mixed, hide, lambda start_MS: start_MS, start_MS)
-                        s_acc[...] = start_MS
-                        if call.dropout_rate == 0.0:
-                            d_p_acc[...] = column(smem.minus_delta)
-                        plgpu.wgmma(s_acc, smem.k.at[w], plgpu.transpose_ref(smem.q.at[slot], (1, 0)))
-                        plgpu.wgmma(d_p_acc, smem.v.at[w], plgpu.transpose_ref(smem.d_out.at[slot], (1, 0)))
+                        s_acc[...] = lax.cond(mixed, hide, lambda start_MS: start_MS, start_MS)
+
+                    def multiply_s(s_acc):
+                        plgpu.wgmma(s_acc, smem.k.at[w], smem.q.at[slot].T)
+
+                    def multiply_d_p(d_p_acc):
+                        plgpu.wgmma(d_p_acc, smem.v.at[w], smem.d_out.at[slot].T)
+
+                    def d_scores(s_acc, d_p_acc):
+                        start_s(s_acc)
+                        d_p_acc[...] = column(smem.minus_delta)
+                        multiply_s(s_acc)
+                        multiply_d_p(d_p_acc)
                         p_MS = jnp.exp2(plgpu.wgmma_accumulator_load(s_acc, wait_n=1) * call.log2_scale)
-                        if call.dropout_rate == 0.0:
-                            plgpu.wgmma(d_v_acc, p_MS.astype(dtype), smem.d_out.at[slot])
-                            d_p_MS = plgpu.wgmma_accumulator_load(d_p_acc, wait_n=1)
-                            return (p_MS * d_p_MS).astype(dtype)
-                        columns_S = plgpu.load(smem.columns, (w,), layout=PER_COLUMN)
+                        plgpu.wgmma(d_v_acc, p_MS.astype(dtype), smem.d_out.at[slot])
+                        d_p_MS = plgpu.wgmma_accumulator_load(d_p_acc, wait_n=1)
+                        return (p_MS * d_p_MS).astype(dtype)
+
+                    def d_scores_with_dropout(s_acc, d_p_acc):
+                        start_s(s_acc)
+                        multiply_s(s_acc)
+                        p_MS = jnp.exp2(plgpu.wgmma_accumulator_load(s_acc, wait_n=0) * call.log2_scale)
+                        columns_S = plgpu.layout_cast(smem.columns[w], PER_COLUMN)
                         t_MS = parts.per_column(columns_S + i * block_q, shape)
                         keys_MS = parts.per_row(parts.row_positions(k_first), shape)
                         stream = streams_ref[b, kv_head * group + g]
                         keep_MS = dropout.keep(stream, t_MS, keys_MS, rate=call.dropout_rate)
-                        plgpu.wgmma(d_v_acc, jnp.where(keep_MS, p_MS, 0.0).astype(dtype), smem.d_out.at[slot])
-                        d_p_MS = plgpu.wgmma_accumulator_load(d_p_acc, wait_n=1)
-                        d_p_MS = jnp.where(keep_MS, d_p_MS * call.kept_scale, 0.0)
-                        return (p_MS * (d_p_MS + column(smem.minus_delta))).astype(dtype)
+                        # The mask travels as the sign of the probabilities: no registers of its own, nothing spills.
+                        signed_p_MS = jnp.where(keep_MS, p_MS, -p_MS)
+                        plgpu.wgmma(d_v_acc, jnp.maximum(signed_p_MS, 0.0).astype(dtype), smem.d_out.at[slot])
+                        multiply_d_p(d_p_acc)
+                        d_p_MS = plgpu.wgmma_accumulator_load(d_p_acc, wait_n=0)
+                        d_p_MS = jnp.where(signed_p_MS > 0.0, d_p_MS * call.kept_scale, 0.0)
+                        return (jnp.abs(signed_p_MS) * (d_p_MS + column(smem.minus_delta))).astype(dtype)
 
-                    accumulator = plgpu.ACC(shape, jnp.float32)
-                    d_s_MS = pl.run_scoped(score_gradients, accumulator, accumulator)
+                    sums = plgpu.ACC(shape, jnp.float32)
+                    d_s_MS = pl.run_scoped(d_scores_with_dropout if call.dropout_rate else d_scores, sums, sums)
                     plgpu.wgmma(d_k_acc, d_s_MS, smem.q.at[slot])
                     plgpu.wgmma_wait(0)
                     plgpu.barrier_arrive(free.at[slot])
@@ -149,8 +165,8 @@ def gradients(
                 lax.fori_loop(0, group, of_head, 0)
                 return d_k_acc[...], d_v_acc[...]
 
-            accumulator = plgpu.ACC((ROWS, width), jnp.float32)
-            d_k_MH, d_v_MH = pl.run_scoped(all_blocks, accumulator, accumulator)
+            sums = plgpu.ACC((ROWS, width), jnp.float32)
+            d_k_MH, d_v_MH = pl.run_scoped(all_blocks, sums, sums)
             smem.k.at[w][...] = (d_k_MH * call.scale).astype(dtype)
             smem.v.at[w][...] = (d_v_MH * call.kept_scale).astype(dtype)
             plgpu.commit_smem()

@@ -85,8 +85,8 @@ def gradient(
                 plgpu.copy_gmem_to_smem(source, tile.at[w], smem.rows_ready.at[w])
             parts.write_column_numbers(smem.columns.at[w])
             plgpu.barrier_wait(smem.rows_ready.at[w])
-            minus_log_z_M = plgpu.load(smem.minus_log_z, (w,), layout=PER_ROW)
-            minus_delta_M = plgpu.load(smem.minus_delta, (w,), layout=PER_ROW)
+            minus_log_z_M = plgpu.layout_cast(smem.minus_log_z[w], PER_ROW)
+            minus_delta_M = plgpu.layout_cast(smem.minus_delta[w], PER_ROW)
 
             def all_blocks(d_q_acc):
                 def step(j, carry, mixed):
@@ -94,11 +94,11 @@ def gradient(
                     plgpu.barrier_wait(ready.at[slot])
 
                     def hide(start_MS):
-                        q_ids_M = plgpu.load(smem.q_ids, (w,), layout=PER_ROW)
+                        q_ids_M = plgpu.layout_cast(smem.q_ids[w], PER_ROW)
                         # The last position that a query sees; padding sees none.
                         sees_M = jnp.where(q_ids_M != 0, parts.row_positions(q_first), -1)
-                        k_ids_S = plgpu.load(smem.k_ids, (slot,), layout=PER_COLUMN)
-                        columns_S = plgpu.load(smem.columns, (w,), layout=PER_COLUMN)
+                        k_ids_S = plgpu.layout_cast(smem.k_ids[slot], PER_COLUMN)
+                        columns_S = plgpu.layout_cast(smem.columns[w], PER_COLUMN)
                         causal_MS = parts.per_column(columns_S, shape) <= parts.per_row(sees_M - j * block_k, shape)
                         return parts.hidden(start_MS, causal_MS, q_ids_M, k_ids_S)
 
@@ -108,12 +108,12 @@ def gradient(
                         s_acc[...] = start_MS
                         if call.dropout_rate == 0.0:
                             d_p_acc[...] = parts.per_row(minus_delta_M, shape)
-                        plgpu.wgmma(s_acc, smem.q.at[w], plgpu.transpose_ref(smem.k.at[slot], (1, 0)))
-                        plgpu.wgmma(d_p_acc, smem.d_out.at[w], plgpu.transpose_ref(smem.v.at[slot], (1, 0)))
+                        plgpu.wgmma(s_acc, smem.q.at[w], smem.k.at[slot].T)
+                        plgpu.wgmma(d_p_acc, smem.d_out.at[w], smem.v.at[slot].T)
                         p_MS = jnp.exp2(plgpu.wgmma_accumulator_load(s_acc, wait_n=1) * call.log2_scale)
                         d_p_MS = plgpu.wgmma_accumulator_load(d_p_acc, wait_n=0)
                         if call.dropout_rate > 0.0:
-                            columns_S = plgpu.load(smem.columns, (w,), layout=PER_COLUMN)
+                            columns_S = plgpu.layout_cast(smem.columns[w], PER_COLUMN)
                             t_MS = parts.per_row(parts.row_positions(q_first), shape)
                             keys_MS = parts.per_column(columns_S + j * block_k, shape)
                             keep_MS = dropout.keep(streams_ref[b, n], t_MS, keys_MS, rate=call.dropout_rate)

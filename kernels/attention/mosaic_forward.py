@@ -87,11 +87,11 @@ def forward(
                 plgpu.barrier_wait(k_ready.at[slot])
 
                 def hide(start_MS):
-                    q_ids_M = plgpu.load(smem.q_ids, (w,), layout=PER_ROW)
+                    q_ids_M = plgpu.layout_cast(smem.q_ids[w], PER_ROW)
                     # The last position that a query sees; padding sees none.
                     sees_M = jnp.where(q_ids_M != 0, parts.row_positions(q_first), -1)
-                    k_ids_S = plgpu.load(smem.k_ids, (slot,), layout=PER_COLUMN)
-                    columns_S = plgpu.load(smem.columns, (w,), layout=PER_COLUMN)
+                    k_ids_S = plgpu.layout_cast(smem.k_ids[slot], PER_COLUMN)
+                    columns_S = plgpu.layout_cast(smem.columns[w], PER_COLUMN)
                     sees_in_block_MS = parts.per_row(sees_M - j * block_k, scores_shape)
                     causal_MS = parts.per_column(columns_S, scores_shape) <= sees_in_block_MS
                     return parts.hidden(start_MS, causal_MS, q_ids_M, k_ids_S)
@@ -99,7 +99,7 @@ def forward(
                 def scores(s_acc):
                     zeros_MS = plgpu.layout_cast(jnp.zeros(scores_shape, jnp.float32), MATRIX)
                     s_acc[...] = lax.cond(mixed, hide, lambda start_MS: start_MS, zeros_MS)
-                    plgpu.wgmma(s_acc, smem.q.at[w], plgpu.transpose_ref(smem.k.at[slot], (1, 0)))
+                    plgpu.wgmma(s_acc, smem.q.at[w], smem.k.at[slot].T)
                     meet_other()  # the tensor cores are ours until here
                     return s_acc[...]
 
@@ -111,7 +111,7 @@ def forward(
                 acc_MH = acc_MH * parts.per_row(decay_M, out_shape)
                 sum_M = sum_M * decay_M + p_MS.sum(axis=1)
                 if call.dropout_rate > 0.0:
-                    columns_S = plgpu.load(smem.columns, (w,), layout=PER_COLUMN)
+                    columns_S = plgpu.layout_cast(smem.columns[w], PER_COLUMN)
                     t_MS = parts.per_row(parts.row_positions(q_first), scores_shape)
                     keys_MS = parts.per_column(columns_S + j * block_k, scores_shape)
                     keep_MS = dropout.keep(streams_ref[b, n], t_MS, keys_MS, rate=call.dropout_rate)

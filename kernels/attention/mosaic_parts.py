@@ -28,6 +28,7 @@ WARPGROUPS = "warpgroup"  # the axis over them
 # Registers of a thread once the roles are known: (2 * 240 + 24) * 128 fit into the 65,536 of a multiprocessor.
 COMPUTE_REGISTERS = 240
 LOADER_REGISTERS = 24
+LARGEST_HEAD_DIM = 128
 LOG2_E = math.log2(math.e)
 # Far below every real score, but finite: exp2 of it is 0 and no NaN arises. A row's maximum starts above it, so that a
 # row that sees nothing has a sum of 0.

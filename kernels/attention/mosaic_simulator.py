@@ -11,8 +11,10 @@ Not modelled, by JAX or here: wgmma and TMA run at once instead of asynchronousl
 missing `commit_smem` goes unseen; layouts, swizzling, registers and approximate functions do not exist.
 """
 
+import dataclasses
 import functools
 import threading
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +33,12 @@ from jax._src.state import discharge
 from jax._src.state import primitives as state_primitives
 from jax._src.state import types as state_types
 
+_NAMES = jax.make_jaxpr(lambda: None)().jaxpr.debug_info  # jaxprs want one; it shows in messages only
 _TRANSFORM_TREES = ("acc_transforms_tree", "a_transforms_tree", "b_transforms_tree")
+
+
+# What JAX 0.10 lacks and later ones have: tiles that overhang their array.
+_TILES_MAY_OVERHANG = hasattr(gpu_callbacks, "AsyncCopyTask")
 
 
 @functools.cache
@@ -40,10 +47,14 @@ def parameters() -> InterpretGPUParams:
 
     Shared memory starts as NaN; `races_found` tells after a run what came of the race detection.
     """
-    setattr(jaxpr_interpret, "JaxprInterpreter", _Interpreter)  # noqa: B010 (mypy knows no other way)
-    gpu_callbacks._handle_out_of_bounds_read = _zeros_out_of_bounds
+    setattr(jaxpr_interpret, "JaxprInterpreter", _Interpreter)  # noqa: B010 (mypy takes it for a type)
     thread_map._run_jaxpr = _OnceCompiled().run
-    return InterpretGPUParams(detect_races=True)
+    if not _TILES_MAY_OVERHANG:
+        gpu_callbacks._handle_out_of_bounds_read = _zeros_out_of_bounds
+    options: dict[str, Any] = {"detect_races": True}
+    if "on_race" in {field.name for field in dataclasses.fields(InterpretGPUParams)}:
+        options["on_race"] = "warn"
+    return InterpretGPUParams(**options)
 
 
 def races_found() -> bool:
@@ -69,9 +80,7 @@ class _Interpreter(jaxpr_interpret.JaxprInterpreter):
             return token, values[1:]
         if eqn.primitive is gpu_primitives.wgmma_p:
             return self._wgmma(eqn, token, values)
-        if eqn.primitive is gpu_primitives.load_p:
-            return self._get(eqn, token, eqn.invars[0].aval, values[0], eqn.params["tree"].unflatten(values[1:]))
-        if eqn.primitive is gpu_primitives.copy_smem_to_gmem_p:
+        if eqn.primitive is gpu_primitives.copy_smem_to_gmem_p and not _TILES_MAY_OVERHANG:
             return self._copy_smem_to_gmem(eqn, token, values)
         if eqn.primitive is pallas_primitives.run_scoped_p and any(map(_is_accumulator, eqn.params["jaxpr"].invars)):
             return self._run_scoped_accumulators(eqn, token, values)
@@ -80,7 +89,22 @@ class _Interpreter(jaxpr_interpret.JaxprInterpreter):
         if eqn.primitive is jax_core.closed_call_p:  # a loop of one turn
             closed = eqn.params["call_jaxpr"]
             return self.interpret(closed.jaxpr, token, *closed.consts, *values)
+        if eqn.primitive is gpu_primitives.barrier_arrive_p and _TILES_MAY_OVERHANG:
+            token = self._order_reads_before_tma(token)
         return self._by_jax(eqn, token, values)
+
+    def _order_reads_before_tma(self, token):
+        """Later simulators know reads to be over, for a TMA copy to the same place, after a `commit_smem` only.
+
+        On the GPU that fence is for writes; the arrival at a barrier orders reads before a copy, as CUTLASS relies on.
+        """
+        return callback.io_callback(
+            gpu_callbacks.commit_smem,
+            gpu_callbacks.TOKEN_SHAPE_DTYPE,
+            token=token,
+            mesh_location=self.mesh_location,
+            thread=self.thread,
+        )
 
     def _run_scoped_accumulators(self, eqn, token, values):
         jaxpr = eqn.params["jaxpr"]
@@ -101,14 +125,17 @@ class _Interpreter(jaxpr_interpret.JaxprInterpreter):
         """One equation alone, by JAX's own interpreter."""
         inputs = {v: value for v, value in zip(eqn.invars, values, strict=True) if not isinstance(v, jax_core.Literal)}
         outputs = [v for v in eqn.outvars if not isinstance(v, jax_core.DropVar)]
-        alone = jax_core.Jaxpr([], list(inputs), outputs, [eqn], eqn.effects)
+        alone = jax_core.Jaxpr([], list(inputs), outputs, [eqn], eqn.effects, _NAMES)
         token, out = super().interpret(alone, token, *inputs.values())
         out = iter(out)
         return token, [None if isinstance(v, jax_core.DropVar) else next(out) for v in eqn.outvars]
 
     def _discharged(self, jaxpr, become_values, token, values):
-        closed = discharge.discharge_state(jax_core.ClosedJaxpr(jaxpr, ()), should_discharge=become_values)
-        return self.interpret(closed.jaxpr, token, *values)
+        if hasattr(jax_core, "ClosedJaxpr"):
+            discharged = discharge.discharge_state(jax_core.ClosedJaxpr(jaxpr, ()), should_discharge=become_values)
+        else:  # later than JAX 0.10 there is one kind of jaxpr
+            discharged = discharge.discharge_state(jaxpr, should_discharge=become_values, strip_memory_space=True)
+        return self.interpret(discharged.jaxpr, token, *values)
 
     def _get(self, eqn, token, ref_aval, ref, transforms):
         """Reads from memory through the simulator, which checks for races."""
@@ -176,7 +203,9 @@ def _store_what_is_in_bounds(token, device_id, thread_id, key_array, transforms,
     memory = gpu_callbacks._get_shared_memory()
     key = gpu_callbacks.HostAllocationKey.from_array(key_array)
     place = interpret_utils.to_range(jax.tree.map(int, gpu_callbacks._remove_noop_transforms(transforms)))
-    place = interpret_utils.clip_range_to_shape(place, memory.mem[key].logical_shape)
+    shape = memory.mem[key].logical_shape
+    place += tuple(slice(0, size, 1) for size in shape[len(place) :])
+    place = interpret_utils.clip_range_to_shape(place, shape)
     if place is not None:
         x = np.asarray(x)
         x = x[tuple(slice(s.stop - s.start) for s in place if isinstance(s, slice))]

@@ -1,0 +1,153 @@
+"""The Hopper kernels, run by JAX's simulator of Mosaic GPU on the CPU with race detection, against float64."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from kernels.attention import mosaic, mosaic_parts, mosaic_simulator
+from kernels.attention.blocks import Blocks
+from kernels.attention.cases import CASES, Case
+from kernels.attention.dropout import from_key
+from kernels.attention.reference import AttentionOutput
+from tests.kernels.attention_truth import Truth, cotangents, in_float64, relative_error
+from tests.kernels.test_attention import plain_attention, root_mean_square_error
+
+# The smallest blocks: rows of a few hundred tokens then have many, and the ring in shared memory is used again.
+SMALL = {"forward": Blocks(128, 64, 12, 2), "dq": Blocks(128, 64, 12, 2), "dkv": Blocks(64, 128, 12, 2)}
+LARGE = {"forward": Blocks(128, 128, 12, 3), "dq": Blocks(128, 128, 12, 2), "dkv": Blocks(128, 128, 12, 3)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scattered(Case):
+    """Any ids, in any order."""
+
+    def segment_ids_BT(self) -> np.ndarray:
+        return np.random.default_rng(3).choice([0, 5, 2, -7], size=(self.batch, self.seq_len)).astype(np.int32)
+
+
+SCATTERED = Scattered(name="scattered", batch=1, seq_len=200, num_heads=2, num_kv_heads=1, head_dim=64)
+PACKED = next(case for case in CASES if case.name == "packed")
+WIDE = dataclasses.replace(PACKED, name="wide", batch=1, seq_len=300, num_heads=2, num_kv_heads=1, head_dim=128)
+DROPPING = next(case for case in CASES if case.name == "dropping")
+NO_WORSE_THAN_PLAIN = (PACKED, DROPPING, WIDE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [*CASES, SCATTERED], ids=lambda case: case.name)
+def test_case_in_bfloat16(case):
+    check(case, jnp.bfloat16, SMALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
+def test_large_blocks(dtype):
+    check(WIDE, dtype, LARGE)
+
+
+def check(case: Case, dtype, blocks) -> None:
+    key = jax.random.key(5) if case.dropout_rate else None
+    dropout = from_key(key) if case.dropout_rate else None
+    arrays, (d_out, d_log_z) = case.arrays(dtype=dtype), cotangents(case, dtype)
+    truth = in_float64(case, arrays, d_out, d_log_z=d_log_z, dropout=dropout)
+    serve = functools.partial(
+        mosaic.attention,
+        segment_ids_BT=jnp.asarray(case.segment_ids_BT()),
+        scale=case.head_dim**-0.5,
+        dropout_rate=case.dropout_rate,
+        dropout=dropout,
+        interpret=True,
+        blocks=blocks,
+    )
+    output, gradient = jax.vjp(serve, *arrays)
+    jax.block_until_ready(output)
+    assert not mosaic_simulator.races_found()
+    actual = Truth(*output, *gradient(AttentionOutput(d_out, d_log_z)))
+    jax.block_until_ready(actual)
+    assert not mosaic_simulator.races_found()
+    padding = case.segment_ids_BT() == 0
+    for name, a, e in zip(Truth._fields, actual, truth, strict=True):
+        assert a.dtype == (jnp.float32 if name == "log_z" else dtype)
+        assert np.all(np.isfinite(np.asarray(a, np.float32))), name
+        assert relative_error(a, e) <= 2e-2, name
+        by_token = np.asarray(a, np.float32).swapaxes(1, 2) if name == "log_z" else np.asarray(a, np.float32)
+        np.testing.assert_array_equal(by_token[padding], 0.0)
+    if case in NO_WORSE_THAN_PLAIN:
+        plain = plain_attention(case, arrays, d_out, d_log_z, key=key)
+        for name, a, p, e in zip(Truth._fields, actual, plain, truth, strict=True):
+            # Of rounding differences there is a spread: the same error, not the same bits.
+            assert root_mean_square_error(a, e) <= 1.25 * root_mean_square_error(p, e) + 1e-7, name
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["with barrier", "without"])
+def test_simulator_finds_reads_by_wgmma_that_do_not_wait(waits):
+    """One warpgroup fills shared memory, the other multiplies it."""
+
+    def kernel(x_ref, out_ref, x_smem, out_smem, loaded, told):
+        w = jax.lax.axis_index("warpgroup")
+
+        @pl.when(w == 0)
+        def _():
+            plgpu.copy_gmem_to_smem(x_ref, x_smem, loaded)
+            plgpu.barrier_wait(loaded)
+            plgpu.barrier_arrive(told)
+
+        @pl.when(w == 1)
+        def _():
+            if waits:
+                plgpu.barrier_wait(told)
+
+            def square(acc):
+                plgpu.wgmma(acc, x_smem, x_smem.T)
+                return acc[...]
+
+            out_smem[...] = pl.run_scoped(square, plgpu.ACC((64, 64), jnp.float32))
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(out_smem, out_ref)
+            plgpu.wait_smem_to_gmem(0)
+            if not waits:
+                plgpu.barrier_wait(told)
+
+    square = plgpu.kernel(
+        kernel,
+        out_type=jax.ShapeDtypeStruct((64, 64), jnp.float32),
+        scratch_types=[
+            mosaic_parts.matrices(64, 64, dtype=jnp.bfloat16),
+            plgpu.SMEM((64, 64), jnp.float32),
+            plgpu.Barrier(),
+            plgpu.Barrier(),
+        ],
+        num_threads=2,
+        thread_name="warpgroup",
+        interpret=mosaic_simulator.parameters(),
+    )
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((64, 64)), jnp.bfloat16)
+    out = np.asarray(square(x))
+    assert mosaic_simulator.races_found() != waits
+    if waits:
+        exact = np.asarray(x, np.float64) @ np.asarray(x, np.float64).T
+        assert relative_error(out, exact) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": jnp.float32}, "float32.*wgmma takes bfloat16 or float16"),
+        ({"head_dim": 256}, "heads of 256.*registers"),
+        ({"head_dim": 72}, "heads of 72.*multiples of 16"),
+        ({"scale": -1.0}, "scale -1.0 is not positive"),
+        ({"blocks": SMALL | {"dq": Blocks(64, 64, 8, 2)}}, "blocks of 64 x 64 for dq"),
+        ({"interpret": False}, "only Hopper has, not cpu"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_the_kernels_cannot_serve_is_said(change, message):
+    request = {"dtype": jnp.bfloat16, "head_dim": 64, "scale": 0.1, "blocks": SMALL, "interpret": True} | change
+    x = jnp.ones((1, 8, 2, request.pop("head_dim")), request.pop("dtype"))
+    with pytest.raises(NotImplementedError, match=message):
+        mosaic.attention(x, x, x, segment_ids_BT=jnp.ones((1, 8), jnp.int32), **request)
