@@ -77,7 +77,8 @@ def attention(
         if owned != parts.ROWS * parts.COMPUTE or streamed not in (64, 128):
             raise NotImplementedError(f"blocks of {owned} x {streamed} for {kernel_pass}: expected 128 x 64 or 128")
         calls.append(Call(float(scale), float(dropout_rate), chosen, simulator))
-    return AttentionOutput(*_attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, streams, *calls))
+    ids_BT = segment_ids_BT.astype(jnp.int32)
+    return AttentionOutput(*_attention(q_BTNH, k_BTKH, v_BTKH, ids_BT, streams, *calls))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))

@@ -217,6 +217,6 @@ def gradients(
         kernel,
         (like_k, like_k),
         name="mosaic_attention_dkv",
-        grid={"head": K, "keys": ranges_BJ4.shape[1], "row": B},
+        grid={"row": B, "head": K, "keys": ranges_BJ4.shape[1]},
         call=call,
     )(q_BTNH, k_BTKH, v_BTKH, d_out_BTNH, minus_log_z_BNT, minus_delta_BNT, ids_BT, ranges_BJ4, streams_BN)

@@ -177,6 +177,6 @@ def gradient(
         kernel,
         jax.ShapeDtypeStruct(q_BTNH.shape, dtype),
         name="mosaic_attention_dq",
-        grid={"head": N, "queries": num_q_blocks, "row": B},
+        grid={"row": B, "head": N, "queries": num_q_blocks},
         call=call,
     )(q_BTNH, k_BTKH, v_BTKH, d_out_BTNH, minus_log_z_BNT, minus_delta_BNT, ids_BT, ranges_BI4, streams_BN)

@@ -186,6 +186,6 @@ def forward(
         kernel,
         (jax.ShapeDtypeStruct(q_BTNH.shape, dtype), log_z),
         name="mosaic_attention_forward",
-        grid={"head": N, "queries": num_q_blocks, "row": B},
+        grid={"row": B, "head": N, "queries": num_q_blocks},
         call=call,
     )(q_BTNH, k_BTKH, v_BTKH, ids_BT, ranges_BI4, streams_BN)

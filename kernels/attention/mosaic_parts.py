@@ -196,7 +196,7 @@ def hidden(x_MS: Array, visible_MS: Array, row_ids_M: Array, column_ids_S: Array
 
 
 def launch(kernel: Callable, out_type: Any, *, name: str, grid: dict[str, int], call: Call) -> Callable:
-    """`kernel` as a function of arrays; the first axis of the grid runs fastest."""
+    """`kernel` as a function of arrays; the last axis of the grid runs fastest."""
     kernel.__name__ = name  # what profilers show
     return plgpu.kernel(
         kernel,
