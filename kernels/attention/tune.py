@@ -81,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
     parser.add_argument("--kinds", nargs="+", choices=list(aot.TARGETS), default=list(aot.TARGETS), help="GPUs")
-    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
+    help_dtypes = "float32 is worth it only where a GPU times it: the model knows no matmuls without tensor cores"
+    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=["bfloat16"], help=help_dtypes)
     parser.add_argument("--head-dims", nargs="+", type=int, choices=HEAD_DIMS, default=list(HEAD_DIMS))
     parser.add_argument("--passes", nargs="+", choices=get_args(Pass), default=list(get_args(Pass)))
     parser.add_argument("--top", type=int, default=5, help="candidates to print of each kernel")
