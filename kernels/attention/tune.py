@@ -195,7 +195,8 @@ def sizes(key: Key) -> Iterator[Blocks]:
         yield from _mosaic_sizes(key)
         return
     half = key.bytes_per_element == 2
-    owned, streamed = ((64, 128), (32, 64, 128)) if half else ((16, 32), (16, 32))
+    owned: tuple[int, ...] = (64, 128) if half else (16, 32)
+    streamed: tuple[int, ...] = (32, 64, 128) if half else (16, 32)
     if half and key.head_dim > 128:
         owned = (32, *owned)
     many_warps, many_stages = ((4, 8), (3, 2)) if half else ((4,), (2,))
