@@ -44,9 +44,10 @@ SMALL: dict[str, dict[Pass, Blocks]] = {
 CASE = Case(name="tuning", batch=2, seq_len=4096, num_heads=16, num_kv_heads=16, head_dim=128, documents=packed(4096))
 # What else the same blocks must serve; each makes another kernel, with registers of its own.
 VARIANTS = (
-    dataclasses.replace(CASE, seq_len=4000, dropout_rate=0.1),
+    dataclasses.replace(CASE, num_heads=8, num_kv_heads=4, dropout_rate=0.1),
     dataclasses.replace(CASE, num_heads=32, num_kv_heads=32, dropout_rate=0.1),
-    dataclasses.replace(CASE, num_heads=32, num_kv_heads=8),
+    dataclasses.replace(CASE, num_heads=32, num_kv_heads=8, dropout_rate=0.1),
+    dataclasses.replace(CASE, seq_len=4000, dropout_rate=0.1),
     dataclasses.replace(CASE, num_heads=12, num_kv_heads=4, batch=4),
     dataclasses.replace(CASE, num_heads=8, num_kv_heads=1, seq_len=8192),
     dataclasses.replace(CASE, num_heads=8, num_kv_heads=8, batch=1),

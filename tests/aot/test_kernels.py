@@ -23,7 +23,7 @@ from kernels.attention.cases import Case
 T = 4096
 BFLOAT16 = jnp.dtype(jnp.bfloat16)
 WHOLE = Case(name="whole", batch=1, seq_len=T, num_heads=8, num_kv_heads=8, head_dim=128)
-DROPPING = Case(name="dropping", batch=2, seq_len=T, num_heads=8, num_kv_heads=4, head_dim=128, dropout_rate=0.1)
+DROPPING = Case(name="dropping", batch=4, seq_len=T, num_heads=8, num_kv_heads=4, head_dim=128, dropout_rate=0.1)
 OURS = [("a100", "triton"), ("h100", "triton"), ("h100", "mosaic")]
 # Four int32 for each block of queries and of keys: which blocks they meet. Kernels without segments have no such thing.
 RANGES_BYTES = 2 * 4 * 4 * (T // 16)
@@ -118,7 +118,6 @@ def test_spilled_registers_are_seen():
     compiled = compiled_with("a100", "triton", {"forward": Blocks(128, 128, 4, 2)}, head_dim=128)
     (kernel,) = matmul_kernels(compiled)
     assert kernel.spills > 0
-    assert kernel.registers == 255
 
 
 def test_memory_of_a_square_is_seen():
