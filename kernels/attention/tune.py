@@ -130,10 +130,10 @@ def search(key: Key, kind: str) -> tuple[Candidate | None, list[Candidate]]:
         if candidate is None:
             continue
         tried.append(candidate)
-        if _sound(candidate.kernel) and aot.occupancy(candidate.kernel, kind).bound != "shared memory":
-            deep_enough.add(blocks[:3])  # fewer stages would make no room for another block
         if (best is None or candidate.rank < best.rank) and _sound_everywhere(key, kind, candidate):
             best = candidate
+            if aot.occupancy(candidate.kernel, kind).bound != "shared memory":
+                deep_enough.add(blocks[:3])  # fewer stages would make no room for another block
     return best, sorted(tried, key=lambda candidate: candidate.rank)
 
 
