@@ -83,8 +83,10 @@ def test_not_worse_than_peers(kind, peer, head_dim):
     spills = [sum(kernel.spills for kernel in matmul_kernels(compiled)) for compiled in (ours, theirs)]
     assert spills[0] <= spills[1]
     assert ours.temp_bytes <= theirs.temp_bytes + RANGES_BYTES
-    # Instructions for the same multiply-adds.
-    assert instructions_per_mac(ours) <= 1.01 * instructions_per_mac(theirs)
+    # Instructions for the same multiply-adds. Where tuning has taken tiles half as wide, of which fewer are computed in
+    # vain at the ends of documents, a part of the matmuls needs two instructions for one, in the same cycles.
+    narrow = 1.25 if (peer, head_dim) == ("tokamax_mosaic", 128) else 1.01
+    assert instructions_per_mac(ours) <= narrow * instructions_per_mac(theirs)
 
 
 def instructions_per_mac(compiled: aot.CompileReport) -> float:
