@@ -9,8 +9,6 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from mergekit.config import MergeConfiguration
-from mergekit.merge import MergeOptions, run_merge
 from small_models import SMALL
 
 from allam_jax.model.huggingface import export_huggingface
@@ -65,6 +63,10 @@ def merge_ours(models, workdir, **options):
 
 
 def merge_theirs(configuration, out):
+    # Here, so that the file is collected where only the core tests run and mergekit is not installed.
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import MergeOptions, run_merge
+
     options = MergeOptions(copy_tokenizer=False, write_model_card=False, quiet=True)
     run_merge(MergeConfiguration.model_validate(configuration), str(out), options)
     return tensors(out)
