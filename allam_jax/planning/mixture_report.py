@@ -27,21 +27,26 @@ def markdown(plan: MixturePlan) -> str:
         blocks.append(table(groups, {"what": title, "share": "Share"}))
     unknown = [line.name for line in plan.lines if line.available is None and line.tokens]
     if unknown:
+        which = "any source" if len(unknown) == sum(line.tokens > 0 for line in plan.lines) else ", ".join(unknown)
         blocks.append(
-            f"Sizes of {', '.join(unknown)} are not known: give their `path` or `tokens` in `data.sources` for epochs."
+            f"The size of {which} is not known: for epochs, give `path` or `tokens` in `config.data.sources`."
         )
     return section(f"Mixture of {plan.budget:,} tokens", *blocks, level=1) + "\n"
 
 
 def draw(plan: MixturePlan, path: Path) -> None:
-    """Writes a PNG: share and epochs of every source, in a colour for each language and origin."""
+    """Writes a PNG: share and (where a size is known) epochs of every source, a colour for each language and origin."""
     import matplotlib
 
     groups = list(dict.fromkeys(_language_and_origin(line) for line in plan.lines))
     colours = {group: figures.COLOURS[index % len(figures.COLOURS)] for index, group in enumerate(groups)}
+    panels = [("share", 100, "Share (%)")]
+    if any(line.epochs is not None for line in plan.lines):
+        panels.append(("epochs", 1, "Epochs"))
     with matplotlib.rc_context(figures.STYLE):
-        figure, axes = figures.grid(rows=1, columns=2, size=(7.2, 1.4 + 0.26 * len(plan.lines)), heights=(1,))
-        for ax, key, scale, label in ((axes[0, 0], "share", 100, "Share (%)"), (axes[0, 1], "epochs", 1, "Epochs")):
+        size = (7.2, 1.4 + 0.26 * len(plan.lines))
+        figure, axes = figures.grid(rows=1, columns=len(panels), size=size, heights=(1,))
+        for ax, (key, scale, label) in zip(axes[0], panels, strict=True):
             for group in groups:
                 mine = [(i, line) for i, line in enumerate(plan.lines) if _language_and_origin(line) == group]
                 values = [(getattr(line, key) or 0) * scale for _, line in mine]
@@ -50,9 +55,11 @@ def draw(plan: MixturePlan, path: Path) -> None:
             ax.set_yticks(range(len(plan.lines)), [line.name for line in plan.lines])
             ax.invert_yaxis()
             ax.margins(x=0.18)
+            ax.set_xlim(left=0)
             ax.set_xlabel(label)
             ax.grid(axis="y", visible=False)
-        axes[0, 1].tick_params(labelleft=False)
+        for ax in axes[0, 1:]:
+            ax.tick_params(labelleft=False)
         figures.legend(figure, axes[0, 0], columns=4)
         figures.save(figure, path)
 

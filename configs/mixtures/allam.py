@@ -18,6 +18,7 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
+from allam_jax.errors import UserError
 from configs import base
 
 # Percent of each language's tokens (paper, Table 1), its share of the run, and what it is.
@@ -51,6 +52,8 @@ def sources(table: Mapping[str, Mapping[str, float]], *, root: str = "") -> Conf
 
 
 def get_config(which: str = "mixed") -> ConfigDict:
+    if which not in TOKENS:
+        raise UserError(f"--config configs/mixtures/allam.py:{which}: expected {' or '.join(TOKENS)}")
     table = {"mixed": MIXED, "english": ENGLISH}[which]
     config = base.get_config()
     config.task = "mixture"
