@@ -20,9 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from allam_jax.corpus.shards import unit_hash
 from allam_jax.errors import UserError
-from allam_jax.files import atomic_path, read_json, sha256_of_file, write_json
+from allam_jax.files import atomic_path, read_json, sha256_of_file, unit_hash, write_json
 
 MODEL_FILE, FACTS_FILE = "model.bin", "classifier.json"
 GPT3_ALPHA = 9.0

@@ -65,7 +65,7 @@ def write_dataset(
         writers = {split: _SplitWriter(temporary, split=split, shard_bytes=shard_bytes) for split in wanted}
         try:
             for document in documents:
-                split = "validation" if unit_hash(f"{seed}:{document.id}") < validation_share else "train"
+                split = "validation" if _unit_hash(f"{seed}:{document.id}") < validation_share else "train"
                 with _disk_errors(directory):
                     writers[split].write(document)
             with _disk_errors(directory):
@@ -222,7 +222,7 @@ def _write_tfds_metadata(directory: Path, *, name: str, splits: Mapping[str, Any
     )
 
 
-def unit_hash(key: str) -> float:
+def _unit_hash(key: str) -> float:
     """A number in [0, 1), the same on every machine."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) / 2**64
 

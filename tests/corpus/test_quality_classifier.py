@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from allam_jax.corpus import catalog
+from allam_jax.corpus.document import Document
 from allam_jax.corpus.quality_classifier import (
     FACTS_FILE,
     MODEL_FILE,
@@ -19,7 +20,10 @@ from allam_jax.corpus.quality_classifier import (
     keeps,
     train_classifier,
 )
+from allam_jax.corpus.shards import write_dataset
 from allam_jax.errors import UserError
+from allam_jax.tasks import runner
+from configs import base
 
 SMALL = FastTextOptions(dim=8, buckets=2**12, epochs=10)
 
@@ -109,6 +113,24 @@ def test_the_same_texts_give_the_same_bytes_in_any_order(real, trained, tmp_path
     again = train_classifier(prose[::-1], code[::-1], directory=tmp_path, options=SMALL, seed=3)
     assert again == facts
     assert (tmp_path / MODEL_FILE).read_bytes() == (directory / MODEL_FILE).read_bytes()
+
+
+def test_the_task_trains_on_document_shards(real, tmp_path):
+    config = base.get_config()
+    config.task = "quality_classifier"
+    config.quality.update(dim=8, buckets=2**12, held_out=0.2)
+    for kind, name, texts in (("positives", "prose", real[0][:300]), ("negatives", "code", real[1][:300])):
+        documents = [Document(text=text, id=str(i), source=name, language="en") for i, text in enumerate(texts)]
+        write_dataset(documents, directory=tmp_path / name, name=name, validation_share=0)
+        config.quality[kind][name] = base.texts(path=str(tmp_path / name))
+    result = runner.run(config, workdir=tmp_path / "run")
+    assert sum(result["trained_on"].values()) + sum(result["held_out"].values()) == 600
+    assert result["auc"] > 0.95
+    classifier = QualityClassifier(tmp_path / "run")
+    means = {
+        kind: np.mean(classifier.scores(texts[300:400])) for kind, texts in zip(("good", "web"), real, strict=True)
+    }
+    assert means["good"] > means["web"] + 0.3
 
 
 def test_bad_input(trained, tmp_path):

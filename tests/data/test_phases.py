@@ -1,6 +1,8 @@
 """Mixtures that change at a step: where the change falls, and that nothing else can move it."""
 
+import hashlib
 import json
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -69,9 +71,6 @@ def test_the_mixture_changes_with_the_first_batch_after_the_step(make, lanes):
 
 def expected_source(n, lane, weights):
     """The Kronecker sequence of mixture.py's heading, in exact arithmetic."""
-    import hashlib
-    from fractions import Fraction
-
     offset = int.from_bytes(hashlib.blake2b(b"5:mixture", digest_size=8).digest())
     golden, sqrt2 = 11400714819323198485, 7640891576956012809  # 2^64 / golden ratio; 2^64 * (sqrt(2) - 1)
     point = Fraction((n * golden + lane * sqrt2 + offset) % 2**64, 2**64)
