@@ -35,12 +35,25 @@ def documents(**values) -> ConfigDict:
 def mixture(**values) -> ConfigDict:
     """One entry of `data.sources` or `eval.sources`: documents to draw from."""
     source = ConfigDict()
-    source.path = ""  # a TFDS dataset directory written by the corpus task
+    source.path = ""  # a TFDS dataset directory written by the corpus task, or its tokens, written by tokenize
     source.split = "train"
-    source.weight = 1.0  # share of the tokens, relative to the sum over sources
+    source.weight = 1.0  # share of the tokens, relative to the sum over sources; or
+    source.epochs = 0.0  # how often it is gone through, if every source says so: then weights count for nothing
+    source.tokens = 0  # of one epoch; 0: as counted from path (where epochs state a training run: by a token cache)
+    source.language, source.domain, source.origin = "", "", ""  # labels in tables: en; web; natural or translated
     source.lock()
     source.update(values)
     return source
+
+
+def phase(*, from_step: int, **weights: float) -> ConfigDict:
+    """One entry of `data.phases`: the mixture from a step on, as weights of `data.sources` by name."""
+    later = ConfigDict()
+    later.from_step = from_step  # updates made when it begins
+    later.weights = ConfigDict(weights)  # relative; a source that is not named is not drawn
+    later.lock()
+    later.weights.unlock()
+    return later
 
 
 def texts(**values) -> ConfigDict:
@@ -101,7 +114,8 @@ def get_config() -> ConfigDict:
     config.init.data = False  # also take the position in the data
 
     config.data = ConfigDict()
-    config.data.sources = ConfigDict()
+    config.data.sources = ConfigDict()  # name -> mixture(...)
+    config.data.phases = ConfigDict()  # name -> phase(from_step=..., SOURCE=weight, ...): other mixtures, later on
     config.data.seq_len = 256
     config.data.batch_size = 8  # sequences per optimizer step, over all devices
     config.data.lanes = 0  # independent streams that make up a batch, whatever the hosts; 0: as many of 8 as divide it
@@ -178,6 +192,16 @@ def get_config() -> ConfigDict:
     config.tokenizer_merge.control_tokens = ("<|im_start|>", "<|im_end|>")
     config.tokenizer_merge.sources = ConfigDict()  # name -> texts(...): held-out lines for the proof and the fertility
 
+    config.quality = ConfigDict()  # of task quality_classifier
+    config.quality.positives = ConfigDict()  # name -> texts(...): encyclopedias, books
+    config.quality.negatives = ConfigDict()  # name -> texts(...): unfiltered web
+    config.quality.held_out = 0.1  # share of the documents that the classifier is tested on
+    config.quality.epochs = 5  # this and what follows: of fastText
+    config.quality.learning_rate = 0.5
+    config.quality.word_ngrams = 2
+    config.quality.dim = 32
+    config.quality.buckets = 2**18  # of the hashed n-grams; the model has buckets x dim x 4 bytes, and the words
+
     config.expand = ConfigDict()
     config.expand.method = "subword_mean"  # random | mean_all | first_piece | last_piece | mean_noise
     config.expand.head_method = ""  # of the output table; empty: the same
@@ -209,6 +233,11 @@ def get_config() -> ConfigDict:
     config.report.export = ""
     config.report.arms = ConfigDict()  # method -> arm(...)
 
+    config.mixture = ConfigDict()  # of task mixture: what data.sources and data.phases come to
+    config.mixture.tokens = 0  # budget; 0: train.steps steps, or what the epochs of the sources add up to
+    config.mixture.max_epochs = 0.0  # a source that would be gone through more often is refused; 0: no limit
+    config.mixture.sum_of_weights = 0.0  # 1 or 100 where weights are shares that must add up; 0: they are relative
+
     config.plan = ConfigDict()  # of task plan: the cluster that the run is planned for
     config.plan.gpu = "a100"  # a100 (80 GB) or h100
     config.plan.nodes = 1
@@ -232,10 +261,13 @@ def _locked(config: ConfigDict) -> ConfigDict:
     config.lock()
     for named in (
         config.data.sources,
+        config.data.phases,
         config.eval.sources,
         config.corpus.sources,
         config.tokenizer_training.sources,
         config.tokenizer_merge.sources,
+        config.quality.positives,
+        config.quality.negatives,
         config.merge.models,
         config.report.arms,
     ):

@@ -8,15 +8,14 @@ The texts stay in the user's cache and are not part of this repository: a packag
 """
 
 import dataclasses
-import difflib
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from allam_jax.corpus import extract
 from allam_jax.corpus.document import Document
 from allam_jax.corpus.packages import Package, fetch_package, read_member
-from allam_jax.errors import UserError
+from allam_jax.errors import UserError, nearest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -259,9 +258,4 @@ def read_asset(asset: str, *, cache_dir: Path | None = None) -> bytes:
 def _lookup(name: str, table: dict, *, kind: str):
     if name in table:
         return table[name]
-    raise UserError(f"corpus: unknown {kind} {name!r}; {_nearest(name, table)}")
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
+    raise UserError(f"corpus: unknown {kind} {name!r}; {nearest(name, table)}")

@@ -10,6 +10,7 @@ A batch is a dict of arrays of one shape, [batch, seq_len]:
   source_ids    int32    index of the source in the config's order
 """
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
@@ -35,6 +36,18 @@ class Encoder(Protocol):
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
         """Ids of a text, with BOS before and EOS after it where asked."""
+        ...
+
+
+class BatchEncoder(Encoder, Protocol):
+    """What writing a token cache needs besides."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids lie below it."""
+
+    def encode_batch(self, texts: Iterable[str], *, bos: bool = False, eos: bool = False) -> list[list[int]]:
+        """`encode` for many texts at once."""
         ...
 
 

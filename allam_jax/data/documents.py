@@ -4,7 +4,7 @@ import bisect
 import difflib
 import itertools
 from pathlib import Path
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 from allam_jax.corpus.shards import check_shard, read_manifest
 from allam_jax.errors import UserError
@@ -52,7 +52,12 @@ class DocumentSource:
         except (NotImplementedError, ValueError) as error:
             raise UserError(f"{directory}: not ArrayRecord, cannot be read at random ({_one_line(error)})") from None
         lengths = [(path.name, path.stat().st_size) for path in self._shards]
-        self.fingerprint: str = sha256_of_json([manifest["fingerprint"] if manifest else lengths, split])
+        self.fingerprint: str = self.fingerprint_of(manifest["fingerprint"] if manifest else lengths, split=split)
+
+    @staticmethod
+    def fingerprint_of(content: Any, *, split: str) -> str:
+        """The fingerprint of a split, given its manifest's (or the sizes of its shards)."""
+        return sha256_of_json([content, split])
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0

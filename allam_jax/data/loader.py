@@ -5,15 +5,16 @@ The global batch consists of a fixed number of *lanes*, `batch_size / lanes` row
     documents of each source, in an order of the seed, a new one every epoch  ->  every `lanes`-th of them
         ->  BOS text EOS as tokens  ->  packed into rows  ->  rows drawn from the sources by weight
 
-What a lane yields depends on its number alone, and a process builds just the lanes that hold its rows. So neither the
-batches nor the saved state (per lane: rows drawn, and document and offset in each source) know of hosts, and a run
-may go on with another number of them.
+Text is tokenised on the way, or its tokens are read from a cache; the weights are those of the phase that the step is
+in. What a lane yields depends on its number alone, and a process builds just the lanes that hold its rows. So neither
+the batches nor the saved state (the step, and per lane: rows drawn, and document and offset in each source) know of
+hosts, and a run may go on with another number of them.
 """
 
 import hashlib
 import math
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -22,9 +23,10 @@ from absl import logging
 from grain.experimental import ThreadPrefetchIterDataset
 
 from allam_jax.data.batch import DTYPES, Batch, Encoder
-from allam_jax.data.documents import DocumentSource
-from allam_jax.data.mixture import MixedRows, check_weights
+from allam_jax.data.mixture import MixedRows
 from allam_jax.data.packing import PackedRows
+from allam_jax.data.phases import Phase, make_phases, phase_at
+from allam_jax.data.sources import check_sources, open_source, tokenised
 from allam_jax.errors import UserError
 
 # Without a number in the config: as many lanes as these divide the batch, whatever the number of processes.
@@ -40,7 +42,15 @@ class Loader(Iterator[Batch]):
       source_names: The sources in the order that `source_ids` count them.
     """
 
-    def __init__(self, batches: grain.IterDataset, *, identity: dict[str, Any], lanes: range, sizes: dict[str, int]):
+    def __init__(
+        self,
+        batches: grain.IterDataset,
+        *,
+        identity: dict[str, Any],
+        lanes: range,
+        sizes: dict[str, int],
+        phases: Sequence[Phase],
+    ):
         self.source_names = list(sizes)
         # Grain's iterators stop their thread when they are deleted, and fail when the interpreter is being torn down
         # by then: so the only reference is where `close` and the finaliser (which runs before that) can drop it.
@@ -49,6 +59,7 @@ class Loader(Iterator[Batch]):
         self._identity = identity
         self._lanes = lanes
         self._sizes = sizes
+        self._phases = phases
 
     def __next__(self) -> Batch:
         return next(self._iterator)
@@ -58,12 +69,13 @@ class Loader(Iterator[Batch]):
 
         Holds this process's lanes: the state of the run is the union of all processes' `lanes`; the rest is equal.
         """
-        return {**self._identity, "lanes": self._iterator.get_state()}
+        return {**self._identity, **self._iterator.get_state()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Goes on where the state was taken, by any number of processes. Weights, batch size and row length may differ.
 
-        A source that the state does not know starts at its beginning.
+        A source that the state does not know starts at its beginning. The step that decides the phase is the state's;
+        `set_step` sets another.
 
         Raises:
           UserError: The state is of another tokenizer, seed, number of lanes or content of a source, or lacks a lane.
@@ -87,11 +99,28 @@ class Loader(Iterator[Batch]):
         for lane in self._lanes:
             if str(lane) not in state["lanes"]:
                 raise UserError(f"data state: no lane {lane}; it has {', '.join(state['lanes'])}: join all processes'")
-        self._iterator.set_state({str(lane): state["lanes"][str(lane)] for lane in self._lanes})
+        lanes = {str(lane): state["lanes"][str(lane)] for lane in self._lanes}
+        # States that were saved before there were phases know no step.
+        self._iterator.set_state({"step": state.get("step", 0), "lanes": lanes})
+
+    def set_step(self, step: int) -> None:
+        """The next batch is that of update `step + 1`: what the phases go by. The position in the data stays."""
+        self._iterator.set_state({**self._iterator.get_state(), "step": step})
+
+    def mixture_at(self, step: int) -> dict[str, float]:
+        """For metrics: the phase of the batch of update `step + 1` (0 is the first) and each source's share in it.
+
+        Nothing where the mixture never changes.
+        """
+        if len(self._phases) == 1:
+            return {}
+        index = phase_at(self._phases, step)
+        shares = self._phases[index].shares
+        return {"phase": index, **{f"mixture/{name}": share for name, share in shares.items()}}
 
     def epochs(self) -> dict[str, float]:
         """How often each source has been gone through, by documents, in this process's lanes (their mean)."""
-        lanes = self._iterator.get_state().values()
+        lanes = self._iterator.get_state()["lanes"].values()
         return {
             name: float(np.mean([lane["sources"][name]["document"] for lane in lanes]))
             * self._identity["number_of_lanes"]
@@ -123,6 +152,7 @@ def make_loader(
     seq_len: int,
     batch_size: int,
     seed: int,
+    phases: Mapping[str, Mapping[str, Any]] | None = None,
     lanes: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
@@ -131,12 +161,13 @@ def make_loader(
     """Builds this process's loader.
 
     Args:
-      sources: Name to `{"path": dataset directory, "weight": share of tokens (default 1), "split": default "train"}`.
-        Weights need not sum to 1. A source of weight 0 keeps its place in `source_ids`.
-      tokenizer: Texts to ids; its fingerprint is checked on resume.
+      sources: Name to `{"path": dataset directory or token cache, "weight": share of tokens (default 1), "split":
+        default "train"}`. Weights need not sum to 1. A source of weight 0 keeps its place in `source_ids`.
+      tokenizer: Texts to ids; its fingerprint is checked on resume, and against that of token caches.
       seq_len: Tokens per row.
       batch_size: Rows per step, of all processes together.
       seed: Of the order of documents and of the mixture.
+      phases: Mixtures of later steps: name to `{"from_step": updates made, "weights": {source: weight}}`.
       lanes: Divisor of `batch_size`; a property of the run, not of the machines. Reading is not repeated by several
         processes where `process_count` divides it. Default: the greatest common divisor of `batch_size` and 8.
       process_index: Of this process.
@@ -152,15 +183,8 @@ def make_loader(
             raise UserError(f"data: batch_size {batch_size} cannot be divided by {name} {divisor}; make it a multiple")
     if seq_len < 1:
         raise UserError(f"data: seq_len is {seq_len}; expected at least 1")
-    weights = {}
-    for name, entry in sources.items():
-        if unknown := sorted(set(entry) - {"path", "weight", "split"}):
-            raise UserError(f"data: source {name} has unknown keys {unknown}; expected path, weight, split")
-        if "path" not in entry:
-            raise UserError(f"data: source {name} has no path; expected a dataset directory")
-        weights[name] = float(entry.get("weight", 1.0))
-    check_weights(weights)
-    opened = {name: _open(name, entry) for name, entry in sources.items()}
+    all_phases = make_phases(check_sources(sources), phases or {})
+    opened = {name: open_source(name, entry, tokenizer=tokenizer.fingerprint) for name, entry in sources.items()}
     local_rows = batch_size // process_count
     rows = range(process_index * local_rows, (process_index + 1) * local_rows)
     lane_rows = batch_size // lanes
@@ -170,11 +194,12 @@ def make_loader(
         packed = {}
         for name, source in opened.items():
             documents = grain.MapDataset.source(source).shuffle(seed=_source_seed(seed, name)).repeat()
-            tokenised = documents[lane::lanes].map(lambda text: _encode(tokenizer, text))
-            packed[name] = PackedRows(tokenised, seq_len=seq_len, name=name, period=len(source))
-        return MixedRows(packed, weights=weights, lane=lane, seed=seed)
+            of_lane = tokenised(documents[lane::lanes], of=source, tokenizer=tokenizer)
+            packed[name] = PackedRows(of_lane, seq_len=seq_len, name=name, period=len(source))
+        return MixedRows(packed, weights=all_phases[0].weights, lane=lane, seed=seed)
 
-    batches: grain.IterDataset = _Batches({lane: lane_dataset(lane) for lane in local_lanes}, rows, lane_rows=lane_rows)
+    datasets = {lane: lane_dataset(lane) for lane in local_lanes}
+    batches: grain.IterDataset = _Batches(datasets, rows, lane_rows=lane_rows, phases=all_phases)
     if prefetch:
         batches = ThreadPrefetchIterDataset(batches, prefetch_buffer_size=prefetch)
     identity = {
@@ -185,23 +210,12 @@ def make_loader(
         "sources": {name: source.fingerprint for name, source in opened.items()},
     }
     sizes = {name: len(source) for name, source in opened.items()}
-    return Loader(batches, identity=identity, lanes=local_lanes, sizes=sizes)
+    return Loader(batches, identity=identity, lanes=local_lanes, sizes=sizes, phases=all_phases)
 
 
 def _close(held: list[grain.DatasetIterator]) -> None:
     while held:
         held.pop().close()
-
-
-def _open(name: str, entry: Mapping[str, Any]) -> DocumentSource:
-    source = DocumentSource(entry["path"], split=entry.get("split", "train"))
-    if not len(source):
-        raise UserError(f"data: source {name} at {entry['path']} has no documents")
-    return source
-
-
-def _encode(tokenizer: Encoder, text: str) -> np.ndarray:
-    return np.asarray(tokenizer.encode(text, bos=True, eos=True), np.int32)
 
 
 def _source_seed(seed: int, name: str) -> int:
@@ -210,34 +224,45 @@ def _source_seed(seed: int, name: str) -> int:
 
 
 class _Batches(grain.IterDataset):
-    """Stacks the rows of the local lanes and keeps those of this process; the state maps lane to state."""
+    """Stacks the rows of the local lanes and keeps those of this process; tells the lanes which mixture it is now."""
 
-    def __init__(self, lanes: Mapping[int, MixedRows], rows: range, *, lane_rows: int):
+    def __init__(self, lanes: Mapping[int, MixedRows], rows: range, *, lane_rows: int, phases: Sequence[Phase]):
         super().__init__(list(lanes.values()))
         self.lanes = dict(lanes)
         self.rows = rows
         self.lane_rows = lane_rows
+        self.phases = phases
 
     def __iter__(self) -> grain.DatasetIterator:
         return _BatchesIterator(self)
 
 
 class _BatchesIterator(grain.DatasetIterator):
+    """The state is `{"step": updates whose batches have been handed out, "lanes": {lane: its state}}`."""
+
     def __init__(self, dataset: _Batches):
         self._iterators = {str(lane): iter(rows) for lane, rows in dataset.lanes.items()}
         super().__init__(list(self._iterators.values()))
         self._dataset = dataset
+        self._step = 0
 
     def __next__(self) -> Batch:
-        lane_rows = self._dataset.lane_rows
-        rows = [next(iterator) for iterator in self._iterators.values() for _ in range(lane_rows)]
+        lane_rows, phases = self._dataset.lane_rows, self._dataset.phases
+        weights = phases[phase_at(phases, self._step)].weights
+        rows = []
+        for iterator in self._iterators.values():
+            iterator.weights = weights
+            rows += [next(iterator) for _ in range(lane_rows)]
+        self._step += 1
         first = self._dataset.rows.start - min(self._dataset.lanes) * lane_rows
         mine = rows[first : first + len(self._dataset.rows)]
         return {key: np.stack([row[key] for row in mine]) for key in DTYPES}
 
     def get_state(self) -> dict[str, Any]:
-        return {lane: iterator.get_state() for lane, iterator in self._iterators.items()}
+        lanes = {lane: iterator.get_state() for lane, iterator in self._iterators.items()}
+        return {"step": self._step, "lanes": lanes}
 
     def set_state(self, state: dict[str, Any]) -> None:
+        self._step = state["step"]
         for lane, iterator in self._iterators.items():
-            iterator.set_state(state[lane])
+            iterator.set_state(state["lanes"][lane])

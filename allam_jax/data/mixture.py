@@ -52,34 +52,45 @@ class MixedRows(grain.IterDataset):
     """The rows of one lane, drawn from its sources by weight, with `source_ids` filled in."""
 
     def __init__(self, parents: Mapping[str, PackedRows], *, weights: Mapping[str, float], lane: int, seed: int):
+        """`weights` are those to start with; see `MixedRowsIterator.weights`."""
         super().__init__(list(parents.values()))
         self.sources = dict(parents)
         self.weights = dict(weights)
         self.lane = lane
         self.seed = seed
 
-    def __iter__(self) -> grain.DatasetIterator:
+    def __iter__(self) -> "MixedRowsIterator":
         """Starts with the first row."""
-        return _MixedRowsIterator(self)
+        return MixedRowsIterator(self)
 
 
-class _MixedRowsIterator(grain.DatasetIterator):
+class MixedRowsIterator(grain.DatasetIterator):
+    """The rows of a lane.
+
+    Attributes:
+      weights: Of the rows to come; to be set where a new phase begins. A stretch of the sequence has the right shares
+        wherever it begins, so the count of rows goes on.
+    """
+
     def __init__(self, dataset: MixedRows):
         self._iterators = {name: iter(rows) for name, rows in dataset.sources.items()}
         super().__init__(list(self._iterators.values()))
         self._dataset = dataset
         self._row = 0
+        self.weights = dataset.weights
         self._source_ids = {name: index for index, name in enumerate(dataset.sources)}
 
     def __next__(self) -> Batch:
+        """The next row, [seq_len]."""
         mixture = self._dataset
-        name = source_of_row(self._row, lane=mixture.lane, seed=mixture.seed, weights=mixture.weights)
+        name = source_of_row(self._row, lane=mixture.lane, seed=mixture.seed, weights=self.weights)
         row = next(self._iterators[name])
         row["source_ids"][:] = self._source_ids[name]
         self._row += 1
         return row
 
     def get_state(self) -> dict[str, Any]:
+        """Rows drawn, and the position in every source."""
         sources = {name: iterator.get_state() for name, iterator in self._iterators.items()}
         return {"row": self._row, "sources": sources}
 

@@ -29,11 +29,13 @@ READ_BY = {
     "corpus": ("corpus",),
     "tokenizer_training": ("tokenizer",),
     "tokenizer_merge": ("merge_tokenizer",),
+    "quality": ("quality_classifier",),
     "expand": ("expand",),
     "generate": ("generate",),
     "merge": ("merge",),
     "export": ("export", "merge"),
     "report": ("expansion_report",),
+    "mixture": ("mixture",),
     "plan": ("plan",),
     "metrics": (),
 }

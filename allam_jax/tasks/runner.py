@@ -21,8 +21,11 @@ from allam_jax.tasks.recipe import run_recipe
 # Modules are imported when their task runs: a tokenizer task does not wait for JAX.
 TASKS = {
     "corpus": "allam_jax.tasks.corpus",
+    "quality_classifier": "allam_jax.tasks.quality_classifier",
     "tokenizer": "allam_jax.tasks.tokenizer",
     "merge_tokenizer": "allam_jax.tasks.merge_tokenizer",
+    "tokenize": "allam_jax.tasks.tokenize",
+    "mixture": "allam_jax.tasks.mixture",
     "train": "allam_jax.tasks.train",
     "expand": "allam_jax.tasks.expand",
     "evaluate": "allam_jax.tasks.evaluate",

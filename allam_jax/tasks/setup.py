@@ -9,6 +9,8 @@ from ml_collections import ConfigDict
 
 from allam_jax.config import require
 from allam_jax.data.evaluation_rows import EvaluationRows, make_evaluation_rows
+from allam_jax.data.sources import stated_weights
+from allam_jax.data.token_cache import TokenSource, is_token_cache
 from allam_jax.model.config import ComputeOptions, LlamaConfig
 from allam_jax.model.weights import LoadedWeights, check_vocabulary
 from allam_jax.parallel.mesh import make_mesh
@@ -70,6 +72,23 @@ def open_evaluation(config: ConfigDict, *, tokenizer: Tokenizer) -> dict[str, Ev
 
 
 def mixture(config: ConfigDict) -> dict[str, dict[str, Any]]:
-    """`config.data.sources` as plain dicts."""
+    """What `make_loader` needs of `config.data.sources`; epochs have become weights."""
     require(config.data.sources, key="data.sources", hint="name at least one source")
-    return {name: source.to_dict() for name, source in config.data.sources.items()}
+    sources = {name: source.to_dict() for name, source in config.data.sources.items()}
+    weights = stated_weights(sources, targets={name: _known_targets(entry) for name, entry in sources.items()})
+    return {
+        name: {"path": entry["path"], "split": entry["split"], "weight": weights[name]}
+        for name, entry in sources.items()
+    }
+
+
+def _known_targets(entry: dict[str, Any]) -> int:
+    """Tokens of an epoch, where they are given or a token cache knows them; else 0."""
+    if entry["tokens"] or not entry["epochs"] or not is_token_cache(entry["path"]):
+        return entry["tokens"]
+    return TokenSource(entry["path"], split=entry["split"]).targets
+
+
+def phases(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """`config.data.phases` as plain dicts."""
+    return {name: phase.to_dict() for name, phase in config.data.phases.items()}

@@ -29,7 +29,15 @@ from allam_jax.parallel.distributed import barrier, is_main_process, process_row
 from allam_jax.parallel.mesh import check_batch
 from allam_jax.planning.fit import check_fits
 from allam_jax.planning.run import described_run
-from allam_jax.tasks.setup import architecture, compute_options, mixture, open_evaluation, open_mesh, open_tokenizer
+from allam_jax.tasks.setup import (
+    architecture,
+    compute_options,
+    mixture,
+    open_evaluation,
+    open_mesh,
+    open_tokenizer,
+    phases,
+)
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.training.checkpoints import Checkpointer, Restored, read_metadata, restore_checkpoint
 from allam_jax.training.load import CHECKPOINTS_FOLDER, checkpoint_of, load_model, read_run, run_of, save_run
@@ -102,6 +110,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
                 f"config.train.steps = {config.train.steps}: {workdir} is at step {int(state.step)} already; give "
                 "more, or branch from one of its checkpoints into another --workdir"
             )
+        loader.set_step(int(state.step))  # of this run: what its phases go by
         origin = dataclasses.replace(origin, params=None)  # the step donates them
         logging.info("%s parameters on mesh %s", f"{model.num_parameters:,}", dict(mesh.shape))
 
@@ -151,7 +160,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
                 tokens_by_source=tokens,
                 mesh=dict(mesh.shape),
                 tokenizer=origin.tokenizer.fingerprint,
-                mixture=sha256_of_json(mixture(config)),
+                mixture=_mixture_hash(config),
                 parent=parent,
             ),
             tokens_by_source=tokens_by_source,
@@ -244,6 +253,12 @@ def _reopen(config: ConfigDict, workdir: Path) -> _Origin:
     return origin
 
 
+def _mixture_hash(config: ConfigDict) -> str:
+    """Without phases, that of the sources alone: what it was before there were phases."""
+    later = phases(config)
+    return sha256_of_json([mixture(config), later] if later else mixture(config))
+
+
 def _open_loader(config: ConfigDict, *, tokenizer: Tokenizer, mesh: Mesh) -> Loader:
     start, stop = process_rows(mesh, global_batch=config.data.batch_size)
     rows = stop - start
@@ -253,6 +268,7 @@ def _open_loader(config: ConfigDict, *, tokenizer: Tokenizer, mesh: Mesh) -> Loa
         seq_len=config.data.seq_len,
         batch_size=config.data.batch_size,
         seed=config.seed,
+        phases=phases(config),
         lanes=config.data.lanes or None,
         # Processes that differ along the tensor axis only read the same rows.
         process_index=start // rows,

@@ -55,7 +55,7 @@ def run_loop(
     Args:
         state: where to start; its buffers are donated.
         train_step: from `make_train_step`.
-        loader: yields this process's rows as numpy batches; has `get_state`.
+        loader: yields this process's rows as numpy batches; see `data.loader.Loader`.
         mesh, global_batch, seq_len: how the rows lie on the devices.
         intervals: when to log, evaluate and save.
         evaluate: parameters -> row of metrics; called by all processes.
@@ -110,7 +110,7 @@ def run_loop(
                 jax.block_until_ready(metrics)  # this step compiled: its time says nothing about the next
                 throughput.restart()
             if step % intervals.log == 0 or step == intervals.steps:
-                show(writer.write(step, metrics, timing=timing))
+                show(writer.write(step, {**metrics, **loader.mixture_at(step - 1)}, timing=timing))
                 counts.settle(keep=2)
             checkpointer.check()
 

@@ -13,6 +13,9 @@ class ByteTokenizer:
     def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
         return [BOS] * bos + list(text.encode()) + [EOS] * eos
 
+    def encode_batch(self, texts, *, bos: bool = False, eos: bool = False) -> list[list[int]]:
+        return [self.encode(text, bos=bos, eos=eos) for text in texts]
+
 
 def make_texts(prefix: str, count: int, *, seed: int) -> list[str]:
     """Texts of 1 to 120 letters that begin with their number, all different; every 17th is ten times as long."""

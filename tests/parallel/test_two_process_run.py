@@ -22,6 +22,8 @@ def get_config():
         dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64, vocab_multiple=32, max_position=32
     )
     config.data.sources.en = base.mixture(path="{root}/documents")
+    config.data.sources.more = base.mixture(path="{root}/documents", split="validation", weight=0.0)
+    config.data.phases.half = base.phase(from_step=6, en=1.0, more=1.0)
     config.data.update(seq_len=32, batch_size=8, lanes=4)
     config.eval.sources.en = base.mixture(path="{root}/documents", split="validation")
     config.eval.batch_size = 4
@@ -93,6 +95,7 @@ def test_two_processes_train_the_curve_of_one(train, tmp_path):
     one = train(tmp_path / "one", processes=1, devices=4, **mesh)
     losses = [row["loss"] for row in training(one)]
     assert len(losses) == 12
+    assert [row["mixture/more"] for row in training(one)] == [0.0] * 6 + [0.5] * 6
     assert losses[-1] < 0.95 * losses[0]
     two = train(tmp_path / "two", processes=2, devices=2, **mesh)
     assert_same_curve(two, one, rtol=1e-5)

@@ -1,0 +1,222 @@
+"""The quality score of RedPajama-v2 (`rps_doc_ml_palm_score`) and sampling by it, for any language.
+
+A fastText classifier tells texts of known quality (for English: Wikipedia, books, OpenWebText) from unfiltered web; the
+score of a document is the probability of the first kind. Documents are not cut off at a threshold but sampled, as
+GPT-3 (2005.14165, appendix A), GLaM and PaLM did: a document of score s stays if a draw from a Pareto distribution is
+above 1 - s,
+
+    P(keep) = P(X > 1 - s) = (2 - s)^(-alpha)        X as numpy.random.pareto(alpha) draws it; alpha = 9 in GPT-3
+
+so that most of what scores high stays, and some of what the classifier does not know. GPT-3 chose alpha to give the
+kept web the score distribution of its reference texts: `fit_alpha`.
+"""
+
+import dataclasses
+import itertools
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from allam_jax.errors import UserError
+from allam_jax.files import atomic_path, read_json, sha256_of_file, unit_hash, write_json
+
+MODEL_FILE, FACTS_FILE = "model.bin", "classifier.json"
+GPT3_ALPHA = 9.0
+_GOOD, _WEB = "__label__good", "__label__web"
+_LARGEST_ALPHA = 1e4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FastTextOptions:
+    """How the classifier is trained: names and meanings are fastText's."""
+
+    epochs: int = 5
+    learning_rate: float = 0.5
+    word_ngrams: int = 2
+    dim: int = 32
+    buckets: int = 2**18
+
+
+class QualityClassifier:
+    """A trained classifier. `facts` is what `train_classifier` wrote down about it."""
+
+    def __init__(self, directory: str | Path):
+        """Loads what `train_classifier` wrote; UserError if it is not there or damaged."""
+        path = Path(directory) / MODEL_FILE
+        self.facts: dict[str, Any] = read_json(Path(directory) / FACTS_FILE)
+        if not path.is_file() or sha256_of_file(path) != self.facts["sha256"]:
+            raise UserError(f"{path}: missing, or not the model that was trained (sha256); train the classifier again")
+        self._model = _fasttext().load_model(str(path))
+
+    def score(self, text: str) -> float:
+        """Probability that the text is of the first kind, 0 to 1: the document's quality score."""
+        return self.scores([text])[0]
+
+    def scores(self, texts: Sequence[str]) -> list[float]:
+        """`score` of many texts."""
+        return _scores(self._model, [one_line(text) for text in texts])
+
+
+def one_line(text: str) -> str:
+    """The text as the classifier reads it: on one line, as RedPajama-v2 hands it to fastText."""
+    return " ".join(text.splitlines()).strip()
+
+
+def keep_probability(score: float, *, alpha: float = GPT3_ALPHA) -> float:
+    """(2 - score)^(-alpha): 1 for a score of 1, 2^(-alpha) for 0."""
+    if not 0 <= score <= 1:
+        raise ValueError(f"a quality score lies in 0..1; got {score}")
+    return float((2.0 - score) ** -alpha)
+
+
+def keeps(document_id: str, score: float, *, alpha: float = GPT3_ALPHA, seed: int = 0) -> bool:
+    """Whether the document stays: a draw that depends on its id and the seed alone, not on its neighbours."""
+    return unit_hash(f"{seed}:quality:{document_id}") < keep_probability(score, alpha=alpha)
+
+
+def fit_alpha(web: Sequence[float], reference: Sequence[float]) -> float:
+    """The alpha for which the web that stays has, on average, the score of reference texts.
+
+    Args:
+      web: Scores of a sample of web documents.
+      reference: Scores of held-out documents of the first kind.
+
+    Raises:
+      UserError: No scores, or no alpha does it: all web scores below, or on average above, the reference's mean.
+    """
+    if not len(web) or not len(reference):
+        raise UserError("quality: no scores to fit alpha to; give documents of both kinds")
+    scores, wanted = np.asarray(web, np.float64), float(np.mean(reference))
+
+    def mean_kept(alpha: float) -> float:
+        # Relative to the best score: (2 - s)^-alpha alone underflows for a large alpha.
+        weights = np.exp(-alpha * (np.log(2 - scores) - np.log(2 - scores.max())))
+        return float(np.sum(weights * scores) / np.sum(weights))
+
+    low, high = 0.0, _LARGEST_ALPHA
+    if not mean_kept(low) <= wanted <= mean_kept(high):
+        raise UserError(
+            f"quality: no alpha gives the web (mean score {mean_kept(low):.3f}, best {scores.max():.3f}) the "
+            f"reference's mean score of {wanted:.3f}; set it by hand (GPT-3 used 9)"
+        )
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if mean_kept(middle) < wanted else (low, middle)
+    return high
+
+
+def train_classifier(
+    positives: Iterable[str],
+    negatives: Iterable[str],
+    *,
+    directory: Path,
+    held_out: float = 0.1,
+    seed: int = 0,
+    options: FastTextOptions | None = None,
+) -> dict[str, Any]:
+    """Trains a classifier into `directory` (model.bin, classifier.json), on one thread: same texts, same bytes.
+
+    The score takes both kinds to be as frequent as in training: give about as much text of each.
+
+    Args:
+      positives: Texts of known quality.
+      negatives: Unfiltered web.
+      directory: Where it goes.
+      held_out: Expected share of the texts, chosen by a hash of the text, that it is tested on and not trained on.
+      seed: Of that choice, of the order of the texts and of fastText.
+      options: Of fastText.
+
+    Returns:
+      `{"trained_on", "held_out": {"good", "web"} counts, "accuracy", "auc", "mean_score": {"good", "web"}, "options",
+      "seed", "sha256"}`; accuracy at a score of 0.5; both, the AUC and the means are of the held-out texts.
+
+    Raises:
+      UserError: A kind without texts to train on or to test on.
+    """
+    if not 0 < held_out < 1:
+        raise UserError(f"quality: held_out is {held_out}; expected a share between 0 and 1")
+    options = options or FastTextOptions()
+    training: list[tuple[float, str]] = []  # (order, labelled line)
+    tests: dict[str, list[str]] = {_GOOD: [], _WEB: []}
+    counts = {_GOOD: 0, _WEB: 0}
+    for label, text in itertools.chain(((_GOOD, text) for text in positives), ((_WEB, text) for text in negatives)):
+        line = one_line(text)
+        if unit_hash(f"{seed}:held_out:{line}") < held_out:
+            tests[label].append(line)
+        else:
+            counts[label] += 1
+            training.append((unit_hash(f"{seed}:order:{line}"), f"{label} {line}"))
+    for label, name in ((_GOOD, "positives"), (_WEB, "negatives")):
+        if not counts[label] or not tests[label]:
+            raise UserError(
+                f"quality: {counts[label]} {name} to train on and {len(tests[label])} to test on; give more texts"
+            )
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".training-", dir=directory) as scratch:
+        file = Path(scratch) / "training.txt"
+        # fastText goes through the file in its order: both kinds must be mixed.
+        file.write_text("".join(f"{line}\n" for _, line in sorted(training)), encoding="utf-8")
+        try:
+            model = _fasttext().train_supervised(
+                input=str(file),
+                epoch=options.epochs,
+                lr=options.learning_rate,
+                wordNgrams=options.word_ngrams,
+                dim=options.dim,
+                bucket=options.buckets,
+                thread=1,
+                seed=seed,
+                verbose=0,
+            )
+        except RuntimeError as error:  # "Encountered NaN."
+            raise UserError(
+                f"quality: fastText failed ({error}); lower quality.learning_rate, and see that the installed package "
+                f"is fasttext-community (others of the same module train on uninitialised memory)"
+            ) from None
+    with atomic_path(directory / MODEL_FILE) as temporary:
+        model.save_model(str(temporary))
+    facts = {
+        "trained_on": _by_name(counts),
+        "held_out": _by_name({label: len(some) for label, some in tests.items()}),
+        **_quality({label: _scores(model, some) for label, some in tests.items()}),
+        "options": dataclasses.asdict(options),
+        "seed": seed,
+        "sha256": sha256_of_file(directory / MODEL_FILE),
+    }
+    write_json(directory / FACTS_FILE, facts)
+    return facts
+
+
+def _scores(model: Any, lines: list[str]) -> list[float]:
+    labels, probabilities = model.predict(lines, k=2)
+    found = [dict(zip(some, values, strict=True)) for some, values in zip(labels, probabilities, strict=True)]
+    # fastText's softmax may come out a little above 1. It has no answer for a text without a known word.
+    return [min(1.0, float(values.get(_GOOD, 0.0))) for values in found]
+
+
+def _quality(scores: dict[str, list[float]]) -> dict[str, Any]:
+    """Accuracy at 0.5, area under the ROC curve, and mean scores."""
+    good, web = (np.asarray(scores[label]) for label in (_GOOD, _WEB))
+    right = np.sum(good >= 0.5) + np.sum(web < 0.5)
+    # The share of pairs that are in the right order; ties count half.
+    ordered = np.sort(web)
+    below, upto = np.searchsorted(ordered, good, side="left"), np.searchsorted(ordered, good, side="right")
+    return {
+        "accuracy": float(right / (len(good) + len(web))),
+        "auc": float(np.mean((below + upto) / 2) / len(web)),
+        "mean_score": _by_name({_GOOD: float(good.mean()), _WEB: float(web.mean())}),
+    }
+
+
+def _by_name(by_label: dict[str, Any]) -> dict[str, Any]:
+    return {label.removeprefix("__label__"): value for label, value in by_label.items()}
+
+
+def _fasttext() -> Any:
+    import fasttext  # Only those who score or train need its shared library.
+
+    return fasttext

@@ -1,0 +1,77 @@
+"""What a source's path may hold: documents, tokenised while reading, or a token cache of them; and how many tokens."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import grain
+import numpy as np
+
+from allam_jax.data.batch import BatchEncoder, Encoder
+from allam_jax.data.documents import DocumentSource
+from allam_jax.data.token_cache import TokenSource, is_token_cache
+from allam_jax.data.token_writer import encoded
+from allam_jax.errors import UserError
+
+
+def check_sources(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """The weights of sources; UserError for an unknown key or a missing path."""
+    weights = {}
+    for name, entry in sources.items():
+        if unknown := sorted(set(entry) - {"path", "weight", "split"}):
+            raise UserError(f"data: source {name} has unknown keys {unknown}; expected path, weight, split")
+        if not entry.get("path"):
+            raise UserError(f"data: source {name} has no path; expected a dataset directory or a token cache")
+        weights[name] = float(entry.get("weight", 1.0))
+    return weights
+
+
+def open_source(name: str, entry: Mapping[str, Any], *, tokenizer: str) -> DocumentSource | TokenSource:
+    """Opens `entry["path"]`; a token cache must be of the tokenizer with this fingerprint. UserError if it is empty."""
+    path, split = entry["path"], entry.get("split", "train")
+    cached = is_token_cache(path)
+    source = TokenSource(path, split=split, tokenizer=tokenizer) if cached else DocumentSource(path, split=split)
+    if not len(source):
+        raise UserError(f"data: source {name} at {path} has no documents")
+    return source
+
+
+def tokenised(documents: grain.MapDataset, *, of: DocumentSource | TokenSource, tokenizer: Encoder) -> grain.MapDataset:
+    """A dataset over elements of a source, as arrays of ids: BOS text EOS."""
+    if isinstance(of, TokenSource):
+        return documents
+    return documents.map(lambda text: np.asarray(tokenizer.encode(text, bos=True, eos=True), np.int32))
+
+
+def targets_of(source: DocumentSource | TokenSource, *, tokenizer: BatchEncoder) -> int:
+    """Tokens that one epoch of a source trains on: a cache knows them, documents are tokenised to count them."""
+    if isinstance(source, TokenSource):
+        return source.targets
+    return sum(len(ids) - 1 for ids in encoded(source, tokenizer=tokenizer))
+
+
+def stated_weights(sources: Mapping[str, Mapping[str, Any]], *, targets: Mapping[str, int]) -> dict[str, float]:
+    """The weights of a mixture that is stated by weights, or else by epochs.
+
+    Args:
+      sources: Name to `{"weight", "epochs"}`. Epochs above 0 state the mixture: how often each source is gone through,
+        relative to the others, so that its weight is epochs times its tokens.
+      targets: Tokens of an epoch, by name; needed where epochs state the mixture.
+
+    Raises:
+      UserError: Only some sources have epochs, or the tokens of one are not known.
+    """
+    by_epochs = [name for name, entry in sources.items() if entry["epochs"]]
+    if not by_epochs:
+        return {name: float(entry["weight"]) for name, entry in sources.items()}
+    for name, entry in sources.items():
+        if not entry["epochs"]:
+            raise UserError(
+                f"data.sources.{name}: has no epochs, but {by_epochs[0]} has; state all sources by epochs, or all by "
+                f"weight (epochs 0)"
+            )
+        if not targets.get(name):
+            raise UserError(
+                f"data.sources.{name}: epochs need the number of its tokens; name a token cache (task tokenize) as its "
+                f"path, or give its tokens"
+            )
+    return {name: float(entry["epochs"]) * targets[name] for name, entry in sources.items()}

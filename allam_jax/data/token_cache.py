@@ -1,0 +1,125 @@
+"""Documents as token ids on disk: written once, mapped into memory, read at random by the loader instead of text.
+
+A cache directory holds one split of one dataset, tokenised by one tokenizer: `tokens.json` (the manifest) and, a shard,
+
+    SPLIT-00000.tokens.npy  uint16 or uint32 [tokens]: the ids of its documents one after another, each BOS text EOS
+    SPLIT-00000.index.npy   uint64 [documents, 2]: where each document ends, and the CRC-32 of its ids' bytes
+
+A document's ids are those that `tokenizer.encode(text, bos=True, eos=True)` gives, so batches out of the cache are
+batches out of the text, bit for bit; and the order of documents, the mixture and the batch are chosen when training.
+"""
+
+import bisect
+import itertools
+import zlib
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import numpy as np
+
+from allam_jax.corpus.shards import read_manifest
+from allam_jax.data.documents import DocumentSource
+from allam_jax.errors import UserError
+from allam_jax.files import check_file_sizes, read_json, sha256_of_file
+
+MANIFEST = "tokens.json"
+VERSION = 1
+REMEDY = "run the tokenize task again"
+
+
+def is_token_cache(directory: str | Path) -> bool:
+    """Whether a directory holds tokens, and not documents."""
+    return (Path(directory) / MANIFEST).is_file()
+
+
+class TokenSource:
+    """The token ids of the documents of one split: `len(source)`, `source[i] -> int32 [ids]`.
+
+    Attributes:
+      fingerprint: That of the documents (`DocumentSource.fingerprint`): a run may go from text to cache and back.
+      targets: Tokens that one pass over the documents trains on: every id but each document's BOS.
+      tokenizer: Fingerprint of the tokenizer that made the ids.
+    """
+
+    def __init__(self, directory: str | Path, *, split: str, tokenizer: str | None = None):
+        """Opens a cache directory, of which `tokenizer` (a fingerprint; None: any) must have made the ids.
+
+        Raises:
+          UserError: No cache, another split or tokenizer, documents that have changed since, missing or cut files.
+        """
+        self._directory = Path(directory)
+        manifest = read_json(self._directory / MANIFEST)
+        if manifest.get("version") != VERSION:
+            raise UserError(f"{directory}: tokens of version {manifest.get('version')}, not {VERSION}; {REMEDY}")
+        if manifest["split"] != split:
+            raise UserError(f"{directory}: holds the tokens of split {manifest['split']!r}, not of {split!r}; {REMEDY}")
+        if tokenizer is not None and manifest["tokenizer"] != tokenizer:
+            raise UserError(
+                f"{directory}: made by tokenizer {manifest['tokenizer'][:12]}, but this run's is {tokenizer[:12]}; "
+                f"{REMEDY} with this tokenizer, or name the one that made it"
+            )
+        self.fingerprint: str = manifest["dataset"]
+        self.targets: int = manifest["targets"]
+        self.tokenizer: str = manifest["tokenizer"]
+        _check_origin(manifest, directory=self._directory)
+        self._shards: list[dict[str, Any]] = manifest["shards"]
+        sizes = {file: facts["size"] for shard in self._shards for file, facts in shard["files"].items()}
+        check_file_sizes(self._directory, expected=sizes, remedy=REMEDY)
+        self._ends = list(itertools.accumulate(shard["documents"] for shard in self._shards))
+        self._mapped: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: SupportsIndex) -> np.ndarray:
+        """The ids of a document; UserError naming the file if its bytes have changed on disk."""
+        position = index.__index__()
+        if not 0 <= position < len(self):
+            raise IndexError(position)
+        number = bisect.bisect_right(self._ends, position)
+        tokens, documents = self._map(number)
+        local = position - (self._ends[number - 1] if number else 0)
+        start = int(documents[local - 1, 0]) if local else 0
+        end, checksum = (int(value) for value in documents[local])
+        ids = tokens[start:end]
+        if zlib.crc32(ids.data) != checksum:
+            raise UserError(f"{self._path(number, 'tokens')}: damaged tokens of document {local}; {REMEDY}")
+        return ids.astype(np.int32)
+
+    def __repr__(self) -> str:
+        return f"TokenSource({self._directory})"
+
+    def _map(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        if number not in self._mapped:
+            arrays = []
+            for kind in ("tokens", "index"):
+                path = self._path(number, kind)
+                try:
+                    # As plain arrays: a slice of numpy's memmap class costs ten times as much.
+                    arrays.append(np.asarray(np.load(path, mmap_mode="r")))
+                except (ValueError, OSError) as error:
+                    raise UserError(f"{path}: not readable ({' '.join(str(error).split())}); {REMEDY}") from None
+            self._mapped[number] = (arrays[0], arrays[1])
+        return self._mapped[number]
+
+    def _path(self, number: int, kind: str) -> Path:
+        return self._directory / next(file for file in self._shards[number]["files"] if f".{kind}." in file)
+
+
+def verify_tokens(directory: str | Path) -> None:
+    """Reads every file of a cache in full and compares its SHA-256; UserError for the first that differs."""
+    for shard in read_json(Path(directory) / MANIFEST)["shards"]:
+        for file, facts in shard["files"].items():
+            path = Path(directory) / file
+            if not path.is_file() or sha256_of_file(path) != facts["sha256"]:
+                raise UserError(f"{path}: missing, or its bytes differ from those written (sha256); {REMEDY}")
+
+
+def _check_origin(manifest: dict[str, Any], *, directory: Path) -> None:
+    """UserError if the documents are still where they were and are others now. They may also be gone, or far away."""
+    origin = Path(manifest["origin"])
+    documents = read_manifest(origin)
+    if documents is None:
+        return
+    if DocumentSource.fingerprint_of(documents["fingerprint"], split=manifest["split"]) != manifest["dataset"]:
+        raise UserError(f"{directory}: the documents in {origin} have changed since they were tokenised; {REMEDY}")

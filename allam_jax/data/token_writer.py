@@ -1,0 +1,159 @@
+"""Writes a token cache (`token_cache.py`) in shards, each complete or absent: a killed run goes on with the next.
+
+What is written depends on the documents and the tokenizer alone: not on interruptions, and not on the number of cores
+(`encode_batch` uses all of them). The directory gets its name when all is written; until then it is `.NAME.unfinished`.
+"""
+
+import os
+import shutil
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from allam_jax.data.batch import BatchEncoder
+from allam_jax.data.documents import DocumentSource
+from allam_jax.data.token_cache import MANIFEST, VERSION, is_token_cache, verify_tokens
+from allam_jax.errors import UserError
+from allam_jax.files import atomic_path, read_json, sha256_of_file, write_json
+
+SHARD_TOKENS = 2**26  # 128 MiB of uint16
+_BATCH_CHARACTERS = 4_000_000  # handed to the tokenizer at once: enough for all cores, little memory
+
+
+def write_tokens(
+    documents: str | Path,
+    *,
+    split: str,
+    tokenizer: BatchEncoder,
+    directory: Path,
+    shard_tokens: int = SHARD_TOKENS,
+) -> dict[str, Any]:
+    """Tokenises a split of a dataset directory into a cache directory and returns its manifest.
+
+    A finished cache of the same documents, tokenizer and shard size is kept, after its bytes have been compared with
+    their hashes. An unfinished one is gone on with; one of anything else is replaced.
+
+    Args:
+      documents: Dataset directory.
+      split: Of it.
+      tokenizer: Texts to ids.
+      directory: Where the cache goes.
+      shard_tokens: A shard is closed when it holds this many.
+
+    Returns:
+      `{"version", "tokenizer", "dataset", "origin", "split", "documents", "tokens", "targets", "dtype", "shards"}`;
+      `targets` are the tokens that one epoch trains on. A shard is `{"documents", "tokens", "files": {name: {"size",
+      "sha256"}}}`.
+
+    Raises:
+      UserError: No such dataset or split, or no documents in it.
+    """
+    source = DocumentSource(documents, split=split)
+    if not len(source):
+        raise UserError(f"{documents}: no documents in split {split!r} to tokenise")
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+    plan = {
+        "version": VERSION,
+        "tokenizer": tokenizer.fingerprint,
+        "dataset": source.fingerprint,
+        "split": split,
+        "dtype": dtype.str,
+        "shard_tokens": shard_tokens,
+    }
+    directory = Path(directory)
+    if is_token_cache(directory):
+        manifest = read_json(directory / MANIFEST)
+        if all(manifest.get(key) == value for key, value in plan.items()):
+            verify_tokens(directory)
+            return manifest
+    unfinished = _open_unfinished(directory, plan)
+    shards: list[dict[str, Any]] = []
+    while (record := unfinished / f"{len(shards):05d}.json").is_file() and _is_whole(
+        shard := read_json(record), record
+    ):
+        shards.append(shard)
+    first = sum(shard["documents"] for shard in shards)
+    if shards:
+        logging.info("%s: %d shards are there, going on with document %d", directory, len(shards), first)
+    for ids in _shards(encoded(source, tokenizer=tokenizer, first=first), shard_tokens=shard_tokens):
+        name = f"{split}-{len(shards):05d}"
+        shards.append(_write_shard(unfinished, name, ids, dtype=dtype))
+        write_json(unfinished / f"{len(shards) - 1:05d}.json", shards[-1])
+    total = sum(shard["tokens"] for shard in shards)
+    manifest = plan | {
+        "origin": str(Path(documents).absolute()),
+        "documents": len(source),
+        "tokens": total,
+        "targets": total - len(source),
+        "shards": shards,
+    }
+    for record in unfinished.glob("?????.json"):
+        record.unlink()
+    (unfinished / "plan.json").unlink()
+    write_json(unfinished / MANIFEST, manifest)
+    with atomic_path(directory) as temporary:
+        os.replace(unfinished, temporary)
+    return manifest
+
+
+def _open_unfinished(directory: Path, plan: dict[str, Any]) -> Path:
+    """The directory to write in; emptied if what is in it was for something else."""
+    unfinished = directory.with_name(f".{directory.name}.unfinished")
+    plan_file = unfinished / "plan.json"
+    if unfinished.exists() and not (plan_file.is_file() and read_json(plan_file) == plan):
+        shutil.rmtree(unfinished)
+    unfinished.mkdir(parents=True, exist_ok=True)
+    write_json(plan_file, plan)
+    return unfinished
+
+
+def _is_whole(shard: dict[str, Any], record: Path) -> bool:
+    files = {record.parent / file: facts["sha256"] for file, facts in shard["files"].items()}
+    return all(path.is_file() and sha256_of_file(path) == expected for path, expected in files.items())
+
+
+def encoded(source: DocumentSource, *, tokenizer: BatchEncoder, first: int = 0) -> Iterator[np.ndarray]:
+    """The ids (BOS text EOS) of every document from number `first` on, tokenised on all cores."""
+    texts: list[str] = []
+    characters = 0
+    for index in range(first, len(source)):
+        texts.append(source[index])
+        characters += len(texts[-1])
+        if characters >= _BATCH_CHARACTERS or index == len(source) - 1:
+            for ids in tokenizer.encode_batch(texts, bos=True, eos=True):
+                yield np.asarray(ids, np.uint32)
+            texts, characters = [], 0
+
+
+def _shards(documents: Iterator[np.ndarray], *, shard_tokens: int) -> Iterator[list[np.ndarray]]:
+    held: list[np.ndarray] = []
+    size = 0
+    for ids in documents:
+        held.append(ids)
+        size += len(ids)
+        if size >= shard_tokens:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
+
+
+def _write_shard(directory: Path, name: str, documents: list[np.ndarray], *, dtype: np.dtype) -> dict[str, Any]:
+    tokens = np.concatenate(documents).astype(dtype)
+    ends = np.cumsum([len(ids) for ids in documents], dtype=np.uint64)
+    starts = np.concatenate([[np.uint64(0)], ends[:-1]])
+    checksums = [zlib.crc32(tokens[start:end].data) for start, end in zip(starts, ends, strict=True)]
+    index = np.stack([ends, np.asarray(checksums, np.uint64)], axis=1).astype("<u8")
+    files = {}
+    for kind, array in (("tokens", tokens), ("index", index)):
+        path = directory / f"{name}.{kind}.npy"
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            np.save(file, array)
+            file.flush()
+            os.fsync(file.fileno())
+        files[path.name] = {"size": path.stat().st_size, "sha256": sha256_of_file(path)}
+    return {"documents": len(documents), "tokens": len(tokens), "files": files}

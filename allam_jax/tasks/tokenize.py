@@ -1,0 +1,31 @@
+"""Task `tokenize`: every source of `data.sources` becomes a token cache, `workdir/NAME`, that `path` may name instead.
+
+Optional: training from documents gives the same batches, and pays for the tokenizer again in every epoch and run.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from allam_jax.config import require
+from allam_jax.data.token_writer import write_tokens
+from allam_jax.tasks.setup import open_tokenizer
+
+
+def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Tokenises what is not there yet; returns documents, tokens and tokens of an epoch (`targets`) by source."""
+    tokenizer, _ = open_tokenizer(config)
+    require(config.data.sources, key="data.sources", hint="name at least one source")
+    result = {}
+    for name, source in config.data.sources.items():
+        manifest = write_tokens(
+            require(source.path, key=f"data.sources.{name}.path", hint="give a dataset directory"),
+            split=source.split,
+            tokenizer=tokenizer,
+            directory=workdir / name,
+        )
+        result[name] = {key: manifest[key] for key in ("documents", "tokens", "targets")}
+        logging.info("tokens of %s: %s", name, result[name])
+    return result

@@ -1,0 +1,1 @@
+"""One file = one runnable record; `base.py` holds every default, once."""
