@@ -204,6 +204,14 @@ def get_config() -> ConfigDict:
     config.corpus.executor.options = ()  # further sbatch options, such as "account=me"
     config.corpus.executor.ray_address = ""  # of a running cluster; empty starts one here
 
+    config.planted = ConfigDict()  # of tasks plant (damage in real documents) and check_planted (what was found of it)
+    config.planted.sources = ConfigDict()  # name -> catalog sources of one language, in a tuple
+    config.planted.foreign = ()  # catalog sources of documents that do not belong there
+    config.planted.share = 0.02  # of the documents, for each kind of damage
+    config.planted.files = 4  # that each source is written to
+    config.planted.crawl = ""  # check_planted: directory of the task plant
+    config.planted.corpus = ""  # check_planted: directory of the task corpus that read it
+
     config.tokenizer_training = ConfigDict()
     config.tokenizer_training.sources = ConfigDict()  # name -> texts(...)
     config.tokenizer_training.vocab_size = 4096
@@ -277,6 +285,7 @@ def _locked(config: ConfigDict) -> ConfigDict:
         config.corpus.sources,
         config.corpus.rules,
         config.corpus.block_lists,
+        config.planted.sources,
         config.tokenizer_training.sources,
         config.tokenizer_merge.sources,
         config.merge.models,

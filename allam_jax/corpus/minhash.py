@@ -102,7 +102,7 @@ def jaccard(first: np.ndarray, second: np.ndarray) -> float:
 
 @functools.lru_cache(maxsize=1 << 18)
 def _hash_word(word: str) -> int:
-    return xxhash.xxh3_64_intdigest(word)
+    return xxhash.xxh3_64_intdigest(word.encode())
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@
 At a bar everything before has to be done. Tasks of a stage share nothing but the files of the stage before.
 """
 
+import gzip
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from absl import logging
 from allam_jax.corpus.plan import Plan
 from allam_jax.corpus.shards import assemble, read_manifest
 from allam_jax.corpus.tally import Tally, merge
-from allam_jax.files import read_json
+from allam_jax.files import atomic_path, read_json
 
 
 def outdated(plan: Plan, *, workdir: Path) -> list[str]:
@@ -27,6 +28,8 @@ def outdated(plan: Plan, *, workdir: Path) -> list[str]:
 
 def run(plan: Plan, *, workdir: Path, executor: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Runs all stages and writes a dataset for every source of the plan; returns the tally of each.
+
+    Beside the dataset NAME, `NAME.dropped.jsonl.gz` says of every document that went `id` and `reasons`.
 
     What a killed run has done already is taken over. The files between the steps are removed at the end.
 
@@ -46,6 +49,7 @@ def run(plan: Plan, *, workdir: Path, executor: Mapping[str, Any]) -> dict[str, 
     for name in plan.sources:
         ranks = [rank for rank, part in enumerate(plan.parts) if part.source == name]
         tallies[name] = _tally(plan, ranks)
+        _write_dropped(plan, ranks, path=workdir / f"{name}.dropped.jsonl.gz")
         assemble(
             [(plan.directory(rank) / "shards", read_json(plan.directory(rank) / "counts.json")) for rank in ranks],
             directory=workdir / name,
@@ -82,6 +86,19 @@ def _stages(plan: Plan) -> list[tuple[str, list[Any], int]]:
         stages.append(("bands", [resolve.Bands(plan)], plan.minhash.bands))
         stages.append(("clusters", [resolve.Clusters(plan)], 1))
     return [*stages, ("write", [steps.Load(plan, tally), steps.Write(plan, tally)], parts)]
+
+
+def _write_dropped(plan: Plan, ranks: list[int], *, path: Path) -> None:
+    """One line for each document that went: its id and the reasons; nothing where all stayed."""
+    files = [plan.directory(rank) / f"{stage}.dropped" for rank in ranks for stage in ("clean", "write")]
+    files = [file for file in files if file.exists() and file.stat().st_size]
+    if not files:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_path(path) as temporary, gzip.GzipFile(temporary, "wb", mtime=0) as target:
+        for file in files:
+            with open(file, "rb") as source:
+                shutil.copyfileobj(source, target)
 
 
 def _tally(plan: Plan, ranks: list[int]) -> dict[str, Any]:

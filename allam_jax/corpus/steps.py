@@ -28,7 +28,7 @@ from allam_jax.corpus.tags import compute
 from allam_jax.corpus.tally import Tally
 from allam_jax.corpus.text_care import repair
 from allam_jax.corpus.words import Words
-from allam_jax.files import atomic_path, write_json
+from allam_jax.files import atomic_path, write_json, write_text
 
 # What goes wrong reaches the user as an exception; datatrove would print it a second time, with its traceback.
 logger.disable("datatrove")
@@ -150,6 +150,7 @@ class Clean(Step):
         text = document.text if self.facts["untouched"] else self._cared_for(document)
         if not text.strip():
             self.tally.add("empty")
+            self.tally.dropped.append((document.id, ["left empty"]))
             return None
         document.text = text
         document.metadata["bytes"] = len(text.encode())
@@ -199,6 +200,7 @@ class Judge(Step):
             self.tally.add("rules", rule.name, "fails")
             self.tally.sample_dropped(rule.name, tags[rule.tag], id_=document.id, text=document.text)
         if against:
+            self.tally.dropped.append((document.id, [rule.name for rule in against]))
             self.tally.add("rules", against[0].name, "dropped")
             self.tally.add("rules", against[0].name, "bytes", amount=metadata["bytes"])
             return None
@@ -251,7 +253,7 @@ class Keep(Step):
                 yield from super().run(data, rank, world_size)
             finally:
                 self.writer.close()
-        write_json(self.directory / CLEAN_TALLY, self.tally.values)
+        _write_tally(self.tally, self.directory / CLEAN_TALLY)
 
     def process(self, document: PipelineDocument) -> None:
         """Writes it."""
@@ -281,6 +283,7 @@ class Load(Step):
                     reason = REASONS[reasons[row]]
                     self.tally.add("duplicates", reason, "documents")
                     self.tally.add("duplicates", reason, "bytes", amount=size)
+                    self.tally.dropped.append((fields["id"], [reason]))
                     self.tally.sample_dropped(reason, None, id_=fields["id"], text=fields["text"])
                     continue
                 seconds += time.thread_time() - start
@@ -310,7 +313,7 @@ class Write(Step):
             ) as self.writer:
                 yield from super().run(data, rank, world_size)
         write_json(self.directory / COUNTS, self.writer.counts)
-        write_json(self.directory / WRITE_TALLY, self.tally.values)
+        _write_tally(self.tally, self.directory / WRITE_TALLY)
 
     def process(self, document: PipelineDocument) -> None:
         """Writes it."""
@@ -328,6 +331,12 @@ def record(document: PipelineDocument, fields: tuple[str, ...]) -> dict[str, str
     if "tags" in fields:
         values["tags"] = json.dumps(metadata.get("tags", {}))
     return {field: values[field] for field in fields}
+
+
+def _write_tally(tally: Tally, path: Path) -> None:
+    lines = (json.dumps({"id": id_, "reasons": reasons}, ensure_ascii=False) for id_, reasons in tally.dropped)
+    write_text(path.with_suffix(".dropped"), "".join(f"{line}\n" for line in lines))
+    write_json(path, tally.values)
 
 
 def _string(value: Any) -> str:

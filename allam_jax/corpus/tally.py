@@ -17,17 +17,19 @@ _EXCERPT = 400  # characters
 class Tally:
     """Counts of one part, a tree of plain dicts in `values`.
 
-    Leaves are numbers, but under `samples` (lists of at most `SAMPLES` rows) and `files`. `enough` asks the reading
-    step to stop.
+    Leaves are numbers, but under `samples` (lists of at most `SAMPLES` rows) and `files`. `dropped` holds
+    (id, reasons) of every document that went; `enough` asks the reading step to stop.
     """
 
     def __init__(self):
         self.values: dict[str, Any] = {}
+        self.dropped: list[tuple[str, list[str]]] = []
         self.enough = False
 
     def clear(self) -> None:
         """Starts again."""
         self.values.clear()
+        self.dropped.clear()
         self.enough = False
 
     def add(self, *path: str, amount: float = 1) -> None:

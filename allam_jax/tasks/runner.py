@@ -21,6 +21,8 @@ from allam_jax.tasks.recipe import run_recipe
 # Modules are imported when their task runs: a tokenizer task does not wait for JAX.
 TASKS = {
     "corpus": "allam_jax.tasks.corpus",
+    "plant": "allam_jax.tasks.plant",
+    "check_planted": "allam_jax.tasks.check_planted",
     "tokenizer": "allam_jax.tasks.tokenizer",
     "merge_tokenizer": "allam_jax.tasks.merge_tokenizer",
     "train": "allam_jax.tasks.train",

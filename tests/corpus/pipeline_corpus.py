@@ -8,7 +8,11 @@ from allam_jax.corpus import pipeline
 from allam_jax.corpus.plan import make_plan
 from configs import base, corpus_rules
 
-WORDS = ["كتاب", "قلم", "مدرسة", "بيت", "شجرة", "نهر", "جبل", "مدينة", "طريق", "سماء", "بحر", "ليل", "نهار", "صديق", "أخ", "علم", "حياة", "يوم", "سنة", "وقت", "عمل", "نور"]
+ALL_WORDS = """
+كتاب قلم مدرسة بيت شجرة نهر جبل مدينة طريق سماء بحر
+ليل نهار صديق أخ علم حياة يوم سنة وقت عمل نور
+"""
+WORDS = ALL_WORDS.split()
 
 
 def texts(count, *, seed=0, words=60):

@@ -22,7 +22,8 @@ first, last = map(int, re.search(r"^#SBATCH --array=(\\d+)-(\\d+)", text, re.M).
 log = re.search(r"^#SBATCH --output=(.*)$", text, re.M).group(1)
 number = len(os.listdir({state!r})) + 1
 open(os.path.join({state!r}, str(number)), "w").write(text + "\\n#ARGS " + " ".join(sys.argv[1:-1]))
-exported = dict(item.split("=", 1) for arg in sys.argv if arg.startswith("--export=") for item in arg[9:].split(",")[1:])
+exports = next(argument for argument in sys.argv if argument.startswith("--export="))
+exported = dict(item.split("=", 1) for item in exports.split(",")[1:])
 for index in range(first, last + 1):
     environment = os.environ | exported | {{"SLURM_ARRAY_TASK_ID": str(index), "SLURM_ARRAY_JOB_ID": str(number)}}
     out = open(log.replace("%A", str(number)).replace("%a", str(index)), "wb")
