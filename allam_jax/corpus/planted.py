@@ -25,7 +25,8 @@ _MOJIBAKE_WORDS = 30
 _CHARACTER_SETS = (("utf-8", "latin-1"), ("utf-8", "cp1252"), ("cp1256", "cp1252"))
 
 _PHRASES = {
-    "ar": "خصم كبير على جميع المنتجات|اشتر الآن واحصل على الثاني مجانا|اتصل بنا واتساب|عروض لفترة محدودة|أرخص الأسعار في المملكة"
+    "ar": "خصم كبير على جميع المنتجات|اشتر الآن واحصل على الثاني مجانا|اتصل بنا واتساب|عروض لفترة محدودة"
+    "|أرخص الأسعار في المملكة"
     "|التوصيل مجانا لجميع المدن|اطلب الآن من متجرنا|كوبون خصم إضافي|اضغط هنا للتسوق|سجل الآن واربح|للبيع بأفضل سعر",
     "en": "huge discount on all products|buy now and get one free|call us on whatsapp|limited time offer|cheap prices"
     "|free shipping worldwide|order now from our shop|extra coupon inside|click here to shop|subscribe and win cash",
@@ -91,7 +92,8 @@ def _mojibake(text: str, rng: random.Random) -> str | None:
             damaged = text.encode(written).decode(read)
         except UnicodeError:
             continue
-        return damaged
+        if damaged != text:  # a character set can share what the text needs of it
+            return damaged
     return None
 
 

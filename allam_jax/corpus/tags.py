@@ -22,6 +22,9 @@ _ELLIPSES = ("...", "…")
 _ASCII_LETTER = re.compile("[a-zA-Z]")
 # One of these is a word of spam wherever it stands: an address, a handle, a hashtag, a telephone number.
 _CONTACT = re.compile(rf"https?://\S+|www\.\S+|\S+@\S+\.\w+|(?<!\w)[@#]\w+|{PATTERNS['phone'].pattern}")
+# What source code is strewn with and prose is not: brackets but round ones, operators, calls, attributes, ends of
+# statements, comments. Parentheses alone do not count: translators love them.
+_CODE_MARK = re.compile(r'[{}\[\]=_<>\\]|(?<=\w)\(|[;:]$|^\s*[#@]|"""|\w\.(?=[a-z])', re.MULTILINE)
 _VARIETIES = {"arz": "ar"}  # lid.176 tells Egyptian Arabic apart; a source that states `ar` means it too
 
 
@@ -149,6 +152,12 @@ def _spam(words: Words, _: str) -> float | None:
     return min(1.0, _share(spam, total) or 0.0) if total else None
 
 
+def _code_marks(words: Words, _: str) -> float | None:
+    """Marks of source code per character that is no space: above 0.025 for 97 % of Python's library in pieces of 2 kB
+    (the rest are comments and docstrings), below for nearly all prose."""
+    return _share(len(_CODE_MARK.findall(words.text)), len("".join(words.text.split())))
+
+
 def _mean_word_length(words: Words, _: str) -> float | None:
     return _share(sum(map(len, words.words)), len(words.words))
 
@@ -179,5 +188,6 @@ TAGS: dict[str, Tag] = {
     "word_stop_share": Tag(_bare_stop_words, "share"),
     "word_blocked_share": Tag(_bare_blocked_share, "share"),
     "word_spam_share": Tag(_spam, "share"),
+    "code_mark_share": Tag(_code_marks, "share"),
     **{name: Tag(function, kind) for name, (function, kind) in repetition_tags.TAGS.items()},
 }

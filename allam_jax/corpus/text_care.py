@@ -32,6 +32,10 @@ _LOOK_ALIKES = str.maketrans(
     }
 )
 
+# ftfy takes these for text: signs of devotion and ornate brackets (U+FDF0 and about), UTF-8 read as Latin-1.
+_SIGNS = {sign.encode().decode("latin-1"): sign for sign in map(chr, (0xFD3E, 0xFD3F, *range(0xFDF0, 0xFDFE)))}
+_SIGN = re.compile("|".join(_SIGNS))
+
 _LATIN_1_LETTERS = re.compile("[À-ÿ]")
 _ARABIC_LETTERS = re.compile("[\u0621-\u064a]")
 
@@ -63,7 +67,9 @@ def _mojibake(text: str) -> str:
     if text.isascii():
         return text
     repaired = _windows_1256(text)
-    return ftfy.fix_encoding(text) if repaired == text and is_bad(text) else repaired
+    if repaired == text and is_bad(text):
+        repaired = ftfy.fix_encoding(text)
+    return _SIGN.sub(lambda match: _SIGNS[match.group()], repaired)
 
 
 def _windows_1256(text: str) -> str:

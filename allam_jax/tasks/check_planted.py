@@ -16,7 +16,7 @@ from allam_jax.files import read_json, write_text
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Writes `report.md`; returns recall and precision by kind, and what became of texts that were to stay untouched."""
+    """Writes `report.md`; returns recall and precision by kind."""
     crawl = Path(require(config.planted.crawl, key="planted.crawl", hint="name the directory of the task plant"))
     corpus = Path(require(config.planted.corpus, key="planted.corpus", hint="name the directory of the task corpus"))
     report = read_json(corpus / "report.json")
@@ -28,7 +28,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     for folder in sorted(path for path in crawl.iterdir() if (path / "truth").exists()):
         for file in sorted(folder.glob("*.jsonl.gz")):
             rows |= {row["id"]: row for row in _lines(file)}
-        truth += map(json.loads, open(folder / "truth", encoding="utf-8"))
+        truth += map(json.loads, (folder / "truth").read_text(encoding="utf-8").split("\n")[:-1])
         dropped |= {row["id"]: row["reasons"] for row in _lines(corpus / f"{folder.name}.dropped.jsonl.gz")}
         stored |= _stored(corpus / folder.name)
     lost = len(rows) - len(dropped) - len(stored)

@@ -1,8 +1,10 @@
 """Task `plant`: real documents with planted damage as a user's files, `workdir/NAME/*.jsonl.gz`, and `truth.jsonl`."""
 
+import contextlib
 import gzip
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +26,23 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         documents = itertools.chain.from_iterable(map(catalog.documents, sources))
         rows = plant(documents, foreign=foreign, share=planted.share, seed=config.seed)
         counts[name] = dict.fromkeys(("documents", *KINDS), 0)
-        with atomic_path(workdir / name) as temporary:
+        with atomic_path(workdir / name) as temporary, contextlib.ExitStack() as stack:
             temporary.mkdir()
-            targets = [
-                gzip.open(temporary / f"{number}.jsonl.gz", "wt", compresslevel=3, encoding="utf-8")
-                for number in range(planted.files)
-            ]
-            with open(temporary / "truth", "w", encoding="utf-8") as truths:
-                for number, (row, truth) in enumerate(rows):
-                    counts[name]["documents"] += 1
-                    print(json.dumps(row, ensure_ascii=False), file=targets[number % len(targets)])
-                    if truth is not None:
-                        counts[name][truth["kind"]] += 1
-                        print(json.dumps(truth, ensure_ascii=False), file=truths)
-            for target in targets:
-                target.close()
+            targets = [stack.enter_context(_target(temporary, number)) for number in range(planted.files)]
+            truths = stack.enter_context(open(temporary / "truth", "w", encoding="utf-8"))
+            for row, truth in rows:
+                counts[name]["documents"] += "#" not in row["id"]
+                # What is planted beside a document follows it in the same file.
+                target = targets[counts[name]["documents"] % len(targets)]
+                target.write(f"{json.dumps(row, ensure_ascii=False)}\n".encode())
+                if truth is not None:
+                    counts[name][truth["kind"]] += 1
+                    print(json.dumps(truth, ensure_ascii=False), file=truths)
     return counts
+
+
+@contextlib.contextmanager
+def _target(folder: Path, number: int) -> Iterator[gzip.GzipFile]:
+    # Neither name nor time inside: the same rows give the same bytes.
+    with open(folder / f"{number}.jsonl.gz", "wb") as file, gzip.GzipFile("", "wb", 3, file, mtime=0) as target:
+        yield target

@@ -234,6 +234,14 @@ def test_spam_share(text, least, most):
     assert least <= tags.TAGS["word_spam_share"].compute(Words(text, language=language), "") <= most
 
 
+def test_code_is_told_from_prose(documents):
+    share = {"code": [], "en": [], "ar": []}
+    for text, language in documents[:1000]:
+        share[language].append(tags.TAGS["code_mark_share"].compute(Words(text, language=language), "") >= 0.025)
+    assert sum(share["code"]) > 0.9 * len(share["code"])
+    assert not any(share["en"] + share["ar"])
+
+
 def test_block_lists_are_normalised_as_the_text_is(tmp_path):
     path = tmp_path / "list"
     path.write_text("إسم مؤلم\n", encoding="utf-8")
