@@ -88,6 +88,6 @@ def sha256_of_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def hash_to_unit(key: str) -> float:
+def unit_hash(key: str) -> float:
     """A number in [0, 1) that follows from the key alone, on every machine: draws that need no generator."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) / 2**64

@@ -203,9 +203,8 @@ def main(_) -> None:
     texts = make_texts(DOCUMENTS.value)
     words = [bare_words(text) for text in texts]
     size = sum(len(text.encode()) for text in texts) / 1e6
-    print(
-        f"{len(texts)} documents, {size:.1f} MB, {sum(map(len, words)) / len(words):.0f} words each; seconds of one core"
-    )
+    mean = sum(map(len, words)) / len(words)
+    print(f"{len(texts)} documents, {size:.1f} MB, {mean:.0f} words each; seconds of one core")
     arms = {"allam_jax": ours, "datatrove": with_datatrove, "rensa": with_rensa, "datasketch": with_datasketch}
     medians = compare({name: (lambda arm=arm: arm(words, texts)) for name, arm in arms.items()}, rounds=ROUNDS.value)
     fastest = min(seconds for name, seconds in medians.items() if name != "allam_jax")

@@ -17,7 +17,7 @@ from typing import Any
 
 from allam_jax.corpus.document import Document
 from allam_jax.corpus.normalise import without_marks
-from allam_jax.files import hash_to_unit
+from allam_jax.files import unit_hash
 
 KINDS = ("exact_copy", "near_copy", "url_copy", "mojibake", "spam", "foreign")
 _NEAR_WORDS = 200  # a shorter text would change too much for a near copy
@@ -56,7 +56,7 @@ def plant(
         name = f"{document.source}:{document.id}"
         address = f"https://{document.source.replace('_', '-')}.example/{hashlib.md5(name.encode()).hexdigest()}"
         row = {"id": name, "text": document.text, "url": address}
-        strikes = [kind for kind in KINDS if hash_to_unit(f"{seed}:{kind}:{name}") < share]
+        strikes = [kind for kind in KINDS if unit_hash(f"{seed}:{kind}:{name}") < share]
         rng = random.Random(f"{seed}:{name}")
         damaged = _mojibake(document.text, rng) if "mojibake" in strikes else None
         if damaged is not None:

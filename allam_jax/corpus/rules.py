@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from allam_jax.corpus.tags import check_names
 from allam_jax.errors import UserError
-from allam_jax.files import hash_to_unit
+from allam_jax.files import unit_hash
 
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -41,7 +41,7 @@ class Rule:
         if value is None:
             return False
         if self.drop == PARETO:
-            uniform = 1.0 - hash_to_unit(f"{self.name}:{key}")  # in (0, 1]
+            uniform = 1.0 - unit_hash(f"{self.name}:{key}")  # in (0, 1]
             return uniform ** (-1.0 / self.threshold) - 1.0 <= 1.0 - value
         return _COMPARISONS[self.drop](value, self.threshold)
 

@@ -17,7 +17,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from allam_jax.corpus.document import Document
 from allam_jax.errors import UserError
-from allam_jax.files import atomic_path, hash_to_unit, read_json, sha256_of_file, sha256_of_json, write_json
+from allam_jax.files import atomic_path, read_json, sha256_of_file, sha256_of_json, unit_hash, write_json
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation")
@@ -100,7 +100,7 @@ class PartWriter:
 
     def write(self, fields: Mapping[str, str]) -> None:
         """Appends a document, given as the fields of its record, to the split that a hash of its id says."""
-        validation = hash_to_unit(f"{self._seed}:{fields['id']}") < self._validation_share
+        validation = unit_hash(f"{self._seed}:{fields['id']}") < self._validation_share
         with _disk_errors(self._dataset):
             self._writers["validation" if validation else "train"].write(fields)
 

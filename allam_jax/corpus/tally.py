@@ -7,7 +7,7 @@ from typing import Any
 
 from allam_jax.corpus.rules import PARETO, Rule
 from allam_jax.corpus.tags import TAGS
-from allam_jax.files import hash_to_unit
+from allam_jax.files import unit_hash
 
 SAMPLES = 10
 SHARE_BINS = 50
@@ -57,13 +57,11 @@ class Tally:
     def sample_kept(self, rule: Rule, value: float | None, *, id_: str, text: str) -> None:
         """Of the documents that a rule lets pass, those that it nearly dropped; any, for a rule that draws."""
         distance = 0.0 if value is None or rule.drop == PARETO else abs(value - rule.threshold)
-        self.sample(
-            "kept", rule.name, rank=(distance, hash_to_unit(id_)), row={"id": id_, "text": text, "value": value}
-        )
+        self.sample("kept", rule.name, rank=(distance, unit_hash(id_)), row={"id": id_, "text": text, "value": value})
 
     def sample_dropped(self, name: str, value: float | None, *, id_: str, text: str) -> None:
         """Of the documents that a rule drops, any."""
-        self.sample("dropped", name, rank=(hash_to_unit(id_), 0.0), row={"id": id_, "text": text, "value": value})
+        self.sample("dropped", name, rank=(unit_hash(id_), 0.0), row={"id": id_, "text": text, "value": value})
 
 
 def bin_of(tag: str, value: float) -> int:
