@@ -115,8 +115,9 @@ def counted_work(module: Module, *, run: Run) -> tuple[tuple[Work, ...], tuple[s
     work, names, uncounted = [], set(), set()
     for piece in work_of(module):
         if piece.kind == "kernel":
-            name = next((part for part in reversed(piece.source.split("/")) if part != "pallas_call"), piece.source)
-            name = re.sub(r"[.\d]+$", "", name)
+            # Behind the kernel's name, the path has the primitive's, as JAX calls it today: pallas_call, mpmd_map.
+            path = [re.sub(r"[.\d]+$", "", part) for part in piece.source.split("/")]
+            name = next((part for part in path if part in KERNEL_MATMULS), path[-1])
             names.add(name)
             if name in KERNEL_MATMULS:
                 flops = attention_flops(run.workload, matmuls=KERNEL_MATMULS[name])

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from allam_jax.planning.cluster import cluster_of
+from allam_jax.planning.compiled import compile_step
 from allam_jax.planning.plan import Energy, analytic_plan
 from allam_jax.planning.run import described_run
 from configs import allam_70b
@@ -47,8 +49,6 @@ def planned(tmp_path_factory) -> Planned:
 @pytest.fixture(scope="module")
 def formula():
     config = allam_70b.get_config()
-    from allam_jax.planning.cluster import cluster_of
-
     cluster = cluster_of(config.plan)
     run = described_run(config, device_count=cluster.size)
     return analytic_plan(run, cluster=cluster, tokens=1e9, energy=Energy(power_share=1.0, pue=1.0))
@@ -78,6 +78,24 @@ def test_products_and_kernels(planned, formula):
     assert len(planned.saved["compiled"]["kernels"]) >= 2
     assert planned.saved["flops"]["hardware"] == pytest.approx(formula.hardware_flops, rel=0.02)
     assert planned.saved["flops"]["model"] == pytest.approx(formula.model_flops)
+
+
+@pytest.mark.parametrize(("gpu", "kernels"), [("a100", "attention_"), ("h100", "mosaic_attention_")])
+def test_the_kernels_of_both_backends_are_counted(gpu, kernels):
+    """By hand: under full rematerialisation, two matmuls on visible pairs in each forward pass, seven backward."""
+    rows, T, N, H, layers = 8, 512, 4, 128, 2
+    config = allam_70b.get_config()
+    config.model.update(vocab_size=512, dim=N * H, num_layers=layers, num_heads=N, num_kv_heads=N, mlp_dim=1024)
+    config.compute.remat = "full"
+    config.mesh.update(data=1, fsdp=1, tensor=1)
+    config.data.update(seq_len=T, batch_size=rows)
+    config.train.accumulation = 1
+    config.plan.update(gpu=gpu, nodes=1, gpus_per_node=1)
+    compiled = compile_step(described_run(config, device_count=1), cluster=cluster_of(config.plan))
+    assert compiled.uncounted == ()
+    assert {name.startswith(kernels) for name in compiled.kernels} == {True}
+    counted = sum(piece.flops * piece.count for piece in compiled.work if piece.kind == "kernel")
+    assert counted == pytest.approx(layers * (2 + 2 + 7) * 2 * rows * N * H * T * (T + 1) / 2, rel=0.01)
 
 
 def test_memory_and_time_are_near_the_formulas(planned, formula):
