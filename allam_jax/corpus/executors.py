@@ -113,7 +113,8 @@ def _run_on_slurm(
             mem_per_cpu_gb=settings["memory_gb"],
             job_name=f"corpus-{name}",
             qos=settings["qos"],
-            sbatch_args=dict(option.split("=", 1) for option in settings["options"]),
+            # What waits for a job that failed would wait for ever.
+            sbatch_args={"kill-on-invalid-dep": "yes", **dict(option.split("=", 1) for option in settings["options"])},
             env_command=f"export PATH={search_path} PYTHONPATH={shlex.quote(str(_ROOT))}:$PYTHONPATH",
             logging_dir=str(logs / name),
             depends=previous,

@@ -135,7 +135,7 @@ def make_plan(sources: Mapping[str, Mapping[str, Any]], settings: Mapping[str, A
     Args:
       sources: Name -> values as `configs/base.py` `documents` has them.
       settings: The other values of `config.corpus`, without `executor`.
-      workdir: Of the task; `Plan.work` is a hidden directory in it, named after what is to be done.
+      workdir: Of the task; `Plan.work` is a hidden directory in it, named after what is to be done with which files.
 
     Raises:
       UserError: A value that cannot be used, a source without files.
@@ -146,15 +146,18 @@ def make_plan(sources: Mapping[str, Mapping[str, Any]], settings: Mapping[str, A
         )
     check_names(settings["tags"], key="corpus.tags")
     parts: list[Part] = []
+    read: list[tuple[str, int, int]] = []
     for name, facts in sources.items():
         _check_source(name, facts)
         count = 1
         if facts["path"]:
             files = find_files(facts["path"])
+            read += [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
             # A limit on the whole source can only be kept by one who reads all of it.
             count = 1 if facts["max_bytes"] else max(1, min(settings["parts"], len(files)))
         parts += [Part(name, index, count) for index in range(count)]
-    work = workdir / f".work-{sha256_of_json([sources, settings])[:12]}"
+    # Other files are other work: what a killed run has done with those that were there is not taken over.
+    work = workdir / f".work-{sha256_of_json([sources, settings, read])[:12]}"
     plan = Plan(sources, settings, tuple(parts), work)
     for name in sources:
         plan.tags(name)

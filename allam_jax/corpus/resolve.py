@@ -2,6 +2,7 @@
 clusters, one a band for candidates."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from datatrove.pipeline.base import PipelineStep
 from allam_jax.corpus import duplicates, steps
 from allam_jax.corpus.minhash import jaccard
 from allam_jax.corpus.plan import Plan
+from allam_jax.corpus.tally import merge
 from allam_jax.files import atomic_path, read_json, write_json
 
 EXACT, GROUPS = "exact.npz", "groups.json"
@@ -23,6 +25,18 @@ class _Resolver(PipelineStep):
     def __init__(self, plan: Plan):
         super().__init__()
         self.plan, self.dedup = plan, plan.settings["dedup"]
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[None]:
+        """Does the task's work, and writes down what it took."""
+        yield from ()
+        start = time.thread_time()
+        rows = self.resolve(rank)
+        taken = {"documents": rows, "bytes": 0, "seconds": time.thread_time() - start}
+        write_json(self.plan.work / f"{self.name}-{rank:03d}.took.json", {"steps": {self.name: taken}})
+
+    def resolve(self, rank: int) -> int:
+        """The work; returns the number of documents looked at."""
+        raise NotImplementedError
 
     @property
     def ranks(self) -> range:
@@ -62,9 +76,8 @@ class Exact(_Resolver):
 
     name = "exact"
 
-    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[None]:
+    def resolve(self, rank: int) -> int:
         """Writes the rows to remove so far, and for good unless near-duplicates follow."""
-        yield from ()
         preferences = self.preferences()
         left = np.arange(len(preferences))
         removed, reasons, groups = [], [], {}
@@ -83,6 +96,7 @@ class Exact(_Resolver):
             np.savez(file, removed=all_removed, reasons=all_reasons)
         write_json(self.plan.work / GROUPS, groups)
         self.write_removed(all_removed, all_reasons)
+        return len(preferences)
 
 
 class Bands(_Resolver):
@@ -90,9 +104,8 @@ class Bands(_Resolver):
 
     name = "bands"
 
-    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[None]:
+    def resolve(self, rank: int) -> int:
         """Writes the pairs of the band with this rank's number."""
-        yield from ()
         offsets = self.offsets()
         rows = np.concatenate([self.load(steps.SIGNED, part) + offsets[part] for part in self.ranks])
         keys = np.concatenate([_mapped(self.plan.directory(part) / steps.BANDS)[:, rank] for part in self.ranks])
@@ -100,6 +113,7 @@ class Bands(_Resolver):
         pairs = duplicates.band_pairs(keys[left], rows[left], every=self.dedup["verify"] > 0)
         with atomic_path(_pairs(self.plan, rank)) as temporary, open(temporary, "wb") as file:
             np.save(file, pairs)
+        return len(rows)
 
 
 class Clusters(_Resolver):
@@ -107,9 +121,8 @@ class Clusters(_Resolver):
 
     name = "clusters"
 
-    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[None]:
+    def resolve(self, rank: int) -> int:
         """Writes the rows to remove for good."""
-        yield from ()
         pairs = [np.load(_pairs(self.plan, band)) for band in range(self.plan.minhash.bands)]
         verify = self._is_similar() if self.dedup["verify"] > 0 else None
         found = duplicates.clusters(pairs, self.preferences(), verify=verify)
@@ -131,6 +144,14 @@ class Clusters(_Resolver):
             return flat[part][ends[part][place - 1] if place else 0 : ends[part][place]]
 
         return lambda first, second: jaccard(shingles(first), shingles(second)) >= self.dedup["verify"]
+
+
+def took(plan: Plan) -> dict[str, Any]:
+    """What the steps of this module took, as a tally. `clusters` counts candidate pairs, not documents."""
+    total: dict[str, Any] = {}
+    for path in sorted(plan.work.glob("*.took.json")):
+        total = merge(total, read_json(path))
+    return total
 
 
 def groups_of(plan: Plan) -> dict[str, dict[int, int]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from allam_jax.corpus.plan import Plan
-from allam_jax.corpus.resolve import groups_of
+from allam_jax.corpus.resolve import groups_of, took
 from allam_jax.corpus.tally import merge
 from allam_jax.evaluation import corpus_figures, report
 from allam_jax.files import write_json, write_text
@@ -39,7 +39,7 @@ def write_report(plan: Plan, tallies: Mapping[str, Mapping[str, Any]], *, workdi
         _care(tallies),
         _files(total),
         _domains(total, images),
-        _speed(total),
+        _speed(merge(total, took(plan))),
     ]
     write_text(workdir / "report.md", "\n\n".join(filter(None, sections)) + "\n")
     write_text(workdir / "samples.md", _samples(plan, languages))
@@ -154,9 +154,12 @@ def _speed(total: Mapping[str, Any]) -> str:
     rows = []
     for name, step in total.get("steps", {}).items():
         seconds = max(step["seconds"], 1e-9)
-        rate, speed = int(step["documents"] / seconds), step["bytes"] / 1e6 / seconds
+        rate, speed = int(step["documents"] / seconds), step["bytes"] / 1e6 / seconds or None
         rows.append([name, int(step["documents"]), seconds, rate, speed])
-    text = "## Speed\n\nOf each step, on one core: seconds are of the processor, summed over all tasks.\n\n"
+    text = (
+        "## Speed\n\nOf each step, on one core: seconds are of the processor, summed over all tasks. Steps that compare "
+        "documents read no text; `clusters` counts pairs.\n\n"
+    )
     return text + _table(["step", "documents", "seconds", "documents/s", "MB/s"], rows)
 
 
