@@ -157,8 +157,8 @@ def _speed(total: Mapping[str, Any]) -> str:
         rate, speed = int(step["documents"] / seconds), step["bytes"] / 1e6 / seconds or None
         rows.append([name, int(step["documents"]), seconds, rate, speed])
     text = (
-        "## Speed\n\nOf each step, on one core: seconds are of the processor, summed over all tasks. Steps that compare "
-        "documents read no text; `clusters` counts pairs.\n\n"
+        "## Speed\n\nOf each step, on one core: seconds are of the processor, summed over all tasks. Steps that "
+        "compare documents read no text; `clusters` counts pairs.\n\n"
     )
     return text + _table(["step", "documents", "seconds", "documents/s", "MB/s"], rows)
 
