@@ -1,9 +1,10 @@
-"""The user's own files as documents: JSON Lines, plain text (both also .gz and .zst) and Parquet.
+"""The user's own files as documents: JSON Lines, CSV, plain text (all also .gz and .zst), Parquet and web archives.
 
 Bad records (invalid UTF-8, broken JSON, no text) are counted by file and reason. A file with more than a configured
 share of them stops the run, as do damaged files (that end early, or are not what their name says) past a share of all.
 """
 
+import csv
 import dataclasses
 import difflib
 import functools
@@ -12,16 +13,19 @@ import gzip
 import itertools
 import json
 import os
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from allam_jax.corpus import web_archives
 from allam_jax.corpus.document import Document
 from allam_jax.errors import UserError
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt", ".txt.gz", ".txt.zst", ".parquet")
+_PLAIN = tuple(f".{kind}{compressed}" for kind in ("jsonl", "csv", "txt") for compressed in ("", ".gz", ".zst"))
+SUFFIXES = (*_PLAIN, ".parquet", *web_archives.SUFFIXES)
 
 # A record, or the reason why there is none.
 _Record = dict[str, Any] | str
@@ -36,6 +40,7 @@ class FileCounts:
 
     documents: int = 0
     bad: Counter[str] = dataclasses.field(default_factory=Counter)
+    other: Counter[str] = dataclasses.field(default_factory=Counter)  # records that are no text and no fault
     damage: str = ""  # why it could not be read to its end, if so
 
     def __str__(self) -> str:
@@ -107,7 +112,9 @@ class FileReader:
             name = file.absolute().relative_to(self._root).as_posix()
             for number, record in enumerate(self._readable_records(file), 1):
                 document = self._document(record, default_id=f"{name}:{number}")
-                if isinstance(document, str):
+                if isinstance(document, web_archives.NotText):
+                    counts.other[document] += 1
+                elif isinstance(document, str):
                     counts.bad[document] += 1
                 else:
                     counts.documents += 1
@@ -133,6 +140,10 @@ class FileReader:
     def _records(self, file: Path) -> Iterator[_Record]:
         if file.name.endswith(".parquet"):
             return _parquet_records(file, text_field=self._text_field, optional=(self._id_field, *self._fields))
+        if file.name.endswith(web_archives.SUFFIXES):
+            return _archive_records(file, text_field=self._text_field)
+        if file.name.endswith((".csv", ".csv.gz", ".csv.zst")):
+            return _csv_records(file, text_field=self._text_field)
         if file.name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
             return map(_json_record, _units(_lines(file), unit="line"))
         to_record = functools.partial(_text_record, field=self._text_field)
@@ -285,6 +296,34 @@ def _json_record(line: bytes) -> _Record:
     except (ValueError, RecursionError):  # ValueError also for an integer of thousands of digits.
         return "not JSON"
     return record if isinstance(record, dict) else "not a JSON object"
+
+
+def _csv_records(file: Path, *, text_field: str) -> Iterator[_Record]:
+    """Rows by the names in the first line; a row with more or fewer values than names is a bad record."""
+    csv.field_size_limit(sys.maxsize)
+    lines = (line.decode("utf-8-sig", "surrogateescape") + "\n" for line in _lines(file))
+    rows = csv.reader(lines)
+    names = next(rows, None)
+    if names is None:
+        return
+    if text_field not in names:
+        raise UserError(f"{file}: no column {text_field!r}; it has {', '.join(names)[:200]}")
+    for row in rows:
+        if not row:
+            continue
+        if len(row) != len(names):
+            yield "with another number of values than columns"
+        elif any("\udc80" <= character <= "\udcff" for value in row for character in value):
+            yield "with invalid UTF-8"
+        else:
+            yield dict(zip(names, row, strict=True))
+
+
+def _archive_records(file: Path, *, text_field: str) -> Iterator[_Record]:
+    try:
+        yield from web_archives.archive_records(file, text_field=text_field)
+    except web_archives.DamagedArchive as error:
+        raise _DamagedFile(f"{file}: {error}; fetch it again") from None
 
 
 def _parquet_records(file: Path, *, text_field: str, optional: Sequence[str]) -> Iterator[_Record]:

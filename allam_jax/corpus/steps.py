@@ -128,7 +128,12 @@ class Read(Step):
                 break
         if isinstance(reader, FileReader):
             self.tally.values["files"] = {
-                str(file): {"documents": counts.documents, "bad": dict(counts.bad), "damage": counts.damage}
+                str(file): {
+                    "documents": counts.documents,
+                    "bad": dict(counts.bad),
+                    "other": dict(counts.other),
+                    "damage": counts.damage,
+                }
                 for file, counts in reader.counts.items()
             }
         self._took(count, total, seconds)

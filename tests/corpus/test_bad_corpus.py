@@ -65,7 +65,7 @@ def test_bad_records_are_counted_by_file_and_reason(folder, tmp_path):
     reasons = sorted(set(BAD_LINES.values()))
     assert sorted(counts["b.jsonl"]["bad"]) == reasons
     assert counts["b.jsonl"]["bad"]["with invalid UTF-8"] == 2
-    assert counts["a.jsonl"] == {"documents": 100, "bad": {}, "damage": ""}
+    assert counts["a.jsonl"] == {"documents": 100, "bad": {}, "other": {}, "damage": ""}
     assert "b.jsonl" in report
     assert all(reason in report for reason in reasons)
 
@@ -113,7 +113,12 @@ def test_empty_files_are_no_error(folder, tmp_path):
     (folder / "e.txt").write_bytes(b"")
     written, counts, _ = run(folder, tmp_path / "out")
     assert written == 100
-    assert counts["e.jsonl"] == counts["e.jsonl.gz"] == counts["e.txt"] == {"documents": 0, "bad": {}, "damage": ""}
+    assert (
+        counts["e.jsonl"]
+        == counts["e.jsonl.gz"]
+        == counts["e.txt"]
+        == {"documents": 0, "bad": {}, "other": {}, "damage": ""}
+    )
 
 
 def test_parquet_of_another_schema(folder, tmp_path):
