@@ -17,8 +17,9 @@ _DOMAINS = 15
 def draw(
     plan: Plan,
     languages: Mapping[str, Mapping[str, Any]],
-    total: Mapping[str, Any],
+    sets: Mapping[str, Mapping[str, Any]],
     groups: Mapping[str, Mapping[int, int]],
+    total: Mapping[str, Any],
     *,
     workdir: Path,
 ) -> dict[str, str]:
@@ -27,16 +28,17 @@ def draw(
     Args:
       plan: What was done.
       languages: Language -> tally.
-      total: Tally of all languages.
+      sets: Language and set of rules -> tally.
       groups: Reason -> size of a group of duplicates -> number of groups.
+      total: Tally of all.
       workdir: Where to write.
     """
     import matplotlib
 
     drawn: dict[str, Any] = {}
     with matplotlib.rc_context(STYLE):
-        if any(tally.get("rules") for tally in languages.values()):
-            drawn["drops"] = _drops(languages)
+        if any(tally.get("rules") for tally in sets.values()):
+            drawn["drops"] = _drops(sets)
         for language, tally in languages.items():
             if tally.get("tags"):
                 drawn[f"tags_{language}"] = _tags(plan, language, tally["tags"])
@@ -49,10 +51,10 @@ def draw(
     return {name: f"{name}.png" for name in drawn}
 
 
-def _drops(languages: Mapping[str, Mapping[str, Any]]) -> Any:
+def _drops(sets: Mapping[str, Mapping[str, Any]]) -> Any:
     rows = [
-        (f"{name} ({language})", 100 * counts.get("fails", 0) / max(tally["read"]["documents"], 1))
-        for language, tally in languages.items()
+        (f"{name} ({label})", 100 * counts.get("fails", 0) / max(tally["read"]["documents"], 1))
+        for label, tally in sets.items()
         for name, counts in sorted(tally.get("rules", {}).items())
     ]
     figure, axes = _panel(height=1 + 0.26 * len(rows))

@@ -23,18 +23,19 @@ def write_report(plan: Plan, tallies: Mapping[str, Mapping[str, Any]], *, workdi
       workdir: Where to write.
     """
     languages: dict[str, dict[str, Any]] = {}
+    sets: dict[str, dict[str, Any]] = {}  # sources of one language under one set of rules
     for name, tally in tallies.items():
-        language = plan.language(name)
-        languages[language] = merge(languages.get(language, {}), tally)
+        for grouped, key in ((languages, plan.language(name)), (sets, _set_of(plan, name))):
+            grouped[key] = merge(grouped.get(key, {}), tally)
     total: dict[str, Any] = {}
     for tally in languages.values():
         total = merge(total, tally)
     groups = groups_of(plan)
-    images = corpus_figures.draw(plan, languages, total, groups, workdir=workdir)
+    images = corpus_figures.draw(plan, languages, sets, groups, total, workdir=workdir)
     sections = [
         "# Corpus",
         _overview(tallies),
-        _rules(plan, languages, images),
+        _rules(plan, sets, images),
         _duplicates(total, groups, images),
         _care(tallies),
         _files(total),
@@ -42,7 +43,7 @@ def write_report(plan: Plan, tallies: Mapping[str, Mapping[str, Any]], *, workdi
         _speed(merge(total, took(plan))),
     ]
     write_text(workdir / "report.md", "\n\n".join(filter(None, sections)) + "\n")
-    write_text(workdir / "samples.md", _samples(plan, languages))
+    write_text(workdir / "samples.md", _samples(plan, sets))
     write_json(workdir / "report.json", {"sources": dict(tallies), "groups": groups})
 
 
@@ -74,18 +75,18 @@ def _overview(tallies: Mapping[str, Mapping[str, Any]]) -> str:
     return "Documents by source; MB are UTF-8 text.\n\n" + _table(header, rows)
 
 
-def _rules(plan: Plan, languages: Mapping[str, Mapping[str, Any]], images: Mapping[str, str]) -> str:
+def _rules(plan: Plan, sets: Mapping[str, Mapping[str, Any]], images: Mapping[str, str]) -> str:
     rows = []
-    for language, tally in languages.items():
-        known = _rules_of(plan, language)
+    for label, tally in sets.items():
+        known = _rules_of(plan, label)
         for name, counts in sorted(tally.get("rules", {}).items()):
             read = max(int(tally["read"]["documents"]), 1)
             fails, dropped = int(counts.get("fails", 0)), int(counts.get("dropped", 0))
             share = 100 * fails / read
-            rows.append([language, name, str(known[name]), fails, share, dropped, _mb(counts)])
-    if not any(_rules_of(plan, language) for language in languages):
+            rows.append([label, name, str(known[name]), fails, share, dropped, _mb(counts)])
+    if not any(_rules_of(plan, label) for label in sets):
         return ""
-    header = ["language", "rule", "what it does", "against", "of all (%)", "dropped", "MB"]
+    header = ["language, set", "rule", "what it does", "against", "of all (%)", "dropped", "MB"]
     text = (
         "## Rules\n\n*Against* counts every document that the rule is against; *dropped* counts a document once, under "
         "the first such rule by name. Documents of each kind: [samples.md](samples.md).\n\n"
@@ -163,14 +164,14 @@ def _speed(total: Mapping[str, Any]) -> str:
     return text + _table(["step", "documents", "seconds", "documents/s", "MB/s"], rows)
 
 
-def _samples(plan: Plan, languages: Mapping[str, Mapping[str, Any]]) -> str:
+def _samples(plan: Plan, sets: Mapping[str, Mapping[str, Any]]) -> str:
     lines = ["# Samples", "", "Up to ten documents each. Kept ones are those that the rule came nearest to dropping."]
-    for language, tally in languages.items():
-        rules = _rules_of(plan, language)
+    for label, tally in sets.items():
+        rules = _rules_of(plan, label)
         for kind in ("dropped", "kept"):
             for name, rows in sorted(tally.get("samples", {}).get(kind, {}).items()):
                 what = f" ({rules[name]})" if name in rules else ""
-                lines += ["", f"## {language}: {kind}, {name}{what}"]
+                lines += ["", f"## {label}: {kind}, {name}{what}"]
                 for *_, row in rows:
                     value = "" if row["value"] is None else f", value {row['value']:.4g}"
                     text = " ".join(row["text"].split())
@@ -178,8 +179,13 @@ def _samples(plan: Plan, languages: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _rules_of(plan: Plan, language: str) -> dict[str, Any]:
-    return {rule.name: rule for name in plan.sources if plan.language(name) == language for rule in plan.rules(name)}
+def _set_of(plan: Plan, source: str) -> str:
+    rules = plan.sources[source]["rules"]
+    return f"{plan.language(source)}, {rules}" if rules else plan.language(source)
+
+
+def _rules_of(plan: Plan, label: str) -> dict[str, Any]:
+    return {rule.name: rule for name in plan.sources if _set_of(plan, name) == label for rule in plan.rules(name)}
 
 
 def _images(images: Mapping[str, str], names: Sequence[str]) -> str:

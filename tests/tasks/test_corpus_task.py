@@ -40,6 +40,6 @@ def test_planted_damage_is_found_and_nothing_lost(launcher, tmp_path):
         assert (tmp_path / "out" / "corpus" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert f"({name}.png)" in report
     samples = (tmp_path / "out" / "corpus" / "samples.md").read_text()
-    assert "## ar: dropped, spam (drop word_spam_share >= 0.2)" in samples
-    assert "## en: kept, language (drop ccnet_language_score < 0.6)" in samples
+    assert "## ar, arabic: dropped, spam (drop word_spam_share >= 0.2)" in samples
+    assert "## en, english: kept, language (drop ccnet_language_score < 0.6)" in samples
     assert not list((tmp_path / "out" / "corpus").glob(".work-*"))
