@@ -101,7 +101,7 @@ class PartWriter:
     def write(self, fields: Mapping[str, str]) -> None:
         """Appends a document, given as the fields of its record, to the split that a hash of its id says."""
         validation = unit_hash(f"{self._seed}:{fields['id']}") < self._validation_share
-        with _disk_errors(self._dataset):
+        with disk_errors(self._dataset):
             self._writers["validation" if validation else "train"].write(fields)
 
     def __enter__(self) -> "PartWriter":
@@ -109,7 +109,7 @@ class PartWriter:
 
     def __exit__(self, exception: object, *_: object) -> None:
         if exception is None:
-            with _disk_errors(self._dataset):
+            with disk_errors(self._dataset):
                 self.counts = {split: writer.finish() for split, writer in self._writers.items()}
         for writer in self._writers.values():
             with contextlib.suppress(RuntimeError, OSError):
@@ -137,7 +137,7 @@ def assemble(
     Raises:
       UserError: No document for a split; no space left.
     """
-    with atomic_path(directory) as temporary, _disk_errors(directory):
+    with atomic_path(directory) as temporary, disk_errors(directory):
         temporary.mkdir()
         splits = {}
         for split in SPLITS if validation_share > 0 else SPLITS[:1]:
@@ -309,8 +309,8 @@ def _write_tfds_metadata(directory: Path, *, name: str, splits: Mapping[str, Any
 
 
 @contextlib.contextmanager
-def _disk_errors(directory: Path) -> Iterator[None]:
-    """ArrayRecord raises RuntimeError when a write fails."""
+def disk_errors(directory: Path) -> Iterator[None]:
+    """A UserError that names the directory for a write that fails; ArrayRecord raises RuntimeError then."""
     try:
         yield
     except (RuntimeError, OSError) as error:

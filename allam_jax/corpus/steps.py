@@ -4,6 +4,7 @@ The steps of one task share a `Tally`. Every file is written whole or not at all
 task's rank: a task that was killed is simply done again.
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from allam_jax.corpus.pii import redact
 from allam_jax.corpus.plan import Plan, known_tags
 from allam_jax.corpus.readers import FileReader
 from allam_jax.corpus.rules import failed
-from allam_jax.corpus.shards import PartWriter
+from allam_jax.corpus.shards import PartWriter, disk_errors
 from allam_jax.corpus.tags import compute
 from allam_jax.corpus.tally import Tally
 from allam_jax.corpus.text_care import repair
@@ -256,14 +257,19 @@ class Keep(Step):
             self.writer = ArrayRecordWriter(str(temporary), "group_size:64")
             try:
                 yield from super().run(data, rank, world_size)
-            finally:
+            except BaseException:
+                with contextlib.suppress(RuntimeError):
+                    self.writer.close()
+                raise
+            with disk_errors(self.plan.work):
                 self.writer.close()
         _write_tally(self.tally, self.directory / CLEAN_TALLY)
 
     def process(self, document: PipelineDocument) -> None:
         """Writes it."""
         fields = record(document, self.plan.features)
-        self.writer.write(json.dumps([fields, document.metadata["domain"]], ensure_ascii=False).encode())
+        with disk_errors(self.plan.work):
+            self.writer.write(json.dumps([fields, document.metadata["domain"]], ensure_ascii=False).encode())
 
 
 class Load(Step):
