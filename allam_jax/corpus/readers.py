@@ -222,16 +222,20 @@ def _near(path: Path) -> str:
 
 def _lines(file: Path) -> Iterator[bytes]:
     """Lines without their ends; UserError when the compressed data is damaged or ends early."""
-    rest = b""
+    pending: list[bytes] = []  # of a line that no block has ended yet
     try:
         for block in _blocks(file):
-            *lines, rest = (rest + block).split(b"\n")
-            yield from lines
+            *lines, last = block.split(b"\n")
+            if lines:
+                yield b"".join([*pending, lines[0]])
+                yield from lines[1:]
+                pending.clear()
+            pending.append(last)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _DamagedFile(f"{file}: damaged or cut short ({error}); fetch it again") from None
     except OSError as error:
         raise UserError(f"{file}: cannot read ({error.strerror or error})") from None
-    if rest:
+    if rest := b"".join(pending):
         yield rest
 
 
@@ -240,7 +244,8 @@ def _blocks(file: Path) -> Iterator[bytes]:
         yield from _zstd_blocks(file)
         return
     with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as stream:
-        while block := stream.read(_READ_BYTES):
+        # Not `read`, which gives nothing of a block inside which the data ends.
+        while block := stream.read1(_READ_BYTES):
             yield block
 
 

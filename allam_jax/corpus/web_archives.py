@@ -4,7 +4,9 @@ Needs warcio and, for pages, trafilatura: `pip install warcio trafilatura`. The 
 FineWeb (Penedo et al. 2024), by trafilatura with preference for precision.
 """
 
+import gzip
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,8 @@ def archive_records(file: Path, *, text_field: str) -> Iterator[dict[str, Any] |
         from warcio.exceptions import ArchiveLoadFailed
     except ImportError:
         raise UserError(f"{file}: reading web archives needs warcio; pip install warcio trafilatura") from None
-    with open(file, "rb") as stream:
+    # warcio takes a gzip member that is cut off for the end; Python's gzip does not.
+    with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as stream:
         count = 0
         iterator = ArchiveIterator(stream)
         try:
@@ -58,7 +61,7 @@ def archive_records(file: Path, *, text_field: str) -> Iterator[dict[str, Any] |
                     }
                 else:
                     yield found
-        except (ArchiveLoadFailed, EOFError, OSError) as error:
+        except (ArchiveLoadFailed, EOFError, OSError, zlib.error) as error:
             raise DamagedArchive(f"damaged or no web archive ({' '.join(str(error).split())})") from None
         if not count and file.stat().st_size:
             raise DamagedArchive("no web archive: not a single record")
@@ -70,10 +73,10 @@ class _Reason(str):
 
 def _text_of(record: Any) -> str:
     content = record.content_stream().read()
-    expected = record.rec_headers.get_header("Content-Length")
+    record.raw_stream.read()
+    if record.rec_headers.get_header("Content-Length") is None or record.raw_stream.limit > 0:
+        raise EOFError("the last record is not complete")
     if record.rec_type == "conversion":
-        if expected is not None and len(content) < int(expected):
-            raise EOFError("the last record is not complete")
         try:
             return content.decode("utf-8")
         except UnicodeDecodeError:
