@@ -97,6 +97,9 @@ _MINIMUM = {
     "eval.max_bytes": 0,
     "checkpoint.every": 0,
     "guard.max_in_a_row": 0,
+    "corpus.parts": 1,
+    "corpus.shard_bytes": 1,
+    "planted.files": 1,
 }
 _CHOICES = {
     "param_dtype": ("float32", "bfloat16", "float16"),

@@ -23,13 +23,27 @@ def documents(**values) -> ConfigDict:
     source.text_field = "text"  # the column or key that holds the text
     source.text_unit = "line"  # what is one document in a .txt file: line, paragraph or file
     source.language = ""  # ISO 639-1; needed with path
+    source.url_field = "url"  # where a record holds its address, if anywhere
+    source.date_field = "date"  # ISO 8601, or seconds since 1970
+    source.domain = ""  # web, books, news, ...: for documents without an address; for the report and as a feature
+    source.repair = ()  # of "mojibake", "presentation_forms", "look_alikes" (allam_jax/corpus/text_care.py)
     source.remove = ()  # of "tashkeel" (vowel marks), "tatweel", "direction_marks"; text is NFC in any case
+    source.redact = ()  # of "email", "phone", "iban", "ip": replaced by [EMAIL] and so on
+    source.untouched = False  # store the text as it was read, against all of the above: for scripture
+    source.rules = ""  # name of a set in corpus.rules that documents have to pass; empty: none
     source.validation_share = 0.02  # of the documents is held out, chosen by a hash of their id
     source.max_bytes = 0  # stop after this many bytes of text; 0 takes everything
     source.max_bad_share = 0.01  # stop with the counts when more than this share of the records is unreadable
+    source.max_damaged_share = 0.0  # ... of the files end early; up to there their documents are kept
     source.lock()
     source.update(values)
     return source
+
+
+def rule(tag: str, drop: str, threshold: float) -> ConfigDict:
+    """One entry of a set in `corpus.rules`: documents go where `tag drop threshold` holds, drop being < <= > >= or ==;
+    `pareto` samples by the tag instead (allam_jax/corpus/rules.py). Tags: allam_jax/corpus/tags.py."""
+    return ConfigDict({"tag": tag, "drop": drop, "threshold": float(threshold)})
 
 
 def mixture(**values) -> ConfigDict:
@@ -176,6 +190,41 @@ def get_config() -> ConfigDict:
 
     config.corpus = ConfigDict()
     config.corpus.sources = ConfigDict()  # name -> documents(...)
+    config.corpus.rules = ConfigDict()  # name of a set -> name -> rule(...); ready sets: configs/corpus_rules.py
+    config.corpus.tags = ()  # computed for all documents beside those that rules ask for
+    config.corpus.block_lists = ConfigDict()  # language -> file of blocked words and phrases, one a line
+    config.corpus.features = ()  # of "url", "date", "domain", "tags", other fields: stored beside text and id
+    config.corpus.parts = 1  # that a source of several files is cut into, each a task with shards of its own
+    config.corpus.shard_bytes = 256_000_000  # of text; a shard is closed when it holds so much
+    config.corpus.dedup = ConfigDict()
+    config.corpus.dedup.url = False  # drop repeated addresses,
+    config.corpus.dedup.text = False  # repeated texts (case, punctuation, space and vowel marks aside),
+    config.corpus.dedup.minhash = False  # and near-duplicates
+    config.corpus.dedup.scope = "corpus"  # or source: duplicates in two sources are both kept
+    config.corpus.dedup.keep = "longest"  # of each group; or newest, first
+    config.corpus.dedup.shingle = 13  # words; shorter documents have no near-duplicates
+    config.corpus.dedup.hashes = 128
+    config.corpus.dedup.bands = 14  # candidates agree in all rows of one: 1 - (1 - s^9)^14 at similarity s
+    config.corpus.dedup.rows = 9
+    config.corpus.dedup.verify = 0.0  # smallest Jaccard similarity of true duplicates; 0 believes the candidates
+    config.corpus.executor = ConfigDict()  # where it runs; changes nothing in what is written
+    config.corpus.executor.kind = "local"  # local | slurm | ray
+    config.corpus.executor.workers = 1  # tasks at a time; -1 all
+    config.corpus.executor.memory_gb = 4  # of a task, slurm and ray
+    config.corpus.executor.partition = ""  # slurm from here on
+    config.corpus.executor.time = "24:00:00"
+    config.corpus.executor.cpus = 1
+    config.corpus.executor.qos = ""
+    config.corpus.executor.options = ()  # further sbatch options, such as "account=me"
+    config.corpus.executor.ray_address = ""  # of a running cluster; empty starts one here
+
+    config.planted = ConfigDict()  # of tasks plant (damage in real documents) and check_planted (what was found of it)
+    config.planted.sources = ConfigDict()  # name -> catalog sources of one language, in a tuple
+    config.planted.foreign = ()  # catalog sources of documents that do not belong there
+    config.planted.share = 0.02  # of the documents, for each kind of damage
+    config.planted.files = 4  # that each source is written to
+    config.planted.crawl = ""  # check_planted: directory of the task plant
+    config.planted.corpus = ""  # check_planted: directory of the task corpus that read it
 
     config.tokenizer_training = ConfigDict()
     config.tokenizer_training.sources = ConfigDict()  # name -> texts(...)
@@ -264,6 +313,9 @@ def _locked(config: ConfigDict) -> ConfigDict:
         config.data.phases,
         config.eval.sources,
         config.corpus.sources,
+        config.corpus.rules,
+        config.corpus.block_lists,
+        config.planted.sources,
         config.tokenizer_training.sources,
         config.tokenizer_merge.sources,
         config.quality.positives,

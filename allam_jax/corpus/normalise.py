@@ -1,10 +1,9 @@
 """Text normalisation: Unicode composition and, on request, removal of marks, all of which are listed here."""
 
-import dataclasses
+import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
-from allam_jax.corpus.document import Document
 from allam_jax.errors import UserError
 
 # Short vowels, tanwin, shadda, sukun; the superscript alef; further vowel signs; honorifics; Quranic annotation.
@@ -29,13 +28,14 @@ TATWEEL = "\u0640"
 # Invisible: they order the display of mixed-direction text. The joiners U+200C and U+200D are spelling, and stay.
 DIRECTION_MARKS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
 
+_MARKS = re.compile("[" + "".join(sorted(TASHKEEL | DIRECTION_MARKS)) + TATWEEL + "]+")
 _REMOVABLE = {"tashkeel": TASHKEEL, "tatweel": frozenset(TATWEEL), "direction_marks": DIRECTION_MARKS}
 
 
-def normalise(text: str, *, remove: Iterable[str] = ()) -> str:
+def normalise(text: str, *, remove: Iterable[str] = (), compose: bool = True) -> str:
     """NFC of the text without the given classes of marks (`tashkeel`, `tatweel`, `direction_marks`).
 
-    Idempotent. Removal comes first, so that what a mark kept apart is composed.
+    Idempotent. Removal comes first, so that what a mark kept apart is composed. Without `compose` it is all.
     """
     unwanted: set[str] = set()
     for name in remove:
@@ -44,13 +44,9 @@ def normalise(text: str, *, remove: Iterable[str] = ()) -> str:
         unwanted |= _REMOVABLE[name]
     if unwanted:
         text = text.translate(dict.fromkeys(map(ord, unwanted)))
-    return unicodedata.normalize("NFC", text)
+    return unicodedata.normalize("NFC", text) if compose else text
 
 
-def normalise_documents(documents: Iterable[Document], *, remove: Iterable[str] = ()) -> Iterator[Document]:
-    """`normalise` on every document; those left without a visible character are dropped."""
-    remove = tuple(remove)
-    for document in documents:
-        text = normalise(document.text, remove=remove)
-        if text.strip():
-            yield dataclasses.replace(document, text=text)
+def without_marks(text: str) -> str:
+    """The text without vowel marks, tatweel and direction marks: for comparing and counting, not for storing."""
+    return _MARKS.sub("", text)

@@ -1,26 +1,31 @@
-"""The user's own files as documents: JSON Lines, plain text (both also .gz and .zst) and Parquet.
+"""The user's own files as documents: JSON Lines, CSV, plain text (all also .gz and .zst), Parquet and web archives.
 
 Bad records (invalid UTF-8, broken JSON, no text) are counted by file and reason. A file with more than a configured
-share of them stops the run, as does a file that is itself damaged or ends early.
+share of them stops the run, as do damaged files (that end early, or are not what their name says) past a share of all.
 """
 
+import csv
 import dataclasses
 import difflib
 import functools
 import glob
 import gzip
+import itertools
 import json
 import os
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from allam_jax.corpus import web_archives
 from allam_jax.corpus.document import Document
 from allam_jax.errors import UserError
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt", ".txt.gz", ".txt.zst", ".parquet")
+_PLAIN = tuple(f".{kind}{compressed}" for kind in ("jsonl", "csv", "txt") for compressed in ("", ".gz", ".zst"))
+SUFFIXES = (*_PLAIN, ".parquet", *web_archives.SUFFIXES)
 
 # A record, or the reason why there is none.
 _Record = dict[str, Any] | str
@@ -35,10 +40,16 @@ class FileCounts:
 
     documents: int = 0
     bad: Counter[str] = dataclasses.field(default_factory=Counter)
+    other: Counter[str] = dataclasses.field(default_factory=Counter)  # records that are no text and no fault
+    damage: str = ""  # why it could not be read to its end, if so
 
     def __str__(self) -> str:
         reasons = "".join(f", {count} {reason}" for reason, count in sorted(self.bad.items()))
-        return f"{self.documents} good{reasons}"
+        return f"{self.documents} good{reasons}" + (f", then damaged: {self.damage}" if self.damage else "")
+
+
+class _DamagedFile(UserError):
+    """The message names the file."""
 
 
 class FileReader:
@@ -58,6 +69,10 @@ class FileReader:
         id_field: str = "id",
         text_unit: Literal["line", "paragraph", "file"] = "line",
         max_bad_share: float = 0.0,
+        max_damaged_share: float = 0.0,
+        fields: Sequence[str] = (),
+        part: int = 0,
+        parts: int = 1,
     ):
         """Finds the files.
 
@@ -69,27 +84,37 @@ class FileReader:
           id_field: Field or column with the id; records may lack it.
           text_unit: What is one document in a .txt file; paragraphs are separated by blank lines.
           max_bad_share: Largest accepted share of bad records in a file, 0 to 1.
+          max_damaged_share: Largest accepted share of files that end early; their documents up to there are kept.
+          fields: Further fields or columns for the documents' metadata, where a record has them.
+          part: Which of `parts` to read.
+          parts: How many runs of consecutive files, of about equal bytes, share the work; some may be empty.
 
         Raises:
           UserError: A path that does not exist (with the nearest names), a pattern without a match, an unknown suffix.
         """
         if text_unit not in ("line", "paragraph", "file"):
             raise UserError(f"{source}: text_unit is {text_unit!r}; expected line, paragraph or file")
-        self.files = find_files(paths)
+        found = find_files(paths)
+        self._root = Path(os.path.commonpath([file.absolute().parent for file in found]))
+        self._max_damaged = int(max_damaged_share * len(found))
+        self.files = _part_of(found, part=part, parts=parts)
+        self._parts = parts
         self.counts: dict[Path, FileCounts] = {}
         self._source, self._language = source, language
         self._text_field, self._id_field, self._text_unit = text_field, id_field, text_unit
         self._max_bad_share = max_bad_share
+        self._fields = [field for field in fields if field not in (text_field, id_field)]
 
     def __iter__(self) -> Iterator[Document]:
         self.counts = {}
-        root = Path(os.path.commonpath([file.absolute().parent for file in self.files]))
         for file in self.files:
             counts = self.counts[file] = FileCounts()
-            name = file.absolute().relative_to(root).as_posix()
-            for number, record in enumerate(self._records(file), 1):
+            name = file.absolute().relative_to(self._root).as_posix()
+            for number, record in enumerate(self._readable_records(file), 1):
                 document = self._document(record, default_id=f"{name}:{number}")
-                if isinstance(document, str):
+                if isinstance(document, web_archives.NotText):
+                    counts.other[document] += 1
+                elif isinstance(document, str):
                     counts.bad[document] += 1
                 else:
                     counts.documents += 1
@@ -97,14 +122,28 @@ class FileReader:
                 if number % _CHECK_EVERY == 0:
                     self._check_share(file)
             self._check_share(file)
-        if not any(counts.documents for counts in self.counts.values()):
+        if self._parts == 1 and not any(counts.documents for counts in self.counts.values()):
             raise UserError(
                 f"{self._source}: no documents in {', '.join(map(str, self.files[:3]))}; the corpus is empty"
             )
 
+    def _readable_records(self, file: Path) -> Iterator[_Record]:
+        """The records up to where the file is damaged, if few enough files are."""
+        try:
+            yield from self._records(file)
+        except _DamagedFile as error:
+            self.counts[file].damage = str(error).removeprefix(f"{file}: ")
+            damaged = sum(bool(counts.damage) for counts in self.counts.values())
+            if damaged > self._max_damaged:
+                raise
+
     def _records(self, file: Path) -> Iterator[_Record]:
         if file.name.endswith(".parquet"):
-            return _parquet_records(file, text_field=self._text_field, id_field=self._id_field)
+            return _parquet_records(file, text_field=self._text_field, optional=(self._id_field, *self._fields))
+        if file.name.endswith(web_archives.SUFFIXES):
+            return _archive_records(file, text_field=self._text_field)
+        if file.name.endswith((".csv", ".csv.gz", ".csv.zst")):
+            return _csv_records(file, text_field=self._text_field)
         if file.name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
             return map(_json_record, _units(_lines(file), unit="line"))
         to_record = functools.partial(_text_record, field=self._text_field)
@@ -125,7 +164,8 @@ class FileReader:
             f"{text}{id_}".encode()
         except UnicodeEncodeError:  # Half of a surrogate pair, which JSON can spell as an escape.
             return "with invalid Unicode"
-        return Document(text=text, id=id_, source=self._source, language=self._language)
+        metadata = {field: record[field] for field in self._fields if record.get(field) is not None}
+        return Document(text=text, id=id_, source=self._source, language=self._language, metadata=metadata)
 
     def _check_share(self, file: Path) -> None:
         counts = self.counts[file]
@@ -163,6 +203,13 @@ def find_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
     return sorted(files)
 
 
+def _part_of(files: Sequence[Path], *, part: int, parts: int) -> list[Path]:
+    """The files of one part: a file belongs to where the middle of its bytes falls, with all bytes cut evenly."""
+    sizes = [max(file.stat().st_size, 1) for file in files]
+    middles = (end - size / 2 for size, end in zip(sizes, itertools.accumulate(sizes), strict=True))
+    return [file for file, middle in zip(files, middles, strict=True) if int(middle * parts / sum(sizes)) == part]
+
+
 def _near(path: Path) -> str:
     """` (did you mean ...?)` from the names beside the first part of the path that does not exist."""
     missing = path
@@ -175,16 +222,20 @@ def _near(path: Path) -> str:
 
 def _lines(file: Path) -> Iterator[bytes]:
     """Lines without their ends; UserError when the compressed data is damaged or ends early."""
-    rest = b""
+    pending: list[bytes] = []  # of a line that no block has ended yet
     try:
         for block in _blocks(file):
-            *lines, rest = (rest + block).split(b"\n")
-            yield from lines
+            *lines, last = block.split(b"\n")
+            if lines:
+                yield b"".join([*pending, lines[0]])
+                yield from lines[1:]
+                pending.clear()
+            pending.append(last)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{file}: damaged or cut short ({error}); fetch it again") from None
+        raise _DamagedFile(f"{file}: damaged or cut short ({error}); fetch it again") from None
     except OSError as error:
         raise UserError(f"{file}: cannot read ({error.strerror or error})") from None
-    if rest:
+    if rest := b"".join(pending):
         yield rest
 
 
@@ -193,7 +244,8 @@ def _blocks(file: Path) -> Iterator[bytes]:
         yield from _zstd_blocks(file)
         return
     with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as stream:
-        while block := stream.read(_READ_BYTES):
+        # Not `read`, which gives nothing of a block inside which the data ends.
+        while block := stream.read1(_READ_BYTES):
             yield block
 
 
@@ -251,7 +303,35 @@ def _json_record(line: bytes) -> _Record:
     return record if isinstance(record, dict) else "not a JSON object"
 
 
-def _parquet_records(file: Path, *, text_field: str, id_field: str) -> Iterator[_Record]:
+def _csv_records(file: Path, *, text_field: str) -> Iterator[_Record]:
+    """Rows by the names in the first line; a row with more or fewer values than names is a bad record."""
+    csv.field_size_limit(sys.maxsize)
+    lines = (line.decode("utf-8-sig", "surrogateescape") + "\n" for line in _lines(file))
+    rows = csv.reader(lines)
+    names = next(rows, None)
+    if names is None:
+        return
+    if text_field not in names:
+        raise UserError(f"{file}: no column {text_field!r}; it has {', '.join(names)[:200]}")
+    for row in rows:
+        if not row:
+            continue
+        if len(row) != len(names):
+            yield "with another number of values than columns"
+        elif any("\udc80" <= character <= "\udcff" for value in row for character in value):
+            yield "with invalid UTF-8"
+        else:
+            yield dict(zip(names, row, strict=True))
+
+
+def _archive_records(file: Path, *, text_field: str) -> Iterator[_Record]:
+    try:
+        yield from web_archives.archive_records(file, text_field=text_field)
+    except web_archives.DamagedArchive as error:
+        raise _DamagedFile(f"{file}: {error}; fetch it again") from None
+
+
+def _parquet_records(file: Path, *, text_field: str, optional: Sequence[str]) -> Iterator[_Record]:
     import pyarrow
     import pyarrow.parquet
 
@@ -260,14 +340,14 @@ def _parquet_records(file: Path, *, text_field: str, id_field: str) -> Iterator[
             names = parquet.schema_arrow.names
             if text_field not in names:
                 raise UserError(f"{file}: no column {text_field!r}; it has {', '.join(names)}")
-            columns = [text_field] + ([id_field] if id_field in names and id_field != text_field else [])
+            columns = [text_field] + [name for name in optional if name in names and name != text_field]
             for batch in parquet.iter_batches(batch_size=1000, columns=columns):
                 try:
                     yield from batch.to_pylist()
                 except UnicodeDecodeError:
                     yield from _rows_one_by_one(batch)
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{file}: damaged or not Parquet ({' '.join(str(error).split())}); fetch it again") from None
+        raise _DamagedFile(f"{file}: damaged or not Parquet ({' '.join(str(error).split())}); fetch it again") from None
 
 
 def _rows_one_by_one(batch: Any) -> Iterator[_Record]:

@@ -6,8 +6,10 @@ counts, sizes and hashes.
 """
 
 import contextlib
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from allam_jax.corpus.document import Document
 from allam_jax.errors import UserError
-from allam_jax.files import atomic_path, read_json, sha256_of_file, sha256_of_json, write_json
+from allam_jax.files import atomic_path, read_json, sha256_of_file, sha256_of_json, unit_hash, write_json
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation")
@@ -55,25 +57,102 @@ def write_dataset(
       UserError: No documents, or none for a split; no space left; a bad name or share.
     """
     directory = Path(directory)
+    check_dataset(name, validation_share=validation_share)
+    with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=_made(directory.parent)) as part:
+        with PartWriter(
+            Path(part), validation_share=validation_share, seed=seed, shard_bytes=shard_bytes, dataset=directory
+        ) as writer:
+            for document in documents:
+                writer.write({field: getattr(document, field) for field in FIELDS})
+        return assemble(
+            [(Path(part), writer.counts)],
+            directory=directory,
+            name=name,
+            validation_share=validation_share,
+            seed=seed,
+            metadata=metadata,
+        )
+
+
+def check_dataset(name: str, *, validation_share: float) -> None:
+    """UserError for a name or a share that no dataset can have."""
     if not (name.isascii() and name.isidentifier() and name.islower()):
         raise UserError(f"dataset name {name!r}: expected lower-case letters, digits and underscores, a letter first")
     if not 0 <= validation_share < 1:
         raise UserError(f"{name}: validation share is {validation_share}; expected 0 <= share < 1")
-    with atomic_path(directory) as temporary:
-        temporary.mkdir()
+
+
+class PartWriter:
+    """Writes a part of a dataset: shards of each split, not yet under their final names. A context manager.
+
+    Attributes:
+      counts: After the end, `{split: {"documents", "bytes", "words", "shards": [{"file", "documents", "bytes"}]}}`.
+    """
+
+    def __init__(
+        self, directory: Path, *, validation_share: float, seed: int = 0, shard_bytes: int = 256_000_000, dataset: Path
+    ):
+        """Takes an existing, empty directory to write into, and that of the dataset, for messages."""
+        self.counts: dict[str, Any] = {}
+        self._validation_share, self._seed, self._dataset = validation_share, seed, dataset
         wanted = SPLITS if validation_share > 0 else SPLITS[:1]
-        writers = {split: _SplitWriter(temporary, split=split, shard_bytes=shard_bytes) for split in wanted}
-        try:
-            for document in documents:
-                split = "validation" if _unit_hash(f"{seed}:{document.id}") < validation_share else "train"
-                with _disk_errors(directory):
-                    writers[split].write(document)
-            with _disk_errors(directory):
-                splits = {split: writer.finish(name) for split, writer in writers.items()}
-        finally:
-            for writer in writers.values():
-                with contextlib.suppress(RuntimeError, OSError):
-                    writer.close()
+        self._writers = {split: _SplitWriter(directory, split=split, shard_bytes=shard_bytes) for split in wanted}
+
+    def write(self, fields: Mapping[str, str]) -> None:
+        """Appends a document, given as the fields of its record, to the split that a hash of its id says."""
+        validation = unit_hash(f"{self._seed}:{fields['id']}") < self._validation_share
+        with disk_errors(self._dataset):
+            self._writers["validation" if validation else "train"].write(fields)
+
+    def __enter__(self) -> "PartWriter":
+        return self
+
+    def __exit__(self, exception: object, *_: object) -> None:
+        if exception is None:
+            with disk_errors(self._dataset):
+                self.counts = {split: writer.finish() for split, writer in self._writers.items()}
+        for writer in self._writers.values():
+            with contextlib.suppress(RuntimeError, OSError):
+                writer.close()
+
+
+def assemble(
+    parts: Sequence[tuple[Path, Mapping[str, Any]]],
+    *,
+    directory: Path,
+    name: str,
+    validation_share: float,
+    seed: int = 0,
+    metadata: Mapping[str, Any] | None = None,
+    fields: Sequence[str] = FIELDS,
+) -> dict[str, Any]:
+    """Makes one dataset directory (replacing one that is there) of parts, in their order; returns its manifest.
+
+    Args:
+      parts: Directory and counts of each `PartWriter`. The files are linked, not moved: a run that is killed here can
+        do it again.
+      directory, name, validation_share, seed, metadata: As in `write_dataset`.
+      fields: The fields of the records, all of them strings.
+
+    Raises:
+      UserError: No document for a split; no space left.
+    """
+    with atomic_path(directory) as temporary, disk_errors(directory):
+        temporary.mkdir()
+        splits = {}
+        for split in SPLITS if validation_share > 0 else SPLITS[:1]:
+            found = [(part / shard["file"], shard) for part, counts in parts for shard in counts[split]["shards"]]
+            shards = []
+            for number, (path, shard) in enumerate(found):
+                file = f"{name}-{split}.array_record-{number:05d}-of-{len(found):05d}"
+                _link(path, temporary / file)
+                shards.append(shard | {"file": file, "size": path.stat().st_size, "sha256": sha256_of_file(path)})
+            splits[split] = {
+                "documents": sum(shard["documents"] for shard in shards),
+                "bytes": sum(shard["bytes"] for shard in shards),
+                "words": sum(counts[split]["words"] for _, counts in parts),
+                "shards": shards,
+            }
         for split, counts in splits.items():
             if not counts["documents"]:
                 total = sum(other["documents"] for other in splits.values())
@@ -89,9 +168,8 @@ def write_dataset(
             "fingerprint": sha256_of_json(splits),
             "metadata": dict(metadata or {}),
         }
-        with _disk_errors(directory):
-            _write_tfds_metadata(temporary, name=name, splits=splits)
-            write_json(temporary / MANIFEST, manifest)
+        _write_tfds_metadata(temporary, name=name, splits=splits, fields=fields)
+        write_json(temporary / MANIFEST, manifest)
     return manifest
 
 
@@ -135,7 +213,7 @@ def verify_hashes(directory: Path) -> None:
 
 
 class _SplitWriter:
-    """Writes records into numbered shards; the final names, with the number of shards, are given at the end."""
+    """Writes records into numbered shards `SPLIT-NUMBER`."""
 
     def __init__(self, directory: Path, *, split: str, shard_bytes: int):
         self._directory, self._split, self._shard_bytes = directory, split, shard_bytes
@@ -143,17 +221,17 @@ class _SplitWriter:
         self._shards: list[dict[str, Any]] = []
         self._words = 0
 
-    def write(self, document: Document) -> None:
+    def write(self, fields: Mapping[str, str]) -> None:
         if self._writer is None:
             # Grain reads single records fast only from groups of one.
             path = self._directory / f"{self._split}-{len(self._shards)}"
             self._writer = ArrayRecordWriter(str(path), "group_size:1")
             self._shards.append({"file": path.name, "documents": 0, "bytes": 0})
-        self._writer.write(_example({field: getattr(document, field) for field in FIELDS}))
+        self._writer.write(_example(fields))
         shard = self._shards[-1]
         shard["documents"] += 1
-        shard["bytes"] += len(document.text.encode())
-        self._words += len(document.text.split())
+        shard["bytes"] += len(fields["text"].encode())
+        self._words += len(fields["text"].split())
         if shard["bytes"] >= self._shard_bytes:
             self.close()
 
@@ -162,18 +240,26 @@ class _SplitWriter:
         if writer is not None:
             writer.close()
 
-    def finish(self, name: str) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
         self.close()
-        for number, shard in enumerate(self._shards):
-            file = f"{name}-{self._split}.array_record-{number:05d}-of-{len(self._shards):05d}"
-            path = (self._directory / shard["file"]).rename(self._directory / file)
-            shard |= {"file": file, "size": path.stat().st_size, "sha256": sha256_of_file(path)}
         return {
             "documents": sum(shard["documents"] for shard in self._shards),
             "bytes": sum(shard["bytes"] for shard in self._shards),
             "words": self._words,
             "shards": self._shards,
         }
+
+
+def _made(directory: Path) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def _link(path: Path, target: Path) -> None:
+    try:
+        os.link(path, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(path, target)
 
 
 def _example(fields: Mapping[str, str]) -> bytes:
@@ -201,7 +287,7 @@ def _message(field: int, payload: bytes) -> bytes:
     return bytes(header) + payload
 
 
-def _write_tfds_metadata(directory: Path, *, name: str, splits: Mapping[str, Any]) -> None:
+def _write_tfds_metadata(directory: Path, *, name: str, splits: Mapping[str, Any], fields: Sequence[str]) -> None:
     import tensorflow_datasets as tfds  # Half a second: only those who write or read shards pay it.
 
     def split_info(split: str, counts: Mapping[str, Any]) -> Any:
@@ -215,21 +301,16 @@ def _write_tfds_metadata(directory: Path, *, name: str, splits: Mapping[str, Any
 
     tfds.folder_dataset.write_metadata(
         data_dir=directory,
-        features=tfds.features.FeaturesDict({field: tfds.features.Text() for field in FIELDS}),
+        features=tfds.features.FeaturesDict({field: tfds.features.Text() for field in fields}),
         split_infos=[split_info(split, counts) for split, counts in splits.items()],
         filename_template=_TEMPLATE,
         check_data=False,  # TFDS's own check reads through TensorFlow.
     )
 
 
-def _unit_hash(key: str) -> float:
-    """A number in [0, 1), the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) / 2**64
-
-
 @contextlib.contextmanager
-def _disk_errors(directory: Path) -> Iterator[None]:
-    """ArrayRecord raises RuntimeError when a write fails."""
+def disk_errors(directory: Path) -> Iterator[None]:
+    """A UserError that names the directory for a write that fails; ArrayRecord raises RuntimeError then."""
     try:
         yield
     except (RuntimeError, OSError) as error:

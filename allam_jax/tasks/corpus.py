@@ -1,6 +1,5 @@
-"""Task `corpus`: every source becomes a dataset directory of document shards, `workdir/NAME`."""
+"""Task `corpus`: every source becomes a dataset directory of document shards, `workdir/NAME`, with a report."""
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,66 +7,37 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from allam_jax.config import require, to_dict
-from allam_jax.corpus import catalog
-from allam_jax.corpus.document import Document
-from allam_jax.corpus.normalise import normalise_documents
-from allam_jax.corpus.readers import FileReader
-from allam_jax.corpus.shards import read_manifest, write_dataset
-from allam_jax.errors import UserError
+from allam_jax.corpus import pipeline
+from allam_jax.corpus.plan import make_plan
+from allam_jax.corpus.shards import read_manifest
+from allam_jax.evaluation.corpus_report import write_report
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Reads, normalises and writes each of `config.corpus.sources`; returns counts by source and split."""
+    """Reads, cleans, deduplicates and writes `config.corpus.sources`; returns counts by source and split.
+
+    Datasets that are there and follow from the same config are left as they are.
+    """
     require(config.corpus.sources, key="corpus.sources", hint="name at least one source")
-    return {name: _write(name, source, workdir=workdir) for name, source in config.corpus.sources.items()}
+    settings = to_dict(config.corpus)
+    sources, executor = settings.pop("sources"), settings.pop("executor")
+    plan = make_plan(sources, settings, workdir=workdir)
+    wanted = pipeline.outdated(plan, workdir=workdir)
+    if wanted:
+        if not plan.shares_duplicates:
+            plan = make_plan({name: sources[name] for name in wanted}, settings, workdir=workdir)
+        tallies = pipeline.run(plan, workdir=workdir, executor=executor)
+        write_report(plan, tallies, workdir=workdir)
+        pipeline.clear(plan)
+    return {name: _counts(workdir / name) for name in sources}
 
 
-def _write(name: str, source: ConfigDict, *, workdir: Path) -> dict[str, Any]:
-    facts = to_dict(source)
-    manifest = read_manifest(workdir / name)
-    if manifest is None or manifest["metadata"]["source"] != facts:
-        reader = _open(name, source)
-        documents = _first_bytes(normalise_documents(reader, remove=source.remove), limit=source.max_bytes)
-        manifest = write_dataset(
-            documents,
-            directory=workdir / name,
-            name=name,
-            validation_share=source.validation_share,
-            metadata={"source": facts},
-        )
-        if isinstance(reader, FileReader):
-            for file, file_counts in reader.counts.items():
-                logging.info("%s: %s", file, file_counts)
+def _counts(directory: Path) -> dict[str, Any]:
+    manifest = read_manifest(directory)
+    assert manifest is not None
     counts = {
         split: {key: values[key] for key in ("documents", "bytes", "words")}
         for split, values in manifest["splits"].items()
     }
-    logging.info("corpus %s: %s", name, counts)
+    logging.info("corpus %s: %s", directory.name, counts)
     return counts
-
-
-def _open(name: str, source: ConfigDict) -> Iterable[Document]:
-    key = f"config.corpus.sources.{name}"
-    if bool(source.catalog) == bool(source.path):
-        raise UserError(f"{key}: give either catalog (a source of the catalog) or path (your own files)")
-    if source.catalog:
-        return catalog.documents(source.catalog)
-    if not source.language:
-        raise UserError(f"{key}.language is empty: give the ISO 639-1 code of the texts, such as ar")
-    return FileReader(
-        source.path,
-        source=name,
-        language=source.language,
-        text_field=source.text_field,
-        text_unit=source.text_unit,
-        max_bad_share=source.max_bad_share,
-    )
-
-
-def _first_bytes(documents: Iterable[Document], *, limit: int) -> Iterator[Document]:
-    total = 0
-    for document in documents:
-        yield document
-        total += len(document.text.encode())
-        if limit and total >= limit:
-            return

@@ -22,6 +22,8 @@ from allam_jax.tasks.recipe import run_recipe
 TASKS = {
     "corpus": "allam_jax.tasks.corpus",
     "quality_classifier": "allam_jax.tasks.quality_classifier",
+    "plant": "allam_jax.tasks.plant",
+    "check_planted": "allam_jax.tasks.check_planted",
     "tokenizer": "allam_jax.tasks.tokenizer",
     "merge_tokenizer": "allam_jax.tasks.merge_tokenizer",
     "tokenize": "allam_jax.tasks.tokenize",

@@ -3,8 +3,7 @@ import unicodedata
 
 import pytest
 
-from allam_jax.corpus.document import Document
-from allam_jax.corpus.normalise import DIRECTION_MARKS, TASHKEEL, normalise, normalise_documents
+from allam_jax.corpus.normalise import DIRECTION_MARKS, TASHKEEL, normalise, without_marks
 from allam_jax.errors import UserError
 
 
@@ -66,8 +65,7 @@ def test_unknown_class():
         normalise("x", remove=["vowels"])
 
 
-def test_documents_left_without_text_are_dropped():
-    documents = [Document(text=text, id=text, source="s", language="ar") for text in ("\u064e", "بَ", " \u200f")]
-    assert [document.text for document in normalise_documents(documents, remove=["tashkeel", "direction_marks"])] == [
-        "ب"
-    ]
+def test_without_marks_is_the_removal_of_all_classes():
+    text = "بِسْمِ ا\u0653 مـد\u200f e\u0301"
+    everything = normalise(text, remove=["tashkeel", "tatweel", "direction_marks"], compose=False)
+    assert without_marks(text) == everything == "بسم ا\u0653 مد e\u0301"

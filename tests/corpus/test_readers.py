@@ -175,9 +175,9 @@ def test_paths_that_do_not_exist(tmp_path):
         read(tmp_path / "arabc" / "news.jsonl")
     with pytest.raises(UserError, match="no file matches this pattern"):
         read(tmp_path / "*.txt")
-    (tmp_path / "a.csv").write_text("x")
+    (tmp_path / "a.doc").write_text("x")
     with pytest.raises(UserError, match="cannot read this kind of file; expected .jsonl"):
-        read(tmp_path / "a.csv")
+        read(tmp_path / "a.doc")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no files to read in this directory"):
         read(tmp_path / "empty")

@@ -1,0 +1,140 @@
+"""Which documents repeat others: equal keys, and clusters of near-duplicates. Arrays in, arrays out.
+
+A document is a row; rows are numbered through all parts of the corpus. Of those that belong together one is kept, by
+policy; ties go to the first row, so that nothing depends on who computed what.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy import sparse
+
+from allam_jax.errors import UserError
+
+POLICIES = ("longest", "newest", "first")
+_ALL_PAIRS = 32  # documents of a band with one key among which every pair is verified
+
+
+@dataclasses.dataclass(frozen=True)
+class Duplicates:
+    """What to remove.
+
+    Attributes:
+      removed: Rows, ascending.
+      kept: For each of them the row that stays in its place.
+      sizes: Size -> number of groups of that size, 2 and up.
+    """
+
+    removed: np.ndarray
+    kept: np.ndarray
+    sizes: dict[int, int]
+
+
+def preference(policy: str, *, lengths: np.ndarray, dates: np.ndarray) -> np.ndarray:
+    """int64 per row; of a group the row with the smallest value is kept, the first among equals.
+
+    Args:
+      policy: longest, newest or first.
+      lengths: Bytes of text.
+      dates: As numbers that grow with time; what has no date comes before all.
+
+    Raises:
+      UserError: Unknown policy.
+    """
+    if policy not in POLICIES:
+        raise UserError(f"config.corpus.dedup.keep = {policy!r}: expected one of {', '.join(POLICIES)}")
+    if policy == "first":
+        return np.zeros(len(lengths), np.int64)
+    return -(lengths if policy == "longest" else dates).astype(np.int64)
+
+
+def equal_keys(keys: np.ndarray, preferences: np.ndarray, *, among: np.ndarray) -> Duplicates:
+    """Rows with the same key.
+
+    Args:
+      keys: uint64 `[rows, words of a key]`.
+      preferences: int64 `[rows]`.
+      among: Rows to look at, ascending; others take no part.
+    """
+    some = keys[among]
+    order = np.lexsort((among, preferences[among], *some.T))
+    ordered = some[order]
+    starts = np.ones(len(order), bool)
+    starts[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    return _groups(among[order], starts)
+
+
+def band_pairs(keys: np.ndarray, rows: np.ndarray, *, every: bool) -> np.ndarray:
+    """Candidate pairs of one band: rows with the same key.
+
+    Args:
+      keys: uint64 `[n]`.
+      rows: int64 `[n]`, ascending.
+      every: All pairs of a group of up to 32 rows. Otherwise, and for larger groups, each row with the group's first
+        and with its predecessor: enough to connect the group.
+
+    Returns:
+      int64 `[pairs, 2]`, smaller row first, without repeats.
+    """
+    order = np.argsort(keys, kind="stable")
+    ordered, numbers = keys[order], rows[order]
+    same = ordered[1:] == ordered[:-1]
+    starts = np.flatnonzero(np.concatenate(([True], ~same))) if len(ordered) else np.empty(0, np.int64)
+    sizes = np.diff(np.append(starts, len(ordered)))
+    firsts = np.repeat(numbers[starts], sizes) if len(starts) else numbers
+    inside = np.flatnonzero(same) + 1
+    pairs = [np.stack([firsts[inside], numbers[inside]], 1), np.stack([numbers[inside - 1], numbers[inside]], 1)]
+    if every:
+        for start, size in zip(starts[sizes > 2], sizes[sizes > 2], strict=True):
+            if size <= _ALL_PAIRS:
+                pairs.append(np.array(list(itertools.combinations(numbers[start : start + size], 2)), np.int64))
+    return np.unique(np.concatenate(pairs), axis=0) if len(ordered) else np.empty((0, 2), np.int64)
+
+
+def clusters(
+    pairs: Sequence[np.ndarray],
+    preferences: np.ndarray,
+    *,
+    verify: Callable[[int, int], bool] | None = None,
+) -> Duplicates:
+    """Connected components of the candidate pairs (of those that `verify` confirms), of each of which one row is kept.
+
+    Args:
+      pairs: Arrays `[pairs, 2]`, one a band.
+      preferences: int64 `[rows]`.
+      verify: Whether a pair is similar enough.
+    """
+    joined = np.unique(np.concatenate(pairs), axis=0) if pairs else np.empty((0, 2), np.int64)
+    if verify is not None:
+        confirmed = np.fromiter((verify(int(a), int(b)) for a, b in joined), bool, len(joined))
+        joined = joined[confirmed]
+    if not len(joined):
+        return Duplicates(np.empty(0, np.int64), np.empty(0, np.int64), {})
+    members, positions = np.unique(joined, return_inverse=True)
+    first, second = positions.reshape(joined.shape).T
+    graph = sparse.coo_matrix((np.ones(len(first), np.int8), (first, second)), shape=(len(members), len(members)))
+    _, labels = sparse.csgraph.connected_components(graph, directed=False)
+    order = np.lexsort((members, preferences[members], labels))
+    starts = np.ones(len(order), bool)
+    starts[1:] = labels[order][1:] != labels[order][:-1]
+    return _groups(members[order], starts)
+
+
+def without(rows: np.ndarray, removed: np.ndarray) -> np.ndarray:
+    """The rows that are not removed; both ascending."""
+    return np.setdiff1d(rows, removed, assume_unique=True)
+
+
+def _groups(ordered: np.ndarray, starts: np.ndarray) -> Duplicates:
+    """Of rows ordered by group and preference, with marks where groups start: all but the first of each go."""
+    group = np.cumsum(starts) - 1
+    keepers = ordered[starts][group]
+    order = np.argsort(ordered[~starts])
+    sizes, counts = np.unique(np.bincount(group), return_counts=True)
+    return Duplicates(
+        removed=ordered[~starts][order],
+        kept=keepers[~starts][order],
+        sizes={int(size): int(count) for size, count in zip(sizes, counts, strict=True) if size > 1},
+    )

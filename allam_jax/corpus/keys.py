@@ -1,0 +1,116 @@
+"""What duplicates are found by: columns with a row for each document of a part.
+
+Exact duplicates are texts with the same `bare_words` in the same order: case, punctuation, white space, vowel marks and
+tatweel do not tell them apart. A text without any word is compared as it is. Addresses are compared without scheme,
+`www.`, fragment and final slash.
+"""
+
+import datetime
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from allam_jax.corpus.minhash import MinHash
+from allam_jax.files import atomic_path
+
+NO_DATE = np.iinfo(np.int64).min + 1  # before all others; its negative exists
+_SCHEME = re.compile(r"^[a-z][a-z0-9+.-]*://(?:www\.)?", re.IGNORECASE)
+
+
+class Columns:
+    """Gathers the rows of a part and writes them.
+
+    `keys.npz` holds `text` and `url` (uint64 `[rows, 2]`, zeros where there is no address), `length` (bytes) and `date`
+    (microseconds). Of documents long enough for a signature, `signed.npy` holds the rows, `bands.npy` the keys of the
+    bands and, where asked for, `shingles.npz` the shingles of all, one after another, with their ends.
+    """
+
+    def __init__(self, *, minhash: MinHash | None, salt: str):
+        """Keys with another salt never agree."""
+        self._minhash, self._salt = minhash, salt
+        self._text: list[bytes] = []
+        self._url: list[bytes] = []
+        self._length: list[int] = []
+        self._date: list[int] = []
+        self._signed: list[int] = []
+        self._signatures: list[np.ndarray] = []
+        self._shingles: list[np.ndarray] = []
+
+    def append(self, text: str, *, words: Sequence[str], url: str, date: str, size: int) -> None:
+        """Adds a document, with its `bare_words` and its bytes."""
+        if self._minhash is not None:
+            shingles = self._minhash.shingles(words)
+            if len(shingles):
+                self._signed.append(len(self._text))
+                self._signatures.append(self._minhash.signature(shingles))
+                self._shingles.append(shingles)
+        self._text.append(digest(text_key(text, words), salt=self._salt))
+        self._url.append(digest(url_key(url), salt=self._salt) if url else bytes(16))
+        self._length.append(size)
+        self._date.append(date_key(date))
+
+    def write(self, directory: Path, *, names: tuple[str, str, str, str], bands: int) -> None:
+        """Writes the files under these names (of keys, signed rows, bands and, unless empty, shingles)."""
+        keys, signed, band_keys, shingles = (directory / name for name in names)
+        columns = {
+            "text": np.frombuffer(b"".join(self._text), np.uint64).reshape(-1, 2),
+            "url": np.frombuffer(b"".join(self._url), np.uint64).reshape(-1, 2),
+            "length": np.array(self._length, np.int64),
+            "date": np.array(self._date, np.int64),
+        }
+        _save(keys, columns)
+        if self._minhash is None:
+            return
+        table = np.empty((0, bands), np.uint64)
+        if self._signatures:
+            table = self._minhash.band_keys(np.stack(self._signatures))
+        if self._salt:
+            table = table ^ np.frombuffer(digest("bands", salt=self._salt)[:8], np.uint64)
+        _save(signed, np.array(self._signed, np.int64))
+        _save(band_keys, table)
+        if names[3]:
+            ends = np.cumsum([len(some) for some in self._shingles], dtype=np.int64)
+            flat = np.concatenate(self._shingles) if self._shingles else np.empty(0, np.uint64)
+            _save(shingles, {"flat": flat, "ends": ends})
+
+
+def text_key(text: str, words: Sequence[str]) -> str:
+    """What two texts must share to be duplicates."""
+    return " ".join(words) if words else f"\0{text}"
+
+
+def url_key(url: str) -> str:
+    """An address without what does not change the page: scheme, `www.`, fragment, final slash, case of the host."""
+    host, slash, path = _SCHEME.sub("", url.strip()).partition("#")[0].partition("/")
+    return f"{host.lower()}{slash}{path}".rstrip("/")
+
+
+def date_key(date: str) -> int:
+    """Microseconds since 1970 of a date in ISO 8601 (without a zone: UTC) or in seconds; `NO_DATE` for all else."""
+    try:
+        moment = datetime.datetime.fromisoformat(date)
+    except ValueError:
+        try:
+            seconds = int(float(date))
+        except (ValueError, OverflowError):
+            return int(NO_DATE)
+        return seconds * 1_000_000 if abs(seconds) < 1e12 else int(NO_DATE)
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=datetime.UTC)
+    return int((moment - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) / datetime.timedelta(microseconds=1))
+
+
+def digest(text: str, *, salt: str) -> bytes:
+    """16 bytes."""
+    return hashlib.blake2b(text.encode(), digest_size=16, key=salt.encode()[:64]).digest()
+
+
+def _save(path: Path, value: dict[str, np.ndarray] | np.ndarray) -> None:
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        if isinstance(value, dict):
+            np.savez(file, **value)  # type: ignore[arg-type]
+        else:
+            np.save(file, value)

@@ -1,0 +1,31 @@
+"""Language identification with fastText's lid.176 (Joulin et al. 2016), offline, from the catalog.
+
+The model's score falls on vowelled text (median 0.71 on hadith as they are printed, 0.97 on the same without vowel
+marks), so vowel marks and tatweel are not shown to it.
+"""
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from allam_jax.corpus import catalog
+from allam_jax.corpus.normalise import without_marks
+
+
+@functools.lru_cache(maxsize=1)
+def _model() -> Any:
+    import fasttext
+
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "lid.176.ftz"
+        path.write_bytes(catalog.read_asset("language_id"))
+        return fasttext.load_model(str(path))
+
+
+def identify(text: str, *, count: int = 3) -> dict[str, float]:
+    """The most probable languages (ISO 639-1 where there is one) of a text, with their probabilities, best first."""
+    labels, scores = _model().predict(without_marks(text).replace("\n", " "), k=count)
+    return {
+        label.removeprefix("__label__"): min(float(score), 1.0) for label, score in zip(labels, scores, strict=True)
+    }

@@ -1,0 +1,74 @@
+"""Personal data that has a form: e-mail addresses, telephone numbers, IBANs, IP addresses. Each is replaced by a
+placeholder and counted. Digits may be European or Arabic-Indic."""
+
+import ipaddress
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from allam_jax.errors import UserError
+
+_DIGIT = "0-9\u0660-\u0669\u06f0-\u06f9"
+_TO_ASCII = str.maketrans("٠١٢٣٤٥٦٧٨٩۰۱۲۳۴۵۶۷۸۹", "01234567890123456789")
+
+PATTERNS = {
+    "email": re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[\w-]{1,63}\.)+[^\W\d_]{2,24}(?![\w-])"),
+    # Two letters, two check digits, 11 to 30 characters, in groups of four or in one piece; the checksum decides.
+    "iban": re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]{4}){2,7}(?:[ -]?[A-Z0-9]{1,3})?(?!\w)", re.ASCII),
+    "ip": re.compile(
+        r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}(?!\.?\d)|(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4})(?![\w:])", re.ASCII
+    ),
+    # International with + or 00, or national with a leading 0; single separators between groups of digits.
+    "phone": re.compile(
+        rf"(?<![\w.,/-])(?:(?:\+|00|[٠۰]{{2}})[ (-]?[{_DIGIT}]{{1,3}}[)]?(?:[ .()-]{{0,2}}[{_DIGIT}]){{6,12}}"
+        rf"|[(]?[0٠۰][{_DIGIT}]{{1,3}}[)]?(?:[ .-]?[{_DIGIT}]){{6,8}})(?![\w/-]|[.,][{_DIGIT}])"
+    ),
+}
+KINDS = tuple(PATTERNS)
+
+
+def redact(text: str, *, kinds: Iterable[str]) -> tuple[str, Counter[str]]:
+    """The text with what it holds of each kind replaced by `[EMAIL]`, `[PHONE]`, `[IBAN]` or `[IP]`, and their numbers.
+
+    IBANs count with a correct checksum (ISO 7064, remainder 1 modulo 97) only. IP addresses count when they are public:
+    127.0.0.1, 192.168.x.x and version numbers with a part above 255 stay.
+
+    Raises:
+      UserError: Unknown kind.
+    """
+    wanted = set(kinds)
+    for kind in wanted - set(KINDS):
+        raise UserError(f"cannot redact {kind!r}; choose from {', '.join(KINDS)}")
+    found: Counter[str] = Counter()
+    for kind in KINDS:  # in this order: an IBAN holds what looks like a telephone number
+        if kind not in wanted:
+            continue
+
+        def replace(match: re.Match[str], kind: str = kind) -> str:
+            if not _CHECKS[kind](match.group()):
+                return match.group()
+            found[kind] += 1
+            return f"[{kind.upper()}]"
+
+        text = PATTERNS[kind].sub(replace, text)
+    return text, found
+
+
+def _is_iban(text: str) -> bool:
+    bare = re.sub("[ -]", "", text)
+    return 15 <= len(bare) <= 34 and int("".join(str(int(char, 36)) for char in bare[4:] + bare[:4])) % 97 == 1
+
+
+def _is_public_address(text: str) -> bool:
+    try:
+        return ipaddress.ip_address(text).is_global
+    except ValueError:
+        return False
+
+
+def _is_phone(text: str) -> bool:
+    digits = re.sub(r"\D", "", text.translate(_TO_ASCII))
+    return 8 <= len(digits) <= 15 and len(set(digits)) > 2
+
+
+_CHECKS = {"email": lambda _: True, "iban": _is_iban, "ip": _is_public_address, "phone": _is_phone}

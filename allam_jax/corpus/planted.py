@@ -1,0 +1,120 @@
+"""Damage planted in real documents, with a record of what was done: to measure what a pipeline finds, and what else it
+takes for damage.
+
+Each kind befalls a share of the documents, chosen by a hash of their id:
+  exact_copy   the same words once more, with other spaces, punctuation and without vowel marks
+  near_copy    a long text once more, with another beginning and end, as mirrors of a page have
+  url_copy     the first half of a text, at the same address spelled otherwise
+  mojibake     the text itself, read with the wrong character set
+  spam         an advertisement beside it, made of stock phrases, handles, numbers and links
+  foreign      a document of another language, or source code, beside it
+"""
+
+import hashlib
+import random
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from allam_jax.corpus.document import Document
+from allam_jax.corpus.normalise import without_marks
+from allam_jax.files import unit_hash
+
+KINDS = ("exact_copy", "near_copy", "url_copy", "mojibake", "spam", "foreign")
+_NEAR_WORDS = 200  # a shorter text would change too much for a near copy
+_MOJIBAKE_WORDS = 30
+_CHARACTER_SETS = (("utf-8", "latin-1"), ("utf-8", "cp1252"), ("cp1256", "cp1252"))
+
+_PHRASES = {
+    "ar": "خصم كبير على جميع المنتجات|اشتر الآن واحصل على الثاني مجانا|اتصل بنا واتساب|عروض لفترة محدودة"
+    "|أرخص الأسعار في المملكة"
+    "|التوصيل مجانا لجميع المدن|اطلب الآن من متجرنا|كوبون خصم إضافي|اضغط هنا للتسوق|سجل الآن واربح|للبيع بأفضل سعر",
+    "en": "huge discount on all products|buy now and get one free|call us on whatsapp|limited time offer|cheap prices"
+    "|free shipping worldwide|order now from our shop|extra coupon inside|click here to shop|subscribe and win cash",
+}
+_GOODS = {
+    "ar": "عطور ساعات أحذية هواتف مفروشات نظارات حقائب مكيفات سجاد ألعاب",
+    "en": "perfume watches shoes phones furniture glasses bags carpets toys laptops",
+}
+
+
+def plant(
+    documents: Iterable[Document], *, foreign: Iterator[Document], share: float, seed: int
+) -> Iterator[tuple[dict[str, str], dict[str, Any] | None]]:
+    """Rows of a crawl, and for each planted one the truth.
+
+    Args:
+      documents: Real ones, of one language.
+      foreign: Documents that do not belong among them; when they are used up, no more are planted.
+      share: Of the documents, for each kind.
+      seed: Chooses other documents.
+
+    Yields:
+      (row, truth): a row has `id, text, url`; a truth, None for an untouched document, has `id, kind`, and for mojibake
+      the `text` as it was.
+    """
+    for document in documents:
+        name = f"{document.source}:{document.id}"
+        address = f"https://{document.source.replace('_', '-')}.example/{hashlib.md5(name.encode()).hexdigest()}"
+        row = {"id": name, "text": document.text, "url": address}
+        strikes = [kind for kind in KINDS if unit_hash(f"{seed}:{kind}:{name}") < share]
+        rng = random.Random(f"{seed}:{name}")
+        damaged = _mojibake(document.text, rng) if "mojibake" in strikes else None
+        if damaged is not None:
+            yield row | {"text": damaged}, {"id": name, "kind": "mojibake", "text": document.text}
+        else:
+            yield row, None
+        words = document.text.split()
+        for kind in strikes:
+            copy = {"id": f"{name}#{kind}", "text": "", "url": f"{address}/{kind}"}
+            if kind == "exact_copy" and damaged is None:
+                copy["text"] = f"« {'  '.join(without_marks(document.text).split())} » ."
+            elif kind == "near_copy" and damaged is None and len(words) >= _NEAR_WORDS:
+                copy["text"] = f"{_spaced(rng, 3)} {document.text} {_spaced(rng, 4)}"
+            elif kind == "url_copy" and damaged is None and len(words) >= 2 * _MOJIBAKE_WORDS:
+                copy |= {
+                    "text": " ".join(words[: len(words) // 2]),
+                    "url": address.replace("https://", "HTTP://www.") + "/#top",
+                }
+            elif kind == "spam":
+                copy["text"] = _spam(document.language, rng)
+            elif kind == "foreign" and (other := next(foreign, None)) is not None:
+                copy |= {"id": f"{other.source}:{other.id}#foreign", "text": other.text}
+            if copy["text"]:
+                yield copy, {"id": copy["id"], "kind": kind}
+
+
+def _mojibake(text: str, rng: random.Random) -> str | None:
+    """The text after a wrong decoding; None if there is none that keeps all bytes, or nothing would show."""
+    if len(text.split()) < _MOJIBAKE_WORDS or text.isascii():
+        return None
+    for written, read in rng.sample(_CHARACTER_SETS, k=len(_CHARACTER_SETS)):
+        try:
+            damaged = text.encode(written).decode(read)
+        except UnicodeError:
+            continue
+        if damaged != text:  # a character set can share what the text needs of it
+            return damaged
+    return None
+
+
+def _spam(language: str, rng: random.Random) -> str:
+    phrases, goods = _PHRASES[language].split("|"), _GOODS[language].split()
+    lines = []
+    for _ in range(rng.randint(3, 7)):
+        words = [rng.choice(phrases), rng.choice(goods), rng.choice(phrases), f"{rng.randint(5, 90)}%"]
+        words.append(
+            rng.choice(
+                (
+                    f"05{rng.randrange(10**8):08d}",
+                    f"https://shop{rng.randrange(1000)}.example/{rng.randrange(10**5)}",
+                    f"#{rng.choice(goods)} #{rng.choice(goods)}",
+                    f"@store{rng.randrange(1000)}",
+                )
+            )
+        )
+        lines.append(" ".join(words))
+    return "\n".join(lines)
+
+
+def _spaced(rng: random.Random, count: int) -> str:
+    return " ".join(f"{rng.randrange(10**6):06d}" for _ in range(count))
