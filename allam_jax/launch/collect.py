@@ -49,6 +49,8 @@ def collect(experiment: Experiment, runs: Sequence[Run], *, workdir: Path, comma
         "table": [{key: dataclasses.asdict(v) if isinstance(v, Summary) else v for key, v in r.items()} for r in rows],
         "unfinished": unfinished,
         "seconds": round(stage_seconds(finished), 1),
+        "figures": {figure.name: figure.caption for figure in experiment.figures},
+        "environment": report.environment_facts(),
     }
     files.write_json(folder / "summary.json", summary)
     files.write_text(folder / "table.md", table_text(experiment, rows) + "\n")

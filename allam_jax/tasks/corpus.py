@@ -19,13 +19,15 @@ from allam_jax.errors import UserError
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Reads, normalises and writes each of `config.corpus.sources`; returns counts by source and split."""
     require(config.corpus.sources, key="corpus.sources", hint="name at least one source")
-    return {name: _write(name, source, workdir=workdir) for name, source in config.corpus.sources.items()}
+    return {
+        name: _write(name, source, seed=config.seed, workdir=workdir) for name, source in config.corpus.sources.items()
+    }
 
 
-def _write(name: str, source: ConfigDict, *, workdir: Path) -> dict[str, Any]:
+def _write(name: str, source: ConfigDict, *, seed: int, workdir: Path) -> dict[str, Any]:
     facts = to_dict(source)
     manifest = read_manifest(workdir / name)
-    if manifest is None or manifest["metadata"]["source"] != facts:
+    if manifest is None or (manifest["metadata"]["source"], manifest["seed"]) != (facts, seed):
         reader = _open(name, source)
         documents = _first_bytes(normalise_documents(reader, remove=source.remove), limit=source.max_bytes)
         manifest = write_dataset(
@@ -33,6 +35,7 @@ def _write(name: str, source: ConfigDict, *, workdir: Path) -> dict[str, Any]:
             directory=workdir / name,
             name=name,
             validation_share=source.validation_share,
+            seed=seed,
             metadata={"source": facts},
         )
         if isinstance(reader, FileReader):
