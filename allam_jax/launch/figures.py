@@ -214,7 +214,9 @@ class Together:
             figure, axes = grid(rows=1, columns=len(self.panels), size=size, heights=(1,))
             for ax, (title, names) in zip(axes[0], self.panels.items(), strict=True):
                 for index, (name, label) in enumerate(zip(names, self.lines, strict=True)):
-                    _band(ax, *_over(outcomes, x=self.x, measure=name), index=index, label=label, smooth=False)
+                    points = _over(outcomes, x=self.x, measure=name)
+                    # Lines may lie on each other: dashes show both.
+                    _band(ax, *points, index=index, label=label, smooth=False, style=index)
                 ax.set_title(title)
                 ax.set_xlabel(self.x_label)
                 ax.set_ylabel(units[names[0]])
@@ -281,10 +283,19 @@ def _colour(index: int) -> str:
 
 
 def _band(
-    ax, xs: np.ndarray, mean: np.ndarray, std: np.ndarray, *, index: int, label: str, smooth: bool = True
+    ax,
+    xs: np.ndarray,
+    mean: np.ndarray,
+    std: np.ndarray,
+    *,
+    index: int,
+    label: str,
+    smooth: bool = True,
+    style: int | None = None,
 ) -> bool:
     """Draws a line with its band; returns whether it was smoothed, being too long to show every point."""
-    look: dict[str, Any] = {"color": _colour(index), "linestyle": STYLES[index // len(COLOURS) % len(STYLES)]}
+    style = index // len(COLOURS) if style is None else style
+    look: dict[str, Any] = {"color": _colour(index), "linestyle": STYLES[style % len(STYLES)]}
     many = smooth and len(xs) >= _MANY_POINTS
     if many:
         width = 2 * (len(xs) // 80) + 1
