@@ -29,12 +29,13 @@ Every experiment of `experiments/`, as `--collect --results docs/results.md` wro
 """
 
 
-def update(page: Path, *, name: str, collected: Path, command: str) -> None:
+def update(page: Path, *, name: str, file: str, collected: Path, command: str) -> None:
     """Writes the section of one experiment, its figures and the table of verdicts.
 
     Args:
         page: the Markdown file; made if it is not there.
         name: of the experiment: a word.
+        file: of the experiment, whose docstring says how it is done.
         collected: where `collect` wrote.
         command: that started the sweep.
 
@@ -54,7 +55,7 @@ def update(page: Path, *, name: str, collected: Path, command: str) -> None:
     text = page.read_text(encoding="utf-8") if page.exists() else _NEW
     sections = {match[1]: match[0] for match in _SECTION.finditer(text)}
     table = (collected / "table.md").read_text(encoding="utf-8")
-    sections[name] = _section(name, summary, table=table, command=command, page=page)
+    sections[name] = _section(name, summary, file=file, table=table, command=command, page=page)
     kept = _TABLE.sub("", _SECTION.sub("", text)).rstrip("\n")
     ordered = [sections[known].rstrip("\n") for known in sorted(sections)]
     write_text(page, "\n\n".join([kept, _verdicts(ordered), *ordered]) + "\n")
@@ -74,7 +75,7 @@ def portable(command: str) -> str:
     return shlex.join(kept)
 
 
-def _section(name: str, summary: Mapping[str, Any], *, table: str, command: str, page: Path) -> str:
+def _section(name: str, summary: Mapping[str, Any], *, file: str, table: str, command: str, page: Path) -> str:
     verdict = summary["verdict"] or "nothing to judge"
     seeds = max((row["runs"] for row in summary["table"]), default=0)
     figures = [
@@ -85,7 +86,7 @@ def _section(name: str, summary: Mapping[str, Any], *, table: str, command: str,
     versions = ", ".join(f"{what} {environment[what]}" for what in ("Python", "jax") if what in environment)
     body = report.section(
         summary["title"],
-        summary["claim"],
+        f"{summary['claim']} How it was done: the docstring of `{file}`.",
         f"**Verdict: {verdict}**",
         "\n".join(f"- {one['line']}" for one in summary["verdicts"]),
         *figures,

@@ -121,7 +121,7 @@ def _collect(experiment: Experiment, runs: list[Run], options: Options) -> dict[
         path, _, arg = options.sweep.partition(":")
         name = "-".join(filter(None, (Path(path).stem, arg)))
         collected = options.workdir / FOLDER
-        results_page.update(Path(options.results), name=name, collected=collected, command=command)
+        results_page.update(Path(options.results), name=name, file=path, collected=collected, command=command)
     if options.tracker:
         outcomes = read_outcomes(experiment, finished)
         logged = log_to_mlflow(finished, outcomes, sweep=options.workdir.name)

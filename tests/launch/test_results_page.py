@@ -35,12 +35,12 @@ def collected(folder, *, title="Rates", verdict="holds", unfinished=()):
 def test_a_section_says_all_of_an_experiment(tmp_path):
     page = tmp_path / "docs" / "results.md"
     command = "python run.py --sweep=experiments/rates.py"
-    update(page, name="rates", collected=collected(tmp_path / "a"), command=command)
+    update(page, name="rates", file="experiments/rates.py", collected=collected(tmp_path / "a"), command=command)
     text = page.read_text()
     assert text.startswith("# Results\n")
     for part in (
         "## Rates",
-        "A higher rate learns more.",
+        "A higher rate learns more. How it was done: the docstring of `experiments/rates.py`.",
         "**Verdict: holds**",
         "- **holds**: a claim",
         "![Held-out text.](images/results/rates-curves.png)",
@@ -59,7 +59,7 @@ def test_the_page_does_not_depend_on_the_order_of_collecting(tmp_path):
     for number, order in enumerate((("beta", "alpha", "gamma"), ("gamma", "beta", "alpha"))):
         page = tmp_path / str(number) / "results.md"
         for name in order:
-            update(page, name=name, collected=folders[name], command="python run.py")
+            update(page, name=name, file="a.py", collected=folders[name], command="python run.py")
         pages.append(page.read_text())
     assert pages[0] == pages[1]
     assert re.findall(r"^## (\w+)", pages[0], re.M) == ["Alpha", "Beta", "Gamma"]
@@ -68,13 +68,19 @@ def test_the_page_does_not_depend_on_the_order_of_collecting(tmp_path):
 def test_only_the_section_is_rewritten(tmp_path):
     page = tmp_path / "results.md"
     for name in ("alpha", "beta"):
-        update(page, name=name, collected=collected(tmp_path / name, title=name.title()), command="python run.py")
+        update(
+            page,
+            name=name,
+            file="a.py",
+            collected=collected(tmp_path / name, title=name.title()),
+            command="python run.py",
+        )
     page.write_text(page.read_text().replace("# Results\n", "# Results\n\nWhat the author says.\n", 1))
     before = page.read_text()
-    update(page, name="alpha", collected=tmp_path / "alpha", command="python run.py")
+    update(page, name="alpha", file="a.py", collected=tmp_path / "alpha", command="python run.py")
     assert page.read_text() == before
     changed = collected(tmp_path / "again", title="Alpha", verdict="does not hold")
-    update(page, name="alpha", collected=changed, command="python run.py")
+    update(page, name="alpha", file="a.py", collected=changed, command="python run.py")
     after = page.read_text()
     assert after == before.replace("| [Alpha](#alpha) | holds |", "| [Alpha](#alpha) | does not hold |").replace(
         before[before.index("<!-- experiment alpha") : before.index("<!-- experiment beta")],
@@ -87,7 +93,13 @@ def test_only_the_section_is_rewritten(tmp_path):
 def test_what_has_not_finished_is_not_on_the_page(tmp_path):
     folder = collected(tmp_path / "a", unfinished=["lr-1--seed-2"])
     with pytest.raises(UserError, match="1 runs have not finished"):
-        update(tmp_path / "results.md", name="rates", collected=folder, command="python run.py")
+        update(
+            tmp_path / "results.md",
+            name="rates",
+            file="experiments/rates.py",
+            collected=folder,
+            command="python run.py",
+        )
     assert not (tmp_path / "results.md").exists()
 
 
