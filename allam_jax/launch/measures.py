@@ -75,7 +75,7 @@ def spike_size(count: int) -> Reduce:
     return reduce
 
 
-def spike_rate(*, factor: float = 1.5, window: int = 20) -> Reduce:
+def spike_rate(*, factor: float, window: int = 20) -> Reduce:
     """Spikes per 100 updates: values above `factor` times the median of the `window` values before them.
 
     The first `window` values are no spikes: nothing says what is usual there.

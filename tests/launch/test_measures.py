@@ -81,10 +81,10 @@ def test_spikes_stand_out_of_the_window_before_them():
     values = np.array([1.0, 1.1, 0.9, 1.0, 1.6, 1.0, 1.4, 3.0, 1.0, 1.0])
     expected = sum(values[i] > 1.5 * statistics.median(values[i - 4 : i]) for i in range(4, len(values)))
     assert expected == 2
-    assert spike_rate(window=4)(np.arange(10), values) == pytest.approx(100 * expected / 6)
+    assert spike_rate(factor=1.5, window=4)(np.arange(10), values) == pytest.approx(100 * expected / 6)
     assert spike_rate(window=4, factor=10)(np.arange(10), values) == 0
     with pytest.raises(UserError, match="more than the window of 20"):
-        spike_rate()(np.arange(10), values)
+        spike_rate(factor=1.5)(np.arange(10), values)
 
 
 def test_a_curve_over_branches_goes_on_where_the_branch_begins(directories, tmp_path):
