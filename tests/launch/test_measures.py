@@ -38,7 +38,9 @@ def directories(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("reduce", "value"), [(last, 2.0), (first, 5.0), (largest, 5.0), (mean_of_last(2), 2.5)], ids=lambda v: str(v)
+    ("reduce", "value"),
+    [(last, 2.0), (first, 5.0), (largest, 5.0), (mean_of_last(2), 2.5)],
+    ids=["last", "first", "largest", "mean_of_last"],
 )
 def test_a_metric_becomes_one_number(reduce, value, directories):
     assert metric("x", key="loss", title="", reduce=reduce).read(directories) == value
