@@ -27,7 +27,7 @@ from allam_jax.launch.figures import Dots
 from allam_jax.launch.languages import BITS
 from allam_jax.launch.measures import result
 from allam_jax.launch.vary import arms, grid, seeds
-from configs import base, tiny
+from configs import base, bilingual
 from experiments.settings import CODE, every_seed, setting
 from experiments.trunk import EVERY, TRUNK_STEPS, checkpoint, trunk
 
@@ -131,7 +131,7 @@ def _laptop_stages(recipe: ConfigDict) -> dict[str, ConfigDict]:
     stages["decay_2"].seed = ANOTHER_ORDER
     evaluated = _evaluated()
     evaluated.data.seq_len = stages["trunk"].data.seq_len
-    tiny.hold_out(evaluated)
+    bilingual.hold_out(evaluated)
     evaluated.eval.sources.code = base.mixture(path="@corpus/code", split="validation")
     return stages | {"merged": _merged(), "evaluated": evaluated}
 
