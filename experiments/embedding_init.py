@@ -8,7 +8,8 @@ piece's row (first_piece), and the average with noise of 0.3 standard deviations
 nothing tells it from subword_mean). Each with three seeds of the base, of the expansion and of the order of the data;
 the tokenizers are the same.
 
-Half an hour of one core's time; add --jobs 2 to use two cores well. At paper scale give a recipe of your own with the
+About 25 minutes on two cores, estimated at the 0.2 s a step that were measured on a shared machine, the bases included;
+add --jobs 2 to use the cores well. At paper scale give a recipe of your own with the
 stages `expand` and `continued` and a base of yours, as `--config FILE --sweep experiments/embedding_init.py:paper`.
 """
 
@@ -16,19 +17,20 @@ from allam_jax.errors import UserError
 from allam_jax.launch.claims import Claim
 from allam_jax.launch.experiment import Experiment
 from allam_jax.launch.figures import Curves, Dots
-from allam_jax.launch.measures import curve, mean_of_last, metric, result
+from allam_jax.launch.languages import BITS, NATS, bits_curves, curve_names, final_bits, training_measures
+from allam_jax.launch.measures import result
 from allam_jax.launch.vary import arms, grid, seeds
+from experiments.settings import ARABIC, ENGLISH, SCALES
 
 METHOD = "stage.expand.expand.method"
 ARMS = {name: {METHOD: name} for name in ("random", "mean_all", "subword_mean", "first_piece")}
 ARMS["mean_noise"] = {METHOD: "mean_noise", "stage.expand.expand.noise_std": 0.3}
-LANGUAGES = {"en": "English", "ar": "Arabic"}
-BITS = "bits/byte"
+LANGUAGES = {"en": ENGLISH, "ar": ARABIC}
 
 
 def get_experiment(scale: str = "laptop") -> Experiment:
     """`scale`: laptop (three seeds, also of the base) or paper (one base, which is given; two seeds)."""
-    if scale not in ("laptop", "paper"):
+    if scale not in SCALES:
         raise UserError(f"{scale}: expected laptop or paper")
     seeded = ("stage.base.seed",) if scale == "laptop" else ()
     numbers = (0, 1, 2) if scale == "laptop" else (0, 1)
@@ -45,7 +47,7 @@ def get_experiment(scale: str = "laptop") -> Experiment:
         figures=(
             Curves(
                 name="bits_per_byte",
-                measures=("bits_per_byte_en", "bits_per_byte_ar"),
+                measures=curve_names(LANGUAGES),
                 by=("method",),
                 reference={"method": "random"},
                 caption="Bits per byte of held-out text during continued pre-training, by initialisation.",
@@ -77,24 +79,17 @@ def _claim(text: str, *, measure: str) -> Claim:
 
 
 def _measures():
-    measures = [
-        metric(
-            "loss", key="loss", stage="continued", title="Training loss, last 20 steps", unit="nats/token",
-            reduce=mean_of_last(20),
-        ),
-        curve("loss_curve", key="loss", stage="continued", title="Training loss", unit="nats/token"),
-        curve("grad_norm_curve", key="grad_norm", stage="continued", title="Gradient norm"),
-    ]  # fmt: skip
+    step0 = []
     for key, language in LANGUAGES.items():
-        bits = f"eval/{key}/bits_per_byte"
-        step0 = f"step0/{key}"
-        measures += [
-            result(f"step0_{key}", path=f"{step0}/bits_per_byte_expanded", stage="expand", title=f"{language}, step 0",
-                   unit=BITS),
-            metric(f"final_{key}", key=bits, stage="continued", title=f"{language}, end", unit=BITS),
-            curve(f"bits_per_byte_{key}", key=bits, stage="continued", title=language, unit=BITS),
-            result(f"kl_{key}", path=f"{step0}/kl", stage="expand", title=f"KL on {language}", unit="nats/token"),
-            result(f"new_probability_{key}", path=f"{step0}/new_token_probability", stage="expand",
-                   title=f"New tokens, {language}", unit="probability"),
-        ]  # fmt: skip
-    return tuple(measures)
+        for name, path, title, unit in (
+            ("step0", "bits_per_byte_expanded", f"{language}, step 0", BITS),
+            ("kl", "kl", f"KL on {language}", NATS),
+            ("new_probability", "new_token_probability", f"New tokens, {language}", "probability"),
+        ):
+            step0.append(result(f"{name}_{key}", path=f"step0/{key}/{path}", stage="expand", title=title, unit=unit))
+    return (
+        *training_measures("continued"),
+        *final_bits("continued", LANGUAGES),
+        *bits_curves("continued", LANGUAGES),
+        *step0,
+    )

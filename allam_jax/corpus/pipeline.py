@@ -55,6 +55,7 @@ def run(plan: Plan, *, workdir: Path, executor: Mapping[str, Any]) -> dict[str, 
             directory=workdir / name,
             name=name,
             validation_share=plan.sources[name]["validation_share"],
+            seed=plan.seed,
             metadata=plan.facts(name),
             fields=plan.features,
         )

@@ -42,12 +42,14 @@ class Plan:
       settings: Values of `config.corpus` that decide what is written: rules, tags, dedup, features, block lists.
       parts: In the order of the corpus; a task's rank is its index here.
       work: Directory for what lies between the steps.
+      seed: Chooses the documents that are held out.
     """
 
     sources: Mapping[str, Mapping[str, Any]]
     settings: Mapping[str, Any]
     parts: tuple[Part, ...]
     work: Path
+    seed: int = 0
 
     def directory(self, rank: int) -> Path:
         """Where the task of this rank writes."""
@@ -105,7 +107,7 @@ class Plan:
 
     def facts(self, source: str) -> dict[str, Any]:
         """What the dataset of a source follows from: equal facts, equal shards."""
-        facts = {"source": dict(self.sources[source]), "pipeline": dict(self.settings)}
+        facts = {"source": dict(self.sources[source]), "pipeline": dict(self.settings), "seed": self.seed}
         if self.shares_duplicates:
             facts["others"] = {name: dict(values) for name, values in self.sources.items() if name != source}
         return facts
@@ -129,13 +131,16 @@ class Plan:
         )
 
 
-def make_plan(sources: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], *, workdir: Path) -> Plan:
+def make_plan(
+    sources: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], *, workdir: Path, seed: int = 0
+) -> Plan:
     """Checks the values and lays out the parts.
 
     Args:
       sources: Name -> values as `configs/base.py` `documents` has them.
       settings: The other values of `config.corpus`, without `executor`.
       workdir: Of the task; `Plan.work` is a hidden directory in it, named after what is to be done with which files.
+      seed: Chooses another division into splits.
 
     Raises:
       UserError: A value that cannot be used, a source without files.
@@ -157,8 +162,8 @@ def make_plan(sources: Mapping[str, Mapping[str, Any]], settings: Mapping[str, A
             count = 1 if facts["max_bytes"] else max(1, min(settings["parts"], len(files)))
         parts += [Part(name, index, count) for index in range(count)]
     # Other files are other work: what a killed run has done with those that were there is not taken over.
-    work = workdir / f".work-{sha256_of_json([sources, settings, read])[:12]}"
-    plan = Plan(sources, settings, tuple(parts), work)
+    work = workdir / f".work-{sha256_of_json([sources, settings, seed, read])[:12]}"
+    plan = Plan(sources, settings, tuple(parts), work, seed)
     for name in sources:
         plan.tags(name)
     if settings["dedup"]["minhash"]:

@@ -319,6 +319,7 @@ class Write(Step):
             with PartWriter(
                 temporary,
                 validation_share=facts["validation_share"],
+                seed=self.plan.seed,
                 shard_bytes=self.plan.settings["shard_bytes"],
                 dataset=self.plan.work.parent / self.plan.parts[rank].source,
             ) as self.writer:

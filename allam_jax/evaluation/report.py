@@ -89,19 +89,24 @@ def code(text: str, *, language: str = "") -> str:
 
 def environment(*, seconds: float | None = None) -> str:
     """A table of what the numbers were measured with: versions, devices, processes and wall-clock time."""
+    facts = environment_facts()
+    if seconds is not None:
+        facts["Wall-clock time"] = duration(seconds)
+    return table([{"what": what, "value": value} for what, value in facts.items()], {"what": "", "value": ""})
+
+
+def environment_facts() -> dict[str, str]:
+    """What numbers are measured with here: versions of packages, devices and host."""
     devices = jax.devices()
     kinds = ", ".join(sorted({device.device_kind for device in devices}))
     processes = _count(jax.process_count(), "process", "processes")
     cores = _count(os.cpu_count() or 1, "CPU core", "CPU cores")
-    facts = {
+    return {
         "Python": platform.python_version(),
         **{name: version for name in PACKAGES if (version := _version(name))},
         "Devices": f"{len(devices)} × {kinds} ({devices[0].platform}), {processes}",
-        "Host": f"{platform.system()} {platform.machine()}, {cores}",
+        "Host": f"{platform.system()} {platform.machine()}, {cores}" + (f" ({name})" if (name := _processor()) else ""),
     }
-    if seconds is not None:
-        facts["Wall-clock time"] = duration(seconds)
-    return table([{"what": what, "value": value} for what, value in facts.items()], {"what": "", "value": ""})
 
 
 def duration(seconds: float) -> str:
@@ -206,6 +211,13 @@ def _count(number: int, one: str, many: str) -> str:
 
 def _plain(text: str) -> str:
     return text.replace("[", "(").replace("]", ")").replace("\n", " ")
+
+
+def _processor() -> str:
+    """The name of the processor, where Linux tells it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def _version(package: str) -> str | None:

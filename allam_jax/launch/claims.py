@@ -15,11 +15,12 @@ HOLDS, DOES_NOT_HOLD, INCONCLUSIVE = "holds", "does not hold", "inconclusive"
 CONFIDENCE = 0.95
 
 Labels = Mapping[str, Any]
+Rival = Labels | float  # an arm, or a number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Claim:
-    """`measure` of the arm `of` is lower (higher, equal) than that of every arm in `than`.
+    """`measure` of the arm `of` is lower (higher, equal) than that of every arm in `than`, or than a number.
 
     Runs are paired by seed. With the difference d = of - than, and its 95 % interval by Student's t over the seeds:
     "lower" holds if the interval lies below -margin, and does not hold if it lies above; "higher" is the mirror image;
@@ -30,7 +31,8 @@ class Claim:
         text: the claim in words.
         measure: of one number.
         of: axis -> setting, which picks one arm (any seed).
-        than: the same for the arm, or the arms, to compare with.
+        than: the same for the arm, or the arms, to compare with; or a number, for instance 0 for a difference that the
+            measure itself takes.
         expect: lower, higher or equal.
         margin: the smallest difference that counts, in the measure's unit.
     """
@@ -38,7 +40,7 @@ class Claim:
     text: str
     measure: str
     of: Labels
-    than: Labels | tuple[Labels, ...]
+    than: Rival | tuple[Labels, ...]
     expect: Literal["lower", "higher", "equal"] = "lower"
     margin: float = 0.0
 
@@ -55,15 +57,19 @@ class Claim:
     @property
     def axis_names(self) -> tuple[str, ...]:
         """The axes it selects by."""
-        return tuple(dict.fromkeys(axis for labels in (self.of, *self._rivals) for axis in labels))
+        return tuple(dict.fromkeys(axis for labels in self._selections for axis in labels))
 
     @property
-    def _rivals(self) -> tuple[Labels, ...]:
-        return (self.than,) if isinstance(self.than, Mapping) else self.than
+    def _rivals(self) -> tuple[Rival, ...]:
+        return self.than if isinstance(self.than, tuple) else (self.than,)
+
+    @property
+    def _selections(self) -> list[Labels]:
+        return [self.of, *(rival for rival in self._rivals if isinstance(rival, Mapping))]
 
     def check(self, labels_of_runs: Sequence[Labels]) -> None:
         """UserError unless every selection picks exactly one arm of the sweep."""
-        for selection in (self.of, *self._rivals):
+        for selection in self._selections:
             arms = {
                 tuple(sorted((axis, repr(value)) for axis, value in labels.items() if axis != SEED))
                 for labels in labels_of_runs
@@ -84,7 +90,7 @@ class Verdict:
         spread: sample standard deviation of the difference over seeds.
         interval: 95 % of the effect, (low, high).
         seeds: that both arms have.
-        than: the labels of the arm that decided.
+        than: the labels of the arm that decided, or the number.
     """
 
     claim: Claim
@@ -93,16 +99,17 @@ class Verdict:
     spread: float
     interval: tuple[float, float]
     seeds: int
-    than: Labels
+    than: Rival
 
     def line(self, *, unit: str) -> str:
         """One line: outcome, claim, effect with its spread, interval, seeds."""
         if self.seeds < 2:
             return f"**{self.outcome}**: {self.claim.text} ({self.seeds} seeds in both arms; at least 2 are needed)"
         low, high = self.interval
-        rival = (
-            f", against {', '.join(map(str, self.than.values()))}" if not isinstance(self.claim.than, Mapping) else ""
-        )
+        rival = ""
+        if not isinstance(self.claim.than, Mapping):
+            names = self.than.values() if isinstance(self.than, Mapping) else [f"{self.than:g}"]
+            rival = f", against {', '.join(map(str, names))}"
         return (
             f"**{self.outcome}**: {self.claim.text} (difference {self.effect:+.4g} ± {self.spread:.2g}"
             f"{' ' + unit if unit else ''}{rival}; 95 % interval {low:+.4g} to {high:+.4g}; {self.seeds} seeds, paired)"
@@ -135,8 +142,11 @@ def confidence_interval(values: np.ndarray) -> tuple[float, float]:
     return mean - half, mean + half
 
 
-def _judge_pair(claim: Claim, rival: Labels, outcomes: Sequence[Outcome]) -> Verdict:
-    ours, theirs = (by_seed(selected(outcomes, labels), claim.measure) for labels in (claim.of, rival))
+def _judge_pair(claim: Claim, rival: Rival, outcomes: Sequence[Outcome]) -> Verdict:
+    ours = by_seed(selected(outcomes, claim.of), claim.measure)
+    theirs = (
+        by_seed(selected(outcomes, rival), claim.measure) if isinstance(rival, Mapping) else dict.fromkeys(ours, rival)
+    )
     seeds = sorted(ours.keys() & theirs.keys(), key=str)
     differences = np.asarray([ours[seed] - theirs[seed] for seed in seeds], np.float64)
     if len(seeds) < 2:

@@ -13,6 +13,7 @@ from allam_jax import files
 from allam_jax.evaluation import report
 from allam_jax.launch.claims import Verdict, judge, overall
 from allam_jax.launch.experiment import Experiment
+from allam_jax.launch.figures import arm_name
 from allam_jax.launch.measures import METRICS_FILE, all_metrics
 from allam_jax.launch.outcomes import Outcome, Summary, by_arm, by_seed, summarise
 from allam_jax.launch.runs import Run
@@ -20,6 +21,7 @@ from allam_jax.launch.vary import SEED
 from allam_jax.tasks.recipe import RESULT_FILE
 
 FOLDER = "collected"
+_WIDE = 8  # a table of more measures has a line for each of them, and the arms as columns
 
 
 def collect(experiment: Experiment, runs: Sequence[Run], *, workdir: Path, command: str) -> dict[str, Any]:
@@ -49,6 +51,8 @@ def collect(experiment: Experiment, runs: Sequence[Run], *, workdir: Path, comma
         "table": [{key: dataclasses.asdict(v) if isinstance(v, Summary) else v for key, v in r.items()} for r in rows],
         "unfinished": unfinished,
         "seconds": round(stage_seconds(finished), 1),
+        "figures": {figure.name: figure.caption for figure in experiment.figures},
+        "environment": report.environment_facts(),
     }
     files.write_json(folder / "summary.json", summary)
     files.write_text(folder / "table.md", table_text(experiment, rows) + "\n")
@@ -100,14 +104,22 @@ def table_rows(experiment: Experiment, outcomes: Sequence[Outcome]) -> list[dict
 
 
 def table_text(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as a Markdown table, numbers as mean ± standard deviation over seeds."""
+    """The rows as a Markdown table, numbers as mean ± standard deviation over seeds; see `_WIDE`."""
     headings = {axis: axis for axis in experiment.axes} | {"runs": "seeds"}
     headings |= {measure.name: measure.label for measure in experiment.measures if not measure.curve}
     shown = [
         {key: _mean_and_std(value) if isinstance(value, Summary) else value for key, value in row.items()}
         for row in rows
     ]
-    return report.table(shown, headings)
+    if len(headings) - len(experiment.axes) - 1 <= _WIDE:
+        return report.table(shown, headings)
+    names = [arm_name(tuple(row[axis] for axis in experiment.axes)) for row in rows]
+    lines = [
+        {"": heading} | {name: row[key] for name, row in zip(names, shown, strict=True)}
+        for key, heading in headings.items()
+        if key not in experiment.axes
+    ]
+    return report.table(lines, {"": ", ".join(experiment.axes)} | {name: name for name in names})
 
 
 def _mean_and_std(summary: Summary) -> str:

@@ -83,10 +83,12 @@ class Curves(_Common):
     Attributes:
         reference: axis -> setting of an arm; a second row shows the difference of the others to it, seed by seed.
         log_steps: a logarithmic step axis, for what moves most at the start.
+        only: the settings of the first axis to show; empty shows all.
     """
 
     reference: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     log_steps: bool = True
+    only: tuple[Any, ...] = ()
 
     @property
     def axis_names(self) -> tuple[str, ...]:
@@ -98,6 +100,7 @@ class Curves(_Common):
         import matplotlib
 
         rows = 1 + bool(self.reference)
+        shown = [run for run in outcomes if not self.only or run.labels[self.by[0]] in self.only]
         with matplotlib.rc_context(STYLE):
             size = (max(3.3 * len(measures), 5.0), 4.8 if self.reference else 3.4)
             figure, axes = grid(rows=rows, columns=len(measures), size=size, heights=(2, 1)[:rows])
@@ -106,7 +109,7 @@ class Curves(_Common):
                 drawn = []
                 smoothed = False
                 base = selected(outcomes, self.reference) if self.reference else []
-                for index, (arm, runs) in enumerate(by_arm(outcomes, self.by).items()):
+                for index, (arm, runs) in enumerate(by_arm(shown, self.by).items()):
                     steps, mean, std = mean_curve(runs, measure.name)
                     smoothed |= _band(ax, steps, mean, std, index=index, label=arm_name(arm))
                     drawn.append(list(zip(steps.tolist(), mean.tolist(), strict=True)))
@@ -153,15 +156,8 @@ class Against(_Common):
             figure, axes = grid(rows=1, columns=len(measures), size=size, heights=(1,))
             for ax, measure in zip(axes[0], measures, strict=True):
                 for index, (arm, runs) in enumerate(by_arm(outcomes, self.by).items()):
-                    points = sorted(
-                        (settings[0], summarise(by_seed(some, measure.name).values()))
-                        for settings, some in by_arm(runs, (self.x,)).items()
-                    )
-                    known = [(x, summary) for x, summary in points if summary.count]
-                    xs = np.asarray([x for x, _ in known], np.float64)
-                    means = np.asarray([summary.mean for _, summary in known])
-                    stds = np.nan_to_num([summary.std for _, summary in known])
-                    _band(ax, xs, means, stds, index=index, label=arm_name(arm), smooth=False)
+                    points = _over(runs, x=self.x, measure=measure.name)
+                    _band(ax, *points, index=index, label=arm_name(arm), smooth=False)
                     dots = [
                         (run.labels[self.x], run.values[measure.name]) for run in runs if measure.name in run.values
                     ]
@@ -169,8 +165,65 @@ class Against(_Common):
                 _name(ax, measure)
                 ax.set_xlabel(self.x_label)
                 if self.log_x:
-                    ax.set_xscale("log")
+                    _logarithmic(ax, {run.labels[self.x] for run in outcomes})
             _finish(figure, axes[0, 0], path, note=f"{_SPREAD}; dots: each seed")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Together:
+    """Several measures of the same unit against a swept setting, each a line with a band; panels side by side.
+
+    Attributes:
+        name: of the file.
+        panels: title -> the measures drawn in it.
+        lines: a label for each measure of a panel, the same in all panels.
+        x, x_label, log_x: see Against.
+        caption: what is seen.
+    """
+
+    name: str
+    panels: Mapping[str, tuple[str, ...]]
+    lines: tuple[str, ...]
+    x: str
+    x_label: str
+    caption: str
+    log_x: bool = False
+
+    @property
+    def what(self) -> str:
+        """See Figure."""
+        return f"figure {self.name!r}"
+
+    @property
+    def measure_names(self) -> tuple[str, ...]:
+        """See Figure."""
+        return tuple(name for names in self.panels.values() for name in names)
+
+    @property
+    def axis_names(self) -> tuple[str, ...]:
+        """See Figure."""
+        return (self.x,)
+
+    def draw(self, outcomes: Sequence[Outcome], measures: Sequence[Measure], path: Path) -> None:
+        """See Figure."""
+        import matplotlib
+
+        units = {measure.name: measure.unit for measure in measures}
+        with matplotlib.rc_context(STYLE):
+            size = (max(3.0 * len(self.panels), 5.0), 3.4)
+            figure, axes = grid(rows=1, columns=len(self.panels), size=size, heights=(1,))
+            for ax, (title, names) in zip(axes[0], self.panels.items(), strict=True):
+                for index, (name, label) in enumerate(zip(names, self.lines, strict=True)):
+                    points = _over(outcomes, x=self.x, measure=name)
+                    # Lines may lie on each other: dashes show both.
+                    _band(ax, *points, index=index, label=label, smooth=False, style=index)
+                ax.set_title(title)
+                ax.set_xlabel(self.x_label)
+                ax.set_ylabel(units[names[0]])
+                ax.set_ylim(bottom=0)
+                if self.log_x:
+                    _logarithmic(ax, {run.labels[self.x] for run in outcomes})
+            _finish(figure, axes[0, 0], path, note=_SPREAD)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -207,15 +260,42 @@ def arm_name(arm: tuple[Any, ...]) -> str:
     return ", ".join(f"{part:g}" if isinstance(part, float) else str(part) for part in arm)
 
 
+def _over(runs: Sequence[Outcome], *, x: str, measure: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Settings of the axis `x` in order, with the mean and the spread of the measure at each that has it."""
+    points = sorted(
+        (settings[0], summarise(by_seed(some, measure).values())) for settings, some in by_arm(runs, (x,)).items()
+    )
+    known = [(setting, summary) for setting, summary in points if summary.count]
+    xs = np.asarray([setting for setting, _ in known], np.float64)
+    means = np.asarray([summary.mean for _, summary in known])
+    return xs, means, np.nan_to_num([summary.std for _, summary in known])
+
+
+def _logarithmic(ax, settings: set[float]) -> None:
+    """A logarithmic x axis with a tick at each setting."""
+    ax.set_xscale("log")
+    ax.set_xticks(sorted(settings), [f"{setting:g}" for setting in sorted(settings)])
+    ax.minorticks_off()
+
+
 def _colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
 def _band(
-    ax, xs: np.ndarray, mean: np.ndarray, std: np.ndarray, *, index: int, label: str, smooth: bool = True
+    ax,
+    xs: np.ndarray,
+    mean: np.ndarray,
+    std: np.ndarray,
+    *,
+    index: int,
+    label: str,
+    smooth: bool = True,
+    style: int | None = None,
 ) -> bool:
     """Draws a line with its band; returns whether it was smoothed, being too long to show every point."""
-    look: dict[str, Any] = {"color": _colour(index), "linestyle": STYLES[index // len(COLOURS) % len(STYLES)]}
+    style = index // len(COLOURS) if style is None else style
+    look: dict[str, Any] = {"color": _colour(index), "linestyle": STYLES[style % len(STYLES)]}
     many = smooth and len(xs) >= _MANY_POINTS
     if many:
         width = 2 * (len(xs) // 80) + 1

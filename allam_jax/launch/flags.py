@@ -14,6 +14,7 @@ _RETRIES = flags.DEFINE_integer("retries", 1, "Further attempts at a job that fa
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only print the runs and jobs of a sweep.")
 _STATUS = flags.DEFINE_bool("status", False, "Only show how the runs of a sweep are doing; live at a terminal.")
 _COLLECT = flags.DEFINE_bool("collect", False, "Only collect what has finished: Parquet, table, figures, verdicts.")
+_RESULTS = flags.DEFINE_string("results", "", "Page of results whose section is written anew when collecting.")
 _TRACKER = flags.DEFINE_enum("tracker", "", ["", "mlflow"], "Also log finished runs there when collecting.")
 _SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE for every run, after the experiment's stages are added.")
 
@@ -56,6 +57,7 @@ def run(config: Any, *, workdir: str | None, store: str | None) -> dict[str, Any
         dry_run=_DRY_RUN.value,
         status=_STATUS.value,
         collect=_COLLECT.value,
+        results=_RESULTS.value,
         tracker=_TRACKER.value,
         overrides=tuple(_SET.value),
     )

@@ -64,6 +64,32 @@ def mean_of_last(count: int) -> Reduce:
     return lambda steps, values: float(np.mean(values[-count:]))
 
 
+def spike_size(count: int) -> Reduce:
+    """How far the first updates stand out: the largest of the first `count` values over the median of those after."""
+
+    def reduce(steps: np.ndarray, values: np.ndarray) -> float:
+        if len(values) <= count:
+            raise UserError(f"spike_size({count}): the run has {len(values)} values; expected more")
+        return float(np.nanmax(values[:count]) / np.nanmedian(values[count:]))
+
+    return reduce
+
+
+def spike_rate(*, factor: float, window: int = 20) -> Reduce:
+    """Spikes per 100 updates: values above `factor` times the median of the `window` values before them.
+
+    The first `window` values are no spikes: nothing says what is usual there.
+    """
+
+    def reduce(steps: np.ndarray, values: np.ndarray) -> float:
+        if len(values) <= window:
+            raise UserError(f"spike_rate: the run has {len(values)} values; expected more than the window of {window}")
+        before = np.lib.stride_tricks.sliding_window_view(values, window)[:-1]
+        return float(100 * np.mean(values[window:] > factor * np.nanmedian(before, axis=1)))
+
+    return reduce
+
+
 def metric(name: str, *, key: str, stage: str = "train", title: str, unit: str = "", reduce: Reduce = last) -> Measure:
     """A number out of one metric of a training stage, such as `loss` or `eval/ar/bits_per_byte`."""
 
@@ -73,13 +99,24 @@ def metric(name: str, *, key: str, stage: str = "train", title: str, unit: str =
     return Measure(name=name, title=title, unit=unit, stages=(stage,), read=read)
 
 
-def curve(name: str, *, key: str, stage: str = "train", title: str, unit: str = "") -> Measure:
-    """One metric of a training stage at every step that has it."""
+def curve(name: str, *, key: str, stage: str | tuple[str, ...] = "train", title: str, unit: str = "") -> Measure:
+    """One metric of a training stage at every step that has it.
+
+    Of several stages, each a branch of the one before, it is one curve: the steps of a stage end where those of the
+    next begin.
+    """
+    stages = (stage,) if isinstance(stage, str) else stage
 
     def read(directories: Mapping[str, Path]) -> tuple[np.ndarray, np.ndarray]:
-        return _points(directories[stage] / METRICS_FILE, key)
+        steps, values = _points(directories[stages[0]] / METRICS_FILE, key)
+        for later in stages[1:]:
+            more_steps, more_values = _points(directories[later] / METRICS_FILE, key)
+            kept = steps < more_steps[0]
+            steps = np.concatenate([steps[kept], more_steps])
+            values = np.concatenate([values[kept], more_values])
+        return steps, values
 
-    return Measure(name=name, title=title, unit=unit, stages=(stage,), read=read, curve=True)
+    return Measure(name=name, title=title, unit=unit, stages=stages, read=read, curve=True)
 
 
 def result(name: str, *, path: str, stage: str, title: str, unit: str = "") -> Measure:

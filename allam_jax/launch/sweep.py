@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from allam_jax import files
 from allam_jax.errors import UserError
 from allam_jax.evaluation.report import duration
-from allam_jax.launch import local, slurm, status
+from allam_jax.launch import local, results_page, slurm, status
 from allam_jax.launch.collect import FOLDER, collect, read_outcomes
 from allam_jax.launch.experiment import Experiment, load_experiment
 from allam_jax.launch.jobs import Job, plan_jobs
@@ -42,6 +42,7 @@ class Options:
     dry_run: bool = False
     status: bool = False
     collect: bool = False
+    results: str = ""
     tracker: str = ""
     overrides: Sequence[str] = ()
 
@@ -116,6 +117,11 @@ def _collect(experiment: Experiment, runs: list[Run], options: Options) -> dict[
     record = options.workdir / _RECORD
     command = files.read_json(record)["command"] if record.is_file() else _command()
     summary = collect(experiment, runs, workdir=options.workdir, command=command)
+    if options.results:
+        path, _, arg = options.sweep.partition(":")
+        name = "-".join(filter(None, (Path(path).stem, arg)))
+        collected = options.workdir / FOLDER
+        results_page.update(Path(options.results), name=name, file=path, collected=collected, command=command)
     if options.tracker:
         outcomes = read_outcomes(experiment, finished)
         logged = log_to_mlflow(finished, outcomes, sweep=options.workdir.name)

@@ -68,6 +68,11 @@ def seeds(*values: int, keys: tuple[str, ...] = ("stage.*.seed",)) -> Choices:
     return tuple(Choice({SEED: value}, (f"{SEED}-{value}",), dict.fromkeys(keys, value)) for value in values)
 
 
+def always(overrides: Mapping[str, Any], /) -> Choices:
+    """No axis, but overrides for all runs of a grid: what the experiment itself changes in the config."""
+    return (Choice(overrides=dict(overrides)),)
+
+
 def grid(*axes: Choices, keep: Callable[..., bool] | None = None) -> Choices:
     """Every combination of the axes, the last one fastest.
 

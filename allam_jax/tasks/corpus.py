@@ -21,11 +21,11 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     require(config.corpus.sources, key="corpus.sources", hint="name at least one source")
     settings = to_dict(config.corpus)
     sources, executor = settings.pop("sources"), settings.pop("executor")
-    plan = make_plan(sources, settings, workdir=workdir)
+    plan = make_plan(sources, settings, workdir=workdir, seed=config.seed)
     wanted = pipeline.outdated(plan, workdir=workdir)
     if wanted:
         if not plan.shares_duplicates:
-            plan = make_plan({name: sources[name] for name in wanted}, settings, workdir=workdir)
+            plan = make_plan({name: sources[name] for name in wanted}, settings, workdir=workdir, seed=config.seed)
         tallies = pipeline.run(plan, workdir=workdir, executor=executor)
         write_report(plan, tallies, workdir=workdir)
         pipeline.clear(plan)

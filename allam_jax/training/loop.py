@@ -63,7 +63,8 @@ def run_loop(
         writer: where metrics go; opened for the step of `state`.
         throughput: measures the speed.
         describe: tokens by source -> metadata of a checkpoint.
-        tokens_by_source: trained on so far, in the order of the loader's source ids; not changed.
+        tokens_by_source: trained on so far, in the order of the loader's source ids, and then of sources that are no
+            longer read; not changed.
         max_skips_in_a_row: see `check_skips`.
 
     Raises:
@@ -148,6 +149,7 @@ class _TokenCounts:
         """Adds up all but the newest `keep` steps; returns the totals."""
         while len(self._waiting) > keep:
             counts = np.asarray(self._waiting.popleft())
-            for name, count in zip(self._totals, counts, strict=True):
+            # A branch may leave out sources of its parent: their totals come after those of its own.
+            for name, count in zip(self._totals, counts, strict=False):
                 self._totals[name] += int(count)
         return dict(self._totals)

@@ -102,3 +102,26 @@ def test_a_selection_of_two_arms_is_told():
     both = Claim(text="x", measure="loss", of={}, than={"arm": "a"})
     with pytest.raises(UserError, match="picks 2 arms"):
         both.check([{"arm": "a", "seed": 0}, {"arm": "b", "seed": 0}, {"arm": "b", "seed": 1}])
+
+
+@pytest.mark.parametrize(
+    ("values", "expect", "margin", "outcome"),
+    [
+        ((1.2, 1.3, 1.25), "higher", 0.0, "holds"),
+        ((1.2, 1.3, 1.25), "lower", 0.0, "does not hold"),
+        ((0.99, 1.01, 1.0), "equal", 0.05, "holds"),
+        ((1.0, 1.0, 1.0), "equal", 0.0, "holds"),
+        ((0.7, 1.3, 1.1), "higher", 0.0, "inconclusive"),
+    ],
+)
+def test_a_claim_against_a_number(values, expect, margin, outcome):
+    than_one = Claim(text="a vs 1", measure="loss", of={"arm": "a"}, than=1.0, expect=expect, margin=margin)
+    than_one.check([{"arm": "a", "seed": seed} for seed in range(3)])
+    assert than_one.axis_names == ("arm",)
+    verdict = judge(than_one, outcomes(a=values))
+    assert (verdict.outcome, verdict.seeds) == (outcome, 3)
+    np.testing.assert_allclose(verdict.effect, sum(values) / 3 - 1)
+    # The same as against an arm that is 1 with every seed.
+    as_arm = judge(claim(expect, margin=margin), outcomes(a=values, b=(1.0, 1.0, 1.0)))
+    assert (verdict.outcome, verdict.interval) == (as_arm.outcome, as_arm.interval)
+    assert ", against 1; 95 % interval" in verdict.line(unit="nats/token")

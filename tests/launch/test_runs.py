@@ -188,12 +188,64 @@ def test_the_example_of_the_page_is_an_experiment(tmp_path):
     assert len(runs) == 9
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "experiments").glob("*.py")), ids=lambda p: p.stem)
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+SHARED = ("settings", "trunk")  # what several experiments share
+ALL = sorted(path for path in EXPERIMENTS.glob("*.py") if path.stem not in SHARED)
+
+
+def runs_of_experiment(path, tmp_path, *, arg=""):
+    experiment = load_experiment(f"{path}{arg and ':'}{arg}")
+    file, _, config_arg = experiment.config.partition(":")
+    module = importlib.import_module(f"configs.{Path(file).stem}")
+    config = module.get_config(config_arg) if config_arg else module.get_config()
+    return experiment, expand(experiment, config, workdir=tmp_path, store=tmp_path / "stages", overrides={})
+
+
+def test_all_ten_experiments_are_there():
+    assert len(ALL) == 10
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda p: p.stem)
 def test_every_experiment_fits_its_config(path, tmp_path):
-    experiment = load_experiment(str(path))
-    config = importlib.import_module(f"configs.{Path(experiment.config.partition(':')[0]).stem}").get_config()
-    runs = expand(experiment, config, workdir=tmp_path, store=tmp_path / "stages", overrides={})
+    experiment, runs = runs_of_experiment(path, tmp_path)
     seeds_of = {run.labels.get("seed") for run in runs}
     assert len(seeds_of) >= 3
     assert experiment.claims
     assert experiment.figures
+    arms_of = {tuple(run.labels[axis] for axis in experiment.axes) for run in runs}
+    assert len(runs) == len(arms_of) * len(seeds_of)
+    for figure in experiment.figures:
+        shown = getattr(figure, "only", ())
+        assert set(shown) <= {run.labels[figure.axis_names[0]] for run in runs}
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda p: p.stem)
+def test_every_experiment_has_a_paper_scale(path, tmp_path):
+    experiment, runs = runs_of_experiment(path, tmp_path, arg="paper")
+    _, small = runs_of_experiment(path, tmp_path)
+    assert {claim.measure for claim in experiment.claims}
+    assert max(map(tokens_of, runs)) > 1000 * max(map(tokens_of, small)) or path.stem in TOKENLESS
+    with pytest.raises(UserError, match="huge: expected laptop or paper"):
+        load_experiment(f"{path}:huge")
+
+
+# At the paper's scale these train nothing, or take stages of a recipe that the user gives.
+TOKENLESS = ("fertility", "merging", "embedding_init")
+
+
+def tokens_of(run):
+    return max((s.config.train.steps * s.config.data.batch_size * s.config.data.seq_len
+                for s in run.stages if s.config.task == "train"), default=0)  # fmt: skip
+
+
+def test_experiments_share_their_first_stages(tmp_path):
+    """The bases are trained once for all of them."""
+    bases = {}
+    for path in ALL:
+        _, runs = runs_of_experiment(path, tmp_path)
+        for run in runs:
+            found = [stage.fingerprint for stage in run.stages if stage.name == "base"]
+            if found:
+                bases.setdefault(run.labels["seed"], set()).update(found)
+    assert sorted(bases) == [0, 1, 2]
+    assert all(len(fingerprints) == 1 for fingerprints in bases.values())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from allam_jax.launch.figures import Against, Curves, Dots
+from allam_jax.launch.figures import Against, Curves, Dots, Together
 from allam_jax.launch.measures import curve, metric
 from allam_jax.launch.outcomes import Outcome, mean_curve, summarise
 
@@ -189,3 +189,35 @@ def test_summaries():
     assert summary.std == pytest.approx(np.sqrt(((1 - 7 / 3) ** 2 + (2 - 7 / 3) ** 2 + (4 - 7 / 3) ** 2) / 2))
     assert np.isnan(summarise([1.0]).std)
     assert summarise([]).count == 0
+
+
+def test_curves_of_some_arms_only(outcomes, tmp_path, drawn):
+    some = [outcome for outcome in outcomes if outcome.labels["share"] == 55]
+    figure = Curves(name="c", measures=("en",), by=("method",), caption="", only=("random", "mean_all"))
+    figure.draw(some, CURVES[:1], tmp_path / "c.png")
+    check_readable(drawn[0], legend=["random", "mean_all"])
+
+
+def test_measures_together_share_a_panel(outcomes, tmp_path, drawn):
+    random = [outcome for outcome in outcomes if outcome.labels["method"] == "random"]
+    figure = Together(
+        name="t",
+        panels={"One": ("bits", "norm"), "Two": ("norm", "bits")},
+        lines=("first", "second"),
+        x="share",
+        x_label="Share (%)",
+        caption="",
+    )
+    assert (figure.measure_names, figure.axis_names) == (("bits", "norm", "norm", "bits"), ("share",))
+    figure.draw(random, [*NUMBERS, *NUMBERS[::-1]], tmp_path / "t.png")
+    (picture,) = drawn
+    check_readable(picture, legend=["first", "second"])
+    one, two = picture.axes
+    assert (one.get_title(), two.get_title(), one.get_ylabel(), one.get_xlabel()) == (
+        *("One", "Two", "bits/byte", "Share (%)"),
+    )
+    for share, mean, low, high in zip((0, 55, 100), one.lines[0].get_ydata(), *bands(one)[0], strict=True):
+        values = [run.values["bits"] for run in random if run.labels["share"] == share]
+        np.testing.assert_allclose(mean, np.mean(values))
+        np.testing.assert_allclose((high - low) / 2, np.std(values, ddof=1))
+    np.testing.assert_array_equal(one.lines[0].get_ydata(), two.lines[1].get_ydata())

@@ -3,7 +3,7 @@
 import pytest
 
 from allam_jax.errors import UserError
-from allam_jax.launch.vary import arms, grid, param, seeds, zipped
+from allam_jax.launch.vary import always, arms, grid, param, seeds, zipped
 
 
 def names(choices):
@@ -45,3 +45,12 @@ def test_one_name_or_key_in_two_axes_is_told():
         grid(param("a.lr", 1), param("b.lr", 2))
     with pytest.raises(UserError, match="two axes set 'a.lr'"):
         grid(param("a.lr", 1), param("a.lr", 2, name="other"))
+
+
+def test_what_all_runs_change_is_no_axis():
+    choices = grid(always({"a.steps": 5}), param("a.lr", 0.1, 0.2), seeds(0))
+    assert names(choices) == ["lr-0.1--seed-0", "lr-0.2--seed-0"]
+    assert choices[0].overrides == {"a.steps": 5, "a.lr": 0.1, "stage.*.seed": 0}
+    assert choices[0].labels == {"lr": 0.1, "seed": 0}
+    with pytest.raises(UserError, match="two axes set 'a.lr'"):
+        grid(always({"a.lr": 5}), param("a.lr", 0.1, 0.2))

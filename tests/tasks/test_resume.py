@@ -213,3 +213,25 @@ def test_a_wsd_branch_and_the_return_to_the_trunk(launcher, reference, tmp_path)
 
     launcher.train(trunk)
     assert read_rows(trunk) == read_rows(reference)
+
+
+def test_a_branch_may_leave_out_a_source_of_its_parent(launcher, reference, tmp_path):
+    config = tmp_path / "english.py"
+    config.write_text(
+        "from tests.tasks import tiny\n\ndef get_config(root):\n"
+        "    config = tiny.get_config(root)\n    del config.data.sources['ar']\n    return config\n"
+    )
+    checkpoint = reference / "checkpoints" / "00000024"
+    branch = tmp_path / "branch"
+    kept = {"init.optimizer": True, "init.step": True, "init.data": True, "train.steps": 28}
+    launcher.train(
+        branch, config=f"{config}:{launcher.root}", **{"init.weights": checkpoint, "schedule.name": "constant"} | kept
+    )
+    before, after = (
+        read_metadata(path)["tokens_by_source"] for path in (checkpoint, branch / "checkpoints" / "00000028")
+    )
+    # Four steps of 8 rows of 32 positions, all English; what was read of Arabic before stays in the count.
+    trained = [row["tokens"] for row in read_rows(branch) if "loss" in row]
+    assert len(trained) == 4
+    assert after == {"en": before["en"] + sum(trained), "ar": before["ar"]}
+    assert before["ar"] > 0

@@ -1,0 +1,96 @@
+"""How much English continued pre-training should keep (ALLaM paper, Figure 4).
+
+    python run.py --sweep experiments/language_mix.py
+
+The claim: of English shares from 100 % to none, 55 % English and 45 % Arabic is the best trade between acquiring Arabic
+and retaining English. The paper judges by MMLU in both languages; here it is the mean over languages of bits per byte
+of held-out text, with that of each language beside it.
+
+Shares of 100, 75, 55, 45, 25 and 0 % English. Laptop: the tiny base. Paper (`:paper`): 7B, 20B tokens each as in the
+paper, Arabic half natural and half translated.
+
+Laptop: 4,500 steps (15 runs; the 55 % arm is shared with embedding_init), about 15 minutes on two cores, and 6 for the
+bases, which all experiments share.
+"""
+
+from allam_jax.launch.claims import Claim
+from allam_jax.launch.experiment import Experiment
+from allam_jax.launch.figures import Against, Curves
+from allam_jax.launch.languages import (
+    BITS,
+    bits_curves,
+    curve_names,
+    final_bits,
+    final_names,
+    training_measures,
+)
+from allam_jax.launch.measures import computed
+from allam_jax.launch.vary import Choice, grid
+from experiments.settings import Setting, setting
+
+SHARES = (1.0, 0.75, 0.55, 0.45, 0.25, 0.0)
+BEST = {"english": 0.55}
+
+
+def get_experiment(scale: str = "laptop") -> Experiment:
+    """`scale`: laptop or paper."""
+    here = setting(scale)
+    english, arabic, *_ = here.languages
+    final = final_bits(here.stage, here.languages)
+
+    def mean_of_both(directories) -> float:
+        return sum(measure.read(directories) for measure in final[:2]) / 2
+
+    mean = computed("mean", mean_of_both, stages=(here.stage,), title="Mean of both languages, end", unit=BITS)
+    return Experiment(
+        title="Mixture of languages",
+        claim="55 % English and 45 % Arabic is the best trade between learning Arabic and keeping English (ALLaM "
+        "paper, Figure 4).",
+        config=here.config,
+        vary=grid(here.budget(20e9), tuple(_share(here, share) for share in SHARES), here.seeds),
+        measures=(*training_measures(here.stage), *final, mean, *bits_curves(here.stage, here.languages)),
+        figures=(
+            Against(
+                name="shares",
+                measures=(*final_names(here.languages), "mean"),
+                x="english",
+                x_label="Share of English",
+                caption="Bits per byte of held-out text at the end, by the share of English.",
+            ),
+            Curves(
+                name="bits_per_byte",
+                measures=curve_names(here.languages),
+                by=("english",),
+                reference=BEST,
+                caption="Bits per byte of held-out text during continued pre-training, by the share of English.",
+            ),
+        ),
+        claims=(
+            Claim(
+                text="55 % English has the lowest mean over both languages",
+                measure="mean",
+                of=BEST,
+                than=tuple({"english": share} for share in SHARES if share != BEST["english"]),
+            ),
+            Claim(
+                text="55 % English keeps English better than 25 %",
+                measure=f"final_{english}",
+                of=BEST,
+                than={"english": 0.25},
+            ),
+            Claim(
+                text="55 % English learns more Arabic than 75 %",
+                measure=f"final_{arabic}",
+                of=BEST,
+                than={"english": 0.75},
+            ),
+        ),
+    )
+
+
+def _share(here: Setting, share: float) -> Choice:
+    """Weights of the sources; what is not English goes to the others in equal parts."""
+    english, *others = here.languages
+    weights = {english: share} | dict.fromkeys(others, (1 - share) / len(others))
+    overrides = {here.key(f"data.sources.{name}.weight"): weight for name, weight in weights.items()}
+    return Choice({"english": share}, (f"english-{share:.2f}",), overrides)

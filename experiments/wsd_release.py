@@ -1,0 +1,143 @@
+"""How to release a model from a run that never decays (the talk: how the 34B is trained).
+
+    python run.py --sweep experiments/wsd_release.py
+
+The claims: a run at a large constant learning rate can be released at any point by branching off a short decay (WSD) on
+good data, and afterwards it goes on from the checkpoint before the decay, at the constant rate, as if nothing had been:
+better than going on from the released model, since "once the learning rate went down, it is very difficult to ramp up".
+
+The trunk continues the expanded base at a constant 1e-3 on 40 % English, 35 % Arabic and 25 % code, 300 steps. Branches
+from it (init.optimizer, init.step, init.data; docs/training.md), 60 steps unless said otherwise:
+
+    constant              the trunk itself, going on: what a release has to beat, and the return to the trunk
+    at 100, at 200        decay (1 - sqrt) from earlier checkpoints
+    1 - sqrt, linear, cosine, exponential     shapes, from step 300 (exponential down to 1 %, the others to 0)
+    30 steps, 120 steps   lengths (1 - sqrt)
+    midtraining           decay on English and Arabic alone, the talk's first choice of data
+    from release          the constant rate again for 60 steps, from the released model (1 - sqrt at 300)
+
+The talk's second choice adds data for supervised fine-tuning: this package has no such text yet, and pairs of
+translations dressed up as questions would not be it, so that arm is left out.
+
+Laptop: 900 steps of trunk and 2,250 of branches (33 runs), about 17 minutes on two cores, and 6 for the bases; the
+trunk is shared with merging, the bases with all. Paper (`:paper`): 34B from the checkpoints of `runs/allam_34b`,
+decays of 42B tokens; without the arms that leave 55 % English and 45 % Arabic, which are its only data.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from allam_jax.launch.claims import Claim
+from allam_jax.launch.experiment import Experiment
+from allam_jax.launch.figures import Curves, Dots
+from allam_jax.launch.languages import bits_curves, curve_names, final_bits, final_names
+from allam_jax.launch.vary import arms, grid
+from configs import allam_34b
+from experiments.settings import CODE, Setting, every_seed, replaced, setting
+from experiments.trunk import DECAY_STEPS, TRUNK_STEPS, checkpoint, decaying, going_on, trunk
+
+CONSTANT, RELEASE, MIDTRAINING, RETURNED = "constant", "1 - sqrt", "midtraining", "from release"
+POINTS = {"at 100": 100, "at 200": 200}
+SHAPES = {RELEASE: "one_minus_sqrt", "linear": "linear", "cosine": "cosine", "exponential": "exponential"}
+LENGTHS = {"30 steps": 30, "120 steps": 120}
+PAPER_POINTS = {"at 240,000": 240_000, "at 360,000": 360_000}
+
+
+def get_experiment(scale: str = "laptop") -> Experiment:
+    """`scale`: laptop or paper."""
+    here = setting(scale, stage="release", config="configs/allam_34b.py")
+    laptop = here.scale == "laptop"
+    languages = dict(here.languages) | ({"code": CODE} if laptop else {})
+    cases = _laptop_arms(here) if laptop else _paper_arms(here)
+    stages = ("trunk", "release") if laptop else ("train",)
+    first_two = list(languages.items())[:2]
+    return Experiment(
+        title="Releases from a constant run (WSD)",
+        claim="A short decay off a constant run makes a better model at any point, better still on good data, and the "
+        "run then goes on from before the decay (the talk).",
+        config=here.config,
+        vary=grid(arms("branch", **cases), every_seed("trunk", "released", "release") if laptop else here.seeds),
+        measures=(*final_bits(here.stage, languages), *bits_curves(stages, languages)),
+        figures=tuple(
+            Curves(name=name, measures=curve_names(languages), by=("branch",), log_steps=False, only=shown,
+                   caption=caption)
+            for name, shown, caption in (
+                ("points", (CONSTANT, *(name for name in cases if name.startswith("at ")), RELEASE),
+                 "Held-out text along the trunk and decays branched off it at several points."),
+                ("shapes", (CONSTANT, *SHAPES), "Shapes of the decay."),
+                ("lengths", (CONSTANT, RELEASE, *(name for name in cases if name.endswith(" steps"))),
+                 "Lengths of the decay."),
+                ("data", tuple(name for name in (CONSTANT, RELEASE, MIDTRAINING, RETURNED) if name in cases),
+                 "The decay on mid-training data, and the constant rate again after a release."),
+            )
+        ) + (Dots(name="end", measures=final_names(languages), by=("branch",), caption="At the end of each branch."),),
+        claims=(
+            *(
+                Claim(text=f"a decay ends with fewer bits per byte of {name} than the constant run of the same tokens",
+                      measure=f"final_{key}", of={"branch": RELEASE}, than={"branch": CONSTANT})
+                for key, name in first_two
+            ),
+            *(
+                Claim(text=f"a decay on English and Arabic alone ends with fewer bits per byte of {name}",
+                      measure=f"final_{key}", of={"branch": MIDTRAINING}, than={"branch": RELEASE})
+                for key, name in first_two
+                if MIDTRAINING in cases
+            ),
+            *(
+                Claim(text=f"after a release, going back to the trunk ends with fewer bits per byte of {name} than "
+                           "going on from the released model",
+                      measure=f"final_{key}", of={"branch": CONSTANT}, than={"branch": RETURNED})
+                for key, name in first_two
+            ),
+        ),
+        extend=_stages if laptop else None,
+    )  # fmt: skip
+
+
+def _laptop_arms(here: Setting) -> dict[str, dict[str, Any]]:
+    midtraining = {here.key("data.sources"): replaced({"en": 0.55, "ar": 0.45})}
+    return {
+        CONSTANT: going_on(here, steps=TRUNK_STEPS + DECAY_STEPS),
+        **{name: decaying(here, start=start) for name, start in POINTS.items()},
+        **{name: decaying(here, shape=shape) for name, shape in SHAPES.items()},
+        **{name: decaying(here, steps=steps) for name, steps in LENGTHS.items()},
+        MIDTRAINING: decaying(here) | midtraining,
+        RETURNED: going_on(here, steps=TRUNK_STEPS + 2 * DECAY_STEPS) | {here.key("init.weights"): "@released"},
+    }
+
+
+def _paper_arms(here: Setting) -> dict[str, dict[str, Any]]:
+    start, steps = allam_34b.RELEASE_STEP, allam_34b.DECAY_STEPS
+
+    def branch(**changes: Any) -> dict[str, Any]:
+        arguments = {"start": start, "steps": steps, "shape": "one_minus_sqrt"} | changes
+        run = "runs/allam_34b"
+        return decaying(here, **arguments) | {
+            here.key("init.weights"): f"{run}/{checkpoint(arguments['start'])}",
+            here.key("init.optimizer"): True,
+            here.key("init.step"): True,
+        }
+
+    constant = {here.key("schedule.name"): "constant"}
+    return {
+        CONSTANT: branch() | constant,
+        **{name: branch(start=point) for name, point in PAPER_POINTS.items()},
+        **{name: branch(shape=shape) for name, shape in SHAPES.items()},
+        **{f"{length:,} steps": branch(steps=length) for length in (steps // 2, 2 * steps)},
+        RETURNED: branch()
+        | constant
+        | {here.key("init.weights"): "runs/release", here.key("train.steps"): start + 2 * steps},
+    }
+
+
+def _stages(recipe: ConfigDict) -> dict[str, ConfigDict]:
+    """The trunk, the release that one arm goes on from, and the branch that varies."""
+    stages = {"trunk": trunk()}
+    for name in ("released", "release"):
+        stages[name] = trunk()
+        stages[name].init.update(weights=f"@trunk/{checkpoint(TRUNK_STEPS)}", optimizer=True, step=True, data=True)
+        stages[name].checkpoint.update(every=0, keep_every=0)
+        stages[name].train.steps = TRUNK_STEPS + DECAY_STEPS
+    stages["released"].schedule.update(name="wsd", decay_start=TRUNK_STEPS, decay_steps=DECAY_STEPS)
+    return stages
