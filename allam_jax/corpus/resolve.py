@@ -131,6 +131,7 @@ class Clusters(_Resolver):
         groups = read_json(self.plan.work / GROUPS)
         write_json(self.plan.work / GROUPS, groups | {"near-duplicate": found.sizes})
         self.write_removed(np.concatenate([exact["removed"], found.removed]), np.concatenate([exact["reasons"], near]))
+        return sum(map(len, pairs))
 
     def _is_similar(self) -> Any:
         offsets = self.offsets()
