@@ -21,7 +21,6 @@ from allam_jax.tasks.recipe import run_recipe
 # Modules are imported when their task runs: a tokenizer task does not wait for JAX.
 TASKS = {
     "corpus": "allam_jax.tasks.corpus",
-    "quality_classifier": "allam_jax.tasks.quality_classifier",
     "plant": "allam_jax.tasks.plant",
     "check_planted": "allam_jax.tasks.check_planted",
     "tokenizer": "allam_jax.tasks.tokenizer",
@@ -34,6 +33,7 @@ TASKS = {
     "generate": "allam_jax.tasks.generate",
     "export": "allam_jax.tasks.export",
     "merge": "allam_jax.tasks.merge",
+    "quality_classifier": "allam_jax.tasks.quality_classifier",
     "plan": "allam_jax.tasks.plan",
     "expansion_report": "allam_jax.tasks.expansion_report",
 }
