@@ -41,10 +41,9 @@ def archive_records(file: Path, *, text_field: str) -> Iterator[dict[str, Any] |
         from warcio.exceptions import ArchiveLoadFailed
     except ImportError:
         raise UserError(f"{file}: reading web archives needs warcio; pip install warcio trafilatura") from None
-    # warcio takes a gzip member that is cut off for the end; Python's gzip does not.
     with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as stream:
         count = 0
-        iterator = ArchiveIterator(stream)
+        iterator = ArchiveIterator(_Whole(stream))
         try:
             for record in iterator:
                 count += 1
@@ -65,6 +64,20 @@ def archive_records(file: Path, *, text_field: str) -> Iterator[dict[str, Any] |
             raise DamagedArchive(f"damaged or no web archive ({' '.join(str(error).split())})") from None
         if not count and file.stat().st_size:
             raise DamagedArchive("no web archive: not a single record")
+
+
+class _Whole:
+    """A stream whose early end is an error: warcio takes a gzip member that is cut off, or an EOFError, for the end."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+        self.tell = stream.tell
+
+    def read(self, size: int) -> bytes:
+        try:
+            return self._stream.read1(size)
+        except (EOFError, zlib.error, OSError) as error:
+            raise DamagedArchive(f"damaged or cut short ({' '.join(str(error).split())})") from None
 
 
 class _Reason(str):
