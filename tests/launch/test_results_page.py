@@ -4,7 +4,6 @@ import json
 import re
 
 import pytest
-from sweeper import ROOT, metrics_of
 
 from allam_jax.errors import UserError
 from allam_jax.launch.results_page import portable, update
@@ -113,22 +112,3 @@ def test_what_has_not_finished_is_not_on_the_page(tmp_path):
 )
 def test_the_command_is_one_that_anybody_can_repeat(command, kept):
     assert portable(command) == kept
-
-
-@pytest.mark.slow
-def test_a_real_sweep_writes_its_section(sweeper, finished, tmp_path):
-    workdir = finished[0]
-    page = tmp_path / "results.md"
-    sweeper.run(workdir, "--collect", f"--results={page}")
-    text = page.read_text()
-    bits = [
-        [row["eval/en/bits_per_byte"] for row in metrics_of(workdir / "runs" / f"peak_lr-0.003--seed-{seed}" / "train")
-         if "eval/en/bits_per_byte" in row][-1]
-        for seed in (0, 1)
-    ]  # fmt: skip
-    assert f"{sum(bits) / 2:#.4g} ± " in text
-    assert f"python {ROOT}/run.py" in text
-    assert "--workdir" not in text
-    for name in ("curves", "dots"):
-        copied = tmp_path / "images" / "results" / f"small_experiment-{name}.png"
-        assert copied.read_bytes() == (workdir / "collected" / "figures" / f"{name}.png").read_bytes()

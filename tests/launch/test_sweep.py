@@ -9,7 +9,7 @@ import time
 
 import pytest
 from pyarrow import parquet
-from sweeper import kill_tree, metrics_of
+from sweeper import ROOT, kill_tree, metrics_of
 
 pytestmark = pytest.mark.slow
 
@@ -185,3 +185,21 @@ def test_dry_run_shows_runs_and_jobs(sweeper, tmp_path):
     assert "| peak_lr-0.003--seed-0 |  | 10,240 | train.schedule.peak_lr: 0.0001 -> 0.003 |" in out
     assert re.search(r"\| shared-corpus-to-tokenizer-\w{6} \| 4 runs \|  \| corpus, tokenizer \| – \|", out)
     assert json.loads(out.splitlines()[-1]) == {"runs": 4, "jobs": 5, "finished": 0}
+
+
+def test_a_sweep_writes_its_section_of_the_page_of_results(sweeper, finished, tmp_path):
+    workdir, _, _ = finished
+    page = tmp_path / "results.md"
+    sweeper.run(workdir, "--collect", f"--results={page}")
+    text = page.read_text()
+    bits = [
+        [row["eval/en/bits_per_byte"] for row in metrics_of(workdir / "runs" / f"peak_lr-0.003--seed-{seed}" / "train")
+         if "eval/en/bits_per_byte" in row][-1]
+        for seed in (0, 1)
+    ]  # fmt: skip
+    assert f"{sum(bits) / 2:#.4g} ± " in text
+    assert f"python {ROOT}/run.py" in text
+    assert "--workdir" not in text
+    for name in ("curves", "dots"):
+        copied = tmp_path / "images" / "results" / f"small_experiment-{name}.png"
+        assert copied.read_bytes() == (workdir / "collected" / "figures" / f"{name}.png").read_bytes()
