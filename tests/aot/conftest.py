@@ -3,6 +3,7 @@
 In the job that is there for them nothing may be skipped: with ALLAM_REQUIRE_AOT=1 missing wheels are a failure.
 """
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 from kernels import aot
 
 HERE = Path(__file__).parent
+
+if importlib.util.find_spec("jax_cuda13_plugin"):  # GPU programs are looked at as they will run (tests/conftest.py)
+    os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(" --xla_backend_optimization_level=0", "")
 
 
 def pytest_collection_modifyitems(items):

@@ -198,7 +198,9 @@ def test_bad_input_is_one_line(name, outcomes, bad, reference):
     finished, workdir = outcomes[name]
     assert fill(CASES[name][1], bad=bad, reference=reference) in error_of(finished)
     if workdir.is_dir():
-        assert {path.name for path in workdir.iterdir()} <= HARMLESS
+        # What a corpus task has done before it stopped is hidden, and the next start goes on with it.
+        left = {path.name for path in workdir.iterdir() if not path.name.startswith(".work-")}
+        assert left <= HARMLESS
         assert not (workdir / "checkpoints").is_dir() or not list((workdir / "checkpoints").iterdir())
 
 
