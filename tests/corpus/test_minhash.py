@@ -143,6 +143,7 @@ def test_clusters_are_those_of_brute_force(corpus, verified):
 
 def test_datatrove_finds_the_same_clusters_in_the_same_signatures(corpus, tmp_path):
     """Its bucket and cluster steps read our signatures from its own file format."""
+    pytest.importorskip("regex")  # which datatrove imports here and does not require
     from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupBuckets, MinhashDedupCluster
     from datatrove.utils.hashing import HashConfig
 
