@@ -185,6 +185,7 @@ def test_languages_are_told_apart():
 
 def test_repetition_tags_are_those_of_datatrove(documents, monkeypatch):
     """datatrove computes Gopher's and FineWeb's shares inside its filters: its functions on our words are the truth."""
+    pytest.importorskip("regex")  # which datatrove imports here and does not require
     from datatrove.pipeline.filters import gopher_repetition_filter as gopher
 
     for text, language in documents[::7]:
