@@ -28,3 +28,17 @@ def make_texts(prefix: str, count: int, *, seed: int) -> list[str]:
 
 
 TEXTS = {"en": make_texts("e", 101, seed=1), "ar": make_texts("ع", 40, seed=2), "code": make_texts("c", 24, seed=3)}
+
+
+def take(loader, count):
+    """The next `count` batches."""
+    return [next(loader) for _ in range(count)]
+
+
+def assert_same(batches, others):
+    """Equal keys and equal arrays, batch by batch."""
+    assert len(batches) == len(others)
+    for batch, other in zip(batches, others, strict=True):
+        assert batch.keys() == other.keys()
+        for key in batch:
+            np.testing.assert_array_equal(batch[key], other[key])

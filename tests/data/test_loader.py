@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from small_corpus import BOS, EOS, TEXTS, ByteTokenizer
+from small_corpus import BOS, EOS, TEXTS, ByteTokenizer, assert_same, take
 
 from allam_jax.data.batch import DTYPES
 from allam_jax.data.loader import make_loader
@@ -38,18 +38,6 @@ def make(datasets, tokenizer):
     yield make_one
     for loader in loaders:
         loader.close()
-
-
-def take(loader, count):
-    return [next(loader) for _ in range(count)]
-
-
-def assert_same(batches, others):
-    assert len(batches) == len(others)
-    for batch, other in zip(batches, others, strict=True):
-        assert batch.keys() == other.keys()
-        for key in batch:
-            np.testing.assert_array_equal(batch[key], other[key])
 
 
 def texts_of_lane(batches, rows, source_id):

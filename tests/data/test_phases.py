@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from small_corpus import assert_same, take
 
 from allam_jax.data.batch import DTYPES
 from allam_jax.data.loader import make_loader
@@ -34,17 +35,6 @@ def make(datasets, tokenizer):
     yield make_one
     for loader in loaders:
         loader.close()
-
-
-def take(loader, count):
-    return [next(loader) for _ in range(count)]
-
-
-def assert_same(batches, others):
-    assert len(batches) == len(others)
-    for batch, other in zip(batches, others, strict=True):
-        for key in DTYPES:
-            np.testing.assert_array_equal(batch[key], other[key])
 
 
 def shares(batches):
