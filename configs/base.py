@@ -165,9 +165,8 @@ def get_config() -> ConfigDict:
     config.schedule.final_fraction = 0.0  # of peak_lr, where cosine and wsd end
 
     config.guard = ConfigDict()
-    config.guard.window = (
-        128  # accepted steps that define what is normal; updates that spike or are not finite are skipped
-    )
+    # Updates that spike or are not finite are skipped; the last `window` steps define what is normal.
+    config.guard.window = 128
     config.guard.sigma = 6.0  # standard deviations above the mean; 0 skips only what is not finite
     config.guard.min_history = 32  # steps before anything counts as a spike
     config.guard.max_in_a_row = 20  # skipped updates in a row that stop the run; 0: never

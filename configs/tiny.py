@@ -46,8 +46,6 @@ def _base() -> ConfigDict:
     config = training(english=0.98, steps=800)
     config.tokenizer = "@base_tokenizer"
     config.schedule.update(name="cosine", peak_lr=3e-3, warmup_steps=40, final_fraction=0.1)
-    # Few batches hold Arabic, and to the guard these look like spikes: it would leave the base with none of it.
-    config.guard.sigma = 0.0
     return config
 
 

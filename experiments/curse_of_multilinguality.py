@@ -119,8 +119,6 @@ def _joined(stages: dict[str, ConfigDict], *, peak_lr: float, warmup_steps: int)
     """The second stage goes on from the first, with its moments, its step and its place in the data."""
     first, then = (stages[stage] for stage in STAGES)
     first.train.steps = round(FIRST_SHARE * then.train.steps)
-    for stage in stages.values():
-        stage.guard.sigma = 0.0  # to the guard of an English run the first Arabic would be a spike
     first.schedule.update(name="cosine", peak_lr=peak_lr, warmup_steps=warmup_steps, final_fraction=0.1)
     then.init.update(weights="@first", optimizer=True, step=True, data=True)
     then.schedule.update(name="constant", peak_lr=0.1 * peak_lr)

@@ -1,9 +1,11 @@
 """Spike guard: a bad batch costs one skipped update, not the run.
 
 An update is skipped (parameters and moments keep their bits) when the loss or the gradient norm is not finite, or lies
-above mean + sigma * std of its last `window` accepted values. The idea is OLMo 2's SkipStep (2501.00656); here only
-accepted steps enter the statistics, so that a spike does not widen the gate for the next one. All state is on device
-and part of the optimizer state: no host sync, and a resumed run guards as the uninterrupted one would.
+above mean + sigma * std of its last `window` finite values (OLMo 2's SkipStep, 2501.00656). Values of skipped steps
+enter the statistics too. A spike must be rare: values that lie apart from the rest, however far, pass from about
+n / (1 + sigma^2) of n on (4 of 128 at sigma 6), so that no kind of batch is skipped for ever, such as the few that hold
+a rare language. All state is on device and part of the optimizer state: no host sync, and a resumed run guards as the
+uninterrupted one would.
 """
 
 from typing import NamedTuple
@@ -17,10 +19,11 @@ from allam_jax.errors import UserError
 class GuardState(NamedTuple):
     """What the guard remembers; counters are int32, `W` is the window."""
 
-    losses_W: jax.Array  # ring buffers of accepted steps, float32
+    losses_W: jax.Array  # ring buffers of finite steps, float32
     grad_norms_W: jax.Array
-    accepted: jax.Array  # updates made
-    skipped: jax.Array  # updates skipped, over the whole run
+    steps: jax.Array  # updates judged
+    finite: jax.Array  # of these, with finite loss and gradient norm
+    skipped: jax.Array  # of these, skipped
     in_a_row: jax.Array  # updates skipped since the last accepted one
 
 
@@ -31,9 +34,9 @@ class SpikeGuard:
         """Checks the settings.
 
         Args:
-            window: accepted steps that the mean and standard deviation (unbiased) are taken over.
+            window: finite steps that the mean and standard deviation (unbiased) are taken over.
             sigma: how many standard deviations above the mean count as a spike; 0 skips non-finite steps only.
-            min_history: accepted steps needed before anything counts as a spike.
+            min_history: finite steps needed before anything counts as a spike.
         """
         if window < 2:
             raise UserError(f"guard.window: {window} is too short; expected at least 2 steps")
@@ -48,7 +51,8 @@ class SpikeGuard:
         return GuardState(
             losses_W=jnp.zeros(self._window, jnp.float32),
             grad_norms_W=jnp.zeros(self._window, jnp.float32),
-            accepted=jnp.zeros((), jnp.int32),
+            steps=jnp.zeros((), jnp.int32),
+            finite=jnp.zeros((), jnp.int32),
             skipped=jnp.zeros((), jnp.int32),
             in_a_row=jnp.zeros((), jnp.int32),
         )
@@ -56,28 +60,29 @@ class SpikeGuard:
     def judge(self, state: GuardState, *, loss: jax.Array, grad_norm: jax.Array) -> tuple[jax.Array, GuardState]:
         """Whether to make the update (bool scalar) of a step with this mean loss and global gradient norm (scalars)."""
         loss, grad_norm = jnp.asarray(loss, jnp.float32), jnp.asarray(grad_norm, jnp.float32)
-        accept = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        accept = finite
         if self._sigma > 0:
-            accept &= ~self._is_spike(loss, state.losses_W, state.accepted)
-            accept &= ~self._is_spike(grad_norm, state.grad_norms_W, state.accepted)
+            accept &= ~self._is_spike(loss, state.losses_W, state.finite)
+            accept &= ~self._is_spike(grad_norm, state.grad_norms_W, state.finite)
 
-        slot = state.accepted % self._window
-        one = accept.astype(jnp.int32)
+        slot = state.finite % self._window
 
         def remember(history_W: jax.Array, value: jax.Array) -> jax.Array:
-            return history_W.at[slot].set(jnp.where(accept, value, history_W[slot]))
+            return history_W.at[slot].set(jnp.where(finite, value, history_W[slot]))
 
         return accept, GuardState(
             losses_W=remember(state.losses_W, loss),
             grad_norms_W=remember(state.grad_norms_W, grad_norm),
-            accepted=state.accepted + one,
-            skipped=state.skipped + (1 - one),
+            steps=state.steps + 1,
+            finite=state.finite + finite.astype(jnp.int32),
+            skipped=state.skipped + (~accept).astype(jnp.int32),
             in_a_row=jnp.where(accept, 0, state.in_a_row + 1),
         )
 
-    def _is_spike(self, value: jax.Array, history_W: jax.Array, accepted: jax.Array) -> jax.Array:
+    def _is_spike(self, value: jax.Array, history_W: jax.Array, finite: jax.Array) -> jax.Array:
         # Until the window is full its tail is unused.
-        n = jnp.minimum(accepted, self._window)
+        n = jnp.minimum(finite, self._window)
         valid_W = jnp.arange(self._window) < n
         mean = jnp.sum(history_W, where=valid_W) / jnp.maximum(n, 1)
         variance = jnp.sum(jnp.square(history_W - mean), where=valid_W) / jnp.maximum(n - 1, 1)
@@ -86,11 +91,10 @@ class SpikeGuard:
 
 def guard_metrics(state: GuardState) -> dict[str, jax.Array]:
     """Scalars to log after an update: `skipped` (0 or 1), `skipped_in_a_row`, `skipped_share` (of the whole run)."""
-    seen = jnp.maximum(state.accepted + state.skipped, 1)
     return {
         "skipped": jnp.minimum(state.in_a_row, 1),
         "skipped_in_a_row": state.in_a_row,
-        "skipped_share": state.skipped.astype(jnp.float32) / seen,
+        "skipped_share": state.skipped.astype(jnp.float32) / jnp.maximum(state.steps, 1),
     }
 
 

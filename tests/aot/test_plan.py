@@ -64,7 +64,7 @@ def test_argument_bytes_by_hand(planned):
     D, L, V, F, N, K, H = 8192, 80, 64_000, 28_672, 64, 8, 128
     matrices = 2 * V * D + L * (2 * D * N * H + 2 * D * K * H + 3 * D * F)
     parameters = 4 * (matrices // 128 + 2 * L * D + D)
-    guard = 4 * (128 + 128) + 3 * 4
+    guard = 4 * (128 + 128) + 4 * 4
     optimizer = 2 * parameters + guard + 4 + 4 + 4 + 8  # step, updates, learning rate, rng
     batch = 6 * 4 * 4096
     memory = planned.saved["memory"]

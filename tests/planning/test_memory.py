@@ -50,7 +50,7 @@ def by_hand(*, data: int, fsdp: int, tensor: int) -> dict[str, int]:
     )
     norms = 2 * L * D + D
     parameters = 4 * (matrices + norms)
-    guard = 4 * (128 + 128) + 3 * 4  # two windows of 128, three counters
+    guard = 4 * (128 + 128) + 4 * 4  # two windows of 128, four counters
     others = 4 + 4 + 4 + 8  # step, updates, learning rate, rng
     batch = 6 * 4 * 8 * 16 / (data * fsdp)
     return {"parameters": parameters, "optimizer": 2 * parameters + guard + others, "batch": batch}
