@@ -192,6 +192,7 @@ def get_config() -> ConfigDict:
     config.corpus.rules = ConfigDict()  # name of a set -> name -> rule(...); ready sets: configs/corpus_rules.py
     config.corpus.tags = ()  # computed for all documents beside those that rules ask for
     config.corpus.block_lists = ConfigDict()  # language -> file of blocked words and phrases, one a line
+    config.corpus.quality_models = ConfigDict()  # language -> directory of task quality_classifier
     config.corpus.features = ()  # of "url", "date", "domain", "tags", other fields: stored beside text and id
     config.corpus.parts = 1  # that a source of several files is cut into, each a task with shards of its own
     config.corpus.shard_bytes = 256_000_000  # of text; a shard is closed when it holds so much
@@ -314,6 +315,7 @@ def _locked(config: ConfigDict) -> ConfigDict:
         config.corpus.sources,
         config.corpus.rules,
         config.corpus.block_lists,
+        config.corpus.quality_models,
         config.planted.sources,
         config.tokenizer_training.sources,
         config.tokenizer_merge.sources,

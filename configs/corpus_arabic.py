@@ -59,6 +59,8 @@ def _corpus() -> ConfigDict:
     # These are books, not pages: most documents are a line.
     del corpus.rules.english["few_lines"]
     corpus.rules.english.short.threshold = 30
+    # Hadith again: lid.176 takes a line of Arabic names in Latin letters for Finnish or Swahili.
+    corpus.rules.english.language.threshold = 0.4
     corpus.rules.english.code = base.rule("code_mark_share", ">=", 0.025)
     corpus.rules.english.spam = base.rule("word_spam_share", ">=", 0.2)
     for name, rules in (("ar_classical", "classical"), ("ar_modern", "arabic"), ("en", "english")):

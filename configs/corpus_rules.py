@@ -50,7 +50,10 @@ def blocked_words(*, threshold: float = 0.9, tag: str = "rps_doc_ldnoobw_words_s
 
 
 def palm_score(*, shape: float = 9.0) -> ConfigDict:
-    """Samples by the score of a quality classifier, for a set of rules; records must bring `rps_doc_ml_palm_score`."""
+    """Samples by the score of a quality classifier (GPT-3's alpha), for a set of rules.
+
+    Records bring `rps_doc_ml_palm_score`, or `config.corpus.quality_models.LANGUAGE` names a trained classifier.
+    """
     return rule("rps_doc_ml_palm_score", "pareto", shape)
 
 

