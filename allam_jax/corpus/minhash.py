@@ -10,6 +10,7 @@ at s = 0.7, 0.87 at 0.8. That is no sharp cut: `jaccard` verifies pairs where on
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -47,22 +48,27 @@ class MinHash:
 
     @functools.cached_property
     def _permutations(self) -> tuple[np.ndarray, np.ndarray]:
-        """Two columns of uint32 `[bands * rows, 1]`: odd factors, and summands."""
-        draws = np.random.default_rng(self.seed).integers(0, 2**32, size=(2, self.hashes, 1), dtype=np.uint32)
+        """uint32 `[bands * rows]` each: odd factors, and summands."""
+        draws = np.random.default_rng(self.seed).integers(0, 2**32, size=(2, self.hashes), dtype=np.uint32)
         used = self.bands * self.rows
         return draws[0, :used] | np.uint32(1), draws[1, :used]
 
-    def shingles(self, words: Sequence[str]) -> np.ndarray:
-        """The shingles of a document, uint64 `[number of words - shingle + 1]` or empty, in order, with repeats."""
-        count = len(words) - self.shingle + 1
-        if count < 1:
-            return np.empty(0, np.uint64)
-        hashed = np.fromiter(map(_hash_word, words), np.uint64, len(words))
-        combined = hashed[:count].copy()
+    def shingles(self, documents: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """The shingles of each document, given by its words: uint64 `[number of words - shingle + 1]` or empty, in
+        order, with repeats. Many documents at once cost less than one by one."""
+        lengths = np.fromiter(map(len, documents), np.int64, len(documents))
+        ends = np.cumsum(lengths)
+        words = itertools.chain.from_iterable(documents)
+        hashed = np.fromiter(map(_WORD_HASHES.__getitem__, words), np.uint64, lengths.sum())
+        # As if all were one document: shingles across a border are left out below.
+        combined = hashed[: max(0, len(hashed) - self.shingle + 1)].copy()
         for offset in range(1, self.shingle):
             combined *= _BASE
-            combined += hashed[offset : offset + count]
-        return _mix(combined)
+            combined += hashed[offset : offset + len(combined)]
+        combined = _mix(combined)
+        counts = np.maximum(lengths - self.shingle + 1, 0)
+        starts = ends - lengths
+        return [combined[start : start + count] for start, count in zip(starts.tolist(), counts.tolist(), strict=True)]
 
     def signature(self, shingles: np.ndarray) -> np.ndarray:
         """uint32 `[bands * rows]` of at least one shingle."""
@@ -70,9 +76,9 @@ class MinHash:
         values = (shingles >> np.uint64(32)).astype(np.uint32)
         least = None
         for start in range(0, len(values), _BLOCK):
-            permuted = values[start : start + _BLOCK] * factors
+            permuted = values[start : start + _BLOCK, np.newaxis] * factors
             permuted += summands
-            block = permuted.min(axis=1)
+            block = permuted.min(axis=0)
             least = block if least is None else np.minimum(least, block)
         assert least is not None
         return least
@@ -100,9 +106,17 @@ def jaccard(first: np.ndarray, second: np.ndarray) -> float:
     return shared / union if union else 0.0
 
 
-@functools.lru_cache(maxsize=1 << 18)
-def _hash_word(word: str) -> int:
-    return xxhash.xxh3_64_intdigest(word.encode())
+class _WordHashes(dict[str, int]):
+    """XXH3 of words, of which a corpus repeats most; a plain dict is looked up faster than `functools.lru_cache`."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) >= 1 << 18:
+            self.clear()
+        value = self[word] = xxhash.xxh3_64_intdigest(word.encode())
+        return value
+
+
+_WORD_HASHES = _WordHashes()
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

@@ -31,13 +31,25 @@ def test_shingles_are_the_set_of_ngrams():
     rng = np.random.default_rng(0)
     text = [f"w{number}" for number in rng.integers(0, 3, 400)]
     minhash = MinHash(shingle=3)
-    shingles = minhash.shingles(text)
+    (shingles,) = minhash.shingles([text])
     grams = list(zip(text, text[1:], text[2:], strict=False))
     assert len(shingles) == len(grams)
     assert len(set(zip(grams, shingles.tolist(), strict=True))) == len(set(grams)) == len(set(shingles.tolist()))
-    assert len(minhash.shingles(text[:2])) == 0
-    assert len(MINHASH.shingles(text[:12])) == 0
-    assert len(MINHASH.shingles(text[:13])) == 1
+    assert [len(some) for some in MINHASH.shingles([text[:12], [], text[:13], text[:14]])] == [0, 0, 1, 2]
+    assert [len(some) for some in MINHASH.shingles([text[:12]])] == [0]
+    assert MINHASH.shingles([]) == []
+
+
+def test_documents_do_not_reach_into_their_neighbours():
+    rng = np.random.default_rng(5)
+    texts = [[f"w{number}" for number in rng.integers(0, 9, size)] for size in (40, 0, 5, 13, 12, 90, 1, 30)]
+    value = {}  # of each 13-gram, wherever it stands
+    for some, text in zip(MINHASH.shingles(texts), texts, strict=True):
+        grams = [tuple(text[start : start + 13]) for start in range(len(text) - 12)]
+        assert len(some) == len(grams)
+        value.update(zip(grams, some.tolist(), strict=True))
+        np.testing.assert_array_equal(some, MINHASH.shingles([text])[0])
+    assert len(set(value.values())) == len(value)
 
 
 def test_jaccard_is_that_of_sets():
@@ -95,7 +107,7 @@ def corpus():
         for _ in range(rng.integers(0, 4)):
             copy[rng.integers(len(copy))] = "changed"
         texts.append(copy)
-    shingles = [MINHASH.shingles(text) for text in texts]
+    shingles = MINHASH.shingles(texts)
     return shingles, np.stack([MINHASH.signature(some) for some in shingles])
 
 

@@ -65,7 +65,7 @@ def brute_force(rows):
     rows = keep_longest(rows, lambda row: re.sub(r"^https?://(www\.)?", "", row["url"]))
     rows = keep_longest(rows, lambda row: tuple(words_of(row["text"])))
     minhash = MinHash(shingle=5)
-    bands = [minhash.signature(minhash.shingles(words_of(row["text"]))).reshape(14, 9) for row in rows]
+    bands = [minhash.signature(minhash.shingles([words_of(row["text"])])[0]).reshape(14, 9) for row in rows]
     parent = list(range(len(rows)))
 
     def root(node):
