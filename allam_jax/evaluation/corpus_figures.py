@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from allam_jax.corpus.plan import Plan
+from allam_jax.corpus.rules import PARETO
 from allam_jax.corpus.tags import TAGS
 from allam_jax.corpus.tally import SHARE_BINS, bin_start
 from allam_jax.evaluation.figures import COLOURS, STYLE, grid, language_name, legend, save
@@ -70,6 +71,8 @@ def _tags(plan: Plan, language: str, tags: Mapping[str, Mapping[str, float]]) ->
     for name in plan.sources:
         if plan.language(name) == language:
             for rule in plan.rules(name):
+                if rule.drop == PARETO:  # its number is no value of the tag
+                    continue
                 thresholds.setdefault(rule.tag, []).append(rule.threshold)
     rows = math.ceil(len(tags) / _COLUMNS)
     figure = Figure(figsize=(9.6, 2.2 * rows), layout="constrained")
@@ -89,17 +92,23 @@ def _tags(plan: Plan, language: str, tags: Mapping[str, Mapping[str, float]]) ->
         for threshold in sorted(set(thresholds.get(tag, []))):
             axes.axvline(threshold, color=COLOURS[1], linestyle="--")
         axes.set_title(tag, fontsize=7)
+    figure.supylabel("documents", fontsize=8)
     figure.suptitle(f"Tags of {language_name(language)} documents, before rules; dashed: thresholds")
     return figure
 
 
 def _groups(groups: Mapping[str, Mapping[int, int]]) -> Any:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     figure, axes = _panel(height=3.2)
     for colour, (reason, sizes) in zip(COLOURS, groups.items(), strict=False):
         if sizes:
             ordered = sorted(sizes)
             axes.plot(ordered, [sizes[size] for size in ordered], "o", color=colour, label=reason)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yscale("log")
     axes.set_xlabel("documents in a group of duplicates")
     axes.set_ylabel("groups")
