@@ -41,5 +41,5 @@ def test_planted_damage_is_found_and_nothing_lost(launcher, tmp_path):
         assert f"({name}.png)" in report
     samples = (tmp_path / "out" / "corpus" / "samples.md").read_text()
     assert "## ar, arabic: dropped, spam (drop word_spam_share >= 0.2)" in samples
-    assert "## en, english: kept, language (drop ccnet_language_score < 0.6)" in samples
+    assert "## en, english: kept, language (drop ccnet_language_score < 0.4)" in samples
     assert not list((tmp_path / "out" / "corpus").glob(".work-*"))
