@@ -24,7 +24,7 @@ def get_config():
 
 def test_planted_damage_is_found_and_nothing_lost(launcher, tmp_path):
     """On other texts than those that the thresholds were chosen on, so with a lower bar than there (0.95): some pages
-    of Python's manual are dropped as source code, also those whose mojibake was repaired, which then counts as missed."""
+    of Python's manual are dropped as source code, also some whose mojibake was repaired: that counts as missed."""
     (tmp_path / "config.py").write_text(CONFIG)
     finished = launcher.run(tmp_path / "out", config=str(tmp_path / "config.py"))
     assert finished.status == 0, finished.err[-3000:]
