@@ -55,6 +55,7 @@ def get_experiment(scale: str = "laptop") -> Experiment:
                 measures=(*final_names(here.languages), "mean"),
                 x="english",
                 x_label="Share of English",
+                reference=BEST,
                 caption="Bits per byte of held-out text at the end, by the share of English.",
             ),
             Curves(

@@ -135,26 +135,30 @@ class Against(_Common):
         x: the axis of the sweep along the x axis; its settings are numbers.
         x_label: with its unit.
         log_x: a logarithmic x axis.
+        reference: axis -> setting of an arm; a second row shows the difference of all to it, seed by seed.
     """
 
     x: str
     x_label: str
     by: tuple[str, ...] = ()
     log_x: bool = False
+    reference: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def axis_names(self) -> tuple[str, ...]:
         """See Figure."""
-        return (self.x, *self.by)
+        return (self.x, *self.by, *self.reference)
 
     def draw(self, outcomes: Sequence[Outcome], measures: Sequence[Measure], path: Path) -> None:
         """See Figure."""
         import matplotlib
 
+        rows = 1 + bool(self.reference)
         with matplotlib.rc_context(STYLE):
-            size = (max(3.3 * len(measures), 5.0), 3.4)
-            figure, axes = grid(rows=1, columns=len(measures), size=size, heights=(1,))
-            for ax, measure in zip(axes[0], measures, strict=True):
+            size = (max(3.3 * len(measures), 5.0), 4.8 if self.reference else 3.4)
+            figure, axes = grid(rows=rows, columns=len(measures), size=size, heights=(2, 1)[:rows])
+            for ax, below, measure in zip(axes[0], axes[-1], measures, strict=True):
+                base = by_seed(selected(outcomes, self.reference), measure.name) if self.reference else {}
                 for index, (arm, runs) in enumerate(by_arm(outcomes, self.by).items()):
                     points = _over(runs, x=self.x, measure=measure.name)
                     _band(ax, *points, index=index, label=arm_name(arm), smooth=False)
@@ -162,10 +166,24 @@ class Against(_Common):
                         (run.labels[self.x], run.values[measure.name]) for run in runs if measure.name in run.values
                     ]
                     ax.plot(*zip(*dots, strict=True), ".", color=_colour(index), alpha=0.45, markersize=4)
+                    if self.reference:
+                        paired = [
+                            dataclasses.replace(run, values={measure.name: run.values[measure.name] - base[seed]})
+                            for run in runs
+                            if measure.name in run.values and (seed := run.labels.get(SEED)) in base
+                        ]
+                        _band(
+                            below, *_over(paired, x=self.x, measure=measure.name), index=index, label="", smooth=False
+                        )
                 _name(ax, measure)
-                ax.set_xlabel(self.x_label)
+                below.set_xlabel(self.x_label)
+                if self.reference:
+                    signed_logarithmic(below)
                 if self.log_x:
-                    _logarithmic(ax, {run.labels[self.x] for run in outcomes})
+                    _logarithmic(below, {run.labels[self.x] for run in outcomes})
+            if self.reference:
+                axes[-1, 0].set_ylabel(f"Difference to\n{arm_name(tuple(self.reference.values()))}")
+            figure.align_ylabels()
             _finish(figure, axes[0, 0], path, note=f"{_SPREAD}; dots: each seed")
 
 

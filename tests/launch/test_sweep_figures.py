@@ -148,6 +148,22 @@ def test_numbers_against_a_setting(outcomes, tmp_path, drawn):
         np.testing.assert_allclose(y, np.mean(values))
 
 
+def test_differences_to_a_setting_are_paired_by_seed(outcomes, tmp_path, drawn):
+    some = [outcome for outcome in outcomes if outcome.labels["method"] == "mean_all"]
+    reference = {"share": 55}
+    figure = Against(
+        name="a", measures=("bits",), x="share", x_label="English share (%)", caption="", reference=reference
+    )
+    figure.draw(some, NUMBERS[:1], tmp_path / "a.png")
+    above, below = drawn[0].axes
+    assert (above.get_xlabel(), below.get_xlabel()) == ("", "English share (%)")
+    assert below.get_ylabel() == "Difference to\n55"
+    values = {(o.labels["share"], o.labels["seed"]): o.values["bits"] for o in some}
+    seeds = {seed for _, seed in values}
+    for x, y in zip(*below.lines[0].get_data(), strict=True):
+        np.testing.assert_allclose(y, np.mean([values[x, seed] - values[55, seed] for seed in seeds]), atol=1e-12)
+
+
 def test_dots_show_mean_spread_and_every_seed(outcomes, tmp_path, drawn):
     some = [outcome for outcome in outcomes if outcome.labels["share"] == 0]
     Dots(name="d", measures=("bits", "norm"), by=("method",), caption="").draw(some, NUMBERS, tmp_path / "d.png")
