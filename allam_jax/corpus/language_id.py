@@ -1,7 +1,7 @@
 """Language identification with fastText's lid.176 (Joulin et al. 2016), offline, from the catalog.
 
 The model's score falls on vowelled text (median 0.71 on hadith as they are printed, 0.97 on the same without vowel
-marks), so vowel marks and tatweel are not shown to it.
+marks): show it texts without (`normalise.without_marks`).
 """
 
 import functools
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from allam_jax.corpus import catalog
-from allam_jax.corpus.normalise import without_marks
 
 
 @functools.lru_cache(maxsize=1)
@@ -23,9 +22,10 @@ def _model() -> Any:
         return fasttext.load_model(str(path))
 
 
-def identify(text: str, *, count: int = 3) -> dict[str, float]:
-    """The most probable languages (ISO 639-1 where there is one) of a text, with their probabilities, best first."""
-    labels, scores = _model().predict(without_marks(text).replace("\n", " "), k=count)
+def identify(unmarked: str, *, count: int = 3) -> dict[str, float]:
+    """The most probable languages (ISO 639-1 where there is one) of a text without vowel marks, with their
+    probabilities, best first."""
+    labels, scores = _model().predict(unmarked.replace("\n", " "), k=count)
     return {
         label.removeprefix("__label__"): min(float(score), 1.0) for label, score in zip(labels, scores, strict=True)
     }

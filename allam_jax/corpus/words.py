@@ -33,7 +33,11 @@ def redpajama_normalise(text: str) -> str:
 
 def bare_words(text: str) -> list[str]:
     """Runs of letters and digits, lower-cased, without vowel marks and tatweel: what deduplication compares."""
-    return _WORD_CHARACTERS.findall(without_marks(text).lower())
+    return _bare_words(without_marks(text))
+
+
+def _bare_words(unmarked: str) -> list[str]:
+    return _WORD_CHARACTERS.findall(unmarked.lower())
 
 
 class Words:
@@ -69,19 +73,24 @@ class Words:
         return _LINE.findall(self.text)
 
     @functools.cached_property
+    def unmarked(self) -> str:
+        """The text without vowel marks and tatweel."""
+        return without_marks(self.text)
+
+    @functools.cached_property
     def tokens(self) -> list[str]:
         """WordPunct tokens of the text without vowel marks: words stay whole in any language."""
-        return _RAW_WORD.findall(without_marks(self.text))
+        return _RAW_WORD.findall(self.unmarked)
 
     @functools.cached_property
     def words(self) -> list[str]:
         """`bare_words` of the text."""
-        return bare_words(self.text)
+        return _bare_words(self.unmarked)
 
     @functools.cached_property
     def languages(self) -> dict[str, float]:
         """`identify` of the text."""
-        return identify(self.text)
+        return identify(self.unmarked)
 
     @functools.cached_property
     def filled_lines(self) -> list[str]:
