@@ -10,18 +10,20 @@ The trunk continues the expanded base at a constant 1e-3 on 40 % English, 35 % A
 from it (init.optimizer, init.step, init.data; docs/training.md), 60 steps unless said otherwise:
 
     constant              the trunk itself, going on: what a release has to beat, and the return to the trunk
+    constant, longer      the same for 120 steps
     at 100, at 200        decay (1 - sqrt) from earlier checkpoints
     1 - sqrt, linear, cosine, exponential     shapes, from step 300 (exponential down to 1 %, the others to 0)
     30 steps, 120 steps   lengths (1 - sqrt)
     midtraining           decay on English and Arabic alone, the talk's first choice of data
     + instructions        on these and a fifth of instructions, its second choice ("+ SFT data")
-    from release          the constant rate again for 60 steps, from the released model (1 - sqrt at 300)
+    from release          the constant rate again for 60 steps, from the released model (1 - sqrt at 300): to compare
+                          with 120 steps of the trunk, as many updates, and with 60, as many since the release
 
 The laptop's instructions are of one kind, requests to translate verses of the Bible between the two languages (as FLAN
 and xP3 make instructions out of other data): there are no others in the catalog. How well they are learnt is the bits
 per byte of held-out ones.
 
-Laptop: 900 steps of trunk and 2,430 of branches (36 runs), about 17 minutes on two cores, and 6 for the bases; the
+Laptop: 900 steps of trunk and 2,790 of branches (39 runs), about 17 minutes on two cores, and 6 for the bases; the
 trunk is shared with merging, the bases with all. Paper (`:paper`): 34B from the checkpoints of `runs/allam_34b`,
 decays of 42B tokens; mid-training data is what its trunk reads, and the instructions are yours, `corpus/instructions`.
 """
@@ -40,6 +42,7 @@ from experiments.settings import CODE, Setting, every_seed, replaced, setting
 from experiments.trunk import DECAY_STEPS, TRUNK_STEPS, checkpoint, decaying, going_on, trunk
 
 CONSTANT, RELEASE, MIDTRAINING, RETURNED = "constant", "1 - sqrt", "midtraining", "from release"
+LONGER = "constant, longer"
 INSTRUCTED = "+ instructions"
 INSTRUCTIONS = {"instructions": "Instructions"}
 POINTS = {"at 100": 100, "at 200": 200}
@@ -75,7 +78,7 @@ def get_experiment(scale: str = "laptop") -> Experiment:
                 ("lengths", (CONSTANT, RELEASE, *(name for name in cases if name.endswith(" steps"))),
                  "Lengths of the decay."),
                 ("data",
-                 tuple(name for name in (CONSTANT, RELEASE, MIDTRAINING, INSTRUCTED, RETURNED) if name in cases),
+                 tuple(name for name in (LONGER, RELEASE, MIDTRAINING, INSTRUCTED, RETURNED) if name in cases),
                  "The decay on mid-training data, and the constant rate again after a release."),
             )
         ) + (
@@ -103,9 +106,11 @@ def get_experiment(scale: str = "laptop") -> Experiment:
                 for key, name in first_two
             ),
             *(
-                Claim(text=f"after a release, going back to the trunk ends with fewer bits per byte of {name} than "
-                           "going on from the released model",
-                      measure=f"final_{key}", of={"branch": CONSTANT}, than={"branch": RETURNED})
+                Claim(text=f"{case}, the run back on the trunk has fewer bits per byte of {name} than the one that "
+                           "went on from the release",
+                      measure=f"final_{key}", of={"branch": trunk_arm}, than={"branch": RETURNED})
+                for case, trunk_arm in (("with as many updates behind it", LONGER),
+                                        ("as many updates after the release", CONSTANT))
                 for key, name in first_two
             ),
         ),
@@ -119,6 +124,7 @@ def _laptop_arms(here: Setting) -> dict[str, dict[str, Any]]:
     instructed = {here.key("data.sources"): replaced(shares, corpus={"instructions": "requests"})}
     return {
         CONSTANT: going_on(here, steps=TRUNK_STEPS + DECAY_STEPS),
+        LONGER: going_on(here, steps=TRUNK_STEPS + 2 * DECAY_STEPS),
         **{name: decaying(here, start=start) for name, start in POINTS.items()},
         **{name: decaying(here, shape=shape) for name, shape in SHAPES.items()},
         **{name: decaying(here, steps=steps) for name, steps in LENGTHS.items()},
@@ -144,6 +150,7 @@ def _paper_arms(here: Setting) -> dict[str, dict[str, Any]]:
     constant = {here.key("schedule.name"): "constant"}
     return {
         CONSTANT: branch() | constant,
+        LONGER: branch() | constant | {here.key("train.steps"): start + 2 * steps},
         **{name: branch(start=point) for name, point in PAPER_POINTS.items()},
         **{name: branch(shape=shape) for name, shape in SHAPES.items()},
         **{f"{length:,} steps": branch(steps=length) for length in (steps // 2, 2 * steps)},
