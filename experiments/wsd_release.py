@@ -39,7 +39,7 @@ from allam_jax.launch.languages import bits_curves, curve_names, final_bits, fin
 from allam_jax.launch.vary import arms, grid
 from configs import allam, allam_34b, base
 from experiments.settings import CODE, Setting, every_seed, replaced, setting
-from experiments.trunk import DECAY_STEPS, TRUNK_STEPS, checkpoint, decaying, going_on, trunk
+from experiments.trunk import DECAY_STEPS, EVERY, TRUNK_STEPS, checkpoint, decaying, going_on, trunk
 
 CONSTANT, RELEASE, MIDTRAINING, RETURNED = "constant", "1 - sqrt", "midtraining", "from release"
 LONGER = "constant, longer"
@@ -70,14 +70,15 @@ def get_experiment(scale: str = "laptop") -> Experiment:
         measures=(*final_bits(here.stage, languages | INSTRUCTIONS), *bits_curves(stages, languages)),
         figures=tuple(
             Curves(name=name, measures=curve_names(languages), by=("branch",), log_steps=False, only=shown,
-                   caption=caption)
-            for name, shown, caption in (
-                ("points", (CONSTANT, *(name for name in cases if name.startswith("at ")), RELEASE),
+                   from_step=first_step if laptop else 0, caption=caption)
+            for name, first_step, shown, caption in (
+                ("points", 80, (CONSTANT, *(name for name in cases if name.startswith("at ")), RELEASE),
                  "Held-out text along the trunk and decays branched off it at several points."),
-                ("shapes", (CONSTANT, *SHAPES), "Shapes of the decay."),
-                ("lengths", (CONSTANT, RELEASE, *(name for name in cases if name.endswith(" steps"))),
+                ("shapes", TRUNK_STEPS - EVERY, (CONSTANT, *SHAPES), "Shapes of the decay."),
+                ("lengths", TRUNK_STEPS - EVERY,
+                 (CONSTANT, RELEASE, *(name for name in cases if name.endswith(" steps"))),
                  "Lengths of the decay."),
-                ("data",
+                ("data", TRUNK_STEPS - EVERY,
                  tuple(name for name in (LONGER, RELEASE, MIDTRAINING, INSTRUCTED, RETURNED) if name in cases),
                  "The decay on mid-training data, and the constant rate again after a release."),
             )

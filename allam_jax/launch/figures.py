@@ -84,11 +84,13 @@ class Curves(_Common):
         reference: axis -> setting of an arm; a second row shows the difference of the others to it, seed by seed.
         log_steps: a logarithmic step axis, for what moves most at the start.
         only: the settings of the first axis to show; empty shows all.
+        from_step: the first step to show.
     """
 
     reference: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     log_steps: bool = True
     only: tuple[Any, ...] = ()
+    from_step: int = 0
 
     @property
     def axis_names(self) -> tuple[str, ...]:
@@ -110,11 +112,12 @@ class Curves(_Common):
                 smoothed = False
                 base = selected(outcomes, self.reference) if self.reference else []
                 for index, (arm, runs) in enumerate(by_arm(shown, self.by).items()):
-                    steps, mean, std = mean_curve(runs, measure.name)
+                    steps, mean, std = self._shown(*mean_curve(runs, measure.name))
                     smoothed |= _band(ax, steps, mean, std, index=index, label=arm_name(arm))
                     drawn.append(list(zip(steps.tolist(), mean.tolist(), strict=True)))
                     if self.reference:
-                        _band(axes[1, column], *_difference(runs, base, measure.name), index=index, label="")
+                        difference = self._shown(*_difference(runs, base, measure.name))
+                        _band(axes[1, column], *difference, index=index, label="")
                 _name(ax, measure)
                 if self.log_steps:
                     step_axis(axes[-1, column], drawn)
@@ -125,6 +128,9 @@ class Curves(_Common):
                 axes[1, 0].set_ylabel(f"Difference to\n{arm_name(tuple(self.reference.values()))}")
             figure.align_ylabels()
             _finish(figure, axes[0, 0], path, note=_SPREAD)
+
+    def _shown(self, steps: np.ndarray, *values: np.ndarray) -> tuple[np.ndarray, ...]:
+        return tuple(array[steps >= self.from_step] for array in (steps, *values))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -128,6 +128,20 @@ def test_a_long_curve_is_shown_as_its_running_mean(outcomes, tmp_path, drawn):
     assert np.abs(ax.lines[0].get_ydata()[5:-5]).max() < 0.25
 
 
+def test_curves_from_a_step_on(outcomes, tmp_path, drawn):
+    whole, cut = (
+        Curves(name="c", measures=("en",), by=("method",), caption="", log_steps=False, from_step=step)
+        for step in (0, 15)
+    )
+    for figure in (whole, cut):
+        figure.draw(outcomes, CURVES[:1], tmp_path / "c.png")
+    for line, part in zip(*(picture.axes[0].lines for picture in drawn), strict=True):
+        steps, values = line.get_data()
+        assert steps.min() < 15 < steps.max()
+        np.testing.assert_array_equal(part.get_xdata(), steps[steps >= 15])
+        np.testing.assert_array_equal(part.get_ydata(), values[steps >= 15])
+
+
 def test_numbers_against_a_setting(outcomes, tmp_path, drawn):
     figure = Against(
         name="a", measures=("bits", "norm"), by=("method",), x="share", x_label="English share (%)", caption=""
