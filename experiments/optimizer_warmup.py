@@ -50,7 +50,7 @@ def get_experiment(scale: str = "laptop") -> Experiment:
                 "spike",
                 key="grad_norm",
                 stage=here.stage,
-                title=f"Spike of the gradient norm, first {FIRST} updates",
+                title="Spike of the gradient norm",
                 unit="of the median after",
                 reduce=spike_size(FIRST),
             ),
@@ -95,6 +95,15 @@ def get_experiment(scale: str = "laptop") -> Experiment:
             _claim("a resume without moments spikes less with a linear warm-up", "resume, linear", "resume, none"),
             _claim("a resume with its moments spikes less than one without", "resume, moments", "resume, none"),
             _claim("a start spikes less with a linear warm-up", "start, linear", "start, none"),
+            *(
+                Claim(
+                    text=f"held-out {name} rises less after a resume without moments with a linear warm-up",
+                    measure=f"rise_{key}",
+                    of={"case": "resume, linear"},
+                    than={"case": "resume, none"},
+                )
+                for key, name in list(here.languages.items())[:2]
+            ),
             *(
                 Claim(
                     text=f"at the start a linear warm-up changes the {name} at the end by less than 0.02",
