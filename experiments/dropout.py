@@ -9,8 +9,8 @@ None, and a rate of 0.1 on the embeddings, the attention, the residual branches,
 where). Laptop: the tiny base; its Arabic is read for less than one epoch, as the paper's was, so there is little to
 overfit. Paper (`:paper`): 7B, 20B tokens each.
 
-Laptop: 3,600 steps (12 runs; the arm without is shared with embedding_init), about 14 minutes on two cores, and 6 for
-the bases, which all experiments share.
+Laptop: 3,600 steps (12 runs; the arm without is shared with embedding_init), 10 minutes with `--jobs 2` on two
+cores, bases included.
 """
 
 from allam_jax.launch.claims import Claim

@@ -8,9 +8,8 @@ piece's row (first_piece), and the average with noise of 0.3 standard deviations
 nothing tells it from subword_mean). Each with three seeds of the base, of the expansion and of the order of the data;
 the tokenizers are the same.
 
-About 25 minutes on two cores, estimated at the 0.2 s a step that were measured on a shared machine, the bases included;
-add --jobs 2 to use the cores well. At paper scale give a recipe of your own with the
-stages `expand` and `continued` and a base of yours, as `--config FILE --sweep experiments/embedding_init.py:paper`.
+12 minutes on two cores, the bases included, which all experiments on continued pre-training share. At paper scale give
+a recipe of your own with the stages `expand` and `continued` and a base of yours, as `--config FILE --sweep experiments/embedding_init.py:paper`.
 """
 
 from allam_jax.errors import UserError

@@ -11,7 +11,7 @@ Llama-2 had). A seed chooses another division of the documents into those traine
 tokens over words between white space, on held-out text. The tokens of a corpus of 230 billion words are that many times
 the tokens per word of the text here: modern Arabic commentary without vowel marks, not that corpus.
 
-Laptop: 12 runs of tokenizers; 63 s of computing were measured, on a shared machine. Paper (`:paper`): 8,000 to 64,000
+Laptop: 12 runs of tokenizers, half a minute on two cores. Paper (`:paper`): 8,000 to 64,000
 pieces; give a recipe of your own with the stages of configs/tiny.py and your base's tokenizer, as `--config FILE`.
 """
 

@@ -9,8 +9,8 @@ of held-out text, with that of each language beside it.
 Shares of 100, 75, 55, 45, 25 and 0 % English. Laptop: the tiny base. Paper (`:paper`): 7B, 20B tokens each as in the
 paper, Arabic half natural and half translated.
 
-Laptop: 4,500 steps (15 runs; the 55 % arm is shared with embedding_init), about 15 minutes on two cores, and 6 for the
-bases, which all experiments share.
+Laptop: 4,500 steps (15 runs; the 55 % arm is shared with embedding_init), 10 minutes with `--jobs 2` on two cores,
+bases included.
 """
 
 from allam_jax.launch.claims import Claim

@@ -10,8 +10,8 @@ Four arms: constant at the base's last rate, at 3 and at 10 times it, and a warm
 steps with a cosine back down to it. Laptop: the base ended at 3e-4. Paper (`:paper`): 3e-5, 10B tokens each, which is
 the talk's budget for its search.
 
-Laptop: 3,600 steps of continued pre-training (12 runs), about 12 minutes on two cores, and 6 for the bases, which all
-experiments share.
+Laptop: 3,600 steps of continued pre-training (12 runs), 8 minutes with `--jobs 2` on two cores, bases
+included.
 """
 
 from allam_jax.launch.claims import Claim

@@ -12,8 +12,8 @@ of the last 2, 3 and 6; WSM over the last 6 (steps 200 to 300) for three shapes;
 cost no training, and all have seen the same number of tokens, but for the average of branches, which has seen a decay
 more.
 
-Laptop: 900 steps of trunk, 600 of decays, and 30 merges and evaluations (27 runs), about 12 minutes on two cores, and 6
-for the bases; the trunk is shared with wsd_release, the bases with all. Paper (`:paper`): 34B, checkpoints of
+Laptop: 900 steps of trunk, 600 of decays, and 30 merges and evaluations (27 runs), 6 minutes with `--jobs 2` on two
+cores, bases included; the trunk is shared with wsd_release, the bases with all. Paper (`:paper`): 34B, checkpoints of
 `runs/allam_34b` every 20,000 steps, against the release in `runs/release` and a second one in `runs/release_2`.
 """
 

@@ -11,9 +11,9 @@ Two starts: the expanded base (`start`), and a run that is resumed from its chec
 with its moments (`moments`). The spike is the largest gradient norm of the first 20 updates over the median of those
 after; the rise is how far bits per byte of held-out text get above those at step 0.
 
-Laptop: 2,100 steps (21 runs) at a rate of 1e-3, warm-up over 20 of 100 steps, about 9 minutes on two cores, and 10 for
-the bases and the runs that are resumed, which other experiments share. Paper (`:paper`): 7B, 10B tokens each, warm-up
-over 200 steps; the run to resume is the 7B's own, `runs/allam_7b/checkpoints/00020000`.
+Laptop: 2,100 steps (21 runs) at a rate of 1e-3, warm-up over 20 of 100 steps, 8 minutes with `--jobs 2` on two
+cores, with the bases and the runs that are resumed, which other experiments share. Paper (`:paper`): 7B, 10B tokens
+each, warm-up over 200 steps; the run to resume is the 7B's own, `runs/allam_7b/checkpoints/00020000`.
 """
 
 from ml_collections import ConfigDict

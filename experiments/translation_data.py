@@ -12,7 +12,7 @@ translation by people, of one book and in an older style, where the paper has ma
 Bibles are in one package of 73 MB, pinned and kept in the cache. A spike is a gradient norm above 1.25 times the median
 of the 20 before: that of so small a model rarely leaves it by more than a tenth.
 
-Laptop: 1,800 steps (6 runs), about 8 minutes on two cores, and 6 for the bases, which all experiments share. Paper
+Laptop: 1,800 steps (6 runs), 5 minutes with `--jobs 2` on two cores, bases included. Paper
 (`:paper`): 7B, 20B tokens each, the sources of configs/allam_7b.py.
 """
 

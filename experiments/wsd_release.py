@@ -23,8 +23,8 @@ The laptop's instructions are of one kind, requests to translate verses of the B
 and xP3 make instructions out of other data): there are no others in the catalog. How well they are learnt is the bits
 per byte of held-out ones.
 
-Laptop: 900 steps of trunk and 2,790 of branches (39 runs), about 17 minutes on two cores, and 6 for the bases; the
-trunk is shared with merging, the bases with all. Paper (`:paper`): 34B from the checkpoints of `runs/allam_34b`,
+Laptop: 900 steps of trunk and 2,790 of branches (39 runs), 11 minutes with `--jobs 2` on two cores, bases included;
+the trunk is shared with merging, the bases with all. Paper (`:paper`): 34B from the checkpoints of `runs/allam_34b`,
 decays of 42B tokens; mid-training data is what its trunk reads, and the instructions are yours, `corpus/instructions`.
 """
 
