@@ -9,7 +9,8 @@ nothing tells it from subword_mean). Each with three seeds of the base, of the e
 the tokenizers are the same.
 
 12 minutes on two cores, the bases included, which all experiments on continued pre-training share. At paper scale give
-a recipe of your own with the stages `expand` and `continued` and a base of yours, as `--config FILE --sweep experiments/embedding_init.py:paper`.
+a recipe of your own with the stages `expand` and `continued` and a base of yours, as `--config FILE --sweep
+experiments/embedding_init.py:paper`.
 """
 
 from allam_jax.errors import UserError
