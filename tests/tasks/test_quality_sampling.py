@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from allam_jax.corpus import catalog
 from allam_jax.corpus.document import Document
 from allam_jax.corpus.quality_classifier import QualityClassifier, keep_probability
-from allam_jax.corpus.shards import write_dataset
+from allam_jax.corpus.shards import read_manifest, write_dataset
 from allam_jax.data.documents import DocumentSource
 from allam_jax.errors import UserError
 from allam_jax.tasks import runner
@@ -36,6 +36,7 @@ def test_documents_are_sampled_by_the_trained_score(good_and_web, tmp_path):
     config.quality.positives.good = base.texts(path=str(tmp_path / "good"))
     config.quality.negatives.web = base.texts(path=str(tmp_path / "web"))
     assert runner.run(config, workdir=tmp_path / "classifier")["accuracy"] > 0.95
+    training = config
 
     crawl = list(dict.fromkeys([*good[300:], *web[300:]]))
     (tmp_path / "crawl.txt").write_text("\n".join(crawl) + "\n", encoding="utf-8")
@@ -62,3 +63,12 @@ def test_documents_are_sampled_by_the_trained_score(good_and_web, tmp_path):
         expected, variance = sum(chances), sum(chance * (1 - chance) for chance in chances)
         assert abs(len(kept.intersection(texts)) - expected) < 4 * variance**0.5 + 2
     assert len(kept.intersection(good)) > 10 * len(kept.intersection(web))
+
+    # Another classifier in the same place is another dataset: what was written with the old one is not kept.
+    fingerprint = read_manifest(tmp_path / "corpus" / "ar")["fingerprint"]
+    assert runner.run(config, workdir=tmp_path / "corpus")
+    assert read_manifest(tmp_path / "corpus" / "ar")["fingerprint"] == fingerprint
+    training.quality.epochs = 1
+    runner.run(training, workdir=tmp_path / "classifier")
+    runner.run(config, workdir=tmp_path / "corpus")
+    assert read_manifest(tmp_path / "corpus" / "ar")["fingerprint"] != fingerprint
