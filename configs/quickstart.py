@@ -6,7 +6,7 @@ English text -> base tokenizer -> a tiny Llama trained on English -> Arabic toke
 pre-training on 55 % English and 45 % Arabic, once with new embeddings averaged from the base's pieces (subword_mean)
 and once drawn at random -> evaluate -> export -> report.md with figures. ALLaM paper, sections 2.1 and 2.2.
 
-4 to 8 minutes and 1.3 to 1.5 GB on two cores; 3.3 MB of downloads (hadith in English, a modern Arabic commentary). What to
+4 to 8 minutes and 1.5 GB on two cores; 3.3 MB of downloads (hadith in English, a modern Arabic commentary). What to
 expect: docs/quickstart.md. `--config configs/quickstart.py:smoke` runs every stage with a few steps and proves nothing
 else.
 """
