@@ -117,19 +117,34 @@ def test_dropout_is_unbiased(backend):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
+@CASE
 @BACKEND
-def test_sixteen_bits_are_no_worse_than_plain_attention(backend, dtype):
-    for case in (PACKED, DROPPING):
-        key = jax.random.key(5) if case.dropout_rate else None
-        arrays, (d_out, d_log_z) = case.arrays(dtype=dtype), cotangents(case, dtype)
-        truth = in_float64(case, arrays, d_out, d_log_z=d_log_z, dropout=from_key(key) if case.dropout_rate else None)
-        plain = plain_attention(case, arrays, d_out, d_log_z, key=key)
-        actual = with_gradients(case, arrays, (d_out, d_log_z), backend=backend, key=key)
-        for name, a, p, e in zip(Truth._fields, actual, plain, truth, strict=True):
-            assert a.dtype == (jnp.float32 if name == "log_z" else dtype)
-            assert relative_error(a, e) <= 2e-2, name
-            # Of rounding differences there is a spread: the same error, not the same bits.
-            assert root_mean_square_error(a, e) <= 1.25 * root_mean_square_error(p, e) + 1e-7, name
+def test_sixteen_bits_are_no_worse_than_plain_attention(backend, case, dtype):
+    key = jax.random.key(5) if case.dropout_rate else None
+    truth, plain = truth_and_plain(case, dtype)
+    actual = with_gradients(case, case.arrays(dtype=dtype), cotangents(case, dtype), backend=backend, key=key)
+    for name, a, e in zip(Truth._fields, actual, truth, strict=True):
+        assert a.dtype == (jnp.float32 if name == "log_z" else dtype)
+        assert relative_error(a, e) <= 2e-2, name
+    if case.seq_len > 1:  # the four scores of `single_token` round as chance will have it
+        assert_no_worse(actual, plain, truth)
+
+
+@functools.cache
+def truth_and_plain(case: Case, dtype) -> tuple[Truth, Truth]:
+    """What every backend is compared with: float64, and attention as one writes it down."""
+    key = jax.random.key(5) if case.dropout_rate else None
+    arrays, (d_out, d_log_z) = case.arrays(dtype=dtype), cotangents(case, dtype)
+    truth = in_float64(case, arrays, d_out, d_log_z=d_log_z, dropout=from_key(key) if case.dropout_rate else None)
+    return truth, jax.jit(functools.partial(plain_attention, case, key=key))(arrays, d_out, d_log_z)
+
+
+def assert_no_worse(actual: Truth, plain: Truth, truth: Truth) -> None:
+    """The error of every result is at most that of plain attention."""
+    for name, a, p, e in zip(Truth._fields, actual, plain, truth, strict=True):
+        # log Z is a float32 sum in both.
+        slack = 1e-7 if name == "log_z" else 0.0
+        assert root_mean_square_error(a, e) <= root_mean_square_error(p, e) + slack, name
 
 
 def plain_attention(case, arrays, d_out, d_log_z, *, key) -> Truth:
