@@ -275,6 +275,7 @@ class Dots(_Common):
                 ax.set_yticks(range(len(arms)), [arm_name(arm) for arm in arms] if column == 0 else [""] * len(arms))
                 ax.set_title(measure.title)
                 ax.set_xlabel(measure.unit or measure.title)
+                ax.locator_params(axis="x", nbins=5)  # labels of four digits must not touch
             note = "dot and bar: mean ± standard deviation over seeds; ticks: each seed"
             _finish(figure, axes[0, 0], path, note=note)
 

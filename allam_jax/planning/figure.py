@@ -38,8 +38,8 @@ def draw(plans: Sequence[tuple[str, Plan]], path: Path) -> None:
     _stack(left, labels, memory, names=_MEMORY, unit="{:.1f}", limit=1.02 * max(usable, *map(sum, memory)))
     left.axvline(usable, color="black", linewidth=1, linestyle=(0, (4, 2)))
     left.annotate(
-        f"usable {usable:.0f}", (usable, 1), xycoords=("data", "axes fraction"), xytext=(-3, -2), va="top", ha="right",
-        textcoords="offset points", fontsize=8,
+        f"usable {usable:.0f}", (usable, 1), xycoords=("data", "axes fraction"), xytext=(0, 2),
+        textcoords="offset points", va="bottom", ha="center", fontsize=8,
     )  # fmt: skip
     left.set(title="Memory of one GPU", xlabel="GiB")
     times = [[getattr(plan.time, name) for name, _ in _TIME] for _, plan in plans]

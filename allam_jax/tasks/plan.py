@@ -93,6 +93,4 @@ def _searched(
 
 
 def _label(plan: Plan) -> str:
-    mesh, run = plan.run.mesh, plan.run
-    shape = "x".join(str(size) for size in mesh.values())
-    return f"{shape}, {run.options.remat}\nx{run.accumulation}, {run.workload.rows} rows"
+    return plan.run.describe().replace(", remat", "\nremat")
