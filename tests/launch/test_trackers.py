@@ -42,7 +42,6 @@ def test_without_mlflow_it_says_so(runs, monkeypatch):
 
 def test_mlflow_gets_every_metric_once(runs, tmp_path):
     mlflow = pytest.importorskip("mlflow")
-    pytest.importorskip("sqlalchemy")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     outcomes = [
         Outcome(run=r.name, labels=r.labels, values={"loss": r.labels["steps"] / 3}, curves={}, seconds=0) for r in runs
