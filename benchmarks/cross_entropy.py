@@ -6,7 +6,7 @@ hand-written kernel could win. Needs requirements-aot.txt, no GPU.
 Compiles `chunked_cross_entropy` with its gradients for 8 fsdp shards (times 8 tensor shards, where the shard says so)
 and counts the bytes that every instruction of the optimised program reads and writes. Time is a bound, no measurement:
 matmuls at the share of the peak that long training steps reach, everything else at that share of the memory's rate
-(`allam_jax/planning/cluster.py: Efficiency`). Beside it two kernels, each at the same rates:
+(`allam_jax/planning/gpu_cluster.py: Efficiency`). Beside it two kernels, each at the same rates:
 
   epilogue   statistics and gradient of the logits in one kernel: logits are read once (4 bytes each) instead of twice.
              It needs all columns of a row on one device.
@@ -112,8 +112,8 @@ def compiled_cost(kind: str, shard: Shard, *, chunks: int) -> Cost:
 
 def seconds(kind: str, *, flops: float, matmul_bytes: float, other_bytes: float) -> float:
     """Matmuls are bound by operations or by traffic, whichever takes longer; everything else by traffic."""
-    from allam_jax.planning.cluster import GPUS as DATA_SHEETS
-    from allam_jax.planning.cluster import Efficiency
+    from allam_jax.planning.gpu_cluster import GPUS as DATA_SHEETS
+    from allam_jax.planning.gpu_cluster import Efficiency
 
     gpu, share = DATA_SHEETS[kind], Efficiency()
     memory = gpu.memory_bandwidth * share.memory

@@ -43,12 +43,12 @@ def our_step(weights: Path, ids_BT: np.ndarray) -> tuple[Step, float]:
     import jax
     import jax.numpy as jnp
 
-    from allam_jax.model.config import ComputeOptions
-    from allam_jax.model.huggingface import import_huggingface
+    from allam_jax.model.llama_config import ComputeOptions
     from allam_jax.parallel.mesh import batch_sharding, make_mesh
     from allam_jax.training.optimizer import make_optimizer
     from allam_jax.training.state import abstract_state, start_state
     from allam_jax.training.step import make_train_step
+    from allam_jax.weights.huggingface import import_huggingface
 
     mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices("cpu")[:1])
     params, config = import_huggingface(weights, mesh=mesh)

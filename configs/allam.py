@@ -9,7 +9,7 @@ Sources are dataset directories that the corpus task writes; `--config.data.sour
 
 from ml_collections import ConfigDict
 
-from allam_jax.model.config import LlamaConfig
+from allam_jax.model.llama_config import LlamaConfig
 from configs import base
 
 BATCH, SEQ_LEN = 1024, 4096  # sequences, tokens: 4.2 million tokens a step

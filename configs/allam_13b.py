@@ -15,7 +15,7 @@ data x fsdp x tensor.
 
 from ml_collections import ConfigDict
 
-from allam_jax.model.config import preset
+from allam_jax.model.llama_config import preset
 from configs import allam
 
 

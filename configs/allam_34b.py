@@ -22,7 +22,7 @@ data x fsdp x tensor.
 from ml_collections import ConfigDict
 
 from allam_jax.errors import UserError
-from allam_jax.model.config import preset
+from allam_jax.model.llama_config import preset
 from configs import allam
 
 RELEASE_STEP = 480_000  # of the main run, whose checkpoint the release starts from: 2T tokens

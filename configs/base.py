@@ -7,7 +7,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from allam_jax.model.config import ComputeOptions, LlamaConfig, preset
+from allam_jax.model.llama_config import ComputeOptions, LlamaConfig, preset
 
 
 def model(config: LlamaConfig) -> ConfigDict:

@@ -17,12 +17,12 @@ the paper's scale for it, 100B tokens of which 60 % in the first part; the token
 
 from ml_collections import ConfigDict
 
-from allam_jax.launch.claims import Claim
-from allam_jax.launch.experiment import Experiment
-from allam_jax.launch.figures import Curves, Dots
-from allam_jax.launch.languages import bits_curves, curve_names, final_bits, final_names
-from allam_jax.launch.vary import arms, grid, seeds
-from allam_jax.model.config import preset
+from allam_jax.ablation.claims import Claim
+from allam_jax.ablation.experiment import Experiment
+from allam_jax.ablation.figures import Curves, Dots
+from allam_jax.ablation.languages import bits_curves, curve_names, final_bits, final_names
+from allam_jax.ablation.vary import arms, grid, seeds
+from allam_jax.model.llama_config import preset
 from configs import allam, tiny
 from experiments.settings import setting
 

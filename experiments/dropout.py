@@ -13,11 +13,11 @@ Laptop: 3,600 steps (12 runs; the arm without is shared with embedding_init), 10
 cores, bases included.
 """
 
-from allam_jax.launch.claims import Claim
-from allam_jax.launch.experiment import Experiment
-from allam_jax.launch.figures import Curves, Dots
-from allam_jax.launch.languages import bits_curves, curve_names, final_bits, final_names, training_measures
-from allam_jax.launch.vary import arms, grid
+from allam_jax.ablation.claims import Claim
+from allam_jax.ablation.experiment import Experiment
+from allam_jax.ablation.figures import Curves, Dots
+from allam_jax.ablation.languages import bits_curves, curve_names, final_bits, final_names, training_measures
+from allam_jax.ablation.vary import arms, grid
 from experiments.settings import setting
 
 SITES = ("embedding", "attention", "residual")

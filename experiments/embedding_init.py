@@ -13,13 +13,13 @@ a recipe of your own with the stages `expand` and `continued` and a base of your
 experiments/embedding_init.py:paper`.
 """
 
+from allam_jax.ablation.claims import Claim
+from allam_jax.ablation.experiment import Experiment
+from allam_jax.ablation.figures import Curves, Dots
+from allam_jax.ablation.languages import BITS, NATS, bits_curves, curve_names, final_bits, training_measures
+from allam_jax.ablation.measures import result
+from allam_jax.ablation.vary import arms, grid, seeds
 from allam_jax.errors import UserError
-from allam_jax.launch.claims import Claim
-from allam_jax.launch.experiment import Experiment
-from allam_jax.launch.figures import Curves, Dots
-from allam_jax.launch.languages import BITS, NATS, bits_curves, curve_names, final_bits, training_measures
-from allam_jax.launch.measures import result
-from allam_jax.launch.vary import arms, grid, seeds
 from experiments.settings import ARABIC, ENGLISH, SCALES
 
 METHOD = "stage.expand.expand.method"

@@ -15,11 +15,11 @@ Laptop: 12 runs of tokenizers, half a minute on two cores. Paper (`:paper`): 8,0
 pieces; give a recipe of your own with the stages of configs/tiny.py and your base's tokenizer, as `--config FILE`.
 """
 
-from allam_jax.launch.claims import Claim
-from allam_jax.launch.experiment import Experiment
-from allam_jax.launch.figures import Against, Together
-from allam_jax.launch.measures import Measure, computed, result
-from allam_jax.launch.vary import grid, param, seeds
+from allam_jax.ablation.claims import Claim
+from allam_jax.ablation.experiment import Experiment
+from allam_jax.ablation.figures import Against, Together
+from allam_jax.ablation.measures import Measure, computed, result
+from allam_jax.ablation.vary import grid, param, seeds
 from experiments.settings import ARABIC, CODE, ENGLISH, setting
 
 SIZES = {"laptop": (512, 1024, 2048, 4096), "paper": (8_000, 16_000, 32_000, 64_000)}

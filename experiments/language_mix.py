@@ -13,10 +13,10 @@ Laptop: 4,500 steps (15 runs; the 55 % arm is shared with embedding_init), 10 mi
 bases included.
 """
 
-from allam_jax.launch.claims import Claim
-from allam_jax.launch.experiment import Experiment
-from allam_jax.launch.figures import Against, Curves
-from allam_jax.launch.languages import (
+from allam_jax.ablation.claims import Claim
+from allam_jax.ablation.experiment import Experiment
+from allam_jax.ablation.figures import Against, Curves
+from allam_jax.ablation.languages import (
     BITS,
     bits_curves,
     curve_names,
@@ -24,8 +24,8 @@ from allam_jax.launch.languages import (
     final_names,
     training_measures,
 )
-from allam_jax.launch.measures import computed
-from allam_jax.launch.vary import Choice, grid
+from allam_jax.ablation.measures import computed
+from allam_jax.ablation.vary import Choice, grid
 from experiments.settings import Setting, setting
 
 SHARES = (1.0, 0.75, 0.55, 0.45, 0.25, 0.0)

@@ -14,11 +14,11 @@ Laptop: 3,600 steps of continued pre-training (12 runs), 8 minutes with `--jobs 
 included.
 """
 
-from allam_jax.launch.claims import Claim
-from allam_jax.launch.experiment import Experiment
-from allam_jax.launch.figures import Curves, Dots
-from allam_jax.launch.languages import bits_curves, curve_names, final_bits, final_names, training_measures
-from allam_jax.launch.vary import arms, grid
+from allam_jax.ablation.claims import Claim
+from allam_jax.ablation.experiment import Experiment
+from allam_jax.ablation.figures import Curves, Dots
+from allam_jax.ablation.languages import bits_curves, curve_names, final_bits, final_names, training_measures
+from allam_jax.ablation.vary import arms, grid
 from experiments.settings import setting
 
 LAST, THREE, TEN, DECAYED = "1x", "3x", "10x", "10x, decayed"

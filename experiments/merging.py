@@ -21,12 +21,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from allam_jax.launch.claims import Claim
-from allam_jax.launch.experiment import Experiment
-from allam_jax.launch.figures import Dots
-from allam_jax.launch.languages import BITS
-from allam_jax.launch.measures import result
-from allam_jax.launch.vary import arms, grid, seeds
+from allam_jax.ablation.claims import Claim
+from allam_jax.ablation.experiment import Experiment
+from allam_jax.ablation.figures import Dots
+from allam_jax.ablation.languages import BITS
+from allam_jax.ablation.measures import result
+from allam_jax.ablation.vary import arms, grid, seeds
 from configs import base, bilingual
 from experiments.settings import CODE, every_seed, setting
 from experiments.trunk import EVERY, TRUNK_STEPS, checkpoint, trunk

@@ -18,12 +18,12 @@ each, warm-up over 200 steps; the run to resume is the 7B's own, `runs/allam_7b/
 
 from ml_collections import ConfigDict
 
-from allam_jax.launch.claims import Claim
-from allam_jax.launch.experiment import Experiment
-from allam_jax.launch.figures import Curves, Dots
-from allam_jax.launch.languages import bits_curves, bits_key, curve_names, final_bits, training_measures
-from allam_jax.launch.measures import metric, spike_size
-from allam_jax.launch.vary import Choices, always, arms, grid
+from allam_jax.ablation.claims import Claim
+from allam_jax.ablation.experiment import Experiment
+from allam_jax.ablation.figures import Curves, Dots
+from allam_jax.ablation.languages import bits_curves, bits_key, curve_names, final_bits, training_measures
+from allam_jax.ablation.measures import metric, spike_size
+from allam_jax.ablation.vary import Choices, always, arms, grid
 from experiments.settings import Setting, continuing, every_seed, setting
 
 FIRST = 20  # updates that count as the start

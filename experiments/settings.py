@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
+from allam_jax.ablation.vary import Choices, always, seeds
 from allam_jax.errors import UserError
-from allam_jax.launch.vary import Choices, always, seeds
 from configs import allam, base, tiny
 
 ENGLISH, ARABIC, TRANSLATED, CODE = "English", "Arabic", "Arabic, translated", "Code"

@@ -18,12 +18,12 @@ Laptop: 1,800 steps (6 runs), 5 minutes with `--jobs 2` on two cores, bases incl
 
 from ml_collections import ConfigDict
 
-from allam_jax.launch.claims import Claim
-from allam_jax.launch.experiment import Experiment
-from allam_jax.launch.figures import Curves, Dots
-from allam_jax.launch.languages import bits_curves, curve_names, final_bits, final_names, training_measures
-from allam_jax.launch.measures import metric, spike_rate
-from allam_jax.launch.vary import always, arms, grid
+from allam_jax.ablation.claims import Claim
+from allam_jax.ablation.experiment import Experiment
+from allam_jax.ablation.figures import Curves, Dots
+from allam_jax.ablation.languages import bits_curves, curve_names, final_bits, final_names, training_measures
+from allam_jax.ablation.measures import metric, spike_rate
+from allam_jax.ablation.vary import always, arms, grid
 from configs import base
 from experiments.settings import LAPTOP_STEPS, TRANSLATED, continuing, replaced, setting
 

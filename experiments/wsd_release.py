@@ -32,11 +32,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from allam_jax.launch.claims import Claim
-from allam_jax.launch.experiment import Experiment
-from allam_jax.launch.figures import Curves, Dots
-from allam_jax.launch.languages import bits_curves, curve_names, final_bits, final_names
-from allam_jax.launch.vary import arms, grid
+from allam_jax.ablation.claims import Claim
+from allam_jax.ablation.experiment import Experiment
+from allam_jax.ablation.figures import Curves, Dots
+from allam_jax.ablation.languages import bits_curves, curve_names, final_bits, final_names
+from allam_jax.ablation.vary import arms, grid
 from configs import allam, allam_34b, base
 from experiments.settings import CODE, Setting, every_seed, replaced, setting
 from experiments.trunk import DECAY_STEPS, EVERY, TRUNK_STEPS, checkpoint, decaying, going_on, trunk

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from allam_jax.model.config import ComputeOptions, LlamaConfig
-from allam_jax.model.huggingface import import_huggingface
 from allam_jax.model.llama import Params, bind
+from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
+from allam_jax.weights.huggingface import import_huggingface
 
 # Small shapes, each with something that a mistake would hide in.
 SHAPES: dict[str, dict[str, Any]] = {

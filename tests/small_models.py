@@ -1,6 +1,6 @@
 """Architectures small enough for any test, with grouped-query attention and padding rows."""
 
-from allam_jax.model.config import LlamaConfig
+from allam_jax.model.llama_config import LlamaConfig
 
 # Divisible by the meshes that tests use: 8 query heads, width 32.
 SMALL = LlamaConfig(

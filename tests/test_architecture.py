@@ -11,11 +11,14 @@ MAX_LINES = 450
 # Rooms of one line may use each other, as long as no circle of modules arises; all others only what is below.
 LEVELS = (
     {"config", "files", "errors", "interrupts"},
-    {"tokenizer", "corpus", "kernels"},
+    {"report", "kernels"},
+    {"tokenizer", "corpus"},
     {"model", "data", "parallel"},
+    {"weights"},
     {"training", "evaluation", "generation"},
     {"planning"},
     {"tasks"},
+    {"ablation"},
     {"launch"},
 )
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -112,6 +115,12 @@ def upward(graph: dict[str, set[str]]) -> list[str]:
 
 def test_every_room_has_a_level():
     assert {room(module) for module in MODULES} - {None} <= set(LEVEL_OF)
+
+
+def test_names_of_files_occur_once():
+    # A task's file bears the name of the task, which is often that of its subject.
+    names = [path.name for module, path in MODULES.items() if room(module) != "tasks" and path.name != "__init__.py"]
+    assert sorted(names) == sorted(set(names))
 
 
 def test_imports_point_down():

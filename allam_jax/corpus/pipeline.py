@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import logging
 
-from allam_jax.corpus.plan import Plan
+from allam_jax.corpus.corpus_plan import Plan
 from allam_jax.corpus.shards import assemble, read_manifest
 from allam_jax.corpus.tally import Tally, merge
 from allam_jax.files import atomic_path, read_json

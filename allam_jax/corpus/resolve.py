@@ -11,8 +11,8 @@ import numpy as np
 from datatrove.pipeline.base import PipelineStep
 
 from allam_jax.corpus import duplicates, steps
+from allam_jax.corpus.corpus_plan import Plan
 from allam_jax.corpus.minhash import jaccard
-from allam_jax.corpus.plan import Plan
 from allam_jax.corpus.tally import merge
 from allam_jax.files import atomic_path, read_json, write_json
 

@@ -4,7 +4,7 @@ import dataclasses
 import operator
 from collections.abc import Callable, Mapping, Sequence
 
-from allam_jax.corpus.quality_classifier import keeps
+from allam_jax.corpus.fasttext_classifier import keeps
 from allam_jax.corpus.tags import check_names
 from allam_jax.errors import UserError
 

@@ -19,9 +19,9 @@ from datatrove.pipeline.base import PipelineStep
 from loguru import logger
 
 from allam_jax.corpus import keys
+from allam_jax.corpus.corpus_plan import Plan, known_tags
 from allam_jax.corpus.normalise import normalise
 from allam_jax.corpus.pii import redact
-from allam_jax.corpus.plan import Plan, known_tags
 from allam_jax.corpus.readers import FileReader
 from allam_jax.corpus.rules import failed
 from allam_jax.corpus.shards import PartWriter, disk_errors

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from allam_jax.corpus import repetition_tags, word_lists
+from allam_jax.corpus.fasttext_classifier import QualityClassifier
 from allam_jax.corpus.pii import PATTERNS
-from allam_jax.corpus.quality_classifier import QualityClassifier
 from allam_jax.corpus.words import Words
 from allam_jax.errors import UserError
 

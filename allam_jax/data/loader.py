@@ -23,7 +23,7 @@ from absl import logging
 from grain.experimental import ThreadPrefetchIterDataset
 
 from allam_jax.data.batch import DTYPES, Batch, Encoder
-from allam_jax.data.mixture import MixedRows
+from allam_jax.data.interleave import MixedRows
 from allam_jax.data.packing import PackedRows
 from allam_jax.data.phases import Phase, make_phases, phase_at
 from allam_jax.data.sources import check_sources, open_source, tokenised

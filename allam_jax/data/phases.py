@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from allam_jax.data.mixture import check_weights
+from allam_jax.data.interleave import check_weights
 from allam_jax.errors import UserError, nearest
 
 FIRST = "start"  # name of the phase that the sources' own weights make

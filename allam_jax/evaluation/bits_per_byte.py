@@ -15,8 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from allam_jax.data.batch import Batch
 from allam_jax.data.evaluation_rows import EvaluationRows
-from allam_jax.model.config import ComputeOptions, LlamaConfig
 from allam_jax.model.llama import Params, bind
+from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
 from allam_jax.parallel.distributed import global_batch_array, process_rows
 from allam_jax.parallel.mesh import check_batch
 from allam_jax.training.losses import token_nll

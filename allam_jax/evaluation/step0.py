@@ -19,8 +19,8 @@ from jaxtyping import Array
 from allam_jax.data.evaluation_rows import EvaluationRows
 from allam_jax.errors import UserError
 from allam_jax.evaluation.bits_per_byte import make_evaluator
-from allam_jax.model.config import ComputeOptions, LlamaConfig
 from allam_jax.model.llama import Llama, Params, bind
+from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
 from allam_jax.parallel.distributed import global_batch_array, process_rows
 from allam_jax.tokenizer.provenance import ExpansionPlan
 

@@ -17,8 +17,8 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from allam_jax.errors import UserError
-from allam_jax.model.config import ComputeOptions, LlamaConfig
 from allam_jax.model.llama import Params, bind
+from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
 
 BUFFER_MULTIPLE = 64  # buffers are rounded up to it, so that prompts of similar length share one compilation
 

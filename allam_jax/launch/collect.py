@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from allam_jax import files
-from allam_jax.evaluation import report
-from allam_jax.launch.claims import Verdict, judge, overall
-from allam_jax.launch.experiment import Experiment
-from allam_jax.launch.figures import arm_name
-from allam_jax.launch.measures import METRICS_FILE, all_metrics
-from allam_jax.launch.outcomes import Outcome, Summary, by_arm, by_seed, summarise
+from allam_jax.ablation.claims import Verdict, judge, overall
+from allam_jax.ablation.experiment import Experiment
+from allam_jax.ablation.figures import arm_name
+from allam_jax.ablation.measures import METRICS_FILE, all_metrics
+from allam_jax.ablation.outcomes import Outcome, Summary, by_arm, by_seed, summarise
+from allam_jax.ablation.vary import SEED
 from allam_jax.launch.runs import Run
-from allam_jax.launch.vary import SEED
+from allam_jax.report import markdown
+from allam_jax.report.environment import environment, environment_facts
 from allam_jax.tasks.recipe import RESULT_FILE
 
 FOLDER = "collected"
@@ -52,7 +53,7 @@ def collect(experiment: Experiment, runs: Sequence[Run], *, workdir: Path, comma
         "unfinished": unfinished,
         "seconds": round(stage_seconds(finished), 1),
         "figures": {figure.name: figure.caption for figure in experiment.figures},
-        "environment": report.environment_facts(),
+        "environment": environment_facts(),
     }
     files.write_json(folder / "summary.json", summary)
     files.write_text(folder / "table.md", table_text(experiment, rows) + "\n")
@@ -112,20 +113,20 @@ def table_text(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> str
         for row in rows
     ]
     if len(headings) - len(experiment.axes) - 1 <= _WIDE:
-        return report.table(shown, headings)
+        return markdown.table(shown, headings)
     names = [arm_name(tuple(row[axis] for axis in experiment.axes)) for row in rows]
     lines = [
         {"": heading} | {name: row[key] for name, row in zip(names, shown, strict=True)}
         for key, heading in headings.items()
         if key not in experiment.axes
     ]
-    return report.table(lines, {"": ", ".join(experiment.axes)} | {name: name for name in names})
+    return markdown.table(lines, {"": ", ".join(experiment.axes)} | {name: name for name in names})
 
 
 def _mean_and_std(summary: Summary) -> str:
     if summary.count < 2:
-        return report.number(summary.mean)
-    return f"{report.number(summary.mean)} ± {summary.std:.2g}"
+        return markdown.number(summary.mean)
+    return f"{markdown.number(summary.mean)} ± {summary.std:.2g}"
 
 
 def _seconds(directory: Path) -> float:
@@ -208,19 +209,19 @@ def _write_report(
     lines = [f"- {verdict.line(unit=experiment.measure(verdict.claim.measure).unit)}" for verdict in verdicts]
     missing = summary["unfinished"]
     blocks = [
-        report.section("Claim", experiment.claim),
-        report.section(f"Verdict: {summary['verdict'] or 'nothing to judge'}", "\n".join(lines)),
+        markdown.section("Claim", experiment.claim),
+        markdown.section(f"Verdict: {summary['verdict'] or 'nothing to judge'}", "\n".join(lines)),
     ]
     if missing:
         blocks.append(f"Not finished, and left out ({len(missing)}): {', '.join(missing)}.")
     if rows:
         drawn = [
-            report.figure(folder / "figures" / f"{figure.name}.png", caption=figure.caption, report=path)
+            markdown.figure(folder / "figures" / f"{figure.name}.png", caption=figure.caption, report=path)
             for figure in experiment.figures
         ]
         note = f"Mean ± sample standard deviation over the seeds of each arm ({', '.join(experiment.axes) or SEED})."
-        blocks.append(report.section("Results", table_text(experiment, rows), note, *drawn))
-    spent = f"All stages together took {report.duration(summary['seconds'])}; several may have run side by side."
-    blocks.append(report.section("Command", report.code(command, language="sh")))
-    blocks.append(report.section("Environment", report.environment(), spent))
-    report.write_report(path, title=experiment.title, sections=blocks)
+        blocks.append(markdown.section("Results", table_text(experiment, rows), note, *drawn))
+    spent = f"All stages together took {markdown.duration(summary['seconds'])}; several may have run side by side."
+    blocks.append(markdown.section("Command", markdown.code(command, language="sh")))
+    blocks.append(markdown.section("Environment", environment(), spent))
+    markdown.write_report(path, title=experiment.title, sections=blocks)

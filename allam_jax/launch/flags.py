@@ -28,7 +28,7 @@ def prepare(argv: list[str]) -> list[str]:
     named += [f"--sweep={value}" for flag, value in zip(argv, argv[1:], strict=False) if flag == "--sweep"]
     if not named or any(arg == "--config" or arg.startswith("--config=") for arg in argv):
         return argv
-    from allam_jax.launch.experiment import load_experiment  # slow to import
+    from allam_jax.ablation.experiment import load_experiment  # slow to import
 
     return [argv[0], f"--config={load_experiment(named[-1].partition('=')[2]).config}", *argv[1:]]
 

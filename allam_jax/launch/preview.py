@@ -3,14 +3,14 @@
 import re
 from collections.abc import Iterable, Sequence
 
+from allam_jax.ablation.experiment import Experiment
 from allam_jax.errors import UserError
-from allam_jax.evaluation.report import number, table
-from allam_jax.launch.experiment import Experiment
 from allam_jax.launch.jobs import Job
 from allam_jax.launch.runs import Run, differing
-from allam_jax.planning.cluster import cluster_of
-from allam_jax.planning.plan import Energy, Plan, analytic_plan
+from allam_jax.planning.gpu_cluster import cluster_of
 from allam_jax.planning.run import described_run
+from allam_jax.planning.run_plan import Energy, Plan, analytic_plan
+from allam_jax.report.markdown import number, table
 from allam_jax.tasks.recipe import Stage
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from allam_jax.ablation.experiment import Experiment
+from allam_jax.ablation.vary import Choice
 from allam_jax.config import differences, to_dict
 from allam_jax.errors import UserError
 from allam_jax.files import write_json
-from allam_jax.launch.experiment import Experiment
 from allam_jax.launch.overrides import override
-from allam_jax.launch.vary import Choice
 from allam_jax.tasks.recipe import Stage, is_finished, link_stage, stages_of
 from allam_jax.tasks.runner import check
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from allam_jax.evaluation.report import duration, number
+from allam_jax.ablation.measures import METRICS_FILE
 from allam_jax.launch import attempts
 from allam_jax.launch.jobs import Job
-from allam_jax.launch.measures import METRICS_FILE
 from allam_jax.launch.runs import Run
+from allam_jax.report.markdown import duration, number
 from allam_jax.tasks.recipe import Stage, is_finished
 
 _SILENT_SECONDS = 600  # a job that has written nothing for so long, and has not ended, is shown as silent

@@ -12,16 +12,17 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from allam_jax import files
+from allam_jax.ablation import results_page
+from allam_jax.ablation.experiment import Experiment, load_experiment
 from allam_jax.errors import UserError
-from allam_jax.evaluation.report import duration
-from allam_jax.launch import local, results_page, slurm, status
+from allam_jax.launch import local, slurm, status
 from allam_jax.launch.collect import FOLDER, collect, read_outcomes
-from allam_jax.launch.experiment import Experiment, load_experiment
 from allam_jax.launch.jobs import Job, plan_jobs
 from allam_jax.launch.overrides import parse
 from allam_jax.launch.preview import preview
 from allam_jax.launch.runs import Run, expand
 from allam_jax.launch.trackers import log_to_mlflow, wandb_environment
+from allam_jax.report.markdown import duration
 
 _COMPILED = "JAX_COMPILATION_CACHE_DIR"
 _RECORD = "sweep.json"  # how the sweep was started last

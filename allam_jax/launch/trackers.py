@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from allam_jax.ablation.measures import METRICS_FILE, all_metrics
+from allam_jax.ablation.outcomes import Outcome
 from allam_jax.config import flatten, to_dict
 from allam_jax.errors import UserError
 from allam_jax.launch.jobs import Job
-from allam_jax.launch.measures import METRICS_FILE, all_metrics
-from allam_jax.launch.outcomes import Outcome
 from allam_jax.launch.runs import Run
 
 _RUN_TAG = "allam_jax.run"

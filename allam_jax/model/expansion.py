@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Array
 
 from allam_jax.errors import UserError
-from allam_jax.model.config import LlamaConfig
 from allam_jax.model.llama import Params
+from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.tokenizer.provenance import ExpansionPlan
 
 METHODS = ("subword_mean", "first_piece", "last_piece", "mean_noise", "mean_all", "random")

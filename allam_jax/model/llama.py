@@ -17,7 +17,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from allam_jax.model.config import ComputeOptions, LlamaConfig
+from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
 from allam_jax.parallel.sharding import DEFAULT_RULES, LogicalAxes, constrain
 from kernels.attention.api import Partition, attention
 

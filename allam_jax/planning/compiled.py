@@ -10,8 +10,8 @@ import time
 
 from allam_jax.errors import UserError
 from allam_jax.parallel.mesh import check_batch, make_mesh
-from allam_jax.planning.cluster import GPUS, Cluster
 from allam_jax.planning.collectives import Collective, collectives_of
+from allam_jax.planning.gpu_cluster import GPUS, Cluster
 from allam_jax.planning.hlo import Module, parse
 from allam_jax.planning.memory import Memory, argument_bytes, compiled_memory
 from allam_jax.planning.run import Run, shapes_of

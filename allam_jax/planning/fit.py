@@ -6,9 +6,9 @@ import jax
 from absl import logging
 from jax.sharding import Mesh
 
-from allam_jax.planning.cluster import GPUS, Cluster, Gpu
-from allam_jax.planning.plan import Energy, analytic_plan
+from allam_jax.planning.gpu_cluster import GPUS, Cluster, Gpu
 from allam_jax.planning.run import Run
+from allam_jax.planning.run_plan import Energy, analytic_plan
 from allam_jax.planning.search import does_not_fit, gib, ranked
 
 TOLERANCE = 1.15  # the formulas are right to a few percent; only what is clearly too large is refused

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from allam_jax.planning.cluster import Cluster
+from allam_jax.planning.gpu_cluster import Cluster
 from allam_jax.planning.hlo import Module
 from allam_jax.planning.run import Run, described_mesh, device_bytes, shapes_of
 from allam_jax.planning.workload import activation_bytes, gradient_bytes, working_bytes

@@ -11,8 +11,8 @@ import dataclasses
 import math
 from collections.abc import Iterable
 
-from allam_jax.planning.cluster import Cluster
 from allam_jax.planning.collectives import Collective
+from allam_jax.planning.gpu_cluster import Cluster
 from allam_jax.planning.work import Work
 
 

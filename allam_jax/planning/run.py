@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from allam_jax.data.batch import DTYPES
 from allam_jax.errors import UserError
-from allam_jax.model.config import ComputeOptions, LlamaConfig
+from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
 from allam_jax.parallel.mesh import BATCH_AXES, MESH_AXES, batch_sharding, mesh_shape
 from allam_jax.planning.workload import Workload
 from allam_jax.training.optimizer import make_optimizer

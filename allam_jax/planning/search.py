@@ -7,10 +7,10 @@ import dataclasses
 from collections.abc import Iterator
 
 from allam_jax.errors import UserError
-from allam_jax.planning.cluster import Cluster
+from allam_jax.planning.gpu_cluster import Cluster
 from allam_jax.planning.memory import argument_bytes
-from allam_jax.planning.plan import Energy, Plan, analytic_plan
 from allam_jax.planning.run import Run
+from allam_jax.planning.run_plan import Energy, Plan, analytic_plan
 from allam_jax.planning.workload import REMAT
 
 

@@ -11,9 +11,9 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from allam_jax.model.config import LlamaConfig
-from allam_jax.planning.cluster import Cluster
+from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.planning.collectives import Collective
+from allam_jax.planning.gpu_cluster import Cluster
 from allam_jax.planning.work import Work
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 from allam_jax.config import require
 from allam_jax.corpus.planted_check import scores
-from allam_jax.evaluation.report import table
 from allam_jax.files import read_json, write_text
+from allam_jax.report.markdown import table
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from ml_collections import ConfigDict
 
 from allam_jax.config import require, to_dict
 from allam_jax.corpus import pipeline
-from allam_jax.corpus.plan import make_plan
+from allam_jax.corpus.corpus_plan import make_plan
+from allam_jax.corpus.corpus_report import write_report
 from allam_jax.corpus.shards import read_manifest
-from allam_jax.evaluation.corpus_report import write_report
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:

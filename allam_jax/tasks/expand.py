@@ -11,11 +11,11 @@ from allam_jax.config import require
 from allam_jax.errors import UserError
 from allam_jax.evaluation.step0 import step0_report
 from allam_jax.model.expansion import expand
-from allam_jax.model.weights import save_weights
 from allam_jax.tasks.setup import compute_options, open_evaluation, open_mesh
 from allam_jax.tokenizer.provenance import expansion_plan
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.training.load import load_model
+from allam_jax.weights.directory import save_weights
 
 WEIGHTS_FOLDER = "weights"
 

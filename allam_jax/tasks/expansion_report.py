@@ -11,12 +11,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from allam_jax.evaluation import figures
-from allam_jax.evaluation.report import environment, evaluation_curves, figure, section, table, write_report
 from allam_jax.files import read_json
+from allam_jax.report import curves as figures
+from allam_jax.report.environment import environment
+from allam_jax.report.markdown import figure, section, table, write_report
 from allam_jax.tasks.merge_tokenizer import FERTILITY_FIGURE
 from allam_jax.tasks.recipe import RESULT_FILE
 from allam_jax.training.metrics import Row, read_metrics
+from allam_jax.training.run_report import evaluation_curves
 
 STEP0_COLUMNS = {
     "method": "method",

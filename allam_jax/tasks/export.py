@@ -10,12 +10,12 @@ from ml_collections import ConfigDict
 
 from allam_jax.config import require
 from allam_jax.errors import UserError
-from allam_jax.model.config import LlamaConfig
-from allam_jax.model.huggingface import export_huggingface
 from allam_jax.model.llama import Params
-from allam_jax.model.weights import save_weights
+from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.tasks.setup import open_mesh, open_model
 from allam_jax.tokenizer.tokenizer import Tokenizer
+from allam_jax.weights.directory import save_weights
+from allam_jax.weights.huggingface import export_huggingface
 
 FORMATS = ("huggingface", "orbax")
 

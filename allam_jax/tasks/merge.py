@@ -11,15 +11,15 @@ from ml_collections import ConfigDict
 from allam_jax import files
 from allam_jax.config import require
 from allam_jax.errors import UserError
-from allam_jax.model.merged import Slerp, WeightedSum, check_same_architecture, merged_params
-from allam_jax.model.merging import decay_coefficients, normalised, update_weights
-from allam_jax.model.weights import check_vocabulary
 from allam_jax.tasks.export import check_formats, write_formats
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.training.checkpoints import find_checkpoint
 from allam_jax.training.load import CHECKPOINTS_FOLDER, StoredModel, open_stored
-from allam_jax.training.provenance import code_revision
+from allam_jax.training.run_metadata import code_revision
 from allam_jax.training.schedules import make_schedule
+from allam_jax.weights.directory import check_vocabulary
+from allam_jax.weights.merged import Slerp, WeightedSum, check_same_architecture, merged_params
+from allam_jax.weights.merging import decay_coefficients, normalised, update_weights
 
 METHODS = ("average", "weighted", "decay", "linear", "slerp")
 

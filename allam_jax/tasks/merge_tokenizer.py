@@ -10,10 +10,9 @@ from ml_collections import ConfigDict
 from allam_jax import files
 from allam_jax.config import require
 from allam_jax.errors import UserError
-from allam_jax.evaluation.figures import fertility_bars
 from allam_jax.tasks.texts import lines_of, read_texts
-from allam_jax.tokenizer.fertility import fertility_table
-from allam_jax.tokenizer.merge import merge, verify_merge
+from allam_jax.tokenizer.fertility import fertility_bars, fertility_table
+from allam_jax.tokenizer.piece_merge import merge, verify_merge
 from allam_jax.tokenizer.tokenizer import Tokenizer
 
 FERTILITY_FILE = "fertility.json"

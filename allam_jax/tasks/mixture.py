@@ -10,12 +10,12 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from allam_jax.config import require
+from allam_jax.data.mixture_plan import check_sum, plan_mixture
+from allam_jax.data.mixture_report import draw, markdown
 from allam_jax.data.phases import make_phases
 from allam_jax.data.sources import open_source, stated_weights, targets_of
 from allam_jax.errors import UserError
 from allam_jax.files import write_json, write_text
-from allam_jax.planning.mixture import check_sum, plan_mixture
-from allam_jax.planning.mixture_report import draw, markdown
 from allam_jax.tasks.setup import open_tokenizer, phases
 from allam_jax.tokenizer.tokenizer import Tokenizer
 

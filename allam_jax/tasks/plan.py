@@ -13,12 +13,12 @@ from ml_collections import ConfigDict
 from allam_jax.errors import UserError
 from allam_jax.files import write_json, write_text
 from allam_jax.parallel.mesh import check_batch
-from allam_jax.planning.cluster import Cluster, cluster_of
 from allam_jax.planning.compiled import compile_step
-from allam_jax.planning.figure import draw
-from allam_jax.planning.plan import Energy, Plan, analytic_plan, compiled_plan
-from allam_jax.planning.report import markdown
+from allam_jax.planning.gpu_cluster import Cluster, cluster_of
+from allam_jax.planning.plan_figure import draw
+from allam_jax.planning.plan_report import markdown
 from allam_jax.planning.run import Run, described_mesh, described_run
+from allam_jax.planning.run_plan import Energy, Plan, analytic_plan, compiled_plan
 from allam_jax.planning.search import does_not_fit, ranked
 
 SHOWN = 12  # layouts of a search in the report

@@ -7,8 +7,8 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from allam_jax.tasks.texts import lines_of, read_texts
+from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 from allam_jax.tokenizer.tokenizer import Tokenizer
-from allam_jax.tokenizer.train import train_sentencepiece
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:

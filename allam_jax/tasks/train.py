@@ -20,11 +20,9 @@ from allam_jax.config import differences, to_dict
 from allam_jax.data.loader import Loader, make_loader
 from allam_jax.errors import UserError
 from allam_jax.evaluation.bits_per_byte import make_evaluator, metrics_row
-from allam_jax.evaluation.report import write_run_report
 from allam_jax.files import sha256_of_json
-from allam_jax.model.config import LlamaConfig
 from allam_jax.model.llama import Params
-from allam_jax.model.weights import TOKENIZER_FOLDER, check_vocabulary
+from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.parallel.distributed import barrier, is_main_process, process_rows
 from allam_jax.parallel.mesh import check_batch
 from allam_jax.planning.fit import check_fits
@@ -45,10 +43,12 @@ from allam_jax.training.loop import Intervals, run_loop
 from allam_jax.training.metrics import MetricsWriter, read_metrics
 from allam_jax.training.optimizer import make_optimizer
 from allam_jax.training.progress import Throughput
-from allam_jax.training.provenance import describe_run
+from allam_jax.training.run_metadata import describe_run
+from allam_jax.training.run_report import write_run_report
 from allam_jax.training.schedules import make_schedule
 from allam_jax.training.state import TrainState, abstract_state, random_params, start_state
 from allam_jax.training.step import make_train_step
+from allam_jax.weights.directory import TOKENIZER_FOLDER, check_vocabulary
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:

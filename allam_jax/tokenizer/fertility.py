@@ -1,8 +1,10 @@
 """Fertility: how many tokens a tokenizer spends on a word or a byte of text (ALLaM section 2.2, Figure 1)."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from allam_jax.errors import UserError
+from allam_jax.report.style import COLOURS, STYLE, grid, language_name, legend, save
 from allam_jax.tokenizer.tokenizer import Tokenizer
 
 FertilityTable = dict[str, dict[str, dict[str, float]]]  # tokenizer -> domain -> what `fertility` gives
@@ -34,3 +36,32 @@ def fertility_table(tokenizers: Mapping[str, Tokenizer], domains: Mapping[str, I
     return {
         name: {d: fertility(tokenizer, lines) for d, lines in texts.items()} for name, tokenizer in tokenizers.items()
     }
+
+
+def fertility_bars(table: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path) -> None:
+    """Draws fertility as in the paper's Figure 1: a group of bars for each kind of text, a bar for each tokenizer.
+
+    Args:
+        table: tokenizer -> kind of text -> counts with `tokens_per_word`, from `tokenizer.fertility.fertility_table`.
+        path: the PNG to write.
+    """
+    import matplotlib
+
+    names = list(table)
+    domains = list(table[names[0]])
+    width = 0.8 / len(names)
+    with matplotlib.rc_context(STYLE):
+        size = (max(1.2 + 0.5 * len(domains) * (len(names) + 1), 4.2), 3.6)
+        figure, axes = grid(rows=1, columns=1, size=size, heights=(1,))
+        ax = axes[0, 0]
+        ax.grid(axis="x", visible=False)
+        for n, name in enumerate(names):
+            places = [d + (n - (len(names) - 1) / 2) * width for d in range(len(domains))]
+            heights = [table[name][domain]["tokens_per_word"] for domain in domains]
+            bars = ax.bar(places, heights, width * 0.94, label=name, color=COLOURS[n % len(COLOURS)])
+            ax.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
+        ax.set_xticks(range(len(domains)), [language_name(domain) for domain in domains])
+        ax.set_ylabel("Fertility (tokens per word)")
+        ax.margins(y=0.12)
+        legend(figure, ax, columns=4)
+        save(figure, path)

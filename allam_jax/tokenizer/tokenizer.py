@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from allam_jax.errors import UserError
 from allam_jax.files import read_json, sha256_of_json
-from allam_jax.tokenizer import huggingface
+from allam_jax.tokenizer import tokenizer_json
 from allam_jax.tokenizer.json_model import JsonModel
 from allam_jax.tokenizer.kinds import Kind
 from allam_jax.tokenizer.sentencepiece_model import Piece, SentencePieceModel
@@ -138,7 +138,7 @@ class Tokenizer:
         SentencePiece: `tokenizer.model` and a `tokenizer.json` with the same ids; byte-level BPE: `tokenizer.json`;
         and `tokenizer_config.json` and `special_tokens_map.json` for both.
         """
-        huggingface.save(self.model, Path(directory))
+        tokenizer_json.save(self.model, Path(directory))
 
     @functools.cached_property
     def _ids(self) -> dict[str, int]:

@@ -24,9 +24,9 @@ import orbax.checkpoint as ocp
 
 from allam_jax.errors import UserError
 from allam_jax.files import check_file_sizes, file_sizes, read_json, write_json
-from allam_jax.model.orbax_arrays import save_args
-from allam_jax.model.orbax_logs import quiet_orbax
 from allam_jax.parallel.distributed import barrier, gather, is_main_process
+from allam_jax.weights.orbax_arrays import save_args
+from allam_jax.weights.orbax_logs import quiet_orbax
 
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _DELETED = ".deleted"

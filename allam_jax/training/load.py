@@ -9,12 +9,18 @@ from jax.sharding import Mesh
 
 from allam_jax.errors import UserError
 from allam_jax.files import read_json, write_json
-from allam_jax.model.config import LlamaConfig
-from allam_jax.model.huggingface import import_huggingface
 from allam_jax.model.llama import abstract_params
-from allam_jax.model.output_directory import copy_tokenizer
-from allam_jax.model.stored_parameters import StoredParameters, huggingface_parameters, orbax_parameters
-from allam_jax.model.weights import (
+from allam_jax.model.llama_config import LlamaConfig
+from allam_jax.parallel.sharding import DEFAULT_RULES
+from allam_jax.training.checkpoints import (
+    find_checkpoint,
+    is_checkpoint,
+    list_steps,
+    params_folder,
+    read_metadata,
+    restore_params,
+)
+from allam_jax.weights.directory import (
     MODEL_FILE,
     PARAMS_FOLDER,
     TOKENIZER_FOLDER,
@@ -25,15 +31,9 @@ from allam_jax.model.weights import (
     load_weights,
     open_weights,
 )
-from allam_jax.parallel.sharding import DEFAULT_RULES
-from allam_jax.training.checkpoints import (
-    find_checkpoint,
-    is_checkpoint,
-    list_steps,
-    params_folder,
-    read_metadata,
-    restore_params,
-)
+from allam_jax.weights.huggingface import import_huggingface
+from allam_jax.weights.output_directory import copy_tokenizer
+from allam_jax.weights.stored_parameters import StoredParameters, huggingface_parameters, orbax_parameters
 
 CHECKPOINTS_FOLDER = "checkpoints"
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from allam_jax.model.config import LlamaConfig
 from allam_jax.model.llama import Params, abstract_params, init_params, param_axes
+from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.parallel.sharding import optimizer_shardings, parameter_shardings
 
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from allam_jax.model.config import ComputeOptions, LlamaConfig
 from allam_jax.model.llama import Params, bind
+from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
 from allam_jax.parallel.mesh import batch_sharding, split_microbatches
 from allam_jax.training.losses import chunked_cross_entropy
 from allam_jax.training.optimizer import grad_norms, optimizer_metrics

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from allam_jax.planning.cluster import cluster_of
 from allam_jax.planning.compiled import compile_step
-from allam_jax.planning.plan import Energy, analytic_plan
+from allam_jax.planning.gpu_cluster import cluster_of
 from allam_jax.planning.run import described_run
+from allam_jax.planning.run_plan import Energy, analytic_plan
 from configs import allam_70b
 from kernels import aot
 

@@ -17,7 +17,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from allam_jax.data.batch import DTYPES
-from allam_jax.model.config import ComputeOptions, preset
+from allam_jax.model.llama_config import ComputeOptions, preset
 from allam_jax.parallel.mesh import batch_sharding, batch_shards, make_mesh
 from allam_jax.planning.collectives import Collective, collectives_of, device_groups
 from allam_jax.planning.hlo import Module, parse

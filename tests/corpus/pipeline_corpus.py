@@ -5,7 +5,7 @@ import random
 
 from allam_jax.config import to_dict
 from allam_jax.corpus import pipeline
-from allam_jax.corpus.plan import make_plan
+from allam_jax.corpus.corpus_plan import make_plan
 from configs import base, corpus_rules
 
 ALL_WORDS = """

@@ -11,7 +11,7 @@ import fasttext
 import pytest
 
 from allam_jax.corpus import catalog, tags, word_lists
-from allam_jax.corpus.quality_classifier import QualityClassifier, train_classifier
+from allam_jax.corpus.fasttext_classifier import QualityClassifier, train_classifier
 from allam_jax.corpus.tags import Resources
 from allam_jax.corpus.words import Words
 from allam_jax.errors import UserError

@@ -22,8 +22,8 @@ from allam_jax.data.token_cache import MANIFEST, TokenSource, is_token_cache, ve
 from allam_jax.data.token_writer import write_tokens
 from allam_jax.errors import UserError
 from allam_jax.files import file_sizes, read_json, sha256_of_file
+from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 from allam_jax.tokenizer.tokenizer import Tokenizer
-from allam_jax.tokenizer.train import train_sentencepiece
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 

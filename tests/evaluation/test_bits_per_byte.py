@@ -24,8 +24,8 @@ from allam_jax.data.evaluation_rows import EvaluationRows, make_evaluation_rows
 from allam_jax.errors import UserError
 from allam_jax.evaluation.bits_per_byte import make_evaluator, metrics_row
 from allam_jax.generation.decode import generate
-from allam_jax.model.config import ComputeOptions
 from allam_jax.model.llama import init_params, param_axes
+from allam_jax.model.llama_config import ComputeOptions
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.parallel.sharding import parameter_shardings
 

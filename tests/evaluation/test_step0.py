@@ -13,12 +13,12 @@ from allam_jax.data.evaluation_rows import EvaluationRows
 from allam_jax.data.packing import write_segment
 from allam_jax.errors import UserError
 from allam_jax.evaluation.step0 import step0_report
-from allam_jax.model.config import ComputeOptions
 from allam_jax.model.expansion import expand
 from allam_jax.model.llama import init_params
-from allam_jax.model.weights import shardings_on
+from allam_jax.model.llama_config import ComputeOptions
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.tokenizer.provenance import ExpansionPlan
+from allam_jax.weights.directory import shardings_on
 
 OLD, NEW, SEQ_LEN = 29, 45, 24
 CONFIG = dataclasses.replace(TINY, vocab_size=OLD)

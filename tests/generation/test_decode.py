@@ -13,8 +13,8 @@ from small_models import TINY
 
 from allam_jax.errors import UserError
 from allam_jax.generation.decode import filter_logits, generate
-from allam_jax.model.config import ComputeOptions
 from allam_jax.model.llama import init_params, param_axes
+from allam_jax.model.llama_config import ComputeOptions
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.parallel.sharding import parameter_shardings
 

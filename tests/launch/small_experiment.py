@@ -1,10 +1,10 @@
 """An experiment of seconds on tests/tasks/tiny_recipe.py: two learning rates, two seeds."""
 
-from allam_jax.launch.claims import Claim
-from allam_jax.launch.experiment import Experiment
-from allam_jax.launch.figures import Curves, Dots
-from allam_jax.launch.measures import curve, metric
-from allam_jax.launch.vary import grid, param, seeds
+from allam_jax.ablation.claims import Claim
+from allam_jax.ablation.experiment import Experiment
+from allam_jax.ablation.figures import Curves, Dots
+from allam_jax.ablation.measures import curve, metric
+from allam_jax.ablation.vary import grid, param, seeds
 
 BITS = {"title": "English", "stage": "train", "key": "eval/en/bits_per_byte", "unit": "bits/byte"}
 

@@ -4,11 +4,11 @@ import statistics
 
 import pytest
 
+from allam_jax.ablation.experiment import Experiment
+from allam_jax.ablation.measures import metric
+from allam_jax.ablation.outcomes import Outcome
+from allam_jax.ablation.vary import grid, param, seeds
 from allam_jax.launch.collect import table_rows, table_text
-from allam_jax.launch.experiment import Experiment
-from allam_jax.launch.measures import metric
-from allam_jax.launch.outcomes import Outcome
-from allam_jax.launch.vary import grid, param, seeds
 
 RATES = (0.1, 0.25)
 

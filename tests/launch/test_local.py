@@ -8,14 +8,14 @@ import time
 
 import pytest
 
+from allam_jax.ablation.experiment import Experiment
+from allam_jax.ablation.measures import metric
+from allam_jax.ablation.vary import param
 from allam_jax.errors import UserError
 from allam_jax.launch import attempts
-from allam_jax.launch.experiment import Experiment
 from allam_jax.launch.jobs import Job, plan_jobs
 from allam_jax.launch.local import Slot, make_slots, run_jobs
-from allam_jax.launch.measures import metric
 from allam_jax.launch.runs import expand
-from allam_jax.launch.vary import param
 from configs import tiny
 
 # What a job's process does here: it notes how it was started, and finishes its stages unless told to fail.

@@ -5,12 +5,12 @@ import re
 
 import pytest
 
-from allam_jax.launch.experiment import Experiment
+from allam_jax.ablation.experiment import Experiment
+from allam_jax.ablation.measures import metric
+from allam_jax.ablation.vary import param
 from allam_jax.launch.jobs import plan_jobs
-from allam_jax.launch.measures import metric
 from allam_jax.launch.preview import preview, training_tokens
 from allam_jax.launch.runs import expand
-from allam_jax.launch.vary import param
 from allam_jax.tasks import plan
 from configs import tiny
 

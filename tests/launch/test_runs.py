@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from allam_jax.ablation.experiment import Experiment, load_experiment
+from allam_jax.ablation.measures import metric, result
+from allam_jax.ablation.vary import arms, grid, param, seeds
 from allam_jax.config import flatten, to_dict
 from allam_jax.errors import UserError
-from allam_jax.launch.experiment import Experiment, load_experiment
 from allam_jax.launch.jobs import plan_jobs
-from allam_jax.launch.measures import metric, result
 from allam_jax.launch.runs import expand
-from allam_jax.launch.vary import arms, grid, param, seeds
 from configs import base, saved, tiny
 
 FINAL = metric("bits", key="eval/ar/bits_per_byte", stage="continued", title="Arabic", unit="bits/byte")
@@ -131,11 +131,11 @@ def test_jobs_compute_every_stage_once_and_in_order(tmp_path):
 
 
 EXPERIMENT = """
-from allam_jax.launch.claims import Claim
-from allam_jax.launch.experiment import Experiment
-from allam_jax.launch.figures import Dots
-from allam_jax.launch.measures import metric
-from allam_jax.launch.vary import grid, param, seeds
+from allam_jax.ablation.claims import Claim
+from allam_jax.ablation.experiment import Experiment
+from allam_jax.ablation.figures import Dots
+from allam_jax.ablation.measures import metric
+from allam_jax.ablation.vary import grid, param, seeds
 
 def get_experiment({parameters}):
     return Experiment(
@@ -178,9 +178,9 @@ def test_the_example_of_the_page_is_an_experiment(tmp_path):
     page = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(.*?)```", page, flags=re.S)
     imports = (
-        "from allam_jax.launch.claims import Claim\nfrom allam_jax.launch.experiment import Experiment\n"
-        "from allam_jax.launch.figures import *\nfrom allam_jax.launch.measures import *\n"
-        "from allam_jax.launch.vary import *\n"
+        "from allam_jax.ablation.claims import Claim\nfrom allam_jax.ablation.experiment import Experiment\n"
+        "from allam_jax.ablation.figures import *\nfrom allam_jax.ablation.measures import *\n"
+        "from allam_jax.ablation.vary import *\n"
     )
     (tmp_path / "example.py").write_text(imports + example, encoding="utf-8")
     experiment = load_experiment(str(tmp_path / "example.py"))

@@ -13,9 +13,9 @@ import psutil
 import pytest
 from sweeper import ROOT, metrics_of
 
+from allam_jax.ablation.experiment import load_experiment
 from allam_jax.errors import UserError
 from allam_jax.launch import slurm
-from allam_jax.launch.experiment import load_experiment
 from allam_jax.launch.jobs import plan_jobs
 from allam_jax.launch.runs import expand
 from tests.tasks import tiny_recipe

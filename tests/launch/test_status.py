@@ -5,13 +5,13 @@ import time
 
 import pytest
 
+from allam_jax.ablation.experiment import Experiment
+from allam_jax.ablation.measures import metric
+from allam_jax.ablation.vary import param
 from allam_jax.files import write_json
 from allam_jax.launch import status
-from allam_jax.launch.experiment import Experiment
 from allam_jax.launch.jobs import plan_jobs
-from allam_jax.launch.measures import metric
 from allam_jax.launch.runs import expand
-from allam_jax.launch.vary import param
 from allam_jax.training.metrics import MetricsWriter
 from configs import tiny
 

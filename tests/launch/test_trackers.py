@@ -5,15 +5,15 @@ import sys
 import numpy as np
 import pytest
 
+from allam_jax.ablation.experiment import Experiment
+from allam_jax.ablation.measures import metric
+from allam_jax.ablation.outcomes import Outcome
+from allam_jax.ablation.vary import param
 from allam_jax.errors import UserError
 from allam_jax.files import write_json
-from allam_jax.launch.experiment import Experiment
 from allam_jax.launch.jobs import plan_jobs
-from allam_jax.launch.measures import metric
-from allam_jax.launch.outcomes import Outcome
 from allam_jax.launch.runs import expand
 from allam_jax.launch.trackers import log_to_mlflow, wandb_environment
-from allam_jax.launch.vary import param
 from allam_jax.training.metrics import MetricsWriter
 from configs import tiny
 

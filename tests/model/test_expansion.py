@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from allam_jax.errors import UserError
-from allam_jax.model.config import LlamaConfig
 from allam_jax.model.expansion import METHODS, expand
 from allam_jax.model.llama import abstract_params
-from allam_jax.model.weights import shardings_on
+from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.tokenizer.provenance import ExpansionPlan
+from allam_jax.weights.directory import shardings_on
 
 OLD, NEW, DIM = 90, 700, 24  # more rows than are handled at a time
 CONFIG = LlamaConfig(

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from allam_jax.model.config import ComputeOptions, LlamaConfig
 from allam_jax.model.llama import abstract_params, param_axes
+from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
 from allam_jax.parallel.distributed import global_batch_array
 from allam_jax.parallel.mesh import batch_sharding, make_mesh
 from allam_jax.parallel.sharding import bytes_per_device, parameter_shardings

@@ -7,7 +7,7 @@ import pytest
 
 from allam_jax.corpus.document import Document
 from allam_jax.corpus.shards import write_dataset
-from allam_jax.tokenizer.train import train_sentencepiece
+from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 
 pytestmark = pytest.mark.slow
 

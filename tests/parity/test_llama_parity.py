@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from llama_pair import SHAPES, make_pair, our_logits, torch_logits
 
-from allam_jax.model.config import ComputeOptions
-from allam_jax.model.huggingface import export_huggingface, import_huggingface
+from allam_jax.model.llama_config import ComputeOptions
+from allam_jax.weights.huggingface import export_huggingface, import_huggingface
 
 pytestmark = pytest.mark.parity
 

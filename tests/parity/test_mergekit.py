@@ -11,11 +11,11 @@ import pytest
 import safetensors.numpy
 from small_models import SMALL
 
-from allam_jax.model.huggingface import export_huggingface
 from allam_jax.model.llama import init_params
 from allam_jax.tasks import runner
+from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 from allam_jax.tokenizer.tokenizer import Tokenizer
-from allam_jax.tokenizer.train import train_sentencepiece
+from allam_jax.weights.huggingface import export_huggingface
 from configs import merge as merge_config
 
 pytestmark = pytest.mark.parity

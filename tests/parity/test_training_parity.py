@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from llama_pair import SHAPES, make_pair
 
-from allam_jax.model.config import ComputeOptions
+from allam_jax.model.llama_config import ComputeOptions
 from allam_jax.parallel.mesh import batch_sharding, make_mesh
 from allam_jax.training.optimizer import make_optimizer
 from allam_jax.training.schedules import make_schedule

@@ -6,8 +6,8 @@ import jax
 import pytest
 
 from allam_jax.parallel.mesh import make_mesh
-from allam_jax.planning.cluster import GPUS, Cluster
 from allam_jax.planning.collectives import collectives_of
+from allam_jax.planning.gpu_cluster import GPUS, Cluster
 from allam_jax.planning.hlo import Module, parse
 from allam_jax.planning.memory import argument_bytes, compiled_memory, estimated_memory, saved_bytes
 from allam_jax.planning.run import Run, shapes_of

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from allam_jax.model.config import preset
-from allam_jax.planning import published
-from allam_jax.planning.cluster import GPUS, Cluster, Efficiency
+from allam_jax.model.llama_config import preset
 from allam_jax.planning.collectives import Collective
-from allam_jax.planning.plan import Energy
+from allam_jax.planning.gpu_cluster import GPUS, Cluster, Efficiency
 from allam_jax.planning.roofline import collective_seconds, step_time, work_seconds
+from allam_jax.planning.run_plan import Energy
 from allam_jax.planning.work import Work
 from allam_jax.planning.workload import Workload, collectives_of_step, work_of_step
+from benchmarks import published_speeds as published
 
 SHARES = Efficiency(
     matmul=0.5, attention=0.25, memory=0.5, links=0.5, overlap=0.5, hop_seconds=1e-6, network_hop_seconds=1e-5

@@ -7,11 +7,11 @@ import re
 import pytest
 
 from allam_jax.errors import UserError
-from allam_jax.planning.cluster import GPUS, Cluster, cluster_of
 from allam_jax.planning.fit import check_fits_cluster
+from allam_jax.planning.gpu_cluster import GPUS, Cluster, cluster_of
 from allam_jax.planning.memory import estimated_memory
-from allam_jax.planning.plan import Energy, analytic_plan
 from allam_jax.planning.run import described_run
+from allam_jax.planning.run_plan import Energy, analytic_plan
 from allam_jax.planning.search import changes, does_not_fit, meshes, nearest, ranked
 from configs import base
 from tests.planning.small_runs import small_config

@@ -6,7 +6,7 @@ from launcher import Launcher
 
 from allam_jax.corpus.document import Document
 from allam_jax.corpus.shards import write_dataset
-from allam_jax.tokenizer.train import train_sentencepiece
+from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 
 LETTERS = {"en": "abcdefghij", "ar": "ابتثجحخدذر"}
 

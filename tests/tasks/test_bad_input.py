@@ -9,9 +9,9 @@ import sentencepiece
 from launcher import error_of, wait, wait_until
 
 from allam_jax.corpus.catalog import SOURCES
-from allam_jax.model.huggingface import export_huggingface
-from allam_jax.tokenizer.train import train_sentencepiece
+from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 from allam_jax.training.load import load_model
+from allam_jax.weights.huggingface import export_huggingface
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,7 @@ def get_config():
 """,
     "preset.py": """
 from configs import base
-from allam_jax.model.config import preset
+from allam_jax.model.llama_config import preset
 def get_config(name):
     config = base.get_config()
     config.model = base.model(preset(name))

@@ -18,14 +18,14 @@ from launcher import error_of, wait, wait_until
 from small_models import SMALL
 
 from allam_jax.errors import UserError
-from allam_jax.model import orbax_arrays
-from allam_jax.model.huggingface import export_huggingface
 from allam_jax.model.llama import init_params
-from allam_jax.model.weights import load_weights, save_weights
 from allam_jax.tasks import runner
-from allam_jax.tokenizer.train import train_sentencepiece
+from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 from allam_jax.training.checkpoints import Checkpointer
 from allam_jax.training.load import CHECKPOINTS_FOLDER, load_model, save_run
+from allam_jax.weights import orbax_arrays
+from allam_jax.weights.directory import load_weights, save_weights
+from allam_jax.weights.huggingface import export_huggingface
 from configs import base
 
 CONFIG = dataclasses.replace(SMALL, vocab_size=384, vocab_multiple=128, num_layers=2, init_std=0.3)

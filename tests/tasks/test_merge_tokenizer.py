@@ -6,7 +6,7 @@ from allam_jax.corpus.document import Document
 from allam_jax.corpus.shards import write_dataset
 from allam_jax.errors import UserError
 from allam_jax.tasks import merge_tokenizer
-from allam_jax.tokenizer.train import train_sentencepiece
+from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 from configs import base as configs
 
 ENGLISH = ["the cat --- sat on the mat --- again (and again): ---"] * 20

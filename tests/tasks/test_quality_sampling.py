@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from allam_jax.corpus import catalog
 from allam_jax.corpus.document import Document
-from allam_jax.corpus.quality_classifier import QualityClassifier, keep_probability
+from allam_jax.corpus.fasttext_classifier import QualityClassifier, keep_probability
 from allam_jax.corpus.shards import read_manifest, write_dataset
 from allam_jax.data.documents import DocumentSource
 from allam_jax.errors import UserError

@@ -7,10 +7,10 @@ import pytest
 from tokenizer_helpers import Corpus, Merge
 
 from allam_jax.corpus import catalog
-from allam_jax.tokenizer.merge import merge
+from allam_jax.tokenizer.piece_merge import merge
 from allam_jax.tokenizer.scripts import ARABIC_LETTERS, ARABIC_SIGNS
+from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 from allam_jax.tokenizer.tokenizer import Tokenizer
-from allam_jax.tokenizer.train import train_sentencepiece
 
 HELD_OUT = 600  # lines of each kind
 

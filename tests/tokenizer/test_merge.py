@@ -9,10 +9,10 @@ from tokenizer_helpers import Corpus, Merge, reference, sentencepiece_model
 from allam_jax.errors import UserError
 from allam_jax.tokenizer.fertility import fertility
 from allam_jax.tokenizer.kinds import Kind
-from allam_jax.tokenizer.merge import merge, verify_merge
+from allam_jax.tokenizer.piece_merge import merge, verify_merge
 from allam_jax.tokenizer.scripts import script_pattern
+from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 from allam_jax.tokenizer.tokenizer import Tokenizer
-from allam_jax.tokenizer.train import train_sentencepiece
 
 ARABIC = re.compile("[\u0600-\u06ff\u0750-\u077f\u08a0-\u08ff\ufb50-\ufdcf\ufdf0-\ufdff\ufe70-\ufefc]")
 

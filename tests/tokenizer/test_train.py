@@ -9,8 +9,8 @@ from tokenizer_helpers import Corpus, Merge
 
 from allam_jax.errors import UserError
 from allam_jax.tokenizer.scripts import ARABIC_LETTERS, script_pattern
+from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 from allam_jax.tokenizer.tokenizer import Tokenizer
-from allam_jax.tokenizer.train import train_sentencepiece
 
 TEXT = ["the quick brown fox jumps over the lazy dog 1234"] * 5
 

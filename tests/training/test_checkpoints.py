@@ -28,7 +28,7 @@ from allam_jax.training.checkpoints import (
     restore_params,
     step_path,
 )
-from allam_jax.training.provenance import describe_run
+from allam_jax.training.run_metadata import describe_run
 
 
 class State(NamedTuple):

@@ -9,12 +9,12 @@ import pytest
 from small_models import SMALL
 
 from allam_jax.errors import UserError
-from allam_jax.model.huggingface import export_huggingface
 from allam_jax.model.llama import init_params
-from allam_jax.model.weights import save_weights, shardings_on
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.training.checkpoints import Checkpointer, step_path
 from allam_jax.training.load import CHECKPOINTS_FOLDER, load_model, save_run
+from allam_jax.weights.directory import save_weights, shardings_on
+from allam_jax.weights.huggingface import export_huggingface
 
 CONFIG = dataclasses.replace(SMALL, vocab_multiple=128, num_layers=2)  # 128: what an import takes
 

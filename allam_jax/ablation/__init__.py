@@ -1,0 +1,1 @@
+"""What an experiment claims, varies, measures and draws."""

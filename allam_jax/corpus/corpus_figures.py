@@ -1,0 +1,132 @@
+"""Figures of a corpus report: drops by rule, histograms of tags, groups of duplicates, domains."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from allam_jax.corpus.corpus_plan import Plan
+from allam_jax.corpus.rules import PARETO
+from allam_jax.corpus.tags import TAGS
+from allam_jax.corpus.tally import SHARE_BINS, bin_start
+from allam_jax.report.style import COLOURS, STYLE, grid, language_name, legend, save
+
+_COLUMNS = 3
+_DOMAINS = 15
+
+
+def draw(
+    plan: Plan,
+    languages: Mapping[str, Mapping[str, Any]],
+    sets: Mapping[str, Mapping[str, Any]],
+    groups: Mapping[str, Mapping[int, int]],
+    total: Mapping[str, Any],
+    *,
+    workdir: Path,
+) -> dict[str, str]:
+    """Draws what there is to draw into `workdir`; returns name -> file name.
+
+    Args:
+      plan: What was done.
+      languages: Language -> tally.
+      sets: Language and set of rules -> tally.
+      groups: Reason -> size of a group of duplicates -> number of groups.
+      total: Tally of all.
+      workdir: Where to write.
+    """
+    import matplotlib
+
+    drawn: dict[str, Any] = {}
+    with matplotlib.rc_context(STYLE):
+        if any(tally.get("rules") for tally in sets.values()):
+            drawn["drops"] = _drops(sets)
+        for language, tally in languages.items():
+            if tally.get("tags"):
+                drawn[f"tags_{language}"] = _tags(plan, language, tally["tags"])
+        if any(groups.values()):
+            drawn["groups"] = _groups(groups)
+        if len([name for name in total.get("domains", {}).get("before", {}) if name]) > 1:
+            drawn["domains"] = _domains(total["domains"])
+        for name, figure in drawn.items():
+            save(figure, workdir / f"{name}.png")
+    return {name: f"{name}.png" for name in drawn}
+
+
+def _drops(sets: Mapping[str, Mapping[str, Any]]) -> Any:
+    rows = [
+        (f"{name} ({label})", 100 * counts.get("fails", 0) / max(tally["read"]["documents"], 1))
+        for label, tally in sets.items()
+        for name, counts in sorted(tally.get("rules", {}).items())
+    ]
+    figure, axes = _panel(height=1 + 0.26 * len(rows))
+    axes.barh([name for name, _ in rows][::-1], [share for _, share in rows][::-1], color=COLOURS[0])
+    axes.set_xlabel("documents that the rule is against (%)")
+    return figure
+
+
+def _tags(plan: Plan, language: str, tags: Mapping[str, Mapping[str, float]]) -> Any:
+    from matplotlib.figure import Figure
+
+    thresholds: dict[str, list[float]] = {}
+    for name in plan.sources:
+        if plan.language(name) == language:
+            for rule in plan.rules(name):
+                if rule.drop == PARETO:  # its number is no value of the tag
+                    continue
+                thresholds.setdefault(rule.tag, []).append(rule.threshold)
+    rows = math.ceil(len(tags) / _COLUMNS)
+    figure = Figure(figsize=(9.6, 2.2 * rows), layout="constrained")
+    panels = figure.subplots(rows, _COLUMNS, squeeze=False)
+    for axes in panels.flat[len(tags) :]:
+        axes.set_axis_off()
+    for axes, (tag, histogram) in zip(panels.flat, sorted(tags.items()), strict=False):
+        share = TAGS[tag].kind == "share"
+        numbers = sorted(int(number) for number in histogram if number != "undefined")
+        starts = [bin_start(tag, number) for number in numbers]
+        widths = [bin_start(tag, number + 1) - start for number, start in zip(numbers, starts, strict=True)]
+        axes.bar(starts, [histogram[str(number)] for number in numbers], widths, align="edge", color=COLOURS[0])
+        axes.set_yscale("log")
+        axes.set_xlim(*((-1 / SHARE_BINS, 1 + 1 / SHARE_BINS) if share else (0, None)))
+        if not share:
+            axes.set_xscale("symlog")
+        for threshold in sorted(set(thresholds.get(tag, []))):
+            axes.axvline(threshold, color=COLOURS[1], linestyle="--")
+        axes.set_title(tag, fontsize=7)
+    figure.supylabel("documents", fontsize=8)
+    figure.suptitle(f"Tags of {language_name(language)} documents, before rules; dashed: thresholds")
+    return figure
+
+
+def _groups(groups: Mapping[str, Mapping[int, int]]) -> Any:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    figure, axes = _panel(height=3.2)
+    for colour, (reason, sizes) in zip(COLOURS, groups.items(), strict=False):
+        if sizes:
+            ordered = sorted(sizes)
+            axes.plot(ordered, [sizes[size] for size in ordered], "o", color=colour, label=reason)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_yscale("log")
+    axes.set_xlabel("documents in a group of duplicates")
+    axes.set_ylabel("groups")
+    legend(figure, axes, columns=3)
+    return figure
+
+
+def _domains(domains: Mapping[str, Mapping[str, float]]) -> Any:
+    before, after = domains["before"], domains.get("after", {})
+    named = sorted(filter(None, before), key=lambda name: (-before[name], name))[:_DOMAINS][::-1]
+    figure, axes = _panel(height=1 + 0.3 * len(named))
+    axes.barh(named, [before[name] for name in named], color=COLOURS[5], label="before")
+    axes.barh(named, [after.get(name, 0) for name in named], height=0.45, color=COLOURS[0], label="after")
+    axes.set_xlabel("documents")
+    legend(figure, axes, columns=3)
+    return figure
+
+
+def _panel(*, height: float) -> tuple[Any, Any]:
+    figure, axes = grid(rows=1, columns=1, size=(6.4, height), heights=(1,))
+    return figure, axes[0, 0]

@@ -1,0 +1,1 @@
+"""Reports: Markdown, tables, and the style of figures."""

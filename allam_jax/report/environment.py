@@ -1,0 +1,52 @@
+"""What numbers were measured with: versions of packages, devices, host."""
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+from allam_jax.report.markdown import duration, table
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "sentencepiece")
+
+
+def environment(*, seconds: float | None = None) -> str:
+    """A table of what the numbers were measured with: versions, devices, processes and wall-clock time."""
+    facts = environment_facts()
+    if seconds is not None:
+        facts["Wall-clock time"] = duration(seconds)
+    return table([{"what": what, "value": value} for what, value in facts.items()], {"what": "", "value": ""})
+
+
+def environment_facts() -> dict[str, str]:
+    """What numbers are measured with here: versions of packages, devices and host."""
+    import jax
+
+    devices = jax.devices()
+    kinds = ", ".join(sorted({device.device_kind for device in devices}))
+    processes = _count(jax.process_count(), "process", "processes")
+    cores = _count(os.cpu_count() or 1, "CPU core", "CPU cores")
+    return {
+        "Python": platform.python_version(),
+        **{name: version for name in PACKAGES if (version := _version(name))},
+        "Devices": f"{len(devices)} × {kinds} ({devices[0].platform}), {processes}",
+        "Host": f"{platform.system()} {platform.machine()}, {cores}" + (f" ({name})" if (name := _processor()) else ""),
+    }
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def _processor() -> str:
+    """The name of the processor, where Linux tells it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,80 @@
+"""Building blocks of a report in Markdown: tables, sections, figures with captions, numbers as people read them."""
+
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from allam_jax.files import write_text
+
+
+def number(value: Any) -> str:
+    """A value as a table shows it: four significant digits or whole thousands; a dash for None."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int) or (value.is_integer() and 1000 <= abs(value) < 1e15):
+        return f"{value:,.0f}"
+    size = abs(float(f"{value:.4g}"))
+    if not math.isfinite(value) or size < 1e-3 or size >= 1e9:
+        return f"{value:.4g}"
+    return f"{value:,.0f}" if size >= 1000 else f"{value:#.4g}"
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | Sequence[str]) -> str:
+    """A Markdown table with a line for each row.
+
+    Args:
+        rows: the values; a missing key shows as a dash.
+        columns: keys in order, or a mapping from key to heading.
+    """
+    headings = dict(columns) if isinstance(columns, Mapping) else {key: key for key in columns}
+    keys = list(headings)
+    texts = [key for key in keys if any(isinstance(row.get(key), str) for row in rows)]
+    lines = [
+        _line(headings.values()),
+        _line("---" if key in texts else "---:" for key in keys),
+        *(_line(number(row.get(key)) for key in keys) for row in rows),
+    ]
+    return "\n".join(lines)
+
+
+def section(title: str, *blocks: str, level: int = 2) -> str:
+    """A heading and its blocks (paragraphs, tables, figures), with blank lines between."""
+    return "\n\n".join((f"{'#' * level} {title}", *(block.strip("\n") for block in blocks)))
+
+
+def figure(path: Path, *, caption: str, report: Path) -> str:
+    """A picture with its caption below; linked relative to the directory of `report`."""
+    link = os.path.relpath(path, Path(report).parent).replace(os.sep, "/").replace(" ", "%20")
+    return f"![{_plain(caption)}]({link})\n\n*{caption}*"
+
+
+def code(text: str, *, language: str = "") -> str:
+    """A fenced block."""
+    return f"```{language}\n{text.rstrip()}\n```"
+
+
+def duration(seconds: float) -> str:
+    """`4.2 s`, `3 min 05 s` or `2 h 07 min`."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def write_report(path: Path, *, title: str, sections: Sequence[str]) -> None:
+    """Writes a report of these sections, with its title and the time."""
+    written = time.strftime("Written %Y-%m-%d %H:%M UTC.", time.gmtime())
+    write_text(path, "\n\n".join((f"# {title}", written, *sections)) + "\n")
+
+
+def _line(cells) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", "(").replace("]", ")").replace("\n", " ")

@@ -1,0 +1,159 @@
+"""Writes tokenizer files for Hugging Face transformers that give our ids.
+
+SentencePiece picks the adjacent pair with the best score; the tokenizers library follows a list of merge rules. The
+list holds every pair of reachable pieces whose concatenation is a reachable piece, in the order of scores. (Converters
+that order by id, or that know only one pair for each piece, give other ids.)
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from allam_jax.errors import UserError
+from allam_jax.files import atomic_path, write_json, write_text
+from allam_jax.tokenizer.json_model import JsonModel
+from allam_jax.tokenizer.kinds import Kind
+from allam_jax.tokenizer.sentencepiece_model import SPACE, SentencePieceModel
+
+# ChatML, behind a bos token; it is used if the vocabulary has its two tokens.
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def save(model: SentencePieceModel | JsonModel, directory: Path) -> None:
+    """Writes the tokenizer files into `directory`; see Tokenizer.save."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, SentencePieceModel):
+        document = tokenizer_json(model)  # may refuse: before anything is written
+        with atomic_path(directory / "tokenizer.model") as temporary:
+            temporary.write_bytes(model.serialized())
+        write_json(directory / "tokenizer.json", document)
+    else:
+        write_text(directory / "tokenizer.json", model.serialized())
+    write_json(directory / "tokenizer_config.json", tokenizer_config(model))
+    write_json(directory / "special_tokens_map.json", _named_tokens(model))
+
+
+def merge_rules(model: SentencePieceModel) -> list[tuple[str, str]]:
+    """All merge rules of a SentencePiece BPE model, the strongest first.
+
+    UserError if two pieces tie (but runs of one character, whose order is known): merge rules cannot tie.
+    """
+    scores = {p.piece: p.score for p, kind in zip(model.proto.pieces, model.kinds, strict=True) if kind is Kind.NORMAL}
+    ties = Counter(score for piece, score in scores.items() if len(set(piece)) > 1)
+    if any(count > 1 for count in ties.values()):
+        score = next(score for score, count in ties.items() if count > 1)
+        tied = [piece for piece, s in scores.items() if s == score and len(set(piece)) > 1][:3]
+        raise UserError(
+            f"{model.source}: pieces {', '.join(map(repr, tied))} have the same score {score}, which a tokenizer.json "
+            "cannot express; merge the vocabularies with allam_jax.tokenizer.piece_merge, which keeps scores apart"
+        )
+    rules = []
+    for piece, score in scores.items():
+        for cut in range(1, len(piece)):
+            left, right = piece[:cut], piece[cut:]
+            if left in scores and right in scores:
+                rules.append((-score, -len(piece), -cut, left, right))
+    # Within a tie the longer piece and the longer left part first: a run of one character then grows from the left, as
+    # in SentencePiece, which takes the leftmost of equal pairs.
+    rules.sort()
+    return [(left, right) for _, _, _, left, right in rules]
+
+
+def tokenizer_json(model: SentencePieceModel) -> dict[str, Any]:
+    """The content of a `tokenizer.json` that gives the ids of a SentencePiece BPE model.
+
+    UserError for what merge rules cannot express: a normaliser other than identity, or user-defined pieces.
+    """
+    normalizer = model.proto.normalizer_spec
+    if normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces or not normalizer.escape_whitespaces:
+        raise UserError(
+            f"{model.source}: normaliser {normalizer.name!r} changes the text; expected identity with white space kept "
+            "(retrain the tokenizer with train_sentencepiece)"
+        )
+    if Kind.USER_DEFINED in model.kinds or Kind.UNUSED in model.kinds:
+        raise UserError(f"{model.source}: has user-defined or unused pieces, which a tokenizer.json cannot express")
+    to_space = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
+    from_space: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if normalizer.add_dummy_prefix:
+        to_space.insert(0, {"type": "Prepend", "prepend": SPACE})
+        from_space.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": index,
+                "content": token,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+            for token, index in sorted(model.special_tokens.items(), key=lambda item: item[1])
+        ],
+        "normalizer": {"type": "Sequence", "normalizers": to_space},
+        "pre_tokenizer": None,
+        "post_processor": _bos_processor(model),
+        "decoder": {"type": "Sequence", "decoders": from_space},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": model.pieces[model.unk_id] if model.unk_id is not None else None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": model.proto.trainer_spec.byte_fallback,
+            "ignore_merges": False,
+            "vocab": {piece: index for index, piece in enumerate(model.pieces)},
+            "merges": [list(rule) for rule in merge_rules(model)],
+        },
+    }
+
+
+def tokenizer_config(model: SentencePieceModel | JsonModel) -> dict[str, Any]:
+    """The content of `tokenizer_config.json`: a generic class, so that transformers reads tokenizer.json as it is."""
+    if isinstance(model, JsonModel):
+        return model.settings
+    # LlamaTokenizer would replace our normaliser by one that adds no dummy prefix before a space.
+    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **_named_tokens(model)}
+    config["add_bos_token"] = model.bos_id is not None
+    config["add_eos_token"] = False
+    config["clean_up_tokenization_spaces"] = False
+    config["model_input_names"] = ["input_ids", "attention_mask"]
+    config["model_max_length"] = int(1e30)
+    if {"<|im_start|>", "<|im_end|>"} <= model.special_tokens.keys():
+        config["chat_template"] = CHAT_TEMPLATE
+    return config
+
+
+def _named_tokens(model: SentencePieceModel | JsonModel) -> dict[str, str]:
+    ids = {"bos": model.bos_id, "eos": model.eos_id, "unk": model.unk_id, "pad": model.pad_id}
+    return {f"{name}_token": model.pieces[index] for name, index in ids.items() if index is not None}
+
+
+def _bos_processor(model: SentencePieceModel) -> dict[str, Any] | None:
+    if model.bos_id is None:
+        return None
+    bos = model.pieces[model.bos_id]
+
+    def sequence(name: str, kind: int) -> list[dict[str, Any]]:
+        return [{"SpecialToken": {"id": bos, "type_id": kind}}, {"Sequence": {"id": name, "type_id": kind}}]
+
+    return {
+        "type": "TemplateProcessing",
+        "single": sequence("A", 0),
+        "pair": sequence("A", 0) + sequence("B", 1),
+        "special_tokens": {bos: {"id": bos, "ids": [model.bos_id], "tokens": [bos]}},
+    }

@@ -1,0 +1,110 @@
+"""The report of one training run, from its metrics.jsonl."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from allam_jax.report import curves as figures
+from allam_jax.report.environment import environment
+from allam_jax.report.markdown import code, figure, number, section, table, write_report
+from allam_jax.report.style import language_name
+from allam_jax.training.metrics import read_metrics
+
+_TITLES = {
+    "step": "Step",
+    "loss": "Loss (nats/token)",
+    "grad_norm": "Gradient norm",
+    "learning_rate": "Learning rate",
+    "tokens_per_second": "Tokens/s (median)",
+}
+
+
+def evaluation_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """The evaluations among the rows of metrics.jsonl: for each language its (step, bits per byte)."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        for key, value in row.items():
+            prefix, _, rest = key.partition("/")
+            language, _, metric = rest.partition("/")
+            if prefix == "eval" and metric == "bits_per_byte":
+                curves.setdefault(language, []).append((row["step"], value))
+    return curves
+
+
+def write_run_report(
+    workdir: Path, *, command: str, title: str = "Training run", seconds: float | None = None, **facts: Any
+) -> Path:
+    """Writes `report.md` and `figures/*.png` of a training run from its `metrics.jsonl`; for one process to call.
+
+    Args:
+        workdir: where the metrics are and the report goes.
+        command: the command line that produced the run.
+        title: the heading.
+        seconds: wall-clock time of the run.
+        facts: further lines of the first table, for instance `parameters=3_200_000`.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        UserError: `metrics.jsonl` is missing or damaged.
+    """
+    workdir = Path(workdir)
+    report = workdir / "report.md"
+    rows = read_metrics(workdir / "metrics.jsonl")
+    training = [row for row in rows if "loss" in row]
+    curves = evaluation_curves(rows)
+    summary = [{"what": what.replace("_", " ").capitalize(), "value": number(value)} for what, value in facts.items()]
+    sections = [section("Command", code(command, language="sh"))]
+    if summary:
+        sections.append(section("Run", table(summary, {"what": "", "value": ""})))
+    if training:
+        curves_path = workdir / "figures" / "training.png"
+        figures.training_curves({"training": training}, curves_path)
+        last = dict(training[-1]) | {"tokens_per_second": _median(training, "tokens_per_second")}
+        sections.append(
+            section(
+                "Training",
+                table([last], _TITLES),
+                figure(curves_path, caption="Loss, gradient norm and learning rate over the steps.", report=report),
+            )
+        )
+    if curves:
+        curves_path = workdir / "figures" / "bits_per_byte.png"
+        figures.bits_per_byte_curves({"training": curves}, base={}, path=curves_path)
+        sections.append(
+            section(
+                "Bits per byte",
+                table(
+                    [
+                        {
+                            "language": language_name(language),
+                            "first_step": points[0][0],
+                            "first": points[0][1],
+                            "last_step": points[-1][0],
+                            "last": points[-1][1],
+                            "change": f"{100 * (points[-1][1] / points[0][1] - 1):+.1f} %",
+                        }
+                        for language, points in curves.items()
+                    ],
+                    {
+                        "language": "Language",
+                        "first_step": "First step",
+                        "first": "Bits/byte",
+                        "last_step": "Last step",
+                        "last": "Bits/byte",
+                        "change": "Change",
+                    },
+                ),
+                figure(curves_path, caption="Bits per byte of held-out text, by language.", report=report),
+            )
+        )
+    sections.append(section("Environment", environment(seconds=seconds)))
+    write_report(report, title=title, sections=sections)
+    return report
+
+
+def _median(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    values = [row[key] for row in rows if row.get(key) is not None]
+    return statistics.median(values) if values else None

@@ -1,0 +1,374 @@
+"""Hugging Face Llama directories <-> parameters, streamed block by block.
+
+Every parameter of ours is one tensor of theirs, or the stack of one tensor per layer, transposed: they keep a linear
+map as [out, in], we as [in, out] with heads apart. Rotary embeddings use the same half-split layout on both sides, so
+no rows are permuted. On import each parameter is assembled in buffers that JAX takes over without a copy on CPU, and
+the file is read a few megabytes at a time; on export one layer is fetched at a time. Either way no more than about
+one copy of the weights is in memory.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, Sharding
+
+from allam_jax.errors import UserError
+from allam_jax.files import read_json, write_json
+from allam_jax.model.llama import Params, abstract_params
+from allam_jax.model.llama_config import LlamaConfig
+from allam_jax.parallel.distributed import is_main_process
+from allam_jax.parallel.sharding import DEFAULT_RULES, ShardingRules
+from allam_jax.weights import safetensors_io
+from allam_jax.weights.directory import shardings_on
+from allam_jax.weights.huggingface_config import config_from_huggingface, config_to_huggingface
+from allam_jax.weights.output_directory import collective_directory, copy_tokenizer, tokenizer_files
+from allam_jax.weights.safetensors_io import StoredTensor, TensorToWrite
+
+_BLOCK_BYTES = 8 << 20
+_Range = tuple[int, int]  # start and stop on one axis
+
+
+@dataclasses.dataclass(frozen=True)
+class _Mapping:
+    """How one parameter of ours (of one layer, if `{}` is in the name) is stored by Hugging Face."""
+
+    name: str
+    to_ours: tuple[int, ...]  # permutation from their axes (with heads unfolded) to ours
+    row_axes: int = 1  # how many of their unfolded axes make up the rows of the stored matrix
+
+
+_MAPPINGS: dict[tuple[str, ...], _Mapping] = {
+    ("embedding", "table"): _Mapping("model.embed_tokens.weight", (0, 1)),
+    ("layers", "attention_norm", "scale"): _Mapping("model.layers.{}.input_layernorm.weight", (0,)),
+    ("layers", "attention", "query"): _Mapping("model.layers.{}.self_attn.q_proj.weight", (2, 0, 1), row_axes=2),
+    ("layers", "attention", "key"): _Mapping("model.layers.{}.self_attn.k_proj.weight", (2, 0, 1), row_axes=2),
+    ("layers", "attention", "value"): _Mapping("model.layers.{}.self_attn.v_proj.weight", (2, 0, 1), row_axes=2),
+    ("layers", "attention", "output"): _Mapping("model.layers.{}.self_attn.o_proj.weight", (1, 2, 0)),
+    ("layers", "mlp_norm", "scale"): _Mapping("model.layers.{}.post_attention_layernorm.weight", (0,)),
+    ("layers", "mlp", "gate"): _Mapping("model.layers.{}.mlp.gate_proj.weight", (1, 0)),
+    ("layers", "mlp", "up"): _Mapping("model.layers.{}.mlp.up_proj.weight", (1, 0)),
+    ("layers", "mlp", "down"): _Mapping("model.layers.{}.mlp.down_proj.weight", (1, 0)),
+    ("final_norm", "scale"): _Mapping("model.norm.weight", (0,)),
+    ("head", "kernel"): _Mapping("lm_head.weight", (1, 0)),
+}
+# Recomputed from the configuration; old exports carry it along.
+_IGNORED_SUFFIX = "rotary_emb.inv_freq"
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """One stored tensor and the part of our parameter that it is: all of it, or one layer."""
+
+    name: str
+    mapping: _Mapping
+    layer: int | None
+    shape: tuple[int, ...]  # our shape, without the layer axis and without padding rows
+
+    @property
+    def unfolded(self) -> tuple[int, ...]:
+        """Their shape with heads unfolded: our shape with the permutation undone."""
+        shape = [0] * len(self.shape)
+        for ours, theirs in enumerate(self.mapping.to_ours):
+            shape[theirs] = self.shape[ours]
+        return tuple(shape)
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Their shape as stored."""
+        rows, columns = self.unfolded[: self.mapping.row_axes], self.unfolded[self.mapping.row_axes :]
+        return (math.prod(rows), math.prod(columns)) if columns else (math.prod(rows),)
+
+    @property
+    def block_axis(self) -> int:
+        """The axis of our shape that is their first: blocks are ranges of it, and lie together in their file."""
+        return self.mapping.to_ours.index(0)
+
+    def blocks(self, itemsize: int) -> Iterator[tuple[int, int]]:
+        """Ranges of the block axis, of a few megabytes each."""
+        rows, *rest = self.unfolded
+        step = max(1, _BLOCK_BYTES // (math.prod(rest) * itemsize))
+        for start in range(0, rows, step):
+            yield start, min(start + step, rows)
+
+
+def pieces_of(config: LlamaConfig) -> dict[tuple[str, ...], list[Piece]]:
+    """The stored tensors of every parameter of a network with this configuration."""
+    pieces = {}
+    unpadded = abstract_params(dataclasses.replace(config, vocab_multiple=1))
+    for path, mapping in _MAPPINGS.items():
+        if path[0] == "head" and config.tie_embeddings:
+            continue
+        shape = _at(unpadded, path).shape
+        if path[0] == "layers":
+            pieces[path] = [
+                Piece(mapping.name.format(layer), mapping, layer, shape[1:]) for layer in range(config.num_layers)
+            ]
+        else:
+            pieces[path] = [Piece(mapping.name, mapping, None, shape)]
+    return pieces
+
+
+# -- Import ------------------------------------------------------------------------------------------------------------
+
+
+def import_huggingface(
+    directory: Path,
+    *,
+    param_dtype: str | None = None,
+    mesh: Mesh | None = None,
+    rules: ShardingRules = DEFAULT_RULES,
+    vocab_multiple: int = 128,
+) -> tuple[Params, LlamaConfig]:
+    """Reads a Llama directory (`config.json` and safetensors, in one file or in shards).
+
+    Args:
+        directory: the Hugging Face directory.
+        param_dtype: converts to this dtype; None keeps what is stored.
+        mesh: where the parameters go, laid out by `rules`; None means the default device.
+        rules: logical axes -> mesh axes.
+        vocab_multiple: the tables are padded with zero rows up to a multiple of this.
+
+    Raises:
+        UserError: a configuration that is not supported; a missing, unexpected, truncated or ill-shaped tensor.
+    """
+    config, stored = open_huggingface(directory, vocab_multiple=vocab_multiple)
+    shapes, shardings = abstract_params(config), shardings_on(config, mesh=mesh, rules=rules)
+    params: Params = {}
+    for path, parts in pieces_of(config).items():
+        tensors = [stored[part.name] for part in parts]
+        dtype = parameter_dtype(tensors, param_dtype)
+        node = params
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = _assemble(parts, tensors, _at(shapes, path).shape, dtype, _at(shardings, path))
+    return params, config
+
+
+def open_huggingface(directory: Path, *, vocab_multiple: int = 128) -> tuple[LlamaConfig, dict[str, StoredTensor]]:
+    """The architecture and the tensors, by name, of a Llama directory, which fit; errors as `import_huggingface`."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such directory")
+    config_file = directory / "config.json"
+    config = config_from_huggingface(read_json(config_file), file=config_file, vocab_multiple=vocab_multiple)
+    stored = safetensors_io.read_directory(directory)
+    _check_tensors(stored, pieces_of(config), config=config, directory=directory)
+    return config, stored
+
+
+def read_block(piece: Piece, tensor: StoredTensor, *, first: int, last: int) -> np.ndarray:
+    """The range first..last of `piece`'s block axis, freshly read, with our axes (not contiguous), as stored."""
+    rows_per_unit = piece.stored_shape[0] // piece.unfolded[0]
+    rows = safetensors_io.read_rows(tensor, start=first * rows_per_unit, stop=last * rows_per_unit)
+    return rows.reshape(last - first, *piece.unfolded[1:]).transpose(piece.mapping.to_ours)
+
+
+def _check_tensors(
+    stored: dict[str, StoredTensor],
+    pieces: dict[tuple[str, ...], list[Piece]],
+    *,
+    config: LlamaConfig,
+    directory: Path,
+) -> None:
+    expected = {piece.name: piece for parts in pieces.values() for piece in parts}
+    found = {name for name in stored if not name.endswith(_IGNORED_SUFFIX)}
+    head = _MAPPINGS["head", "kernel"].name
+    if config.tie_embeddings and head in found:
+        # Some exports of tied networks write the table twice.
+        if not _equal(stored[head], stored.get(_MAPPINGS["embedding", "table"].name)):
+            raise UserError(
+                f"{directory}: config.json says tie_word_embeddings, but {head} differs from the embedding; "
+                "set tie_word_embeddings to false to keep both"
+            )
+        found.discard(head)
+    for kind, names in (("missing", sorted(set(expected) - found)), ("unexpected", sorted(found - set(expected)))):
+        if names:
+            listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            raise UserError(
+                f"{directory}: {len(names)} {kind} tensors: {listed}; config.json and the safetensors do not fit"
+            )
+    for name, piece in expected.items():
+        if stored[name].shape != piece.stored_shape:
+            raise UserError(
+                f"{stored[name].file}: tensor {name} has shape {stored[name].shape}, but config.json implies "
+                f"{piece.stored_shape}" + _vocabulary_hint(stored[name], piece, config)
+            )
+
+
+def _vocabulary_hint(tensor: StoredTensor, piece: Piece, config: LlamaConfig) -> str:
+    if "layers" in piece.name or tensor.shape[1:] != piece.stored_shape[1:]:
+        return ""
+    return f": the weights hold {tensor.shape[0]} tokens, vocab_size is {config.vocab_size}"
+
+
+def _equal(first: StoredTensor, second: StoredTensor | None) -> bool:
+    if second is None or (first.shape, first.dtype) != (second.shape, second.dtype):
+        return False
+    step = max(1, _BLOCK_BYTES * first.shape[0] // max(first.nbytes, 1))
+    return all(
+        np.array_equal(
+            safetensors_io.read_rows(first, start=start, stop=min(start + step, first.shape[0])).view(np.uint8),
+            safetensors_io.read_rows(second, start=start, stop=min(start + step, first.shape[0])).view(np.uint8),
+        )
+        for start in range(0, first.shape[0], step)
+    )
+
+
+def parameter_dtype(tensors: Sequence[StoredTensor], param_dtype: str | None) -> np.dtype:
+    """The dtype that holds what these tensors hold, or `param_dtype`; UserError if they are no weights."""
+    for tensor in tensors:
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+            raise UserError(f"{tensor.file}: tensor {tensor.name} is {tensor.dtype}; expected floating-point weights")
+        if tensor.dtype == np.float64 and param_dtype is None:
+            raise UserError(f"{tensor.file}: tensor {tensor.name} is float64; choose a param_dtype, e.g. float32")
+    if param_dtype is not None:
+        return np.dtype(jnp.dtype(param_dtype))
+    return np.dtype(jnp.result_type(*{tensor.dtype for tensor in tensors}))  # layers may differ
+
+
+def _assemble(
+    parts: list[Piece], tensors: list[StoredTensor], shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding
+) -> jax.Array:
+    """Reads what this process needs of each stored tensor, once, and deals it out to the buffers of its shards."""
+
+    def bounds(index: tuple[slice, ...] | None) -> tuple[_Range, ...]:
+        assert index is not None
+        return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
+
+    shards = {bounds(index) for index in sharding.addressable_devices_indices_map(shape).values()}
+    buffers = {shard: _aligned_zeros(tuple(stop - start for start, stop in shard), dtype) for shard in shards}
+    for piece, tensor in zip(parts, tensors, strict=True):
+        targets = list(buffers.items())
+        if (layer := piece.layer) is not None:
+            targets = [(shard[1:], part[layer - shard[0][0]]) for shard, part in targets if layer in range(*shard[0])]
+        for first, last in piece.blocks(tensor.dtype.itemsize):
+            if not any(
+                shard[piece.block_axis][0] < last and first < shard[piece.block_axis][1] for shard, _ in targets
+            ):
+                continue  # other processes' rows
+            block = read_block(piece, tensor, first=first, last=last)
+            covered = [(0, size) for size in piece.shape]
+            covered[piece.block_axis] = (first, last)
+            for shard, buffer in targets:
+                _copy_overlap(block, covered, buffer, shard)
+    return jax.make_array_from_callback(shape, sharding, lambda index: buffers[bounds(index)])
+
+
+def _copy_overlap(block: np.ndarray, covered: Sequence[_Range], buffer: np.ndarray, shard: Sequence[_Range]) -> None:
+    """Copies what lies in both: `block` holds the ranges `covered` of a parameter, `buffer` the ranges `shard`."""
+    overlap = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(covered, shard, strict=True)]
+    if any(start >= stop for start, stop in overlap):
+        return
+    _copy(
+        block[tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(overlap, covered, strict=True))],
+        to=buffer[tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(overlap, shard, strict=True))],
+    )
+
+
+def _copy(source: np.ndarray, *, to: np.ndarray) -> None:
+    """`to[...] = source`, five to ten times faster for transposed arrays."""
+    if source.dtype == to.dtype:  # as bits: NumPy is slow with types that are not its own
+        bits = np.dtype(f"u{source.dtype.itemsize}")
+        source, to = source.view(bits), to.view(bits)
+    if source.ndim < 2 or source.strides[-1] == source.itemsize:
+        to[...] = source
+        return
+    # In strips of about a cache line: every line that is fetched is then used up before it is evicted.
+    for start in range(0, source.shape[-1], 16):
+        to[..., start : start + 16] = source[..., start : start + 16]
+
+
+def _aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Zeros that start on 64 bytes: JAX then uses the memory as it is (on CPU) instead of copying it."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.zeros(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+# -- Export ------------------------------------------------------------------------------------------------------------
+
+
+def export_huggingface(
+    directory: Path,
+    *,
+    params: Params,
+    config: LlamaConfig,
+    tokenizer_dir: Path | None = None,
+    dtype: str | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+    generation: dict[str, Any] | None = None,
+) -> None:
+    """Writes a directory that `LlamaForCausalLM.from_pretrained` reads; atomic: it appears complete or not at all.
+
+    All processes must call it; the first writes. Padding rows are dropped.
+
+    Args:
+        directory: replaced if it exists.
+        params: the parameters.
+        config: their architecture.
+        tokenizer_dir: whose tokenizer files are copied along.
+        dtype: of the exported weights; None keeps that of the parameters.
+        max_shard_bytes: more than this is split into several files and an index.
+        generation: the content of `generation_config.json`; its `bos_token_id`, `eos_token_id` and `pad_token_id` go
+            into `config.json` as well.
+    """
+    generation = dict(generation or {})
+    if tokenizer_dir is not None:
+        tokenizer_files(tokenizer_dir)
+    by_path = [(path, piece) for path, pieces in pieces_of(config).items() for piece in pieces]
+    by_path.sort(key=lambda entry: _position(*entry))  # a layer's tensors lie together
+    tensors = [_to_write(_at(params, path), piece, dtype) for path, piece in by_path]
+    names = {jnp.dtype(tensor.dtype).name for tensor in tensors}
+    dtype_name = names.pop() if len(names) == 1 else "float32"
+    with collective_directory(Path(directory)) as temporary:
+        if not is_main_process():
+            for tensor in tensors:  # takes part in fetching what lies on other hosts
+                for _ in tensor.blocks():
+                    pass
+            return
+        safetensors_io.write_directory(temporary, tensors, max_shard_bytes=max_shard_bytes)
+        write_json(temporary / "config.json", config_to_huggingface(config, dtype=dtype_name, token_ids=generation))
+        write_json(temporary / "generation_config.json", generation)
+        if tokenizer_dir is not None:
+            copy_tokenizer(tokenizer_dir, to=temporary)
+
+
+def _position(path: tuple[str, ...], piece: Piece) -> float:
+    if piece.layer is not None:
+        return piece.layer
+    return -1 if path[0] == "embedding" else math.inf
+
+
+def _to_write(param: jax.Array, piece: Piece, dtype: str | None) -> TensorToWrite:
+    target = np.dtype(param.dtype) if dtype is None else np.dtype(jnp.dtype(dtype))
+
+    def blocks() -> Iterator[np.ndarray]:
+        ours = _to_host(param if piece.layer is None else param[piece.layer])
+        ours = ours[tuple(slice(size) for size in piece.shape)]  # without padding rows
+        theirs = ours.transpose(np.argsort(piece.mapping.to_ours))
+        for first, last in piece.blocks(param.dtype.itemsize):
+            rows = np.empty(theirs[first:last].shape, target)
+            _copy(theirs[first:last], to=rows)
+            yield rows.reshape(-1, *piece.stored_shape[1:])
+
+    return TensorToWrite(piece.name, target, piece.stored_shape, blocks)
+
+
+def _to_host(array: jax.Array | np.ndarray) -> np.ndarray:
+    if isinstance(array, np.ndarray) or array.is_fully_addressable:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)
+
+
+def _at(tree: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree

@@ -1,0 +1,119 @@
+"""A merged model: its parameters are computed from those of models on disk when they are read, a block at a time."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from allam_jax.errors import UserError
+from allam_jax.model.llama import Params, abstract_params
+from allam_jax.model.llama_config import LlamaConfig
+from allam_jax.weights.huggingface import Piece, pieces_of
+from allam_jax.weights.merging import rounded, slerp_coefficients, weighted_sum
+from allam_jax.weights.stored_parameters import StoredParameter, StoredParameters
+from allam_jax.weights.streamed import StreamedArray
+
+# What may differ between models that are merged: neither is seen by the network.
+_FREE = ("vocab_multiple", "init_std")
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightedSum:
+    """sum_j c_j theta_j."""
+
+    coefficients: tuple[float, ...]  # one a model, of sum 1
+
+    def coefficients_of(self, piece: Piece, parameters: Sequence[StoredParameter]) -> tuple[float, ...]:
+        """The same for every tensor."""
+        return self.coefficients
+
+
+@dataclasses.dataclass(frozen=True)
+class Slerp:
+    """Spherical interpolation of two models, tensor by tensor (one layer of a matrix, a table or a norm's scale)."""
+
+    t: float  # 0 is the first model, 1 the second
+
+    def coefficients_of(self, piece: Piece, parameters: Sequence[StoredParameter]) -> tuple[float, ...]:
+        """Of this tensor, which is read to find them."""
+        first, second = parameters
+        pairs = ((first.read(piece, first=a, last=b), second.read(piece, first=a, last=b)) for a, b in _blocks(piece))
+        return slerp_coefficients(pairs, t=self.t)
+
+
+def merged_params(
+    models: Sequence[StoredParameters], *, config: LlamaConfig, method: WeightedSum | Slerp, dtype: str | None = None
+) -> Params:
+    """The parameters of the merge as `StreamedArray`s, in the layout (padding rows included) of `config`.
+
+    Args:
+        models: on disk, of this architecture.
+        config: the architecture.
+        method: what is computed, in float64.
+        dtype: of the result; None takes, for each parameter, the one that holds the values of all models.
+
+    Raises:
+        UserError: (when a parameter is read) the result is not finite.
+    """
+    all_pieces = pieces_of(config)
+
+    def leaf(path: tuple[jax.tree_util.DictKey, ...], whole: jax.ShapeDtypeStruct) -> StreamedArray:
+        keys = tuple(key.key for key in path)
+        pieces, parameters = all_pieces[keys], [model[keys] for model in models]
+        stacked = pieces[0].layer is not None
+        shape = whole.shape[1:] if stacked else whole.shape
+
+        def compute(layer: int | None, dtype: np.dtype) -> np.ndarray:
+            piece = pieces[0 if layer is None else layer]
+            return _merge_piece(piece, parameters, method=method, shape=shape, dtype=dtype)
+
+        wide = np.dtype(jax.numpy.result_type(*(parameter.dtype for parameter in parameters)))
+        array = StreamedArray(whole.shape, wide, stacked, compute)
+        return array.astype(dtype) if dtype else array
+
+    return jax.tree_util.tree_map_with_path(leaf, abstract_params(config))
+
+
+def check_same_architecture(configs: Sequence[tuple[str, LlamaConfig]]) -> None:
+    """UserError naming the first field in which a model (given by its name) differs from the first of them."""
+    (first_name, first), *others = ((name, dataclasses.asdict(config)) for name, config in configs)
+    for name, other in others:
+        for field, value in first.items():
+            if field not in _FREE and other[field] != value:
+                raise UserError(
+                    f"merge: {first_name} has {field} = {value}, but {name} has {other[field]}; only models of one "
+                    "architecture can be merged"
+                )
+
+
+def _merge_piece(
+    piece: Piece,
+    parameters: Sequence[StoredParameter],
+    *,
+    method: WeightedSum | Slerp,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+) -> np.ndarray:
+    """One tensor of the result, `shape`: that of the piece with padding rows, which are zero."""
+    coefficients = method.coefficients_of(piece, parameters)
+    result: np.ndarray | None = None
+    for first, last in _blocks(piece):
+        total = weighted_sum((parameter.read(piece, first=first, last=last) for parameter in parameters), coefficients)
+        if result is None:
+            result = _zeros(shape, dtype, like=total)
+        index = [slice(0, size) for size in piece.shape]
+        index[piece.block_axis] = slice(first, last)
+        result[tuple(index)] = rounded(total, dtype, name=piece.name)
+    assert result is not None
+    return result
+
+
+def _blocks(piece: Piece) -> list[tuple[int, int]]:
+    return list(piece.blocks(np.dtype(np.float64).itemsize))
+
+
+def _zeros(shape: tuple[int, ...], dtype: np.dtype, *, like: np.ndarray) -> np.ndarray:
+    """Zeros whose axes lie in memory in the order of those of `like`: copying blocks into them is then fast."""
+    order = sorted(range(like.ndim), key=lambda axis: -like.strides[axis])
+    return np.zeros([shape[axis] for axis in order], dtype).transpose(np.argsort(order))

@@ -1,0 +1,104 @@
+"""Parameters that stay on disk, read a block at a time: one view of Hugging Face directories and of Orbax checkpoints.
+
+The unit is the piece (huggingface.py): one layer of a parameter, or a table. A block is a range of a piece's block
+axis, with our axes and without padding rows, whatever the format; so that blocks of models in different formats fit.
+
+In memory is a block of each model, and for an Orbax checkpoint the chunks around it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import tensorstore as ts
+
+from allam_jax.model.llama_config import LlamaConfig
+from allam_jax.weights.huggingface import Piece, open_huggingface, parameter_dtype, pieces_of, read_block
+from allam_jax.weights.orbax_arrays import chunk_shape, open_array, read_part
+from allam_jax.weights.safetensors_io import StoredTensor
+
+ParameterPath = tuple[str, ...]  # the keys of a parameter in the tree
+
+
+class StoredParameter(Protocol):
+    """One parameter on disk."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """One that holds all of it."""
+
+    def read(self, piece: Piece, *, first: int, last: int) -> np.ndarray:
+        """The range first..last of the block axis of one of its pieces, in the stored dtype."""
+
+
+StoredParameters = Mapping[ParameterPath, StoredParameter]
+
+
+def huggingface_parameters(directory: Path) -> tuple[StoredParameters, LlamaConfig]:
+    """Opens a Llama directory; UserErrors as of `import_huggingface`."""
+    config, stored = open_huggingface(directory)
+    return {
+        path: _Tensors({piece.name: stored[piece.name] for piece in pieces})
+        for path, pieces in pieces_of(config).items()
+    }, config
+
+
+def orbax_parameters(folder: Path, *, config: LlamaConfig, under: ParameterPath = ()) -> StoredParameters:
+    """Opens the parameters of an Orbax checkpoint, which have been found to fit `config`.
+
+    Args:
+        folder: what Orbax has written.
+        config: their architecture.
+        under: the keys in the tree that lead to the parameters.
+    """
+    folder = Path(folder)
+    names = {path: ".".join((*under, *path)) for path in pieces_of(config)}
+    chunked = {path: open_array(folder, name) for path, name in names.items()}
+    held = max(_held_bytes(chunked[path], pieces[0]) for path, pieces in pieces_of(config).items())
+    context = ts.Context({"cache_pool": {"total_bytes_limit": held}})  # one for all: arrays are read one by one
+    return {path: _OrbaxArray(open_array(folder, name, context=context), folder, name) for path, name in names.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensors:
+    tensors: dict[str, StoredTensor]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return parameter_dtype(list(self.tensors.values()), None)
+
+    def read(self, piece: Piece, *, first: int, last: int) -> np.ndarray:
+        return read_block(piece, self.tensors[piece.name], first=first, last=last)
+
+
+@dataclasses.dataclass(frozen=True)
+class _OrbaxArray:
+    array: ts.TensorStore
+    folder: Path
+    name: str
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.array.dtype.numpy_dtype)
+
+    def read(self, piece: Piece, *, first: int, last: int) -> np.ndarray:
+        ranges = [slice(0, size) for size in piece.shape]  # without padding rows
+        ranges[piece.block_axis] = slice(first, last)
+        index: tuple[int | slice, ...] = tuple(ranges) if piece.layer is None else (piece.layer, *ranges)
+        return read_part(self.array, index, folder=self.folder, name=self.name)
+
+
+def _held_bytes(array: ts.TensorStore, piece: Piece) -> int:
+    """The bytes of the chunks that a block of one of its pieces lies in, with those that the next blocks need again.
+
+    A chunk that holds several layers is needed until all of them are read.
+    """
+    chunk = chunk_shape(array)
+    layers, inner = (1, chunk) if piece.layer is None else (chunk[0], chunk[1:])
+    sizes = [-(-size // step) * step for size, step in zip(piece.shape, inner, strict=True)]
+    if layers == 1:
+        sizes[piece.block_axis] = inner[piece.block_axis]
+    return layers * math.prod(sizes) * np.dtype(array.dtype.numpy_dtype).itemsize

@@ -1,0 +1,244 @@
+"""Published training speeds beside this planner's predictions: `python -m benchmarks.published_speeds [--compile]`.
+
+One set of efficiencies (`cluster.Efficiency`) for all rows, two kinds of GPU, three frameworks, 1.7 to 76 billion
+parameters, tensor, fully sharded and plain data parallelism. What a framework does differently from ours is described
+with its row: what it recomputes, whether its attention writes out the scores, how it synchronises gradients.
+
+Runs with pipeline parallelism (the larger rows of Megatron-LM) are left out: we have no pipeline to describe them with.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from allam_jax.model.llama_config import ComputeOptions, LlamaConfig, preset
+from allam_jax.planning.compiled import compile_step
+from allam_jax.planning.gpu_cluster import GPUS, Cluster
+from allam_jax.planning.memory import Memory
+from allam_jax.planning.roofline import step_time
+from allam_jax.planning.run import Run
+from allam_jax.planning.workload import Remat, Workload, collectives_of_step, work_of_step
+from allam_jax.training.optimizer import make_optimizer
+from allam_jax.training.schedules import make_schedule
+
+# torchtitan's "selective op" keeps attention and every second matmul; Megatron's "selective" recomputes attention only.
+HALF = Remat(projections=0.5, down=0.5, attention=0, elementwise=1)
+ATTENTION_ONLY = Remat(projections=0, down=0, attention=1, elementwise=0)
+EVERYTHING = Remat(projections=1, down=1, attention=1, elementwise=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Published:
+    """One published run. `seconds` is of a step; of other figures, see `source`."""
+
+    name: str
+    source: str
+    gpu: str
+    gpus: int
+    workload: Workload
+    seconds: float
+
+    @property
+    def cluster(self) -> Cluster:
+        """Nodes of eight GPUs."""
+        return Cluster(gpu=GPUS[self.gpu], nodes=-(-self.gpus // 8), gpus_per_node=min(self.gpus, 8))
+
+    @property
+    def ours(self) -> Run:
+        """Our own step with its model and layout. Only where `remat` is a policy of ours."""
+        w = self.workload
+        assert isinstance(w.remat, str)
+        schedule = make_schedule(name="constant", peak_lr=3e-4, warmup_steps=0, total_steps=1)
+        return Run(
+            model=w.model,
+            options=ComputeOptions(compute_dtype=w.compute_dtype, remat=w.remat),
+            optimizer=make_optimizer(schedule=schedule),
+            mesh=w.mesh,
+            batch_size=w.tokens_per_step // w.seq_len,
+            seq_len=w.seq_len,
+            accumulation=w.accumulation,
+            param_dtype="float32",
+            z_loss=0.0,
+            loss_chunks=w.loss_chunks,
+            num_sources=1,
+        )
+
+    def predict_compiled(self) -> tuple[float, Memory]:
+        """Seconds and memory of a step of ours with this model and layout, from the compiled program."""
+        step = compile_step(self.ours, cluster=self.cluster)
+        return step_time(step.work, step.collectives, cluster=self.cluster, dtype="bfloat16").total, step.memory
+
+    def predict(self) -> float:
+        """Seconds of a step by our model."""
+        collectives = collectives_of_step(self.workload, cluster=self.cluster)
+        return step_time(work_of_step(self.workload), collectives, cluster=self.cluster, dtype="bfloat16").total
+
+
+def _llama(name: str, remat: str | Remat, *, fsdp: int, rows: int, seq_len: int = 4096, gathers: int = 7) -> Workload:
+    return Workload(
+        model=preset(name),
+        mesh={"data": 1, "fsdp": fsdp, "tensor": 1},
+        rows=rows,
+        accumulation=1,
+        seq_len=seq_len,
+        remat=remat,
+        backward_attention_matmuls=5,
+        gathers=gathers,
+    )
+
+
+def _gpt(
+    *,
+    dim: int,
+    layers: int,
+    heads: int,
+    tensor: int,
+    data: int,
+    rows: int,
+    remat: Remat,
+    accumulation: int = 1,
+    sequence_parallel: bool = False,
+) -> Workload:
+    # Megatron's GPT: two matrices of 4 D in the MLP, as many elements as three of 8/3 D; softmax over written scores.
+    model = dataclasses.replace(
+        preset("llama2_7b"),
+        dim=dim,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=dim // heads,
+        mlp_dim=round(8 * dim / 3),
+        vocab_size=51_200,
+        tie_embeddings=True,
+    )
+    return Workload(
+        model=model,
+        mesh={"data": data, "fsdp": 1, "tensor": tensor},
+        rows=rows,
+        accumulation=accumulation,
+        seq_len=2048,
+        remat=remat,
+        attention="materialized",
+        backward_attention_matmuls=4,
+        loss_chunks=1,
+        sequence_parallel=sequence_parallel,
+    )
+
+
+def megatron_seconds(*, model: LlamaConfig, batch: int, gpus: int, tflops: float) -> float:
+    """Seconds of an iteration from the published rate, by the paper's own count of operations (2104.04473, eq. 3)."""
+    T, L, D, V = 2048, model.num_layers, model.dim, 51_200
+    return 96 * batch * T * L * D**2 * (1 + T / (6 * D) + V / (16 * L * D)) / (gpus * tflops * 1e12)
+
+
+# Megatron sums gradients over its micro-batches before it reduces them; ours are reduced with every one. Entered as
+# micro-batches of 16, which is one, or for 18.4B two, of each replica's share.
+def _megatron(
+    name: str, *, gpus: int, batch: int, tflops: float, rows: int, tensor: int, dim: int, layers: int, heads: int
+) -> Published:
+    data = gpus // tensor
+    workload = _gpt(
+        dim=dim,
+        layers=layers,
+        heads=heads,
+        tensor=tensor,
+        data=data,
+        rows=rows,
+        accumulation=batch // (data * rows),
+        remat=EVERYTHING,
+    )
+    return Published(
+        name=f"Megatron-LM GPT {name}, {gpus} A100",
+        source=f"2104.04473, table 1: {tflops:.0f} TFLOP/s",
+        gpu="a100",
+        gpus=gpus,
+        workload=workload,
+        seconds=megatron_seconds(model=workload.model, batch=batch, gpus=gpus, tflops=tflops),
+    )
+
+
+def _titan(name: str, label: str, remat: str | Remat, *, rows: int, speed: float, seq_len: int = 4096) -> Published:
+    return Published(
+        name=f"torchtitan {label}, 64 A100",
+        source=f"torchtitan docs/performance.md: {speed:,.0f} tokens/s/GPU",
+        gpu="a100",
+        gpus=64,
+        workload=_llama(name, remat, fsdp=64, rows=rows, seq_len=seq_len, gathers=1),  # FSDP2 flattens a layer
+        seconds=rows * seq_len / speed,
+    )
+
+
+RUNS: tuple[Published, ...] = (
+    Published(
+        name="MaxText Llama-2 7B, 8 H100",
+        source="JAX-Toolbox: 0.72 s, 11,361 tokens/s/GPU; matmuls and attention kept",
+        gpu="h100",
+        gpus=8,
+        workload=_llama("llama2_7b", "dots", fsdp=8, rows=2),
+        seconds=0.72,
+    ),
+    Published(
+        name="MaxText Llama-2 70B, 64 H100",
+        source="NVIDIA DGX Cloud benchmarking 25.01: 7.908 s, fsdp 64, 2 rows a GPU; full remat assumed",
+        gpu="h100",
+        gpus=64,
+        workload=_llama("llama2_70b", "full", fsdp=64, rows=2),
+        seconds=7.908,
+    ),
+    _titan("llama2_13b", "Llama-2 13B, nothing recomputed", "none", rows=2, speed=2162),
+    _titan("llama2_13b", "Llama-2 13B, selective op", HALF, rows=2, speed=1904),
+    _titan("llama2_70b", "Llama-2 70B, selective op", HALF, rows=1, speed=355),
+    _titan("llama2_70b", "Llama-2 70B, full", "full", rows=2, speed=353),
+    _titan("llama3_8b", "Llama-3 8B, selective op", HALF, rows=1, speed=2973, seq_len=8192),
+    _megatron("1.7B", gpus=32, batch=512, tflops=137, rows=16, tensor=1, dim=2304, layers=24, heads=24),
+    _megatron("3.6B", gpus=64, batch=512, tflops=138, rows=16, tensor=2, dim=3072, layers=30, heads=32),
+    _megatron("7.5B", gpus=128, batch=512, tflops=142, rows=16, tensor=4, dim=4096, layers=36, heads=32),
+    _megatron("18.4B", gpus=256, batch=1024, tflops=135, rows=16, tensor=8, dim=6144, layers=40, heads=48),
+    Published(
+        name="Megatron-LM GPT 22B, 8 A100, full recomputation",
+        source="2205.05198, table 5: 1.42 s",
+        gpu="a100",
+        gpus=8,
+        workload=_gpt(dim=6144, layers=48, heads=64, tensor=8, data=1, rows=4, remat=EVERYTHING),
+        seconds=1.42,
+    ),
+    Published(
+        name="Megatron-LM GPT 22B, 8 A100, selective, sequence parallel",
+        source="2205.05198, table 5: 1.10 s",
+        gpu="a100",
+        gpus=8,
+        workload=_gpt(
+            dim=6144, layers=48, heads=64, tensor=8, data=1, rows=4, remat=ATTENTION_ONLY, sequence_parallel=True
+        ),
+        seconds=1.10,
+    ),
+)
+
+
+def table(runs: Sequence[Published] = RUNS) -> str:
+    """A Markdown table: published and predicted step time, and their ratio."""
+    lines = [
+        "| run | published, s | predicted, s | predicted / published | source |",
+        "|---|---|---|---|---|",
+    ]
+    for run in runs:
+        predicted = run.predict()
+        lines.append(
+            f"| {run.name} | {run.seconds:.2f} | {predicted:.2f} | {predicted / run.seconds:.2f} | {run.source} |"
+        )
+    return "\n".join(lines)
+
+
+def compiled_table(runs: Sequence[Published] = RUNS) -> str:
+    """The same for our own step, compiled, with the models and layouts of those runs whose remat policy is ours."""
+    lines = ["| model and layout of | published, s | our step as compiled, s | ratio |", "|---|---|---|---|"]
+    for run in runs:
+        if isinstance(run.workload.remat, str):
+            predicted, memory = run.predict_compiled()
+            ratio = f"{predicted / run.seconds:.2f}" if memory.fits else f"does not fit: {memory.total / 2**30:.0f} GiB"
+            lines.append(f"| {run.name} | {run.seconds:.2f} | {predicted:.2f} | {ratio} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.stdout.write((compiled_table() if "--compile" in sys.argv[1:] else table()) + "\n")
