@@ -1,4 +1,4 @@
-"""Configs: stage references, saving, comparing. The schema is `configs/base.py`; there is no second one."""
+"""Configs as trees: stage references, saving, comparing. What keys mean and accept: `settings.py` of each room."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,19 +8,7 @@ from ml_collections import ConfigDict
 
 from allam_jax import files
 from allam_jax.errors import UserError
-
-
-def to_dict(config: ConfigDict) -> dict[str, Any]:
-    """A config as JSON-able nested dicts; tuples become lists."""
-
-    def convert(value):
-        if isinstance(value, Mapping | ConfigDict):
-            return {key: convert(item) for key, item in value.items()}
-        if isinstance(value, tuple | list):
-            return [convert(item) for item in value]
-        return value
-
-    return convert(config)
+from allam_jax.settings import as_dict
 
 
 def map_strings(config: ConfigDict, function: Callable[[str, str], str]) -> ConfigDict:
@@ -78,45 +66,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 def save(config: ConfigDict, *, workdir: Path) -> list[str]:
     """Writes `config.json` into the workdir; returns how it differs from the one that was there."""
     path = workdir / "config.json"
-    new = to_dict(config)
+    new = as_dict(config)
     changed = differences(files.read_json(path), new) if path.exists() else []
     files.write_json(path, new)
     return changed
-
-
-# Smallest sensible value of the numbers, and the values of the names, that nobody checks before using them.
-_MINIMUM = {
-    "train.steps": 1,
-    "train.accumulation": 1,
-    "train.loss_chunks": 1,
-    "train.log_every": 1,
-    "data.seq_len": 1,
-    "data.batch_size": 1,
-    "eval.every": 0,
-    "eval.batch_size": 1,
-    "eval.max_bytes": 0,
-    "checkpoint.every": 0,
-    "guard.max_in_a_row": 0,
-    "corpus.parts": 1,
-    "corpus.shard_bytes": 1,
-    "planted.files": 1,
-}
-_CHOICES = {
-    "param_dtype": ("float32", "bfloat16", "float16"),
-    "optimizer.first_moment_dtype": ("float32", "bfloat16"),
-    "export.dtype": ("", "float32", "bfloat16", "float16"),
-}
-
-
-def check_values(config: ConfigDict) -> None:
-    """UserError naming the first value that no task can use; for what would otherwise fail late, or in a library."""
-    values = flatten(to_dict(config))
-    for key, least in _MINIMUM.items():
-        if values[key] < least:
-            raise UserError(f"config.{key} = {values[key]}: expected at least {least}")
-    for key, choices in _CHOICES.items():
-        if values[key] not in choices:
-            raise UserError(f"config.{key} = {values[key]!r}: expected one of {', '.join(map(repr, choices))}")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

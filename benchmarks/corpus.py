@@ -160,7 +160,7 @@ def pipeline_share(texts: Sequence[str], *, rounds: int) -> None:
     from configs import base, corpus_arabic
 
     def run(folder: Path, *, rules: bool, dedup: bool) -> int:
-        config = base.get_config()
+        config = base.get_config("corpus")
         config.corpus.rules = corpus_arabic.get_config().stage.corpus.corpus.rules
         config.corpus.sources.texts = base.documents(
             path=str(folder / "texts.jsonl"), language="ar", rules="classical" if rules else "", validation_share=0.0

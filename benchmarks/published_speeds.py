@@ -20,6 +20,7 @@ from allam_jax.planning.run import Run
 from allam_jax.planning.workload import Remat, Workload, collectives_of_step, work_of_step
 from allam_jax.training.optimizer import make_optimizer
 from allam_jax.training.schedules import make_schedule
+from allam_jax.training.settings import GuardSettings, OptimizerSettings, ScheduleSettings
 
 # torchtitan's "selective op" keeps attention and every second matmul; Megatron's "selective" recomputes attention only.
 HALF = Remat(projections=0.5, down=0.5, attention=0, elementwise=1)
@@ -48,11 +49,11 @@ class Published:
         """Our own step with its model and layout. Only where `remat` is a policy of ours."""
         w = self.workload
         assert isinstance(w.remat, str)
-        schedule = make_schedule(name="constant", peak_lr=3e-4, warmup_steps=0, total_steps=1)
+        schedule = make_schedule(ScheduleSettings(name="constant", peak_lr=3e-4, warmup_steps=0), total_steps=1)
         return Run(
             model=w.model,
             options=ComputeOptions(compute_dtype=w.compute_dtype, remat=w.remat),
-            optimizer=make_optimizer(schedule=schedule),
+            optimizer=make_optimizer(OptimizerSettings(), schedule=schedule, guard=GuardSettings()),
             mesh=w.mesh,
             batch_size=w.tokens_per_step // w.seq_len,
             seq_len=w.seq_len,

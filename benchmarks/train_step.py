@@ -46,13 +46,16 @@ def our_step(weights: Path, ids_BT: np.ndarray) -> tuple[Step, float]:
     from allam_jax.model.llama_config import ComputeOptions
     from allam_jax.parallel.mesh import batch_sharding, make_mesh
     from allam_jax.training.optimizer import make_optimizer
+    from allam_jax.training.settings import GuardSettings, OptimizerSettings
     from allam_jax.training.state import abstract_state, start_state
     from allam_jax.training.step import make_train_step
     from allam_jax.weights.huggingface import import_huggingface
 
     mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices("cpu")[:1])
     params, config = import_huggingface(weights, mesh=mesh)
-    optimizer = make_optimizer(schedule=lambda step: jnp.full((), LEARNING_RATE), weight_decay=0.1, clip_norm=1.0)
+    optimizer = make_optimizer(
+        OptimizerSettings(), schedule=lambda step: jnp.full((), LEARNING_RATE), guard=GuardSettings()
+    )
     abstract = abstract_state(config, optimizer=optimizer, mesh=mesh)
     state = start_state(params, abstract=abstract, optimizer=optimizer, seed=0)
     step = make_train_step(

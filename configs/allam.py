@@ -24,8 +24,7 @@ def steps_for(tokens: float) -> int:
 
 def pretraining(model: LlamaConfig, *, tokens: float, sources: dict[str, float]) -> ConfigDict:
     """A run of `tokens` over sources with these weights; learning rate, start and layout are the caller's."""
-    config = base.get_config()
-    config.task = "train"
+    config = base.get_config("train")
     config.model = base.model(model)
     config.model.update(vocab_size=VOCABULARY, max_position=SEQ_LEN)
     config.compute.update(compute_dtype="bfloat16", remat="dots")

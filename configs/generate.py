@@ -13,7 +13,6 @@ from configs import base
 
 def get_config() -> ConfigDict:
     """Needs init.weights and generate.prompts."""
-    config = base.get_config()
-    config.task = "generate"
+    config = base.get_config("generate")
     config.generate.prompts = ("",)
     return config

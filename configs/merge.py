@@ -14,8 +14,7 @@ from configs import base
 
 def get_config(paths: str) -> ConfigDict:
     """`paths`: separated by commas."""
-    config = base.get_config()
-    config.task = "merge"
+    config = base.get_config("merge")
     for number, path in enumerate(paths.split(",")):
         config.merge.models[f"model_{number:02}"] = base.merge_input(path=path)
     return config

@@ -41,8 +41,7 @@ def get_config(arg: str = "full") -> ConfigDict:
 
 
 def _training(*, english: float, tokenizer: str, steps: int) -> ConfigDict:
-    config = base.get_config()
-    config.task = "train"
+    config = base.get_config("train")
     config.tokenizer = tokenizer
     bilingual.mix(config, english=english)
     bilingual.hold_out(config)
@@ -57,8 +56,7 @@ def _base(*, steps: int) -> ConfigDict:
 
 
 def _expand(method: str) -> ConfigDict:
-    config = base.get_config()
-    config.task = "expand"
+    config = base.get_config("expand")
     config.init.weights = "@base"
     config.tokenizer = "@merged_tokenizer"
     config.expand.method = method
@@ -76,15 +74,13 @@ def _continued(method: str, *, steps: int) -> ConfigDict:
 
 
 def _export() -> ConfigDict:
-    config = base.get_config()
-    config.task = "export"
+    config = base.get_config("export")
     config.init.weights = "@continued_subword_mean"
     return config
 
 
 def _report() -> ConfigDict:
-    config = base.get_config()
-    config.task = "expansion_report"
+    config = base.get_config("expansion_report")
     config.report.base = "@base"
     config.report.tokenizers = "@merged_tokenizer"
     config.report.export = "@export"

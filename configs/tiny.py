@@ -30,8 +30,7 @@ def get_config() -> ConfigDict:
 
 def training(*, english: float, steps: int) -> ConfigDict:
     """A training stage on the corpus, with this share of English; also for the stages that experiments add."""
-    config = base.get_config()
-    config.task = "train"
+    config = base.get_config("train")
     config.model.update(dim=128, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=32, mlp_dim=384)
     config.data.update(seq_len=128, batch_size=8)
     bilingual.mix(config, english=english)
@@ -50,11 +49,10 @@ def _base() -> ConfigDict:
 
 
 def _expand() -> ConfigDict:
-    config = base.get_config()
-    config.task = "expand"
+    config = base.get_config("expand")
     config.init.weights = "@base"
     config.tokenizer = "@merged_tokenizer"
-    config.data.seq_len = 128
+    config.eval.seq_len = 128
     bilingual.hold_out(config)
     return config
 

@@ -102,8 +102,7 @@ def get_experiment(scale: str = "laptop") -> Experiment:
 
 
 def _mixed(recipe: ConfigDict) -> dict[str, ConfigDict]:
-    bibles = base.get_config()
-    bibles.task = "corpus"
+    bibles = base.get_config("corpus")
     bibles.corpus.sources.translated = base.documents(catalog="van_dyke_ar", validation_share=0.03)
     bibles.corpus.sources.bible_en = base.documents(catalog="web_en", validation_share=0.03)
     mixed = continuing(weights="@expand/weights", steps=LAPTOP_STEPS)

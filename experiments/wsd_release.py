@@ -170,8 +170,7 @@ def _paper_sources(weights: dict[str, float], **values: str) -> ConfigDict:
 
 def _stages(recipe: ConfigDict) -> dict[str, ConfigDict]:
     """The instructions, the trunk, the release that one arm goes on from, and the branch that varies."""
-    requests = base.get_config()
-    requests.task = "corpus"
+    requests = base.get_config("corpus")
     requests.corpus.sources.instructions = base.documents(
         catalog="bible_requests", max_bytes=2_000_000, validation_share=0.03
     )

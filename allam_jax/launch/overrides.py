@@ -8,8 +8,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from allam_jax.config import flatten, to_dict
+from allam_jax.config import flatten
 from allam_jax.errors import UserError
+from allam_jax.settings import as_dict
 
 
 def override(config: ConfigDict, overrides: Mapping[str, Any], *, where: str) -> None:
@@ -101,7 +102,7 @@ def _hint(config: ConfigDict, key: str) -> str:
         if whole:
             return f"; did you mean {whole[0]!r}?"
         break
-    leaves = list(flatten(to_dict(config)))
+    leaves = list(flatten(as_dict(config)))
     same_end = [leaf for leaf in leaves if leaf.rpartition(".")[2] == parts[-1]]
     close = difflib.get_close_matches(key, same_end, n=1, cutoff=0.0) or difflib.get_close_matches(key, leaves, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -12,6 +12,7 @@ from allam_jax.planning.run import described_run
 from allam_jax.planning.run_plan import Energy, Plan, analytic_plan
 from allam_jax.report.markdown import number, table
 from allam_jax.tasks.recipe import Stage
+from allam_jax.tasks.registry import settings_of
 
 
 def preview(experiment: Experiment, runs: Sequence[Run], jobs: Sequence[Job]) -> str:
@@ -64,11 +65,11 @@ def _plans(runs: Sequence[Run]) -> tuple[dict[str, Plan], str]:
         for stage in run.stages:
             if stage.config.task != "train" or stage.fingerprint in plans:
                 continue
-            section = stage.config.plan
             try:
-                cluster = cluster_of(section)
-                layout = described_run(stage.config, device_count=cluster.size)
-                energy = Energy(power_share=section.power_share, pue=section.pue)
+                settings = settings_of(stage.config, task="plan")
+                cluster = cluster_of(settings.plan)
+                layout = described_run(settings, device_count=cluster.size)
+                energy = Energy(power_share=settings.plan.power_share, pue=settings.plan.pue)
                 tokens = training_tokens(stage)
                 plans[stage.fingerprint] = analytic_plan(layout, cluster=cluster, tokens=tokens, energy=energy)
             except UserError as error:

@@ -9,10 +9,11 @@ from ml_collections import ConfigDict
 
 from allam_jax.ablation.experiment import Experiment
 from allam_jax.ablation.vary import Choice
-from allam_jax.config import differences, to_dict
+from allam_jax.config import differences
 from allam_jax.errors import UserError
 from allam_jax.files import write_json
 from allam_jax.launch.overrides import override
+from allam_jax.settings import as_dict
 from allam_jax.tasks.recipe import Stage, is_finished, link_stage, stages_of
 from allam_jax.tasks.runner import check
 
@@ -51,7 +52,7 @@ class Run:
 
     def save(self) -> None:
         """Writes the recipe into the run's directory, and links to where its stages are or will be."""
-        write_json(self.workdir / RECIPE_FILE, to_dict(self.config))
+        write_json(self.workdir / RECIPE_FILE, as_dict(self.config))
         for name, directory in self.directories.items():
             link_stage(self.workdir / name, directory)
 
@@ -115,11 +116,11 @@ def _run(choice: Choice, recipe: ConfigDict, *, experiment: Experiment, workdir:
     if missing:
         raise UserError(f"measures: no stage is called {missing[0]!r}; there are {', '.join(config.stages)}")
     needed: set[str] = set()
-    for stage in reversed(stages_of(config)):
-        if stage.name in experiment.stages or stage.name in needed:
-            needed |= {stage.name, *stage.uses}
-    config = _as_recipe({name: config.stage[name] for name in config.stages if name in needed})
     try:
+        for stage in reversed(stages_of(config)):
+            if stage.name in experiment.stages or stage.name in needed:
+                needed |= {stage.name, *stage.uses}
+        config = _as_recipe({name: config.stage[name] for name in config.stages if name in needed})
         check(config)
     except UserError as error:
         raise UserError(f"run {choice.name}: {error}") from None
@@ -128,4 +129,4 @@ def _run(choice: Choice, recipe: ConfigDict, *, experiment: Experiment, workdir:
 
 def differing(run: Run, other: Run) -> list[str]:
     """Lines `key: value -> value` for every key in which two runs differ."""
-    return differences(to_dict(run.config), to_dict(other.config))
+    return differences(as_dict(run.config), as_dict(other.config))

@@ -7,10 +7,11 @@ from typing import Any
 
 from allam_jax.ablation.measures import METRICS_FILE, all_metrics
 from allam_jax.ablation.outcomes import Outcome
-from allam_jax.config import flatten, to_dict
+from allam_jax.config import flatten
 from allam_jax.errors import UserError
 from allam_jax.launch.jobs import Job
 from allam_jax.launch.runs import Run
+from allam_jax.settings import as_dict
 
 _RUN_TAG = "allam_jax.run"
 _BATCH = 1000  # metrics in one call, the most that MLflow takes
@@ -57,7 +58,7 @@ def _log(mlflow: Any, runs: Sequence[Run], outcomes: Sequence[Outcome], *, sweep
         if identity in known:
             continue
         handle = client.create_run(experiment, run_name=run.name, tags={_RUN_TAG: identity}).info.run_id
-        params = run.labels | flatten(to_dict(run.config)["stage"])
+        params = run.labels | flatten(as_dict(run.config)["stage"])
         entities = [mlflow.entities.Param(_key(key), str(value)[:500]) for key, value in params.items()]
         for begin in range(0, len(entities), _PARAM_BATCH):
             client.log_batch(handle, params=entities[begin : begin + _PARAM_BATCH])

@@ -3,42 +3,45 @@
 import dataclasses
 
 from allam_jax.errors import UserError
-from kernels.attention.api import BACKENDS
+from allam_jax.settings import Section, setting
+from kernels.attention.backends import BACKENDS
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LlamaConfig:
+class LlamaConfig(Section, name="model"):
     """The architecture: what must agree between a set of weights and the code. Stored as `model.json`."""
 
-    vocab_size: int  # ids the tokenizer can produce
-    vocab_multiple: int  # embedding and head rows are padded up to a multiple of this
-    dim: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    mlp_dim: int
-    tie_embeddings: bool
-    norm_eps: float
-    rope_theta: float
-    # Llama-3 frequency scaling; a factor of 1 means none.
-    rope_scaling_factor: float = 1.0
-    rope_low_freq_factor: float = 1.0
-    rope_high_freq_factor: float = 4.0
-    rope_original_max_position: int = 8192
-    max_position: int = 4096  # longest context it was trained on; recorded for exports
-    init_std: float = 0.02
+    vocab_size: int = setting(..., "ids the tokenizer can produce; 0 in a config takes the tokenizer's", least=0)
+    vocab_multiple: int = setting(..., "rows of the embedding and the head are padded up to a multiple of it", least=1)
+    dim: int = setting(..., "width of the residual stream", least=1)
+    num_layers: int = setting(..., "layers", least=1)
+    num_heads: int = setting(..., "query heads", least=1)
+    num_kv_heads: int = setting(..., "key/value heads; they divide the query heads", least=1)
+    head_dim: int = setting(..., "size of a head; even", least=2)
+    mlp_dim: int = setting(..., "feed-forward width", least=1)
+    tie_embeddings: bool = setting(..., "whether the embedding is the head too")
+    norm_eps: float = setting(..., "added to the mean square in norms", above=0, most=1)
+    rope_theta: float = setting(..., "base of the rotary frequencies", above=0)
+    rope_scaling_factor: float = setting(1.0, "Llama-3's frequency scaling; 1: none", above=0)
+    rope_low_freq_factor: float = setting(1.0, "Llama-3: longer wavelengths are stretched by the factor", above=0)
+    rope_high_freq_factor: float = setting(4.0, "Llama-3: shorter wavelengths are kept", above=0)
+    rope_original_max_position: int = setting(8192, "Llama-3: the context before scaling", least=1)
+    max_position: int = setting(4096, "longest context it was trained on; recorded for exports", least=1)
+    init_std: float = setting(0.02, "standard deviation of random weights", above=0, most=1e3)
 
-    def __post_init__(self):
-        for name in ("vocab_size", "vocab_multiple", "dim", "num_layers", "num_heads", "num_kv_heads", "head_dim"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name} = {getattr(self, name)}: must be at least 1")
+    def check(self) -> None:
+        """UserError for heads that do not fit together."""
         if self.num_heads % self.num_kv_heads:
             raise UserError(
-                f"model.num_heads = {self.num_heads} is not a multiple of model.num_kv_heads = {self.num_kv_heads}"
+                f"config.model.num_heads = {self.num_heads}: expected a multiple of model.num_kv_heads = "
+                f"{self.num_kv_heads}"
             )
         if self.head_dim % 2:
-            raise UserError(f"model.head_dim = {self.head_dim}: rotary embeddings need an even size")
+            raise UserError(f"config.model.head_dim = {self.head_dim}: rotary embeddings need an even size")
+
+    @classmethod
+    def default(cls) -> "LlamaConfig":
+        """The tiny preset, with the vocabulary of the tokenizer."""
+        return dataclasses.replace(preset("tiny"), vocab_size=0)
 
     @property
     def padded_vocab_size(self) -> int:
@@ -64,31 +67,24 @@ class LlamaConfig:
         return 6.0 * matmul + 6.0 * self.num_layers * self.num_heads * self.head_dim * seq_len
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ComputeOptions:
+class ComputeOptions(Section, name="compute"):
     """How the network is run. Changes nothing about which weights fit; not stored with them."""
 
-    compute_dtype: str = "float32"  # bfloat16 on GPUs; parameters keep their own dtype
-    attention: str = "auto"  # a backend of kernels.attention
-    # For the backward pass: none keeps all, dots matmul outputs and attention, full only the layer inputs.
-    remat: str = "dots"
-    scan_unroll: int = 1  # layers per step of the scan; num_layers or more unrolls it fully
-    dropout_embedding: float = 0.0
-    dropout_attention: float = 0.0
-    dropout_residual: float = 0.0
-
-    def __post_init__(self):
-        if self.compute_dtype not in ("float32", "bfloat16", "float16"):
-            raise UserError(f"compute.compute_dtype = {self.compute_dtype!r}: expected float32, bfloat16 or float16")
-        if self.remat not in ("none", "dots", "full"):
-            raise UserError(f"compute.remat = {self.remat!r}: expected none, dots or full")
-        if self.attention not in BACKENDS:
-            raise UserError(f"compute.attention = {self.attention!r}: expected one of {', '.join(BACKENDS)}")
-        if self.scan_unroll < 1:
-            raise UserError(f"compute.scan_unroll = {self.scan_unroll}: expected at least 1")
-        for name in ("dropout_embedding", "dropout_attention", "dropout_residual"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"compute.{name} = {getattr(self, name)}: expected a rate in [0, 1)")
+    compute_dtype: str = setting(
+        "float32",
+        "of activations, bfloat16 on GPUs; parameters keep their own dtype",
+        choices=("float32", "bfloat16", "float16"),
+    )
+    attention: str = setting("auto", "backend of kernels/attention", choices=("auto", *BACKENDS))
+    remat: str = setting(
+        "dots",
+        "kept for the backward pass: all, the outputs of matmuls and attention, or only the inputs of layers",
+        choices=("none", "dots", "full"),
+    )
+    scan_unroll: int = setting(1, "layers of a step of the scan; num_layers or more unrolls it fully", least=1)
+    dropout_embedding: float = setting(0.0, "dropout rate after the embedding, in training", least=0, below=1)
+    dropout_attention: float = setting(0.0, "dropout rate of attention probabilities, in training", least=0, below=1)
+    dropout_residual: float = setting(0.0, "dropout rate before each residual sum, in training", least=0, below=1)
 
     @property
     def has_dropout(self) -> bool:

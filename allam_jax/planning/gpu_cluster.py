@@ -7,9 +7,7 @@ Sources: NVIDIA A100 80GB SXM and H100 SXM data sheets (dense rates, no sparsity
 import dataclasses
 import math
 
-from ml_collections import ConfigDict
-
-from allam_jax.errors import UserError
+from allam_jax.planning.settings import PlanSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,13 +75,6 @@ class Cluster:
     usable_share: float = 0.92  # of the memory: XLA_PYTHON_CLIENT_MEM_FRACTION; the rest is for CUDA and NCCL
     efficiency: Efficiency = Efficiency()
 
-    def __post_init__(self):
-        for key in ("nodes", "gpus_per_node"):
-            if getattr(self, key) < 1:
-                raise UserError(f"config.plan.{key} = {getattr(self, key)}: expected at least 1")
-        if not 0 < self.usable_share <= 1:
-            raise UserError(f"config.plan.usable_share = {self.usable_share}: expected a share in (0, 1]")
-
     @property
     def size(self) -> int:
         """GPUs in all."""
@@ -99,13 +90,8 @@ class Cluster:
         return f"{self.nodes} node{'s' if self.nodes > 1 else ''} x {self.gpus_per_node} {self.gpu.name}"
 
 
-def cluster_of(plan: ConfigDict) -> Cluster:
-    """The cluster of a config's `plan` section; UserError for an unknown GPU or a size that makes no sense."""
-    if plan.gpu not in GPUS:
-        raise UserError(f"config.plan.gpu = {plan.gpu!r}: expected one of {', '.join(GPUS)}")
-    for key in ("memory_gib", "nvlink_gb_s", "network_gb_s"):
-        if plan[key] < 0:
-            raise UserError(f"config.plan.{key} = {plan[key]}: expected a positive number, or 0 for the data sheet's")
+def cluster_of(plan: PlanSettings) -> Cluster:
+    """The cluster of a config's `plan` section."""
     gpu = GPUS[plan.gpu]
     gpu = dataclasses.replace(
         gpu,

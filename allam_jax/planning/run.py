@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import AbstractMesh, AxisType, Mesh
-from ml_collections import ConfigDict
 
 from allam_jax.data.batch import DTYPES
 from allam_jax.errors import UserError
@@ -73,22 +72,20 @@ class Run:
         )
 
 
-def described_run(config: ConfigDict, *, device_count: int, model: LlamaConfig | None = None) -> Run:
+def described_run(config: Any, *, device_count: int, model: LlamaConfig | None = None) -> Run:
     """The run of a train config on so many devices; UserError where sizes do not fit together.
 
     Neither tokenizer nor weights are opened: without `model`, `config.model` must say everything, the vocabulary too.
     """
     return Run(
         model=model or _model_of(config),
-        options=ComputeOptions(**config.compute),
+        options=config.compute,
         optimizer=make_optimizer(
-            schedule=make_schedule(total_steps=config.train.steps, **config.schedule),
-            **config.optimizer,
-            guard_window=config.guard.window,
-            guard_sigma=config.guard.sigma,
-            guard_min_history=config.guard.min_history,
+            config.optimizer,
+            schedule=make_schedule(config.schedule, total_steps=config.train.steps),
+            guard=config.guard,
         ),
-        mesh=mesh_shape(**config.mesh, device_count=device_count),
+        mesh=mesh_shape(**dataclasses.asdict(config.mesh), device_count=device_count),
         batch_size=config.data.batch_size,
         seq_len=config.data.seq_len,
         accumulation=config.train.accumulation,
@@ -99,12 +96,12 @@ def described_run(config: ConfigDict, *, device_count: int, model: LlamaConfig |
     )
 
 
-def _model_of(config: ConfigDict) -> LlamaConfig:
+def _model_of(config: Any) -> LlamaConfig:
     if not config.model.vocab_size:
         raise UserError(
             "config.model.vocab_size = 0: a plan opens no tokenizer; give the number of ids that it will have"
         )
-    return LlamaConfig(**{field.name: config.model[field.name] for field in dataclasses.fields(LlamaConfig)})
+    return config.model
 
 
 def shapes_of(run: Run, *, mesh: Mesh | AbstractMesh) -> tuple[TrainState, dict[str, jax.ShapeDtypeStruct]]:

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from absl import logging
-from ml_collections import ConfigDict
 
 from allam_jax.config import require
 from allam_jax.corpus.planted_check import scores
 from allam_jax.files import read_json, write_text
 from allam_jax.report.markdown import table
+from allam_jax.tasks.registry import Settings
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Writes `report.md`; returns recall and precision by kind."""
     crawl = Path(require(config.planted.crawl, key="planted.crawl", hint="name the directory of the task plant"))
     corpus = Path(require(config.planted.corpus, key="planted.corpus", hint="name the directory of the task corpus"))

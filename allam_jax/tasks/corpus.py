@@ -4,22 +4,23 @@ from pathlib import Path
 from typing import Any
 
 from absl import logging
-from ml_collections import ConfigDict
 
-from allam_jax.config import require, to_dict
+from allam_jax.config import require
 from allam_jax.corpus import pipeline
 from allam_jax.corpus.corpus_plan import make_plan
 from allam_jax.corpus.corpus_report import write_report
 from allam_jax.corpus.shards import read_manifest
+from allam_jax.settings import as_dict
+from allam_jax.tasks.registry import Settings
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Reads, cleans, deduplicates and writes `config.corpus.sources`; returns counts by source and split.
 
     Datasets that are there and follow from the same config are left as they are.
     """
     require(config.corpus.sources, key="corpus.sources", hint="name at least one source")
-    settings = to_dict(config.corpus)
+    settings = as_dict(config.corpus)
     sources, executor = settings.pop("sources"), settings.pop("executor")
     plan = make_plan(sources, settings, workdir=workdir, seed=config.seed)
     wanted = pipeline.outdated(plan, workdir=workdir)

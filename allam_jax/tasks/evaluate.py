@@ -3,27 +3,26 @@
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from allam_jax import files
 from allam_jax.config import require
 from allam_jax.evaluation.bits_per_byte import make_evaluator
-from allam_jax.tasks.setup import compute_options, open_evaluation, open_mesh, open_model
+from allam_jax.tasks.registry import Settings
+from allam_jax.tasks.setup import open_evaluation, open_mesh, open_model
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Evaluates the model at `init.weights` on every one of `eval.sources`; writes `evaluation.json`."""
     require(config.eval.sources, key="eval.sources", hint="name at least one held-out dataset")
     mesh = open_mesh(config)
     loaded, tokenizer, _ = open_model(config, mesh=mesh)
     evaluate = make_evaluator(
         config=loaded.config,
-        options=compute_options(config),
+        options=config.compute,
         mesh=mesh,
         batch_size=config.eval.batch_size,
-        num_chunks=config.train.loss_chunks,
+        num_chunks=config.eval.loss_chunks,
     )
-    held_out = open_evaluation(config, tokenizer=tokenizer)
+    held_out = open_evaluation(config, tokenizer=tokenizer, seq_len=loaded.config.max_position)
     result = {name: evaluate(loaded.params, rows) for name, rows in held_out.items()}
     files.write_json(workdir / "evaluation.json", result)
     return result

@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from absl import logging
-from ml_collections import ConfigDict
 
 from allam_jax import files
 from allam_jax.config import require
 from allam_jax.errors import UserError
 from allam_jax.evaluation.step0 import step0_report
 from allam_jax.model.expansion import expand
-from allam_jax.tasks.setup import compute_options, open_evaluation, open_mesh
+from allam_jax.tasks.registry import Settings
+from allam_jax.tasks.setup import open_evaluation, open_mesh
 from allam_jax.tokenizer.provenance import expansion_plan
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.training.load import load_model
@@ -20,7 +20,7 @@ from allam_jax.weights.directory import save_weights
 WEIGHTS_FOLDER = "weights"
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Expands the model at `init.weights` to `config.tokenizer`; writes `weights/` and `step0.json`."""
     mesh = open_mesh(config)
     path = Path(require(config.init.weights, key="init.weights", hint="give the path of the base model"))
@@ -54,12 +54,12 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         base=(loaded.params, loaded.config),
         expanded=(params, model),
         plan=plan,
-        base_rows=open_evaluation(config, tokenizer=base),
-        expanded_rows=open_evaluation(config, tokenizer=merged),
-        options=compute_options(config),
+        base_rows=open_evaluation(config, tokenizer=base, seq_len=model.max_position),
+        expanded_rows=open_evaluation(config, tokenizer=merged, seq_len=model.max_position),
+        options=config.compute,
         mesh=mesh,
         batch_size=config.eval.batch_size,
-        num_chunks=config.train.loss_chunks,
+        num_chunks=config.eval.loss_chunks,
     )
     files.write_json(workdir / "step0.json", report)
     return {"vocab_size": model.vocab_size, **counts, "step0": report}

@@ -9,14 +9,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from allam_jax.files import read_json
 from allam_jax.report import curves as figures
 from allam_jax.report.environment import environment
 from allam_jax.report.markdown import figure, section, table, write_report
 from allam_jax.tasks.merge_tokenizer import FERTILITY_FIGURE
 from allam_jax.tasks.recipe import RESULT_FILE
+from allam_jax.tasks.registry import Settings
 from allam_jax.training.metrics import Row, read_metrics
 from allam_jax.training.run_report import evaluation_curves
 
@@ -33,7 +32,7 @@ STEP0_COLUMNS = {
 Curves = dict[str, list[tuple[int, float]]]  # language -> (step, bits per byte)
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Writes `report.md` and `figures/`; see the module."""
     stages = config.report
     tokenizers = _result(stages.tokenizers)

@@ -6,23 +6,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import logging
-from ml_collections import ConfigDict
 
 from allam_jax.config import require
-from allam_jax.errors import UserError
 from allam_jax.model.llama import Params
 from allam_jax.model.llama_config import LlamaConfig
+from allam_jax.tasks.registry import Settings
 from allam_jax.tasks.setup import open_mesh, open_model
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.weights.directory import save_weights
 from allam_jax.weights.huggingface import export_huggingface
 
-FORMATS = ("huggingface", "orbax")
 
-
-def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Exports the model at `init.weights`, with its tokenizer, into `workdir/huggingface` and `workdir/orbax`."""
-    check_formats(config)
+    require(config.export.formats, key="export.formats", hint="choose huggingface, orbax or both")
     loaded, tokenizer, tokenizer_dir = open_model(config, mesh=open_mesh(config))
     metadata = {key: loaded.metadata.get(key) for key in ("step", "parent", "code_revision", "tokens_by_source")}
     return write_formats(
@@ -36,15 +33,8 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     )
 
 
-def check_formats(config: ConfigDict) -> None:
-    """UserError unless `config.export.formats` names at least one format, and only those that there are."""
-    for name in require(config.export.formats, key="export.formats", hint=f"choose from {', '.join(FORMATS)}"):
-        if name not in FORMATS:
-            raise UserError(f"config.export.formats: {name!r} is unknown; choose from {', '.join(FORMATS)}")
-
-
 def write_formats(
-    config: ConfigDict,
+    config: Settings,
     workdir: Path,
     *,
     params: Params,

@@ -3,15 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from allam_jax import files
 from allam_jax.config import require
 from allam_jax.generation.decode import generate
-from allam_jax.tasks.setup import compute_options, open_mesh, open_model
+from allam_jax.tasks.registry import Settings
+from allam_jax.tasks.setup import open_mesh, open_model
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Continues `config.generate.prompts` with the model at `init.weights`; writes `continuations.json`."""
     options = config.generate
     prompts = list(require(options.prompts, key="generate.prompts", hint='for example ("The Prophet said",)'))
@@ -20,7 +19,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     continuations = generate(
         loaded.params,
         config=loaded.config,
-        options=compute_options(config),
+        options=config.compute,
         prompts=tokenizer.encode_batch(prompts, bos=tokenizer.bos_id is not None),
         max_new_tokens=options.max_new_tokens,
         eos_id=tokenizer.eos_id,

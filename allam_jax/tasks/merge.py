@@ -6,22 +6,21 @@ from typing import Any
 
 import numpy as np
 from absl import logging
-from ml_collections import ConfigDict
 
 from allam_jax import files
 from allam_jax.config import require
 from allam_jax.errors import UserError
-from allam_jax.tasks.export import check_formats, write_formats
+from allam_jax.tasks.export import write_formats
+from allam_jax.tasks.registry import Settings
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.training.checkpoints import find_checkpoint
 from allam_jax.training.load import CHECKPOINTS_FOLDER, StoredModel, open_stored
 from allam_jax.training.run_metadata import code_revision
-from allam_jax.training.schedules import make_schedule
+from allam_jax.training.schedules import decay
 from allam_jax.weights.directory import check_vocabulary
 from allam_jax.weights.merged import Slerp, WeightedSum, check_same_architecture, merged_params
 from allam_jax.weights.merging import decay_coefficients, normalised, update_weights
-
-METHODS = ("average", "weighted", "decay", "linear", "slerp")
+from allam_jax.weights.settings import MergeSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +35,12 @@ class _Input:
         return self.model.metadata.get("step")
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Merges `config.merge.models` and writes the result as task `export` does, and `merge.json`: what it is made of.
 
     UserError if the models are not of one architecture and one tokenizer.
     """
-    check_formats(config)
+    require(config.export.formats, key="export.formats", hint="choose huggingface, orbax or both")
     inputs = _open(config.merge)
     check_same_architecture([(str(one.path), one.model.config) for one in inputs])
     tokenizer, tokenizer_dir = _common_tokenizer(config, inputs)
@@ -66,7 +65,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     return paths | record
 
 
-def _open(options: ConfigDict) -> list[_Input]:
+def _open(options: MergeSettings) -> list[_Input]:
     require(options.models, key="merge.models", hint="name at least two models to merge")
     inputs = []
     for name, source in options.models.items():
@@ -79,7 +78,7 @@ def _open(options: ConfigDict) -> list[_Input]:
     return inputs
 
 
-def _common_tokenizer(config: ConfigDict, inputs: list[_Input]) -> tuple[Tokenizer, Path]:
+def _common_tokenizer(config: Settings, inputs: list[_Input]) -> tuple[Tokenizer, Path]:
     """The tokenizer that all inputs share; `config.tokenizer` stands for those that have none beside them."""
     given = Path(config.tokenizer) if config.tokenizer else None
     candidates = [(str(given), given)] if given else []
@@ -105,25 +104,21 @@ def _common_tokenizer(config: ConfigDict, inputs: list[_Input]) -> tuple[Tokeniz
     return tokenizer, first_dir if first_dir.is_dir() else first_dir.parent
 
 
-def _method(config: ConfigDict, inputs: list[_Input]) -> WeightedSum | Slerp:
+def _method(config: Settings, inputs: list[_Input]) -> WeightedSum | Slerp:
     name, t = config.merge.method, config.merge.t
-    if name not in METHODS:
-        raise UserError(f"config.merge.method = {name!r}: expected one of {', '.join(METHODS)}")
     if len(inputs) < 2:
         raise UserError(f"config.merge.models: {len(inputs)} model; a merge needs at least two")
     if name in ("linear", "slerp"):
         if len(inputs) != 2:
             raise UserError(f"config.merge.models: {len(inputs)} models; method {name!r} is between two")
-        if not 0 <= t <= 1:
-            raise UserError(f"config.merge.t = {t}: expected a share between 0 (the first model) and 1 (the second)")
         return Slerp(t) if name == "slerp" else WeightedSum((1 - t, t))
     if name == "decay":
         return WeightedSum(tuple(decay_coefficients(_decay_weights(config, inputs))))
     return WeightedSum(tuple(normalised([one.weight for one in inputs])))
 
 
-def _decay_weights(config: ConfigDict, inputs: list[_Input]) -> list[float]:
-    """The decay of `config.schedule` from the first checkpoint to the last; evenly spaced ones if no step is known."""
+def _decay_weights(config: Settings, inputs: list[_Input]) -> list[float]:
+    """The decay from the first checkpoint to the last; evenly spaced ones if no step is known."""
     steps = [one.step for one in inputs]
     known = [step for step in steps if step is not None]
     if known and len(known) < len(steps):
@@ -131,20 +126,11 @@ def _decay_weights(config: ConfigDict, inputs: list[_Input]) -> list[float]:
         raise UserError(f"{unknown}: its step is not known, that of others is; give checkpoints, for the decay's pace")
     known = known or list(range(len(steps)))
     length = max(known[-1] - known[0], 1)
-    shape = make_schedule(
-        name="wsd",
-        peak_lr=1.0,
-        warmup_steps=0,
-        total_steps=length,
-        decay_start=0,
-        decay_steps=length,
-        decay_shape=config.schedule.decay_shape,
-        final_fraction=config.schedule.final_fraction,
-    )
+    shape = decay(1.0, steps=length, shape=config.merge.decay_shape, final_fraction=config.merge.final_fraction)
     return update_weights(known, shape=lambda updates: np.asarray(shape(updates)))
 
 
-def _describe(config: ConfigDict, inputs: list[_Input], method: WeightedSum | Slerp) -> dict[str, Any]:
+def _describe(config: Settings, inputs: list[_Input], method: WeightedSum | Slerp) -> dict[str, Any]:
     record: dict[str, Any] = {"method": config.merge.method}
     record["models"] = [{"path": str(one.path), "step": one.step} for one in inputs]
     if isinstance(method, Slerp):
@@ -152,5 +138,5 @@ def _describe(config: ConfigDict, inputs: list[_Input], method: WeightedSum | Sl
     for source, coefficient in zip(record["models"], method.coefficients, strict=True):
         source["coefficient"] = coefficient
     if config.merge.method == "decay":
-        record["decay"] = {key: config.schedule[key] for key in ("decay_shape", "final_fraction")}
+        record["decay"] = {"decay_shape": config.merge.decay_shape, "final_fraction": config.merge.final_fraction}
     return record

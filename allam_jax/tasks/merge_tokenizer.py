@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from absl import logging
-from ml_collections import ConfigDict
 
 from allam_jax import files
 from allam_jax.config import require
 from allam_jax.errors import UserError
+from allam_jax.tasks.registry import Settings
 from allam_jax.tasks.texts import lines_of, read_texts
 from allam_jax.tokenizer.fertility import fertility_bars, fertility_table
 from allam_jax.tokenizer.piece_merge import merge, verify_merge
@@ -19,7 +19,7 @@ FERTILITY_FILE = "fertility.json"
 FERTILITY_FIGURE = "fertility.png"
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Merges `tokenizer_merge.target` into `.base`; writes the tokenizer, `fertility.json` and `fertility.png`.
 
     UserError if a held-out line is not segmented as by the target (text of the script), as by the base (text without

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from absl import logging
-from ml_collections import ConfigDict
 
 from allam_jax.config import require
 from allam_jax.data.mixture_plan import check_sum, plan_mixture
@@ -16,6 +15,8 @@ from allam_jax.data.phases import make_phases
 from allam_jax.data.sources import open_source, stated_weights, targets_of
 from allam_jax.errors import UserError
 from allam_jax.files import write_json, write_text
+from allam_jax.settings import as_dict
+from allam_jax.tasks.registry import Settings
 from allam_jax.tasks.setup import open_tokenizer, phases
 from allam_jax.tokenizer.tokenizer import Tokenizer
 
@@ -23,10 +24,10 @@ from allam_jax.tokenizer.tokenizer import Tokenizer
 _BUDGET_TOLERANCE = 0.01
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Plans the mixture, prints a table and returns shares and epochs by source. UserError if it is impossible."""
     require(config.data.sources, key="data.sources", hint="name at least one source")
-    sources = {name: source.to_dict() for name, source in config.data.sources.items()}
+    sources = as_dict(config.data.sources)
     available = _available(config, sources)
     weights = stated_weights(sources, targets={name: size or 0 for name, size in available.items()})
     by_epochs = any(entry["epochs"] for entry in sources.values())
@@ -55,7 +56,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     }
 
 
-def _budget(config: ConfigDict, *, epochs_add_up_to: int) -> int:
+def _budget(config: Settings, *, epochs_add_up_to: int) -> int:
     stated = config.mixture.tokens
     if not epochs_add_up_to:
         return stated or config.train.steps * config.data.batch_size * config.data.seq_len
@@ -67,7 +68,7 @@ def _budget(config: ConfigDict, *, epochs_add_up_to: int) -> int:
     return stated or epochs_add_up_to
 
 
-def _available(config: ConfigDict, sources: dict[str, dict[str, Any]]) -> dict[str, int | None]:
+def _available(config: Settings, sources: dict[str, dict[str, Any]]) -> dict[str, int | None]:
     """Tokens of one epoch of every source, as given or counted; None where there is neither a number nor a path."""
     tokenizer: Tokenizer | None = None
     sizes: dict[str, int | None] = {}

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from absl import logging
-from ml_collections import ConfigDict
 
 from allam_jax.errors import UserError
 from allam_jax.files import write_json, write_text
@@ -20,11 +19,12 @@ from allam_jax.planning.plan_report import markdown
 from allam_jax.planning.run import Run, described_mesh, described_run
 from allam_jax.planning.run_plan import Energy, Plan, analytic_plan, compiled_plan
 from allam_jax.planning.search import does_not_fit, ranked
+from allam_jax.tasks.registry import Settings
 
 SHOWN = 12  # layouts of a search in the report
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Plans the run of a train config; returns the figures people ask for first. UserError if it does not fit."""
     # ---- what, and on what ----
     cluster = cluster_of(config.plan)
@@ -74,7 +74,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 
 def _searched(
-    wanted: Run, *, cluster: Cluster, tokens: float, energy: Energy, planned: Any, config: ConfigDict
+    wanted: Run, *, cluster: Cluster, tokens: float, energy: Energy, planned: Any, config: Settings
 ) -> list[Plan]:
     """Layouts that fit, the fastest first; the best of them compiled."""
     by_formula = ranked(wanted, cluster=cluster, tokens=tokens, energy=energy)

@@ -8,15 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from allam_jax.config import require
 from allam_jax.corpus import catalog
 from allam_jax.corpus.planted import KINDS, plant
 from allam_jax.files import atomic_path
+from allam_jax.tasks.registry import Settings
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Writes each of `config.planted.sources`; returns the number of rows and of each kind of damage."""
     planted = config.planted
     require(planted.sources, key="planted.sources", hint="name at least one source")

@@ -4,17 +4,17 @@ from pathlib import Path
 from typing import Any
 
 from absl import logging
-from ml_collections import ConfigDict
 
 from allam_jax.corpus.fasttext_classifier import FastTextOptions, train_classifier
+from allam_jax.tasks.registry import Settings
 from allam_jax.tasks.texts import read_texts
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Trains on `config.quality.positives` and `negatives`; returns counts and the quality on held-out documents."""
     options = config.quality
     kinds = {
-        kind: [text for texts in read_texts(options[kind], key=f"quality.{kind}").values() for text in texts]
+        kind: [text for texts in read_texts(getattr(options, kind), key=f"quality.{kind}").values() for text in texts]
         for kind in ("positives", "negatives")
     }
     facts = train_classifier(

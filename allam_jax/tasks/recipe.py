@@ -18,27 +18,13 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from allam_jax import files
-from allam_jax.config import differences, resolve_stages, to_dict
+from allam_jax.config import differences, resolve_stages
 from allam_jax.errors import UserError
 from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
+from allam_jax.tasks.registry import changed_settings
 
 RESULT_FILE = "result.json"
 _FINGERPRINT_DIGITS = 12  # in the name of a directory: enough for billions of stages
-# Config sections that only some tasks read: to all others they make no difference. `metrics` is how a run is watched.
-READ_BY = {
-    "corpus": ("corpus",),
-    "tokenizer_training": ("tokenizer",),
-    "tokenizer_merge": ("merge_tokenizer",),
-    "quality": ("quality_classifier",),
-    "expand": ("expand",),
-    "generate": ("generate",),
-    "merge": ("merge",),
-    "export": ("export", "merge"),
-    "report": ("expansion_report",),
-    "mixture": ("mixture",),
-    "plan": ("plan",),
-    "metrics": (),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +34,7 @@ class Stage:
     Attributes:
         name: in the recipe.
         config: as the recipe states it, with `@references`.
-        fingerprint: hex SHA-256 of what its task reads of the config, and of the fingerprints of `uses`.
+        fingerprint: hex SHA-256 of what its task reads of the config and is no default, and of those of `uses`.
         uses: the earlier stages it reads, directly.
     """
 
@@ -67,11 +53,7 @@ def stages_of(config: ConfigDict) -> list[Stage]:
     stages: dict[str, Stage] = {}
     for name in config.stages:
         _, uses = resolve_stages(config.stage[name], stage_dirs={earlier: Path(earlier) for earlier in stages})
-        own = {
-            section: value
-            for section, value in to_dict(config.stage[name]).items()
-            if config.stage[name].task in READ_BY.get(section, (config.stage[name].task,))
-        }
+        own = changed_settings(config.stage[name])
         fingerprint = files.sha256_of_json([own, {used: stages[used].fingerprint for used in uses}])
         stages[name] = Stage(name, config.stage[name], fingerprint, tuple(uses))
     return list(stages.values())
@@ -148,7 +130,7 @@ def _run(
     started = time.monotonic()
     record = {
         "fingerprint": stage.fingerprint,
-        "config": to_dict(stage.config),
+        "config": changed_settings(stage.config),
         "result": run_task(resolved, workdir=directory),
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -161,7 +143,7 @@ def _run(
 def _check_unchanged(record: dict[str, Any], *, stage: Stage, directory: Path) -> None:
     if record["fingerprint"] == stage.fingerprint:
         return
-    changed = differences(record["config"], to_dict(stage.config)) or ["an earlier stage it reads"]
+    changed = differences(record["config"], changed_settings(stage.config)) or ["an earlier stage it reads"]
     raise UserError(
         f"{directory} was finished with another config ({'; '.join(changed[:3])}): "
         "use a new --workdir, or remove this directory and those of later stages to run them again"

@@ -13,31 +13,11 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from allam_jax import interrupts
-from allam_jax.config import check_values, save
+from allam_jax.config import save
 from allam_jax.errors import UserError
 from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
 from allam_jax.tasks.recipe import run_recipe
-
-# Modules are imported when their task runs: a tokenizer task does not wait for JAX.
-TASKS = {
-    "corpus": "allam_jax.tasks.corpus",
-    "plant": "allam_jax.tasks.plant",
-    "check_planted": "allam_jax.tasks.check_planted",
-    "tokenizer": "allam_jax.tasks.tokenizer",
-    "merge_tokenizer": "allam_jax.tasks.merge_tokenizer",
-    "tokenize": "allam_jax.tasks.tokenize",
-    "mixture": "allam_jax.tasks.mixture",
-    "train": "allam_jax.tasks.train",
-    "expand": "allam_jax.tasks.expand",
-    "evaluate": "allam_jax.tasks.evaluate",
-    "generate": "allam_jax.tasks.generate",
-    "export": "allam_jax.tasks.export",
-    "merge": "allam_jax.tasks.merge",
-    "quality_classifier": "allam_jax.tasks.quality_classifier",
-    "plan": "allam_jax.tasks.plan",
-    "expansion_report": "allam_jax.tasks.expansion_report",
-}
-ON_DEVICES = ("train", "expand", "evaluate", "generate", "export", "merge")  # all processes take part
+from allam_jax.tasks.registry import settings_of, task_named
 
 _OF_THE_DISK = {
     getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE")
@@ -71,15 +51,14 @@ def check(config: ConfigDict) -> None:
         for name in config.stages:
             check(config.stage[name])
         return
-    if config.task not in TASKS:
-        raise UserError(f"config.task = {config.task!r}: expected one of {', '.join(TASKS)} or recipe")
-    check_values(config)
+    settings_of(config)
 
 
 def _run_task(config: ConfigDict, *, workdir: Path) -> dict[str, Any]:
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir {workdir}: is a file, not a directory")
-    module = importlib.import_module(TASKS[config.task])
+    task = task_named(config.task)
+    module = importlib.import_module(task.module)  # only now: a tokenizer task does not wait for JAX
     with contextlib.ExitStack() as stack:
         if is_main_process():
             try:
@@ -91,9 +70,9 @@ def _run_task(config: ConfigDict, *, workdir: Path) -> dict[str, Any]:
                 raise UserError(f"--workdir {workdir}: cannot write there ({error.strerror})") from None
         barrier(f"started {workdir}")
         # Work on files alone is done once, while the other processes wait.
-        takes_part = config.task in ON_DEVICES or is_main_process()
+        takes_part = task.on_devices or is_main_process()
         interrupts.raise_pending()
-        return broadcast(module.run(config, workdir) if takes_part else {})
+        return broadcast(module.run(settings_of(config), workdir) if takes_part else {})
 
 
 @contextlib.contextmanager

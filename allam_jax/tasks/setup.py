@@ -5,36 +5,31 @@ from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from allam_jax.config import require
 from allam_jax.data.evaluation_rows import EvaluationRows, make_evaluation_rows
 from allam_jax.data.sources import stated_weights
 from allam_jax.data.token_cache import TokenSource, is_token_cache
-from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
+from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.parallel.mesh import make_mesh
+from allam_jax.settings import as_dict
+from allam_jax.tasks.registry import Settings
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.training.load import load_model
 from allam_jax.weights.directory import LoadedWeights, check_vocabulary
 
 
-def open_mesh(config: ConfigDict) -> Mesh:
+def open_mesh(config: Settings) -> Mesh:
     """The device mesh of `config.mesh`."""
-    return make_mesh(**config.mesh)
+    return make_mesh(**dataclasses.asdict(config.mesh))
 
 
-def compute_options(config: ConfigDict) -> ComputeOptions:
-    """`config.compute` as a dataclass."""
-    return ComputeOptions(**config.compute)
+def architecture(config: Settings, *, tokenizer: Tokenizer) -> LlamaConfig:
+    """`config.model`; vocab_size 0 takes the tokenizer's."""
+    return dataclasses.replace(config.model, vocab_size=config.model.vocab_size or tokenizer.vocab_size)
 
 
-def architecture(config: ConfigDict, *, tokenizer: Tokenizer) -> LlamaConfig:
-    """`config.model` as a dataclass; vocab_size 0 takes the tokenizer's."""
-    fields = {field.name: config.model[field.name] for field in dataclasses.fields(LlamaConfig)}
-    return LlamaConfig(**fields | {"vocab_size": config.model.vocab_size or tokenizer.vocab_size})
-
-
-def open_tokenizer(config: ConfigDict, *, beside_weights: Path | None = None) -> tuple[Tokenizer, Path]:
+def open_tokenizer(config: Settings, *, beside_weights: Path | None = None) -> tuple[Tokenizer, Path]:
     """The tokenizer of `config.tokenizer`, or else the one beside the weights, and its directory."""
     path = Path(
         require(
@@ -46,7 +41,7 @@ def open_tokenizer(config: ConfigDict, *, beside_weights: Path | None = None) ->
     return Tokenizer.load(path), path if path.is_dir() else path.parent
 
 
-def open_model(config: ConfigDict, *, mesh: Mesh) -> tuple[LoadedWeights, Tokenizer, Path]:
+def open_model(config: Settings, *, mesh: Mesh) -> tuple[LoadedWeights, Tokenizer, Path]:
     """The model at `config.init.weights`, its tokenizer and the tokenizer's directory; they fit together."""
     weights = Path(require(config.init.weights, key="init.weights", hint="give the path of a model"))
     loaded = load_model(weights, mesh=mesh)
@@ -57,24 +52,24 @@ def open_model(config: ConfigDict, *, mesh: Mesh) -> tuple[LoadedWeights, Tokeni
     return loaded, tokenizer, tokenizer_dir
 
 
-def open_evaluation(config: ConfigDict, *, tokenizer: Tokenizer) -> dict[str, EvaluationRows]:
-    """The held-out documents of each of `config.eval.sources`."""
+def open_evaluation(config: Settings, *, tokenizer: Tokenizer, seq_len: int) -> dict[str, EvaluationRows]:
+    """The held-out documents of each of `config.eval.sources`, in windows of `seq_len` where the config states none."""
     return {
         name: make_evaluation_rows(
             require(source.path, key=f"eval.sources.{name}.path", hint="give a dataset directory"),
             split=source.split,
             tokenizer=tokenizer,
-            seq_len=config.data.seq_len,
+            seq_len=config.eval.seq_len or seq_len,
             max_bytes=config.eval.max_bytes or None,
         )
         for name, source in config.eval.sources.items()
     }
 
 
-def mixture(config: ConfigDict) -> dict[str, dict[str, Any]]:
+def mixture(config: Settings) -> dict[str, dict[str, Any]]:
     """What `make_loader` needs of `config.data.sources`; epochs have become weights."""
     require(config.data.sources, key="data.sources", hint="name at least one source")
-    sources = {name: source.to_dict() for name, source in config.data.sources.items()}
+    sources = as_dict(config.data.sources)
     weights = stated_weights(sources, targets={name: _known_targets(entry) for name, entry in sources.items()})
     return {
         name: {"path": entry["path"], "split": entry["split"], "weight": weights[name]}
@@ -89,6 +84,6 @@ def _known_targets(entry: dict[str, Any]) -> int:
     return TokenSource(entry["path"], split=entry["split"]).targets
 
 
-def phases(config: ConfigDict) -> dict[str, dict[str, Any]]:
+def phases(config: Settings) -> dict[str, dict[str, Any]]:
     """`config.data.phases` as plain dicts."""
-    return {name: phase.to_dict() for name, phase in config.data.phases.items()}
+    return as_dict(config.data.phases)

@@ -1,16 +1,15 @@
 """Reading whole texts out of document shards, for tasks that need text and not batches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from allam_jax.config import require
+from allam_jax.corpus.settings import TextsSettings
 from allam_jax.data.documents import DocumentSource
 
 
-def read_texts(sources: ConfigDict, *, key: str) -> dict[str, list[str]]:
-    """The documents of each of `sources` (entries as `configs.base.texts`), in stored order, up to their max_bytes.
+def read_texts(sources: Mapping[str, TextsSettings], *, key: str) -> dict[str, list[str]]:
+    """The documents of each of `sources` , in stored order, up to their max_bytes.
 
     `key` names the config section in errors.
     """
@@ -23,7 +22,7 @@ def lines_of(texts: list[str]) -> list[str]:
     return [line for text in texts for line in text.splitlines() if line.strip()]
 
 
-def _first_bytes(source: ConfigDict) -> Iterator[str]:
+def _first_bytes(source: TextsSettings) -> Iterator[str]:
     documents = DocumentSource(Path(source.path), split=source.split)
     total = 0
     for index in range(len(documents)):

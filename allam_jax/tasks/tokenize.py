@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from absl import logging
-from ml_collections import ConfigDict
 
 from allam_jax.config import require
 from allam_jax.data.token_writer import write_tokens
+from allam_jax.tasks.registry import Settings
 from allam_jax.tasks.setup import open_tokenizer
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Tokenises what is not there yet; returns documents, tokens and tokens of an epoch (`targets`) by source."""
     tokenizer, _ = open_tokenizer(config)
     require(config.data.sources, key="data.sources", hint="name at least one source")

@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from absl import logging
-from ml_collections import ConfigDict
 
+from allam_jax.tasks.registry import Settings
 from allam_jax.tasks.texts import lines_of, read_texts
 from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 from allam_jax.tokenizer.tokenizer import Tokenizer
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Trains on `config.tokenizer_training.sources` and writes the tokenizer files into `workdir`."""
     options = config.tokenizer_training
     texts = read_texts(options.sources, key="tokenizer_training.sources")

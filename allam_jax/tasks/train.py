@@ -14,9 +14,8 @@ from typing import Any
 import optax
 from absl import logging
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from allam_jax.config import differences, to_dict
+from allam_jax.config import differences
 from allam_jax.data.loader import Loader, make_loader
 from allam_jax.errors import UserError
 from allam_jax.evaluation.bits_per_byte import make_evaluator, metrics_row
@@ -27,9 +26,10 @@ from allam_jax.parallel.distributed import barrier, is_main_process, process_row
 from allam_jax.parallel.mesh import check_batch
 from allam_jax.planning.fit import check_fits
 from allam_jax.planning.run import described_run
+from allam_jax.settings import as_dict
+from allam_jax.tasks.registry import Settings
 from allam_jax.tasks.setup import (
     architecture,
-    compute_options,
     mixture,
     open_evaluation,
     open_mesh,
@@ -51,20 +51,18 @@ from allam_jax.training.step import make_train_step
 from allam_jax.weights.directory import TOKENIZER_FOLDER, check_vocabulary
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Trains, or goes on training, in `workdir`; returns the final loss, speed and bits per byte by language."""
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         # ---- setup ----
         mesh = open_mesh(config)
-        options = compute_options(config)
+        options = config.compute
         check_batch(config.data.batch_size, accumulation=config.train.accumulation, mesh=mesh)
         optimizer = make_optimizer(
-            schedule=make_schedule(total_steps=config.train.steps, **config.schedule),
-            **config.optimizer,
-            guard_window=config.guard.window,
-            guard_sigma=config.guard.sigma,
-            guard_min_history=config.guard.min_history,
+            config.optimizer,
+            schedule=make_schedule(config.schedule, total_steps=config.train.steps),
+            guard=config.guard,
         )
         keep = {"keep_last": config.checkpoint.keep_last, "keep_every": config.checkpoint.keep_every}
         checkpointer = stack.enter_context(Checkpointer(workdir / CHECKPOINTS_FOLDER, **keep))
@@ -74,13 +72,13 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         check_fits(described_run(config, device_count=mesh.size, model=model), mesh=mesh)
         abstract = abstract_state(model, optimizer=optimizer, mesh=mesh, param_dtype=config.param_dtype)
         loader = stack.enter_context(_open_loader(config, tokenizer=origin.tokenizer, mesh=mesh))
-        held_out = open_evaluation(config, tokenizer=origin.tokenizer)
+        held_out = open_evaluation(config, tokenizer=origin.tokenizer, seq_len=config.data.seq_len)
         evaluator = make_evaluator(
             config=model,
             options=options,
             mesh=mesh,
             batch_size=config.eval.batch_size,
-            num_chunks=config.train.loss_chunks,
+            num_chunks=config.eval.loss_chunks,
         )
         tokens_by_source = dict.fromkeys(loader.source_names, 0)
 
@@ -121,7 +119,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
                 resume_step=int(state.step) if resuming else None,
                 tensorboard=config.metrics.tensorboard,
                 wandb_project=config.metrics.wandb_project,
-                config=to_dict(config),
+                config=as_dict(config),
             )
         )
         run_loop(
@@ -156,7 +154,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
                 peak_flops=config.metrics.peak_tflops * 1e12 * mesh.size,
             ),
             describe=lambda tokens: describe_run(
-                config=to_dict(config),
+                config=as_dict(config),
                 tokens_by_source=tokens,
                 mesh=dict(mesh.shape),
                 tokenizer=origin.tokenizer.fingerprint,
@@ -186,7 +184,7 @@ class _Origin:
     checkpoint: Path | None = None  # that the run descends from
 
 
-def _open_origin(config: ConfigDict, *, mesh: Mesh) -> _Origin:
+def _open_origin(config: Settings, *, mesh: Mesh) -> _Origin:
     if not config.init.weights:
         if _wants_more_than_weights(config):
             raise UserError("config.init.optimizer, step and data need init.weights: the path of a checkpoint")
@@ -222,12 +220,12 @@ def _origin(
     return _Origin(model, tokenizer, tokenizer_dir, params, checkpoint)
 
 
-def _wants_more_than_weights(config: ConfigDict) -> bool:
+def _wants_more_than_weights(config: Settings) -> bool:
     return config.init.optimizer or config.init.step or config.init.data
 
 
 def _branch(
-    config: ConfigDict, checkpoint: Path, *, abstract: TrainState, optimizer: optax.GradientTransformationExtraArgs
+    config: Settings, checkpoint: Path, *, abstract: TrainState, optimizer: optax.GradientTransformationExtraArgs
 ) -> Restored:
     """The checkpoint's state with those parts made new that the config does not take from it."""
     state, data, metadata = restore_checkpoint(checkpoint, abstract_state=abstract)
@@ -240,7 +238,7 @@ def _branch(
     return Restored(state, data, metadata)
 
 
-def _reopen(config: ConfigDict, workdir: Path) -> _Origin:
+def _reopen(config: Settings, workdir: Path) -> _Origin:
     """The run's own architecture and tokenizer; its parameters come from its checkpoint."""
     tokenizer, tokenizer_dir = open_tokenizer(config, beside_weights=workdir / TOKENIZER_FOLDER)
     model = read_run(workdir)
@@ -253,13 +251,13 @@ def _reopen(config: ConfigDict, workdir: Path) -> _Origin:
     return origin
 
 
-def _mixture_hash(config: ConfigDict) -> str:
+def _mixture_hash(config: Settings) -> str:
     """Without phases, that of the sources alone: what it was before there were phases."""
     later = phases(config)
     return sha256_of_json([mixture(config), later] if later else mixture(config))
 
 
-def _open_loader(config: ConfigDict, *, tokenizer: Tokenizer, mesh: Mesh) -> Loader:
+def _open_loader(config: Settings, *, tokenizer: Tokenizer, mesh: Mesh) -> Loader:
     start, stop = process_rows(mesh, global_batch=config.data.batch_size)
     rows = stop - start
     return make_loader(
@@ -276,7 +274,7 @@ def _open_loader(config: ConfigDict, *, tokenizer: Tokenizer, mesh: Mesh) -> Loa
     )
 
 
-def _result(workdir: Path, *, config: ConfigDict) -> dict[str, Any]:
+def _result(workdir: Path, *, config: Settings) -> dict[str, Any]:
     rows = read_metrics(workdir / "metrics.jsonl")
     training = [row for row in rows if "loss" in row]
     evaluations = [

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from allam_jax.errors import UserError
+from allam_jax.training.settings import GuardSettings
 
 
 class GuardState(NamedTuple):
@@ -30,21 +31,9 @@ class GuardState(NamedTuple):
 class SpikeGuard:
     """Decides which updates to make; `init` and `judge` are pure functions of the guard's state."""
 
-    def __init__(self, *, window: int = 128, sigma: float = 6.0, min_history: int = 32):
-        """Checks the settings.
-
-        Args:
-            window: finite steps that the mean and standard deviation (unbiased) are taken over.
-            sigma: how many standard deviations above the mean count as a spike; 0 skips non-finite steps only.
-            min_history: finite steps needed before anything counts as a spike.
-        """
-        if window < 2:
-            raise UserError(f"guard.window: {window} is too short; expected at least 2 steps")
-        if not 2 <= min_history <= window:
-            raise UserError(f"guard.min_history: {min_history} is outside [2, guard.window = {window}]")
-        if not sigma >= 0:
-            raise UserError(f"guard.sigma: {sigma} is negative; expected 0 (off) or more")
-        self._window, self._sigma, self._min_history = window, sigma, min_history
+    def __init__(self, settings: GuardSettings):
+        """Mean and standard deviation (unbiased) are taken over the window of the settings."""
+        self._window, self._sigma, self._min_history = settings.window, settings.sigma, settings.min_history
 
     def init(self) -> GuardState:
         """Nothing seen yet. Every leaf is an array of its own: a donated state must not name a buffer twice."""

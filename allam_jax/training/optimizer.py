@@ -18,6 +18,7 @@ import optax
 from allam_jax.errors import UserError
 from allam_jax.training.guard import GuardState, SpikeGuard, guard_metrics
 from allam_jax.training.schedules import Schedule, rewarm_factor
+from allam_jax.training.settings import GuardSettings, OptimizerSettings
 
 
 class _Updated(NamedTuple):
@@ -37,55 +38,29 @@ class OptimizerState(NamedTuple):
 
 
 def make_optimizer(
-    *,
-    schedule: Schedule,
-    b1: float = 0.9,
-    b2: float = 0.95,
-    eps: float = 1e-8,
-    weight_decay: float = 0.1,
-    clip_norm: float = 1.0,
-    no_decay: tuple[str, ...] = ("scale",),
-    first_moment_dtype: str = "float32",
-    rewarm_mode: str = "linear",
-    rewarm_steps: int = 0,
-    guard_window: int = 128,
-    guard_sigma: float = 6.0,
-    guard_min_history: int = 32,
+    settings: OptimizerSettings, *, schedule: Schedule, guard: GuardSettings
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW; `update(grads, state, params, *, step, loss, grad_norm)` gives the updates to add to the parameters.
 
     Args:
+        settings: Adam's numbers, clipping, decay, and the ramp of a run that starts without moments.
         schedule: step -> learning rate, for the global step handed to `update` (skipped updates advance it too).
-        b1, b2, eps: Adam's.
-        weight_decay: decoupled; multiplied by the learning rate, as in torch and Llama.
-        clip_norm: largest global gradient norm; 0 switches clipping off.
-        no_decay: names of parameters (or of groups of them) that are not decayed; ("scale", "embedding") spares the
-            embedding as well.
-        first_moment_dtype: "float32" or "bfloat16" (saves 2 bytes a parameter); the second moment stays float32.
-        rewarm_mode, rewarm_steps: see `rewarm_factor`; for runs that start from parameters without moments.
-        guard_window, guard_sigma, guard_min_history: see `SpikeGuard`.
+        guard: which updates are skipped.
 
     `loss` is the step's mean loss and `grad_norm` the global norm of `grads` (`grad_norms(grads)["global"]`), both
     scalars. Skipped updates are -0.0 and leave every bit of the parameters as it was.
     """
-    if first_moment_dtype not in ("float32", "bfloat16"):
-        raise UserError(f"optimizer.first_moment_dtype: {first_moment_dtype!r}; expected 'float32' or 'bfloat16'")
-    for key, beta in (("b1", b1), ("b2", b2)):
-        if not 0 <= beta < 1:
-            raise UserError(f"optimizer.{key}: {beta} is outside [0, 1)")
-    for key, value in (("eps", eps), ("weight_decay", weight_decay), ("clip_norm", clip_norm)):
-        if not value >= 0:
-            raise UserError(f"optimizer.{key}: {value} is negative; expected 0 or more")
-
-    guard = SpikeGuard(window=guard_window, sigma=guard_sigma, min_history=guard_min_history)
-    rewarm = rewarm_factor(mode=rewarm_mode, steps=rewarm_steps)
+    b1, b2, eps, weight_decay = settings.b1, settings.b2, settings.eps, settings.weight_decay
+    clip_norm, no_decay, first_moment_dtype = settings.clip_norm, settings.no_decay, settings.first_moment_dtype
+    spikes = SpikeGuard(guard)
+    rewarm = rewarm_factor(mode=settings.rewarm_mode, steps=settings.rewarm_steps)
 
     def init(params: optax.Params) -> OptimizerState:
         return OptimizerState(
             mu=jax.tree.map(lambda p: jnp.zeros_like(p, first_moment_dtype), params),
             nu=jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params),
             updates=jnp.zeros((), jnp.int32),
-            guard=guard.init(),
+            guard=spikes.init(),
             learning_rate=jnp.zeros((), jnp.float32),
         )
 
@@ -98,7 +73,7 @@ def make_optimizer(
         loss: jax.Array,
         grad_norm: jax.Array,
     ) -> tuple[optax.Updates, OptimizerState]:
-        accept, guard_state = guard.judge(state.guard, loss=loss, grad_norm=grad_norm)
+        accept, guard_state = spikes.judge(state.guard, loss=loss, grad_norm=grad_norm)
         learning_rate = schedule(step) * rewarm(state.updates)
         clip = jnp.minimum(1.0, clip_norm / (grad_norm + 1e-6)) if clip_norm else 1.0
 

@@ -23,68 +23,40 @@ import jax.numpy as jnp
 import optax
 
 from allam_jax.errors import UserError
+from allam_jax.training.settings import ScheduleSettings
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 
-SCHEDULES = ("constant", "cosine", "wsd")
-DECAY_SHAPES = ("linear", "one_minus_sqrt", "cosine", "exponential")
-REWARM_MODES = ("linear", "freeze")
 
-
-def make_schedule(
-    *,
-    name: str,
-    peak_lr: float,
-    warmup_steps: int,
-    total_steps: int,
-    decay_start: int = -1,
-    decay_steps: int = 0,
-    decay_shape: str = "one_minus_sqrt",
-    final_fraction: float = 0.0,
-) -> Schedule:
+def make_schedule(settings: ScheduleSettings, *, total_steps: int) -> Schedule:
     """Builds a schedule `step -> learning rate` (float32 scalar; `step` may be an int or a traced array).
 
     Args:
-        name: "constant", "cosine" or "wsd"; each begins with a linear warm-up of `warmup_steps`.
-        peak_lr: the highest learning rate.
-        warmup_steps: steps below the peak; 0 starts at the peak.
+        settings: the schedule; `decay_start` -1 means `total_steps - decay_steps`.
         total_steps: steps of the whole run; the cosine ends there.
-        decay_start: first step of the WSD decay; -1 means `total_steps - decay_steps`.
-        decay_steps: length of the WSD decay; afterwards the rate stays at its final value.
-        decay_shape: "linear", "one_minus_sqrt", "cosine" or "exponential" (WSD only).
-        final_fraction: the final learning rate as a share of the peak (cosine and WSD).
 
     Raises:
         UserError: naming the config key whose value makes no sense.
     """
-    if name not in SCHEDULES:
-        raise UserError(f"schedule.name: {name!r} is unknown; expected one of {', '.join(SCHEDULES)}")
-    if not peak_lr >= 0:
-        raise UserError(f"schedule.peak_lr: {peak_lr} is not a learning rate; expected a number >= 0")
-    if total_steps < 1:
-        raise UserError(f"train.steps: {total_steps} is too few; expected at least 1")
-    if warmup_steps < 0:
-        raise UserError(f"schedule.warmup_steps: {warmup_steps} is negative; expected 0 or more")
-    if not 0 <= final_fraction <= 1:
-        raise UserError(f"schedule.final_fraction: {final_fraction} is outside [0, 1]; it is a share of peak_lr")
-    if name == "cosine" and warmup_steps >= total_steps:
-        raise UserError(f"schedule.warmup_steps: {warmup_steps} leaves none of {total_steps} steps for the cosine")
-
+    peak_lr, warmup_steps, final_fraction = settings.peak_lr, settings.warmup_steps, settings.final_fraction
+    if settings.name == "cosine" and warmup_steps >= total_steps:
+        raise UserError(
+            f"config.schedule.warmup_steps = {warmup_steps}: leaves none of {total_steps} steps for the cosine"
+        )
     pieces: list[optax.Schedule] = []
     boundaries: list[int] = []
     if warmup_steps > 0:
         pieces.append(optax.linear_schedule(peak_lr / (warmup_steps + 1), peak_lr, warmup_steps))
         boundaries.append(warmup_steps)
-    if name == "cosine":
+    if settings.name == "cosine":
         pieces.append(optax.cosine_decay_schedule(peak_lr, total_steps - warmup_steps, alpha=final_fraction))
     else:
         pieces.append(optax.constant_schedule(peak_lr))
-    if name == "wsd":
-        start = _checked_decay_start(
-            warmup_steps=warmup_steps, total_steps=total_steps, decay_start=decay_start, decay_steps=decay_steps
+    if settings.name == "wsd":
+        pieces.append(
+            decay(peak_lr, steps=settings.decay_steps, shape=settings.decay_shape, final_fraction=final_fraction)
         )
-        pieces.append(_decay(peak_lr, steps=decay_steps, shape=decay_shape, final_fraction=final_fraction))
-        boundaries.append(start)
+        boundaries.append(_checked_decay_start(settings, total_steps=total_steps))
     joined = optax.join_schedules(pieces, boundaries)
     return lambda step: jnp.asarray(joined(jnp.asarray(step)), jnp.float32)
 
@@ -100,10 +72,6 @@ def rewarm_factor(*, mode: str, steps: int) -> Schedule:
         mode: "linear" ramps (u + 1) / (steps + 1) for u < steps; "freeze" holds 0 while the moments fill. Then 1.
         steps: updates it lasts; 0 switches it off.
     """
-    if mode not in REWARM_MODES:
-        raise UserError(f"optimizer.rewarm_mode: {mode!r} is unknown; expected one of {', '.join(REWARM_MODES)}")
-    if steps < 0:
-        raise UserError(f"optimizer.rewarm_steps: {steps} is negative; expected 0 or more")
     if steps == 0:
         return lambda updates: jnp.ones((), jnp.float32)
     if mode == "freeze":
@@ -111,14 +79,15 @@ def rewarm_factor(*, mode: str, steps: int) -> Schedule:
     return lambda updates: jnp.minimum((jnp.asarray(updates) + 1) / (steps + 1), 1.0).astype(jnp.float32)
 
 
-def _checked_decay_start(*, warmup_steps: int, total_steps: int, decay_start: int, decay_steps: int) -> int:
+def _checked_decay_start(settings: ScheduleSettings, *, total_steps: int) -> int:
+    warmup_steps, decay_start, decay_steps = settings.warmup_steps, settings.decay_start, settings.decay_steps
     if decay_steps < 1:
         raise UserError(
             f"schedule.decay_steps: {decay_steps} is no decay; expected at least 1 (without decay use schedule.name "
             "'constant')"
         )
     start = total_steps - decay_steps if decay_start == -1 else decay_start
-    if decay_start < -1 or start < warmup_steps:
+    if start < warmup_steps:
         raise UserError(
             f"schedule.decay_start: the decay would begin at step {start}, before the warm-up ends ({warmup_steps}); "
             "shorten schedule.warmup_steps or schedule.decay_steps"
@@ -131,21 +100,17 @@ def _checked_decay_start(*, warmup_steps: int, total_steps: int, decay_start: in
     return start
 
 
-def _decay(peak_lr: float, *, steps: int, shape: str, final_fraction: float) -> optax.Schedule:
-    """From `peak_lr` at step 0 to `final_fraction * peak_lr` at `steps`, along `shape`."""
+def decay(peak_lr: float, *, steps: int, shape: str, final_fraction: float) -> optax.Schedule:
+    """From `peak_lr` at step 0 to `final_fraction * peak_lr` at `steps`, along `shape` (of DECAY_SHAPES)."""
     if shape == "cosine":
         return optax.cosine_decay_schedule(peak_lr, steps, alpha=final_fraction)
     if shape == "linear":
         return optax.linear_schedule(peak_lr, final_fraction * peak_lr, steps)
     if shape == "exponential":
-        if final_fraction == 0:
-            raise UserError("schedule.final_fraction: an exponential decay never reaches 0; expected a share > 0")
         return optax.exponential_decay(peak_lr, steps, final_fraction, end_value=final_fraction * peak_lr)
-    if shape == "one_minus_sqrt":
 
-        def one_minus_sqrt(step: jax.Array) -> jax.Array:
-            r = jnp.clip(step / steps, 0.0, 1.0)
-            return peak_lr * (final_fraction + (1 - final_fraction) * (1 - jnp.sqrt(r)))
+    def one_minus_sqrt(step: jax.Array) -> jax.Array:
+        r = jnp.clip(step / steps, 0.0, 1.0)
+        return peak_lr * (final_fraction + (1 - final_fraction) * (1 - jnp.sqrt(r)))
 
-        return one_minus_sqrt
-    raise UserError(f"schedule.decay_shape: {shape!r} is unknown; expected one of {', '.join(DECAY_SHAPES)}")
+    return one_minus_sqrt

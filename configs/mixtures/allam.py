@@ -55,8 +55,7 @@ def get_config(which: str = "mixed") -> ConfigDict:
     if which not in TOKENS:
         raise UserError(f"--config configs/mixtures/allam.py:{which}: expected {' or '.join(TOKENS)}")
     table = {"mixed": MIXED, "english": ENGLISH}[which]
-    config = base.get_config()
-    config.task = "mixture"
+    config = base.get_config("mixture")
     config.data.sources = sources(table)
     config.data.update(seq_len=4096, batch_size=1024)
     config.mixture.update(tokens=TOKENS[which], sum_of_weights=1.0)

@@ -10,24 +10,15 @@ from jaxtyping import Array, Float, Int
 from kernels import device
 from kernels.attention import dropout as dropout_masks
 from kernels.attention import sharded
+from kernels.attention.backends import BACKENDS as MODULES
 from kernels.attention.reference import AttentionOutput
 from kernels.attention.sharded import Partition as Partition
 
-# A backend that cannot serve a request raises NotImplementedError with the reason. Modules are imported when they are
-# tried: GPU backends need parts of JAX, or packages, that not every installation has.
-_BACKENDS = {
-    "xla": "kernels.attention.reference",
-    "xla_chunked": "kernels.attention.xla_chunked",
-    "mosaic": "kernels.attention.mosaic",
-    "triton": "kernels.attention.triton",
-    "cudnn": "kernels.attention.cudnn",
-    "tokamax": "kernels.attention.tokamax_backend",
-}
 # What "auto" tries, best first. cudnn and tokamax are there to compare with: both store a mask of T x T for each row.
 _ON_CUDA = ("mosaic", "triton", "xla_chunked", "xla")
 _ELSEWHERE = ("xla_chunked", "xla")
 
-BACKENDS = ("auto", *_BACKENDS)
+BACKENDS = ("auto", *MODULES)
 
 
 def attention(
@@ -113,7 +104,7 @@ def attention_and_log_z(
 
 
 def _call(name: str, *, scale: float, dropout_rate: float) -> Callable[..., AttentionOutput]:
-    serve = importlib.import_module(_BACKENDS[name]).attention
+    serve = importlib.import_module(MODULES[name]).attention
 
     def call(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, dropout):
         return serve(

@@ -22,6 +22,7 @@ from allam_jax.parallel.mesh import batch_sharding, batch_shards, make_mesh
 from allam_jax.planning.collectives import Collective, collectives_of, device_groups
 from allam_jax.planning.hlo import Module, parse
 from allam_jax.training.optimizer import make_optimizer
+from allam_jax.training.settings import GuardSettings, OptimizerSettings
 from allam_jax.training.state import TrainState, abstract_state
 from allam_jax.training.step import make_train_step
 from kernels import aot
@@ -55,7 +56,7 @@ def compiled(
     gpus = data * fsdp * tensor
     devices = aot.topology("h100", hosts=gpus // GPUS_PER_NODE, gpus_per_host=GPUS_PER_NODE)
     mesh = make_mesh(data=data, fsdp=fsdp, tensor=tensor, devices=devices)
-    optimizer = make_optimizer(schedule=lambda step: jnp.float32(3e-4))
+    optimizer = make_optimizer(OptimizerSettings(), schedule=lambda step: jnp.float32(3e-4), guard=GuardSettings())
     state = abstract_state(CONFIG, optimizer=optimizer, mesh=mesh)
     shape = (batch_shards(mesh) * accumulation * rows, T)
     batch = {key: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh)) for key, dtype in DTYPES.items()}

@@ -3,9 +3,9 @@
 import json
 import random
 
-from allam_jax.config import to_dict
 from allam_jax.corpus import pipeline
 from allam_jax.corpus.corpus_plan import make_plan
+from allam_jax.settings import as_dict
 from configs import base, corpus_rules
 
 ALL_WORDS = """
@@ -49,8 +49,7 @@ def write_crawl(folder, *, files=4, documents=40):
 
 def config(folder, **dedup):
     """The corpus task on it, with rules and all kinds of deduplication."""
-    value = base.get_config()
-    value.task = "corpus"
+    value = base.get_config("corpus")
     value.corpus.sources.crawl = base.documents(
         path=str(folder), language="ar", rules="arabic", remove=("tashkeel",), validation_share=0.1
     )
@@ -64,7 +63,7 @@ def config(folder, **dedup):
 
 def plan_of(value, *, workdir):
     """The plan of a config."""
-    settings = to_dict(value.corpus)
+    settings = as_dict(value.corpus)
     sources = settings.pop("sources")
     settings.pop("executor")
     return make_plan(sources, settings, workdir=workdir)
@@ -72,7 +71,7 @@ def plan_of(value, *, workdir):
 
 def executor_of(value, **changes):
     """The executor's settings of a config."""
-    return {**to_dict(value.corpus.executor), **changes}
+    return {**as_dict(value.corpus.executor), **changes}
 
 
 def run(value, workdir, **executor):

@@ -116,8 +116,7 @@ def test_the_same_texts_give_the_same_bytes_in_any_order(real, trained, tmp_path
 
 
 def test_the_task_trains_on_document_shards(real, tmp_path):
-    config = base.get_config()
-    config.task = "quality_classifier"
+    config = base.get_config("quality_classifier")
     config.quality.update(dim=8, buckets=2**12, held_out=0.2)
     for kind, name, texts in (("positives", "prose", real[0][:300]), ("negatives", "code", real[1][:300])):
         documents = [Document(text=text, id=str(i), source=name, language="en") for i, text in enumerate(texts)]

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from allam_jax.config import to_dict
 from allam_jax.corpus.rules import Rule, failed, read_rules
 from allam_jax.errors import UserError
+from allam_jax.settings import as_dict
 from configs import corpus_rules
 
 
@@ -40,9 +40,9 @@ def test_pareto_keeps_as_often_as_numpys(score):
 
 def test_ready_sets():
     for name in ("english", "arabic", "fineweb2_arabic"):
-        rules = read_rules(to_dict(getattr(corpus_rules, name)()), key=name)
+        rules = read_rules(as_dict(getattr(corpus_rules, name)()), key=name)
         assert len(rules) > 5
-    english = {rule.name: str(rule) for rule in read_rules(to_dict(corpus_rules.english()), key="")}
+    english = {rule.name: str(rule) for rule in read_rules(as_dict(corpus_rules.english()), key="")}
     assert english["short"] == "drop ccnet_length < 150"
     assert str(Rule(name="q", tag="word_count", drop="pareto", threshold=9)) == "sample by word_count, Pareto(9)"
 

@@ -142,8 +142,7 @@ def corpus(tmp_path_factory):
 
 
 def config_for(root, **weights):
-    config = base.get_config()
-    config.task = "mixture"
+    config = base.get_config("mixture")
     config.tokenizer = str(root / "tokenizer")
     for name, weight in weights.items():
         config.data.sources[name] = base.mixture(path=str(root / name), weight=weight)

@@ -12,6 +12,7 @@ from allam_jax.launch.jobs import plan_jobs
 from allam_jax.launch.preview import preview, training_tokens
 from allam_jax.launch.runs import expand
 from allam_jax.tasks import plan
+from allam_jax.tasks.registry import settings_of
 from configs import tiny
 
 # Large enough that costs are no rounding errors.
@@ -32,7 +33,7 @@ def test_the_cost_is_that_of_task_plan_with_shared_stages_once(tmp_path):
     text = preview(experiment, runs, plan_jobs(runs))
     hours = {}
     for name in ("base", "continued"):
-        plan.run(runs[0].config.stage[name], tmp_path / name)
+        plan.run(settings_of(runs[0].config.stage[name], task="plan"), tmp_path / name)
         hours[name] = json.loads((tmp_path / name / "plan.json").read_text())["training"]["gpu_hours"]
     found = re.search(r"Left to train: ([\d.]+) GPU-hours and [\d.e-]+ MWh on 1 node x 1 A100", text)
     assert float(found[1]) == pytest.approx(hours["base"] + 2 * hours["continued"], rel=1e-3)

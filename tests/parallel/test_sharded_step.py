@@ -14,6 +14,7 @@ from allam_jax.parallel.distributed import global_batch_array
 from allam_jax.parallel.mesh import batch_sharding, make_mesh
 from allam_jax.parallel.sharding import bytes_per_device, parameter_shardings
 from allam_jax.training.optimizer import make_optimizer
+from allam_jax.training.settings import GuardSettings, OptimizerSettings
 from allam_jax.training.state import abstract_state, random_params, start_state
 from allam_jax.training.step import batch_loss, make_train_step
 
@@ -60,7 +61,9 @@ def train(sizes, *, config=CONFIG, options=None, accumulation=1, steps=2):
     data, fsdp, tensor = sizes
     mesh = make_mesh(data=data, fsdp=fsdp, tensor=tensor, devices=jax.devices()[: data * fsdp * tensor])
     # Without clipping the first moment after one step is (1 - b1) times the gradient.
-    optimizer = make_optimizer(schedule=lambda step: 1e-3, b1=B1, clip_norm=0.0)
+    optimizer = make_optimizer(
+        OptimizerSettings(b1=B1, clip_norm=0.0), schedule=lambda step: 1e-3, guard=GuardSettings()
+    )
     abstract = abstract_state(config, optimizer=optimizer, mesh=mesh)
     params = random_params(abstract.params, config=config, seed=3)
     start = start_state(params, abstract=abstract, optimizer=optimizer, seed=3)

@@ -16,7 +16,7 @@ from configs import base
 
 
 def get_config():
-    config = base.get_config()
+    config = base.get_config("train")
     config.tokenizer = "{root}/tokenizer"
     config.model.update(
         dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64, vocab_multiple=32, max_position=32

@@ -9,6 +9,7 @@ from allam_jax.model.llama_config import ComputeOptions
 from allam_jax.parallel.mesh import batch_sharding, make_mesh
 from allam_jax.training.optimizer import make_optimizer
 from allam_jax.training.schedules import make_schedule
+from allam_jax.training.settings import GuardSettings, OptimizerSettings, ScheduleSettings
 from allam_jax.training.state import abstract_state, start_state
 from allam_jax.training.step import make_train_step
 
@@ -64,9 +65,13 @@ def torch_losses(model, data) -> list[float]:
 def our_losses(pair, data, *, accumulation: int) -> list[float]:
     mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
     schedule = make_schedule(
-        name="cosine", peak_lr=PEAK_LR, warmup_steps=WARMUP, total_steps=STEPS, final_fraction=FINAL
+        ScheduleSettings(name="cosine", peak_lr=PEAK_LR, warmup_steps=WARMUP, final_fraction=FINAL), total_steps=STEPS
     )
-    optimizer = make_optimizer(schedule=schedule, b1=B1, b2=B2, eps=EPS, weight_decay=DECAY, clip_norm=CLIP)
+    optimizer = make_optimizer(
+        OptimizerSettings(b1=B1, b2=B2, eps=EPS, weight_decay=DECAY, clip_norm=CLIP),
+        schedule=schedule,
+        guard=GuardSettings(),
+    )
     abstract = abstract_state(pair.config, optimizer=optimizer, mesh=mesh)
     params = jax.tree.map(lambda p, a: jax.device_put(p, a.sharding), pair.params, abstract.params)
     state = start_state(params, abstract=abstract, optimizer=optimizer, seed=0)

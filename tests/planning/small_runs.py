@@ -3,14 +3,14 @@
 import dataclasses
 
 from allam_jax.planning.run import Run, described_run
+from allam_jax.tasks.registry import settings_of
 from configs import base
 from tests.small_models import SMALL
 
 
 def small_config(**mesh: int):
     """A train config of the SMALL model: 16 rows of 8 tokens, everything in float32."""
-    config = base.get_config()
-    config.task = "plan"
+    config = base.get_config("plan")
     config.model = base.model(SMALL)
     config.compute.update(attention="xla", remat="full")
     config.mesh.update(**mesh)
@@ -24,7 +24,7 @@ def small_run(*, data: int, fsdp: int, tensor: int, remat: str = "full", accumul
     config = small_config(data=data, fsdp=fsdp, tensor=tensor)
     config.compute.remat = remat
     config.train.accumulation = accumulation
-    return described_run(config, device_count=data * fsdp * tensor)
+    return described_run(settings_of(config), device_count=data * fsdp * tensor)
 
 
 def with_model(run: Run, **shape: int) -> Run:

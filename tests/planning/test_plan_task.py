@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from allam_jax.errors import UserError
+from allam_jax.model.llama_config import preset
 from allam_jax.tasks import plan
+from allam_jax.tasks.registry import settings_of
+from configs import base
 from tests.planning.small_runs import small_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,11 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def large_config(**mesh: int):
     """Llama-2 13B on two nodes of A100."""
-    from configs import base
-
-    config = base.get_config()
-    config.task = "plan"
-    config.model = base.model(base.preset("llama2_13b"))
+    config = base.get_config("plan")
+    config.model = base.model(preset("llama2_13b"))
     config.compute.update(compute_dtype="bfloat16", remat="dots")
     config.mesh.update(**mesh)
     config.data.update(seq_len=4096, batch_size=64)
@@ -39,7 +39,7 @@ def png_size(path: Path) -> tuple[int, int]:
 def test_a_plan_by_formula(tmp_path):
     config = large_config(data=1, fsdp=16, tensor=1)
     config.train.accumulation = 4
-    result = plan.run(config, tmp_path)
+    result = plan.run(settings_of(config), tmp_path)
     saved = json.loads((tmp_path / "plan.json").read_text())
     report = (tmp_path / "plan.md").read_text()
     assert min(png_size(tmp_path / "plan.png")) > 300
@@ -69,14 +69,14 @@ def test_a_budget_of_tokens(tmp_path):
     config = large_config(data=1, fsdp=16, tensor=1)
     config.train.accumulation = 4
     config.plan.tokens = 2_000_000_000
-    plan.run(config, tmp_path)
+    plan.run(settings_of(config), tmp_path)
     assert json.loads((tmp_path / "plan.json").read_text())["training"]["steps"] == pytest.approx(2e9 / (64 * 4096))
 
 
 def test_what_does_not_fit_names_what_does(tmp_path):
     config = large_config(data=1, fsdp=16, tensor=1)
     with pytest.raises(UserError) as error:
-        plan.run(config, tmp_path)
+        plan.run(settings_of(config), tmp_path)
     message = str(error.value)
     assert "\n" not in message
     needed, available = map(float, re.search(r"needs ([\d.]+) GiB of ([\d.]+) GiB", message).groups())
@@ -88,13 +88,13 @@ def test_what_does_not_fit_names_what_does(tmp_path):
     section, _, key = override[0].rpartition(".")
     value = override[1]
     config[section][key] = int(value) if value.isdigit() else value
-    assert plan.run(config, tmp_path / "again")["memory_gib"] <= available
+    assert plan.run(settings_of(config), tmp_path / "again")["memory_gib"] <= available
 
 
 def test_search(tmp_path):
     config = large_config(data=1, fsdp=16, tensor=1)
     config.plan.search = True
-    result = plan.run(config, tmp_path)
+    result = plan.run(settings_of(config), tmp_path)
     saved = json.loads((tmp_path / "plan.json").read_text())
     times = [each["seconds"]["total"] for each in saved["candidates"]]
     assert len(times) > 3
@@ -113,16 +113,16 @@ def test_search_mends_a_batch_that_does_not_suit_the_mesh(tmp_path):
     config = large_config(data=1, fsdp=16, tensor=1)
     config.train.accumulation = 3
     with pytest.raises(UserError, match="batch size 64 is not a multiple of 48"):
-        plan.run(config, tmp_path)
+        plan.run(settings_of(config), tmp_path)
     config.plan.search = True
-    assert plan.run(config, tmp_path)["memory_gib"] > 0
+    assert plan.run(settings_of(config), tmp_path)["memory_gib"] > 0
 
 
 def test_nothing_fits_anywhere(tmp_path):
     config = large_config(data=1, fsdp=16, tensor=1)
     config.plan.update(search=True, memory_gib=8.0)
     with pytest.raises(UserError, match="no mesh, remat policy or accumulation of this batch fits on 16"):
-        plan.run(config, tmp_path)
+        plan.run(settings_of(config), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_errors(tmp_path, changes, message):
         section, _, name = key.rpartition(".")
         config[section][name] = value
     with pytest.raises(UserError, match=re.escape(message)):
-        plan.run(config, tmp_path)
+        plan.run(settings_of(config), tmp_path)
     assert not list(tmp_path.iterdir())
 
 

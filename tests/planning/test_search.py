@@ -7,12 +7,14 @@ import re
 import pytest
 
 from allam_jax.errors import UserError
+from allam_jax.model.llama_config import preset
 from allam_jax.planning.fit import check_fits_cluster
 from allam_jax.planning.gpu_cluster import GPUS, Cluster, cluster_of
 from allam_jax.planning.memory import estimated_memory
 from allam_jax.planning.run import described_run
 from allam_jax.planning.run_plan import Energy, analytic_plan
 from allam_jax.planning.search import changes, does_not_fit, meshes, nearest, ranked
+from allam_jax.tasks.registry import settings_of
 from configs import base
 from tests.planning.small_runs import small_config
 
@@ -20,15 +22,16 @@ ENERGY = Energy(power_share=1.0, pue=1.0)
 
 
 def big(*, nodes: int, batch: int, **mesh: int):
-    config = base.get_config()
-    config.model = base.model(base.preset("llama2_13b"))
+    config = base.get_config("plan")
+    config.model = base.model(preset("llama2_13b"))
     config.compute.update(compute_dtype="bfloat16", remat="dots", attention="xla_chunked")
     config.mesh.update(**mesh)
     config.data.update(seq_len=4096, batch_size=batch)
     config.train.loss_chunks = 8
     config.plan.update(gpu="a100", nodes=nodes)
-    cluster = cluster_of(config.plan)
-    return described_run(config, device_count=cluster.size), cluster
+    settings = settings_of(config)
+    cluster = cluster_of(settings.plan)
+    return described_run(settings, device_count=cluster.size), cluster
 
 
 def test_meshes_use_every_gpu_and_keep_tensor_inside_a_node():
@@ -102,21 +105,21 @@ def test_nothing_fits():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("gpu", "v100", "config.plan.gpu = 'v100': expected one of a100, h100"),
-        ("nodes", 0, "config.plan.nodes = 0: expected at least 1"),
-        ("usable_share", 1.5, "config.plan.usable_share = 1.5: expected a share"),
-        ("network_gb_s", -1.0, "config.plan.network_gb_s = -1.0: expected a positive number"),
+        ("gpu", "v100", "config.plan.gpu = 'v100': expected one of 'a100', 'h100'"),
+        ("nodes", 0, "config.plan.nodes = 0: expected a whole number, at least 1"),
+        ("usable_share", 1.5, "config.plan.usable_share = 1.5: expected a number, above 0, at most 1"),
+        ("network_gb_s", -1.0, "config.plan.network_gb_s = -1.0: expected a number, at least 0"),
     ],
 )
 def test_bad_clusters(key, value, message):
     config = small_config(data=8)
     config.plan[key] = value
     with pytest.raises(UserError, match=re.escape(message)):
-        cluster_of(config.plan)
+        settings_of(config)
 
 
 def test_links_and_memory_can_be_given():
     config = small_config(data=8)
     config.plan.update(memory_gib=40.0, nvlink_gb_s=100.0, network_gb_s=12.5)
-    gpu = cluster_of(config.plan).gpu
+    gpu = cluster_of(settings_of(config).plan).gpu
     assert (gpu.memory_bytes, gpu.nvlink_bandwidth, gpu.network_bandwidth) == (40 * 2**30, 100e9, 12.5e9)

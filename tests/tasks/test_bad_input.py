@@ -23,14 +23,14 @@ CONFIGS = {
     "misspelt.py": """
 from configs import base
 def get_config():
-    config = base.get_config()
+    config = base.get_config("train")
     config.train.stepz = 3
     return config
 """,
     "mistyped.py": """
 from configs import base
 def get_config():
-    config = base.get_config()
+    config = base.get_config("train")
     config.train.steps = "many"
     return config
 """,
@@ -38,7 +38,7 @@ def get_config():
 from configs import base
 from allam_jax.model.llama_config import preset
 def get_config(name):
-    config = base.get_config()
+    config = base.get_config("train")
     config.model = base.model(preset(name))
     return config
 """,
@@ -46,8 +46,7 @@ def get_config(name):
 from configs import base
 def get_config(key_and_value):
     key, _, value = key_and_value.partition("=")
-    config = base.get_config()
-    config.task = "corpus"
+    config = base.get_config("corpus")
     config.corpus.sources.mine = base.documents(language="en", **{key: value})
     return config
 """,

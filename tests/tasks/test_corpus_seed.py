@@ -7,8 +7,7 @@ from configs import base
 
 def held_out(tmp_path, *, seed, workdir="a"):
     """The texts of each split, of documents that are lines of a file."""
-    config = base.get_config()
-    config.task = "corpus"
+    config = base.get_config("corpus")
     config.seed = seed
     config.corpus.sources.en = base.documents(path=str(tmp_path / "en.txt"), language="en", validation_share=0.2)
     corpus.run(config, tmp_path / workdir)

@@ -73,8 +73,7 @@ def root(launcher, tmp_path_factory):
 
 
 def config_of(*paths, steps=(), **options):
-    config = base.get_config()
-    config.task = "merge"
+    config = base.get_config("merge")
     for number, path in enumerate(paths):
         config.merge.models[f"m{number}"] = base.merge_input(path=str(path), steps=tuple(steps))
     for key, value in options.items():
@@ -184,7 +183,7 @@ def test_slerp_tensor_by_tensor(root, tmp_path):
 def test_decay(root, tmp_path, shape, final_fraction):
     """Eight updates after the first checkpoint, of which 2, 4 and 2 lie between the next ones."""
     config = config_of(root / "trunk", steps=STEPS, method="decay")
-    config.schedule.update(decay_shape=shape, final_fraction=final_fraction)
+    config.merge.update(decay_shape=shape, final_fraction=final_fraction)
     result = runner.run(config, workdir=tmp_path)
     fall = {"linear": lambda r: 1 - r, "one_minus_sqrt": lambda r: 1 - math.sqrt(r)}[shape]
     rates = [final_fraction + (1 - final_fraction) * fall(update / 8) for update in range(8)]
@@ -203,7 +202,7 @@ def test_decay(root, tmp_path, shape, final_fraction):
 
 def test_without_steps_checkpoints_are_evenly_spaced(root, tmp_path):
     config = config_of(*[root / "a" / "huggingface"] * 3, method="decay")
-    config.schedule.decay_shape = "linear"
+    config.merge.decay_shape = "linear"
     result = runner.run(config, workdir=tmp_path)
     assert [model["coefficient"] for model in result["models"]] == pytest.approx([0, 0.5, 0.5])
 
@@ -312,7 +311,7 @@ ONE, TWO = ("a/orbax",), ("a/orbax", "b/huggingface")
 BAD = {
     "no models": ((), {}, "config.merge.models is empty: name at least two"),
     "one model": (ONE, {}, "config.merge.models: 1 model; a merge needs at least two"),
-    "unknown method": (TWO, {"merge.method": "mean"}, "config.merge.method = 'mean': expected one of average"),
+    "unknown method": (TWO, {"merge.method": "mean"}, "config.merge.method = 'mean': expected one of 'average'"),
     "no path": (TWO, {"merge.models.m1.path": ""}, "config.merge.models.m1.path is empty: give"),
     "no model": (("a/orbax", "x"), {}, "/x: no such directory; expected a weights directory"),
     "no such step": (
@@ -326,7 +325,11 @@ BAD = {
         {"merge.models.m1.steps": (4, 6), "merge.method": "slerp"},
         "config.merge.models: 3 models; method 'slerp' is between two",
     ),
-    "t": (TWO, {"merge.method": "linear", "merge.t": 1.5}, "config.merge.t = 1.5: expected a share between 0"),
+    "t": (
+        TWO,
+        {"merge.method": "linear", "merge.t": 1.5},
+        "config.merge.t = 1.5: expected a number, at least 0, at most 1",
+    ),
     "weight": (
         TWO,
         {"merge.models.m0.weight": 2.0},
@@ -345,15 +348,19 @@ BAD = {
     "unknown steps": (("a/orbax", "trunk"), {"merge.method": "decay"}, "a/orbax: its step is not known, that of"),
     "shape": (
         TWO,
-        {"merge.method": "decay", "schedule.decay_shape": "square"},
-        "schedule.decay_shape: 'square' is unknown; expected one of linear",
+        {"merge.method": "decay", "merge.decay_shape": "square"},
+        "merge.decay_shape = 'square': expected one of 'linear'",
     ),
     "exponential to zero": (
         TWO,
-        {"merge.method": "decay", "schedule.decay_shape": "exponential"},
-        "schedule.final_fraction: an exponential decay never reaches 0",
+        {"merge.method": "decay", "merge.decay_shape": "exponential"},
+        "merge.final_fraction = 0: an exponential decay never reaches 0",
     ),
-    "format": (TWO, {"export.formats": ("gguf",)}, "config.export.formats: 'gguf' is unknown"),
+    "format": (
+        TWO,
+        {"export.formats": ("gguf",)},
+        "config.export.formats = ('gguf',): expected a tuple of 'huggingface', 'orbax'",
+    ),
 }
 
 
@@ -415,7 +422,7 @@ def test_from_the_command_line(launcher, reference, tmp_path):
         "config": f"configs/merge.py:{reference}",
         "merge.models.model_00.steps": "(16, 24, 32)",
         "merge.method": "decay",
-        "schedule.decay_shape": "linear",
+        "merge.decay_shape": "linear",
     }
     result = launcher.train(tmp_path / "out", **options)
     # 16 updates at 1, 15/16, ..., 1/16 of the learning rate, eight of them before the second checkpoint.

@@ -6,6 +6,7 @@ from allam_jax.corpus.document import Document
 from allam_jax.corpus.shards import write_dataset
 from allam_jax.errors import UserError
 from allam_jax.tasks import merge_tokenizer
+from allam_jax.tasks.registry import settings_of
 from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 from configs import base as configs
 
@@ -20,8 +21,7 @@ def configured(root, *, script: str, like_base: bool):
     base = train_sentencepiece(ENGLISH, vocab_size=300, output=root / "base")
     how = {"like": base, "script": script} if like_base else {"like": base}
     train_sentencepiece(ALPHABETS[script], vocab_size=285, output=root / "target", character_coverage=1.0, **how)
-    config = configs.get_config()
-    config.task = "merge_tokenizer"
+    config = configs.get_config("merge_tokenizer")
     config.tokenizer_merge.update(base=str(root / "base"), target=str(root / "target"), script=script)
     for name, lines in (("en", ENGLISH), ("other", ALPHABETS[script])):
         write_dataset(
@@ -36,7 +36,7 @@ def configured(root, *, script: str, like_base: bool):
 
 @pytest.mark.parametrize("script", ["arabic", "cyrillic"])
 def test_a_merge_of_any_script_is_proved(tmp_path, script: str):
-    result = merge_tokenizer.run(configured(tmp_path, script=script, like_base=True), tmp_path / "merged")
+    result = merge_tokenizer.run(settings_of(configured(tmp_path, script=script, like_base=True)), tmp_path / "merged")
     assert result["merge"][f"{script}_equal"] == result["merge"][f"non_{script}_equal"] == 1.0
     assert result["merge"][f"{script}_lines"] > 0 < result["merge"][f"non_{script}_lines"]
     assert (tmp_path / "merged" / "tokenizer.model").is_file()
@@ -47,6 +47,6 @@ def test_a_target_with_its_own_signs_is_refused_by_its_first_line(tmp_path):
     with pytest.raises(
         UserError, match=r"100.00% of \d+ arabic lines .* first 'قال -:-: .*tokenizer_training.script"
     ) as e:
-        merge_tokenizer.run(config, tmp_path / "merged")
+        merge_tokenizer.run(settings_of(config), tmp_path / "merged")
     assert "\n" not in str(e.value)
     assert not (tmp_path / "merged").exists()

@@ -31,8 +31,7 @@ def test_documents_are_sampled_by_the_trained_score(good_and_web, tmp_path):
     for name, texts in (("good", good[:300]), ("web", web[:300])):
         documents = [Document(text=text, id=str(i), source=name, language="ar") for i, text in enumerate(texts)]
         write_dataset(documents, directory=tmp_path / name, name=name, validation_share=0)
-    config = base.get_config()
-    config.task = "quality_classifier"
+    config = base.get_config("quality_classifier")
     config.quality.positives.good = base.texts(path=str(tmp_path / "good"))
     config.quality.negatives.web = base.texts(path=str(tmp_path / "web"))
     assert runner.run(config, workdir=tmp_path / "classifier")["accuracy"] > 0.95
@@ -40,8 +39,7 @@ def test_documents_are_sampled_by_the_trained_score(good_and_web, tmp_path):
 
     crawl = list(dict.fromkeys([*good[300:], *web[300:]]))
     (tmp_path / "crawl.txt").write_text("\n".join(crawl) + "\n", encoding="utf-8")
-    config = base.get_config()
-    config.task = "corpus"
+    config = base.get_config("corpus")
     config.corpus.rules.sampled = ConfigDict({"quality": corpus_rules.palm_score()})
     config.corpus.sources.ar = base.documents(
         path=str(tmp_path / "crawl.txt"), language="ar", rules="sampled", validation_share=0.0

@@ -12,6 +12,7 @@ from allam_jax.errors import UserError
 from allam_jax.training.guard import SpikeGuard, check_skips, guard_metrics
 from allam_jax.training.optimizer import make_optimizer
 from allam_jax.training.schedules import make_schedule
+from allam_jax.training.settings import GuardSettings, OptimizerSettings, ScheduleSettings
 
 
 def decisions_in_numpy(losses, norms, *, window, sigma, min_history):
@@ -43,7 +44,7 @@ def test_skips_what_the_rule_says(window, sigma, min_history):
     expected = decisions_in_numpy(losses, norms, window=window, sigma=sigma, min_history=min_history)
     assert 0 < np.sum(~expected) < n / 2
 
-    guard = SpikeGuard(window=window, sigma=sigma, min_history=min_history)
+    guard = SpikeGuard(GuardSettings(window=window, sigma=sigma, min_history=min_history))
 
     def step(state, inputs):
         accept, state = guard.judge(state, loss=inputs[0], grad_norm=inputs[1])
@@ -66,8 +67,8 @@ def test_skips_what_the_rule_says(window, sigma, min_history):
 @pytest.mark.parametrize("where", ["loss", "grads"])
 def test_a_skipped_update_changes_no_bit(bad, where):
     params = {"a": np.array([-0.0, 0.0, 1e-42, -1.5, 3e38], np.float32), "scale": np.ones(3, jnp.bfloat16)}
-    schedule = make_schedule(name="constant", peak_lr=0.1, warmup_steps=0, total_steps=9)
-    optimizer = make_optimizer(schedule=schedule)
+    schedule = make_schedule(ScheduleSettings(name="constant", peak_lr=0.1, warmup_steps=0), total_steps=9)
+    optimizer = make_optimizer(OptimizerSettings(), schedule=schedule, guard=GuardSettings())
 
     # As users run it: unoptimised (see tests/conftest.py), adding -0 flushes a subnormal parameter to 0.
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
@@ -93,13 +94,21 @@ def test_a_skipped_update_changes_no_bit(bad, where):
 
 def judged(losses, **settings):
     """Which of these steps are accepted, gradient norms all equal."""
-    guard = SpikeGuard(**settings)
+    guard = SpikeGuard(GuardSettings(**settings))
 
     def step(state, loss):
         accept, state = guard.judge(state, loss=loss, grad_norm=jnp.ones(()))
         return state, accept
 
     return np.asarray(jax.lax.scan(step, guard.init(), np.asarray(losses, np.float32))[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "key"), [({"window": 1}, "window"), ({"min_history": 500}, "min_history"), ({"sigma": -1.0}, "sigma")]
+)
+def test_errors_name_the_key(change, key):
+    with pytest.raises(UserError, match=rf"^config\.guard\.{key} = "):
+        GuardSettings(**change)
 
 
 @pytest.mark.parametrize("height", [5.0, 1e3])

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from allam_jax.errors import UserError
-from allam_jax.training.schedules import DECAY_SHAPES, make_schedule
+from allam_jax.training.schedules import make_schedule
+from allam_jax.training.settings import ScheduleSettings
 from allam_jax.weights.merging import (
     decay_coefficients,
     normalised,
@@ -16,20 +17,23 @@ from allam_jax.weights.merging import (
     update_weights,
     weighted_sum,
 )
+from allam_jax.weights.settings import DECAY_SHAPES
 
 STEPS = [40, 43, 44, 50, 57]  # unevenly spaced checkpoints
 
 
 def decay(shape, *, length, final_fraction=0.1):
     schedule = make_schedule(
-        name="wsd",
-        peak_lr=1.0,
-        warmup_steps=0,
+        ScheduleSettings(
+            name="wsd",
+            peak_lr=1.0,
+            warmup_steps=0,
+            decay_start=0,
+            decay_steps=length,
+            decay_shape=shape,
+            final_fraction=final_fraction,
+        ),
         total_steps=length,
-        decay_start=0,
-        decay_steps=length,
-        decay_shape=shape,
-        final_fraction=final_fraction,
     )
     return lambda updates: np.asarray(schedule(updates))
 

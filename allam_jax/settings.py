@@ -1,0 +1,322 @@
+"""Settings: each section of a config is a frozen dataclass beside the code that it steers.
+
+    class TrainSettings(Section, name="train"):
+        '''How long a run is.'''
+
+        steps: int = setting(100, "updates of the whole run", least=1)
+
+A section imports nothing heavy, so that a config can be written, read and explained without JAX. Every key has a
+comment and every number has a bound: a section without them is refused, so no key can be forgotten. Values
+are checked whenever a section is made. A config file sees the same keys as an `ml_collections.ConfigDict`
+(`defaults`), and `read` turns that back into the dataclass.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+from ml_collections import ConfigDict
+
+from allam_jax.errors import UserError
+
+LARGEST_INT = 2**31 - 1  # the bound of whole numbers that state none: more would not fit an int32 on a device
+
+Comparison = tuple[str, float, str]  # name, bound, and how an error says it
+
+
+class BadSetting(UserError):
+    """A value that cannot be used. `key` grows by one part for every section around it."""
+
+    def __init__(self, key: str, problem: str):
+        super().__init__(f"config.{key}{problem}")
+        self.key, self.problem = key, problem
+
+    def inside(self, name: str) -> "BadSetting":
+        """The same error, seen from the section that holds this one as `name`."""
+        return BadSetting(f"{name}.{self.key}" if name else self.key, self.problem)
+
+
+def setting(
+    default: Any,
+    comment: str,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    choices: Sequence[str] | None = None,
+) -> Any:
+    """A key of a section.
+
+    Args:
+        default: its value where the config says nothing; `...` for a key that must be given.
+        comment: what it is, with its unit; shown by `--help_config`.
+        least, above: the smallest value, and the bound that values must exceed; a number needs one of them.
+        most, below: the same at the upper end. Whole numbers are at most `LARGEST_INT` unless `most` says otherwise.
+        choices: the strings it can be; for a tuple, those that its elements can be.
+    """
+    bounds: list[Comparison] = [
+        (name, bound, text)
+        for name, bound, text in (
+            ("least", least, f"at least {least}"),
+            ("above", above, f"above {above}"),
+            ("most", most, f"at most {most}"),
+            ("below", below, f"below {below}"),
+        )
+        if bound is not None
+    ]
+    metadata = {"comment": comment, "bounds": bounds, "choices": tuple(choices) if choices else None}
+    if default is ...:
+        return dataclasses.field(metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def entries(comment: str) -> Any:
+    """A key that holds named entries, `Mapping[str, KIND]`, empty by default; users choose the names."""
+    return dataclasses.field(default_factory=dict, metadata={"comment": comment, "bounds": [], "choices": None})
+
+
+def nested(kind: type, comment: str) -> Any:
+    """A key that holds a section of its own."""
+    return dataclasses.field(default_factory=kind, metadata={"comment": comment, "bounds": [], "choices": None})
+
+
+class Section:
+    """Base of sections, entries and nested sections. A subclass becomes a frozen, checked dataclass of its keys.
+
+        class TrainSettings(Section, name="train"): ...
+
+    Class arguments:
+        name: of the section in a config; empty for keys at the top level, for entries and for nested sections.
+        version: raised when a key gets another meaning or a default changes: finished stages then count as changed.
+        changes_results: False for a section that only says how a run is watched or where it is computed.
+
+    TypeError for a key without comment, and for a number without a lower bound.
+    """
+
+    section_name: ClassVar[str] = ""
+    section_version: ClassVar[int] = 1
+    changes_results: ClassVar[bool] = True
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    if typing.TYPE_CHECKING:  # __init_subclass__ makes it, which type checkers do not see
+
+        def __init__(self, **values: Any) -> None: ...
+
+    def __init_subclass__(cls, *, name: str = "", version: int = 1, changes_results: bool = True):
+        """Makes the dataclass."""
+        cls.section_name, cls.section_version, cls.changes_results = name, version, changes_results
+        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+        for field, kind in fields_of(cls):
+            if not field.metadata.get("comment"):
+                raise TypeError(
+                    f"{cls.__name__}.{field.name} has no comment: define it with setting, entries or nested"
+                )
+            lower = [bound for bound in field.metadata["bounds"] if bound[0] in ("least", "above")]
+            if _element(kind) in (int, float) and not lower:
+                raise TypeError(f"{cls.__name__}.{field.name} is a number without a lower bound")
+
+    def __post_init__(self) -> None:
+        for field, kind in fields_of(type(self)):
+            value = getattr(self, field.name)
+            meta = field.metadata
+            if problem := _problem(kind, value, bounds=meta["bounds"], choices=meta["choices"]):
+                raise BadSetting(f"{self.section_name}.{field.name}".lstrip("."), f" = {value!r}: expected {problem}")
+        self.check()
+
+    def check(self) -> None:
+        """For a subclass: raises UserError where values do not go together."""
+
+    @classmethod
+    def default(cls) -> Self:
+        """The section as it is where a config says nothing."""
+        return cls()
+
+
+def fields_of(cls: type[Section]) -> list[tuple[dataclasses.Field, Any]]:
+    """The keys of a section with their types."""
+    hints = typing.get_type_hints(cls)
+    return [(field, hints[field.name]) for field in dataclasses.fields(cls)]
+
+
+def to_config(instance: Section) -> ConfigDict:
+    """A section or entry as an unlocked ConfigDict of its values."""
+    config = ConfigDict()
+    for field, kind in fields_of(type(instance)):
+        value = getattr(instance, field.name)
+        if _is_section(kind):
+            value = to_config(value)
+        elif _is_entries(kind):
+            inner = typing.get_args(kind)[1]
+            value = ConfigDict({key: to_config(item) if _is_section(inner) else item for key, item in value.items()})
+        config[field.name] = value
+    return config
+
+
+def lock(config: ConfigDict, cls: type[Section]) -> ConfigDict:
+    """Locks a section's ConfigDict: only existing keys can be set, but named entries can be added."""
+    config.lock()
+    for field, kind in fields_of(cls):
+        if _is_section(kind):
+            lock(config[field.name], kind)
+        elif _is_entries(kind):
+            config[field.name].unlock()
+    return config
+
+
+def read(cls: type[Section], values: Mapping[str, Any] | ConfigDict, *, where: str = "") -> Any:
+    """The section of these values; keys that are missing take their defaults.
+
+    Args:
+        cls: the section, entry or nested section.
+        values: nested mappings, as in a ConfigDict or in JSON (lists stand for tuples).
+        where: the section's dotted key, for errors.
+
+    Raises:
+        UserError: an unknown key, or a value that cannot be used; names the dotted key.
+    """
+    kinds = {field.name: kind for field, kind in fields_of(cls)}
+    if not isinstance(values, Mapping | ConfigDict):
+        raise UserError(f"config.{where} = {values!r}: expected a section with the keys {', '.join(kinds)}")
+    given: dict[str, Any] = {}
+    for key, value in values.items():
+        dotted = f"{where}.{key}".lstrip(".")
+        if key not in kinds:
+            close = difflib.get_close_matches(key, kinds, n=1)
+            raise UserError(
+                f"config.{dotted}: no such key; " + (f"did you mean {close[0]!r}?" if close else _keys(kinds))
+            )
+        given[key] = _converted(kinds[key], value, where=dotted)
+    try:
+        return dataclasses.replace(cls.default(), **given)
+    except BadSetting as error:
+        raise error.inside(where.rpartition(".")[0] if cls.section_name else where) from None
+
+
+def changed(instance: Section) -> dict[str, Any]:
+    """The values of a section that differ from its defaults, as JSON-able nested dicts."""
+    return _difference(instance, type(instance).default())
+
+
+def as_dict(value: Any) -> Any:
+    """Sections, ConfigDicts and mappings as JSON-able nested dicts; tuples become lists."""
+    if _is_section(type(value)):
+        return {field.name: as_dict(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, types.SimpleNamespace):
+        return as_dict(vars(value))
+    if isinstance(value, Mapping | ConfigDict):
+        return {key: as_dict(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [as_dict(item) for item in value]
+    return value
+
+
+def explain(cls: type[Section], *, prefix: str = "") -> list[str]:
+    """Lines `key = default  # comment`, one for each key of a section, its nested sections and its entries."""
+    lines = []
+    default = cls.default()
+    for field, kind in fields_of(cls):
+        key = f"{prefix}{field.name}"
+        comment, limits = field.metadata["comment"], _limits(field)
+        if _is_section(kind):
+            lines += [f"# {key}: {comment}", *explain(kind, prefix=f"{key}.")]
+        elif _is_entries(kind):
+            inner = typing.get_args(kind)[1]
+            lines.append(f"# {key}.NAME: {comment}")
+            lines += explain(inner, prefix=f"{key}.NAME.") if _is_section(inner) else []
+        else:
+            lines.append(f"{key} = {getattr(default, field.name)!r}  # {comment}{limits}")
+    return lines
+
+
+def _limits(field: dataclasses.Field) -> str:
+    choices, bounds = field.metadata["choices"], field.metadata["bounds"]
+    said = [" | ".join(choice or "''" for choice in choices)] if choices else [text for _, _, text in bounds]
+    return f" ({', '.join(said)})" if said else ""
+
+
+def _difference(instance: Section, default: Section) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for field, kind in fields_of(type(instance)):
+        value, usual = getattr(instance, field.name), getattr(default, field.name)
+        if _is_section(kind):
+            different = _difference(value, usual) if kind.changes_results else {}
+            found |= {field.name: different} if different else {}
+        elif value != usual:
+            found[field.name] = _changed_entries(kind, value)
+    return found
+
+
+def _changed_entries(kind: Any, value: Any) -> Any:
+    """Entries count by name, even those whose values are all defaults."""
+    if _is_section(kind):
+        return changed(value)
+    if _is_entries(kind):
+        return {name: _changed_entries(typing.get_args(kind)[1], item) for name, item in value.items()}
+    return as_dict(value)
+
+
+def _converted(kind: Any, value: Any, *, where: str) -> Any:
+    """A value of a ConfigDict or of JSON as a section holds it."""
+    if _is_section(kind):
+        return read(kind, value, where=where)
+    if not _is_entries(kind):
+        return tuple(value) if isinstance(value, list) else value
+    if not isinstance(value, Mapping | ConfigDict):
+        raise UserError(f"config.{where} = {value!r}: expected named entries")
+    inner = typing.get_args(kind)[1]
+    made = {name: _converted(inner, item, where=f"{where}.{name}") for name, item in value.items()}
+    for name, item in made.items():
+        if problem := _problem(inner, item):
+            raise UserError(f"config.{where}.{name} = {item!r}: expected {problem}")
+    return made
+
+
+def _problem(kind: Any, value: Any, *, bounds: Sequence[Comparison] = (), choices: Sequence[str] | None = None) -> str:
+    """What was expected of a value that does not fit; empty if it does."""
+    if _is_section(kind) or _is_entries(kind):
+        return ""
+    element, plural = _element(kind), kind is not _element(kind)
+    noun = {bool: "True or False", int: "a whole number", float: "a number", str: "a string"}[element]
+    if choices:
+        noun = f"{'a tuple of' if plural else 'one of'} {', '.join(map(repr, choices))}"
+    elif plural:
+        noun = f"a tuple of {'strings' if element is str else 'numbers'}"
+    if plural and not isinstance(value, tuple | list):
+        return noun
+    limits = list(bounds)
+    if element is int and not any(name in ("most", "below") for name, _, _ in bounds):
+        limits.append(("most", LARGEST_INT, f"at most {LARGEST_INT}"))
+    expected = ", ".join([noun, *(text for _, _, text in bounds)])
+    for item in value if plural else (value,):
+        number = isinstance(item, int | float) and not isinstance(item, bool)
+        fits = number if element is float else isinstance(item, element) and (number or element is not int)
+        if not fits or (choices and item not in choices):
+            return expected
+        if number and not math.isfinite(item):
+            return f"{expected}, and a finite one"
+        for name, bound, text in limits:
+            if not {"least": item >= bound, "above": item > bound, "most": item <= bound, "below": item < bound}[name]:
+                return expected if text in expected else f"{noun}, {text}"
+    return ""
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Section)
+
+
+def _element(kind: Any) -> Any:
+    """The type of a tuple's elements; other types as they are."""
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else kind
+
+
+def _is_entries(kind: Any) -> bool:
+    return typing.get_origin(kind) is Mapping
+
+
+def _keys(kinds: Mapping[str, Any]) -> str:
+    return f"there are {', '.join(kinds)}"

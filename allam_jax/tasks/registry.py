@@ -1,0 +1,209 @@
+"""The tasks: which module runs each, which sections of a config it reads, and whether it runs on devices.
+
+A new task is its module, its settings and one row here. Nothing in this file imports JAX.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from allam_jax import settings
+from allam_jax.corpus.settings import CorpusSettings, PlantedCheckSettings, PlantedSettings, QualitySettings
+from allam_jax.data.settings import DataSettings, MixtureSettings
+from allam_jax.errors import UserError
+from allam_jax.evaluation.settings import EvalSettings
+from allam_jax.generation.settings import GenerateSettings
+from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
+from allam_jax.model.settings import ExpandSettings
+from allam_jax.parallel.settings import MeshSettings
+from allam_jax.planning.settings import PlanSettings
+from allam_jax.settings import Section
+from allam_jax.tasks.settings import ReportSettings, SeedSettings, TokenizerSettings
+from allam_jax.tokenizer.settings import TokenizerMergeSettings, TokenizerTrainingSettings
+from allam_jax.training.settings import (
+    CheckpointSettings,
+    GuardSettings,
+    InitSettings,
+    MetricsSettings,
+    OptimizerSettings,
+    ParameterSettings,
+    ScheduleSettings,
+    TrainSettings,
+)
+from allam_jax.weights.settings import ExportSettings, MergeSettings, WeightsSettings
+
+Settings = SimpleNamespace  # what a task gets: an attribute for each section and top-level key that it reads
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One row.
+
+    Attributes:
+        module: has `run(config, workdir) -> dict`; imported when the task runs.
+        sections: what it reads of a config.
+        on_devices: whether all processes take part; otherwise the first one works alone.
+        looks_at: another task, whose configs this one can run on too.
+    """
+
+    module: str
+    sections: tuple[type[Section], ...]
+    on_devices: bool = False
+    looks_at: str = ""
+
+
+_STEP = (  # what the compiled training step follows from
+    LlamaConfig,
+    ComputeOptions,
+    ParameterSettings,
+    MeshSettings,
+    DataSettings,
+    TrainSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    GuardSettings,
+)
+_MODEL = (TokenizerSettings, WeightsSettings, MeshSettings, ComputeOptions)  # a finished model on devices
+
+TASKS: dict[str, Task] = {
+    "corpus": Task("allam_jax.tasks.corpus", (SeedSettings, CorpusSettings)),
+    "plant": Task("allam_jax.tasks.plant", (SeedSettings, PlantedSettings)),
+    "check_planted": Task("allam_jax.tasks.check_planted", (PlantedCheckSettings,)),
+    "quality_classifier": Task("allam_jax.tasks.quality_classifier", (SeedSettings, QualitySettings)),
+    "tokenizer": Task("allam_jax.tasks.tokenizer", (TokenizerTrainingSettings,)),
+    "merge_tokenizer": Task("allam_jax.tasks.merge_tokenizer", (TokenizerMergeSettings,)),
+    "train": Task(
+        "allam_jax.tasks.train",
+        (SeedSettings, TokenizerSettings, InitSettings, *_STEP, EvalSettings, CheckpointSettings, MetricsSettings),
+        on_devices=True,
+    ),
+    "tokenize": Task("allam_jax.tasks.tokenize", (TokenizerSettings, DataSettings), looks_at="train"),
+    "mixture": Task(
+        "allam_jax.tasks.mixture",
+        (TokenizerSettings, DataSettings, TrainSettings, MixtureSettings),
+        looks_at="train",
+    ),
+    "plan": Task("allam_jax.tasks.plan", (*_STEP, PlanSettings), looks_at="train"),
+    "expand": Task("allam_jax.tasks.expand", (SeedSettings, *_MODEL, ExpandSettings, EvalSettings), on_devices=True),
+    "evaluate": Task("allam_jax.tasks.evaluate", (*_MODEL, EvalSettings), on_devices=True),
+    "generate": Task("allam_jax.tasks.generate", (SeedSettings, *_MODEL, GenerateSettings), on_devices=True),
+    "export": Task(
+        "allam_jax.tasks.export",
+        (TokenizerSettings, WeightsSettings, MeshSettings, ExportSettings),
+        on_devices=True,
+    ),
+    "merge": Task("allam_jax.tasks.merge", (TokenizerSettings, MergeSettings, ExportSettings), on_devices=True),
+    "expansion_report": Task("allam_jax.tasks.expansion_report", (ReportSettings,)),
+}
+
+
+def task_named(name: str) -> Task:
+    """The row of a task; UserError for a name that there is not."""
+    if name not in TASKS:
+        close = difflib.get_close_matches(name, TASKS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(TASKS)} or recipe"
+        raise UserError(f"config.task = {name!r}: no such task; {hint}")
+    return TASKS[name]
+
+
+def sections_in_config(name: str) -> tuple[type[Section], ...]:
+    """The sections of a config for this task: its own, and those of tasks that look at such configs."""
+    host = task_named(name).looks_at or name
+    guests = [row.sections for row in TASKS.values() if row.looks_at == host]
+    found: dict[str, type[Section]] = {}
+    for cls in (*TASKS[host].sections, *(cls for sections in guests for cls in sections)):
+        found.setdefault(cls.section_name or cls.__name__, cls)
+    return tuple(found.values())
+
+
+def default_config(name: str) -> ConfigDict:
+    """The defaults of a task, locked: only existing keys can be set, and named entries added."""
+    config = ConfigDict({"task": name})
+    for cls in sections_in_config(name):
+        values = settings.to_config(cls.default())
+        if cls.section_name:
+            config[cls.section_name] = values
+        else:
+            config.update(values)
+    config.lock()
+    for cls in sections_in_config(name):
+        settings.lock(config[cls.section_name] if cls.section_name else config, cls)
+    return config
+
+
+def settings_of(config: Mapping[str, Any] | ConfigDict, *, task: str = "") -> Settings:
+    """What a task reads of a config, as checked dataclasses: an attribute for each section and top-level key.
+
+    Args:
+        config: made for the task, or for one that the task looks at.
+        task: empty: the config's own.
+
+    Raises:
+        UserError: a value cannot be used, or the config lacks a section that the task needs.
+    """
+    name = task or config["task"]
+    found: dict[str, Any] = {"task": name}
+    for cls in task_named(name).sections:
+        for attribute, value in _section_of(config, cls, task=name).items():
+            found[attribute] = value
+    return Settings(**found)
+
+
+def changed_settings(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
+    """What decides the result of a stage: its task, and the values of its sections that are not the defaults.
+
+    A section's version comes in from 2 on. So a new key with a default changes nothing, and neither does a new section.
+    """
+    name = config["task"]
+    found: dict[str, Any] = {"task": name}
+    for cls in task_named(name).sections:
+        if not cls.changes_results:
+            continue
+        read = _section_of(config, cls, task=name)
+        for attribute, value in read.items():
+            if isinstance(value, Section):
+                values = settings.changed(value)
+                if cls.section_version > 1:
+                    values["version"] = cls.section_version
+                found |= {attribute: values} if values else {}
+            elif value != getattr(cls.default(), attribute):
+                found[attribute] = value
+    return found
+
+
+def owners_of(key: str) -> list[str]:
+    """The tasks whose configs have a section or a top-level key of this name."""
+    return [
+        name
+        for name, row in TASKS.items()
+        for cls in row.sections
+        if key == cls.section_name or (not cls.section_name and key in {f.name for f in dataclasses.fields(cls)})
+    ]
+
+
+def explain(name: str) -> str:
+    """Every key of a task with its default and a comment, as Python that a config could hold."""
+    row = task_named(name)
+    module_lines = [f"# Task {name}", ""]
+    for cls in row.sections:
+        title = cls.section_name or "(top level)"
+        prefix = f"{cls.section_name}." if cls.section_name else ""
+        module_lines += [f"# {title}: {(cls.__doc__ or '').splitlines()[0]}", *settings.explain(cls, prefix=prefix), ""]
+    return "\n".join(module_lines)
+
+
+def _section_of(config: Mapping[str, Any] | ConfigDict, cls: type[Section], *, task: str) -> dict[str, Any]:
+    if not cls.section_name:
+        keys = [field.name for field in dataclasses.fields(cls)]
+        read = settings.read(cls, {key: config[key] for key in keys if key in config})
+        return {key: getattr(read, key) for key in keys}
+    if cls.section_name not in config:
+        raise UserError(
+            f"config.task = {task!r}: the config has no section {cls.section_name!r}, which this task reads; make it "
+            f"with base.get_config({task!r})"
+        )
+    return {cls.section_name: settings.read(cls, config[cls.section_name], where=cls.section_name)}

@@ -1,0 +1,33 @@
+"""Settings that no room owns: keys at the top level of a config, and the stages that a report reads."""
+
+from collections.abc import Mapping
+
+from allam_jax.settings import Section, entries, setting
+
+
+class SeedSettings(Section):
+    """Where randomness comes from."""
+
+    seed: int = setting(0, "everything random follows from it", least=0, most=2**32 - 1)
+
+
+class TokenizerSettings(Section):
+    """Which tokenizer is used."""
+
+    tokenizer: str = setting("", "tokenizer directory (or tokenizer.model); empty takes the one beside the weights")
+
+
+class ArmSettings(Section):
+    """An expanded model and its continued pre-training."""
+
+    expand: str = setting("", "directory of the stage that expanded it")
+    continued: str = setting("", "directory of the stage that trained it on")
+
+
+class ReportSettings(Section, name="report"):
+    """Directories of the stages that the report of a recipe reads."""
+
+    base: str = setting("", "of the base's training")
+    tokenizers: str = setting("", "of the merged tokenizer")
+    export: str = setting("", "of the export")
+    arms: Mapping[str, ArmSettings] = entries("method -> base.arm(...)")
