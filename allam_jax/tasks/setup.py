@@ -12,7 +12,7 @@ from allam_jax.data.evaluation_rows import EvaluationRows, make_evaluation_rows
 from allam_jax.data.sources import stated_weights
 from allam_jax.data.token_cache import TokenSource, is_token_cache
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
-from allam_jax.parallel.mesh import make_mesh
+from allam_jax.parallel.mesh import make_mesh, sizes_of
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.training.load import load_model
 from allam_jax.weights.directory import LoadedWeights, check_vocabulary
@@ -20,7 +20,7 @@ from allam_jax.weights.directory import LoadedWeights, check_vocabulary
 
 def open_mesh(config: ConfigDict) -> Mesh:
     """The device mesh of `config.mesh`."""
-    return make_mesh(**config.mesh)
+    return make_mesh(sizes_of(config.mesh))
 
 
 def compute_options(config: ConfigDict) -> ComputeOptions:
