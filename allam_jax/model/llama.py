@@ -168,7 +168,7 @@ class Llama(nnx.Module):
 
     def embed(self, tokens_BT: Int[Array, "B T"], *, dropout_key: Array | None = None) -> Float[Array, "B T D"]:
         """The residual stream before the first layer, in the compute dtype."""
-        key, _ = _keys_of_parts(dropout_key)
+        key = None if dropout_key is None else jax.random.split(dropout_key)[0]
         x_BTD = look_up(self.embedding.table[...], tokens_BT, jnp.dtype(self.options.compute_dtype))
         return dropout(x_BTD, rate=self.options.dropout_embedding, key=key)
 
@@ -181,11 +181,11 @@ class Llama(nnx.Module):
         dropout_key: Array | None = None,
         layers: slice = slice(None),
     ) -> Float[Array, "B T D"]:
-        """The residual stream after the given layers (by default all), from the one before them."""
+        """The residual stream after the given layers (by default all), from that before them."""
         config, options = self.config, self.options
         dtype = jnp.dtype(options.compute_dtype)
         rope = rope_of(positions_BT, config=config, dtype=dtype)
-        _, layers_key = _keys_of_parts(dropout_key)
+        layers_key = None if dropout_key is None else jax.random.split(dropout_key)[1]
         graphdef, stacked = nnx.split(self.layers)
         # Cast before the scan: under FSDP the layers are then gathered in the compute dtype.
         stacked = jax.tree.map(lambda w: w.astype(dtype)[layers], nnx.to_pure_dict(stacked))
@@ -213,11 +213,6 @@ class Llama(nnx.Module):
         logits_BTV = jnp.einsum("BTD,DV->BTV", hidden_BTD, head_DV, preferred_element_type=jnp.float32)
         logits_BTV = constrain(logits_BTV, layouts.LOGITS)
         return jnp.where(jnp.arange(logits_BTV.shape[-1]) < self.config.vocab_size, logits_BTV, -jnp.inf)
-
-
-def _keys_of_parts(dropout_key: Array | None) -> tuple[Array | None, Array | None]:
-    """The dropout keys of the embedding and of the layers, from that of a forward pass."""
-    return (None, None) if dropout_key is None else tuple(jax.random.split(dropout_key))
 
 
 @functools.lru_cache(maxsize=32)

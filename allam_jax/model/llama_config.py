@@ -1,4 +1,4 @@
-"""Shapes of a Llama, ways to run it, and the presets of the papers."""
+"""Shapes of a Llama, options of how it is computed, and the presets of the papers."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from kernels.attention.api import BACKENDS
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
-    """The architecture: what must agree between a set of weights and the code. Stored as `model.json`."""
+    """The architecture, on which weights and code must agree. It is stored as `model.json`."""
 
     vocab_size: int  # ids the tokenizer can produce
     vocab_multiple: int  # embedding and head rows are padded up to a multiple of this
@@ -56,7 +56,7 @@ class LlamaConfig:
     def flops_per_token(self, seq_len: int) -> float:
         """Model FLOPs of one training token: 6 per matmul parameter plus causal attention, 6·L·N·H·T.
 
-        Causal attention is counted at half of the full square; recomputation under remat is not counted.
+        Causal attention counts half of the full square. What remat recomputes is not counted.
         """
         matmul = self.num_parameters - self.dim * (2 * self.num_layers + 1)
         if not self.tie_embeddings:
@@ -66,11 +66,11 @@ class LlamaConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ComputeOptions:
-    """How the network is run. Changes nothing about which weights fit; not stored with them."""
+    """How the network is computed. Any options fit any weights; they are not stored with them."""
 
     compute_dtype: str = "float32"  # bfloat16 on GPUs; parameters keep their own dtype
     attention: str = "auto"  # a backend of kernels.attention
-    # For the backward pass: none keeps all, dots matmul outputs and attention, full only the layer inputs.
+    # What is kept for the backward pass: none keeps all, dots matmul outputs and attention, full only layer inputs.
     remat: str = "dots"
     scan_unroll: int = 1  # layers per step of the scan; num_layers or more unrolls it fully
     dropout_embedding: float = 0.0

@@ -76,10 +76,8 @@ def _resolve(*, coordinator: str | None, num_processes: int | None, process_id: 
         if found is None:
             if given:
                 needed = ("coordinator", "num_processes", "process_id")
-                missing = ", ".join(f"--{name}" for name in needed if name not in given)
-                raise UserError(
-                    f"{missing} missing: a job of many processes needs {', '.join(f'--{n}' for n in needed)}"
-                )
+                missing = ", ".join(f"--{flag}" for flag in needed if flag not in given)
+                raise UserError(f"{missing} missing: a job of many processes needs all of --{', --'.join(needed)}")
             return None
         launch = dataclasses.replace(found, **given)
     if launch.coordinator is None:

@@ -14,7 +14,7 @@ from allam_jax.planning.run import Run
 from allam_jax.planning.run_plan import Energy, Plan, analytic_plan
 from allam_jax.planning.workload import REMAT
 
-_SEARCHED = ("data", "fsdp", "tensor")
+_SEARCHED = ("data", "fsdp", "tensor")  # the axes whose sizes are tried
 
 
 def divisors(n: int) -> list[int]:
