@@ -72,7 +72,7 @@ def compiled_cost(kind: str, shard: Shard, *, chunks: int) -> Cost:
     from kernels import aot
 
     devices = aot.topology(kind, hosts=shard.tensor, gpus_per_host=FSDP)
-    mesh = make_mesh(data=1, fsdp=FSDP, tensor=shard.tensor, devices=devices)
+    mesh = make_mesh({"data": 1, "fsdp": FSDP, "tensor": shard.tensor}, devices=devices)
 
     def shaped(shape, dtype, *axes):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))

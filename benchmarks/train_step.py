@@ -51,7 +51,7 @@ def our_step(weights: Path, ids_BT: np.ndarray) -> tuple[Step, float]:
     from allam_jax.training.step import make_train_step
     from allam_jax.weights.huggingface import import_huggingface
 
-    mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices("cpu")[:1])
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, devices=jax.devices("cpu")[:1])
     params, config = import_huggingface(weights, mesh=mesh)
     optimizer = make_optimizer(
         OptimizerSettings(), schedule=lambda step: jnp.full((), LEARNING_RATE), guard=GuardSettings()

@@ -2,27 +2,23 @@
 
     bits per byte = sum of -log2 p(token | document so far)  /  UTF-8 bytes of the documents
 
-The sum runs over every token of every document, so the number says how many bits the model needs to store one byte of
-the text, whatever pieces it is cut into.
+The sum runs over every token of every document. The number says how many bits the model needs to store one byte of the
+text, whatever pieces the tokenizer cuts it into.
 """
 
 import math
 from collections.abc import Callable, Mapping
 
 import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from allam_jax.data.batch import Batch
 from allam_jax.data.evaluation_rows import EvaluationRows
+from allam_jax.evaluation.token_sums import token_sums
 from allam_jax.model.llama import Params, bind
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
-from allam_jax.parallel.distributed import global_batch_array, process_rows
-from allam_jax.parallel.mesh import check_batch
 from allam_jax.training.losses import token_nll
 
 Result = dict[str, float]
-_NEEDED = ("tokens", "targets", "segment_ids", "positions")
 
 
 def make_evaluator(
@@ -31,51 +27,35 @@ def make_evaluator(
     """Returns `evaluate(params, rows)`, compiled once for each length of rows.
 
     Its result: `bits_per_byte`, `nats` (summed negative log-likelihood), `bytes`, `tokens` (scored targets) and
-    `nats_per_token`. Likelihoods leave the devices token by token in float32 and are summed on the host in float64, in
-    the order of the rows: the size of the set costs no precision, and neither mesh nor processes change the sum.
+    `nats_per_token`. Likelihoods are float32 on the devices and summed in float64 (`token_sums`).
 
     Args:
         config: shapes.
         options: how to compute; dropout is off.
-        mesh: batches are cut over its `data` and `fsdp` axes. With several processes, each calls with all rows.
+        mesh: it cuts the rows of a batch. With several processes, each calls with all rows.
         batch_size: rows that are scored at a time.
         num_chunks: logits of 1 / num_chunks of a batch exist at a time.
 
     Raises:
         UserError: the mesh does not divide the batch size.
     """
-    check_batch(batch_size, accumulation=1, mesh=mesh)
-    start, stop = process_rows(mesh, global_batch=batch_size)
 
-    def nll(params: Params, batch: dict[str, jax.Array]) -> jax.Array:
+    def nll(params: Params, batch: dict[str, jax.Array]) -> tuple[jax.Array]:
         model = bind(params, config=config, options=options)
         hidden_BTD = model.hidden(batch["tokens"], segment_ids_BT=batch["segment_ids"], positions_BT=batch["positions"])
-        return token_nll(
+        nll_BT = token_nll(
             hidden_BTD,
             model.head_DV,
             targets_BT=batch["targets"],
             vocab_size=config.vocab_size,
             num_chunks=num_chunks,
         )
+        return (nll_BT,)
 
-    replicated = NamedSharding(mesh, PartitionSpec())
-    compiled = jax.jit(nll, out_shardings=replicated)
-
-    def on_mesh(batch: Batch) -> dict[str, jax.Array]:
-        mine = {key: batch[key][start:stop] for key in _NEEDED}
-        return global_batch_array(mine, mesh=mesh, global_batch=batch_size)
+    sums = token_sums(nll, mesh=mesh, batch_size=batch_size)
 
     def evaluate(params: Params, rows: EvaluationRows) -> Result:
-        nats = 0.0
-        waiting: tuple[jax.Array, np.ndarray] | None = None
-        for batch in rows.batches(batch_size):
-            with jax.set_mesh(mesh):
-                nll_BT = compiled(params, on_mesh(batch))
-            if waiting is not None:  # fetched one batch late, so that the devices never wait for the host
-                nats += _weighted_sum(*waiting)
-            waiting = nll_BT, batch["loss_weights"]
-        if waiting is not None:
-            nats += _weighted_sum(*waiting)
+        (nats,) = sums(params, rows=rows)
         return {
             "bits_per_byte": nats / math.log(2) / rows.bytes,
             "nats": nats,
@@ -90,10 +70,3 @@ def make_evaluator(
 def metrics_row(results: Mapping[str, Result]) -> dict[str, float]:
     """Results by set as a row of metrics.jsonl: `eval/en/bits_per_byte`, ..."""
     return {f"eval/{name}/bits_per_byte": result["bits_per_byte"] for name, result in results.items()}
-
-
-def _weighted_sum(nll_BT: jax.Array, weights_BT: np.ndarray) -> float:
-    # Positions that do not count are left out, not multiplied by 0: their likelihood may be anything, also NaN.
-    counted_BT = weights_BT > 0
-    values = np.asarray(nll_BT, np.float64)[counted_BT]
-    return float(np.sum(values * weights_BT[counted_BT].astype(np.float64)))

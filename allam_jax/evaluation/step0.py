@@ -1,30 +1,27 @@
 """What a vocabulary expansion did to a network before any training: the step-0 report.
 
-With expansion by copying, what the network computes from old tokens is unchanged; the new columns of the head are all
-that can move its predictions, by taking probability from the old ones. So the report asks how far the distribution
-over old tokens has moved, how much of it the new tokens took, and what both networks need for a byte of each language.
+Expansion by copying leaves unchanged what the network computes from old tokens. Only the new columns of the head can
+move its predictions: they take probability from the old ones. The report says how far the distribution over old tokens
+has moved, how much of it the new tokens took, and how many bits both networks need for a byte of each language.
 
 B batch, T sequence, D model width, U old vocabulary, V new vocabulary, K tokens that both have.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from allam_jax.data.evaluation_rows import EvaluationRows
 from allam_jax.errors import UserError
 from allam_jax.evaluation.bits_per_byte import make_evaluator
+from allam_jax.evaluation.token_sums import token_sums
 from allam_jax.model.llama import Llama, Params, bind
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
-from allam_jax.parallel.distributed import global_batch_array, process_rows
 from allam_jax.tokenizer.provenance import ExpansionPlan
-
-_INPUTS = ("tokens", "segment_ids", "positions")
 
 
 def step0_report(
@@ -47,16 +44,16 @@ def step0_report(
         base_rows: held-out documents by language, in the base's tokens.
         expanded_rows: the same documents in the merged tokenizer's.
         options: how to compute; dropout is off.
-        mesh: batches are cut over its `data` and `fsdp` axes.
+        mesh: it cuts the rows of a batch.
         batch_size: rows at a time.
         num_chunks: logits of 1 / num_chunks of the positions exist at a time.
 
     Returns:
         For each language:
         bits_per_byte_base, bits_per_byte_expanded: each network with its own tokenizer.
-        kl_old_tokens: KL(base || expanded) in nats per token after the same old tokens, with the expanded network's
-            distribution restricted to old tokens and renormalised.
-        kl: the same against its whole distribution: what the base's predictions lose, new tokens' share included.
+        kl_old_tokens: KL(base || expanded) in nats per token after the same old tokens. The expanded network's
+            distribution is restricted to old tokens and renormalised.
+        kl: the same against its whole distribution. It includes what the new tokens take.
         new_token_probability: mean probability of all new tokens together, in the merged tokenizer's segmentation.
 
     Raises:
@@ -66,19 +63,24 @@ def step0_report(
         make_evaluator(config=config, options=options, mesh=mesh, batch_size=batch_size, num_chunks=num_chunks)
         for _, config in (base, expanded)
     )
-    divergence = _divergence(base[1], expanded[1], plan=plan, options=options, num_chunks=num_chunks)
-    new_probability = _new_probability(expanded[1], plan=plan, options=options, num_chunks=num_chunks)
+    divergence, new_probability = (
+        token_sums(function, mesh=mesh, batch_size=batch_size)
+        for function in (
+            _divergence(base[1], expanded[1], plan=plan, options=options, num_chunks=num_chunks),
+            _new_probability(expanded[1], plan=plan, options=options, num_chunks=num_chunks),
+        )
+    )
     report = {}
     for name, rows in base_rows.items():
         _check_kept(rows, plan, name=name)
-        kl_old, kl = _means(divergence, (base[0], expanded[0]), rows, mesh=mesh, batch_size=batch_size)
-        (probability,) = _means(new_probability, (expanded[0],), expanded_rows[name], mesh=mesh, batch_size=batch_size)
+        kl_old, kl = divergence(base[0], expanded[0], rows=rows)
+        (probability,) = new_probability(expanded[0], rows=expanded_rows[name])
         report[name] = {
             "bits_per_byte_base": evaluate_base(base[0], rows)["bits_per_byte"],
             "bits_per_byte_expanded": evaluate_expanded(expanded[0], expanded_rows[name])["bits_per_byte"],
-            "kl_old_tokens": kl_old,
-            "kl": kl,
-            "new_token_probability": probability,
+            "kl_old_tokens": kl_old / rows.tokens,
+            "kl": kl / rows.tokens,
+            "new_token_probability": probability / expanded_rows[name].tokens,
         }
     return report
 
@@ -150,29 +152,6 @@ def _by_position(function: Callable, hidden: tuple[Array, ...], *, num_chunks: i
         function, tuple(jnp.moveaxis(x_BTD, 1, 0) for x_BTD in hidden), batch_size=-(-positions // num_chunks)
     )
     return tuple(values_TB.T for values_TB in result)
-
-
-def _means(
-    function: Callable[..., tuple[Array, ...]],
-    params: tuple[Params, ...],
-    rows: EvaluationRows,
-    *,
-    mesh: Mesh,
-    batch_size: int,
-) -> list[float]:
-    """Means of the function's values over the predicted positions of all rows; summed on the host in float64."""
-    compiled = jax.jit(function, out_shardings=NamedSharding(mesh, PartitionSpec()))
-    start, stop = process_rows(mesh, global_batch=batch_size)
-
-    def sums() -> Iterator[list[float]]:
-        for batch in rows.batches(batch_size):
-            mine: dict[str, Any] = {key: batch[key][start:stop] for key in _INPUTS}
-            with jax.set_mesh(mesh):
-                values = compiled(*params, global_batch_array(mine, mesh=mesh, global_batch=batch_size))
-            counted_BT = batch["loss_weights"] > 0
-            yield [float(np.sum(np.asarray(value_BT, np.float64)[counted_BT])) for value_BT in values]
-
-    return [total / rows.tokens for total in map(sum, zip(*sums(), strict=True))]
 
 
 def _merged_of_base(plan: ExpansionPlan) -> np.ndarray:

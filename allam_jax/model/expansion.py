@@ -1,9 +1,9 @@
 """Vocabulary expansion: the tables of a network with a larger vocabulary (ALLaM paper, section 2.2 and figure 5).
 
-Rows that the old vocabulary has are copied, found by id and not by place. A new row is made from the rows of the old
-pieces that spell it (`subword_mean`, `first_piece`, `last_piece`, `mean_noise`), from the statistics of all old rows
-(`mean_all`), or from nothing (`random`). Rows of padding are zero. Input and output tables may use different methods;
-everything else of the network stays as it is.
+A row of a piece that the old vocabulary has is copied; the plan gives its old id. A new row is made from the rows of
+the old pieces that spell it (`subword_mean`, `first_piece`, `last_piece`, `mean_noise`), from the statistics of all old
+rows (`mean_all`), or at random (`random`). Rows of padding are zero. Input and output tables may use different methods.
+The rest of the network stays as it is.
 
 U padded old vocabulary, V padded new vocabulary, D model width, C rows handled at a time, P longest spelling.
 """
@@ -42,22 +42,22 @@ def expand(
     Methods:
         subword_mean: the mean of the pieces that the old tokenizer splits the new one into.
         first_piece, last_piece: the first or last of these pieces.
-        mean_noise: subword_mean plus normal noise of `noise_std` times the standard deviation of the old table. It
-            sets apart pieces that would get the same mean, such as those spelled in the same bytes.
-        mean_all: normal with the mean of all old rows and `covariance_scale` times their covariance. The default
-            scale is that of Hugging Face's `resize_token_embeddings`: hardly more than the mean; 1 is the full spread.
+        mean_noise: subword_mean plus normal noise of `noise_std` times the standard deviation of the old table. The
+            noise separates pieces that would get the same mean, such as those spelled in the same bytes.
+        mean_all: normal with the mean of all old rows and `covariance_scale` times their covariance. The default is
+            that of Hugging Face's `resize_token_embeddings`, which gives nearly the mean; 1 is the full spread.
         random: normal with standard deviation `config.init_std` and mean 0, like an untrained network.
 
     A new piece that no old piece spells gets the mean of all old rows under the first four.
 
     Args:
-        params: of the old vocabulary; not changed. All arrays but the tables are shared with the result, and the new
-            tables lie on the devices as the old ones do.
+        params: of the old vocabulary; not changed. The result shares all arrays but the tables with it. The new tables
+            lie on the devices as the old ones do.
         config: of `params`.
         plan: which old rows the new ones come from.
         method: for the input table.
         head_method: for the output table; None or "" uses `method`. Tied tables cannot differ.
-        seed: of all that is drawn; input and output tables draw differently.
+        seed: of all random numbers; those of the input and output tables differ.
         noise_std: see mean_noise.
         covariance_scale: see mean_all.
 

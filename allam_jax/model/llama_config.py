@@ -1,4 +1,4 @@
-"""Shapes of a Llama, ways to run it, and the presets of the papers."""
+"""Shapes of a Llama, options of how it is computed, and the presets of the papers."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from kernels.attention.backends import BACKENDS
 
 
 class LlamaConfig(Section, name="model"):
-    """The architecture: what must agree between a set of weights and the code. Stored as `model.json`."""
+    """The architecture, on which weights and code must agree. It is stored as `model.json`."""
 
     vocab_size: int = setting(..., "ids the tokenizer can produce; 0 in a config takes the tokenizer's", least=0)
     vocab_multiple: int = setting(..., "rows of the embedding and the head are padded up to a multiple of it", least=1)
@@ -59,7 +59,7 @@ class LlamaConfig(Section, name="model"):
     def flops_per_token(self, seq_len: int) -> float:
         """Model FLOPs of one training token: 6 per matmul parameter plus causal attention, 6·L·N·H·T.
 
-        Causal attention is counted at half of the full square; recomputation under remat is not counted.
+        Causal attention counts half of the full square. What remat recomputes is not counted.
         """
         matmul = self.num_parameters - self.dim * (2 * self.num_layers + 1)
         if not self.tie_embeddings:
@@ -68,7 +68,7 @@ class LlamaConfig(Section, name="model"):
 
 
 class ComputeOptions(Section, name="compute"):
-    """How the network is run. Changes nothing about which weights fit; not stored with them."""
+    """How the network is computed. Any options fit any weights; they are not stored with them."""
 
     compute_dtype: str = setting(
         "float32",

@@ -1,8 +1,8 @@
-"""Who started this process, and as which of how many? Read from the environment, without touching a device.
+"""Reads from the environment which launcher started this process, and as which of how many. Touches no device.
 
-JAX detects clusters itself, but assumes things that often do not hold: one process per GPU under Slurm (with one per
-node it would use a single GPU and say nothing), all GPUs visible to every process, Open MPI before version 5. So the
-variables are read here, and JAX's own detection serves for the Kubernetes API only.
+JAX has a detection of its own, but its assumptions often do not hold: one process per GPU under Slurm (with one per
+node it uses a single GPU and says nothing), all GPUs visible to every process, Open MPI before version 5. It is used
+for the Kubernetes API only.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from allam_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """What a launcher tells a process.
+    """What a launcher tells a process about its job.
 
     Attributes:
         source: the launcher's name, for messages.
@@ -37,7 +37,7 @@ class Launch:
 
 
 def detect(environ: Mapping[str, str] = os.environ) -> Launch | None:
-    """The launch described by the environment, or None when there is one process only.
+    """The launch that the environment describes; None if there is one process only.
 
     Looks for, in this order: JAX_NUM_PROCESSES with JAX_PROCESS_ID (Kubeflow Trainer; or with JOB_COMPLETION_INDEX, a
     Kubernetes Indexed Job), Open MPI, a Slurm step (srun), and the variables of torchrun. JAX_COORDINATOR_ADDRESS, or
@@ -63,10 +63,10 @@ def detect(environ: Mapping[str, str] = os.environ) -> Launch | None:
 
 
 def local_device_ids(launch: Launch, environ: Mapping[str, str] = os.environ) -> list[int] | None:
-    """Which of the visible GPUs this process drives; None for all of them.
+    """Indices of the visible GPUs that this process drives; None for all of them.
 
-    Processes that share a host and see the same GPUs share them evenly. A process alone on its host drives all it
-    sees, and so does one to which Slurm has bound its own.
+    Processes that share a host and see the same GPUs share them evenly. A process drives all GPUs that it sees if it is
+    alone on its host, or if Slurm has bound GPUs to it.
 
     Raises:
         UserError: the GPUs of the host cannot be shared evenly.
@@ -132,7 +132,7 @@ def _open_mpi(environ: Mapping[str, str]) -> Launch | None:
 
 
 def _slurm(environ: Mapping[str, str]) -> Launch | None:
-    # Only `srun` sets the step's variables for every process. A batch script has SLURM_NTASKS too, but is alone.
+    # Only `srun` sets the step's variables for every process. A batch script has SLURM_NTASKS too, but is one process.
     if "SLURM_STEP_NODELIST" not in environ or "SLURM_PROCID" not in environ:
         return None
     size = _number(environ, "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS")
@@ -172,9 +172,9 @@ def _named_coordinator(environ: Mapping[str, str]) -> str | None:
 
 
 def _address(host: str, *, environ: Mapping[str, str], seed: str) -> str | None:
-    """`host:port`. All processes must choose one port without talking: a hash of what names the job.
+    """`host:port`. The port is a hash of `seed`, which names the job: all processes choose the same without talking.
 
-    Above Linux's range for outgoing connections (32768 to 60999), so that it is rarely taken.
+    It lies above Linux's range for outgoing connections (32768 to 60999), so that it is rarely taken.
     """
     if not host:
         return None

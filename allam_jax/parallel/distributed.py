@@ -1,5 +1,6 @@
-"""Many processes as one: start, who builds which rows, and saying the same thing everywhere."""
+"""Many processes as one: they start together, each builds its rows of a batch, and they exchange small values."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -24,9 +25,9 @@ def initialize(
     process_id: int | None = None,
     timeout_seconds: float = 300.0,
 ) -> None:
-    """Joins this process to its job. Call it before anything touches a device; with one process it does nothing.
+    """Joins this process to its job. Call it before anything touches a device. With one process it does nothing.
 
-    What is not given is read from the launcher's environment variables (see `cluster.detect`).
+    Arguments that are not given are read from the launcher's environment variables (see `cluster.detect`).
 
     Args:
         coordinator: `host:port` of process 0.
@@ -61,8 +62,9 @@ def initialize(
 
 
 def _resolve(*, coordinator: str | None, num_processes: int | None, process_id: int | None) -> Launch | None:
-    """Flags over environment; None for a single process."""
-    given = {"--coordinator": coordinator, "--num_processes": num_processes, "--process_id": process_id}
+    """The job that flags describe, or else the environment with the given flags over it; None for a single process."""
+    given = {"coordinator": coordinator or None, "num_processes": num_processes, "process_id": process_id}
+    given = {name: value for name, value in given.items() if value is not None}
     if num_processes is not None and process_id is not None:
         if not 0 <= process_id < num_processes:
             raise UserError(f"--process_id={process_id}: expected 0 to {num_processes - 1} (--num_processes)")
@@ -72,18 +74,12 @@ def _resolve(*, coordinator: str | None, num_processes: int | None, process_id: 
     else:
         found = detect()
         if found is None:
-            if any(value is not None for value in given.values()):
-                missing = [flag for flag, value in given.items() if value is None]
-                raise UserError(f"{', '.join(missing)} missing: a job of many processes needs {', '.join(given)}")
+            if given:
+                needed = ("coordinator", "num_processes", "process_id")
+                missing = ", ".join(f"--{flag}" for flag in needed if flag not in given)
+                raise UserError(f"{missing} missing: a job of many processes needs all of --{', --'.join(needed)}")
             return None
-        launch = Launch(
-            source=found.source,
-            num_processes=found.num_processes if num_processes is None else num_processes,
-            process_id=found.process_id if process_id is None else process_id,
-            coordinator=coordinator or found.coordinator,
-            local_rank=found.local_rank,
-            local_size=found.local_size,
-        )
+        launch = dataclasses.replace(found, **given)  # type: ignore[arg-type]
     if launch.coordinator is None:
         raise UserError(
             f"{launch.num_processes} processes ({launch.source}), but no address of process 0; "
@@ -98,7 +94,7 @@ def _is_kubernetes_job_of_unknown_size(environ: Mapping[str, str]) -> bool:
 
 
 def _initialize_from_kubernetes() -> None:
-    """JAX asks the Kubernetes API for what an Indexed Job does not say in its variables."""
+    """Lets JAX ask the Kubernetes API for the size of an Indexed Job, which its variables do not give."""
     if importlib.util.find_spec("kubernetes") is None:
         raise UserError(
             "Kubernetes Indexed Job: set JAX_NUM_PROCESSES and JAX_COORDINATOR_ADDRESS in the pod's template "
@@ -112,14 +108,14 @@ def _initialize_from_kubernetes() -> None:
 
 
 def is_main_process() -> bool:
-    """Whether this is process 0: the one that prints, and writes what is written once."""
+    """Whether this is process 0, which prints and writes the files that are written once."""
     return jax.process_index() == 0
 
 
 def process_rows(mesh: Mesh, *, global_batch: int) -> tuple[int, int]:
     """The rows `[start, stop)` of the global batch that this process must build.
 
-    Processes whose devices differ along `tensor` only need the same rows, and build them twice.
+    Processes whose devices hold the same batch shards need the same rows, and each of them builds all of these.
 
     Raises:
         UserError: the mesh gives this process rows that do not lie together.
@@ -130,15 +126,15 @@ def process_rows(mesh: Mesh, *, global_batch: int) -> tuple[int, int]:
         if stop != start:
             raise UserError(
                 f"the mesh {dict(mesh.shape)} gives process {jax.process_index()} rows that do not lie together "
-                f"({pieces}); choose data x fsdp so that each host holds neighbouring batch shards"
+                f"({pieces}); choose mesh sizes with which each host holds neighbouring batch shards"
             )
     return pieces[0][0], pieces[-1][1]
 
 
 def global_batch_array(local_batch: Mapping[str, np.ndarray], *, mesh: Mesh, global_batch: int) -> dict[str, jax.Array]:
-    """Joins every process's rows to global arrays `[global_batch, ...]` with `batch_sharding`.
+    """Joins the rows of all processes to global arrays `[global_batch, ...]` with `batch_sharding`.
 
-    `local_batch` holds this process's rows only, those of `process_rows`, in order.
+    `local_batch` holds the rows of this process only (`process_rows`), in order.
     """
     sharding = batch_sharding(mesh)
     return {

@@ -1,11 +1,11 @@
 """All processes of a job meet before JAX starts.
 
-`jax.distributed` ends the process with a C++ stack trace when the coordinator cannot be reached, when a process does
-not come, or when the port is taken. Here the same host and port are tried with a plain socket first: whatever is wrong
-becomes a message, and JAX starts only when everybody is known to be there.
+`jax.distributed` ends the process with a C++ stack trace if it cannot reach the coordinator, if a process is missing or
+if the port is taken. This file tries the same host and port with a plain socket first. What is wrong becomes a message,
+and JAX starts only when all processes are there.
 
-The protocol is one line of JSON each way: a process says `{"process_id", "num_processes"}`; once all have come the
-coordinator answers `{"go": true}`, or `{"error": ...}` if they never do.
+The protocol is one line of JSON each way. A process sends `{"process_id", "num_processes"}`. When all have come, the
+coordinator answers `{"go": true}`; otherwise it answers `{"error": ...}`.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import time
 
 from allam_jax.errors import UserError
 
-_LINE = 4096
+_LINE = 4096  # bytes, at most
 
 
 def meet(*, coordinator: str, num_processes: int, process_id: int, timeout_seconds: float) -> None:
@@ -36,7 +36,7 @@ def meet(*, coordinator: str, num_processes: int, process_id: int, timeout_secon
         _receive_all(coordinator, port=port, num_processes=num_processes, deadline=deadline)
     else:
         hello = {"process_id": process_id, "num_processes": num_processes}
-        _knock((host, port), hello=hello, deadline=deadline, timeout_seconds=timeout_seconds)
+        _report((host, port), hello=hello, deadline=deadline, timeout_seconds=timeout_seconds)
 
 
 def _split(coordinator: str) -> tuple[str, int]:
@@ -57,47 +57,47 @@ def _receive_all(coordinator: str, *, port: int, num_processes: int, deadline: f
             f"coordinator {coordinator}: process 0 cannot listen on port {port} ({error.strerror}); "
             "choose another port or end the process that holds it"
         ) from None
-    guests: dict[int, socket.socket] = {}
+    arrived: dict[int, socket.socket] = {}
     problem = None
     with server:
-        while problem is None and len(guests) < num_processes - 1:
+        while problem is None and len(arrived) < num_processes - 1:
             left = deadline - time.monotonic()
             if left <= 0:
-                missing = [str(i) for i in range(1, num_processes) if i not in guests]
+                missing = [str(i) for i in range(1, num_processes) if i not in arrived]
                 problem = f"process(es) {', '.join(missing)} of {num_processes} did not come in time"
                 break
             server.settimeout(left)
             try:
-                guest, _ = server.accept()
+                connection, _ = server.accept()
             except TimeoutError:
                 continue
-            hello = _read(guest, deadline=min(deadline, time.monotonic() + 5))
+            hello = _read(connection, deadline=min(deadline, time.monotonic() + 5))
             process_id = hello.get("process_id")
             if not isinstance(process_id, int):
-                guest.close()  # a port scanner or a stranger: not one of ours
+                connection.close()  # another program, such as a port scanner
             elif hello.get("num_processes") != num_processes:
                 problem = (
                     f"process {process_id} was started as one of {hello.get('num_processes')}, not {num_processes}"
                 )
-                _answer(guest, {"error": problem})
-            elif process_id in guests or not 0 < process_id < num_processes:
+                _answer(connection, {"error": problem})
+            elif process_id in arrived or not 0 < process_id < num_processes:
                 problem = f"two processes came with process id {process_id}; each needs its own"
-                _answer(guest, {"error": problem})
+                _answer(connection, {"error": problem})
             else:
-                guests[process_id] = guest
-    # The port is free again here, and JAX can have it.
-    for guest in guests.values():
-        _answer(guest, {"go": True} if problem is None else {"error": problem})
+                arrived[process_id] = connection
+    # The port is free again here: JAX listens on it next.
+    for connection in arrived.values():
+        _answer(connection, {"go": True} if problem is None else {"error": problem})
     if problem is not None:
         raise UserError(f"coordinator {coordinator}: {problem}")
 
 
-def _knock(address: tuple[str, int], *, hello: dict, deadline: float, timeout_seconds: float) -> None:
+def _report(address: tuple[str, int], *, hello: dict, deadline: float, timeout_seconds: float) -> None:
     where = f"coordinator {address[0]}:{address[1]}"
     while True:
         left = deadline - time.monotonic()
         try:
-            door = socket.create_connection(address, timeout=max(left, 0.1))
+            connection = socket.create_connection(address, timeout=max(left, 0.1))
             break
         except OSError as error:
             if left <= 0:
@@ -106,9 +106,9 @@ def _knock(address: tuple[str, int], *, hello: dict, deadline: float, timeout_se
                     f"({error.strerror or error}); check the address, that process 0 runs there, and the firewall"
                 ) from None
             time.sleep(min(0.2, left))
-    with door:
-        door.sendall(json.dumps(hello).encode() + b"\n")
-        answer = _read(door, deadline=deadline + 5)  # process 0 knows better who is missing: let it say so
+    with connection:
+        connection.sendall(json.dumps(hello).encode() + b"\n")
+        answer = _read(connection, deadline=deadline + 5)  # process 0 knows who is missing: wait for its message
     if "error" in answer:
         raise UserError(f"{where}: {answer['error']}")
     if "go" not in answer:
@@ -119,7 +119,7 @@ def _knock(address: tuple[str, int], *, hello: dict, deadline: float, timeout_se
 
 
 def _read(connection: socket.socket, *, deadline: float) -> dict:
-    """The JSON object of the first line; empty if what comes is something else, or nothing."""
+    """The JSON object of the first line; an empty one if something else comes, or nothing."""
     data = b""
     try:
         while not data.endswith(b"\n") and len(data) < _LINE:
@@ -134,7 +134,7 @@ def _read(connection: socket.socket, *, deadline: float) -> dict:
     return value if isinstance(value, dict) else {}
 
 
-def _answer(guest: socket.socket, answer: dict) -> None:
-    # A guest that is gone by now needs no answer.
-    with guest, contextlib.suppress(OSError):
-        guest.sendall(json.dumps(answer).encode() + b"\n")
+def _answer(connection: socket.socket, answer: dict) -> None:
+    # A process that has ended in the meantime needs no answer.
+    with connection, contextlib.suppress(OSError):
+        connection.sendall(json.dumps(answer).encode() + b"\n")

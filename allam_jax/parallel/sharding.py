@@ -1,13 +1,13 @@
 """Logical axis names -> mesh axes: the one table that says how arrays are laid out on the devices.
 
-The model names the axes of its parameters and activations ("embed", "heads", "batch", ...) and knows nothing of the
-mesh; the table below gives the mesh axis for each name. Changing the parallelism means changing the table or the
-mesh's sizes, never the model.
+The model names the axes of its parameters and activations ("embed", "heads", "batch", ...) and does not know the mesh.
+The table below gives the mesh axes for each name. To change the parallelism, change the table or the mesh's sizes,
+never the model.
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -58,8 +58,14 @@ class ShardingRules:
 
 DEFAULT_RULES = ShardingRules()
 
-# Grouped-query attention often has fewer key/value heads than `tensor` devices. They are then kept whole on each:
-# they are small, and the alternative is a mesh that cannot run the model at all.
+
+def pieces(logical: str | None, sizes: Mapping[str, int], *, rules: ShardingRules = DEFAULT_RULES) -> int:
+    """Into how many pieces a mesh with these axis sizes (`mesh.shape`) cuts a logical axis."""
+    return math.prod(sizes[axis] for axis in rules.mesh_axes(logical))
+
+
+# Grouped-query attention often has fewer key/value heads than `tensor` devices. Each device then keeps all of them:
+# they are small, and otherwise such a mesh could not run the model at all.
 REPLICATED_IF_UNEVEN = frozenset({"kv_heads", "act_kv_heads"})
 
 _REMEDIES = {
@@ -77,6 +83,7 @@ def logical_to_spec(
     rules: ShardingRules = DEFAULT_RULES,
     shape: Sequence[int] | None = None,
     name: str = "array",
+    whole_if_uneven: bool = False,
 ) -> PartitionSpec:
     """Maps the logical axes of one array to a PartitionSpec on `mesh`.
 
@@ -84,12 +91,13 @@ def logical_to_spec(
         axes: a logical name, or None, for each dimension.
         mesh: its axis sizes decide which dimensions can be cut.
         rules: the table.
-        shape: the array's shape; given, each cut dimension must be divisible by its mesh axes.
+        shape: the array's shape. If it is given, its mesh axes must divide each dimension.
         name: what the array is called in messages.
+        whole_if_uneven: leaves a dimension whole if its mesh axes do not divide it.
 
     Raises:
         ValueError: an unknown logical name, the wrong number of axes, or one mesh axis used for two dimensions.
-        UserError: a dimension that the mesh does not divide (key/value heads are replicated instead).
+        UserError: a dimension that the mesh does not divide (key/value heads are left whole instead).
     """
     if shape is not None and len(axes) != len(shape):
         raise ValueError(f"{name}: {len(axes)} logical axes {axes} for shape {tuple(shape)}")
@@ -106,36 +114,31 @@ def logical_to_spec(
                     "which can cut one dimension of an array only"
                 )
             owner[mesh_axis] = logical
-        pieces = math.prod(mesh.shape[axis] for axis in mesh_axes)
-        if shape is not None and shape[dimension] % pieces:
-            if logical not in REPLICATED_IF_UNEVEN:
+        cut_into = pieces(logical, mesh.shape, rules=rules)
+        if shape is not None and shape[dimension] % cut_into:
+            if not whole_if_uneven and logical not in REPLICATED_IF_UNEVEN:
                 remedy = _REMEDIES.get(str(logical), "choose another mesh")
                 raise UserError(
                     f"parameter {name}: dimension {dimension} ({logical}) of size {shape[dimension]} is not divisible "
-                    f"by {pieces} (mesh {' x '.join(mesh_axes)}); {remedy}"
+                    f"by {cut_into} (mesh {' x '.join(mesh_axes)}); {remedy}"
                 )
             mesh_axes = ()
         entries.append(mesh_axes[0] if len(mesh_axes) == 1 else (mesh_axes or None))
     return PartitionSpec(*entries)
 
 
-def constrain(x: jax.Array, axes: LogicalAxes, *, rules: ShardingRules = DEFAULT_RULES) -> jax.Array:
-    """Tells the compiler how activation `x` is laid out: the identity in value.
+def constrain(x: jax.Array, *layouts: LogicalAxes) -> jax.Array:
+    """Tells the compiler how activation `x` is laid out, by one layout after the other; its values stay the same.
 
-    The mesh is the one of the surrounding `jax.set_mesh(mesh)`; without one, or on one device, nothing happens.
-    Dimensions that the mesh does not divide (a batch of one in decoding) are left whole.
+    The mesh is that of the surrounding `jax.set_mesh(mesh)`. Without one, or on one device, nothing happens. Dimensions
+    that the mesh does not divide (a batch of one in decoding) are left whole.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    spec = logical_to_spec(axes, mesh=mesh, rules=rules)
-    if len(spec) != x.ndim:
-        raise ValueError(f"{len(axes)} logical axes {axes} for an array of shape {x.shape}")
-    fitting = [
-        entry if size % math.prod(mesh.shape[axis] for axis in rules.mesh_axes(logical)) == 0 else None
-        for size, entry, logical in zip(x.shape, spec, axes, strict=True)
-    ]
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*fitting))
+    for axes in layouts:
+        x = jax.lax.with_sharding_constraint(x, logical_to_spec(axes, mesh=mesh, shape=x.shape, whole_if_uneven=True))
+    return x
 
 
 def parameter_shardings(axes: Any, *, abstract_params: Any, mesh: Mesh, rules: ShardingRules = DEFAULT_RULES) -> Any:
@@ -161,8 +164,8 @@ def parameter_shardings(axes: Any, *, abstract_params: Any, mesh: Mesh, rules: S
 def optimizer_shardings(abstract_state: Any, *, abstract_params: Any, shardings: Any) -> Any:
     """The shardings of an optimizer's state, from those of the parameters.
 
-    A leaf whose path ends like a parameter's (`.../mu/layers/attention/query`) and which has its shape lies as the
-    parameter does. All others (counters, factored moments) are small and replicated.
+    A leaf lies as a parameter does if its path ends like the parameter's (`.../mu/layers/attention/query`) and it has
+    the parameter's shape. All others (counters, factored moments) are small and replicated.
 
     Args:
         abstract_state: `jax.eval_shape(optimizer.init, abstract_params)`.

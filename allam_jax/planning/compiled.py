@@ -58,7 +58,7 @@ def compile_step(run: Run, *, cluster: Cluster) -> CompiledStep:
         devices = aot.topology(cluster.gpu.target, hosts=cluster.nodes, gpus_per_host=cluster.gpus_per_node)
     except aot.Unavailable as error:
         raise UserError(f"{error}; or set config.plan.compile=False for a plan from formulas alone") from None
-    mesh = make_mesh(**run.mesh, devices=devices)
+    mesh = make_mesh(run.mesh, devices=devices)
     check_batch(run.batch_size, accumulation=run.accumulation, mesh=mesh)
     state, batch = shapes_of(run, mesh=mesh)
     step = make_train_step(

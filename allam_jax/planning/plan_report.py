@@ -150,14 +150,15 @@ def assumptions(plan: Plan) -> list[str]:
 
 def candidates_table(plans: Sequence[Plan]) -> list[str]:
     """One row a layout."""
+    axes = list(plans[0].run.mesh)
     lines = [
-        "| data | fsdp | tensor | remat | accumulation | rows | GiB | step, s | tokens/s/GPU | MFU | figures |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        f"| {' | '.join(axes)} | remat | accumulation | rows | GiB | step, s | tokens/s/GPU | MFU | figures |",
+        "|---" * (len(axes) + 8) + "|",
     ]
     for plan in plans:
-        mesh, run = plan.run.mesh, plan.run
+        run = plan.run
         lines.append(
-            f"| {mesh['data']} | {mesh['fsdp']} | {mesh['tensor']} | {run.options.remat} | {run.accumulation} | "
+            f"| {' | '.join(str(run.mesh[axis]) for axis in axes)} | {run.options.remat} | {run.accumulation} | "
             f"{run.workload.rows} | {plan.memory.total / 2**30:.1f} | {plan.time.total:.2f} | "
             f"{plan.tokens_per_second_per_gpu:,.0f} | {plan.mfu:.1%} | "
             f"{'formula' if plan.compiled is None else 'compiled'} |"

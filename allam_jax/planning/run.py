@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AbstractMesh, AxisType, Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from allam_jax.data.batch import DTYPES
 from allam_jax.errors import UserError
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
-from allam_jax.parallel.mesh import BATCH_AXES, MESH_AXES, batch_sharding, mesh_shape
+from allam_jax.parallel.mesh import abstract_mesh, batch_sharding, mesh_shape
+from allam_jax.parallel.sharding import pieces
 from allam_jax.planning.workload import Workload
 from allam_jax.training.optimizer import make_optimizer
 from allam_jax.training.schedules import make_schedule
@@ -40,7 +41,7 @@ class Run:
     @property
     def batch_shards(self) -> int:
         """Into how many pieces the rows of a batch are cut."""
-        return math.prod(self.mesh[axis] for axis in BATCH_AXES)
+        return pieces("batch", self.mesh)
 
     @property
     def gpus(self) -> int:
@@ -85,7 +86,7 @@ def described_run(config: Any, *, device_count: int, model: LlamaConfig | None =
             schedule=make_schedule(config.schedule, total_steps=config.train.steps),
             guard=config.guard,
         ),
-        mesh=mesh_shape(**dataclasses.asdict(config.mesh), device_count=device_count),
+        mesh=mesh_shape(dataclasses.asdict(config.mesh), device_count=device_count),
         batch_size=config.data.batch_size,
         seq_len=config.data.seq_len,
         accumulation=config.train.accumulation,
@@ -114,7 +115,7 @@ def shapes_of(run: Run, *, mesh: Mesh | AbstractMesh) -> tuple[TrainState, dict[
 
 def described_mesh(run: Run) -> AbstractMesh:
     """A mesh of the run's shape without devices, for counting."""
-    return AbstractMesh(tuple(run.mesh.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    return abstract_mesh(run.mesh)
 
 
 def device_bytes(tree: Any) -> int:

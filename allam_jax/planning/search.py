@@ -4,7 +4,8 @@ Formulas rank all of them, which takes seconds; the task then compiles the best 
 """
 
 import dataclasses
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 
 from allam_jax.errors import UserError
 from allam_jax.planning.gpu_cluster import Cluster
@@ -13,22 +14,26 @@ from allam_jax.planning.run import Run
 from allam_jax.planning.run_plan import Energy, Plan, analytic_plan
 from allam_jax.planning.workload import REMAT
 
+_SEARCHED = ("data", "fsdp", "tensor")  # the axes whose sizes are tried
+
 
 def divisors(n: int) -> list[int]:
     """In increasing order."""
     return [k for k in range(1, n + 1) if n % k == 0]
 
 
-def meshes(cluster: Cluster) -> Iterator[dict[str, int]]:
-    """All data x fsdp x tensor of the cluster's size with `tensor` inside a node."""
+def meshes(cluster: Cluster, *, mesh: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """All meshes of the cluster's size with `tensor` inside a node. Axes that are not searched stay as in `mesh`."""
+    others = math.prod(size for axis, size in mesh.items() if axis not in _SEARCHED)
     for tensor in divisors(cluster.gpus_per_node):
-        for fsdp in divisors(cluster.size // tensor):
-            yield {"data": cluster.size // (tensor * fsdp), "fsdp": fsdp, "tensor": tensor}
+        for fsdp in divisors(cluster.size // (tensor * others)):
+            sizes = (cluster.size // (tensor * fsdp * others), fsdp, tensor)
+            yield {**mesh, **dict(zip(_SEARCHED, sizes, strict=True))}
 
 
 def layouts(run: Run, *, cluster: Cluster) -> Iterator[tuple[Run, dict[str, int]]]:
     """Every layout of `run` that its batch and its shapes allow, with the exact bytes of the step's arguments."""
-    for mesh in meshes(cluster):
+    for mesh in meshes(cluster, mesh=run.mesh):
         moved = dataclasses.replace(run, mesh=mesh)
         if run.batch_size % moved.batch_shards:
             continue

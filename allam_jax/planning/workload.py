@@ -4,7 +4,8 @@ Cheap enough to rank hundreds of meshes in a second, and the only model for runs
 program has the last word (`planning/compiled.py`); the tests hold both against each other.
 
 Letters: L layers, D width, N and K query and key/value heads, H head size, F feed-forward width, V padded vocabulary,
-T sequence; m tokens of a micro-batch on one GPU, t GPUs along `tensor`, f along `fsdp`, d along `data`.
+T sequence; m tokens of a micro-batch on one GPU; t GPUs share heads, feed-forward width and vocabulary of a layer, f
+share the width of the parameters. The sharding table (parallel/sharding.py) says over which mesh axes.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import math
 from collections.abc import Mapping
 
 from allam_jax.model.llama_config import LlamaConfig
+from allam_jax.parallel.sharding import DEFAULT_RULES, pieces
 from allam_jax.planning.collectives import Collective
 from allam_jax.planning.gpu_cluster import Cluster
 from allam_jax.planning.work import Work
@@ -46,7 +48,7 @@ class Workload:
     """One training step on a mesh."""
 
     model: LlamaConfig
-    mesh: Mapping[str, int]  # data, fsdp, tensor
+    mesh: Mapping[str, int]  # size of each axis, from the slowest network to the fastest
     rows: int  # sequences of one micro-batch on one batch shard
     accumulation: int
     seq_len: int
@@ -66,6 +68,16 @@ class Workload:
         return REMAT[self.remat] if isinstance(self.remat, str) else self.remat
 
     @property
+    def t(self) -> int:
+        """GPUs that share the heads, the feed-forward width and the vocabulary of a layer."""
+        return pieces("heads", self.mesh)
+
+    @property
+    def f(self) -> int:
+        """GPUs that share the width of the parameters."""
+        return pieces("embed", self.mesh)
+
+    @property
     def tokens(self) -> int:
         """m: of one micro-batch on one GPU; along `tensor` GPUs share them."""
         return self.rows * self.seq_len
@@ -73,41 +85,41 @@ class Workload:
     @property
     def residual_share(self) -> float:
         """Of a micro-batch's residual stream, that one GPU holds."""
-        return 1 / self.mesh["tensor"] if self.sequence_parallel else 1.0
+        return 1 / self.t if self.sequence_parallel else 1.0
 
     @property
     def tokens_per_step(self) -> int:
         """Of the whole cluster."""
-        return self.tokens * self.accumulation * self.mesh["data"] * self.mesh["fsdp"]
+        return self.tokens * self.accumulation * pieces("batch", self.mesh)
 
     @property
     def kv_heads(self) -> float:
         """K on one GPU: heads that `tensor` does not divide are kept whole."""
-        K, t = self.model.num_kv_heads, self.mesh["tensor"]
-        return K / t if K % t == 0 else K
+        K = self.model.num_kv_heads
+        return K / self.t if K % self.t == 0 else K
 
     @property
     def layer_parameters(self) -> float:
         """Matrix elements of one layer on one tensor shard, gathered over `fsdp`."""
-        c, t = self.model, self.mesh["tensor"]
+        c, t = self.model, self.t
         return c.dim * (c.head_dim * (2 * c.num_heads / t + 2 * self.kv_heads) + 3 * c.mlp_dim / t)
 
     @property
     def table_parameters(self) -> float:
         """Elements of one table (embedding or head) on one tensor shard, gathered over `fsdp`."""
-        return self.model.padded_vocab_size * self.model.dim / self.mesh["tensor"]
+        return self.model.padded_vocab_size * self.model.dim / self.t
 
     @property
     def shard_parameters(self) -> float:
         """Elements of all parameters that one GPU holds and updates."""
         c = self.model
         tables = self.table_parameters * (1 if c.tie_embeddings else 2)
-        return (c.num_layers * self.layer_parameters + tables) / self.mesh["fsdp"]
+        return (c.num_layers * self.layer_parameters + tables) / self.f
 
 
 def attention_flops(workload: Workload, *, matmuls: float) -> float:
     """Of one layer and micro-batch on one GPU: `matmuls` products of T x T with H, half of each masked and skipped."""
-    c, t = workload.model, workload.mesh["tensor"]
+    c, t = workload.model, workload.t
     full = 2.0 * workload.tokens * workload.seq_len * c.num_heads * c.head_dim / t * matmuls
     return full if workload.attention == "materialized" else full / 2
 
@@ -115,7 +127,7 @@ def attention_flops(workload: Workload, *, matmuls: float) -> float:
 def work_of_step(workload: Workload) -> list[Work]:
     """All matmuls, attention and memory-bound work of one step on one GPU."""
     c, w, m = workload.model, workload.policy, workload.tokens
-    t = workload.mesh["tensor"]
+    t = workload.t
     A, L, size = workload.accumulation, c.num_layers, BYTES[workload.compute_dtype]
     D, F, NH, KH = c.dim, c.mlp_dim / t, c.num_heads * c.head_dim / t, workload.kv_heads * c.head_dim
     down = D * F
@@ -186,7 +198,7 @@ def _attention_work(workload: Workload, *, matmuls: float, io: float) -> Work:
     if workload.attention == "fused":
         return Work(kind="kernel", flops=flops, bytes=io, count=workload.accumulation * workload.model.num_layers)
     # Scores are written; masked, softmaxed (and dropped out) in one pass or two; read again; backward likewise.
-    c, t = workload.model, workload.mesh["tensor"]
+    c, t = workload.model, workload.t
     scores = workload.tokens * workload.seq_len * c.num_heads / t * BYTES[workload.compute_dtype]
     touches = 6 * (1 + workload.policy.attention) + 9
     return Work(
@@ -202,64 +214,68 @@ def collectives_of_step(workload: Workload, *, cluster: Cluster) -> list[Collect
 
     Args:
         workload: the step.
-        cluster: tells which groups leave a node: `tensor` runs along neighbours, then `fsdp`, then `data`.
+        cluster: tells which groups leave a node: GPUs along the mesh's last axis are neighbours.
     """
     mesh, A, L = workload.mesh, workload.accumulation, workload.model.num_layers
-    d, f, t = (mesh[axis] for axis in ("data", "fsdp", "tensor"))
+    fsdp, tensor = DEFAULT_RULES.mesh_axes("embed"), DEFAULT_RULES.mesh_axes("heads")
+    data = tuple(axis for axis in DEFAULT_RULES.mesh_axes("batch") if axis not in fsdp)
     dtype, size = _HLO_NAME[workload.compute_dtype], BYTES[workload.compute_dtype]
-    layer, table = workload.layer_parameters, workload.table_parameters
+    layer, table, f = workload.layer_parameters, workload.table_parameters, workload.f
     found: list[Collective] = []
 
-    def add(kind: str, axis: str, n: int, stride: int, dtype: str, payload: float, count: int) -> None:
-        if n > 1 and count:
+    def add(kind: str, axes: tuple[str, ...], dtype: str, payload: float, count: int) -> None:
+        axes = tuple(axis for axis in axes if mesh[axis] > 1)
+        if axes and count:
             found.append(
                 Collective(
                     kind=kind,
-                    axes=(axis,),
+                    axes=axes,
                     dtype=dtype,
                     payload_bytes=round(payload),
-                    group_size=n,
-                    ranks_per_node=ranks_per_node(n, stride=stride, gpus_per_node=cluster.gpus_per_node),
+                    group_size=math.prod(mesh[axis] for axis in axes),
+                    ranks_per_node=ranks_per_node(axes, mesh=mesh, gpus_per_node=cluster.gpus_per_node),
                     count=count,
                 )
             )
 
     # Layers are gathered for the forward and again for the backward pass; gradients are scattered after each one.
-    add("all-gather", "fsdp", f, t, dtype, layer / workload.gathers * size, 2 * A * L * workload.gathers)
-    add("reduce-scatter", "fsdp", f, t, dtype, layer * size, A * L)
-    add("all-gather", "fsdp", f, t, dtype, table * size, A)
-    add("reduce-scatter", "fsdp", f, t, "f32", table * 4, A)
-    add("all-reduce", "data", d, t * f, dtype, layer / f * size, A * L)
-    add("all-reduce", "data", d, t * f, "f32", table / f * 4, 2 * A)
+    add("all-gather", fsdp, dtype, layer / workload.gathers * size, 2 * A * L * workload.gathers)
+    add("reduce-scatter", fsdp, dtype, layer * size, A * L)
+    add("all-gather", fsdp, dtype, table * size, A)
+    add("reduce-scatter", fsdp, "f32", table * 4, A)
+    add("all-reduce", data, dtype, layer / f * size, A * L)
+    add("all-reduce", data, "f32", table / f * 4, 2 * A)
     activations = workload.tokens * workload.model.dim * size
     # The embedding is looked up in slices of the width, which an all-to-all sorts by token, forward and backward.
-    add("all-to-all", "fsdp", f, t, dtype, activations * workload.residual_share, 2 * A)
+    add("all-to-all", fsdp, dtype, activations * workload.residual_share, 2 * A)
     products = 4 + workload.policy.projections  # attention and MLP, forward and backward; one again
     if workload.sequence_parallel:
         gathers = 4 + 2 * workload.policy.projections
-        add("all-gather", "tensor", t, 1, dtype, activations, round(A * L * gathers))
-        add("reduce-scatter", "tensor", t, 1, dtype, activations, round(A * L * products))
+        add("all-gather", tensor, dtype, activations, round(A * L * gathers))
+        add("reduce-scatter", tensor, dtype, activations, round(A * L * products))
     else:
-        add("all-reduce", "tensor", t, 1, dtype, activations, round(A * L * products))
-    add("all-reduce", "tensor", t, 1, dtype, activations, 2 * A)  # embedding, gradient of the head's input
+        add("all-reduce", tensor, dtype, activations, round(A * L * products))
+    add("all-reduce", tensor, dtype, activations, 2 * A)  # embedding, gradient of the head's input
     return found
 
 
-def ranks_per_node(n: int, *, stride: int, gpus_per_node: int) -> int:
-    """Members on one node of a group of `n` GPUs that lie `stride` apart."""
-    return max(1, min(n, gpus_per_node // stride))
+def ranks_per_node(axes: tuple[str, ...], *, mesh: Mapping[str, int], gpus_per_node: int) -> int:
+    """Members on one node of a group of GPUs that lies along `axes`, which are neighbours in the mesh."""
+    names = list(mesh)
+    stride = math.prod(mesh[axis] for axis in names[names.index(axes[-1]) + 1 :])
+    return max(1, min(math.prod(mesh[axis] for axis in axes), gpus_per_node // stride))
 
 
 def _dots(workload: Workload) -> float:
     """Layer input, product with the output matrix, gate and up, q, k, v, attention's result."""
-    c, t = workload.model, workload.mesh["tensor"]
+    c, t = workload.model, workload.t
     heads = (2 * c.num_heads / t + 2 * workload.kv_heads) * c.head_dim
     return 2 * c.dim * workload.residual_share + heads + 2 * c.mlp_dim / t
 
 
 def saved_elements(workload: Workload) -> float:
     """Elements that one layer keeps of a token for the backward pass, in the compute dtype."""
-    c, t = workload.model, workload.mesh["tensor"]
+    c, t = workload.model, workload.t
     D = c.dim * workload.residual_share
     F, NH, KH = c.mlp_dim / t, c.num_heads * c.head_dim / t, workload.kv_heads * c.head_dim
     if workload.remat == "full":
@@ -275,8 +291,8 @@ def saved_elements(workload: Workload) -> float:
 def working_bytes(workload: Workload) -> float:
     """The compiler's temporary memory beside saved activations and gradients: the largest of what lives at one time."""
     c, m, size = workload.model, workload.tokens, BYTES[workload.compute_dtype]
-    t = workload.mesh["tensor"]
-    copies = c.num_layers * workload.layer_parameters / workload.mesh["fsdp"] * size  # cast before the scan
+    t = workload.t
+    copies = c.num_layers * workload.layer_parameters / workload.f * size  # cast before the scan
     gathered = 2 * workload.layer_parameters * size  # a layer and, prefetched, the next
     layer = m * size * (6 * c.dim + (4 * c.num_heads * c.head_dim + 6 * c.mlp_dim) / t)
     if workload.attention == "materialized":
@@ -289,7 +305,7 @@ def working_bytes(workload: Workload) -> float:
 def gradient_bytes(workload: Workload, *, param_bytes: int) -> float:
     """Gradients as they are held: layers in the compute dtype, tables in the parameters'; with accumulation, float32
     sums of all of them besides."""
-    layers = workload.model.num_layers * workload.layer_parameters / workload.mesh["fsdp"]
+    layers = workload.model.num_layers * workload.layer_parameters / workload.f
     tables = workload.shard_parameters - layers
     held = layers * BYTES[workload.compute_dtype] + tables * param_bytes
     return held + (4 * workload.shard_parameters if workload.accumulation > 1 else 0)

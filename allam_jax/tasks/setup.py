@@ -21,7 +21,7 @@ from allam_jax.weights.directory import LoadedWeights, check_vocabulary
 
 def open_mesh(config: Settings) -> Mesh:
     """The device mesh of `config.mesh`."""
-    return make_mesh(**dataclasses.asdict(config.mesh))
+    return make_mesh(dataclasses.asdict(config.mesh))
 
 
 def architecture(config: Settings, *, tokenizer: Tokenizer) -> LlamaConfig:

@@ -55,7 +55,7 @@ def compiled(
 ) -> Step:
     gpus = data * fsdp * tensor
     devices = aot.topology("h100", hosts=gpus // GPUS_PER_NODE, gpus_per_host=GPUS_PER_NODE)
-    mesh = make_mesh(data=data, fsdp=fsdp, tensor=tensor, devices=devices)
+    mesh = make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor}, devices=devices)
     optimizer = make_optimizer(OptimizerSettings(), schedule=lambda step: jnp.float32(3e-4), guard=GuardSettings())
     state = abstract_state(CONFIG, optimizer=optimizer, mesh=mesh)
     shape = (batch_shards(mesh) * accumulation * rows, T)
@@ -204,7 +204,7 @@ def test_no_batch_and_no_logits_are_gathered(sizes):
 
 def test_the_check_sees_a_kernel_outside_of_shard_map():
     """The compiler cannot look into a kernel: it gathers the whole batch for it."""
-    mesh = make_mesh(data=1, fsdp=8, tensor=1, devices=aot.topology("h100", gpus_per_host=8))
+    mesh = make_mesh({"data": 1, "fsdp": 8, "tensor": 1}, devices=aot.topology("h100", gpus_per_host=8))
     heads = NamedSharding(mesh, PartitionSpec("fsdp"))
     q_BTNH = jax.ShapeDtypeStruct((8, T, 2, 128), jnp.bfloat16, sharding=heads)
     segment_ids_BT = jax.ShapeDtypeStruct((8, T), jnp.int32, sharding=heads)

@@ -61,7 +61,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def one_device():
-    return make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
+    return make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, devices=jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def test_the_same_twice_bit_for_bit(params, rows, one_device):
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (1, 1, 4), (2, 2, 2)])
 def test_sharded(params, rows, sizes):
     data, fsdp, tensor = sizes
-    mesh = make_mesh(data=data, fsdp=fsdp, tensor=tensor, devices=jax.devices()[: math.prod(sizes)])
+    mesh = make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor}, devices=jax.devices()[: math.prod(sizes)])
     shardings = parameter_shardings(param_axes(CONFIG), abstract_params=params, mesh=mesh)
     evaluate = make_evaluator(config=CONFIG, options=OPTIONS, mesh=mesh, batch_size=8)
     result = evaluate(jax.device_put(params, shardings), rows)
@@ -207,7 +207,7 @@ def test_compiles_once_for_each_row_length(params, rows, one_device, caplog):
 
 def test_a_batch_that_the_mesh_does_not_divide_is_named():
     with pytest.raises(UserError, match="batch size 12 is not a multiple of 8"):
-        make_evaluator(config=CONFIG, options=OPTIONS, mesh=make_mesh(data=8, fsdp=1, tensor=1), batch_size=12)
+        make_evaluator(config=CONFIG, options=OPTIONS, mesh=make_mesh({"data": 8}), batch_size=12)
 
 
 def test_metrics_row_names_the_sets():
@@ -229,7 +229,7 @@ from allam_jax.parallel.mesh import make_mesh
 from allam_jax.parallel.sharding import parameter_shardings
 from test_bits_per_byte import CONFIG, OPTIONS, SAMPLES, SEQ_LEN, ByteTokenizer
 rows = make_evaluation_rows({dataset!r}, tokenizer=ByteTokenizer(), seq_len=SEQ_LEN, split="train")
-mesh = make_mesh(data=1, fsdp=2, tensor=2)  # rows and parameters are cut between the processes
+mesh = make_mesh({{"data": 1, "fsdp": 2, "tensor": 2}})  # rows and parameters are cut between the processes
 shardings = parameter_shardings(param_axes(CONFIG), abstract_params=abstract_params(CONFIG), mesh=mesh)
 params = jax.jit(lambda: init_params(jax.random.key(3), config=CONFIG), out_shardings=shardings)()
 result = make_evaluator(config=CONFIG, options=OPTIONS, mesh=mesh, batch_size=4)(params, rows)

@@ -82,7 +82,7 @@ def expected_report(base, expanded, config) -> dict[str, float]:
 
 def report(base, expanded, config, *, mesh_sizes=(1, 1, 1), batch_size=2) -> dict[str, float]:
     data, fsdp, tensor = mesh_sizes
-    mesh = make_mesh(data=data, fsdp=fsdp, tensor=tensor, devices=jax.devices()[: data * fsdp * tensor])
+    mesh = make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor}, devices=jax.devices()[: data * fsdp * tensor])
     base = jax.device_put(base, shardings_on(CONFIG, mesh=mesh))
     expanded = jax.device_put(expanded, shardings_on(config, mesh=mesh))
     return step0_report(
@@ -136,7 +136,7 @@ def test_on_a_mesh(networks):
 def test_a_dropped_token_that_the_text_needs(networks):
     base, expanded, config = networks
     kept = PLAN.kept[PLAN.kept[:, 1] != BASE_DOCUMENTS[0][0]]
-    mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, devices=jax.devices()[:1])
     with pytest.raises(UserError, match=f"base token {BASE_DOCUMENTS[0][0]} is not in the new vocabulary"):
         step0_report(
             base=(base, CONFIG),

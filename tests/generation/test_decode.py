@@ -204,7 +204,7 @@ def test_nothing_to_do(params):
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0}])
 def test_sharded_parameters_give_the_same_text(params, sampling):
     expected = generate(params, **SIZES, prompts=PROMPTS, max_new_tokens=9, **sampling)
-    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     shardings = parameter_shardings(param_axes(CONFIG), abstract_params=params, mesh=mesh)
     sharded = jax.device_put(params, shardings)
     assert generate(sharded, **SIZES, prompts=PROMPTS, max_new_tokens=9, mesh=mesh, **sampling) == expected

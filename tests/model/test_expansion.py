@@ -179,7 +179,7 @@ def test_mean_noise_is_the_mean_and_noise():
 def test_a_mesh_changes_nothing_and_keeps_its_layout(method):
     plan, params = random_plan(), random_params(CONFIG)
     expected, _ = expand(params, config=CONFIG, plan=plan, method=method, seed=3, covariance_scale=1.0)
-    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     sharded = jax.device_put(params, shardings_on(CONFIG, mesh=mesh))
     found, config = expand(sharded, config=CONFIG, plan=plan, method=method, seed=3, covariance_scale=1.0)
     wanted = shardings_on(config, mesh=mesh)

@@ -30,7 +30,7 @@ me = jax.process_index()
 result = {{"process": me, "main": is_main_process(), "devices": jax.device_count()}}
 result["broadcast"] = broadcast({{"from": me, "text": "\u0633\u0644\u0627\u0645"}})
 for sizes in [(4, 1, 1), (2, 2, 1), (1, 2, 2), (1, 1, 4)]:
-    mesh = make_mesh(**dict(zip(("data", "fsdp", "tensor"), sizes)))
+    mesh = make_mesh(dict(zip(MESH_AXES, sizes)))
     size = 12 if sizes[0] * sizes[1] < 4 else 16
     start, stop = process_rows(mesh, global_batch=size)
     rows = np.arange(size, dtype=np.float32)[:, None] * np.array([1.0, 100.0], np.float32)
@@ -159,7 +159,7 @@ def test_kubernetes_job_that_does_not_say_its_size(monkeypatch):
 def test_one_process_needs_nothing():
     initialize()
     initialize(num_processes=1, process_id=0)
-    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     assert process_rows(mesh, global_batch=8) == (0, 8)
     rows = np.arange(24).reshape(8, 3)
     batch = global_batch_array({"tokens": rows}, mesh=mesh, global_batch=8)

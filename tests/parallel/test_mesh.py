@@ -3,7 +3,13 @@ import numpy as np
 import pytest
 
 from allam_jax.errors import UserError
-from allam_jax.parallel.mesh import batch_sharding, batch_shards, check_batch, make_mesh, split_microbatches
+from allam_jax.parallel.mesh import (
+    batch_sharding,
+    batch_shards,
+    check_batch,
+    make_mesh,
+    split_microbatches,
+)
 
 
 @pytest.mark.parametrize(
@@ -17,13 +23,13 @@ from allam_jax.parallel.mesh import batch_sharding, batch_shards, check_batch, m
 )
 def test_mesh_has_the_sizes_asked_for(sizes, expected):
     data, fsdp, tensor = sizes
-    mesh = make_mesh(data=data, fsdp=fsdp, tensor=tensor)
+    mesh = make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor})
     assert dict(mesh.shape) == dict(zip(("data", "fsdp", "tensor"), expected, strict=True))
     assert {device.id for device in mesh.devices.flat} == {device.id for device in jax.devices()}
 
 
 def test_mesh_on_some_of_the_devices():
-    mesh = make_mesh(data=1, fsdp=1, tensor=4, devices=jax.devices()[:4])
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 4}, devices=jax.devices()[:4])
     assert mesh.size == 4
 
 
@@ -40,10 +46,21 @@ def test_mesh_on_some_of_the_devices():
 def test_wrong_sizes_are_named(sizes, words):
     data, fsdp, tensor = sizes
     with pytest.raises(UserError) as error:
-        make_mesh(data=data, fsdp=fsdp, tensor=tensor)
+        make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor})
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
+
+
+def test_an_unknown_axis_is_named():
+    with pytest.raises(UserError, match="mesh.fdsp=8: a mesh has no axis 'fdsp'; expected data, fsdp, tensor$"):
+        make_mesh({"fdsp": 8})
+
+
+def test_axes_lie_in_the_order_of_the_table():
+    one, two = make_mesh({"data": 2, "tensor": 4}), make_mesh({"tensor": 4, "data": 2})
+    assert one == two
+    assert [device.id for device in one.devices[1, 0]] == [4, 5, 6, 7]
 
 
 class FakeDevice:
@@ -58,10 +75,10 @@ class FakeDevice:
 
 def test_inner_axes_stay_inside_a_host():
     devices = [FakeDevice(process_index=process, id=process * 8 + i) for i in range(8) for process in range(4)]
-    grid = make_mesh(data=4, fsdp=4, tensor=2, devices=devices).devices
+    grid = make_mesh({"data": 4, "fsdp": 4, "tensor": 2}, devices=devices).devices
     for replica in range(4):
         assert {device.process_index for device in grid[replica].flat} == {replica}
-    grid = make_mesh(data=1, fsdp=16, tensor=2, devices=devices).devices
+    grid = make_mesh({"data": 1, "fsdp": 16, "tensor": 2}, devices=devices).devices
     for shard in range(16):
         assert len({device.process_index for device in grid[0, shard]}) == 1
 
@@ -69,7 +86,7 @@ def test_inner_axes_stay_inside_a_host():
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 1, 8)])
 def test_rows_lie_contiguous_over_data_and_fsdp(sizes):
     data, fsdp, tensor = sizes
-    mesh = make_mesh(data=data, fsdp=fsdp, tensor=tensor)
+    mesh = make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor})
     x_BT = jax.device_put(np.arange(16)[:, None] * np.ones(3), batch_sharding(mesh))
     rows = 16 // batch_shards(mesh)
     for (d, f, _), device in np.ndenumerate(mesh.devices):
@@ -80,7 +97,7 @@ def test_rows_lie_contiguous_over_data_and_fsdp(sizes):
 
 
 def test_batch_size_error_names_the_nearest_sizes():
-    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     check_batch(24, accumulation=3, mesh=mesh)
     with pytest.raises(UserError, match=r"batch size 20 is not a multiple of 12.*: 12, 24$"):
         check_batch(20, accumulation=3, mesh=mesh)
@@ -91,7 +108,7 @@ def test_batch_size_error_names_the_nearest_sizes():
 
 
 def test_the_sizes_offered_are_the_ones_accepted():
-    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     for accumulation in (1, 2, 5):
         for size in range(1, 50):
             fits = size % accumulation == 0 and size // accumulation % 4 == 0
@@ -107,7 +124,7 @@ def test_the_sizes_offered_are_the_ones_accepted():
 
 
 def test_microbatches_are_a_partition_and_cut_without_moving_rows():
-    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     rows = np.arange(24)[:, None] * np.ones((1, 5))
     batch = {"tokens": jax.device_put(rows, batch_sharding(mesh))}
     cut = jax.jit(lambda batch: split_microbatches(batch, accumulation=3))

@@ -10,6 +10,7 @@ import pytest
 
 from allam_jax.model.llama import abstract_params, param_axes
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
+from allam_jax.parallel import mesh as mesh_module
 from allam_jax.parallel.distributed import global_batch_array
 from allam_jax.parallel.mesh import batch_sharding, make_mesh
 from allam_jax.parallel.sharding import bytes_per_device, parameter_shardings
@@ -56,10 +57,11 @@ def packed_batch(*, seed=0):
     }
 
 
+@functools.cache
 def train(sizes, *, config=CONFIG, options=None, accumulation=1, steps=2):
     """Runs steps from the same seed; gives (state before, state after the first, all metrics)."""
     data, fsdp, tensor = sizes
-    mesh = make_mesh(data=data, fsdp=fsdp, tensor=tensor, devices=jax.devices()[: data * fsdp * tensor])
+    mesh = make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor}, devices=jax.devices()[: data * fsdp * tensor])
     # Without clipping the first moment after one step is (1 - b1) times the gradient.
     optimizer = make_optimizer(
         OptimizerSettings(b1=B1, clip_norm=0.0), schedule=lambda step: 1e-3, guard=GuardSettings()
@@ -167,10 +169,21 @@ def test_dropout_and_rematerialisation_do_not_depend_on_the_mesh():
     assert_same_training(train((2, 2, 2), options=options), train((1, 1, 1), options=options))
 
 
+def test_one_more_axis_of_size_one_changes_no_bit(monkeypatch):
+    three = train((2, 2, 2))
+    monkeypatch.setattr(mesh_module, "MESH_AXES", ("data", "fsdp", "sequence", "tensor"))
+    four = train.__wrapped__((2, 2, 2))
+    assert four[0].params["head"]["kernel"].sharding.mesh.axis_names == mesh_module.MESH_AXES
+    assert_really_sharded(four[1], (2, 2, 2))
+    assert jax.tree.structure(three) == jax.tree.structure(four)
+    for ours, theirs in zip(jax.tree.leaves(three), jax.tree.leaves(four), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_fsdp_gathers_one_layer_at_a_time():
     """No collective of the compiled gradient makes an array as large as a stack of layers."""
     config = dataclasses.replace(CONFIG, num_layers=5)
-    mesh = make_mesh(data=1, fsdp=8, tensor=1)
+    mesh = make_mesh({"data": 1, "fsdp": 8, "tensor": 1})
     abstract = abstract_params(config)
     shardings = parameter_shardings(param_axes(config), abstract_params=abstract, mesh=mesh)
     loss = functools.partial(batch_loss, config=config, options=ComputeOptions())

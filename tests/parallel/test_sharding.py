@@ -24,7 +24,7 @@ MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (1, 4, 2)]
 
 
 def mesh_of(sizes):
-    return make_mesh(data=sizes[0], fsdp=sizes[1], tensor=sizes[2])
+    return make_mesh({"data": sizes[0], "fsdp": sizes[1], "tensor": sizes[2]})
 
 
 def test_every_pair_of_axes_maps_as_the_table_says_or_collides():
@@ -46,7 +46,7 @@ def test_every_pair_of_axes_maps_as_the_table_says_or_collides():
 
 
 def test_a_collision_is_found_on_one_device_too():
-    mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, devices=jax.devices()[:1])
     with pytest.raises(ValueError, match="both map to mesh axis 'tensor'"):
         logical_to_spec(("heads", "mlp"), mesh=mesh)
 
@@ -71,7 +71,7 @@ def test_unknown_names():
     ],
 )
 def test_a_dimension_that_does_not_divide_is_named(axis, size, remedy):
-    mesh = make_mesh(data=1, fsdp=2, tensor=4)
+    mesh = make_mesh({"data": 1, "fsdp": 2, "tensor": 4})
     axes, shape = {"layers": {"w": ("layers", axis)}}, {"layers": {"w": jax.ShapeDtypeStruct((3, size), jnp.float32)}}
     with pytest.raises(UserError) as error:
         parameter_shardings(axes, abstract_params=shape, mesh=mesh)
@@ -83,7 +83,7 @@ def test_a_dimension_that_does_not_divide_is_named(axis, size, remedy):
 
 
 def test_few_key_value_heads_are_kept_whole():
-    mesh = make_mesh(data=1, fsdp=2, tensor=4)
+    mesh = make_mesh({"data": 1, "fsdp": 2, "tensor": 4})
     axes = ("embed", "kv_heads", "head_dim")
     assert logical_to_spec(axes, mesh=mesh, shape=(8, 2, 4)) == PartitionSpec("fsdp", None, None)
     assert logical_to_spec(axes, mesh=mesh, shape=(8, 8, 4)) == PartitionSpec("fsdp", "tensor", None)
@@ -185,5 +185,5 @@ def test_constrain_without_a_mesh_adds_nothing():
     x_BT = jnp.ones((8, 3))
     constrained = jax.make_jaxpr(lambda x: constrain(x, ("batch", "sequence")))
     assert not constrained(x_BT).eqns
-    with jax.set_mesh(make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])):
+    with jax.set_mesh(make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, devices=jax.devices()[:1])):
         assert not constrained(x_BT).eqns

@@ -63,7 +63,7 @@ def torch_losses(model, data) -> list[float]:
 
 
 def our_losses(pair, data, *, accumulation: int) -> list[float]:
-    mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, devices=jax.devices()[:1])
     schedule = make_schedule(
         ScheduleSettings(name="cosine", peak_lr=PEAK_LR, warmup_steps=WARMUP, final_fraction=FINAL), total_steps=STEPS
     )

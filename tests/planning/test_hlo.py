@@ -20,7 +20,7 @@ WHOLE = P()
 
 def compiled(function, *shapes, specs, out=WHOLE):
     """`function` on shards of a 2 x 2 x 2 mesh, compiled for the CPU: its program and the mesh."""
-    mesh = make_mesh(**MESH, devices=jax.devices()[:8])
+    mesh = make_mesh(MESH, devices=jax.devices()[:8])
     arguments = [
         jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
         for (shape, dtype), spec in zip(shapes, specs, strict=True)
@@ -199,5 +199,5 @@ def test_loops_of_unknown_length_are_refused():
 
 def test_the_mesh_orders_axes_as_the_planner_expects():
     assert tuple(MESH) == MESH_AXES
-    ids = np.vectorize(lambda device: device.id)(make_mesh(**MESH, devices=jax.devices()[:8]).devices)
+    ids = np.vectorize(lambda device: device.id)(make_mesh(MESH, devices=jax.devices()[:8]).devices)
     assert ids.ravel().tolist() == list(range(8))

@@ -21,7 +21,7 @@ CLUSTER = Cluster(gpu=GPUS["a100"], nodes=1, gpus_per_node=8)
 
 
 def compile_on_cpu(run: Run):
-    mesh = make_mesh(**run.mesh, devices=jax.devices()[: run.gpus])
+    mesh = make_mesh(run.mesh, devices=jax.devices()[: run.gpus])
     state, batch = shapes_of(run, mesh=mesh)
     step = make_train_step(
         config=run.model,

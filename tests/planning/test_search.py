@@ -8,6 +8,7 @@ import pytest
 
 from allam_jax.errors import UserError
 from allam_jax.model.llama_config import preset
+from allam_jax.parallel import mesh as mesh_module
 from allam_jax.planning.fit import check_fits_cluster
 from allam_jax.planning.gpu_cluster import GPUS, Cluster, cluster_of
 from allam_jax.planning.memory import estimated_memory
@@ -36,7 +37,7 @@ def big(*, nodes: int, batch: int, **mesh: int):
 
 def test_meshes_use_every_gpu_and_keep_tensor_inside_a_node():
     cluster = Cluster(gpu=GPUS["a100"], nodes=3, gpus_per_node=8)
-    found = list(meshes(cluster))
+    found = list(meshes(cluster, mesh={"data": 24, "fsdp": 1, "tensor": 1}))
     assert len({tuple(mesh.values()) for mesh in found}) == len(found)
     assert all(math.prod(mesh.values()) == 24 and 8 % mesh["tensor"] == 0 for mesh in found)
     by_hand = sum(1 for t in (1, 2, 4, 8) for f in range(1, 25) if (24 // t) % f == 0)
@@ -92,6 +93,29 @@ def test_before_a_run_only_what_is_clearly_too_large_is_refused():
     check_fits_cluster(run, cluster=with_memory(0.9 * needed))
     with pytest.raises(UserError, match="does not fit: it needs .* the nearest that fits: --config"):
         check_fits_cluster(run, cluster=with_memory(0.8 * needed))
+
+
+def test_one_more_axis_of_size_one_changes_no_figure(monkeypatch):
+    def figures():
+        run, cluster = big(nodes=2, batch=64, data=1, fsdp=8, tensor=2)
+        plan = analytic_plan(run, cluster=cluster, tokens=1e9, energy=ENERGY)
+        layouts = ranked(run, cluster=cluster, tokens=1e9, energy=ENERGY)
+        return run.mesh, [(each.memory, each.work, each.collectives, each.time) for each in (plan, *layouts)]
+
+    three, expected = figures()
+    monkeypatch.setattr(mesh_module, "MESH_AXES", ("data", "fsdp", "sequence", "tensor"))
+    four, found = figures()
+    assert (len(three), list(four)) == (3, ["data", "fsdp", "sequence", "tensor"])
+    assert found == expected
+    assert len(expected) > 10
+
+
+def test_the_search_keeps_the_sizes_of_other_axes():
+    cluster = Cluster(gpu=GPUS["a100"], nodes=3, gpus_per_node=8)
+    found = list(meshes(cluster, mesh={"data": 1, "fsdp": 4, "sequence": 3, "tensor": 2}))
+    assert all(tuple(mesh) == ("data", "fsdp", "sequence", "tensor") and mesh["sequence"] == 3 for mesh in found)
+    assert all(math.prod(mesh.values()) == 24 for mesh in found)
+    assert len(found) == sum(1 for t in (1, 2, 4, 8) for f in range(1, 9) if (8 // t) % f == 0)
 
 
 def test_nothing_fits():

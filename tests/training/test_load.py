@@ -65,7 +65,7 @@ def test_an_older_checkpoint(places):
 
 @pytest.mark.parametrize("name", ["weights", "huggingface", "run"])
 def test_mesh_and_dtype(places, params, name):
-    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     loaded = load_model(places / name, mesh=mesh, param_dtype="bfloat16").params
     assert_params(loaded, jax.tree.map(lambda p: p.astype(jnp.bfloat16), params))
     wanted = shardings_on(CONFIG, mesh=mesh)

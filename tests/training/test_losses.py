@@ -150,7 +150,7 @@ def test_full_logits_never_exist():
 
 
 def test_same_on_a_mesh_without_gathering_logits():
-    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     rng = np.random.default_rng(0)
     x_BTD, head_DV = (
         rng.standard_normal((8, 12, 16)).astype(np.float32),
@@ -185,7 +185,7 @@ def test_same_on_a_mesh_without_gathering_logits():
 @pytest.mark.parametrize(("rows", "length"), [(8, 12), (8, 11), (3, 11)])
 def test_any_mesh_gives_what_one_device_gives(sizes, rows, length):
     data, fsdp, tensor = sizes
-    mesh = make_mesh(data=data, fsdp=fsdp, tensor=tensor)
+    mesh = make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor})
     rng = np.random.default_rng(0)
     x_BTD = rng.standard_normal((rows, length, 16)).astype(np.float32)
     head_DV = rng.standard_normal((16, 48)).astype(np.float32)

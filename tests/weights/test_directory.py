@@ -26,7 +26,7 @@ MESHES = {"one": (1, 1, 1), "fsdp8": (1, 8, 1), "tensor4": (1, 1, 4), "2x2x2": (
 
 def mesh_of(name: str):
     data, fsdp, tensor = MESHES[name]
-    return make_mesh(data=data, fsdp=fsdp, tensor=tensor, devices=jax.devices()[: data * fsdp * tensor])
+    return make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor}, devices=jax.devices()[: data * fsdp * tensor])
 
 
 def random_params(*, dtype: str = "float32"):

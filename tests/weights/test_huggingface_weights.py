@@ -33,7 +33,7 @@ MESHES = {"fsdp8": (1, 8, 1), "tensor4": (1, 1, 4), "2x2x2": (2, 2, 2)}
 
 def mesh_of(name: str):
     data, fsdp, tensor = MESHES[name]
-    return make_mesh(data=data, fsdp=fsdp, tensor=tensor, devices=jax.devices()[: data * fsdp * tensor])
+    return make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor}, devices=jax.devices()[: data * fsdp * tensor])
 
 
 def random_params(config: LlamaConfig, *, dtype: str = "float32"):

@@ -59,7 +59,7 @@ def test_a_weights_directory(tmp_path, params, small_chunks, dtype):
     expected = jax.tree.map(lambda p: p.astype(jnp.dtype(dtype)), params)
     assert_bitwise(load_weights(tmp_path / "x").params, expected)
     assert len(read) == len(set(read)) == 3 + 9 * SMALL.num_layers
-    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     sharded = load_weights(tmp_path / "x", mesh=mesh).params
     assert_bitwise(sharded, expected)
     wanted = shardings_on(SMALL, mesh=mesh)
@@ -89,7 +89,9 @@ def test_parts_of_what_save_weights_wrote(tmp_path, params, small_chunks, mesh):
     placed = params
     if mesh is not None:
         data, fsdp, tensor = mesh
-        placed = jax.device_put(params, shardings_on(SMALL, mesh=make_mesh(data=data, fsdp=fsdp, tensor=tensor)))
+        placed = jax.device_put(
+            params, shardings_on(SMALL, mesh=make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor}))
+        )
     save_weights(tmp_path / "x", params=jax.tree.map(jnp.asarray, placed), config=SMALL)
     assert_bitwise(load_weights(tmp_path / "x").params, params)
     folder = tmp_path / "x" / "params"

@@ -31,7 +31,7 @@ from allam_jax.weights.huggingface import export_huggingface, import_huggingface
 from allam_jax.weights.directory import load_weights, save_weights
 from allam_jax.parallel.mesh import make_mesh
 
-mesh = make_mesh(data=1, fsdp=2, tensor=2)
+mesh = make_mesh({"data": 1, "fsdp": 2, "tensor": 2})
 params, config = import_huggingface(folder / "one", mesh=mesh, vocab_multiple=64)
 assert not params["layers"]["mlp"]["gate"].is_fully_addressable
 save_weights(folder / "weights", params=params, config=config, metadata={"step": 3})

@@ -1,0 +1,69 @@
+"""What the network's modules are made of: products, parameters, dropout, norm, and what is kept for the backward pass.
+
+Shapes as in `model/llama.py`.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array
+
+from allam_jax.model.llama_config import LlamaConfig
+
+REMAT_POLICIES = {
+    # By name: left to itself JAX keeps the output projection's result as it comes out of the matmul, a whole copy on
+    # every tensor device. (The attention backends name their own results.)
+    "dots": jax.checkpoint_policies.save_only_these_names("attention", "projection"),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def project(x: Array, weight: Array) -> Array:
+    """Contracts all axes of `x` after [B, T] with the first ones of `weight`: [B, T, D] x [D, N, H] -> [B, T, N, H].
+
+    On one device it is one matrix product with a row for each token. With B and T as two axes, the gradient contracts
+    both of them, and XLA on CPU makes transposed copies of the activations for it: a tenth of a training step. On a
+    mesh B and T stay two axes. If they were one, XLA could not scatter a sum of partial products by position, and every
+    tensor device would reduce all of it.
+    """
+    B, T, *inner = x.shape
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.size > 1:
+        return jnp.tensordot(x, weight, axes=len(inner))
+    matrix = weight.reshape(math.prod(inner), -1)
+    return (x.reshape(B * T, -1) @ matrix).reshape(B, T, *weight.shape[len(inner) :])
+
+
+def kept(x: Array) -> Array:
+    """Marks a matmul's result that `remat = "dots"` keeps for the backward pass."""
+    return checkpoint_name(x, "projection")
+
+
+def dropout(x: Array, *, rate: float, key: Array | None) -> Array:
+    """Inverted dropout; returns `x` itself at rate 0 or without a key (evaluation)."""
+    if rate == 0.0 or key is None:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
+
+
+def parameter(key: Array, shape: tuple[int, ...], axes: tuple[str, ...], std: float) -> nnx.Param:
+    """A float32 parameter, normal with `std`; `axes` are the logical names of its dimensions."""
+    return nnx.Param(std * jax.random.normal(key, shape, jnp.float32), axes=axes)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm, computed in float32."""
+
+    def __init__(self, config: LlamaConfig):
+        self.eps = config.norm_eps
+        self.scale = nnx.Param(jnp.ones((config.dim,), jnp.float32), axes=("norm",))
+
+    def __call__(self, x_BTD: Array) -> Array:
+        """Normalises the last axis; the result has the input's dtype."""
+        x = x_BTD.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
+        return (x * self.scale[...]).astype(x_BTD.dtype)
