@@ -1,6 +1,6 @@
 """Block sizes of the attention kernels, per device and shape: data, and the rule for what the data does not name.
 
-`python -m kernels.attention.tune` ranks candidates and rewrites the lines between the two marks below: one entry a
+`python -m kernels.workshop.tune` ranks candidates and rewrites the lines between the two marks below: one entry a
 line, sorted, nothing else between them.
 
 What the entries of `triton` for 16 bits rest on, as long as nobody has timed them: none spills a register at T = 4096,

@@ -12,8 +12,8 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array
 
 from kernels.attention import dropout
+from kernels.attention.contract import MASKED
 from kernels.attention.ranges import BlockRanges, key_ranges
-from kernels.attention.reference import MASKED
 from kernels.attention.triton_tiles import LOG2_E, Call, exp2, horizon, load, matmul, over_blocks, store
 
 
