@@ -72,15 +72,6 @@ TABLE: dict[Key, Blocks] = {
     Key("triton", "sm90", 2, 256, "dkv"): Blocks(32, 32, 8, 3),
     Key("triton", "sm90", 2, 256, "dq"): Blocks(128, 32, 8, 3),
     Key("triton", "sm90", 2, 256, "forward"): Blocks(128, 32, 8, 3),
-    Key("triton", "sm90", 4, 64, "dkv"): Blocks(32, 16, 4, 2),
-    Key("triton", "sm90", 4, 64, "dq"): Blocks(32, 16, 4, 2),
-    Key("triton", "sm90", 4, 64, "forward"): Blocks(32, 16, 4, 2),
-    Key("triton", "sm90", 4, 128, "dkv"): Blocks(32, 16, 4, 2),
-    Key("triton", "sm90", 4, 128, "dq"): Blocks(32, 16, 4, 2),
-    Key("triton", "sm90", 4, 128, "forward"): Blocks(32, 16, 4, 2),
-    Key("triton", "sm90", 4, 256, "dkv"): Blocks(16, 16, 4, 2),
-    Key("triton", "sm90", 4, 256, "dq"): Blocks(32, 16, 4, 2),
-    Key("triton", "sm90", 4, 256, "forward"): Blocks(32, 16, 4, 2),
     # table ends
 }
 # fmt: on

@@ -96,19 +96,20 @@ def _backward(forward, dq, dkv, residuals, cotangents):
     q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, streams_BN, out_BTNH, log_z_BNT = residuals
     d_out_BTNH, d_log_z_BNT = cotangents
     delta_BNT = jnp.einsum("BTNH,BTNH->BNT", out_BTNH, d_out_BTNH, preferred_element_type=jnp.float32)
-    inputs = (
-        q_BTNH,
-        k_BTKH,
-        v_BTKH,
-        d_out_BTNH,
-        parts.padded_vectors(log_z_BNT * (-1.0 / dq.scale)),
-        parts.padded_vectors(d_log_z_BNT - delta_BNT),
-        parts.padded_vectors(segment_ids_BT),
+    operands = parts.BackwardOperands(
+        q=q_BTNH,
+        k=k_BTKH,
+        v=v_BTKH,
+        d_out=d_out_BTNH,
+        minus_log_z=parts.padded_vectors(log_z_BNT * (-1.0 / dq.scale)),
+        minus_delta=parts.padded_vectors(d_log_z_BNT - delta_BNT),
+        ids=parts.padded_vectors(segment_ids_BT),
+        ranges=parts.stacked(ranges.key_ranges(segment_ids_BT, **_sizes(dq))),
+        streams=streams_BN,
     )
-    key_ranges = parts.stacked(ranges.key_ranges(segment_ids_BT, **_sizes(dq)))
-    d_q_BTNH = mosaic_dq.gradient(*inputs, key_ranges, streams_BN, dq)
+    d_q_BTNH = mosaic_dq.gradient(operands, dq)
     query_ranges = parts.stacked(ranges.query_ranges(segment_ids_BT, **_sizes(dkv)))
-    d_k_BTKH, d_v_BTKH = mosaic_dkv.gradients(*inputs, query_ranges, streams_BN, dkv)
+    d_k_BTKH, d_v_BTKH = mosaic_dkv.gradients(operands._replace(ranges=query_ranges), dkv)
     return d_q_BTNH, d_k_BTKH, d_v_BTKH, None, None
 
 

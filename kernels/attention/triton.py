@@ -102,8 +102,8 @@ def _backward(forward, dq, dkv, residuals, cotangents):
     q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, streams_BN, out_BTNH, log_z_BNT = residuals
     d_out_BTNH, d_log_z_BNT = cotangents
     inputs = (q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, streams_BN)
-    d_q_BTNH, delta_BNT = triton_backward.d_queries(*inputs, out_BTNH, log_z_BNT, d_out_BTNH, d_log_z_BNT, dq)
-    d_k_BTKH, d_v_BTKH = triton_backward.d_keys(*inputs, log_z_BNT, delta_BNT, d_out_BTNH, dkv)
+    d_q_BTNH, delta_BNT = triton_backward.d_queries(inputs, out_BTNH, log_z_BNT, d_out_BTNH, d_log_z_BNT, dq)
+    d_k_BTKH, d_v_BTKH = triton_backward.d_keys(inputs, log_z_BNT, delta_BNT, d_out_BTNH, dkv)
     return d_q_BTNH, d_k_BTKH, d_v_BTKH, None, None
 
 

@@ -28,16 +28,7 @@ NUMBERS = (
 )
 # The order in which cases are timed, those of most worth first.
 TIMED = ("7b_t4096", "8b_t8192", "small_h64", "7b_t4096_whole", "70b_tp8_t8192", "7b_t4096_dropout", "34b_tp8_t4096")
-CONTESTANTS = (
-    "triton",
-    "mosaic",
-    "cudnn",
-    "tokamax_mosaic",
-    "tokamax_triton",
-    "jax_triton_sample",
-    "xla_chunked",
-    "xla",
-)
+PEERS = ("cudnn", "tokamax_mosaic", "tokamax_triton", "jax_triton_sample")
 
 
 def tiny(case: Case) -> Case:
