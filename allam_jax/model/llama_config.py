@@ -75,7 +75,7 @@ class ComputeOptions(Section, name="compute"):
         "of activations, bfloat16 on GPUs; parameters keep their own dtype",
         choices=("float32", "bfloat16", "float16"),
     )
-    attention: str = setting("auto", "backend of kernels/attention", choices=("auto", *BACKENDS))
+    attention: str = setting("auto", "backend of kernels/attention", choices=BACKENDS)
     remat: str = setting(
         "dots",
         "kept for the backward pass: all, the outputs of matmuls and attention, or only the inputs of layers",

@@ -2,23 +2,15 @@
 
 import functools
 import importlib
-from collections.abc import Callable
 
 from absl import logging
 from jaxtyping import Array, Float, Int
 
 from kernels import device
-from kernels.attention import dropout as dropout_masks
-from kernels.attention import sharded
-from kernels.attention.backends import BACKENDS as MODULES
-from kernels.attention.reference import AttentionOutput
-from kernels.attention.sharded import Partition as Partition
-
-# What "auto" tries, best first. cudnn and tokamax are there to compare with: both store a mask of T x T for each row.
-_ON_CUDA = ("mosaic", "triton", "xla_chunked", "xla")
-_ELSEWHERE = ("xla_chunked", "xla")
-
-BACKENDS = ("auto", *MODULES)
+from kernels.attention.backends import BACKENDS, ELSEWHERE, MODULES, ON_CUDA
+from kernels.attention.contract import AttentionOutput, Request
+from kernels.attention.dropout import Dropout
+from kernels.attention.sharded import WHOLE, Partition, over_mesh
 
 
 def attention(
@@ -31,35 +23,9 @@ def attention(
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
     backend: str = "auto",
-    partition: Partition | None = None,
+    partition: Partition = WHOLE,
 ) -> Float[Array, "B T N H"]:
-    """Causal attention within segments: the first part of `attention_and_log_z`."""
-    return attention_and_log_z(
-        q_BTNH,
-        k_BTKH,
-        v_BTKH,
-        segment_ids_BT=segment_ids_BT,
-        scale=scale,
-        dropout_rate=dropout_rate,
-        dropout_key=dropout_key,
-        backend=backend,
-        partition=partition,
-    ).out_BTNH
-
-
-def attention_and_log_z(
-    q_BTNH: Float[Array, "B T N H"],
-    k_BTKH: Float[Array, "B T K H"],
-    v_BTKH: Float[Array, "B T K H"],
-    *,
-    segment_ids_BT: Int[Array, "B T"],
-    scale: float | None = None,
-    dropout_rate: float = 0.0,
-    dropout_key: Array | None = None,
-    backend: str = "auto",
-    partition: Partition | None = None,
-) -> AttentionOutput:
-    """Causal attention within segments, and the log of each softmax's denominator.
+    """Causal attention within segments.
 
     Query t of row b sees the keys s <= t with `segment_ids_BT[b, s] == segment_ids_BT[b, t] != 0`. Query head n reads
     key/value head n // (N / K). The softmax is computed in float32; a query that sees nothing gives zeros.
@@ -70,31 +36,54 @@ def attention_and_log_z(
         scale: of the scores before the softmax; H ** -0.5 by default.
         dropout_rate: share of the probabilities that are dropped; needs `dropout_key`.
         dropout_key: a JAX random key. The mask depends on it and on the place in the batch, not on backend or mesh.
+        backend, partition: as in `attend`.
+
+    Raises:
+        ValueError, NotImplementedError: as `attend`; and ValueError for dropout without a key.
+    """
+    if not 0.0 <= dropout_rate < 1.0:
+        raise ValueError(f"attention: dropout rate {dropout_rate} is outside [0, 1)")
+    if dropout_rate > 0.0 and dropout_key is None:
+        raise ValueError("attention: dropout needs a dropout_key")
+    request = Request(
+        segment_ids_BT=segment_ids_BT,
+        scale=q_BTNH.shape[-1] ** -0.5 if scale is None else scale,
+        dropout=Dropout.from_key(dropout_key, rate=dropout_rate) if dropout_key is not None and dropout_rate else None,
+    )
+    return attend(q_BTNH, k_BTKH, v_BTKH, request, backend=backend, partition=partition).out_BTNH
+
+
+def attend(
+    q_BTNH: Float[Array, "B T N H"],
+    k_BTKH: Float[Array, "B T K H"],
+    v_BTKH: Float[Array, "B T K H"],
+    request: Request,
+    *,
+    backend: str = "auto",
+    partition: Partition = WHOLE,
+) -> AttentionOutput:
+    """The output of a request, and the log of each softmax's denominator.
+
+    Args:
+        q_BTNH, k_BTKH, v_BTKH: queries, keys and values; N is a multiple of K.
+        request: which keys are visible, scale and dropout.
         backend: one of `BACKENDS`.
         partition: how the arguments lie on the surrounding mesh; each device then works on its own shard.
 
     Raises:
-        ValueError: shapes that do not fit, an unknown backend, dropout without a key.
+        ValueError: shapes that do not fit, or an unknown backend.
         NotImplementedError: the named backend cannot serve this request; says why.
     """
-    _check(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, dropout_rate=dropout_rate, dropout_key=dropout_key)
+    _check_shapes(q_BTNH, k_BTKH, v_BTKH, request.segment_ids_BT)
     if backend not in BACKENDS:
         raise ValueError(f"attention backend {backend!r} is unknown; expected one of {', '.join(BACKENDS)}")
-    dropout = dropout_masks.from_key(dropout_key) if dropout_key is not None and dropout_rate > 0.0 else None
     target = device.current_target(q_BTNH)
-    order = _ON_CUDA if target.platform == "cuda" else _ELSEWHERE
+    order = ON_CUDA if target.platform == "cuda" else ELSEWHERE
     reasons = []
     for name in order if backend == "auto" else (backend,):
+        serve = importlib.import_module(MODULES[name]).attention
         try:
-            output = sharded.over_mesh(
-                _call(name, scale=q_BTNH.shape[-1] ** -0.5 if scale is None else scale, dropout_rate=dropout_rate),
-                q_BTNH,
-                k_BTKH,
-                v_BTKH,
-                segment_ids_BT,
-                dropout,
-                partition=partition or Partition(),
-            )
+            output = over_mesh(serve, q_BTNH, k_BTKH, v_BTKH, request, partition=partition)
         except NotImplementedError as error:
             reasons.append(f"{name}: {error}")
             continue
@@ -103,24 +92,7 @@ def attention_and_log_z(
     raise NotImplementedError(f"no attention backend can serve this: {'; '.join(reasons)}")
 
 
-def _call(name: str, *, scale: float, dropout_rate: float) -> Callable[..., AttentionOutput]:
-    serve = importlib.import_module(MODULES[name]).attention
-
-    def call(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, dropout):
-        return serve(
-            q_BTNH,
-            k_BTKH,
-            v_BTKH,
-            segment_ids_BT=segment_ids_BT,
-            scale=scale,
-            dropout_rate=dropout_rate,
-            dropout=dropout,
-        )
-
-    return call
-
-
-def _check(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, *, dropout_rate: float, dropout_key: Array | None) -> None:
+def _check_shapes(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_ids_BT: Array) -> None:
     if q_BTNH.ndim != 4 or k_BTKH.ndim != 4 or k_BTKH.shape != v_BTKH.shape:
         raise ValueError(f"attention: q {q_BTNH.shape}, k {k_BTKH.shape}, v {v_BTKH.shape}; expected [B, T, N|K, H]")
     B, T, N, H = q_BTNH.shape
@@ -132,10 +104,6 @@ def _check(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, *, dropout_rate: float, dropo
         )
     if N % K:
         raise ValueError(f"attention: {N} query heads are not a multiple of {K} key/value heads")
-    if not 0.0 <= dropout_rate < 1.0:
-        raise ValueError(f"attention: dropout rate {dropout_rate} is outside [0, 1)")
-    if dropout_rate > 0.0 and dropout_key is None:
-        raise ValueError("attention: dropout needs a dropout_key")
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """Block sizes of the attention kernels, per device and shape: data, and the rule for what the data does not name.
 
-`python -m kernels.attention.tune` ranks candidates and rewrites the lines between the two marks below: one entry a
+`python -m kernels.workshop.tune` ranks candidates and rewrites the lines between the two marks below: one entry a
 line, sorted, nothing else between them.
 
 What the entries of `triton` for 16 bits rest on, as long as nobody has timed them: none spills a register at T = 4096,
@@ -72,15 +72,6 @@ TABLE: dict[Key, Blocks] = {
     Key("triton", "sm90", 2, 256, "dkv"): Blocks(32, 32, 8, 3),
     Key("triton", "sm90", 2, 256, "dq"): Blocks(128, 32, 8, 3),
     Key("triton", "sm90", 2, 256, "forward"): Blocks(128, 32, 8, 3),
-    Key("triton", "sm90", 4, 64, "dkv"): Blocks(32, 16, 4, 2),
-    Key("triton", "sm90", 4, 64, "dq"): Blocks(32, 16, 4, 2),
-    Key("triton", "sm90", 4, 64, "forward"): Blocks(32, 16, 4, 2),
-    Key("triton", "sm90", 4, 128, "dkv"): Blocks(32, 16, 4, 2),
-    Key("triton", "sm90", 4, 128, "dq"): Blocks(32, 16, 4, 2),
-    Key("triton", "sm90", 4, 128, "forward"): Blocks(32, 16, 4, 2),
-    Key("triton", "sm90", 4, 256, "dkv"): Blocks(16, 16, 4, 2),
-    Key("triton", "sm90", 4, 256, "dq"): Blocks(32, 16, 4, 2),
-    Key("triton", "sm90", 4, 256, "forward"): Blocks(32, 16, 4, 2),
     # table ends
 }
 # fmt: on

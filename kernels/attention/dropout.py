@@ -8,7 +8,8 @@ The mixing steps are the finaliser of MurmurHash3 (two multiplications, three xo
 for each query and once for each probability.
 """
 
-from typing import NamedTuple
+import dataclasses
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -17,27 +18,40 @@ from jaxtyping import Array, Bool, Int, UInt32
 _ODD = 0x9E3779B9  # 2^32 / golden ratio: neighbouring counters land far apart
 
 
-class Dropout(NamedTuple):
-    """What selects the masks of one call. The rate is apart: it is static."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dropout:
+    """The masks of one call. A pytree; the rate is static.
+
+    Attributes:
+        seed_2: two words from a random key.
+        first_row: index in the whole batch of the first row that the call is given, int32.
+        first_head: index among all query heads of the first one that it is given, int32.
+        rate: share of the probabilities that are dropped, in (0, 1).
+    """
 
     seed_2: UInt32[Array, "2"]
-    first_row: Int[Array, ""]  # index in the whole batch of the first row that the call is given
-    first_head: Int[Array, ""]  # index among all query heads of the first one that it is given
+    first_row: Int[Array, ""]
+    first_head: Int[Array, ""]
+    rate: float = dataclasses.field(metadata={"static": True})
 
+    @classmethod
+    def from_key(cls, key: Array, *, rate: float) -> Self:
+        """The masks that belong to a JAX random key, for a call that is given the whole batch and all heads."""
+        data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+        zero = jnp.zeros((), jnp.int32)
+        return cls(seed_2=data.reshape(-1)[-2:].astype(jnp.uint32), first_row=zero, first_head=zero, rate=rate)
 
-def from_key(key: Array) -> Dropout:
-    """The masks that belong to a JAX random key, for a call that is given the whole batch and all heads."""
-    data = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
-    zero = jnp.zeros((), jnp.int32)
-    return Dropout(seed_2=data.reshape(-1)[-2:].astype(jnp.uint32), first_row=zero, first_head=zero)
+    def of_shard(self, *, rows: Int[Array, ""] | int, heads: Int[Array, ""] | int) -> Self:
+        """The masks for a part of the batch and of the heads that starts so many rows and heads further on."""
+        return dataclasses.replace(self, first_row=self.first_row + rows, first_head=self.first_head + heads)
 
-
-def streams_BN(dropout: Dropout, *, batch: int, num_heads: int) -> UInt32[Array, "B N"]:
-    """One number for each row and query head, from which `keep` goes on."""
-    rows_B = (dropout.first_row + jnp.arange(batch, dtype=jnp.int32)).astype(jnp.uint32)
-    heads_N = (dropout.first_head + jnp.arange(num_heads, dtype=jnp.int32)).astype(jnp.uint32)
-    of_row_B = _mix(_mix(dropout.seed_2[0] ^ (rows_B * jnp.uint32(_ODD))) + dropout.seed_2[1])
-    return _mix(of_row_B[:, None] + heads_N[None, :] * jnp.uint32(_ODD))
+    def streams_BN(self, *, batch: int, num_heads: int) -> UInt32[Array, "B N"]:
+        """One number for each row and query head, from which `keep` goes on."""
+        rows_B = (self.first_row + jnp.arange(batch, dtype=jnp.int32)).astype(jnp.uint32)
+        heads_N = (self.first_head + jnp.arange(num_heads, dtype=jnp.int32)).astype(jnp.uint32)
+        of_row_B = _mix(_mix(self.seed_2[0] ^ (rows_B * jnp.uint32(_ODD))) + self.seed_2[1])
+        return _mix(of_row_B[:, None] + heads_N[None, :] * jnp.uint32(_ODD))
 
 
 def keep(
@@ -46,7 +60,7 @@ def keep(
     """True where the probability of query position t and key position s is kept, with probability 1 - rate.
 
     Args:
-        stream: from `streams_BN`.
+        stream: from `Dropout.streams_BN`.
         t, s: positions in the row (int32); all three are broadcast against each other. The hash of (stream, t) is
             computed in their shape: hand in columns and rows, not full tiles.
         rate: share that is dropped, in [0, 1); exact to 2^-32.

@@ -9,89 +9,46 @@ and S queries of one step.
 """
 
 import functools
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float
 
 from kernels.attention import dropout
 from kernels.attention import mosaic_parts as parts
-from kernels.attention.mosaic_parts import COMPUTE, PER_COLUMN, PER_ROW, ROWS, WARPGROUPS, Call
+from kernels.attention.mosaic_parts import COMPUTE, PER_COLUMN, PER_ROW, ROWS, WARPGROUPS, BackwardOperands, Call
 
 
-class _Scratch(NamedTuple):
-    k: Any
-    v: Any
-    k_ids: Any
-    q: Any
-    d_out: Any
-    q_ids: Any
-    columns: Any
-    minus_log_z: Any
-    minus_delta: Any
-    rows_ready: Any
-    barriers: Any
-
-
-def gradients(
-    q_BTNH: Float[Array, "B T N H"],
-    k_BTKH: Float[Array, "B T K H"],
-    v_BTKH: Float[Array, "B T K H"],
-    d_out_BTNH: Float[Array, "B T N H"],
-    minus_log_z_BNT: Float[Array, "B N padded"],
-    minus_delta_BNT: Float[Array, "B N padded"],
-    ids_BT: Int[Array, "B padded"],
-    ranges_BJ4: Int[Array, "B J 4"],
-    streams_BN: UInt32[Array, "B N"],
-    call: Call,
-) -> tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]]:
-    """Gradients of k and v.
-
-    Args:
-        ranges_BJ4: `ranges.query_ranges` for blocks of `block_q` queries and 128 keys, stacked.
-        others: as in `mosaic_dq.gradient`.
-    """
-    B, T, N, H = q_BTNH.shape
-    K = k_BTKH.shape[2]
+def gradients(operands: BackwardOperands, call: Call) -> tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+    """Gradients of k and v; the ranges are `ranges.query_ranges`."""
+    B, _, K, H = operands.k.shape
     block_q, stages = call.blocks.block_q, call.blocks.num_stages
-    group, dtype, width = N // K, q_BTNH.dtype, parts.tile_width(H)
+    group, dtype, width = operands.q.shape[2] // K, operands.q.dtype, parts.tile_width(H)
     shape = (ROWS, block_q)
 
-    def kernel(
-        q_ref,
-        k_ref,
-        v_ref,
-        d_out_ref,
-        minus_log_z_ref,
-        minus_delta_ref,
-        ids_ref,
-        ranges_ref,
-        streams_ref,
-        d_k_ref,
-        d_v_ref,
-    ):
+    def kernel(*all_refs):
+        refs, (d_k_ref, d_v_ref) = BackwardOperands(*all_refs[:-2]), all_refs[-2:]
         b, kv_head = lax.axis_index("row"), lax.axis_index("head")
         j = lax.axis_index("keys")  # the first keys are seen by most queries: the longest programs come first
         w = lax.axis_index(WARPGROUPS)
         columns = parts.head_columns(b * 0, H)
-        ranges = tuple(ranges_ref[b, j, r] for r in range(4))
+        ranges = tuple(refs.ranges[b, j, r] for r in range(4))
         first, _, _, end = ranges
         steps_of_head = end - first
 
-        def compute(smem: _Scratch):
+        def compute(smem):
             k_first = (j * COMPUTE + w) * ROWS
             rows = pl.ds(k_first, ROWS)
             ready, free = smem.barriers
-            for source, tile in (
-                (k_ref.at[b, rows, kv_head, columns], smem.k),
-                (v_ref.at[b, rows, kv_head, columns], smem.v),
-                (ids_ref.at[b, rows], smem.k_ids),
-            ):
-                plgpu.copy_gmem_to_smem(source, tile.at[w], smem.rows_ready.at[w])
+            own = [
+                (refs.k.at[b, rows, kv_head, columns], smem.k),
+                (refs.v.at[b, rows, kv_head, columns], smem.v),
+                (refs.ids.at[b, rows], smem.k_ids),
+            ]
+            parts.load_rows(w, smem.rows_ready, own)
             parts.write_column_numbers(smem.columns.at[w])
             plgpu.barrier_wait(smem.rows_ready.at[w])
 
@@ -142,7 +99,7 @@ def gradients(
                         columns_S = plgpu.layout_cast(smem.columns[w], PER_COLUMN)
                         t_MS = parts.per_column(columns_S + i * block_q, shape)
                         keys_MS = parts.per_row(parts.row_positions(k_first), shape)
-                        stream = streams_ref[b, kv_head * group + g]
+                        stream = refs.streams[b, kv_head * group + g]
                         keep_MS = dropout.keep(stream, t_MS, keys_MS, rate=call.dropout_rate)
                         # The mask travels as the sign of the probabilities: no registers of its own, nothing spills.
                         signed_p_MS = jnp.where(keep_MS, p_MS, -p_MS)
@@ -174,49 +131,42 @@ def gradients(
             plgpu.copy_smem_to_gmem(smem.v.at[w], d_v_ref.at[b, rows, kv_head, columns])
             plgpu.wait_smem_to_gmem(0)
 
-        def load(smem: _Scratch):
+        def load(smem):
 
             def copies(step):
                 n = kv_head * group + lax.div(step, steps_of_head)
                 queries = pl.ds((first + lax.rem(step, steps_of_head)) * block_q, block_q)
                 return [
-                    (q_ref.at[b, queries, n, columns], smem.q),
-                    (ids_ref.at[b, queries], smem.q_ids),
-                    (minus_log_z_ref.at[b, n, queries], smem.minus_log_z),
-                    (d_out_ref.at[b, queries, n, columns], smem.d_out),
-                    (minus_delta_ref.at[b, n, queries], smem.minus_delta),
+                    (refs.q.at[b, queries, n, columns], smem.q),
+                    (refs.ids.at[b, queries], smem.q_ids),
+                    (refs.minus_log_z.at[b, n, queries], smem.minus_log_z),
+                    (refs.d_out.at[b, queries, n, columns], smem.d_out),
+                    (refs.minus_delta.at[b, n, queries], smem.minus_delta),
                 ]
 
             parts.load_ahead([parts.Ring(smem.barriers, copies)], steps_of_head * group, stages)
 
-        def work(*refs):
-            smem = _Scratch(*refs)
-            parts.by_role(w, functools.partial(compute, smem), functools.partial(load, smem))
-
         vector = lambda kind: plgpu.SMEM((stages, block_q), kind)  # noqa: E731
-        pl.run_scoped(
-            work,
-            *_Scratch(
-                k=parts.matrices(COMPUTE, ROWS, width, dtype=dtype),
-                v=parts.matrices(COMPUTE, ROWS, width, dtype=dtype),
-                k_ids=plgpu.SMEM((COMPUTE, ROWS), jnp.int32),
-                q=parts.matrices(stages, block_q, width, dtype=dtype),
-                d_out=parts.matrices(stages, block_q, width, dtype=dtype),
-                q_ids=vector(jnp.int32),
-                columns=plgpu.SMEM((COMPUTE, block_q), jnp.int32),
-                minus_log_z=vector(jnp.float32),
-                minus_delta=vector(jnp.float32),
-                rows_ready=plgpu.Barrier(num_arrivals=3, num_barriers=COMPUTE),
-                barriers=parts.barriers(stages, num_copies=5),
-            ),
-            collective_axes=WARPGROUPS,
-        )
+        scratch = {
+            "k": parts.matrices(COMPUTE, ROWS, width, dtype=dtype),
+            "v": parts.matrices(COMPUTE, ROWS, width, dtype=dtype),
+            "k_ids": plgpu.SMEM((COMPUTE, ROWS), jnp.int32),
+            "q": parts.matrices(stages, block_q, width, dtype=dtype),
+            "d_out": parts.matrices(stages, block_q, width, dtype=dtype),
+            "q_ids": vector(jnp.int32),
+            "columns": plgpu.SMEM((COMPUTE, block_q), jnp.int32),
+            "minus_log_z": vector(jnp.float32),
+            "minus_delta": vector(jnp.float32),
+            "rows_ready": plgpu.Barrier(num_arrivals=3, num_barriers=COMPUTE),
+            "barriers": parts.barriers(stages, num_copies=5),
+        }
+        parts.by_role(w, scratch, compute, load)
 
-    like_k = jax.ShapeDtypeStruct(k_BTKH.shape, dtype)
+    like_k = jax.ShapeDtypeStruct(operands.k.shape, dtype)
     return parts.launch(
         kernel,
         (like_k, like_k),
         name="mosaic_attention_dkv",
-        grid={"row": B, "head": K, "keys": ranges_BJ4.shape[1]},
+        grid={"row": B, "head": K, "keys": operands.ranges.shape[1]},
         call=call,
-    )(q_BTNH, k_BTKH, v_BTKH, d_out_BTNH, minus_log_z_BNT, minus_delta_BNT, ids_BT, ranges_BJ4, streams_BN)
+    )(*operands)

@@ -7,82 +7,46 @@ keys and values have a pass of their own (mosaic_dkv.py): no atomics, the same b
 Shapes as in mosaic_forward.py.
 """
 
-import functools
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float
 
-from kernels.attention import dropout
 from kernels.attention import mosaic_parts as parts
-from kernels.attention.mosaic_parts import COMPUTE, PER_COLUMN, PER_ROW, ROWS, WARPGROUPS, Call
+from kernels.attention.mosaic_parts import COMPUTE, PER_ROW, ROWS, WARPGROUPS, BackwardOperands, Call
 
 
-class _Scratch(NamedTuple):
-    q: Any
-    d_out: Any
-    q_ids: Any
-    minus_log_z: Any
-    minus_delta: Any
-    k: Any
-    v: Any
-    k_ids: Any
-    columns: Any
-    rows_ready: Any
-    barriers: Any
-
-
-def gradient(
-    q_BTNH: Float[Array, "B T N H"],
-    k_BTKH: Float[Array, "B T K H"],
-    v_BTKH: Float[Array, "B T K H"],
-    d_out_BTNH: Float[Array, "B T N H"],
-    minus_log_z_BNT: Float[Array, "B N padded"],
-    minus_delta_BNT: Float[Array, "B N padded"],
-    ids_BT: Int[Array, "B padded"],
-    ranges_BI4: Int[Array, "B I 4"],
-    streams_BN: UInt32[Array, "B N"],
-    call: Call,
-) -> Float[Array, "B T N H"]:
-    """Gradient of q.
-
-    Args:
-        minus_log_z_BNT: -log_z of the forward pass, over `scale`: what the sums of S start from.
-        minus_delta_BNT: the cotangent of log_z, minus the sum of out * d_out over the head: the same for dP.
-        others: as in `mosaic_forward.forward`.
-    """
-    B, T, N, H = q_BTNH.shape
+def gradient(operands: BackwardOperands, call: Call) -> Float[Array, "B T N H"]:
+    """Gradient of q; the ranges are `ranges.key_ranges`."""
+    B, _, N, H = operands.q.shape
     block_k, stages = call.blocks.block_k, call.blocks.num_stages
-    group, dtype, width = N // k_BTKH.shape[2], q_BTNH.dtype, parts.tile_width(H)
-    num_q_blocks = ranges_BI4.shape[1]
+    group, dtype, width = N // operands.k.shape[2], operands.q.dtype, parts.tile_width(H)
+    num_q_blocks = operands.ranges.shape[1]
     shape = (ROWS, block_k)
 
-    def kernel(
-        q_ref, k_ref, v_ref, d_out_ref, minus_log_z_ref, minus_delta_ref, ids_ref, ranges_ref, streams_ref, d_q_ref
-    ):
+    def kernel(*all_refs):
+        refs, (d_q_ref,) = BackwardOperands(*all_refs[:-1]), all_refs[-1:]
         b, n = lax.axis_index("row"), lax.axis_index("head")
         i = num_q_blocks - 1 - lax.axis_index("queries")
         w = lax.axis_index(WARPGROUPS)
         columns = parts.head_columns(b * 0, H)
-        ranges = tuple(ranges_ref[b, i, r] for r in range(4))
+        ranges = tuple(refs.ranges[b, i, r] for r in range(4))
         first, _, _, end = ranges
 
-        def compute(smem: _Scratch):
+        def compute(smem):
             q_first = (i * COMPUTE + w) * ROWS
             rows = pl.ds(q_first, ROWS)
             ready, free = smem.barriers
-            for source, tile in (
-                (q_ref.at[b, rows, n, columns], smem.q),
-                (d_out_ref.at[b, rows, n, columns], smem.d_out),
-                (ids_ref.at[b, rows], smem.q_ids),
-                (minus_log_z_ref.at[b, n, rows], smem.minus_log_z),
-                (minus_delta_ref.at[b, n, rows], smem.minus_delta),
-            ):
-                plgpu.copy_gmem_to_smem(source, tile.at[w], smem.rows_ready.at[w])
+            own = [
+                (refs.q.at[b, rows, n, columns], smem.q),
+                (refs.d_out.at[b, rows, n, columns], smem.d_out),
+                (refs.ids.at[b, rows], smem.q_ids),
+                (refs.minus_log_z.at[b, n, rows], smem.minus_log_z),
+                (refs.minus_delta.at[b, n, rows], smem.minus_delta),
+            ]
+            parts.load_rows(w, smem.rows_ready, own)
             parts.write_column_numbers(smem.columns.at[w])
             plgpu.barrier_wait(smem.rows_ready.at[w])
             minus_log_z_M = plgpu.layout_cast(smem.minus_log_z[w], PER_ROW)
@@ -94,13 +58,7 @@ def gradient(
                     plgpu.barrier_wait(ready.at[slot])
 
                     def hide(start_MS):
-                        q_ids_M = plgpu.layout_cast(smem.q_ids[w], PER_ROW)
-                        # The last position that a query sees; padding sees none.
-                        sees_M = jnp.where(q_ids_M != 0, parts.row_positions(q_first), -1)
-                        k_ids_S = plgpu.layout_cast(smem.k_ids[slot], PER_COLUMN)
-                        columns_S = plgpu.layout_cast(smem.columns[w], PER_COLUMN)
-                        causal_MS = parts.per_column(columns_S, shape) <= parts.per_row(sees_M - j * block_k, shape)
-                        return parts.hidden(start_MS, causal_MS, q_ids_M, k_ids_S)
+                        return parts.hide_keys(start_MS, smem, w, slot, first_query=q_first, first_key=j * block_k)
 
                     def score_gradients(s_acc, d_p_acc):
                         start_MS = parts.per_row(minus_log_z_M, shape)
@@ -113,10 +71,9 @@ def gradient(
                         p_MS = jnp.exp2(plgpu.wgmma_accumulator_load(s_acc, wait_n=1) * call.log2_scale)
                         d_p_MS = plgpu.wgmma_accumulator_load(d_p_acc, wait_n=0)
                         if call.dropout_rate > 0.0:
-                            columns_S = plgpu.layout_cast(smem.columns[w], PER_COLUMN)
-                            t_MS = parts.per_row(parts.row_positions(q_first), shape)
-                            keys_MS = parts.per_column(columns_S + j * block_k, shape)
-                            keep_MS = dropout.keep(streams_ref[b, n], t_MS, keys_MS, rate=call.dropout_rate)
+                            place = {"first_query": q_first, "first_key": j * block_k}
+                            stream, own_columns = refs.streams[b, n], smem.columns.at[w]
+                            keep_MS = parts.kept_keys(stream, own_columns, **place, shape=shape, call=call)
                             d_p_MS = jnp.where(keep_MS, d_p_MS * call.kept_scale, 0.0)
                             d_p_MS = d_p_MS + parts.per_row(minus_delta_M, shape)
                         return (p_MS * d_p_MS).astype(dtype)
@@ -137,46 +94,39 @@ def gradient(
             plgpu.copy_smem_to_gmem(smem.q.at[w], d_q_ref.at[b, rows, n, columns])
             plgpu.wait_smem_to_gmem(0)
 
-        def load(smem: _Scratch):
+        def load(smem):
             kv_head = lax.div(n, jnp.int32(group))
 
             def copies(step):
                 keys = pl.ds((first + step) * block_k, block_k)
                 return [
-                    (k_ref.at[b, keys, kv_head, columns], smem.k),
-                    (ids_ref.at[b, keys], smem.k_ids),
-                    (v_ref.at[b, keys, kv_head, columns], smem.v),
+                    (refs.k.at[b, keys, kv_head, columns], smem.k),
+                    (refs.ids.at[b, keys], smem.k_ids),
+                    (refs.v.at[b, keys, kv_head, columns], smem.v),
                 ]
 
             parts.load_ahead([parts.Ring(smem.barriers, copies)], end - first, stages)
 
-        def work(*refs):
-            smem = _Scratch(*refs)
-            parts.by_role(w, functools.partial(compute, smem), functools.partial(load, smem))
-
         vector = lambda kind: plgpu.SMEM((COMPUTE, ROWS), kind)  # noqa: E731
-        pl.run_scoped(
-            work,
-            *_Scratch(
-                q=parts.matrices(COMPUTE, ROWS, width, dtype=dtype),
-                d_out=parts.matrices(COMPUTE, ROWS, width, dtype=dtype),
-                q_ids=vector(jnp.int32),
-                minus_log_z=vector(jnp.float32),
-                minus_delta=vector(jnp.float32),
-                k=parts.matrices(stages, block_k, width, dtype=dtype),
-                v=parts.matrices(stages, block_k, width, dtype=dtype),
-                k_ids=plgpu.SMEM((stages, block_k), jnp.int32),
-                columns=plgpu.SMEM((COMPUTE, block_k), jnp.int32),
-                rows_ready=plgpu.Barrier(num_arrivals=5, num_barriers=COMPUTE),
-                barriers=parts.barriers(stages, num_copies=3),
-            ),
-            collective_axes=WARPGROUPS,
-        )
+        scratch = {
+            "q": parts.matrices(COMPUTE, ROWS, width, dtype=dtype),
+            "d_out": parts.matrices(COMPUTE, ROWS, width, dtype=dtype),
+            "q_ids": vector(jnp.int32),
+            "minus_log_z": vector(jnp.float32),
+            "minus_delta": vector(jnp.float32),
+            "k": parts.matrices(stages, block_k, width, dtype=dtype),
+            "v": parts.matrices(stages, block_k, width, dtype=dtype),
+            "k_ids": plgpu.SMEM((stages, block_k), jnp.int32),
+            "columns": plgpu.SMEM((COMPUTE, block_k), jnp.int32),
+            "rows_ready": plgpu.Barrier(num_arrivals=5, num_barriers=COMPUTE),
+            "barriers": parts.barriers(stages, num_copies=3),
+        }
+        parts.by_role(w, scratch, compute, load)
 
     return parts.launch(
         kernel,
-        jax.ShapeDtypeStruct(q_BTNH.shape, dtype),
+        jax.ShapeDtypeStruct(operands.q.shape, dtype),
         name="mosaic_attention_dq",
         grid={"row": B, "head": N, "queries": num_q_blocks},
         call=call,
-    )(q_BTNH, k_BTKH, v_BTKH, d_out_BTNH, minus_log_z_BNT, minus_delta_BNT, ids_BT, ranges_BI4, streams_BN)
+    )(*operands)

@@ -8,9 +8,6 @@ Shapes: B batch, T sequence, N query heads, K key/value heads, H head size, I bl
 warpgroup and S keys of one step.
 """
 
-import functools
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -18,23 +15,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int, UInt32
 
-from kernels.attention import dropout
 from kernels.attention import mosaic_parts as parts
-from kernels.attention.mosaic_parts import COMPUTE, LOG2_E, MATRIX, PER_COLUMN, PER_ROW, ROWS, WARPGROUPS, Call
-
-
-class _Scratch(NamedTuple):
-    q: Any
-    k: Any
-    v: Any
-    q_ids: Any
-    k_ids: Any
-    columns: Any
-    log_z: Any
-    q_ready: Any
-    k_barriers: Any
-    v_barriers: Any
-    turn: Any
+from kernels.attention.mosaic_parts import COMPUTE, LOG2_E, MATRIX, PER_ROW, ROWS, WARPGROUPS, Call
 
 
 def forward(
@@ -68,12 +50,12 @@ def forward(
         ranges = tuple(ranges_ref[b, i, r] for r in range(4))
         first, _, _, end = ranges
 
-        def compute(smem: _Scratch):
+        def compute(smem):
             q_first = (i * COMPUTE + w) * ROWS
             rows = pl.ds(q_first, ROWS)
             (k_ready, k_free), (v_ready, v_free) = smem.k_barriers, smem.v_barriers
-            plgpu.copy_gmem_to_smem(q_ref.at[b, rows, n, columns], smem.q.at[w], smem.q_ready.at[w])
-            plgpu.copy_gmem_to_smem(ids_ref.at[b, rows], smem.q_ids.at[w], smem.q_ready.at[w])
+            own = [(q_ref.at[b, rows, n, columns], smem.q), (ids_ref.at[b, rows], smem.q_ids)]
+            parts.load_rows(w, smem.q_ready, own)
             parts.write_column_numbers(smem.columns.at[w])
             plgpu.barrier_wait(smem.q_ready.at[w])
 
@@ -87,14 +69,7 @@ def forward(
                 plgpu.barrier_wait(k_ready.at[slot])
 
                 def hide(start_MS):
-                    q_ids_M = plgpu.layout_cast(smem.q_ids[w], PER_ROW)
-                    # The last position that a query sees; padding sees none.
-                    sees_M = jnp.where(q_ids_M != 0, parts.row_positions(q_first), -1)
-                    k_ids_S = plgpu.layout_cast(smem.k_ids[slot], PER_COLUMN)
-                    columns_S = plgpu.layout_cast(smem.columns[w], PER_COLUMN)
-                    sees_in_block_MS = parts.per_row(sees_M - j * block_k, scores_shape)
-                    causal_MS = parts.per_column(columns_S, scores_shape) <= sees_in_block_MS
-                    return parts.hidden(start_MS, causal_MS, q_ids_M, k_ids_S)
+                    return parts.hide_keys(start_MS, smem, w, slot, first_query=q_first, first_key=j * block_k)
 
                 def scores(s_acc):
                     zeros_MS = plgpu.layout_cast(jnp.zeros(scores_shape, jnp.float32), MATRIX)
@@ -111,10 +86,9 @@ def forward(
                 acc_MH = acc_MH * parts.per_row(decay_M, out_shape)
                 sum_M = sum_M * decay_M + p_MS.sum(axis=1)
                 if call.dropout_rate > 0.0:
-                    columns_S = plgpu.layout_cast(smem.columns[w], PER_COLUMN)
-                    t_MS = parts.per_row(parts.row_positions(q_first), scores_shape)
-                    keys_MS = parts.per_column(columns_S + j * block_k, scores_shape)
-                    keep_MS = dropout.keep(streams_ref[b, n], t_MS, keys_MS, rate=call.dropout_rate)
+                    place = {"first_query": q_first, "first_key": j * block_k}
+                    stream, own_columns = streams_ref[b, n], smem.columns.at[w]
+                    keep_MS = parts.kept_keys(stream, own_columns, **place, shape=scores_shape, call=call)
                     p_MS = jnp.where(keep_MS, p_MS, 0.0)  # the kept ones are scaled at the end
                 p16_MS = p_MS.astype(dtype)
                 # All of the softmax stays before the turn.
@@ -148,7 +122,7 @@ def forward(
             plgpu.copy_smem_to_gmem(smem.log_z.at[w], log_z_ref.at[b, n, rows])
             plgpu.wait_smem_to_gmem(0)
 
-        def load(smem: _Scratch):
+        def load(smem):
             kv_head = lax.div(n, jnp.int32(group))
             keys = lambda step: pl.ds((first + step) * block_k, block_k)  # noqa: E731
             k_copies = lambda step: [  # noqa: E731
@@ -159,27 +133,20 @@ def forward(
             rings = [parts.Ring(smem.k_barriers, k_copies), parts.Ring(smem.v_barriers, v_copies)]
             parts.load_ahead(rings, end - first, stages)
 
-        def work(*refs):
-            smem = _Scratch(*refs)
-            parts.by_role(w, functools.partial(compute, smem), functools.partial(load, smem))
-
-        pl.run_scoped(
-            work,
-            *_Scratch(
-                q=parts.matrices(COMPUTE, ROWS, width, dtype=dtype),
-                k=parts.matrices(stages, block_k, width, dtype=dtype),
-                v=parts.matrices(stages, block_k, width, dtype=dtype),
-                q_ids=plgpu.SMEM((COMPUTE, ROWS), jnp.int32),
-                k_ids=plgpu.SMEM((stages, block_k), jnp.int32),
-                columns=plgpu.SMEM((COMPUTE, block_k), jnp.int32),
-                log_z=plgpu.SMEM((COMPUTE, ROWS), jnp.float32),
-                q_ready=plgpu.Barrier(num_arrivals=2, num_barriers=COMPUTE),
-                k_barriers=parts.barriers(stages, num_copies=2),
-                v_barriers=parts.barriers(stages, num_copies=1),
-                turn=plgpu.Barrier(num_arrivals=COMPUTE),
-            ),
-            collective_axes=WARPGROUPS,
-        )
+        scratch = {
+            "q": parts.matrices(COMPUTE, ROWS, width, dtype=dtype),
+            "k": parts.matrices(stages, block_k, width, dtype=dtype),
+            "v": parts.matrices(stages, block_k, width, dtype=dtype),
+            "q_ids": plgpu.SMEM((COMPUTE, ROWS), jnp.int32),
+            "k_ids": plgpu.SMEM((stages, block_k), jnp.int32),
+            "columns": plgpu.SMEM((COMPUTE, block_k), jnp.int32),
+            "log_z": plgpu.SMEM((COMPUTE, ROWS), jnp.float32),
+            "q_ready": plgpu.Barrier(num_arrivals=2, num_barriers=COMPUTE),
+            "k_barriers": parts.barriers(stages, num_copies=2),
+            "v_barriers": parts.barriers(stages, num_copies=1),
+            "turn": plgpu.Barrier(num_arrivals=COMPUTE),
+        }
+        parts.by_role(w, scratch, compute, load)
 
     log_z = jax.ShapeDtypeStruct((B, N, ids_BT.shape[1]), jnp.float32)
     return parts.launch(

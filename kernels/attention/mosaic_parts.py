@@ -9,15 +9,17 @@ Shapes: M rows of a warpgroup, S columns of one step, H head size.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int, UInt32
 
+from kernels.attention import dropout
 from kernels.attention.blocks import Blocks
 from kernels.attention.ranges import BlockRanges
 
@@ -61,6 +63,20 @@ class Call(NamedTuple):
     def kept_scale(self) -> float:
         """Of the probabilities that dropout keeps."""
         return 1.0 / (1.0 - self.dropout_rate)
+
+
+class BackwardOperands(NamedTuple):
+    """What both backward kernels read: as arrays, and as references inside of the kernels."""
+
+    q: Float[Array, "B T N H"]
+    k: Float[Array, "B T K H"]
+    v: Float[Array, "B T K H"]
+    d_out: Float[Array, "B T N H"]
+    minus_log_z: Float[Array, "B N padded"]  # of the forward pass, over `scale`: what the sums of S start from
+    minus_delta: Float[Array, "B N padded"]  # the cotangent of log_z less the sum of out * d_out: the same for dP
+    ids: Int[Array, "B padded"]
+    ranges: Int[Array, "B blocks 4"]  # of the blocks that a program walks over
+    streams: UInt32[Array, "B N"]
 
 
 def tile_width(head_dim: int) -> int:
@@ -146,19 +162,36 @@ def over_blocks(ranges: tuple[Array, Array, Array, Array], step: Callable, carry
     return lax.fori_loop(first, end, lambda j, carry: step(j, carry, (j < plain_first) | (j >= plain_end)), carry)
 
 
-def by_role(warpgroup: Array, compute: Callable[[], None], load: Callable[[], None]) -> None:
-    """Gives the warpgroups their work and their shares of the registers."""
+def by_role(
+    warpgroup: Array,
+    scratch: Mapping[str, Any],
+    compute: Callable[[SimpleNamespace], None],
+    load: Callable[[SimpleNamespace], None],
+) -> None:
+    """Allocates `scratch` and gives the warpgroups their work on it, and their shares of the registers."""
 
-    # In this order: ptxas keeps what the second branch needs in registers through the first, and the loader's are few.
-    @pl.when(warpgroup == LOADER)
-    def _():
-        plgpu.set_max_registers(LOADER_REGISTERS, action="decrease")
-        load()
+    def work(*refs):
+        smem = SimpleNamespace(**dict(zip(scratch, refs, strict=True)))
 
-    @pl.when(warpgroup < COMPUTE)
-    def _():
-        plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
-        compute()
+        # In this order: ptxas keeps what the second branch needs in registers through the first, and the loader needs
+        # few.
+        @pl.when(warpgroup == LOADER)
+        def _():
+            plgpu.set_max_registers(LOADER_REGISTERS, action="decrease")
+            load(smem)
+
+        @pl.when(warpgroup < COMPUTE)
+        def _():
+            plgpu.set_max_registers(COMPUTE_REGISTERS, action="increase")
+            compute(smem)
+
+    pl.run_scoped(work, *scratch.values(), collective_axes=WARPGROUPS)
+
+
+def load_rows(warpgroup: Array, ready: Any, copies: list[tuple[Any, Any]]) -> None:
+    """Copies a warpgroup's own rows, pairs of a source and tiles for each warpgroup."""
+    for source, tiles in copies:
+        plgpu.copy_gmem_to_smem(source, tiles.at[warpgroup], ready.at[warpgroup])
 
 
 def per_row(x_M: Array, shape: tuple[int, ...]) -> Array:
@@ -193,6 +226,24 @@ def hidden(x_MS: Array, visible_MS: Array, row_ids_M: Array, column_ids_S: Array
     x_MS = jnp.where(visible_MS, x_MS, HIDDEN)
     same_MS = per_row(row_ids_M, x_MS.shape) == per_column(column_ids_S, x_MS.shape)
     return jnp.where(same_MS, x_MS, HIDDEN)
+
+
+def hide_keys(start_MS: Array, smem: SimpleNamespace, w: Array, slot: Array, *, first_query, first_key) -> Array:
+    """`hidden` where a warpgroup's rows are queries: keys after a query, or of another segment."""
+    q_ids_M = plgpu.layout_cast(smem.q_ids[w], PER_ROW)
+    # The last position that a query sees; padding sees none.
+    sees_M = jnp.where(q_ids_M != 0, row_positions(first_query), -1)
+    k_ids_S = plgpu.layout_cast(smem.k_ids[slot], PER_COLUMN)
+    columns_S = plgpu.layout_cast(smem.columns[w], PER_COLUMN)
+    causal_MS = per_column(columns_S, start_MS.shape) <= per_row(sees_M - first_key, start_MS.shape)
+    return hidden(start_MS, causal_MS, q_ids_M, k_ids_S)
+
+
+def kept_keys(stream: Array, columns_smem: Any, *, first_query, first_key, shape: tuple[int, int], call: Call) -> Array:
+    """Where dropout keeps the probabilities, where a warpgroup's rows are queries."""
+    columns_S = plgpu.layout_cast(columns_smem[...], PER_COLUMN)
+    t_MS = per_row(row_positions(first_query), shape)
+    return dropout.keep(stream, t_MS, per_column(columns_S + first_key, shape), rate=call.dropout_rate)
 
 
 def launch(kernel: Callable, out_type: Any, *, name: str, grid: dict[str, int], call: Call) -> Callable:

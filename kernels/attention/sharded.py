@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from jaxtyping import Array
 
-from kernels.attention.dropout import Dropout
-from kernels.attention.reference import AttentionOutput
+from kernels.attention.contract import AttentionOutput, Request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,50 +24,53 @@ class Partition:
     heads: tuple[str, ...] = ()
 
 
+WHOLE = Partition()  # nothing is cut
+
+
 def over_mesh(
-    call: Callable[..., AttentionOutput],
+    serve: Callable[..., AttentionOutput],
     q_BTNH: Array,
     k_BTKH: Array,
     v_BTKH: Array,
-    segment_ids_BT: Array,
-    dropout: Dropout | None,
+    request: Request,
     *,
     partition: Partition,
 ) -> AttentionOutput:
-    """Runs `call(q, k, v, segment_ids, dropout)` on the shards of the surrounding mesh (`jax.set_mesh`).
+    """Runs `serve(q, k, v, request)` on the shards of the surrounding mesh (`jax.set_mesh`).
 
     Rows or heads that the axes do not divide stay whole on every device. Key/value heads that they do not divide come
     whole too, and each device takes those that its query heads read. Axes that are manual already (inside another
-    `shard_map`) are left alone; without a mesh, `call` is called as it is.
+    `shard_map`) are left alone; without a mesh, `serve` is called as it is.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return call(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, dropout)
+        return serve(q_BTNH, k_BTKH, v_BTKH, request)
     N, K = q_BTNH.shape[2], k_BTKH.shape[2]
     batch = _dividing(partition.batch, q_BTNH.shape[0], mesh)
     heads = _dividing(partition.heads, N, mesh)
     kv_heads = _dividing(heads, K, mesh)
 
-    def local(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, dropout):
+    def local(q_BTNH, k_BTKH, v_BTKH, request):
         head_shard = jax.lax.axis_index(heads) if heads else 0
         if kv_heads != heads:
             k_BTKH, v_BTKH = (_heads_read(a, head_shard, q_BTNH.shape[2], group=N // K) for a in (k_BTKH, v_BTKH))
-        if dropout is not None:
+        if request.dropout is not None:
             row_shard = jax.lax.axis_index(batch) if batch else 0
-            dropout = dropout._replace(
-                first_row=dropout.first_row + row_shard * q_BTNH.shape[0],
-                first_head=dropout.first_head + head_shard * q_BTNH.shape[2],
-            )
-        return call(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, dropout)
+            rows, _, num_heads, _ = q_BTNH.shape
+            dropout = request.dropout.of_shard(rows=row_shard * rows, heads=head_shard * num_heads)
+            request = dataclasses.replace(request, dropout=dropout)
+        return serve(q_BTNH, k_BTKH, v_BTKH, request)
 
     queries = PartitionSpec(batch or None, None, heads or None)
     keys = PartitionSpec(batch or None, None, kv_heads or None)
+    rows = PartitionSpec(batch or None)
+    of_request = dataclasses.replace(request, segment_ids_BT=rows, dropout=PartitionSpec())  # type: ignore[arg-type]
     return jax.shard_map(
         local,
-        in_specs=(queries, keys, keys, PartitionSpec(batch or None), PartitionSpec()),
+        in_specs=(queries, keys, keys, of_request),
         out_specs=AttentionOutput(queries, PartitionSpec(batch or None, heads or None)),  # type: ignore[arg-type]
         check_vma=False,  # Pallas calls do not say which axes their results vary over
-    )(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, dropout)
+    )(q_BTNH, k_BTKH, v_BTKH, request)
 
 
 def _dividing(axes: tuple[str, ...], size: int, mesh: AbstractMesh) -> tuple[str, ...]:

@@ -10,13 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from kernels import device
 from kernels.attention import triton_backward, triton_forward
 from kernels.attention.blocks import LARGEST_HEAD_DIM, Blocks, Pass, blocks_for
-from kernels.attention.dropout import Dropout, streams_BN
-from kernels.attention.reference import AttentionOutput
+from kernels.attention.contract import AttentionOutput, Request
 from kernels.attention.triton_tiles import Call
 
 DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
@@ -28,18 +27,15 @@ def attention(
     q_BTNH: Float[Array, "B T N H"],
     k_BTKH: Float[Array, "B T K H"],
     v_BTKH: Float[Array, "B T K H"],
+    request: Request,
     *,
-    segment_ids_BT: Int[Array, "B T"],
-    scale: float,
-    dropout_rate: float = 0.0,
-    dropout: Dropout | None = None,
     interpret: bool = False,
     blocks: dict[Pass, Blocks] | None = None,
 ) -> AttentionOutput:
     """As `reference.attention`, up to rounding; differentiable in q, k and v by both outputs.
 
     Args:
-        q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, scale, dropout_rate, dropout: see `reference.attention`.
+        q_BTNH, k_BTKH, v_BTKH, request: see `contract`.
         interpret: run the kernels on the CPU, for tests.
         blocks: other blocks than those of the table, for tuning and tests.
 
@@ -47,36 +43,34 @@ def attention(
         NotImplementedError: the kernels cannot serve this; says why.
     """
     (B, T, N, H), K = q_BTNH.shape, k_BTKH.shape[2]
-    dtype = q_BTNH.dtype
+    dtype, dropout = q_BTNH.dtype, request.dropout
     if dtype not in DTYPES or k_BTKH.dtype != dtype or v_BTKH.dtype != dtype:
         raise NotImplementedError(
             f"q, k and v are {dtype}, {k_BTKH.dtype} and {v_BTKH.dtype}; expected one of bfloat16, float16, float32"
         )
     if H > LARGEST_HEAD_DIM:
         raise NotImplementedError(f"heads of {H} are larger than {LARGEST_HEAD_DIM}")
-    if scale <= 0.0:
-        raise NotImplementedError(f"scale {scale} is not positive")
+    if request.scale <= 0.0:
+        raise NotImplementedError(f"scale {request.scale} is not positive")
     generation = _generation(q_BTNH, interpret=interpret)
-    streams = None
-    if dropout is not None and dropout_rate > 0.0:
-        streams = streams_BN(dropout, batch=B, num_heads=N)
-    call = {}
+    calls = []
     for kernel_pass in ("forward", "dq", "dkv"):
         chosen = (blocks or {}).get(kernel_pass) or blocks_for("triton", generation, dtype.itemsize, H, kernel_pass)
-        call[kernel_pass] = Call(
-            B=B,
-            T=T,
-            N=N,
-            K=K,
-            H=H,
-            scale=float(scale),
-            dropout_rate=0.0 if streams is None else float(dropout_rate),
-            blocks=_no_longer_than(chosen, T),
-            interpret=interpret,
+        calls.append(
+            Call(
+                B=B,
+                T=T,
+                N=N,
+                K=K,
+                H=H,
+                scale=float(request.scale),
+                dropout_rate=0.0 if dropout is None else float(dropout.rate),
+                blocks=_no_longer_than(chosen, T),
+                interpret=interpret,
+            )
         )
-    return AttentionOutput(
-        *_attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, streams, call["forward"], call["dq"], call["dkv"])
-    )
+    streams_BN = None if dropout is None else dropout.streams_BN(batch=B, num_heads=N)
+    return AttentionOutput(*_attention(q_BTNH, k_BTKH, v_BTKH, request.segment_ids_BT, streams_BN, *calls))
 
 
 def _generation(q_BTNH: Array, *, interpret: bool) -> str:
@@ -108,8 +102,8 @@ def _backward(forward, dq, dkv, residuals, cotangents):
     q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, streams_BN, out_BTNH, log_z_BNT = residuals
     d_out_BTNH, d_log_z_BNT = cotangents
     inputs = (q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, streams_BN)
-    d_q_BTNH, delta_BNT = triton_backward.d_queries(*inputs, out_BTNH, log_z_BNT, d_out_BTNH, d_log_z_BNT, dq)
-    d_k_BTKH, d_v_BTKH = triton_backward.d_keys(*inputs, log_z_BNT, delta_BNT, d_out_BTNH, dkv)
+    d_q_BTNH, delta_BNT = triton_backward.d_queries(inputs, out_BTNH, log_z_BNT, d_out_BTNH, d_log_z_BNT, dq)
+    d_k_BTKH, d_v_BTKH = triton_backward.d_keys(inputs, log_z_BNT, delta_BNT, d_out_BTNH, dkv)
     return d_q_BTNH, d_k_BTKH, d_v_BTKH, None, None
 
 

@@ -7,80 +7,47 @@ log2(e) are folded into the argument of exp2, one fused multiply-add for each sc
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 from jaxtyping import Array
 
 from kernels.attention import dropout
-from kernels.attention.ranges import BlockRanges, key_ranges
-from kernels.attention.reference import MASKED
-from kernels.attention.triton_tiles import LOG2_E, Call, exp2, horizon, load, matmul, over_blocks, store
+from kernels.attention import triton_tiles as tiles
+from kernels.attention.contract import MASKED
+from kernels.attention.triton_tiles import LOG2_E, Call, Operands, exp2, horizon, load, matmul, store
 
 
 def forward(
     q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_ids_BT: Array, streams_BN: Array | None, call: Call
 ) -> tuple[Array, Array]:
     """Returns out_BTNH in the dtype of q and log_z_BNT in float32."""
-    block_q, all_keys = call.blocks.block_q, call.key_blocks * call.blocks.block_k
-    # Heads that share the L2 cache run side by side, and of these the longest blocks first: short ones fill the end.
-    at_once = call.heads_at_once(2 * call.T * call.H * k_BTKH.dtype.itemsize)
-    sections = call.K // at_once
-
-    def place(x, y, z):
-        """Row, query head and block of queries of a program."""
-        return lax.div(z, sections), lax.rem(z, sections) * at_once * call.group + x, call.query_blocks - 1 - y
-
-    def at(choose):
-        return lambda x, y, z: choose(*place(x, y, z))
-
-    scalar = pl.BlockSpec((None, None), at(lambda b, n, i: (b, i)))
-    queries = pl.BlockSpec((None, block_q, None, call.h), at(lambda b, n, i: (b, i, n, 0)))
-    keys = pl.BlockSpec((None, all_keys, None, call.h), at(lambda b, n, i: (b, 0, lax.div(n, call.group), 0)))
+    grid, specs, operands, vector = tiles.over_queries(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, streams_BN, call=call)
+    log_z_BNT = jax.ShapeDtypeStruct((call.B, call.N, call.T), jnp.float32)
     return call.pallas_call(
         _kernel,
-        grid=(at_once * call.group, call.query_blocks, call.B * sections),
-        in_specs=[
-            BlockRanges._make([scalar] * 4),
-            pl.BlockSpec((None, block_q), at(lambda b, n, i: (b, i))),
-            pl.BlockSpec((None, all_keys), at(lambda b, n, i: (b, 0))),
-            queries,
-            keys,
-            keys,
-            None if streams_BN is None else pl.BlockSpec((None, None), at(lambda b, n, i: (b, n))),
-        ],
-        out_specs=[queries, pl.BlockSpec((None, None, block_q), at(lambda b, n, i: (b, n, i)))],
-        out_shape=[
-            jax.ShapeDtypeStruct(q_BTNH.shape, q_BTNH.dtype),
-            jax.ShapeDtypeStruct((call.B, call.N, call.T), jnp.float32),
-        ],
+        grid=grid,
+        in_specs=[specs],
+        out_specs=[specs.q, vector],
+        out_shape=[jax.ShapeDtypeStruct(q_BTNH.shape, q_BTNH.dtype), log_z_BNT],
         name="attention_forward",
-    )(
-        key_ranges(segment_ids_BT, block_q=block_q, block_k=call.blocks.block_k),
-        segment_ids_BT,
-        segment_ids_BT,
-        q_BTNH,
-        k_BTKH,
-        v_BTKH,
-        streams_BN,
-    )
+    )(operands)
 
 
-def _kernel(ranges, query_ids_ref, key_ids_ref, q_ref, k_ref, v_ref, stream_ref, out_ref, log_z_ref, *, call: Call):
+def _kernel(refs: Operands, out_ref, log_z_ref, *, call: Call):
     block_q, block_k = call.blocks.block_q, call.blocks.block_k
     to_exponent = call.scale * LOG2_E
-    t = (call.query_blocks - 1 - pl.program_id(1)) * block_q + jnp.arange(block_q)
-    q_th = load(q_ref, t, call)
-    ids_t = load(query_ids_ref, t, call)
+    t = tiles.query_positions(call)
+    q_th = load(refs.q, t, call)
+    ids_t = load(refs.query_ids, t, call)
     horizon_t = horizon(t, ids_t)
-    stream = None if stream_ref is None else stream_ref[...]
+    stream = None if refs.streams is None else refs.streams[...]
 
     def step(j, _, carry, *, masked: bool):
         mixed_th, max_t, sum_t = carry
         block = pl.ds(j * block_k, block_k)
         s = j * block_k + jnp.arange(block_k)
-        scores_ts = matmul(q_th, load(k_ref.at[block, :], s, call, inside=not masked), transpose_b=True)
+        scores_ts = matmul(q_th, load(refs.k.at[block, :], s, call, inside=not masked), transpose_b=True)
         if masked:
-            ids_s = load(key_ids_ref.at[block], s, call)
+            ids_s = load(refs.key_ids.at[block], s, call)
             visible_ts = (horizon_t[:, None] >= s[None, :]) & (ids_t[:, None] == ids_s[None, :])
             scores_ts = jnp.where(visible_ts, scores_ts, MASKED)
         new_max_t = jnp.maximum(max_t, jnp.max(scores_ts, axis=1))
@@ -92,7 +59,7 @@ def _kernel(ranges, query_ids_ref, key_ids_ref, q_ref, k_ref, v_ref, stream_ref,
         if stream is not None:
             kept_ts = dropout.keep(stream, t[:, None], s[None, :], rate=call.dropout_rate)
             probs_ts = jnp.where(kept_ts, probs_ts, 0.0)  # times 1 / (1 - rate) at the end
-        v_sh = load(v_ref.at[block, :], s, call, inside=not masked)
+        v_sh = load(refs.v.at[block, :], s, call, inside=not masked)
         mixed_th = mixed_th * fade_t[:, None] + matmul(probs_ts.astype(v_sh.dtype), v_sh)
         return mixed_th, new_max_t, sum_t
 
@@ -101,7 +68,7 @@ def _kernel(ranges, query_ids_ref, key_ids_ref, q_ref, k_ref, v_ref, stream_ref,
         jnp.full((block_q,), MASKED, jnp.float32),
         jnp.zeros((block_q,), jnp.float32),
     )
-    mixed_th, max_t, sum_t = over_blocks([ref[...] for ref in ranges], step, start)
+    mixed_th, max_t, sum_t = tiles.over_blocks([ref[...] for ref in refs.ranges], step, start)
     blind_t = sum_t == 0.0
     sum_t = jnp.where(blind_t, 1.0, sum_t)
     store(out_ref, mixed_th * (1.0 / ((1.0 - call.dropout_rate) * sum_t))[:, None], t, call)

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array
 
 from kernels.attention.blocks import Blocks
+from kernels.attention.ranges import BlockRanges, key_ranges
 
 LOG2_E = math.log2(math.e)
 # Half of the smallest L2 cache served (A100: 40 MiB, H100: 50 MiB), so that what streams through leaves room.
@@ -70,6 +72,58 @@ class Call:
         params = plgpu.CompilerParams(num_warps=self.blocks.num_warps, num_stages=self.blocks.num_stages)
         kernel = functools.partial(kernel, call=self)
         return pl.pallas_call(kernel, compiler_params=params, interpret=self.interpret, **specs)
+
+
+class Operands(NamedTuple):
+    """What every kernel reads: as arrays, as their block specs, or as references inside of the kernel."""
+
+    ranges: BlockRanges  # of the blocks that a program walks over
+    query_ids: Any
+    key_ids: Any
+    q: Any
+    k: Any
+    v: Any
+    streams: Any  # None without dropout
+
+
+class Launch(NamedTuple):
+    """A grid whose programs own blocks of queries, and what all such kernels read."""
+
+    grid: tuple[int, int, int]
+    specs: Operands
+    operands: Operands
+    vector: pl.BlockSpec  # of a float32 number for each query [B, N, T]
+
+
+def over_queries(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, streams_BN, *, call: Call) -> Launch:
+    """Heads that share the L2 cache run side by side, the longest blocks of them first: short ones fill the end."""
+    block_q, all_keys = call.blocks.block_q, call.key_blocks * call.blocks.block_k
+    at_once = call.heads_at_once(2 * call.T * call.H * k_BTKH.dtype.itemsize)
+    sections = call.K // at_once
+
+    def at(choose):
+        """An index map from the row, query head and block of queries of a program."""
+
+        def index(x, y, z):
+            n = lax.rem(z, sections) * at_once * call.group + x
+            return choose(lax.div(z, sections), n, call.query_blocks - 1 - y)
+
+        return index
+
+    keys = pl.BlockSpec((None, all_keys, None, call.h), at(lambda b, n, i: (b, 0, lax.div(n, call.group), 0)))
+    specs = Operands(
+        ranges=BlockRanges._make([pl.BlockSpec((None, None), at(lambda b, n, i: (b, i)))] * 4),
+        query_ids=pl.BlockSpec((None, block_q), at(lambda b, n, i: (b, i))),
+        key_ids=pl.BlockSpec((None, all_keys), at(lambda b, n, i: (b, 0))),
+        q=pl.BlockSpec((None, block_q, None, call.h), at(lambda b, n, i: (b, i, n, 0))),
+        k=keys,
+        v=keys,
+        streams=None if streams_BN is None else pl.BlockSpec((None, None), at(lambda b, n, i: (b, n))),
+    )
+    ranges = key_ranges(segment_ids_BT, block_q=block_q, block_k=call.blocks.block_k)
+    operands = Operands(ranges, segment_ids_BT, segment_ids_BT, q_BTNH, k_BTKH, v_BTKH, streams_BN)
+    vector = pl.BlockSpec((None, None, block_q), at(lambda b, n, i: (b, n, i)))
+    return Launch((at_once * call.group, call.query_blocks, call.B * sections), specs, operands, vector)
 
 
 def matmul(a: Array, b: Array, *, transpose_b: bool = False) -> Array:
@@ -127,6 +181,11 @@ def _mask(positions: Array, ndim: int, call: Call, *, inside: bool) -> Array | N
     if rows is None or columns is None:
         return columns if rows is None else rows[:, None]
     return rows[:, None] & columns
+
+
+def query_positions(call: Call) -> Array:
+    """Where the queries of an `over_queries` program are in the sequence."""
+    return (call.query_blocks - 1 - pl.program_id(1)) * call.blocks.block_q + jnp.arange(call.blocks.block_q)
 
 
 def horizon(positions: Array, ids: Array) -> Array:

@@ -9,15 +9,13 @@ Shapes: B batch, T sequence, K key/value heads, G query heads that share one, H 
 their S keys, and M = G * t rows of the matmuls.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from kernels.attention.dropout import Dropout, keep, streams_BN
-from kernels.attention.reference import MASKED, AttentionOutput
+from kernels.attention.contract import MASKED, AttentionOutput, Request
+from kernels.attention.dropout import keep
 
 BLOCK = 64  # queries in a block: on CPU, the scores of a few heads then stay in a cache
 LONGEST_BLOCK = 512  # longer sequences get longer blocks, up to this, so that the program stays small
@@ -25,24 +23,14 @@ BLOCKS = 16  # that a sequence has, between these limits
 
 
 def attention(
-    q_BTNH: Float[Array, "B T N H"],
-    k_BTKH: Float[Array, "B T K H"],
-    v_BTKH: Float[Array, "B T K H"],
-    *,
-    segment_ids_BT: Int[Array, "B T"],
-    scale: float,
-    dropout_rate: float = 0.0,
-    dropout: Dropout | None = None,
+    q_BTNH: Float[Array, "B T N H"], k_BTKH: Float[Array, "B T K H"], v_BTKH: Float[Array, "B T K H"], request: Request
 ) -> AttentionOutput:
     """As `reference.attention`, up to rounding."""
     B, T, N, H = q_BTNH.shape
     K = k_BTKH.shape[2]
     q_BKGTH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
     k_BKTH, v_BKTH = k_BTKH.transpose(0, 2, 1, 3), v_BTKH.transpose(0, 2, 1, 3)
-    streams_BKG = None
-    if dropout is not None and dropout_rate > 0.0:
-        streams_BKG = streams_BN(dropout, batch=B, num_heads=N).reshape(B, K, N // K)
-    out_BKGTH, log_z_BKGT = _attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, streams_BKG, scale, dropout_rate)
+    out_BKGTH, log_z_BKGT = _attention(q_BKGTH, k_BKTH, v_BKTH, request)
     return AttentionOutput(out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H), log_z_BKGT.reshape(B, N, T))
 
 
@@ -52,35 +40,36 @@ def _blocks(T: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, T)) for start in range(0, T, size)]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _attention(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, streams_BKG, scale, dropout_rate):
-    return _forward(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, streams_BKG, scale, dropout_rate)[0]
+@jax.custom_vjp
+def _attention(q_BKGTH, k_BKTH, v_BKTH, request):
+    return _forward(q_BKGTH, k_BKTH, v_BKTH, request)[0]
 
 
-def _forward(q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, streams_BKG, scale, dropout_rate):
+def _forward(q_BKGTH, k_BKTH, v_BKTH, request):
     out, log_z = [], []
+    streams_BKG = _streams(request, q_BKGTH)
     for block in _blocks(q_BKGTH.shape[3]):
         start, end = block
         q_BKGtH, k_BKSH, v_BKSH = q_BKGTH[:, :, :, start:end], k_BKTH[:, :, :end], v_BKTH[:, :, :end]
-        scores_BKGtS = _scores(q_BKGtH, k_BKSH, segment_ids_BT, block, scale)
+        scores_BKGtS = _scores(q_BKGtH, k_BKSH, request, block)
         max_BKGt = jnp.max(scores_BKGtS, axis=-1)
         probs_BKGtS = jnp.exp(scores_BKGtS - max_BKGt[..., None])  # to be divided by their sum
         sum_BKGt = jnp.sum(probs_BKGtS, axis=-1)
         # Padding sees nothing: its row of ones is cancelled here, and is exp(MASKED - 0) = 0 in the backward pass.
-        real_B11t = segment_ids_BT[:, None, None, start:end] != 0
-        drop = _dropper(streams_BKG, block, dropout_rate)
+        real_B11t = request.segment_ids_BT[:, None, None, start:end] != 0
+        drop = _dropper(request, streams_BKG, block)
         mixed_BKGtH = _rows_times(drop(probs_BKGtS).astype(v_BKSH.dtype), v_BKSH)
         out.append((mixed_BKGtH * jnp.where(real_B11t, 1.0 / sum_BKGt, 0.0)[..., None]).astype(q_BKGTH.dtype))
         log_z.append(jnp.where(real_B11t, max_BKGt + jnp.log(sum_BKGt), 0.0))
     # Named, so that a rematerialisation policy can keep them and with them the whole forward pass.
     out_BKGTH = checkpoint_name(jnp.concatenate(out, axis=3), "attention")
     log_z_BKGT = checkpoint_name(jnp.concatenate(log_z, axis=3), "attention")
-    return (out_BKGTH, log_z_BKGT), (q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, streams_BKG, out_BKGTH, log_z_BKGT)
+    return (out_BKGTH, log_z_BKGT), (q_BKGTH, k_BKTH, v_BKTH, request, streams_BKG, out_BKGTH, log_z_BKGT)
 
 
-def _backward(scale, dropout_rate, residuals, cotangents):
+def _backward(residuals, cotangents):
     d_out_BKGTH, d_log_z_BKGT = cotangents
-    q_BKGTH, k_BKTH, v_BKTH, segment_ids_BT, streams_BKG, out_BKGTH, log_z_BKGT = residuals
+    q_BKGTH, k_BKTH, v_BKTH, request, streams_BKG, out_BKGTH, log_z_BKGT = residuals
     delta_BKGT = jnp.sum(d_out_BKGTH.astype(jnp.float32) * out_BKGTH.astype(jnp.float32), axis=-1) - d_log_z_BKGT
     T, dtype = q_BKGTH.shape[3], q_BKGTH.dtype
     d_q, d_k_BKTH, d_v_BKTH = [], jnp.float32(0), jnp.float32(0)
@@ -88,37 +77,41 @@ def _backward(scale, dropout_rate, residuals, cotangents):
         start, end = block
         rows = lambda a: a[:, :, :, start:end]  # noqa: B023, E731
         q_BKGtH, d_out_BKGtH, k_BKSH, v_BKSH = rows(q_BKGTH), rows(d_out_BKGTH), k_BKTH[:, :, :end], v_BKTH[:, :, :end]
-        scores_BKGtS = _scores(q_BKGtH, k_BKSH, segment_ids_BT, block, scale)
+        scores_BKGtS = _scores(q_BKGtH, k_BKSH, request, block)
         probs_BKGtS = jnp.exp(scores_BKGtS - rows(log_z_BKGT)[..., None])
-        drop = _dropper(streams_BKG, block, dropout_rate)
+        drop = _dropper(request, streams_BKG, block)
         d_probs_BKGtS = drop(_rows_by_keys(d_out_BKGtH, v_BKSH))
-        d_scores_BKGtS = scale * probs_BKGtS * (d_probs_BKGtS - rows(delta_BKGT)[..., None])
+        d_scores_BKGtS = request.scale * probs_BKGtS * (d_probs_BKGtS - rows(delta_BKGT)[..., None])
         d_scores_BKGtS = d_scores_BKGtS.astype(dtype)
         d_q.append(_rows_times(d_scores_BKGtS, k_BKSH).astype(dtype))
         behind = ((0, 0), (0, 0), (0, T - end), (0, 0))
         d_k_BKTH += jnp.pad(_over_rows(d_scores_BKGtS, q_BKGtH), behind)
         d_v_BKTH += jnp.pad(_over_rows(drop(probs_BKGtS).astype(dtype), d_out_BKGtH), behind)
-    return jnp.concatenate(d_q, axis=3), d_k_BKTH.astype(dtype), d_v_BKTH.astype(dtype), None, None
+    return jnp.concatenate(d_q, axis=3), d_k_BKTH.astype(dtype), d_v_BKTH.astype(dtype), None
 
 
 _attention.defvjp(_forward, _backward)
 
 
-def _scores(q_BKGtH, k_BKSH, segment_ids_BT, block, scale):
+def _scores(q_BKGtH, k_BKSH, request, block):
     """Float32 scores [B, K, G, t, S], masked."""
-    start, end = block
-    queries_Bt, keys_BS = segment_ids_BT[:, start:end], segment_ids_BT[:, :end]
-    causal_tS = jnp.arange(start, end)[:, None] >= jnp.arange(end)[None, :]
-    visible_BtS = causal_tS & (queries_Bt[:, :, None] == keys_BS[:, None, :]) & (queries_Bt != 0)[:, :, None]
-    return jnp.where(visible_BtS[:, None, None], scale * _rows_by_keys(q_BKGtH, k_BKSH), MASKED)
+    visible_BtS = request.visible_BtS(*block)
+    return jnp.where(visible_BtS[:, None, None], request.scale * _rows_by_keys(q_BKGtH, k_BKSH), MASKED)
 
 
-def _dropper(streams_BKG, block, rate):
+def _streams(request, q_BKGTH):
+    if request.dropout is None:
+        return None
+    B, K, G = q_BKGTH.shape[:3]
+    return request.dropout.streams_BN(batch=B, num_heads=K * G).reshape(B, K, G)
+
+
+def _dropper(request, streams_BKG, block):
     """Dropout of probabilities (or of their gradient) as a function: the same mask each time it is called."""
-    if streams_BKG is None:
+    if request.dropout is None:
         return lambda probs: probs
     start, end = block
-    queries_t1, keys_1S = jnp.arange(start, end)[:, None], jnp.arange(end)[None, :]
+    rate, queries_t1, keys_1S = request.dropout.rate, jnp.arange(start, end)[:, None], jnp.arange(end)[None, :]
     kept_BKGtS = keep(streams_BKG[..., None, None], queries_t1, keys_1S, rate=rate)
     return lambda probs: jnp.where(kept_BKGtS, probs / (1.0 - rate), 0.0)
 

@@ -16,9 +16,12 @@ from jax.sharding import Mesh
 from kernel_matmuls import macs_of_kernels
 
 from kernels import aot
-from kernels.attention import api, measure
+from kernels.attention import api
+from kernels.attention.backends import MODULES
 from kernels.attention.blocks import Blocks
-from kernels.attention.cases import Case
+from kernels.workshop import measure
+from kernels.workshop.cases import Case
+from kernels.workshop.subjects import Subject
 
 T = 4096
 BFLOAT16 = jnp.dtype(jnp.bfloat16)
@@ -32,10 +35,8 @@ KERNELS_OF_A_STEP = 3  # forward, gradient of the queries, gradient of keys and 
 
 @functools.cache
 def report(kind: str, name: str, case: Case, backward: bool = True) -> aot.CompileReport:
-    (subject,) = measure.subjects([name])
-    return measure.compile_for(
-        kind, measure.program(subject, case, backward=backward), measure.shapes(case, subject.dtype)
-    )
+    subject = Subject(name)
+    return measure.compile_for(kind, subject.program(case, backward=backward), case.shapes(subject.dtype))
 
 
 def matmul_kernels(compiled: aot.CompileReport):
@@ -59,9 +60,8 @@ def test_kernels_are_sound(kind, name, head_dim, case):
     # Not one byte for each pair of a query and a key, of one row and head.
     assert compiled.temp_bytes < T * T
 
-    (subject,) = measure.subjects([name])
     with jax.set_mesh(Mesh(np.array(aot.topology(kind)), ("gpu",))):
-        written = macs_of_kernels(measure.program(subject, case, backward=True), measure.shapes(case, BFLOAT16))
+        written = macs_of_kernels(Subject(name).program(case, backward=True), case.shapes(BFLOAT16))
     assert {kernel.name for kernel in kernels} == written.keys()
     for kernel in kernels:
         if name == "mosaic":
@@ -128,18 +128,19 @@ def test_memory_of_a_square_is_seen():
 
 
 def compiled_with(kind, backend, blocks, *, head_dim) -> aot.CompileReport:
-    attention = importlib.import_module(f"kernels.attention.{backend}").attention
+    attention = importlib.import_module(MODULES[backend]).attention
+    case = dataclasses.replace(WHOLE, head_dim=head_dim)
 
     def forward(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, _):
-        return attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT=segment_ids_BT, scale=0.1, blocks=blocks).out_BTNH
+        return attention(q_BTNH, k_BTKH, v_BTKH, case.request(segment_ids_BT), blocks=blocks).out_BTNH
 
-    return measure.compile_for(kind, forward, measure.shapes(dataclasses.replace(WHOLE, head_dim=head_dim), BFLOAT16))
+    return measure.compile_for(kind, forward, case.shapes(BFLOAT16))
 
 
-def test_auto_takes_our_kernels_on_gpus_that_are_only_described():
+def test_auto_takes_triton_on_gpus_that_are_only_described():
     def forward(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, _):
         return api.attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT=segment_ids_BT)
 
     for kind in ("a100", "h100"):
-        compiled = measure.compile_for(kind, forward, measure.shapes(WHOLE, BFLOAT16))
-        assert [kernel.name.removeprefix("mosaic_") for kernel in matmul_kernels(compiled)] == ["attention_forward"]
+        compiled = measure.compile_for(kind, forward, WHOLE.shapes(BFLOAT16))
+        assert [kernel.name for kernel in matmul_kernels(compiled)] == ["attention_forward"]  # Triton's

@@ -27,6 +27,7 @@ from allam_jax.training.state import TrainState, abstract_state
 from allam_jax.training.step import make_train_step
 from kernels import aot
 from kernels.attention import triton
+from kernels.attention.contract import Request
 
 CONFIG = preset("llama2_7b")
 T, GPUS_PER_NODE = 4096, 8
@@ -210,7 +211,7 @@ def test_the_check_sees_a_kernel_outside_of_shard_map():
     segment_ids_BT = jax.ShapeDtypeStruct((8, T), jnp.int32, sharding=heads)
 
     def attend(q_BTNH, segment_ids_BT):
-        return triton.attention(q_BTNH, q_BTNH, q_BTNH, segment_ids_BT=segment_ids_BT, scale=1.0).out_BTNH
+        return triton.attention(q_BTNH, q_BTNH, q_BTNH, Request(segment_ids_BT=segment_ids_BT, scale=1.0)).out_BTNH
 
     with jax.set_mesh(mesh):
         report = aot.compile_report(jax.jit(attend).lower(q_BTNH, segment_ids_BT), kernels=False)

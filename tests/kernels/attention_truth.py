@@ -1,13 +1,16 @@
 """Attention, its dropout and its gradients in NumPy float64, one softmax for each token, by their definitions."""
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels.attention.cases import Case
+from kernels.attention.contract import AttentionOutput
 from kernels.attention.dropout import Dropout
+from kernels.workshop.cases import Case
 
 
 class Truth(NamedTuple):
@@ -20,17 +23,36 @@ class Truth(NamedTuple):
     dv: np.ndarray
 
 
-def in_float64(case: Case, arrays, d_out, *, d_log_z=None, dropout: Dropout | None = None) -> Truth:
-    """Outputs for q, k, v = `arrays`, gradients for the cotangents `d_out` [B, T, N, H] and `d_log_z` [B, N, T]."""
-    q, k, v, d_out = (np.asarray(a, np.float64) for a in (*arrays, d_out))
-    shape_BNT = (case.batch, case.num_heads, case.seq_len)
-    d_log_z = np.zeros(shape_BNT) if d_log_z is None else np.asarray(d_log_z, np.float64)
-    ids, group = case.segment_ids_BT(), case.num_heads // case.num_kv_heads
-    out, dq, dk, dv, log_z = (*(np.zeros_like(a) for a in (q, q, k, v)), np.zeros(shape_BNT))
+def assert_true(serve: Callable, case: Case, *, dtype=jnp.float32, bound: float = 1e-5) -> Truth:
+    """All five results of a backend are within `bound` of the truth, which is returned."""
+    actual, truth = with_gradients(serve, case, dtype=dtype), in_float64(case, dtype)
+    for name, a, e in zip(Truth._fields, actual, truth, strict=True):
+        assert a.dtype == (jnp.float32 if name == "log_z" else dtype)
+        assert relative_error(a, e) <= bound, name
+    return truth
+
+
+def with_gradients(serve: Callable, case: Case, *, arrays=None, dtype=jnp.float32) -> Truth:
+    """Output and gradients of `serve(q, k, v, request)`, compiled; for other q, k, v than the case's where given."""
+
+    @jax.jit
+    def run(arrays, d_outputs):
+        output, gradient = jax.vjp(lambda q, k, v: serve(q, k, v, case.request()), *arrays)
+        return *output, *gradient(AttentionOutput(*d_outputs))
+
+    return Truth(*run(case.arrays(dtype=dtype) if arrays is None else arrays, cotangents(case, dtype)))
+
+
+@functools.cache
+def in_float64(case: Case, dtype=jnp.float32) -> Truth:
+    """Outputs and gradients for the case's arrays and `cotangents`, as they are in `dtype`."""
+    q, k, v, d_out, d_log_z = (np.asarray(a, np.float64) for a in (*case.arrays(dtype=dtype), *cotangents(case, dtype)))
+    ids, group, dropout = case.segment_ids_BT(), case.num_heads // case.num_kv_heads, case.dropout
+    out, dq, dk, dv, log_z = (np.zeros_like(a) for a in (q, q, k, v, d_log_z))
     scale = case.head_dim**-0.5
     for b in range(case.batch):
         for t in range(case.seq_len):
-            seen = np.array([s for s in range(t + 1) if ids[b, s] == ids[b, t] != 0], int)
+            seen = np.flatnonzero((ids[b] == ids[b, t]) & (ids[b] != 0) & (np.arange(case.seq_len) <= t))
             if not len(seen):
                 continue
             for n in range(case.num_heads):
@@ -40,7 +62,7 @@ def in_float64(case: Case, arrays, d_out, *, d_log_z=None, dropout: Dropout | No
                 p = np.exp(scores - log_z[b, n, t])
                 kept = np.ones(len(seen))
                 if dropout is not None:
-                    kept = kept_by_hand(dropout, b, n, t, seen, case.dropout_rate) / (1 - case.dropout_rate)
+                    kept = kept_by_hand(dropout, b, n, t, seen) / (1 - case.dropout_rate)
                 out[b, t, n] = (p * kept) @ values
                 dp = kept * (values @ d_out[b, t, n])
                 ds = scale * p * (dp - p @ dp + d_log_z[b, n, t])
@@ -50,13 +72,14 @@ def in_float64(case: Case, arrays, d_out, *, d_log_z=None, dropout: Dropout | No
     return Truth(out, log_z, dq, dk, dv)
 
 
-def kept_by_hand(dropout: Dropout, row: int, head: int, t: int, s: np.ndarray, rate: float) -> np.ndarray:
+def kept_by_hand(dropout: Dropout, row: int, head: int, t: int, s: np.ndarray) -> np.ndarray:
     """The mask in Python's integers: which of the keys `s` are kept."""
     seed = [int(word) for word in dropout.seed_2]
     b, n = row + int(dropout.first_row), head + int(dropout.first_head)
     of_row = mixed((mixed(seed[0] ^ (b * 0x9E3779B9 % 2**32)) + seed[1]) % 2**32)
     of_query = mixed((mixed((of_row + n * 0x9E3779B9) % 2**32) + t * 0x9E3779B9) % 2**32)
-    return np.array([mixed(of_query ^ (int(key) * 0x9E3779B9 % 2**32)) >= round(rate * 2**32) for key in s])
+    threshold = round(dropout.rate * 2**32)
+    return np.array([mixed(of_query ^ (int(key) * 0x9E3779B9 % 2**32)) >= threshold for key in s])
 
 
 def mixed(x: int) -> int:

@@ -1,10 +1,10 @@
-"""Every backend that a CPU can run, by the contract of `reference.attention`; Pallas kernels are interpreted."""
+"""Every backend that a CPU can run, as `serve(q, k, v, request)`; Pallas kernels are interpreted."""
 
 import functools
 from collections.abc import Callable
 
 from kernels.attention import reference, triton, xla_chunked
-from kernels.attention.reference import AttentionOutput
+from kernels.attention.contract import AttentionOutput
 
 ON_CPU: dict[str, Callable[..., AttentionOutput]] = {
     "xla": reference.attention,

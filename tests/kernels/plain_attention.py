@@ -6,20 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kernels.attention import reference
-from kernels.attention.cases import Case
-from kernels.attention.dropout import from_key, keep, streams_BN
-from kernels.attention.reference import AttentionOutput
-from tests.kernels.attention_truth import Truth, cotangents, in_float64
+from kernels.attention.contract import AttentionOutput
+from kernels.attention.dropout import keep
+from kernels.workshop.cases import Case
+from tests.kernels.attention_truth import Truth, in_float64, with_gradients
 
 
 @functools.cache
 def truth_and_plain(case: Case, dtype) -> tuple[Truth, Truth]:
     """What every backend is compared with: float64, and attention as one writes it down."""
-    key = jax.random.key(5) if case.dropout_rate else None
-    arrays, (d_out, d_log_z) = case.arrays(dtype=dtype), cotangents(case, dtype)
-    truth = in_float64(case, arrays, d_out, d_log_z=d_log_z, dropout=from_key(key) if case.dropout_rate else None)
-    return truth, jax.jit(functools.partial(plain_attention, case, key=key))(arrays, d_out, d_log_z)
+    return in_float64(case, dtype), with_gradients(plain_attention, case, dtype=dtype)
 
 
 def assert_no_worse(actual: Truth, plain: Truth, truth: Truth) -> None:
@@ -30,27 +26,21 @@ def assert_no_worse(actual: Truth, plain: Truth, truth: Truth) -> None:
         assert root_mean_square_error(a, e) <= root_mean_square_error(p, e) + slack, name
 
 
-def plain_attention(case, arrays, d_out, d_log_z, *, key) -> Truth:
+def plain_attention(q, k, v, request) -> AttentionOutput:
     """Attention as one writes it down in 16 bits: every intermediate result in the dtype of q, k and v."""
-
-    def attend(q, k, v):
-        group = case.num_heads // case.num_kv_heads
-        k, v = (jnp.repeat(a, group, axis=2) for a in (k, v))
-        scores = jnp.einsum("BTNH,BSNH->BNTS", q, k) * case.head_dim**-0.5
-        visible = reference.visible_BTS(jnp.asarray(case.segment_ids_BT()))[:, None]
-        scores = jnp.where(visible, scores, -1e4).astype(jnp.float32)
-        seen = jnp.any(visible, axis=-1)
-        log_z = jnp.where(seen, jax.nn.logsumexp(scores, axis=-1), 0.0)
-        probs = jnp.where(visible, jax.nn.softmax(scores, axis=-1), 0.0).astype(q.dtype)
-        if key is not None:
-            streams = streams_BN(from_key(key), batch=case.batch, num_heads=case.num_heads)[..., None, None]
-            t = jnp.arange(case.seq_len)
-            kept = keep(streams, t[:, None], t[None, :], rate=case.dropout_rate)
-            probs = jnp.where(kept, probs / (1 - case.dropout_rate), 0).astype(q.dtype)
-        return AttentionOutput(jnp.einsum("BNTS,BSNH->BTNH", probs, v), log_z)
-
-    output, gradient = jax.vjp(attend, *arrays)
-    return Truth(*output, *gradient(AttentionOutput(d_out, d_log_z)))
+    (B, T, N, _), K = q.shape, k.shape[2]
+    k, v = (jnp.repeat(a, N // K, axis=2) for a in (k, v))
+    scores = jnp.einsum("BTNH,BSNH->BNTS", q, k) * request.scale
+    visible = request.visible_BtS()[:, None]
+    scores = jnp.where(visible, scores, -1e4).astype(jnp.float32)
+    seen = jnp.any(visible, axis=-1)
+    log_z = jnp.where(seen, jax.nn.logsumexp(scores, axis=-1), 0.0)
+    probs = jnp.where(visible, jax.nn.softmax(scores, axis=-1), 0.0).astype(q.dtype)
+    if request.dropout is not None:
+        streams, t = request.dropout.streams_BN(batch=B, num_heads=N)[..., None, None], jnp.arange(T)
+        kept = keep(streams, t[:, None], t[None, :], rate=request.dropout.rate)
+        probs = jnp.where(kept, probs / (1 - request.dropout.rate), 0).astype(q.dtype)
+    return AttentionOutput(jnp.einsum("BNTS,BSNH->BTNH", probs, v), log_z)
 
 
 def root_mean_square_error(actual, expected) -> float:

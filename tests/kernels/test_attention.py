@@ -1,5 +1,4 @@
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +7,10 @@ import pytest
 
 from kernels.attention import reference, xla_chunked
 from kernels.attention.api import attention
-from kernels.attention.cases import CASES, Case
-from kernels.attention.dropout import from_key
-from kernels.attention.reference import AttentionOutput
-from tests.kernels.attention_truth import Truth, cotangents, in_float64, relative_error
+from kernels.attention.contract import Request
+from kernels.attention.dropout import Dropout
+from kernels.workshop.cases import CASES, Case
+from tests.kernels.attention_truth import Truth, assert_true, relative_error, with_gradients
 from tests.kernels.backends import ON_CPU
 from tests.kernels.plain_attention import assert_no_worse, truth_and_plain
 
@@ -21,37 +20,10 @@ PACKED = next(case for case in CASES if case.name == "packed")
 DROPPING = next(case for case in CASES if case.name == "dropping")
 
 
-def call(case: Case, *, backend: str, key=None):
-    """q, k, v -> AttentionOutput of the case, by the backend itself."""
-    return functools.partial(
-        ON_CPU[backend],
-        segment_ids_BT=jnp.asarray(case.segment_ids_BT()),
-        scale=case.head_dim**-0.5,
-        dropout_rate=case.dropout_rate,
-        dropout=from_key(key) if key is not None else None,
-    )
-
-
-def with_gradients(case: Case, arrays, cotangents, *, backend: str, key=None) -> Truth:
-    @jax.jit
-    def run(arrays, cotangents):
-        output, gradient = jax.vjp(call(case, backend=backend, key=key), *arrays)
-        return *output, *gradient(AttentionOutput(*cotangents))
-
-    return Truth(*run(arrays, cotangents))
-
-
 @CASE
 @BACKEND
 def test_float32_against_float64(case, backend):
-    arrays, (d_out, d_log_z) = case.arrays(), cotangents(case)
-    key = jax.random.key(5) if case.dropout_rate else None
-    actual = with_gradients(case, arrays, (d_out, d_log_z), backend=backend, key=key)
-    dropout = from_key(key) if case.dropout_rate else None
-    truth = in_float64(case, arrays, d_out, d_log_z=d_log_z, dropout=dropout)
-    for name, a, e in zip(Truth._fields, actual, truth, strict=True):
-        assert a.dtype == jnp.float32
-        assert relative_error(a, e) <= 1e-5, name
+    assert_true(ON_CPU[backend], case)
 
 
 @BACKEND
@@ -59,7 +31,7 @@ def test_padding_gives_zeros_and_takes_nothing(backend):
     case = next(case for case in CASES if case.name == "padded_in_front")
     padding = case.segment_ids_BT() == 0
     assert padding.any()
-    results = with_gradients(case, case.arrays(), cotangents(case), backend=backend)
+    results = with_gradients(ON_CPU[backend], case)
     results = results._replace(log_z=jnp.swapaxes(results.log_z, 1, 2))
     for a in results:
         np.testing.assert_array_equal(np.asarray(a)[padding], 0.0)
@@ -70,12 +42,12 @@ def test_padding_gives_zeros_and_takes_nothing(backend):
 def test_packed_equals_apart(backend):
     q, k, v = PACKED.arrays()
     ids = PACKED.segment_ids_BT()
-    serve = jax.jit(functools.partial(ON_CPU[backend], scale=0.125))
-    packed = serve(q, k, v, segment_ids_BT=jnp.asarray(ids))
+    serve = jax.jit(ON_CPU[backend])
+    packed = serve(q, k, v, PACKED.request())
     for document in range(1, ids[0].max() + 1):
         (where,) = np.nonzero(ids[0] == document)
         apart = [a[:1, where] for a in (q, k, v)]
-        alone = serve(*apart, segment_ids_BT=jnp.ones((1, len(where)), jnp.int32))
+        alone = serve(*apart, PACKED.request(jnp.ones((1, len(where)), jnp.int32)))
         np.testing.assert_allclose(packed.out_BTNH[0, where], alone.out_BTNH[0], atol=2e-6)
         np.testing.assert_allclose(packed.log_z_BNT[0, :, where], alone.log_z_BNT[0].T, atol=2e-6)
 
@@ -85,12 +57,7 @@ def test_ids_that_do_not_count_up(backend):
     # Any ids are legal, also those that come back, and those that fall: nothing may be skipped that can be seen.
     case = Case(name="falling", batch=1, seq_len=192, num_heads=1, num_kv_heads=1, head_dim=16)
     ids = np.repeat([3, 1, 3, 0, 2, 1, 7, 3], 24)[None]
-    case = OtherIds(**dataclasses.asdict(case), ids=tuple(ids[0]))
-    arrays, (d_out, d_log_z) = case.arrays(), cotangents(case)
-    actual = with_gradients(case, arrays, (d_out, d_log_z), backend=backend)
-    truth = in_float64(case, arrays, d_out, d_log_z=d_log_z)
-    for name, a, e in zip(Truth._fields, actual, truth, strict=True):
-        assert relative_error(a, e) <= 1e-5, name
+    assert_true(ON_CPU[backend], OtherIds(**dataclasses.asdict(case), ids=tuple(ids[0])))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,14 +73,17 @@ class OtherIds(Case):
 @BACKEND
 def test_dropout_is_unbiased(backend):
     q, k, v = DROPPING.arrays()
-    serve = functools.partial(
-        ON_CPU[backend], q[:1], k[:1], v[:1], segment_ids_BT=jnp.asarray(DROPPING.segment_ids_BT()[:1]), scale=0.25
-    )
-    dropped = jax.jit(lambda key: serve(dropout_rate=DROPPING.dropout_rate, dropout=from_key(key)).out_BTNH)
+    ids = jnp.asarray(DROPPING.segment_ids_BT()[:1])
+
+    def serve(dropout):
+        request = Request(segment_ids_BT=ids, scale=0.25, dropout=dropout)
+        return ON_CPU[backend](q[:1], k[:1], v[:1], request).out_BTNH
+
+    dropped = jax.jit(lambda key: serve(Dropout.from_key(key, rate=DROPPING.dropout_rate)))
     np.testing.assert_array_equal(dropped(jax.random.key(0)), dropped(jax.random.key(0)))
     samples = np.stack([dropped(key) for key in jax.random.split(jax.random.key(2), 100)])
     standard_error = samples.std(axis=0) / np.sqrt(len(samples))
-    deviation = np.abs(samples.mean(axis=0) - np.asarray(serve().out_BTNH))
+    deviation = np.abs(samples.mean(axis=0) - np.asarray(serve(None)))
     assert np.mean(deviation <= 4 * standard_error + 1e-6) > 0.99
 
 
@@ -121,9 +91,8 @@ def test_dropout_is_unbiased(backend):
 @CASE
 @BACKEND
 def test_sixteen_bits_are_no_worse_than_plain_attention(backend, case, dtype):
-    key = jax.random.key(5) if case.dropout_rate else None
     truth, plain = truth_and_plain(case, dtype)
-    actual = with_gradients(case, case.arrays(dtype=dtype), cotangents(case, dtype), backend=backend, key=key)
+    actual = with_gradients(ON_CPU[backend], case, dtype=dtype)
     for name, a, e in zip(Truth._fields, actual, truth, strict=True):
         assert a.dtype == (jnp.float32 if name == "log_z" else dtype)
         assert relative_error(a, e) <= 2e-2, name
@@ -135,7 +104,7 @@ def test_chunked_never_holds_the_square():
     def temporary_bytes(call, T):
         shape = jax.ShapeDtypeStruct((1, T, 1, 8), jnp.float32)
         ids = jax.ShapeDtypeStruct((1, T), jnp.int32)
-        run = lambda q, k, v, ids: jnp.sum(call(q, k, v, segment_ids_BT=ids, scale=1.0).out_BTNH)  # noqa: E731
+        run = lambda q, k, v, ids: jnp.sum(call(q, k, v, Request(segment_ids_BT=ids, scale=1.0)).out_BTNH)  # noqa: E731
         compiled = jax.jit(jax.grad(run, argnums=(0, 1, 2))).lower(shape, shape, shape, ids).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
@@ -148,8 +117,8 @@ def test_causality_by_gradients(backend):
     q, k, v = PACKED.arrays()
     ids = PACKED.segment_ids_BT()
     t = 70
-    serve = functools.partial(ON_CPU[backend], segment_ids_BT=jnp.asarray(ids), scale=0.125)
-    dk, dv = jax.jit(jax.grad(lambda k, v: jnp.sum(serve(q, k, v).out_BTNH[0, t]), argnums=(0, 1)))(k, v)
+    serve = lambda k, v: jnp.sum(ON_CPU[backend](q, k, v, PACKED.request()).out_BTNH[0, t])  # noqa: E731
+    dk, dv = jax.jit(jax.grad(serve, argnums=(0, 1)))(k, v)
     seen = (np.arange(len(ids[0])) <= t) & (ids[0] == ids[0, t])
     for gradient in (dk[0], dv[0]):
         assert np.all(np.any(np.asarray(gradient)[seen] != 0, axis=(1, 2)))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels.attention.dropout import from_key, keep, streams_BN
+from kernels.attention.dropout import Dropout, keep
 from tests.kernels.attention_truth import kept_by_hand
 
 B, N, T = 4, 6, 384
@@ -13,7 +13,7 @@ B, N, T = 4, 6, 384
 
 @functools.cache
 def masks_BNTS(seed: int = 0, rate: float = 0.1) -> np.ndarray:
-    streams = streams_BN(from_key(jax.random.key(seed)), batch=B, num_heads=N)[:, :, None, None]
+    streams = Dropout.from_key(jax.random.key(seed), rate=rate).streams_BN(batch=B, num_heads=N)[:, :, None, None]
     positions = jnp.arange(T, dtype=jnp.int32)
     return np.asarray(keep(streams, positions[:, None], positions[None, :], rate=rate))
 
@@ -60,20 +60,20 @@ def test_other_seeds_give_other_masks():
 
 
 def test_equals_the_formula_in_integers():
-    dropout = from_key(jax.random.key(7))
-    streams = streams_BN(dropout, batch=B, num_heads=N)
+    dropout = Dropout.from_key(jax.random.key(7), rate=0.3)
+    streams = dropout.streams_BN(batch=B, num_heads=N)
     s = np.arange(200)
     for b, n, t in ((0, 0, 0), (3, 5, 199), (1, 2, 77)):
         np.testing.assert_array_equal(
             keep(streams[b, n], jnp.int32(t), jnp.asarray(s, jnp.int32), rate=0.3),
-            kept_by_hand(dropout, b, n, t, s, 0.3),
+            kept_by_hand(dropout, b, n, t, s),
         )
 
 
 def test_masks_of_a_shard_are_a_part_of_the_whole():
-    dropout = from_key(jax.random.key(3))
-    whole = streams_BN(dropout, batch=4, num_heads=6)
-    part = streams_BN(dropout._replace(first_row=jnp.int32(2), first_head=jnp.int32(3)), batch=2, num_heads=3)
+    dropout = Dropout.from_key(jax.random.key(3), rate=0.1)
+    whole = dropout.streams_BN(batch=4, num_heads=6)
+    part = dropout.of_shard(rows=2, heads=3).streams_BN(batch=2, num_heads=3)
     np.testing.assert_array_equal(part, whole[2:, 3:])
 
 

@@ -1,6 +1,6 @@
 """Backends that wrap a library: what they refuse on any machine. Numbers of tokamax are in tests/aot."""
 
-import functools
+import dataclasses
 import importlib.util
 
 import jax
@@ -9,9 +9,11 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from kernels.attention import api, cudnn, tokamax_backend
-from kernels.attention.dropout import from_key
+from kernels.attention.contract import Request
+from kernels.attention.dropout import Dropout
 
 HAS_TOKAMAX = importlib.util.find_spec("tokamax") is not None
+PLAIN = Request(segment_ids_BT=jnp.ones((1, 16), jnp.int32), scale=1.0)
 needs_tokamax = pytest.mark.skipif(not HAS_TOKAMAX, reason="tokamax is not installed")
 
 
@@ -36,25 +38,21 @@ def _on_hopper():
     ],
 )
 def test_cudnn_says_what_it_lacks(arguments, capability, reason):
-    refuse = functools.partial(cudnn.refuse_unsupported, dropout=None, dropout_rate=0.0)
     with pytest.raises(NotImplementedError, match=reason):
-        refuse(*_arrays(**arguments), capability=capability)
-    refuse(*_arrays(), capability=capability)
+        cudnn.refuse_unsupported(*_arrays(**arguments), PLAIN, capability=capability)
+    cudnn.refuse_unsupported(*_arrays(), PLAIN, capability=capability)
 
 
 @pytest.mark.parametrize("backend", [cudnn, pytest.param(tokamax_backend, marks=needs_tokamax)])
 def test_library_kernels_are_for_gpus_and_without_dropout(backend):
-    ids = jnp.ones((1, 16), jnp.int32)
     with pytest.raises(NotImplementedError, match="needs? an NVIDIA GPU"):
-        backend.attention(*_arrays(), segment_ids_BT=ids, scale=1.0)
-    dropping = {"dropout_rate": 0.5, "dropout": from_key(jax.random.key(0))}
-    call, arrays = functools.partial(backend.attention, segment_ids_BT=ids, scale=1.0, **dropping), _arrays()
+        backend.attention(*_arrays(), PLAIN)
+    dropping = dataclasses.replace(PLAIN, dropout=Dropout.from_key(jax.random.key(0), rate=0.5))
     with _on_hopper(), pytest.raises(NotImplementedError, match="dropout"):
-        jax.eval_shape(call, *arrays)
+        jax.eval_shape(backend.attention, *_arrays(), dropping)
 
 
 @pytest.mark.skipif(HAS_TOKAMAX, reason="tokamax is installed")
 def test_tokamax_says_what_to_install():
-    q, k, v = _arrays()
     with pytest.raises(NotImplementedError, match="pip install tokamax"):
-        api.attention(q, k, v, segment_ids_BT=jnp.ones((1, 16), jnp.int32), backend="tokamax")
+        api.attend(*_arrays(), PLAIN, backend="tokamax")

@@ -10,11 +10,11 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from kernels.attention import mosaic, mosaic_parts, mosaic_simulator
+from kernels.attention import mosaic, mosaic_parts
 from kernels.attention.blocks import Blocks
-from kernels.attention.cases import CASES, Case
-from kernels.attention.dropout import from_key
-from kernels.attention.reference import AttentionOutput
+from kernels.attention.contract import AttentionOutput, Request
+from kernels.workshop import mosaic_simulator
+from kernels.workshop.cases import CASES, Case
 from tests.kernels.attention_truth import Truth, cotangents, relative_error
 from tests.kernels.plain_attention import assert_no_worse, truth_and_plain
 
@@ -49,19 +49,10 @@ def test_large_blocks(dtype):
 
 
 def check(case: Case, dtype, blocks) -> None:
-    key = jax.random.key(5) if case.dropout_rate else None
-    dropout = from_key(key) if case.dropout_rate else None
     arrays, (d_out, d_log_z) = case.arrays(dtype=dtype), cotangents(case, dtype)
     truth, plain = truth_and_plain(case, dtype)
-    serve = functools.partial(
-        mosaic.attention,
-        segment_ids_BT=jnp.asarray(case.segment_ids_BT()),
-        scale=case.head_dim**-0.5,
-        dropout_rate=case.dropout_rate,
-        dropout=dropout,
-        interpret=True,
-        blocks=blocks,
-    )
+    simulated = functools.partial(mosaic.attention, simulator=mosaic_simulator.parameters(), blocks=blocks)
+    serve = lambda q, k, v: simulated(q, k, v, case.request())  # noqa: E731
     output, gradient = jax.vjp(serve, *arrays)
     jax.block_until_ready(output)
     assert not mosaic_simulator.races_found()
@@ -137,12 +128,13 @@ def test_simulator_finds_reads_by_wgmma_that_do_not_wait(waits):
         ({"head_dim": 72}, "heads of 72.*multiples of 16"),
         ({"scale": -1.0}, "scale -1.0 is not positive"),
         ({"blocks": SMALL | {"dq": Blocks(64, 64, 8, 2)}}, "blocks of 64 x 64 for dq"),
-        ({"interpret": False}, "only Hopper has, not cpu"),
+        ({"simulator": None}, "only Hopper has, not cpu"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_the_kernels_cannot_serve_is_said(change, message):
-    request = {"dtype": jnp.bfloat16, "head_dim": 64, "scale": 0.1, "blocks": SMALL, "interpret": True} | change
-    x = jnp.ones((1, 8, 2, request.pop("head_dim")), request.pop("dtype"))
+    asked = {"dtype": jnp.bfloat16, "head_dim": 64, "scale": 0.1, "blocks": SMALL, "simulator": object()} | change
+    x = jnp.ones((1, 8, 2, asked["head_dim"]), asked["dtype"])
+    request = Request(segment_ids_BT=jnp.ones((1, 8), jnp.int32), scale=asked["scale"])
     with pytest.raises(NotImplementedError, match=message):
-        mosaic.attention(x, x, x, segment_ids_BT=jnp.ones((1, 8), jnp.int32), **request)
+        mosaic.attention(x, x, x, request, simulator=asked["simulator"], blocks=asked["blocks"])

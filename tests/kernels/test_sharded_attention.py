@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kernels.attention.api import Partition, attention_and_log_z
-from kernels.attention.cases import Case
-from kernels.attention.dropout import from_key
-from kernels.attention.reference import AttentionOutput
-from tests.kernels.attention_truth import Truth, cotangents, in_float64, relative_error
+from kernels.attention.api import Partition, attend
+from kernels.workshop.cases import Case
+from tests.kernels.attention_truth import assert_true
 
 PARTITION = Partition(batch=("data", "fsdp"), heads=("tensor",))
 MESHES = [(8, 1, 1), (1, 2, 4), (1, 1, 8), (2, 2, 2)]
@@ -29,26 +27,8 @@ def on_mesh(shape):
 @pytest.mark.parametrize("shape", MESHES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_shards_give_the_whole(case, shape):
-    arrays, (d_out, d_log_z) = case.arrays(), cotangents(case)
-    key = jax.random.key(2) if case.dropout_rate else None
-
-    @jax.jit
-    def run(arrays, d):
-        call = functools.partial(
-            attention_and_log_z,
-            segment_ids_BT=jnp.asarray(case.segment_ids_BT()),
-            dropout_rate=case.dropout_rate,
-            dropout_key=key,
-            partition=PARTITION,
-        )
-        output, gradient = jax.vjp(call, *arrays)
-        return *output, *gradient(AttentionOutput(*d))
-
     with jax.set_mesh(on_mesh(shape)):
-        actual = Truth(*run(arrays, (d_out, d_log_z)))
-    truth = in_float64(case, arrays, d_out, d_log_z=d_log_z, dropout=from_key(key) if case.dropout_rate else None)
-    for name, a, e in zip(Truth._fields, actual, truth, strict=True):
-        assert relative_error(a, e) <= 1e-5, name
+        assert_true(functools.partial(attend, partition=PARTITION), case)
 
 
 def test_shards_exchange_nothing():
@@ -58,7 +38,7 @@ def test_shards_exchange_nothing():
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
     def loss(q, k, v, ids, partition):
-        return attention_and_log_z(q, k, v, segment_ids_BT=ids, partition=partition).out_BTNH
+        return attend(q, k, v, case.request(ids), partition=partition).out_BTNH
 
     def collectives(partition):
         with jax.set_mesh(mesh):
@@ -77,16 +57,16 @@ def test_inside_another_shard_map():
     case = CASES[0]
     q, k, v = case.arrays()
     ids = jnp.asarray(case.segment_ids_BT())
-    call = functools.partial(attention_and_log_z, partition=PARTITION)
+    call = functools.partial(attend, partition=PARTITION)
     with jax.set_mesh(on_mesh((8, 1, 1))):
         rows = PartitionSpec("data")
         inside = jax.jit(
             jax.shard_map(
-                lambda q, k, v, ids: call(q, k, v, segment_ids_BT=ids).out_BTNH,
+                lambda q, k, v, ids: call(q, k, v, case.request(ids)).out_BTNH,
                 in_specs=(rows, rows, rows, rows),
                 out_specs=rows,
                 check_vma=False,
             )
         )
         out = inside(q, k, v, ids)
-    np.testing.assert_allclose(out, call(q, k, v, segment_ids_BT=ids).out_BTNH, atol=1e-6)
+    np.testing.assert_allclose(out, call(q, k, v, case.request(ids)).out_BTNH, atol=1e-6)

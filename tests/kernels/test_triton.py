@@ -13,10 +13,9 @@ import pytest
 
 from kernels.attention import triton, triton_backward, triton_tiles
 from kernels.attention.blocks import Blocks
-from kernels.attention.cases import Case
-from kernels.attention.dropout import from_key
-from kernels.attention.reference import AttentionOutput
-from tests.kernels.attention_truth import Truth, cotangents, in_float64, relative_error
+from kernels.attention.contract import Request
+from kernels.workshop.cases import Case
+from tests.kernels.attention_truth import Truth, assert_true, with_gradients
 
 PASSES = ("forward", "dq", "dkv")
 PACKED = Case(
@@ -45,47 +44,19 @@ def all_blocks(block_q: int, block_k: int) -> dict:
     return {p: Blocks(block_q, block_k, 4, 2) for p in PASSES}
 
 
-def with_gradients(call, case, dropout=None):
-    """`(q, k, v), (d_out, d_log_z) -> out, log_z, dq, dk, dv`, compiled."""
-    serve = functools.partial(
-        call,
-        segment_ids_BT=jnp.asarray(case.segment_ids_BT()),
-        scale=case.head_dim**-0.5,
-        dropout_rate=case.dropout_rate,
-        dropout=dropout,
-    )
-
-    @jax.jit
-    def run(arrays, d_outputs):
-        output, gradient = jax.vjp(serve, *arrays)
-        return *output, *gradient(AttentionOutput(*d_outputs))
-
-    return run
-
-
 def interpreted(block_q: int, block_k: int):
     return functools.partial(triton.attention, interpret=True, blocks=all_blocks(block_q, block_k))
 
 
-def assert_right(case, call, *, dropout=None, bound=1e-5, dtype=jnp.float32) -> Truth:
-    arrays, (d_out, d_log_z) = case.arrays(dtype=dtype), cotangents(case, dtype)
-    actual = with_gradients(call, case, dropout)(arrays, (d_out, d_log_z))
-    truth = in_float64(case, arrays, d_out, d_log_z=d_log_z, dropout=dropout)
-    for name, a, e in zip(Truth._fields, actual, truth, strict=True):
-        assert relative_error(a, e) <= bound, name
-    return truth
-
-
 @pytest.mark.parametrize(("block_q", "block_k"), [(16, 16), (64, 16), (16, 64), (128, 128)])
 def test_any_blocks_give_the_truth(block_q, block_k):
-    dropout = from_key(jax.random.key(7))
-    assert_right(PACKED, interpreted(block_q, block_k), dropout=dropout)
+    assert_true(interpreted(block_q, block_k), PACKED)
 
 
 def test_any_segment_ids_give_the_truth():
     rows = ((1,) * 20 + (2,) * 30 + (1,) * 26, (9,) * 33 + (0,) * 20 + (-4,) * 23, (5, 0, 3, 5) * 19, (0,) * 76)
     case = AnyIds(name="any", batch=4, seq_len=76, num_heads=2, num_kv_heads=1, head_dim=16, ids=rows)
-    truth = assert_right(case, interpreted(16, 16))
+    truth = assert_true(interpreted(16, 16), case)
     assert not truth.out[3].any()  # a row of padding
     assert truth.out[:3].any()
 
@@ -93,7 +64,7 @@ def test_any_segment_ids_give_the_truth():
 @pytest.mark.parametrize("head_dim", [64, 80])
 def test_blocks_of_the_table_in_bfloat16(head_dim):
     case = Case(name="long", batch=1, seq_len=290, num_heads=2, num_kv_heads=1, head_dim=head_dim, documents=(200, 61))
-    assert_right(case, functools.partial(triton.attention, interpret=True), bound=1e-2, dtype=jnp.bfloat16)
+    assert_true(functools.partial(triton.attention, interpret=True), case, bound=1e-2, dtype=jnp.bfloat16)
 
 
 @pytest.mark.parametrize(("enough_programs", "l2_bytes"), [(1, 0), (10, 2 * 2 * 100 * 16 * 4), (10, 10**9)])
@@ -102,7 +73,7 @@ def test_grids_cover_every_head_once(monkeypatch, enough_programs, l2_bytes):
     monkeypatch.setattr(triton_tiles, "L2_BYTES", l2_bytes)
     monkeypatch.setattr(triton_backward, "ENOUGH_PROGRAMS", enough_programs)
     case = Case(name="heads", batch=2, seq_len=100, num_heads=8, num_kv_heads=4, head_dim=16, documents=(40, 60))
-    assert_right(case, interpreted(64, 64))
+    assert_true(interpreted(64, 64), case)
 
 
 def test_parts_of_a_group():
@@ -122,10 +93,9 @@ def test_parts_of_a_group():
 def test_blocks_that_cannot_interact_are_not_read():
     # Documents of whole blocks: a block that is read by another document's would bring its NaN along.
     case = Case(name="whole", batch=1, seq_len=96, num_heads=2, num_kv_heads=1, head_dim=16, documents=(32, 32, 32))
-    arrays, d_outputs = case.arrays(), cotangents(case)
-    run = with_gradients(interpreted(16, 16), case)
-    clean = run(arrays, d_outputs)
-    actual = run(tuple(a.at[:, 32:64].set(jnp.nan) for a in arrays), d_outputs)
+    clean = with_gradients(interpreted(16, 16), case)
+    arrays = tuple(a.at[:, 32:64].set(jnp.nan) for a in case.arrays())
+    actual = with_gradients(interpreted(16, 16), case, arrays=arrays)
     others = np.r_[0:32, 64:96]
     for name, a, c in zip(Truth._fields, actual, clean, strict=True):
         a, c = (np.swapaxes(x, 1, 2) if name == "log_z" else np.asarray(x) for x in (a, c))
@@ -156,23 +126,22 @@ def test_lowers_for_cuda(head_dim, dtype, T, kind):
     # Interpret mode takes blocks that Triton does not, those that are not powers of two.
     q, k = (jax.ShapeDtypeStruct((2, T, n, head_dim), dtype) for n in (4, 2))
 
-    def loss(q, k, v, ids, dropout):
-        call = functools.partial(triton.attention, dropout_rate=0.1, dropout=dropout)
-        out, log_z = call(q, k, v, segment_ids_BT=ids, scale=head_dim**-0.5)
+    def loss(q, k, v, request):
+        out, log_z = triton.attention(q, k, v, request)
         return jnp.sum(out.astype(jnp.float32)) + jnp.sum(log_z)
 
-    ids, dropout = jax.ShapeDtypeStruct((2, T), jnp.int32), jax.eval_shape(from_key, jax.random.key(0))
+    case = Case(name="", batch=2, seq_len=T, num_heads=4, num_kv_heads=2, head_dim=head_dim, dropout_rate=0.1)
     with on_gpu(kind):
-        traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(q, k, k, ids, dropout)
+        traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(q, k, k, jax.eval_shape(case.request))
         lowered = traced.lower(lowering_platforms=("cuda",))
     assert lowered.as_text().count("__gpu$xla.gpu.triton") == 3
 
 
 def test_requests_that_cannot_be_served_say_why():
-    def call(dtype=jnp.float32, head_dim=16, k_dtype=None, **kwargs):
+    def call(dtype=jnp.float32, head_dim=16, k_dtype=None, scale=1.0, interpret=True):
         q, k = (jnp.ones((1, 16, 2, head_dim), d) for d in (dtype, k_dtype or dtype))
-        ids = jnp.ones((1, 16), jnp.int32)
-        return triton.attention(q, k, k, segment_ids_BT=ids, **{"scale": 1.0, "interpret": True} | kwargs)
+        request = Request(segment_ids_BT=jnp.ones((1, 16), jnp.int32), scale=scale)
+        return triton.attention(q, k, k, request, interpret=interpret)
 
     for message, request in {
         "int32": {"dtype": jnp.int32},

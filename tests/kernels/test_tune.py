@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from kernels import ptx
-from kernels.attention import blocks, cost, measure, tune
+from kernels.attention import blocks
 from kernels.attention.blocks import Blocks, Key
-from kernels.attention.cases import Case
+from kernels.workshop import cost, measure, subjects, tune
+from kernels.workshop.cases import Case
 
 KERNEL = ptx.Kernel(
     name="attention_forward",
@@ -108,4 +109,4 @@ def test_seconds_are_those_of_the_functions():
 
 def test_an_unknown_subject_is_named():
     with pytest.raises(ValueError, match="'tritn'"):
-        measure.subjects(["tritn"])
+        subjects.subjects(["tritn"])

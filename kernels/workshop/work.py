@@ -1,57 +1,9 @@
-"""The shapes of real training steps, on one GPU, and the work that attention means for them.
-
-Shared by the benchmark, the tuning of block sizes and the compile-only checks. Rows are packed with documents, as in
-training; heads are those of one tensor-parallel shard.
-"""
+"""What attention on a case computes and moves: counts that speeds and models are made of."""
 
 import numpy as np
 
 from kernels.attention.blocks import Blocks, Pass
-from kernels.attention.cases import Case
-
-# Documents of a packed row, as shares of it: web pages are mostly short, with a few long ones.
-_SHARES = (0.30, 0.05, 0.12, 0.02, 0.20, 0.01, 0.08, 0.15)
-
-
-def packed(seq_len: int) -> tuple[int, ...]:
-    """Lengths of documents that fill all but about a hundredth of a row."""
-    return tuple(int(share * 0.99 * seq_len) for share in _SHARES)
-
-
-REAL_CASES = (
-    Case(name="7b_t2048", batch=4, seq_len=2048, num_heads=32, num_kv_heads=32, head_dim=128, documents=packed(2048)),
-    Case(name="7b_t4096", batch=2, seq_len=4096, num_heads=32, num_kv_heads=32, head_dim=128, documents=packed(4096)),
-    Case(name="7b_t4096_whole", batch=2, seq_len=4096, num_heads=32, num_kv_heads=32, head_dim=128),
-    Case(
-        name="7b_t4096_dropout",
-        batch=2,
-        seq_len=4096,
-        num_heads=32,
-        num_kv_heads=32,
-        head_dim=128,
-        documents=packed(4096),
-        dropout_rate=0.1,
-    ),
-    Case(
-        name="13b_tp2_t4096", batch=2, seq_len=4096, num_heads=20, num_kv_heads=20, head_dim=128, documents=packed(4096)
-    ),
-    Case(
-        name="34b_tp8_t4096", batch=4, seq_len=4096, num_heads=8, num_kv_heads=1, head_dim=128, documents=packed(4096)
-    ),
-    Case(
-        name="70b_tp8_t8192", batch=2, seq_len=8192, num_heads=8, num_kv_heads=1, head_dim=128, documents=packed(8192)
-    ),
-    Case(name="70b_tp8_t8192_whole", batch=2, seq_len=8192, num_heads=8, num_kv_heads=1, head_dim=128),
-    Case(name="8b_t8192", batch=1, seq_len=8192, num_heads=32, num_kv_heads=8, head_dim=128, documents=packed(8192)),
-    Case(name="small_h64", batch=4, seq_len=4096, num_heads=12, num_kv_heads=4, head_dim=64, documents=packed(4096)),
-    Case(name="small_h64_whole", batch=4, seq_len=4096, num_heads=12, num_kv_heads=4, head_dim=64),
-)
-"""One row of documents each; `_whole` means one document a row, which kernels without segments can serve too."""
-
-
-def has_segments(case: Case) -> bool:
-    """Whether any row is more than one document that fills it."""
-    return bool(case.documents)
+from kernels.workshop.cases import Case
 
 
 def visible_pairs(case: Case) -> int:

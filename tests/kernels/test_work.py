@@ -1,12 +1,11 @@
-"""The work that is counted for real shapes, against counting every pair."""
+"""The work that is counted for a case, against counting every pair."""
 
 import numpy as np
 import pytest
 
-from kernels.attention import real_shapes
 from kernels.attention.blocks import Blocks
-from kernels.attention.cases import Case
-from kernels.attention.reference import visible_BTS
+from kernels.workshop import work
+from kernels.workshop.cases import REAL_CASES, Case
 
 CASES = (
     Case(name="whole", batch=1, seq_len=96, num_heads=2, num_kv_heads=1, head_dim=16),
@@ -26,23 +25,23 @@ CASES = (
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_visible_pairs_are_those_of_the_mask(case):
-    visible = np.asarray(visible_BTS(case.segment_ids_BT()))
-    assert real_shapes.visible_pairs(case) == visible.sum()
+    visible = np.asarray(case.request().visible_BtS())
+    assert work.visible_pairs(case) == visible.sum()
     pairs = visible.sum() * case.num_heads
-    assert real_shapes.flops(case, backward=False) == pairs * case.head_dim * 2 * 2
-    assert real_shapes.flops(case, backward=True) == pairs * case.head_dim * 2 * 5
+    assert work.flops(case, backward=False) == pairs * case.head_dim * 2 * 2
+    assert work.flops(case, backward=True) == pairs * case.head_dim * 2 * 5
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize(("block_q", "block_k"), [(16, 16), (32, 16), (16, 32), (64, 32)])
 def test_touched_tiles_are_those_with_a_visible_pair(case, block_q, block_k):
-    visible = np.asarray(visible_BTS(case.segment_ids_BT()))
+    visible = np.asarray(case.request().visible_BtS())
     T = case.seq_len
     padded = np.pad(visible, ((0, 0), (0, -T % block_q), (0, -T % block_k)))
     tiles = padded.reshape(case.batch, -(-T // block_q), block_q, -(-T // block_k), block_k).any(axis=(2, 4))
     # What lies between the first and the last tile of a row of tiles is walked over, whether seen or not.
     walked = sum(np.ptp(np.flatnonzero(row)) + 1 for row in tiles.reshape(-1, tiles.shape[2]) if row.any())
-    assert real_shapes.touched_tiles(case, block_q=block_q, block_k=block_k) == walked
+    assert work.touched_tiles(case, block_q=block_q, block_k=block_k) == walked
 
 
 def test_loaded_bytes_of_one_block_are_its_operands():
@@ -50,14 +49,14 @@ def test_loaded_bytes_of_one_block_are_its_operands():
     blocks = Blocks(16, 16, 4, 2)
     tile = 16 * 8 * 2
     # q, k, v, out; q, k, v, d_out, d_q; and per query head q, d_out, per key head k, v, d_k, d_v.
-    assert real_shapes.loaded_bytes(case, blocks=blocks, kernel_pass="forward") == 4 * 4 * tile
-    assert real_shapes.loaded_bytes(case, blocks=blocks, kernel_pass="dq") == 4 * 5 * tile
-    assert real_shapes.loaded_bytes(case, blocks=blocks, kernel_pass="dkv") == (4 * 2 + 2 * 4) * tile
+    assert work.loaded_bytes(case, blocks=blocks, kernel_pass="forward") == 4 * 4 * tile
+    assert work.loaded_bytes(case, blocks=blocks, kernel_pass="dq") == 4 * 5 * tile
+    assert work.loaded_bytes(case, blocks=blocks, kernel_pass="dkv") == (4 * 2 + 2 * 4) * tile
 
 
 def test_real_cases_have_rows_that_their_documents_fit_in():
-    names = [case.name for case in real_shapes.REAL_CASES]
+    names = [case.name for case in REAL_CASES]
     assert len(set(names)) == len(names)
-    for case in real_shapes.REAL_CASES:
+    for case in REAL_CASES:
         assert sum(case.documents) <= case.seq_len
-        assert case.name.endswith("_whole") == (not real_shapes.has_segments(case))
+        assert case.name.endswith("_whole") == (not case.documents)

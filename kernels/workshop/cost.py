@@ -10,8 +10,8 @@ import math
 
 from kernels import aot, ptx
 from kernels.attention.blocks import Blocks, Pass
-from kernels.attention.cases import Case
-from kernels.attention.real_shapes import loaded_bytes, touched_tiles
+from kernels.workshop.cases import Case
+from kernels.workshop.work import loaded_bytes, touched_tiles
 
 MATMULS: dict[Pass, int] = {"forward": 2, "dq": 3, "dkv": 4}
 # Float32 instructions on each score, beside its exponential: scale, maximum, sum, differences, products, conversion.

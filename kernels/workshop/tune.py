@@ -1,7 +1,7 @@
 """Ranks block sizes of the attention kernels and writes the best into `blocks.py`.
 
-    python -m kernels.attention.tune                                    # all kernels, for the GPUs described
-    python -m kernels.attention.tune --backends triton --head-dims 128 --kinds a100 --write
+    python -m kernels.workshop.tune                                    # all kernels, for the GPUs described
+    python -m kernels.workshop.tune --backends triton --head-dims 128 --kinds a100 --write
 
 Without a GPU a candidate is compiled for the described one. First come those without spilled registers and serialised
 wgmma, then those with the faster matmul instruction, then the modelled time (`cost.py`), then the deeper pipeline and
@@ -24,10 +24,10 @@ import jax.numpy as jnp
 
 from kernels import aot, device, ptx
 from kernels.attention import blocks as table
-from kernels.attention import cost, dropout, measure
+from kernels.attention.backends import MODULES
 from kernels.attention.blocks import Blocks, Key, Pass
-from kernels.attention.cases import Case
-from kernels.attention.real_shapes import packed
+from kernels.workshop import cost, measure
+from kernels.workshop.cases import Case, packed
 
 BACKENDS = ("triton", "mosaic")
 DTYPES = {"bfloat16": jnp.dtype(jnp.bfloat16), "float32": jnp.dtype(jnp.float32)}
@@ -77,9 +77,7 @@ class Candidate:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; gives the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kernels.attention.tune", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m kernels.workshop.tune", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
     parser.add_argument("--kinds", nargs="+", choices=list(aot.TARGETS), default=list(aot.TARGETS), help="GPUs")
     help_dtypes = "float32 is worth it only where a GPU times it: the model knows no matmuls without tensor cores"
@@ -106,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if found:
                 best[key] = found.blocks
     except aot.Unavailable as error:
-        print(f"kernels.attention.tune: {error}", file=sys.stderr)
+        print(f"kernels.workshop.tune: {error}", file=sys.stderr)
         return 1
     if args.write:
         write(best)
@@ -224,27 +222,18 @@ def _mosaic_sizes(key: Key) -> Iterator[Blocks]:
         yield Blocks(block_q, block_k, 12, num_stages)
 
 
-def _program(key: Key, blocks: Blocks, others: dict[Pass, Blocks], dropout_rate: float):
+def _program(key: Key, case: Case, blocks: Blocks, others: dict[Pass, Blocks]):
     """A function of q, k, v, segment ids and the output's gradient in which one pass has these blocks.
 
     Args:
         others: blocks of the passes that come before it; those of the table where none are given.
     """
-    attention = importlib.import_module(f"kernels.attention.{key.backend}").attention
+    attention = importlib.import_module(MODULES[key.backend]).attention
     chosen = {**others, key.kernel_pass: blocks}
 
     def run(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, d_out_BTNH):
         def out_BTNH(q_BTNH, k_BTKH, v_BTKH):
-            return attention(
-                q_BTNH,
-                k_BTKH,
-                v_BTKH,
-                segment_ids_BT=segment_ids_BT,
-                scale=q_BTNH.shape[-1] ** -0.5,
-                dropout_rate=dropout_rate,
-                dropout=dropout.from_key(jax.random.key(0)) if dropout_rate else None,
-                blocks=chosen,
-            ).out_BTNH
+            return attention(q_BTNH, k_BTKH, v_BTKH, case.request(segment_ids_BT), blocks=chosen).out_BTNH
 
         if key.kernel_pass == "forward":
             return out_BTNH(q_BTNH, k_BTKH, v_BTKH)
@@ -261,21 +250,22 @@ def compiled(key: Key, kind: str, case: Case, blocks: Blocks) -> ptx.Kernel:
     Raises:
         NotImplementedError, ValueError, jax.errors.JaxRuntimeError: it cannot be.
     """
-    dtype = next(dtype for dtype in DTYPES.values() if dtype.itemsize == key.bytes_per_element)
-    report = measure.compile_for(
-        kind, _program(key, blocks, SMALL[key.backend], case.dropout_rate), measure.shapes(case, dtype)
-    )
+    program = _program(key, case, blocks, SMALL[key.backend])
+    report = measure.compile_for(kind, program, case.shapes(_dtype(key)))
     (kernel,) = (kernel for kernel in report.kernels if measure.pass_of(kernel.name) == key.kernel_pass)
     return kernel
 
 
 def _seconds(key: Key, case: Case, blocks: Blocks) -> float:
     """On this GPU; with the passes before it, whose blocks are the same for all candidates."""
-    dtype = next(dtype for dtype in DTYPES.values() if dtype.itemsize == key.bytes_per_element)
-    q, k, v = (a.astype(dtype) for a in case.arrays())
+    q, k, v = case.arrays(dtype=_dtype(key))
     ids = jnp.asarray(case.segment_ids_BT())
-    run = jax.jit(_program(key, blocks, {}, case.dropout_rate))
+    run = jax.jit(_program(key, case, blocks, {}))
     return measure.seconds({"it": lambda: run(q, k, v, ids, q)}, rounds=7)["it"]
+
+
+def _dtype(key: Key) -> jnp.dtype:
+    return next(dtype for dtype in DTYPES.values() if dtype.itemsize == key.bytes_per_element)
 
 
 def _print(key: Key, kind: str, tried: Sequence[Candidate], count: int, found: Candidate | None) -> None:

@@ -1,0 +1,54 @@
+"""What every attention backend takes and gives: `backend.attention(q, k, v, request) -> AttentionOutput`.
+
+Shapes of this folder: B batch, T sequence, N query heads, K key/value heads, G = N / K query heads that share one, H
+head size; S is T on the side of the keys.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from kernels.attention.dropout import Dropout
+
+# Stands for minus infinity in the scores: finite, so that a row without any visible key gives no NaN.
+MASKED = -1e30
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """Everything that a call of attention is asked for beside q, k and v. A pytree; the scale is static.
+
+    Only this class knows which keys a query may see, and only `over_mesh` cuts it over devices.
+
+    Attributes:
+        segment_ids_BT: int32; 0 for padding, equal numbers for the tokens of one document.
+        scale: of the scores before the softmax.
+        dropout: which probabilities are dropped; None drops nothing.
+    """
+
+    segment_ids_BT: Int[Array, "B T"]
+    scale: float = dataclasses.field(metadata={"static": True})
+    dropout: Dropout | None = None
+
+    def visible_BtS(self, first: int = 0, end: int | None = None) -> Bool[Array, "B t S"]:
+        """Which keys s < `end` the queries `first` <= t < `end` may see; of the whole row without bounds.
+
+        A query sees the keys at or before it in the row that have its segment id. Padding sees nothing.
+        """
+        end = self.segment_ids_BT.shape[1] if end is None else end
+        queries_Bt, keys_BS = self.segment_ids_BT[:, first:end], self.segment_ids_BT[:, :end]
+        causal_tS = jnp.arange(first, end)[:, None] >= jnp.arange(end)[None, :]
+        return causal_tS & (queries_Bt[:, :, None] == keys_BS[:, None, :]) & (queries_Bt != 0)[:, :, None]
+
+
+class AttentionOutput(NamedTuple):
+    """What every backend gives; both parts can be differentiated."""
+
+    out_BTNH: Float[Array, "B T N H"]
+    # The log of each softmax's denominator, sum(exp(scale * q k)) over the visible keys, float32; 0 where none is
+    # visible. Two outputs over different keys can be joined by it.
+    log_z_BNT: Float[Array, "B N T"]

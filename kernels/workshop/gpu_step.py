@@ -1,0 +1,231 @@
+"""A training step of a 1B Llama on this machine's accelerator, ours and torch's: speed, memory and a profile.
+
+This is the only file of `kernels` that uses `allam_jax`, and only `_our_step` and `_planned` do.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+Record = dict[str, object]
+ROWS, SEQ_LEN = 4, 2048  # 8,192 tokens: fits a GPU of 40 GB with all of AdamW's state in float32
+WARM_UP, STEPS, PROFILED = 2, 15, 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """A model of `allam_jax.model.config.PRESETS`, shortened where `num_layers` is given, and a batch."""
+
+    model: str
+    rows: int
+    seq_len: int
+    num_layers: int | None = None
+
+
+FULL = Sizes(model="1b", rows=ROWS, seq_len=SEQ_LEN)
+TINY = Sizes(model="tiny", rows=2, seq_len=32, num_layers=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Step:
+    run: Callable[[], float]  # one step; its loss
+    compiled_bytes: Callable[[], int]  # arguments and temporary memory, by the compiler's count
+    model: Any  # its config: an allam_jax.model.config.LlamaConfig
+    planner: Any  # what `_planned` takes
+
+
+def our_step(*, small: bool, deadline: float, folder: Path) -> Iterator[Record]:
+    """Seconds and MFU of a step, then its memory beside the planner's figure, then a profile in `folder`.
+
+    Args:
+        small: a tiny model, for a machine without a GPU.
+        deadline: no step is timed after it, by `time.monotonic`.
+        folder: for the profile and the compilation cache.
+    """
+    sizes = TINY if small else FULL
+    jax.config.update("jax_compilation_cache_dir", str(folder / "compilation_cache"))
+    step = _our_step(sizes)
+    started = time.monotonic()
+    first_loss = step.run()
+    compile_seconds = time.monotonic() - started
+    speed = _speed(step.run, sizes, step.model, deadline=deadline, steps=3 if small else STEPS)
+    yield {"what": "allam_jax", "first loss": first_loss, "first step, s": compile_seconds, **speed}
+    device = jax.devices()[0]
+    peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    yield {
+        "what": "memory, bytes",
+        "peak in use": peak if peak else f"not known on {device.device_kind}",
+        "planner's estimate": _planned(step),
+        "compiler's count": step.compiled_bytes(),
+    }
+    with jax.profiler.trace(str(folder / "profile")):
+        for _ in range(PROFILED):
+            step.run()
+    yield {"what": f"profile of {PROFILED} steps", "folder": str(folder / "profile")}
+
+
+def _our_step(sizes: Sizes) -> _Step:
+    """The step that `task = "train"` runs, on one device, with random weights and tokens."""
+    import jax.numpy as jnp
+
+    from allam_jax.model.config import ComputeOptions, preset
+    from allam_jax.parallel.mesh import batch_sharding, make_mesh
+    from allam_jax.planning.run import Run
+    from allam_jax.training.optimizer import make_optimizer
+    from allam_jax.training.state import abstract_state, random_params, start_state
+    from allam_jax.training.step import make_train_step
+
+    model = preset(sizes.model)
+    model = dataclasses.replace(model, num_layers=sizes.num_layers or model.num_layers)
+    axes = {"data": 1, "fsdp": 1, "tensor": 1}
+    mesh = make_mesh(**axes, devices=jax.devices()[:1])
+    options = ComputeOptions(compute_dtype="bfloat16", remat="dots")
+    optimizer = make_optimizer(schedule=lambda step: jnp.float32(3e-4))
+    abstract = abstract_state(model, optimizer=optimizer, mesh=mesh)
+    params = random_params(abstract.params, config=model, seed=0)
+    state = start_state(params, abstract=abstract, optimizer=optimizer, seed=0)
+    step = make_train_step(
+        config=model, options=options, optimizer=optimizer, abstract=abstract, mesh=mesh, num_sources=1, num_chunks=8
+    )
+    ids_BT = tokens(sizes, model.vocab_size)
+    shape = (sizes.rows, sizes.seq_len)
+    batch = {
+        "tokens": ids_BT[:, :-1],
+        "targets": ids_BT[:, 1:],
+        "segment_ids": np.ones(shape, np.int32),
+        "positions": np.tile(np.arange(sizes.seq_len, dtype=np.int32), (sizes.rows, 1)),
+        "loss_weights": np.ones(shape, np.float32),
+        "source_ids": np.zeros(shape, np.int32),
+    }
+    batch = jax.device_put(batch, batch_sharding(mesh))
+
+    def run() -> float:
+        nonlocal state
+        state, metrics = step(state, batch)
+        jax.block_until_ready(state)
+        return float(metrics["loss"])
+
+    def compiled_bytes() -> int:
+        memory = step.lower(state, batch).compile().memory_analysis()
+        assert memory is not None
+        return memory.argument_size_in_bytes + memory.temp_size_in_bytes
+
+    planner = Run(
+        model=model,
+        options=options,
+        optimizer=optimizer,
+        mesh=axes,
+        batch_size=sizes.rows,
+        seq_len=sizes.seq_len,
+        accumulation=1,
+        param_dtype="float32",
+        z_loss=0.0,
+        loss_chunks=8,
+        num_sources=1,
+    )
+    return _Step(run=run, compiled_bytes=compiled_bytes, model=model, planner=planner)
+
+
+def _planned(step: _Step) -> int:
+    """Bytes that the planner's formulas expect of a step on one GPU."""
+    from allam_jax.planning.cluster import GPUS, Cluster
+    from allam_jax.planning.memory import estimated_memory
+
+    return estimated_memory(step.planner, cluster=Cluster(gpu=GPUS["h100"], nodes=1, gpus_per_node=1)).total
+
+
+def torch_step(*, small: bool, deadline: float) -> Iterator[Record]:
+    """The same sizes by transformers and torch: compiled, bfloat16 autocast, fused AdamW, nothing recomputed.
+
+    With `small`, torch is not asked to compile. Otherwise the arguments are as for `our_step`.
+    """
+    import torch
+    import transformers
+
+    from allam_jax.model.config import preset
+
+    sizes, model = (TINY, preset(TINY.model)) if small else (FULL, preset(FULL.model))
+    model = dataclasses.replace(model, num_layers=sizes.num_layers or model.num_layers)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    network = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=model.vocab_size,
+            hidden_size=model.dim,
+            num_hidden_layers=model.num_layers,
+            num_attention_heads=model.num_heads,
+            num_key_value_heads=model.num_kv_heads,
+            head_dim=model.head_dim,
+            intermediate_size=model.mlp_dim,
+            max_position_embeddings=sizes.seq_len,
+            tie_word_embeddings=model.tie_embeddings,
+            attn_implementation="sdpa",  # type: ignore[call-arg]
+        )
+    ).to(device)  # type: ignore[arg-type]
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    forward = network if small else torch.compile(network)
+    ids_BT = torch.tensor(tokens(sizes, model.vocab_size), device=device).long()
+    inputs, targets = ids_BT[:, :-1].contiguous(), ids_BT[:, 1:].contiguous()
+
+    def run() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device, torch.bfloat16):
+            loss = forward(input_ids=inputs, labels=targets, shift_labels=targets, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        return float(loss.item())
+
+    started = time.monotonic()
+    first_loss = run()
+    compile_seconds = time.monotonic() - started
+    kind = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    speed = _speed(run, sizes, model, deadline=deadline, steps=3 if small else STEPS, device_kind=kind)
+    name = f"transformers {transformers.__version__}, torch {torch.__version__}{'' if small else ', compiled'}"
+    yield {"what": name, "first loss": first_loss, "first step, s": compile_seconds, **speed}
+    if device == "cuda":
+        yield {"what": "torch's memory, bytes", "peak in use": torch.cuda.max_memory_allocated()}
+
+
+def tokens(sizes: Sizes, vocab_size: int) -> np.ndarray:
+    """Random ids, one more in a row than the model reads."""
+    return np.random.default_rng(0).integers(0, vocab_size, (sizes.rows, sizes.seq_len + 1)).astype(np.int32)
+
+
+def _speed(run: Callable[[], float], sizes: Sizes, model, *, deadline: float, steps: int, device_kind="") -> Record:
+    """Median seconds of a step after the warm-up, and what follows from them."""
+    for _ in range(WARM_UP):
+        loss = run()
+    seconds: list[float] = []
+    while len(seconds) < steps and (not seconds or time.monotonic() < deadline):
+        started = time.perf_counter()
+        loss = run()
+        seconds.append(time.perf_counter() - started)
+    median = statistics.median(seconds)
+    num_tokens = sizes.rows * sizes.seq_len
+    flops = model.flops_per_token(sizes.seq_len) * num_tokens
+    peak = _peak_flops(device_kind or jax.devices()[0].device_kind)
+    return {
+        "last loss": loss,
+        "model": f"{model.num_parameters / 1e9:.2f}B, {sizes.rows} x {sizes.seq_len}",
+        "steps": len(seconds),
+        "median s": median,
+        "tokens/s": num_tokens / median,
+        "model TFLOP/s": flops / median / 1e12,
+        "MFU": flops / median / peak if peak else None,
+    }
+
+
+def _peak_flops(device_kind: str) -> float | None:
+    """Dense bfloat16 rate of the data sheet; None for a device that the planner does not describe."""
+    from allam_jax.planning.cluster import GPUS
+
+    described = {"A100": "a100", "H100": "h100", "H200": "h100"}  # H200 has H100's tensor cores
+    found = next((key for name, key in described.items() if name in device_kind), None)
+    return GPUS[found].peak_flops["bfloat16"] if found else None
