@@ -52,6 +52,7 @@ def get_experiment(scale: str = "laptop") -> Experiment:
                     title: tuple(f"{tokenizer}_{kind}" for tokenizer in TOKENIZERS) for kind, title in KINDS.items()
                 },
                 lines=tuple(TOKENIZERS.values()),
+                lines_title="tokenizer",
                 x="pieces",
                 x_label="Pieces of the Arabic tokenizer",
                 log_x=True,
@@ -63,6 +64,7 @@ def get_experiment(scale: str = "laptop") -> Experiment:
                 x="pieces",
                 x_label="Pieces of the Arabic tokenizer",
                 log_x=True,
+                from_zero=True,
                 caption="Tokens of an Arabic corpus of 230 billion words with the merged tokenizer, and how many times "
                 "fewer than with the base's.",
             ),
