@@ -66,7 +66,7 @@ def compiled_cost(kind: str, shard: Shard, *, chunks: int) -> Cost:
     from jax.sharding import NamedSharding, PartitionSpec
 
     from allam_jax.parallel.mesh import make_mesh
-    from allam_jax.planning.hlo import parse
+    from allam_jax.planning.hlo import parse_program
     from allam_jax.planning.work import work_of
     from allam_jax.training.losses import chunked_cross_entropy
     from kernels import aot
@@ -101,7 +101,7 @@ def compiled_cost(kind: str, shard: Shard, *, chunks: int) -> Cost:
             shaped((B, T), jnp.float32, "fsdp"),
         )
     report = aot.compile_report(lowered, kernels=False)
-    work = work_of(parse(report.hlo_text))
+    work = work_of(parse_program(report.hlo_text))
     return Cost(
         temp=report.temp_bytes,
         flops=sum(piece.flops * piece.count for piece in work),

@@ -9,7 +9,7 @@ from allam_jax.launch.jobs import Job
 from allam_jax.launch.runs import Run, differing
 from allam_jax.planning.gpu_cluster import cluster_of
 from allam_jax.planning.run import described_run
-from allam_jax.planning.run_plan import Energy, Plan, analytic_plan
+from allam_jax.planning.run_plan import RunPlan, analytic_plan
 from allam_jax.report.markdown import number, table
 from allam_jax.tasks.recipe import Stage
 

@@ -45,9 +45,7 @@ def draw_plans(plans: Sequence[RunPlan], path: Path) -> None:
         left.set(xlabel="memory of one GPU (GiB)")
         times = [[getattr(plan.time, name) for name in _TIME] for plan in plans]
         limit = 1.2 * max(map(sum, times))
-        _stack(
-            right, [""] * len(plans), times, names=_TIME.values(), colours=_TIME_COLOURS, unit="{:.2f}", limit=limit
-        )
+        _stack(right, [""] * len(plans), times, names=_TIME.values(), colours=_TIME_COLOURS, unit="{:.2f}", limit=limit)
         for row, plan in enumerate(plans):
             right.annotate(
                 f"{plan.time.total:.2f} s, MFU {plan.mfu:.0%}", (plan.time.total, row), xytext=(4, 0), va="center",
@@ -59,7 +57,8 @@ def draw_plans(plans: Sequence[RunPlan], path: Path) -> None:
 
 def _label(plan: RunPlan) -> str:
     source = "formula" if plan.compiled is None else "compiled"
-    return f"{plan.run.describe().replace(', remat', f'{chr(10)}remat')}\n{source}"
+    layout = plan.run.describe().replace(", remat", "\nremat")
+    return f"{layout}\n{source}"
 
 
 def _stack(
