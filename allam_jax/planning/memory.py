@@ -60,7 +60,7 @@ def argument_bytes(run: Run) -> dict[str, int]:
 
 
 def estimated_memory(run: Run, *, cluster: Cluster, arguments: dict[str, int] | None = None) -> Memory:
-    """Memory from formulas: exact arguments, the rest estimated. `arguments`: the result of `argument_bytes`, if known."""
+    """Memory from formulas, with exact arguments. `arguments`: the result of `argument_bytes`, if it is known."""
     workload = run.workload
     return Memory(
         **(arguments or argument_bytes(run)),

@@ -11,7 +11,7 @@ from allam_jax.files import write_text
 
 
 def number(value: Any) -> str:
-    """The text of a value in a table: four significant digits, thousands separators in whole numbers, a dash for None."""
+    """The text of a value in a table: four significant digits, thousands separators for whole numbers, `–` for None."""
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
