@@ -64,7 +64,7 @@ def get_experiment(scale: str = "laptop") -> Experiment:
                 by=("order",),
                 reference={"order": MIXED},
                 log_steps=False,
-                caption="Bits per byte of held-out text from random weights on, by the order of the languages.",
+                caption="Bits per byte of held-out text during training from scratch, by the order of the languages.",
             ),
             Dots(name="end", measures=final_names(languages), by=("order",), caption="Held-out text at the end."),
         ),

@@ -63,7 +63,7 @@ def get_experiment(scale: str = "laptop") -> Experiment:
                 name="step0",
                 measures=("kl_en", "new_probability_en", "new_probability_ar"),
                 by=("method",),
-                caption="Step 0: KL from the base on English, and the probability that all new tokens get together.",
+                caption="Step 0: KL from the base on English, and the total probability of all new tokens.",
             ),
         ),
         claims=(

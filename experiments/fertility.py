@@ -65,8 +65,8 @@ def get_experiment(scale: str = "laptop") -> Experiment:
                 x_label="Pieces of the Arabic tokenizer",
                 log_x=True,
                 from_zero=True,
-                caption="Tokens of an Arabic corpus of 230 billion words with the merged tokenizer, and how many times "
-                "fewer than with the base's.",
+                caption="Tokens of an Arabic corpus of 230 billion words with the merged tokenizer, and the ratio of the "
+                "base's tokens to them.",
             ),
         ),
         claims=(
@@ -106,7 +106,7 @@ def _corpus() -> tuple[Measure, ...]:
         _combined("corpus", lambda merged, base: WORDS * merged / 1e9, kind="ar", to="base", unit="billion tokens",
                   title="230 billion words, merged"),
         _combined("saving", lambda merged, base: base / merged, kind="ar", to="base", unit="times",
-                  title="Fewer Arabic tokens than the base"),
+                  title="Arabic tokens, base over merged"),
     )  # fmt: skip
 
 

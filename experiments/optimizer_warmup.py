@@ -51,7 +51,7 @@ def get_experiment(scale: str = "laptop") -> Experiment:
                 key="grad_norm",
                 stage=here.stage,
                 title="Spike of the gradient norm",
-                unit="of the median after",
+                unit="times the later median",
                 reduce=spike_size(FIRST),
             ),
             *(
@@ -75,20 +75,20 @@ def get_experiment(scale: str = "laptop") -> Experiment:
                 measures=("grad_norm_curve", *curve_names(here.languages)),
                 by=("case",),
                 only=("start, none", "start, linear", "start, freeze"),
-                caption="Gradient norm and held-out text from the expanded base on, by warm-up.",
+                caption="Gradient norm and held-out text after a start from the expanded base, by warm-up.",
             ),
             Curves(
                 name="resume",
                 measures=("grad_norm_curve", *curve_names(here.languages)),
                 by=("case",),
                 only=("resume, moments", "resume, none", "resume, linear", "resume, freeze"),
-                caption="Gradient norm and held-out text of a resumed run, with its moments or without, by warm-up.",
+                caption="Gradient norm and held-out text of a resumed run, with and without its moments, by warm-up.",
             ),
             Dots(
                 name="spikes",
                 measures=("spike", f"rise_{english}", f"rise_{arabic}"),
                 by=("case",),
-                caption="Size of the spike, and how far bits per byte rise above step 0.",
+                caption="Size of the gradient spike, and the rise of bits per byte above step 0.",
             ),
         ),
         claims=(

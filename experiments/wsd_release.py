@@ -63,8 +63,8 @@ def get_experiment(scale: str = "laptop") -> Experiment:
     without = MIDTRAINING if laptop else RELEASE
     return Experiment(
         title="Releases from a constant run (WSD)",
-        claim="A short decay off a constant run makes a better model at any point, better still on good data, and the "
-        "run then goes on from before the decay (the talk).",
+        claim="A short decay that branches off a constant run gives a better model at any point, good data improve it "
+        "further, and the run continues from before the decay (the talk).",
         config=here.config,
         vary=grid(arms("branch", **cases), every_seed("trunk", "released", "release") if laptop else here.seeds),
         measures=(*final_bits(here.stage, languages | INSTRUCTIONS), *bits_curves(stages, languages)),
@@ -73,18 +73,18 @@ def get_experiment(scale: str = "laptop") -> Experiment:
                    from_step=first_step if laptop else 0, caption=caption)
             for name, first_step, shown, caption in (
                 ("points", 80, (CONSTANT, *(name for name in cases if name.startswith("at ")), RELEASE),
-                 "Held-out text along the trunk and decays branched off it at several points."),
+                 "Held-out text along the trunk and along decays that branch off at several points."),
                 ("shapes", TRUNK_STEPS - EVERY, (CONSTANT, *SHAPES), "Shapes of the decay."),
                 ("lengths", TRUNK_STEPS - EVERY,
                  (CONSTANT, RELEASE, *(name for name in cases if name.endswith(" steps"))),
                  "Lengths of the decay."),
                 ("data", TRUNK_STEPS - EVERY,
                  tuple(name for name in (LONGER, RELEASE, MIDTRAINING, INSTRUCTED, RETURNED) if name in cases),
-                 "The decay on mid-training data, and the constant rate again after a release."),
+                 "A decay on mid-training data, and a constant rate after a release."),
             )
         ) + (
             Dots(name="end", measures=final_names(languages | INSTRUCTIONS), by=("branch",),
-                 caption="At the end of each branch."),
+                 caption="Held-out text at the end of each branch."),
         ),
         claims=(
             *(
@@ -107,11 +107,10 @@ def get_experiment(scale: str = "laptop") -> Experiment:
                 for key, name in first_two
             ),
             *(
-                Claim(text=f"{case}, the run back on the trunk has fewer bits per byte of {name} than the one that "
-                           "went on from the release",
+                Claim(text=f"with equally many updates {case}, the trunk has fewer bits per byte of {name} than the run "
+                           "that continued from the release",
                       measure=f"final_{key}", of={"branch": trunk_arm}, than={"branch": RETURNED})
-                for case, trunk_arm in (("with as many updates behind it", LONGER),
-                                        ("as many updates after the release", CONSTANT))
+                for case, trunk_arm in (("in all", LONGER), ("since the release", CONSTANT))
                 for key, name in first_two
             ),
         ),

@@ -249,3 +249,11 @@ def test_experiments_share_their_first_stages(tmp_path):
                 bases.setdefault(run.labels["seed"], set()).update(found)
     assert sorted(bases) == [0, 1, 2]
     assert all(len(fingerprints) == 1 for fingerprints in bases.values())
+
+
+def test_the_example_of_the_page_is_a_whole_experiment_file(tmp_path):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "sweeps.md").read_text()
+    (tmp_path / "example.py").write_text(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1])
+    experiment = load_experiment(str(tmp_path / "example.py"))
+    runs = expand_runs(experiment, tiny.get_config(), workdir=tmp_path, store=tmp_path / "stages", overrides={})
+    assert [run.name for run in runs[:4]] == [*(f"lr-0.0001--seed-{seed}" for seed in (0, 1, 2)), "lr-0.0003--seed-0"]
