@@ -1,12 +1,12 @@
-"""Deduplication side by side with datatrove, rensa and datasketch; and the whole pipeline against plain reading.
+"""Compares deduplication with datatrove, rensa and datasketch, and the whole pipeline with plain reading.
 
     pip install rensa datasketch spacy "xxhash<4"
     python benchmarks/corpus.py [--documents 10000] [--rounds 5]
 
-All get the same texts (Arabic hadith, one in ten a near copy) and find near-duplicates with shingles of 13
-words and 14 bands of 9 hashes: from the words of each document, cut once for all, to the documents that go. datatrove's
-steps start from the text and write files, as they do in its own pipelines; its tokenizer is the cheapest it has (white
-space). Rounds alternate; medians and their ratios are printed, with the number of documents that go.
+All programs get the same texts (Arabic hadith, every tenth a near copy) and find near-duplicates with shingles of 13
+words and 14 bands of 9 hashes. They start from the words of each document and end with the documents to remove.
+datatrove's steps start from the text and write files, as in its own pipelines, with its cheapest tokenizer (white
+space). The programs take turns. The output has the median times, their ratios and the number of removed documents.
 """
 
 import itertools
@@ -24,13 +24,13 @@ from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-DOCUMENTS = flags.DEFINE_integer("documents", 10_000, "How many.")
-ROUNDS = flags.DEFINE_integer("rounds", 5, "Runs of each.")
+DOCUMENTS = flags.DEFINE_integer("documents", 10_000, "Number of documents.")
+ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed runs of each program.")
 SHINGLE, BANDS, ROWS = 13, 14, 9
 
 
 def make_texts(count: int) -> list[str]:
-    """Real documents of at least 13 words; every tenth repeats an earlier one with other first words."""
+    """Real documents of at least 13 words; every tenth repeats an earlier one with two more words in front."""
     from allam_jax.corpus import catalog
     from allam_jax.corpus.words import bare_words
     from allam_jax.errors import UserError
@@ -44,11 +44,11 @@ def make_texts(count: int) -> list[str]:
                 found.append(f"mirror {len(found)} " + found[len(found) // 2])
         if len(found) >= count:
             return found[:count]
-    raise UserError(f"--documents={count}: there are {len(found)}")
+    raise UserError(f"--documents={count}: the catalog has {len(found)}")
 
 
 def ours(words: Sequence[Sequence[str]], texts: Sequence[str]) -> int:
-    """allam_jax.corpus."""
+    """The number of documents that allam_jax.corpus removes."""
     from allam_jax.corpus.duplicates import band_pairs, clusters
     from allam_jax.corpus.minhash import MinHash
 
@@ -60,7 +60,7 @@ def ours(words: Sequence[Sequence[str]], texts: Sequence[str]) -> int:
 
 
 def with_datatrove(words: Sequence[Sequence[str]], texts: Sequence[str]) -> int:
-    """Its MinHash steps."""
+    """The number of documents that datatrove's MinHash steps remove."""
     from datatrove.data import Document
     from datatrove.pipeline.dedup.minhash import (
         MinhashConfig,
@@ -87,7 +87,7 @@ def with_datatrove(words: Sequence[Sequence[str]], texts: Sequence[str]) -> int:
 
 
 def with_rensa(words: Sequence[Sequence[str]], texts: Sequence[str]) -> int:
-    """RMinHash and its index."""
+    """The number of documents that rensa's RMinHash and its index remove."""
     from rensa import RMinHash, RMinHashLSH
 
     index = RMinHashLSH(threshold=0.7, num_perm=BANDS * ROWS, num_bands=BANDS)
@@ -102,7 +102,7 @@ def with_rensa(words: Sequence[Sequence[str]], texts: Sequence[str]) -> int:
 
 
 def with_datasketch(words: Sequence[Sequence[str]], texts: Sequence[str]) -> int:
-    """MinHash and MinHashLSH, with its faster hash."""
+    """The number of documents that datasketch's MinHash and MinHashLSH remove, with its faster hash."""
     import xxhash
     from datasketch import MinHash, MinHashLSH
 
@@ -121,7 +121,7 @@ def _shingles(words: Sequence[str]) -> list[str]:
 
 
 def _removed(groups: Sequence[Sequence[int]]) -> int:
-    """Documents beyond the first of each cluster, where `groups[i]` are earlier ones like document i."""
+    """The number of documents beyond the first of each cluster; `groups[i]` are earlier documents similar to i."""
     parent = list(range(len(groups)))
 
     def root(node: int) -> int:
@@ -137,7 +137,7 @@ def _removed(groups: Sequence[Sequence[int]]) -> int:
 
 
 def compare(arms: dict[str, Callable[[], int]], *, rounds: int) -> dict[str, float]:
-    """Median seconds of each arm, run in turn, and what it returned."""
+    """Runs the arms in turn, prints their times and results, and returns the median seconds of each."""
     seconds: dict[str, list[float]] = defaultdict(list)
     results = {}
     for _ in range(rounds):
@@ -148,12 +148,12 @@ def compare(arms: dict[str, Callable[[], int]], *, rounds: int) -> dict[str, flo
     medians = {name: statistics.median(some) for name, some in seconds.items()}
     for name, median in medians.items():
         spread = f"{min(seconds[name]):.2f} to {max(seconds[name]):.2f}"
-        print(f"{name:30s} {median:8.2f} s ({spread})  {results[name]:7d} documents go", flush=True)
+        print(f"{name:30s} {median:8.2f} s ({spread})  {results[name]:7d} documents removed", flush=True)
     return medians
 
 
 def pipeline_share(texts: Sequence[str], *, rounds: int) -> None:
-    """Seconds of the pipeline's settings as multiples of reading the same JSON Lines."""
+    """Prints the speed of the pipeline with several settings as shares of that of reading the same JSON Lines."""
     from allam_jax.config import to_dict
     from allam_jax.corpus import pipeline
     from allam_jax.corpus.corpus_plan import make_plan
@@ -196,7 +196,7 @@ def pipeline_share(texts: Sequence[str], *, rounds: int) -> None:
 
 
 def main(_) -> None:
-    """Runs all."""
+    """Runs both comparisons."""
     from allam_jax.corpus.words import bare_words
 
     texts = make_texts(DOCUMENTS.value)

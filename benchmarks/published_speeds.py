@@ -1,10 +1,10 @@
-"""Published training speeds beside this planner's predictions: `python -m benchmarks.published_speeds [--compile]`.
+"""Compares published training speeds with the planner's: `python -m benchmarks.published_speeds [--compile]`.
 
-One set of efficiencies (`cluster.Efficiency`) for all rows, two kinds of GPU, three frameworks, 1.7 to 76 billion
-parameters, tensor, fully sharded and plain data parallelism. What a framework does differently from ours is described
-with its row: what it recomputes, whether its attention writes out the scores, how it synchronises gradients.
+All rows use one set of efficiencies (`gpu_cluster.Efficiency`). The rows cover two kinds of GPU, three frameworks, 1.7
+to 76 billion parameters, and tensor, fully sharded and plain data parallelism. Each row describes the differences of
+its framework to ours: what it recomputes, whether its attention materializes the scores, how it synchronises gradients.
 
-Runs with pipeline parallelism (the larger rows of Megatron-LM) are left out: we have no pipeline to describe them with.
+Runs with pipeline parallelism (the larger rows of Megatron-LM) are left out, because the planner has no pipelines.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ EVERYTHING = Remat(projections=1, down=1, attention=1, elementwise=1)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Published:
-    """One published run. `seconds` is of a step; of other figures, see `source`."""
+    """One published run. `seconds` is the time of a step; `source` names the published figure."""
 
     name: str
     source: str
@@ -41,12 +41,12 @@ class Published:
 
     @property
     def cluster(self) -> Cluster:
-        """Nodes of eight GPUs."""
+        """The GPUs of the run in nodes of eight."""
         return Cluster(gpu=GPUS[self.gpu], nodes=-(-self.gpus // 8), gpus_per_node=min(self.gpus, 8))
 
     @property
     def ours(self) -> Run:
-        """Our own step with its model and layout. Only where `remat` is a policy of ours."""
+        """Our own step with the same model and layout. Only for a `remat` that is one of our policies."""
         w = self.workload
         assert isinstance(w.remat, str)
         schedule = make_schedule(ScheduleSettings(name="constant", peak_lr=3e-4, warmup_steps=0), total_steps=1)
@@ -65,12 +65,12 @@ class Published:
         )
 
     def predict_compiled(self) -> tuple[float, Memory]:
-        """Seconds and memory of a step of ours with this model and layout, from the compiled program."""
+        """Seconds and memory of our own step with the same model and layout, from the compiled program."""
         step = compile_step(self.ours, cluster=self.cluster)
         return step_time(step.work, step.collectives, cluster=self.cluster, dtype="bfloat16").total, step.memory
 
     def predict(self) -> float:
-        """Seconds of a step by our model."""
+        """Seconds of a step by the analytic model."""
         collectives = collectives_of_step(self.workload, cluster=self.cluster)
         return step_time(work_of_step(self.workload), collectives, cluster=self.cluster, dtype="bfloat16").total
 
@@ -100,7 +100,7 @@ def _gpt(
     accumulation: int = 1,
     sequence_parallel: bool = False,
 ) -> Workload:
-    # Megatron's GPT: two matrices of 4 D in the MLP, as many elements as three of 8/3 D; softmax over written scores.
+    # Megatron's GPT has two MLP matrices of width 4 D, as many elements as three of 8/3 D, and materializes scores.
     model = dataclasses.replace(
         preset("llama2_7b"),
         dim=dim,
@@ -127,13 +127,13 @@ def _gpt(
 
 
 def megatron_seconds(*, model: LlamaConfig, batch: int, gpus: int, tflops: float) -> float:
-    """Seconds of an iteration from the published rate, by the paper's own count of operations (2104.04473, eq. 3)."""
+    """Seconds of an iteration from the published rate, with the paper's count of operations (2104.04473, eq. 3)."""
     T, L, D, V = 2048, model.num_layers, model.dim, 51_200
     return 96 * batch * T * L * D**2 * (1 + T / (6 * D) + V / (16 * L * D)) / (gpus * tflops * 1e12)
 
 
-# Megatron sums gradients over its micro-batches before it reduces them; ours are reduced with every one. Entered as
-# micro-batches of 16, which is one, or for 18.4B two, of each replica's share.
+# Megatron sums the gradients of its micro-batches before it reduces them; our step reduces those of every micro-batch.
+# The rows therefore have micro-batches of 16 rows: one per replica, or two for 18.4B.
 def _megatron(
     name: str, *, gpus: int, batch: int, tflops: float, rows: int, tensor: int, dim: int, layers: int, heads: int
 ) -> Published:
@@ -217,7 +217,7 @@ RUNS: tuple[Published, ...] = (
 
 
 def table(runs: Sequence[Published] = RUNS) -> str:
-    """A Markdown table: published and predicted step time, and their ratio."""
+    """A Markdown table of published and predicted step times, and their ratios."""
     lines = [
         "| run | published, s | predicted, s | predicted / published | source |",
         "|---|---|---|---|---|",
@@ -231,7 +231,7 @@ def table(runs: Sequence[Published] = RUNS) -> str:
 
 
 def compiled_table(runs: Sequence[Published] = RUNS) -> str:
-    """The same for our own step, compiled, with the models and layouts of those runs whose remat policy is ours."""
+    """The table for our own compiled step with the models and layouts of the runs whose remat policy is ours."""
     lines = ["| model and layout of | published, s | our step as compiled, s | ratio |", "|---|---|---|---|"]
     for run in runs:
         if isinstance(run.workload.remat, str):

@@ -1,16 +1,16 @@
-"""Our training step beside transformers + torch on CPU: one process, the same weights and batch, taking turns.
+"""Compares our training step with transformers + torch on CPU: alternately in one process, with the same weights.
 
     python benchmarks/train_step.py [--rounds 15] [--cores 2] [--huge_pages] [--nocompile]
 
-The network is a Llama of width 256, 6 layers, 8 heads, feed-forward 688, vocabulary 8,192, in float32; a batch is
-8 x 256 tokens; a step is forward, backward, clipping of the gradient at norm 1 and AdamW. Contestants take turns, step
-by step, and the median of each is compared: what else runs on the machine then slows all of them. It does not slow
-them alike (torch's threads wait for each other by spinning), so measure on a quiet machine; otherwise the fastest step
-of each, printed too, says more than the median. Needs torch and transformers, and a C++ compiler for torch.compile.
+The network is a Llama of width 256, 6 layers, 8 heads, feed-forward 688 and vocabulary 8,192, in float32. A batch has 8
+x 256 tokens. A step is forward, backward, clipping of the gradient at norm 1, and AdamW. The contestants take turns
+step by step, so that other load on the machine slows all of them; the table compares their medians. Load does not slow
+them equally, because torch's waiting threads spin. Measure on an idle machine, or compare the fastest steps, which are
+printed too. The benchmark needs torch and transformers, and a C++ compiler for torch.compile.
 
-Prints a table and, last, one JSON object. FLOPs are the model's: 6 per matmul parameter and token, and attention
-counted at half of its square (causal); so a contestant that computes the whole square gets nothing for it. The sgemm
-peak is the best of torch, numpy and JAX on 2048 x 2048 matrices in the same process.
+The output is a table and, on the last line, a JSON object. FLOPs are those of the model: 6 per matmul parameter and
+token, and causal attention at half of its square, whatever a contestant computes. The sgemm peak is the best of torch,
+numpy and JAX on 2048 x 2048 matrices in the same process.
 """
 
 import json
@@ -30,16 +30,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 ROUNDS = flags.DEFINE_integer("rounds", 15, "Timed steps of each contestant.", lower_bound=1)
 CORES = flags.DEFINE_integer("cores", 2, "CPU cores to use.", lower_bound=1)
 COMPILE = flags.DEFINE_bool("compile", True, "Also time torch.compile.")
-HUGE_PAGES = flags.DEFINE_bool("huge_pages", False, "Let malloc ask for huge pages, for all contestants.")
+HUGE_PAGES = flags.DEFINE_bool("huge_pages", False, "Let malloc use huge pages, for all contestants.")
 
 B, T, V, LEARNING_RATE = 8, 256, 8192, 3e-4
 OURS = "allam_jax"
 
-Step = Callable[[], float]  # one training step; its loss
+Step = Callable[[], float]  # runs one training step and returns its loss
 
 
 def our_step(weights: Path, ids_BT: np.ndarray) -> tuple[Step, float]:
-    """The step that `task = "train"` runs, from a Hugging Face directory; and its model FLOPs."""
+    """The step of `task = "train"` with the weights of a Hugging Face directory, and its model FLOPs."""
     import jax
     import jax.numpy as jnp
 
@@ -60,7 +60,7 @@ def our_step(weights: Path, ids_BT: np.ndarray) -> tuple[Step, float]:
     state = start_state(params, abstract=abstract, optimizer=optimizer, seed=0)
     step = make_train_step(
         config=config,
-        options=ComputeOptions(remat="dots"),  # on CPU, making an activation again is cheaper than new memory
+        options=ComputeOptions(remat="dots"),  # on CPU, recomputing an activation is cheaper than new memory
         optimizer=optimizer,
         abstract=abstract,
         mesh=mesh,
@@ -87,7 +87,7 @@ def our_step(weights: Path, ids_BT: np.ndarray) -> tuple[Step, float]:
 
 
 def torch_step(weights: Path, ids_BT: np.ndarray, *, attention: str, compiled: bool = False) -> Step:
-    """transformers' Llama with torch's fused AdamW (quicker here than foreach), no decay on norms."""
+    """A step of transformers' Llama with torch's fused AdamW (faster than foreach), without decay on norms."""
     import torch
     from transformers import LlamaForCausalLM
 
@@ -112,7 +112,7 @@ def torch_step(weights: Path, ids_BT: np.ndarray, *, attention: str, compiled: b
 
 
 def write_weights(directory: Path) -> None:
-    """Random weights as a Hugging Face directory, for both sides to read."""
+    """Writes random weights as a Hugging Face directory for both sides."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -131,7 +131,7 @@ def write_weights(directory: Path) -> None:
 
 
 def sgemm_peaks(size: int = 2048, repeats: int = 5) -> dict[str, float]:
-    """GFLOP/s of square float32 matrix products, the best of a few."""
+    """GFLOP/s of the fastest of several square float32 matrix products, for each library."""
     import jax
     import torch
 
@@ -146,7 +146,7 @@ def sgemm_peaks(size: int = 2048, repeats: int = 5) -> dict[str, float]:
 
 
 def times(call: Callable, repeats: int) -> list[float]:
-    """Seconds of each of `repeats` calls, after one that is not counted."""
+    """Seconds of each of `repeats` calls, after one call that is not timed."""
     call()
     result = []
     for _ in range(repeats):
@@ -157,15 +157,15 @@ def times(call: Callable, repeats: int) -> list[float]:
 
 
 def measure(contestants: dict[str, Step], rounds: int) -> dict[str, dict]:
-    """Median and fastest wall seconds and median CPU seconds of a step, taking turns, and every loss."""
+    """Runs the steps in turn. Returns median and fastest wall seconds, median CPU seconds, and all losses."""
     names = list(contestants)
     runs: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     losses: dict[str, list[float]] = {name: [] for name in names}
-    for name in names:  # compilation and first touch
+    for name in names:  # the first step compiles and touches new memory
         losses[name] += [contestants[name](), contestants[name]()]
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            time.sleep(0.05)  # threads of the one before stop spinning
+            time.sleep(0.05)  # until the threads of the previous contestant stop spinning
             wall, cpu = time.perf_counter(), time.process_time()
             losses[name].append(contestants[name]())
             runs[name].append((time.perf_counter() - wall, time.process_time() - cpu))
@@ -181,7 +181,7 @@ def measure(contestants: dict[str, Step], rounds: int) -> dict[str, dict]:
 
 
 def check_same_maths(results: dict[str, dict]) -> None:
-    """The losses of all steps agree: nobody is quick by doing something else."""
+    """Checks that the losses of all steps agree, so that all contestants compute the same."""
     ours = np.array(results[OURS]["losses"])
     for name, result in results.items():
         difference = np.max(np.abs(np.array(result["losses"]) / ours - 1))
@@ -194,7 +194,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     tunable = "glibc.malloc.hugetlb=1"
-    if HUGE_PAGES.value and tunable not in os.environ.get("GLIBC_TUNABLES", ""):  # read when a process starts
+    if HUGE_PAGES.value and tunable not in os.environ.get("GLIBC_TUNABLES", ""):  # read at the start of a process
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "GLIBC_TUNABLES": tunable})
     cores = sorted(os.sched_getaffinity(0))[: CORES.value]
     os.sched_setaffinity(0, cores)  # before any library starts its threads
@@ -216,9 +216,9 @@ def main(argv: list[str]) -> None:
             compiled = torch_step(weights, ids_BT, attention="sdpa", compiled=True)
             try:
                 compiled()
-                # The same compiled code from the cache, before its first step.
+                # Its first step takes the compiled code from the cache.
                 contestants["torch sdpa compiled"] = torch_step(weights, ids_BT, attention="sdpa", compiled=True)
-            except Exception as error:  # whatever the compiler says: the others are still worth comparing
+            except Exception as error:  # without a working compiler, compare the others
                 logging.warning("torch.compile failed and is left out: %s", str(error).splitlines()[0])
         results = measure(contestants, ROUNDS.value)
         peaks = sgemm_peaks()

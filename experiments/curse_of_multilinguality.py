@@ -1,18 +1,19 @@
 """Whether to begin with one language or with both (ALLaM paper, section 2.3; the talk: the curse of multilinguality).
 
-    python run.py --sweep experiments/curse_of_multilinguality.py
+    python run.py --sweep experiments/curse_of_multilinguality.py --jobs 2
 
-The claim: training from scratch on two languages at once degrades English or slows the learning of both; English first
-and then the mixture keeps English and transfers what was learnt. The same model, tokenizer (bilingual from the start),
-learning rates and number of tokens, in two parts: a cosine down to a tenth, then constant there.
+The claim: training from scratch on two languages at once degrades English or slows both languages down. English first
+and then the mixture keeps English, and what was learnt transfers. All arms have the same model, bilingual tokenizer,
+learning rates and number of tokens. The schedule has two parts: a cosine down to a tenth of the rate, then a constant
+rate.
 
     english first     English alone, then 55 % English
     mixed             55 % English throughout
-    same data         throughout the mixture that `english first` comes to in all: the same tokens of each language
+    same data         one mixture throughout, with as many tokens of each language as `english first` has in all
 
-Laptop: 4,500 steps (9 runs of 300 and 200), 6 minutes with `--jobs 2` on two cores. Paper (`:paper`): 1B parameters,
-the paper's scale for it, 100B tokens of which 60 % in the first part; the tokenizer and the corpus are the user's
-(`--set "stage.*.tokenizer=DIR"`).
+Laptop: 4,500 steps (9 runs of 300 and 200), 6 minutes with `--jobs 2` on two cores. Paper (`:paper`): 1B parameters, as
+in the paper, and 100B tokens, of which 60 % in the first part. The user gives the tokenizer and the corpus:
+`--set "stage.*.tokenizer=DIR"`.
 """
 
 from ml_collections import ConfigDict
@@ -34,7 +35,7 @@ FIRST, MIXED, SAME = "english first", "mixed", "same data"
 
 
 def get_experiment(scale: str = "laptop") -> Experiment:
-    """`scale`: laptop or paper."""
+    """The experiment at a `scale`: laptop or paper."""
     here = setting(scale, config="configs/allam_7b_scratch.py")
     laptop = here.scale == "laptop"
     languages = dict(here.languages)
@@ -64,7 +65,7 @@ def get_experiment(scale: str = "laptop") -> Experiment:
                 by=("order",),
                 reference={"order": MIXED},
                 log_steps=False,
-                caption="Bits per byte of held-out text from random weights on, by the order of the languages.",
+                caption="Bits per byte of held-out text during training from scratch, by the order of the languages.",
             ),
             Dots(name="end", measures=final_names(languages), by=("order",), caption="Held-out text at the end."),
         ),
@@ -87,7 +88,7 @@ def _claim(text: str, measure: str, than: str) -> Claim:
 
 
 def _weights(languages: dict[str, str], **english: float) -> dict[str, float]:
-    """English's share in each stage; the rest is split evenly among the others."""
+    """Overrides: stage -> share of English; the other languages divide the rest evenly."""
     name, *others = languages
     return {
         f"stage.{stage}.data.sources.{source}.weight": share if source == name else (1 - share) / len(others)
@@ -116,7 +117,7 @@ def _paper_stages(recipe: ConfigDict) -> dict[str, ConfigDict]:
 
 
 def _joined(stages: dict[str, ConfigDict], *, peak_lr: float, warmup_steps: int) -> dict[str, ConfigDict]:
-    """The second stage goes on from the first, with its moments, its step and its place in the data."""
+    """Lets the second stage continue the first, with its moments, its step and its position in the data."""
     first, then = (stages[stage] for stage in STAGES)
     first.train.steps = round(FIRST_SHARE * then.train.steps)
     first.schedule.update(name="cosine", peak_lr=peak_lr, warmup_steps=warmup_steps, final_fraction=0.1)

@@ -1,16 +1,16 @@
 """Whether continued pre-training should use dropout (ALLaM paper, section 2.2, Figure 6).
 
-    python run.py --sweep experiments/dropout.py
+    python run.py --sweep experiments/dropout.py --jobs 2
 
-The claim: dropout helps the new language, as it regularises the new distribution, and hurts the one of the base, which
-was trained without. Source: English, target: Arabic.
+The claim: dropout helps the new language (Arabic) by regularising its new distribution, and hurts the language of the
+base (English), which was trained without dropout.
 
-None, and a rate of 0.1 on the embeddings, the attention, the residual branches, and all three (the paper does not say
-where). Laptop: the tiny base; its Arabic is read for less than one epoch, as the paper's was, so there is little to
-overfit. Paper (`:paper`): 7B, 20B tokens each.
+Arms: no dropout, and a rate of 0.1 on the embeddings, the attention, the residual branches, or all three; the paper
+does not state where. Laptop: the tiny base. It reads its Arabic for less than one epoch, as in the paper, so there is
+little to overfit. Paper (`:paper`): 7B, 20B tokens each.
 
-Laptop: 3,600 steps (12 runs; the arm without is shared with embedding_init), 10 minutes with `--jobs 2` on two
-cores, bases included.
+Laptop: 3,600 steps (12 runs; embedding_init shares the arm without dropout), 10 minutes with `--jobs 2` on two cores,
+bases included.
 """
 
 from allam_jax.ablation.claims import Claim
@@ -25,7 +25,7 @@ RATE = 0.1
 
 
 def get_experiment(scale: str = "laptop") -> Experiment:
-    """`scale`: laptop or paper."""
+    """The experiment at a `scale`: laptop or paper."""
     here = setting(scale)
     english, arabic, *_ = here.languages
     keys = {site: here.key(f"compute.dropout_{site}") for site in SITES}

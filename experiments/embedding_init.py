@@ -1,15 +1,14 @@
-"""How the embeddings of new tokens should begin (ALLaM paper, section 2.2, Figure 5).
+"""How to initialise the embeddings of new tokens (ALLaM paper, section 2.2, Figure 5).
 
     python run.py --config configs/tiny.py --sweep experiments/embedding_init.py --launcher local
 
-The claim: a model whose new rows are averages of the base's pieces (subword_mean) learns Arabic faster than one whose
-new rows are drawn at random, and its English suffers less. Beside the two: the mean of all rows (mean_all), the first
-piece's row (first_piece), and the average with noise of 0.3 standard deviations (mean_noise; with the default of 0.02
-nothing tells it from subword_mean). Each with three seeds of the base, of the expansion and of the order of the data;
-the tokenizers are the same.
+The claim: a model whose new rows are averages of the base's pieces (subword_mean) learns Arabic faster than one with
+random new rows, and loses less English. Three further arms: the mean of all rows (mean_all), the first piece's row
+(first_piece), and the average with noise of 0.3 standard deviations (mean_noise; the default of 0.02 makes no
+difference). Three seeds change the base, the expansion and the order of the data. The tokenizers are the same for all.
 
-12 minutes on two cores, the bases included, which all experiments on continued pre-training share. At paper scale give
-a recipe of your own with the stages `expand` and `continued` and a base of yours, as `--config FILE --sweep
+12 minutes on two cores, with the bases, which all experiments on continued pre-training share. At paper scale, give a
+recipe of your own with the stages `expand` and `continued` and your base, as `--config FILE --sweep
 experiments/embedding_init.py:paper`.
 """
 
@@ -29,7 +28,7 @@ LANGUAGES = {"en": ENGLISH, "ar": ARABIC}
 
 
 def get_experiment(scale: str = "laptop") -> Experiment:
-    """`scale`: laptop (three seeds, also of the base) or paper (one base, which is given; two seeds)."""
+    """The experiment at a `scale`: laptop (three seeds, also of the base) or paper (two seeds on one given base)."""
     if scale not in SCALES:
         raise UserError(f"{scale}: expected laptop or paper")
     seeded = ("stage.base.seed",) if scale == "laptop" else ()
@@ -63,7 +62,7 @@ def get_experiment(scale: str = "laptop") -> Experiment:
                 name="step0",
                 measures=("kl_en", "new_probability_en", "new_probability_ar"),
                 by=("method",),
-                caption="Step 0: KL from the base on English, and the probability that all new tokens get together.",
+                caption="Step 0: KL from the base on English, and the total probability of all new tokens.",
             ),
         ),
         claims=(

@@ -1,18 +1,18 @@
-"""How many tokens a word costs, before and after merging an Arabic tokenizer into the base's (ALLaM paper, Figure 1).
+"""The tokens per word before and after merging an Arabic tokenizer into the base's (ALLaM paper, Figure 1).
 
-    python run.py --sweep experiments/fertility.py
+    python run.py --sweep experiments/fertility.py --jobs 2
 
-The claims: merged, the base's tokenizer spends as many tokens on a word of Arabic as one trained on Arabic alone, and
-on English and code as many as before. The talk: 230 billion words of Arabic are 1.2T tokens in Llama-2's vocabulary and
-308B in ALLaM's, 3.9 times fewer.
+The claims: after the merge, the base's tokenizer needs as many tokens per Arabic word as a tokenizer trained on Arabic
+alone, and as many as before on English and code. The talk: 230 billion words of Arabic are 1.2T tokens in Llama-2's
+vocabulary and 308B in ALLaM's, 3.9 times fewer.
 
-Arabic tokenizers of 512 to 4,096 pieces, merged into an English base of 2,048 (with 2 % Arabic in its training text, as
-Llama-2 had). A seed chooses another division of the documents into those trained and those measured on. Fertility is
-tokens over words between white space, on held-out text. The tokens of a corpus of 230 billion words are that many times
-the tokens per word of the text here: modern Arabic commentary without vowel marks, not that corpus.
+Arabic tokenizers of 512 to 4,096 pieces are merged into an English base of 2,048, whose training text has 2 % Arabic,
+as Llama-2's had. A seed selects another division of the documents into training and held-out text. Fertility is the
+number of tokens over the number of words between white space, on held-out text. The tokens of a corpus of 230 billion
+words are that number times the tokens per word of the text here, which is modern Arabic commentary without vowel marks.
 
-Laptop: 12 runs of tokenizers, half a minute on two cores. Paper (`:paper`): 8,000 to 64,000
-pieces; give a recipe of your own with the stages of configs/tiny.py and your base's tokenizer, as `--config FILE`.
+Laptop: 12 runs of tokenizers, half a minute on two cores. Paper (`:paper`): 8,000 to 64,000 pieces; give a recipe of
+your own with the stages of configs/tiny.py and your base's tokenizer, as `--config FILE`.
 """
 
 from allam_jax.ablation.claims import Claim
@@ -23,16 +23,16 @@ from allam_jax.ablation.vary import grid, param, seeds
 from experiments.settings import ARABIC, CODE, ENGLISH, setting
 
 SIZES = {"laptop": (512, 1024, 2048, 4096), "paper": (8_000, 16_000, 32_000, 64_000)}
-DEFAULT = {"laptop": 2048, "paper": 32_000}  # that the claims are judged at
+DEFAULT = {"laptop": 2048, "paper": 32_000}  # the size at which the claims are judged
 KINDS = {"ar": ARABIC, "en": ENGLISH, "code": CODE}
 TOKENIZERS = {"base": "base", "arabic": "Arabic only", "merged": "merged"}
-WORDS = 230e9  # of the talk's Arabic corpus
+WORDS = 230e9  # in the talk's Arabic corpus
 STAGE = "merged_tokenizer"
 PER_WORD = "tokens/word"
 
 
 def get_experiment(scale: str = "laptop") -> Experiment:
-    """`scale`: laptop or paper."""
+    """The experiment at a `scale`: laptop or paper."""
     here = setting(scale)
     at = {"pieces": DEFAULT[here.scale]}
     return Experiment(
@@ -52,6 +52,7 @@ def get_experiment(scale: str = "laptop") -> Experiment:
                     title: tuple(f"{tokenizer}_{kind}" for tokenizer in TOKENIZERS) for kind, title in KINDS.items()
                 },
                 lines=tuple(TOKENIZERS.values()),
+                lines_title="tokenizer",
                 x="pieces",
                 x_label="Pieces of the Arabic tokenizer",
                 log_x=True,
@@ -63,8 +64,9 @@ def get_experiment(scale: str = "laptop") -> Experiment:
                 x="pieces",
                 x_label="Pieces of the Arabic tokenizer",
                 log_x=True,
-                caption="Tokens of an Arabic corpus of 230 billion words with the merged tokenizer, and how many times "
-                "fewer than with the base's.",
+                from_zero=True,
+                caption="Tokens of an Arabic corpus of 230 billion words with the merged tokenizer, and the ratio of "
+                "the base's tokens to them.",
             ),
         ),
         claims=(
@@ -89,7 +91,7 @@ def _fertilities() -> tuple[Measure, ...]:
 
 
 def _differences() -> tuple[Measure, ...]:
-    """How far the merged tokenizer is from the one it should be as good as."""
+    """The difference of the merged tokenizer to the tokenizer that it should equal, on each kind of text."""
     return tuple(
         _combined(f"difference_{kind}", lambda a, b: a - b, kind=kind, to=to, unit=PER_WORD,
                   title=f"{KINDS[kind]}: merged minus {TOKENIZERS[to]}")
@@ -104,12 +106,12 @@ def _corpus() -> tuple[Measure, ...]:
         _combined("corpus", lambda merged, base: WORDS * merged / 1e9, kind="ar", to="base", unit="billion tokens",
                   title="230 billion words, merged"),
         _combined("saving", lambda merged, base: base / merged, kind="ar", to="base", unit="times",
-                  title="Fewer Arabic tokens than the base"),
+                  title="Arabic tokens, base over merged"),
     )  # fmt: skip
 
 
 def _combined(name, function, *, kind: str, to: str, title: str, unit: str) -> Measure:
-    """A function of the merged tokenizer's tokens per word and those of `to`, on one kind of text."""
+    """A measure: `function` of the tokens per word of the merged tokenizer and of `to`, on one kind of text."""
     merged, other = (result("", path=_path(tokenizer, kind), stage=STAGE, title="") for tokenizer in ("merged", to))
     return computed(
         name, lambda folders: function(merged.read(folders), other.read(folders)), stages=(STAGE,), title=title,

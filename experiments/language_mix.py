@@ -1,16 +1,16 @@
 """How much English continued pre-training should keep (ALLaM paper, Figure 4).
 
-    python run.py --sweep experiments/language_mix.py
+    python run.py --sweep experiments/language_mix.py --jobs 2
 
-The claim: of English shares from 100 % to none, 55 % English and 45 % Arabic is the best trade between acquiring Arabic
-and retaining English. The paper judges by MMLU in both languages; here it is the mean over languages of bits per byte
-of held-out text, with that of each language beside it.
+The claim: among shares of English from 100 % to none, 55 % English and 45 % Arabic is the best compromise between
+learning Arabic and keeping English. The paper judges by MMLU in both languages. This experiment judges by the mean over
+the languages of bits per byte of held-out text, and shows each language too.
 
 Shares of 100, 75, 55, 45, 25 and 0 % English. Laptop: the tiny base. Paper (`:paper`): 7B, 20B tokens each as in the
 paper, Arabic half natural and half translated.
 
-Laptop: 4,500 steps (15 runs; the 55 % arm is shared with embedding_init), 10 minutes with `--jobs 2` on two cores,
-bases included.
+Laptop: 4,500 steps (15 runs; embedding_init shares the 55 % arm), 10 minutes with `--jobs 2` on two cores, bases
+included.
 """
 
 from allam_jax.ablation.claims import Claim
@@ -33,7 +33,7 @@ BEST = {"english": 0.55}
 
 
 def get_experiment(scale: str = "laptop") -> Experiment:
-    """`scale`: laptop or paper."""
+    """The experiment at a `scale`: laptop or paper."""
     here = setting(scale)
     english, arabic, *_ = here.languages
     final = final_bits(here.stage, here.languages)
@@ -90,7 +90,7 @@ def get_experiment(scale: str = "laptop") -> Experiment:
 
 
 def _share(here: Setting, share: float) -> Choice:
-    """Weights of the sources; what is not English goes to the others in equal parts."""
+    """A share of English; the other sources divide the rest evenly."""
     english, *others = here.languages
     weights = {english: share} | dict.fromkeys(others, (1 - share) / len(others))
     overrides = {here.key(f"data.sources.{name}.weight"): weight for name, weight in weights.items()}

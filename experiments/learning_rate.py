@@ -1,17 +1,16 @@
 """Which learning rate continued pre-training should have (ALLaM paper, section 2.2; the talk).
 
-    python run.py --sweep experiments/learning_rate.py
+    python run.py --sweep experiments/learning_rate.py --jobs 2
 
-The claim: continued pre-training goes on at the constant rate that the base ended with. A higher one forgets English,
-and so does warming up again and decaying: "once the learning rate went down, it is very difficult to ramp up learning
-rate without some forgetting".
+The claim: continued pre-training should keep the constant rate with which the base ended. A higher rate forgets
+English, and so does a new warm-up with a decay: "once the learning rate went down, it is very difficult to ramp up
+learning rate without some forgetting".
 
-Four arms: constant at the base's last rate, at 3 and at 10 times it, and a warm-up to 10 times it over a tenth of the
-steps with a cosine back down to it. Laptop: the base ended at 3e-4. Paper (`:paper`): 3e-5, 10B tokens each, which is
-the talk's budget for its search.
+Four arms: constant at the base's last rate, at 3 times and at 10 times that rate, and a warm-up to 10 times the rate
+over a tenth of the steps with a cosine back down to it. Laptop: the base ended at 3e-4. Paper (`:paper`): 3e-5, 10B
+tokens each, which is the talk's budget for its search.
 
-Laptop: 3,600 steps of continued pre-training (12 runs), 8 minutes with `--jobs 2` on two cores, bases
-included.
+Laptop: 3,600 steps of continued pre-training (12 runs), 8 minutes with `--jobs 2` on two cores, bases included.
 """
 
 from allam_jax.ablation.claims import Claim
@@ -25,7 +24,7 @@ LAST, THREE, TEN, DECAYED = "1x", "3x", "10x", "10x, decayed"
 
 
 def get_experiment(scale: str = "laptop") -> Experiment:
-    """`scale`: laptop or paper."""
+    """The experiment at a `scale`: laptop or paper."""
     here = setting(scale)
     steps = here.steps(10e9)
     rate = here.key("schedule.peak_lr")

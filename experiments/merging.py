@@ -1,20 +1,21 @@
-"""Whether merging checkpoints helps, and whether it can stand in for a decay (the talk: "model merging works, but").
+"""Whether merging checkpoints helps, and whether it can replace a decay (the talk: "model merging works, but").
 
-    python run.py --sweep experiments/merging.py
+    python run.py --sweep experiments/merging.py --jobs 2
 
-The claims: the average of the last checkpoints of a constant run is better than the last one; so is the average of
-decayed branches than one of them; and checkpoints weighted as a decay of the learning rate would weight the updates
-between them (WSM, 2507.17634; docs/merging.md) come close to a real decay, without training.
+The claims: the average of the last checkpoints of a constant run is better than the last one. The average of decayed
+branches is better than one branch. Checkpoints with the weights that a decay of the learning rate would give to the
+updates between them (WSM, 2507.17634; docs/merging.md) come close to a real decay, without training.
 
-The trunk is that of wsd_release: constant, checkpoints every 20 of its 300 steps. Arms: its last checkpoint; averages
-of the last 2, 3 and 6; WSM over the last 6 (steps 200 to 300) for three shapes; real decays of 100 steps from step 200
-(1 - sqrt), one on the trunk's next data and one on the data in another order; their average. All but the last two
-cost no training, and all have seen the same number of tokens, but for the average of branches, which has seen a decay
-more.
+The trunk is that of wsd_release: 300 steps at a constant rate with a checkpoint every 20. Arms: its last checkpoint;
+averages of the last 2, 3 and 6; WSM over the last 6 (steps 200 to 300) for three shapes; two real decays of 100 steps
+from step 200 (1 - sqrt), one on the trunk's next data and one on data in another order; the average of these two. Only
+the last three train more than the trunk. All arms have seen the same number of tokens, except the average of the
+decays, which has seen one more decay.
 
 Laptop: 900 steps of trunk, 600 of decays, and 30 merges and evaluations (27 runs), 6 minutes with `--jobs 2` on two
-cores, bases included; the trunk is shared with wsd_release, the bases with all. Paper (`:paper`): 34B, checkpoints of
-`runs/allam_34b` every 20,000 steps, against the release in `runs/release` and a second one in `runs/release_2`.
+cores, bases included. wsd_release shares the trunk, and all experiments share the bases. Paper (`:paper`): 34B,
+checkpoints of `runs/allam_34b` every 20,000 steps, against the release in `runs/release` and a second one in
+`runs/release_2`.
 """
 
 from typing import Any
@@ -36,13 +37,13 @@ AVERAGES = {f"average of {count}": count for count in (2, 3, 6)}
 SHAPES = ("one_minus_sqrt", "linear", "cosine")
 WSM = {shape: f"WSM {shape}" for shape in SHAPES}
 MERGED = 6  # checkpoints at most
-START = TRUNK_STEPS - (MERGED - 1) * EVERY  # of the decays, and of the first checkpoint that is merged
+START = TRUNK_STEPS - (MERGED - 1) * EVERY  # step of the first merged checkpoint, where the decays start
 ANOTHER_ORDER = 1000  # seed of the data of the second decay
 PAPER_STEPS = tuple(range(380_000, 480_001, 20_000))
 
 
 def get_experiment(scale: str = "laptop") -> Experiment:
-    """`scale`: laptop or paper."""
+    """The experiment at a `scale`: laptop or paper."""
     here = setting(scale, config="configs/allam_34b.py")
     laptop = here.scale == "laptop"
     languages = dict(here.languages) | ({"code": CODE} if laptop else {})
@@ -97,7 +98,7 @@ def _claim(text: str, key: str, of: str, than: str) -> Claim:
 
 
 def _models(*, run: str, steps: tuple[int, ...], decays: tuple[str, str]) -> dict[str, dict[str, Any]]:
-    """Overrides that say what is evaluated, and what that is merged from."""
+    """Arm -> overrides that select the evaluated model and the models that are merged into it."""
     evaluated = "stage.evaluated.init.weights"
     first, second = decays
 

@@ -1,19 +1,19 @@
-"""What missing optimizer state costs, and whether warming up mends it (ALLaM paper, section 2.2; the talk).
+"""What missing optimizer state costs, and whether a warm-up helps (ALLaM paper, section 2.2; the talk).
 
-    python run.py --sweep experiments/optimizer_warmup.py
+    python run.py --sweep experiments/optimizer_warmup.py --jobs 2
 
-Open weights come without the optimizer's moments, and a resume can lose them: then the first updates follow the
-estimates of a few batches. The claims: "resume implemented with warm-up" avoids spikes of the gradient norm (the talk),
-and at the start of continued pre-training a warm-up has "little effect on performance" (the paper).
+Open weights come without the optimizer's moments, and a resume can lose them. The first updates then follow estimates
+from a few batches. The claims: "resume implemented with warm-up" avoids spikes of the gradient norm (the talk), and at
+the start of continued pre-training a warm-up has "little effect on performance" (the paper).
 
-Two starts: the expanded base (`start`), and a run that is resumed from its checkpoint (`resume`), each without warm-up
-(`none`), with the learning rate ramped up (`linear`) or held at 0 while the moments fill (`freeze`); and the resume
-with its moments (`moments`). The spike is the largest gradient norm of the first 20 updates over the median of those
-after; the rise is how far bits per byte of held-out text get above those at step 0.
+Two kinds of start: the expanded base (`start`), and a run that resumes from its checkpoint (`resume`). Each has three
+arms: no warm-up (`none`), a ramp of the learning rate (`linear`), and a rate of 0 while the moments fill (`freeze`). A
+further arm resumes with its moments (`moments`). The spike is the largest gradient norm of the first 20 updates over
+the median of the later ones. The rise is the largest excess of bits per byte of held-out text over step 0.
 
-Laptop: 2,100 steps (21 runs) at a rate of 1e-3, warm-up over 20 of 100 steps, 8 minutes with `--jobs 2` on two
-cores, with the bases and the runs that are resumed, which other experiments share. Paper (`:paper`): 7B, 10B tokens
-each, warm-up over 200 steps; the run to resume is the 7B's own, `runs/allam_7b/checkpoints/00020000`.
+Laptop: 2,100 steps (21 runs) at a rate of 1e-3, warm-up over 20 of 100 steps, 8 minutes with `--jobs 2` on two cores,
+with the bases and the resumed runs, which other experiments share. Paper (`:paper`): 7B, 10B tokens each, warm-up over
+200 steps; the resumed run is the 7B's own, `runs/allam_7b/checkpoints/00020000`.
 """
 
 from ml_collections import ConfigDict
@@ -31,7 +31,7 @@ PAPER_CHECKPOINT = "runs/allam_7b/checkpoints/00020000"
 
 
 def get_experiment(scale: str = "laptop") -> Experiment:
-    """`scale`: laptop or paper."""
+    """The experiment at a `scale`: laptop or paper."""
     here = setting(scale, stage="restarted")
     laptop = here.scale == "laptop"
     english, arabic, *_ = here.languages
@@ -51,7 +51,7 @@ def get_experiment(scale: str = "laptop") -> Experiment:
                 key="grad_norm",
                 stage=here.stage,
                 title="Spike of the gradient norm",
-                unit="of the median after",
+                unit="times the later median",
                 reduce=spike_size(FIRST),
             ),
             *(
@@ -75,20 +75,20 @@ def get_experiment(scale: str = "laptop") -> Experiment:
                 measures=("grad_norm_curve", *curve_names(here.languages)),
                 by=("case",),
                 only=("start, none", "start, linear", "start, freeze"),
-                caption="Gradient norm and held-out text from the expanded base on, by warm-up.",
+                caption="Gradient norm and held-out text after a start from the expanded base, by warm-up.",
             ),
             Curves(
                 name="resume",
                 measures=("grad_norm_curve", *curve_names(here.languages)),
                 by=("case",),
                 only=("resume, moments", "resume, none", "resume, linear", "resume, freeze"),
-                caption="Gradient norm and held-out text of a resumed run, with its moments or without, by warm-up.",
+                caption="Gradient norm and held-out text of a resumed run, with and without its moments, by warm-up.",
             ),
             Dots(
                 name="spikes",
                 measures=("spike", f"rise_{english}", f"rise_{arabic}"),
                 by=("case",),
-                caption="Size of the spike, and how far bits per byte rise above step 0.",
+                caption="Size of the gradient spike, and the rise of bits per byte above step 0.",
             ),
         ),
         claims=(
@@ -127,7 +127,7 @@ def _claim(text: str, of: str, than: str) -> Claim:
 def _cases(here: Setting, *, resumed: str) -> dict[str, dict[str, object]]:
     length = FIRST if here.scale == "laptop" else 200
     warm_ups = {"none": ("linear", 0), "linear": ("linear", length), "freeze": ("freeze", length)}
-    # Data goes on where it was only with the seed that it was read by, which at the paper's scale varies.
+    # Data can continue only with the seed of the resumed run, and at the paper's scale the seed varies.
     resume = {here.key("init.weights"): resumed, here.key("init.data"): here.scale == "laptop"}
     return {
         **{f"start, {name}": _warm_up(here, *how) for name, how in warm_ups.items()},
@@ -141,7 +141,7 @@ def _warm_up(here: Setting, mode: str, steps: int) -> dict[str, object]:
 
 
 def _paper_budget(here: Setting) -> Choices:
-    """Every update is logged: a spike may be over in the ten that the config logs one of."""
+    """The budget, with every update logged: the config logs one of ten, which may miss a spike."""
     (budget,) = here.budget(10e9)
     return always({**budget.overrides, here.key("train.log_every"): 1})
 

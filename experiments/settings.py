@@ -1,9 +1,9 @@
-"""Where the experiments on continued pre-training run: on a laptop with configs/tiny.py, or at the paper's scale.
+"""The settings of the experiments on continued pre-training: configs/tiny.py on a laptop, or the paper's scale.
 
     python run.py --sweep experiments/NAME.py             # laptop
     python run.py --sweep experiments/NAME.py:paper       # the same experiment on configs/allam_7b.py
 
-At the paper's scale the expanded base and the corpus are the user's: give their paths with `--set`, as in
+At the paper's scale the user gives the paths of the expanded base and the corpus with `--set`, as in
 `--set stage.train.init.weights=DIR` and `--set stage.train.data.sources.arabic.path=DIR`.
 """
 
@@ -24,15 +24,15 @@ _PAPER_EVALUATIONS = 20  # of a run
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What an experiment needs to know of the config that it varies.
+    """The properties of the config that an experiment varies.
 
     Attributes:
         scale: laptop or paper.
-        config: the file.
-        stage: the stage that continues pre-training.
+        config: the config file.
+        stage: the name of the stage that continues pre-training.
         languages: key in `eval.sources` -> name, English first, then Arabic.
-        base_lr: the learning rate that the base ended with.
-        seeds: of everything that is random.
+        base_lr: the last learning rate of the base.
+        seeds: the seeds of everything random.
     """
 
     scale: str
@@ -47,11 +47,11 @@ class Setting:
         return f"stage.{self.stage}.{rest}"
 
     def steps(self, tokens: float) -> int:
-        """Steps of a run: those of the laptop, or at the paper's scale those of a budget of tokens."""
+        """The steps of a run: fixed on the laptop, and those of a budget of tokens at the paper's scale."""
         return LAPTOP_STEPS if self.scale == "laptop" else allam.steps_for(tokens)
 
     def budget(self, tokens: float) -> Choices:
-        """For the grid: at the paper's scale, runs of so many tokens; the laptop's length is the config's."""
+        """Choices for the grid: at the paper's scale, runs of this many tokens; on the laptop, no change."""
         if self.scale == "laptop":
             return always({})
         steps = self.steps(tokens)
@@ -60,12 +60,12 @@ class Setting:
 
 
 def setting(scale: str, *, stage: str = "", config: str = "configs/allam_7b.py") -> Setting:
-    """The setting of a scale. UserError unless it is laptop or paper.
+    """The setting of a scale. Raises UserError unless it is laptop or paper.
 
     Args:
-        scale: as the user gives it.
-        stage: on the laptop, the stage that the experiment adds and varies; empty: `continued`, of configs/tiny.py.
-        config: at the paper's scale, the file; its stage is called train.
+        scale: the text that the user gives.
+        stage: on the laptop, the stage that the experiment adds and varies; empty means `continued` in configs/tiny.py.
+        config: at the paper's scale, the config file, whose stage is called train.
     """
     if scale not in SCALES:
         raise UserError(f"{scale}: expected {' or '.join(SCALES)}")
@@ -94,7 +94,7 @@ def every_seed(*stages: str) -> Choices:
 
 
 def continuing(*, weights: str, steps: int) -> ConfigDict:
-    """A stage like `continued` of configs/tiny.py, from these weights and without ramping up, for the laptop."""
+    """A stage for the laptop like `continued` in configs/tiny.py, from these weights and without a ramp of the rate."""
     config = tiny.training(english=0.55, steps=steps)
     config.tokenizer = "@merged_tokenizer"
     config.init.weights = weights
@@ -104,9 +104,9 @@ def continuing(*, weights: str, steps: int) -> ConfigDict:
 
 
 def replaced(sources: Mapping[str, float], *, corpus: Mapping[str, str] | None = None) -> ConfigDict:
-    """A whole `data.sources` section for the laptop: dataset -> share of the tokens.
+    """A whole `data.sources` section for the laptop, from dataset -> share of the tokens.
 
-    `corpus` names the stage that holds a dataset, where that is not `corpus`.
+    `corpus` gives the stage of a dataset if that is not the stage `corpus`.
     """
     where = corpus or {}
     return ConfigDict(

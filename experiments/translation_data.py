@@ -1,19 +1,20 @@
-"""What translated Arabic does in continued pre-training (ALLaM paper, section 2.1, Figure 3).
+"""How translated Arabic changes continued pre-training (ALLaM paper, section 2.1, Figure 3).
 
-    python run.py --sweep experiments/translation_data.py
+    python run.py --sweep experiments/translation_data.py --jobs 2
 
-The claims: with Arabic that was translated from English in the mixture, the training loss is higher, the gradient norm
-spikes less often, and English is forgotten less. At equal tokens: 55 % English in both arms; Arabic is natural alone,
-or half natural and half translated, as in Table 1.
+The claims: if the mixture has Arabic that was translated from English, the training loss is higher, the gradient norm
+spikes less often, and less English is forgotten. Both arms have the same number of tokens and 55 % English. The Arabic
+is all natural, or half natural and half translated, as in Table 1.
 
-Laptop: natural is the Arabic commentary of configs/tiny.py. Translated is the Van Dyke Bible, whose English counterpart
-(the World English Bible) is in the English of both arms, as the originals of the paper's translations are: a
-translation by people, of one book and in an older style, where the paper has machine translation of the web. Both
-Bibles are in one package of 73 MB, pinned and kept in the cache. A spike is a gradient norm above 1.25 times the median
-of the 20 before: that of so small a model rarely leaves it by more than a tenth.
+Laptop: the natural Arabic is the commentary of configs/tiny.py. The translated Arabic is the Van Dyke Bible. Its
+English counterpart, the World English Bible, is in the English of both arms, as the originals of the paper's
+translations are. So people made this translation, of one book in an older style; the paper has machine translation of
+web text. Both Bibles are in one package of 73 MB with a pinned version, which stays in the cache. A spike is a gradient
+norm above 1.25 times the median of the 20 before it, because the norm of so small a model rarely deviates by more than
+a tenth.
 
-Laptop: 1,800 steps (6 runs), 5 minutes with `--jobs 2` on two cores, bases included. Paper
-(`:paper`): 7B, 20B tokens each, the sources of configs/allam_7b.py.
+Laptop: 1,800 steps (6 runs), 5 minutes with `--jobs 2` on two cores, bases included. Paper (`:paper`): 7B, 20B tokens
+each, the sources of configs/allam_7b.py.
 """
 
 from ml_collections import ConfigDict
@@ -34,7 +35,7 @@ SPIKE = 1.25  # times the median of the norms before
 
 
 def get_experiment(scale: str = "laptop") -> Experiment:
-    """`scale`: laptop or paper."""
+    """The experiment at a `scale`: laptop or paper."""
     here = setting(scale, stage="mixed")
     laptop = here.scale == "laptop"
     languages = dict(here.languages) | ({"translated": TRANSLATED} if laptop else {})

@@ -1,4 +1,4 @@
-"""The run at a constant learning rate that wsd_release branches from and merging merges, and branches off it."""
+"""The constant-rate run from which wsd_release branches and whose checkpoints merging merges, and branches of it."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from experiments.settings import Setting, continuing, replaced
 
 TRUNK_STEPS = 300
 DECAY_STEPS = 60
-EVERY = 20  # steps between checkpoints, all of which are kept
+EVERY = 20  # steps between checkpoints; all are kept
 
 
 def trunk() -> ConfigDict:
-    """The laptop's trunk: English, Arabic and code at a constant rate, from the expanded base on."""
+    """The laptop's trunk: training on English, Arabic and code at a constant rate, from the expanded base."""
     config = continuing(weights="@expand/weights", steps=TRUNK_STEPS)
     config.optimizer.rewarm_steps = 5
     config.data.sources = replaced({"en": 0.4, "ar": 0.35, "code": 0.25})
@@ -23,19 +23,19 @@ def trunk() -> ConfigDict:
 
 
 def checkpoint(step: int) -> str:
-    """Where a run keeps its checkpoint of a step."""
+    """The path of a step's checkpoint in the directory of a run."""
     return f"checkpoints/{step:08d}"
 
 
 def going_on(here: Setting, *, steps: int) -> dict[str, Any]:
-    """Overrides of a branch that keeps the constant rate up to step `steps`."""
+    """Overrides of a branch that keeps the constant rate until step `steps`."""
     return {here.key("train.steps"): steps}
 
 
 def decaying(
     here: Setting, *, start: int = TRUNK_STEPS, steps: int = DECAY_STEPS, shape: str = "one_minus_sqrt"
 ) -> dict[str, Any]:
-    """Overrides of a branch that decays from the trunk's step `start` over `steps`."""
+    """Overrides of a branch that decays from the trunk's step `start` over `steps` steps."""
     return {
         here.key("init.weights"): f"@trunk/{checkpoint(start)}",
         here.key("train.steps"): start + steps,
@@ -43,6 +43,6 @@ def decaying(
         here.key("schedule.decay_start"): start,
         here.key("schedule.decay_steps"): steps,
         here.key("schedule.decay_shape"): shape,
-        # An exponential never gets to 0.
+        # An exponential never reaches 0.
         here.key("schedule.final_fraction"): 0.01 if shape == "exponential" else 0.0,
     }

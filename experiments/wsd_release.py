@@ -1,31 +1,31 @@
 """How to release a model from a run that never decays (the talk: how the 34B is trained).
 
-    python run.py --sweep experiments/wsd_release.py
+    python run.py --sweep experiments/wsd_release.py --jobs 2
 
-The claims: a run at a large constant learning rate can be released at any point by branching off a short decay (WSD) on
-good data, and afterwards it goes on from the checkpoint before the decay, at the constant rate, as if nothing had been:
-better than going on from the released model, since "once the learning rate went down, it is very difficult to ramp up".
+The claims: a run at a large constant learning rate can be released at any point by a branch with a short decay (WSD) on
+good data. Afterwards the run continues from the checkpoint before the decay, at the constant rate. That is better than
+continuing from the released model, since "once the learning rate went down, it is very difficult to ramp up".
 
-The trunk continues the expanded base at a constant 1e-3 on 40 % English, 35 % Arabic and 25 % code, 300 steps. Branches
-from it (init.optimizer, init.step, init.data; docs/training.md), 60 steps unless said otherwise:
+The trunk continues the expanded base at a constant 1e-3 on 40 % English, 35 % Arabic and 25 % code for 300 steps.
+Branches from it (init.optimizer, init.step, init.data; docs/training.md) have 60 steps unless stated otherwise:
 
-    constant              the trunk itself, going on: what a release has to beat, and the return to the trunk
+    constant              the trunk, continued: the rival of every release, and the run after a release
     constant, longer      the same for 120 steps
-    at 100, at 200        decay (1 - sqrt) from earlier checkpoints
+    at 100, at 200        a decay (1 - sqrt) from an earlier checkpoint
     1 - sqrt, linear, cosine, exponential     shapes, from step 300 (exponential down to 1 %, the others to 0)
     30 steps, 120 steps   lengths (1 - sqrt)
-    midtraining           decay on English and Arabic alone, the talk's first choice of data
-    + instructions        on these and a fifth of instructions, its second choice ("+ SFT data")
-    from release          the constant rate again for 60 steps, from the released model (1 - sqrt at 300): to compare
-                          with 120 steps of the trunk, as many updates, and with 60, as many since the release
+    midtraining           a decay on English and Arabic alone, the talk's first choice of data
+    + instructions        the same with a fifth of instructions, its second choice ("+ SFT data")
+    from release          the constant rate again for 60 steps, from the released model (1 - sqrt at 300). The arm
+                          `constant, longer` has equally many updates in all, and `constant` since the release.
 
-The laptop's instructions are of one kind, requests to translate verses of the Bible between the two languages (as FLAN
-and xP3 make instructions out of other data): there are no others in the catalog. How well they are learnt is the bits
-per byte of held-out ones.
+The laptop's instructions are requests to translate Bible verses between the two languages, made from other data as in
+FLAN and xP3; the catalog has no others. Bits per byte of held-out instructions measure how well they are learnt.
 
-Laptop: 900 steps of trunk and 2,790 of branches (39 runs), 11 minutes with `--jobs 2` on two cores, bases included;
-the trunk is shared with merging, the bases with all. Paper (`:paper`): 34B from the checkpoints of `runs/allam_34b`,
-decays of 42B tokens; mid-training data is what its trunk reads, and the instructions are yours, `corpus/instructions`.
+Laptop: 900 steps of trunk and 2,790 of branches (39 runs), 11 minutes with `--jobs 2` on two cores, bases included.
+merging shares the trunk, and all experiments share the bases. Paper (`:paper`): 34B from the checkpoints of
+`runs/allam_34b`, decays of 42B tokens. The mid-training data is what the trunk reads; the user gives the instructions,
+`corpus/instructions`.
 """
 
 from typing import Any
@@ -53,18 +53,19 @@ PAPER_POINTS = {"at 240,000": 240_000, "at 360,000": 360_000}
 
 
 def get_experiment(scale: str = "laptop") -> Experiment:
-    """`scale`: laptop or paper."""
+    """The experiment at a `scale`: laptop or paper."""
     here = setting(scale, stage="release", config="configs/allam_34b.py")
     laptop = here.scale == "laptop"
     languages = dict(here.languages) | ({"code": CODE} if laptop else {})
     cases = _laptop_arms(here) if laptop else _paper_arms(here)
-    stages = ("trunk", "release") if laptop else ("train",)
+    # Every arm also has `released`, but only the arm that continues from it has its steps in the curve.
+    stages = ("trunk", "released", "release") if laptop else ("train",)
     first_two = list(languages.items())[:2]
     without = MIDTRAINING if laptop else RELEASE
     return Experiment(
         title="Releases from a constant run (WSD)",
-        claim="A short decay off a constant run makes a better model at any point, better still on good data, and the "
-        "run then goes on from before the decay (the talk).",
+        claim="A short decay that branches off a constant run gives a better model at any point, good data improve it "
+        "further, and the run continues from before the decay (the talk).",
         config=here.config,
         vary=grid(arms("branch", **cases), every_seed("trunk", "released", "release") if laptop else here.seeds),
         measures=(*final_bits(here.stage, languages | INSTRUCTIONS), *bits_curves(stages, languages)),
@@ -73,18 +74,18 @@ def get_experiment(scale: str = "laptop") -> Experiment:
                    from_step=first_step if laptop else 0, caption=caption)
             for name, first_step, shown, caption in (
                 ("points", 80, (CONSTANT, *(name for name in cases if name.startswith("at ")), RELEASE),
-                 "Held-out text along the trunk and decays branched off it at several points."),
+                 "Held-out text along the trunk and along decays that branch off at several points."),
                 ("shapes", TRUNK_STEPS - EVERY, (CONSTANT, *SHAPES), "Shapes of the decay."),
                 ("lengths", TRUNK_STEPS - EVERY,
                  (CONSTANT, RELEASE, *(name for name in cases if name.endswith(" steps"))),
                  "Lengths of the decay."),
                 ("data", TRUNK_STEPS - EVERY,
                  tuple(name for name in (LONGER, RELEASE, MIDTRAINING, INSTRUCTED, RETURNED) if name in cases),
-                 "The decay on mid-training data, and the constant rate again after a release."),
+                 "A decay on mid-training data, and a constant rate after a release."),
             )
         ) + (
             Dots(name="end", measures=final_names(languages | INSTRUCTIONS), by=("branch",),
-                 caption="At the end of each branch."),
+                 caption="Held-out text at the end of each branch."),
         ),
         claims=(
             *(
@@ -107,11 +108,10 @@ def get_experiment(scale: str = "laptop") -> Experiment:
                 for key, name in first_two
             ),
             *(
-                Claim(text=f"{case}, the run back on the trunk has fewer bits per byte of {name} than the one that "
-                           "went on from the release",
+                Claim(text=f"with equally many updates {case}, the trunk has fewer bits per byte of {name} than the "
+                           "run that continued from the release",
                       measure=f"final_{key}", of={"branch": trunk_arm}, than={"branch": RETURNED})
-                for case, trunk_arm in (("with as many updates behind it", LONGER),
-                                        ("as many updates after the release", CONSTANT))
+                for case, trunk_arm in (("in all", LONGER), ("since the release", CONSTANT))
                 for key, name in first_two
             ),
         ),

@@ -1,1 +1,1 @@
-"""What an experiment claims, varies, measures and draws."""
+"""Experiments: what they claim, vary, measure and draw."""

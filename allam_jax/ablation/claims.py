@@ -1,4 +1,4 @@
-"""Does the paper's claim hold here? Arms compared seed by seed, with a confidence interval of the difference."""
+"""Judges claims: compares arms seed by seed, with a confidence interval of the difference."""
 
 import dataclasses
 import math
@@ -20,20 +20,19 @@ Rival = Labels | float  # an arm, or a number
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Claim:
-    """`measure` of the arm `of` is lower (higher, equal) than that of every arm in `than`, or than a number.
+    """The claim that `measure` of the arm `of` is lower than (higher than, equal to) that of other arms or a number.
 
-    Runs are paired by seed. With the difference d = of - than, and its 95 % interval by Student's t over the seeds:
-    "lower" holds if the interval lies below -margin, and does not hold if it lies above; "higher" is the mirror image;
-    "equal" holds if it lies within +-margin, and does not hold if it lies outside. Anything else is inconclusive.
-    Against several arms it must hold for each, and does not hold if it fails for one.
+    Runs are paired by seed. The verdict depends on the 95 % interval (Student's t over the seeds) of the difference
+    of - than. "lower" holds if the interval lies below -margin, and does not hold if it lies above -margin. "higher" is
+    the mirror image. "equal" holds if the interval lies within ±margin, and does not hold if it lies outside. All other
+    cases are inconclusive. Against several arms, a claim must hold for each, and one failure decides.
 
     Attributes:
         text: the claim in words.
-        measure: of one number.
-        of: axis -> setting, which picks one arm (any seed).
-        than: the same for the arm, or the arms, to compare with; or a number, for instance 0 for a difference that the
-            measure itself takes.
-        expect: lower, higher or equal.
+        measure: the name of a measure of one number.
+        of: axis -> setting; selects one arm with all its seeds.
+        than: the same for the arm or arms to compare with, or a number, such as 0 for a measure that is a difference.
+        expect: "lower", "higher" or "equal".
         margin: the smallest difference that counts, in the measure's unit.
     """
 
@@ -46,17 +45,17 @@ class Claim:
 
     @property
     def what(self) -> str:
-        """For messages."""
+        """The claim as error messages name it."""
         return f"claim {self.text!r}"
 
     @property
     def measure_names(self) -> tuple[str, ...]:
-        """The measures it reads."""
+        """The measures that the claim reads."""
         return (self.measure,)
 
     @property
     def axis_names(self) -> tuple[str, ...]:
-        """The axes it selects by."""
+        """The axes by which the claim selects arms."""
         return tuple(dict.fromkeys(axis for labels in self._selections for axis in labels))
 
     @property
@@ -68,7 +67,7 @@ class Claim:
         return [self.of, *(rival for rival in self._rivals if isinstance(rival, Mapping))]
 
     def check(self, labels_of_runs: Sequence[Labels]) -> None:
-        """UserError unless every selection picks exactly one arm of the sweep."""
+        """Raises UserError unless every selection matches exactly one arm of the sweep."""
         for selection in self._selections:
             arms = {
                 tuple(sorted((axis, repr(value)) for axis, value in labels.items() if axis != SEED))
@@ -76,21 +75,21 @@ class Claim:
                 if selection.items() <= labels.items()
             }
             if len(arms) != 1:
-                raise UserError(f"{self.what}: {dict(selection)} picks {len(arms)} arms; expected exactly one")
+                raise UserError(f"{self.what}: {dict(selection)} matches {len(arms)} arms; expected exactly one")
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """How a claim came out.
+    """The verdict on a claim. If the claim names several arms, the figures are those of the arm that decided.
 
     Attributes:
-        claim: it.
-        outcome: holds, does not hold or inconclusive.
-        effect: mean difference of - than, in the measure's unit; against several arms, that to the one which decided.
-        spread: sample standard deviation of the difference over seeds.
-        interval: 95 % of the effect, (low, high).
-        seeds: that both arms have.
-        than: the labels of the arm that decided, or the number.
+        claim: the claim.
+        outcome: HOLDS, DOES_NOT_HOLD or INCONCLUSIVE.
+        effect: the mean difference of - than, in the measure's unit.
+        spread: the sample standard deviation of the difference over seeds.
+        interval: the 95 % interval (low, high) of the effect.
+        seeds: the number of seeds that both arms have.
+        than: the labels of the other arm, or the number.
     """
 
     claim: Claim
@@ -102,7 +101,7 @@ class Verdict:
     than: Rival
 
     def line(self, *, unit: str) -> str:
-        """One line: outcome, claim, effect with its spread, interval, seeds."""
+        """One line of Markdown: outcome, claim, effect with its spread, interval and number of seeds."""
         if self.seeds < 2:
             return f"**{self.outcome}**: {self.claim.text} ({self.seeds} seeds in both arms; at least 2 are needed)"
         low, high = self.interval
@@ -117,7 +116,7 @@ class Verdict:
 
 
 def judge(claim: Claim, outcomes: Sequence[Outcome]) -> Verdict:
-    """The verdict on a claim."""
+    """The verdict on a claim, from the outcomes of all runs."""
     verdicts = [_judge_pair(claim, rival, outcomes) for rival in claim._rivals]
     for outcome in (DOES_NOT_HOLD, INCONCLUSIVE, HOLDS):
         of_that = [verdict for verdict in verdicts if verdict.outcome == outcome]
@@ -128,13 +127,13 @@ def judge(claim: Claim, outcomes: Sequence[Outcome]) -> Verdict:
 
 
 def overall(verdicts: Sequence[Verdict]) -> str:
-    """Of all claims together: as the worst of them."""
+    """The outcome of several claims together, which is that of the worst one."""
     outcomes = {verdict.outcome for verdict in verdicts}
     return next((outcome for outcome in (DOES_NOT_HOLD, INCONCLUSIVE) if outcome in outcomes), HOLDS)
 
 
 def confidence_interval(values: np.ndarray) -> tuple[float, float]:
-    """The interval of the mean of at least two values by Student's t distribution."""
+    """The interval (low, high) of the mean of at least two values, by Student's t distribution."""
     from scipy.stats import t  # slow to import
 
     half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))

@@ -1,17 +1,15 @@
-"""An experiment file: what one ablation claims, varies, measures and draws.
+"""Experiments, and the files that define them.
 
-The file defines `get_experiment()`, or `get_experiment(arg)` for `--sweep FILE:ARG`; its docstring holds the claim.
+A file defines `get_experiment()`, or `get_experiment(arg)` for `--sweep FILE:ARG`. Its docstring states the claim.
 """
 
 import dataclasses
-import difflib
 import importlib.util
 import inspect
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -19,7 +17,7 @@ from allam_jax.ablation.claims import Claim
 from allam_jax.ablation.figures import Figure
 from allam_jax.ablation.measures import Measure
 from allam_jax.ablation.vary import SEED, Choices
-from allam_jax.errors import UserError
+from allam_jax.errors import UserError, nearest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,13 +25,13 @@ class Experiment:
     """One ablation; see docs/sweeps.md.
 
     Attributes:
-        title: heading of its report.
-        claim: what it tests, in a sentence, with its source.
-        config: the config file that it is made for, `FILE[:ARG]`; `--config` takes another.
-        vary: the runs, as choices of what differs from the config.
-        measures: what is read from every run.
-        figures: what is drawn of it.
-        claims: what is judged.
+        title: the heading of the report.
+        claim: the tested claim in a sentence, with its source.
+        config: the config file `FILE[:ARG]` of the experiment; the flag `--config` replaces it.
+        vary: the runs, as choices that differ from the config.
+        measures: the numbers and curves to read from every run.
+        figures: the figures to draw.
+        claims: the claims to judge.
         extend: base config -> further stages, which are appended to its recipe.
     """
 
@@ -48,7 +46,7 @@ class Experiment:
 
     def __post_init__(self):
         if not self.vary:
-            raise UserError("vary: no run is left; loosen `keep`")
+            raise UserError("vary: there are no runs; relax `keep`")
         if not self.measures:
             raise UserError("measures: expected at least one")
         names = [measure.name for measure in self.measures]
@@ -56,14 +54,14 @@ class Experiment:
             raise UserError(f"measures: two are called {min(twice)!r}")
         axes = set().union(*(choice.labels for choice in self.vary))
         if clash := {"run", "seconds"} & axes | set(names) & axes:
-            raise UserError(f"{min(clash)!r}: the name of an axis and of a column; call one something else")
+            raise UserError(f"{min(clash)!r} is the name of an axis and of a column; rename one of them")
         for used in (*self.figures, *self.claims):
             for name in used.measure_names:
                 if name not in names:
-                    raise UserError(f"{used.what}: no measure is called {name!r}{_meant(name, names)}")
+                    raise UserError(f"{used.what}: no measure is called {name!r}; {nearest(name, names)}")
             for axis in used.axis_names:
                 if axis not in axes:
-                    raise UserError(f"{used.what}: no axis is called {axis!r}{_meant(axis, sorted(axes))}")
+                    raise UserError(f"{used.what}: no axis is called {axis!r}; {nearest(axis, sorted(axes))}")
         for claim in self.claims:
             claim.check([choice.labels for choice in self.vary])
 
@@ -73,28 +71,28 @@ class Experiment:
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """The names of the axes but for the seed, in order."""
+        """The names of all axes except the seed, in order."""
         return tuple(dict.fromkeys(axis for choice in self.vary for axis in choice.labels if axis != SEED))
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The stages that the measures read."""
+        """The names of the stages that the measures read."""
         return tuple(dict.fromkeys(stage for measure in self.measures for stage in measure.stages))
 
 
 def load_experiment(reference: str) -> Experiment:
-    """Loads `FILE[:ARG]`. UserError naming the file, and the line where that is known."""
+    """Loads the experiment `FILE[:ARG]`. Raises UserError with the file, and with the line if it is known."""
     path, separator, arg = reference.partition(":")
     try:
         function = getattr(_module(Path(path)), "get_experiment", None)
         if function is None:
-            raise UserError("defines no function get_experiment()")
+            raise UserError("the file defines no function get_experiment()")
         if separator and not inspect.signature(function).parameters:
             raise UserError(f"get_experiment takes no argument, but {arg!r} was given")
         experiment = function(arg) if separator else function()
     except UserError as error:
         raise UserError(f"--sweep {reference}: {error}") from None
-    except Exception as error:  # the file is code: anything can come out of it
+    except Exception as error:  # the file is code and can raise anything
         lines = [
             frame.lineno
             for frame in traceback.extract_tb(error.__traceback__)
@@ -103,7 +101,8 @@ def load_experiment(reference: str) -> Experiment:
         at = f", line {error.lineno}" if isinstance(error, SyntaxError) else f", line {lines[-1]}" if lines else ""
         raise UserError(f"--sweep {path}{at}: {type(error).__name__}: {error}") from error
     if not isinstance(experiment, Experiment):
-        raise UserError(f"--sweep {path}: get_experiment gave a {type(experiment).__name__}; expected an Experiment")
+        kind = type(experiment).__name__
+        raise UserError(f"--sweep {path}: get_experiment returned a {kind}; expected an Experiment")
     return experiment
 
 
@@ -116,8 +115,3 @@ def _module(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def _meant(name: Any, names: list[str]) -> str:
-    close = difflib.get_close_matches(str(name), names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(names)}"

@@ -1,4 +1,4 @@
-"""Measures that experiments on training with several languages share; their names are the same in all of them."""
+"""Measures that experiments with several languages share, under the same names."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ def final_bits(stage: str, languages: Mapping[str, str]) -> tuple[Measure, ...]:
     """`final_KEY`: bits per byte of held-out text at the end of a training stage, for each language.
 
     Args:
-        stage: whose `eval.sources` have these languages.
+        stage: a training stage whose `eval.sources` have these languages.
         languages: key in `eval.sources` -> name, such as `{"en": "English"}`.
     """
     return tuple(
@@ -22,7 +22,7 @@ def final_bits(stage: str, languages: Mapping[str, str]) -> tuple[Measure, ...]:
 
 
 def bits_curves(stage: str | tuple[str, ...], languages: Mapping[str, str]) -> tuple[Measure, ...]:
-    """`bits_per_byte_KEY`: the same at every evaluation, as curves; over several stages as in `curve`."""
+    """`bits_per_byte_KEY`: bits per byte at every evaluation, as a curve for each language; see `curve` for `stage`."""
     return tuple(
         curve(f"bits_per_byte_{key}", key=bits_key(key), stage=stage, title=name, unit=BITS)
         for key, name in languages.items()
@@ -30,7 +30,7 @@ def bits_curves(stage: str | tuple[str, ...], languages: Mapping[str, str]) -> t
 
 
 def training_measures(stage: str) -> tuple[Measure, ...]:
-    """`loss` (mean of the last 20 logged updates), `loss_curve` and `grad_norm_curve`, the norm before clipping."""
+    """`loss` (mean of the last 20 logged updates), `loss_curve`, and `grad_norm_curve` (the norm before clipping)."""
     return (
         metric(
             "loss",
@@ -46,15 +46,15 @@ def training_measures(stage: str) -> tuple[Measure, ...]:
 
 
 def curve_names(languages: Mapping[str, str]) -> tuple[str, ...]:
-    """The names of `bits_curves`, for figures."""
+    """The names of the measures of `bits_curves`, for figures."""
     return tuple(f"bits_per_byte_{key}" for key in languages)
 
 
 def final_names(languages: Mapping[str, str]) -> tuple[str, ...]:
-    """The names of `final_bits`, for figures."""
+    """The names of the measures of `final_bits`, for figures."""
     return tuple(f"final_{key}" for key in languages)
 
 
 def bits_key(language: str) -> str:
-    """The metric of a training run that holds a language's bits per byte."""
+    """The name of a language's bits per byte among the metrics of a training run."""
     return f"eval/{language}/bits_per_byte"

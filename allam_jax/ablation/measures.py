@@ -1,4 +1,4 @@
-"""What is measured in the runs of a sweep: numbers and curves, read from the files that their stages wrote."""
+"""The measures of runs: numbers and curves, read from the files of their stages."""
 
 import dataclasses
 import math
@@ -23,12 +23,12 @@ class Measure:
     """One number, or one curve, of every run.
 
     Attributes:
-        name: column of the Parquet file; what claims and figures refer to.
-        title: heading of its column or panel.
-        unit: for the axis, such as "nats/token"; empty for a pure number.
-        stages: of the recipe, that it needs; all others that they do not read are not run.
+        name: the name for claims, figures and the column of the Parquet file.
+        title: the heading of the column or panel.
+        unit: the unit for the axis, such as "nats/token"; empty for a pure number.
+        stages: the stages that the measure reads. A sweep runs these and the stages that they need, and no others.
         read: directory of each stage -> a number, or (steps, values) for a curve.
-        curve: whether `read` gives a curve.
+        curve: whether `read` returns a curve.
     """
 
     name: str
@@ -40,32 +40,32 @@ class Measure:
 
     @property
     def label(self) -> str:
-        """Title and unit, as an axis shows them."""
+        """Title and unit for the heading of a table column."""
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
 
 def last(steps: np.ndarray, values: np.ndarray) -> float:
-    """The value at the last step that has one."""
+    """The value at the last step that has a value."""
     return float(values[-1])
 
 
 def first(steps: np.ndarray, values: np.ndarray) -> float:
-    """The value at the first step that has one."""
+    """The value at the first step that has a value."""
     return float(values[0])
 
 
 def largest(steps: np.ndarray, values: np.ndarray) -> float:
-    """The largest value; not-a-numbers do not count."""
+    """The largest value. NaNs are ignored."""
     return float(np.nanmax(values))
 
 
 def mean_of_last(count: int) -> Reduce:
-    """The mean of the last `count` logged values: a loss without the noise of a single batch."""
+    """The mean of the last `count` logged values, which has less noise than a single batch."""
     return lambda steps, values: float(np.mean(values[-count:]))
 
 
 def spike_size(count: int) -> Reduce:
-    """How far the first updates stand out: the largest of the first `count` values over the median of those after."""
+    """The size of a first spike: the largest of the first `count` values over the median of the later values."""
 
     def reduce(steps: np.ndarray, values: np.ndarray) -> float:
         if len(values) <= count:
@@ -76,9 +76,9 @@ def spike_size(count: int) -> Reduce:
 
 
 def spike_rate(*, factor: float, window: int = 20) -> Reduce:
-    """Spikes per 100 updates: values above `factor` times the median of the `window` values before them.
+    """Spikes per 100 updates. A spike is a value above `factor` times the median of the `window` values before it.
 
-    The first `window` values are no spikes: nothing says what is usual there.
+    The first `window` values cannot be spikes.
     """
 
     def reduce(steps: np.ndarray, values: np.ndarray) -> float:
@@ -91,7 +91,7 @@ def spike_rate(*, factor: float, window: int = 20) -> Reduce:
 
 
 def metric(name: str, *, key: str, stage: str = "train", title: str, unit: str = "", reduce: Reduce = last) -> Measure:
-    """A number out of one metric of a training stage, such as `loss` or `eval/ar/bits_per_byte`."""
+    """A number from one metric of a training stage, such as `loss` or `eval/ar/bits_per_byte`."""
 
     def read(directories: Mapping[str, Path]) -> float:
         return reduce(*_points(directories[stage] / METRICS_FILE, key))
@@ -100,10 +100,10 @@ def metric(name: str, *, key: str, stage: str = "train", title: str, unit: str =
 
 
 def curve(name: str, *, key: str, stage: str | tuple[str, ...] = "train", title: str, unit: str = "") -> Measure:
-    """One metric of a training stage at every step that has it.
+    """One metric of a training stage, at every step that has it.
 
-    Of several stages, each a branch of the one before, it is one curve: the steps of a stage end where those of the
-    next begin.
+    Several stages, each a branch of an earlier one, give one curve. It follows each stage up to the first step of the
+    next one.
     """
     stages = (stage,) if isinstance(stage, str) else stage
 
@@ -120,7 +120,7 @@ def curve(name: str, *, key: str, stage: str | tuple[str, ...] = "train", title:
 
 
 def result(name: str, *, path: str, stage: str, title: str, unit: str = "") -> Measure:
-    """A number out of the result of a stage, by its keys joined with `/`, such as `step0/ar/kl`."""
+    """A number from the result of a stage; `path` has its keys joined with `/`, such as `step0/ar/kl`."""
 
     def read(directories: Mapping[str, Path]) -> float:
         file = directories[stage] / RESULT_FILE
@@ -128,7 +128,7 @@ def result(name: str, *, path: str, stage: str, title: str, unit: str = "") -> M
         for part in path.split("/"):
             if not isinstance(value, Mapping) or part not in value:
                 keys = ", ".join(value) if isinstance(value, Mapping) else "no keys"
-                raise UserError(f"{file}: the result has no {path!r}; at {part!r} it has {keys}")
+                raise UserError(f"{file}: the result has no {path!r}; instead of {part!r} it has {keys}")
             value = value[part]
         return float(value)
 
@@ -138,12 +138,12 @@ def result(name: str, *, path: str, stage: str, title: str, unit: str = "") -> M
 def computed(
     name: str, function: Callable[[Mapping[str, Path]], float], *, stages: tuple[str, ...], title: str, unit: str = ""
 ) -> Measure:
-    """Any other number: `function` gets the directory of each of the run's stages."""
+    """Any other number. `function` receives the directory of each stage of the run."""
     return Measure(name=name, title=title, unit=unit, stages=stages, read=function)
 
 
 def all_metrics(file: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every metric of a metrics.jsonl as its (step, value) points; a vector's elements are `name/00`, `name/01` ..."""
+    """Metric -> (step, value) points of a metrics.jsonl. The elements of a vector are `name/00`, `name/01`, ..."""
     points: dict[str, list[tuple[int, float]]] = {}
     for row in read_metrics(file):
         for key, value in row.items():

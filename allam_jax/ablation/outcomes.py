@@ -1,4 +1,4 @@
-"""What came out of the runs of a sweep, and its mean and spread over seeds."""
+"""The results of the runs of a sweep, with their mean and spread over seeds."""
 
 import dataclasses
 import math
@@ -12,14 +12,14 @@ from allam_jax.ablation.vary import SEED
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """One run's measures.
+    """The measures of one run.
 
     Attributes:
-        run: its name.
+        run: the name of the run.
         labels: axis -> setting.
         values: measure -> number.
         curves: measure -> (steps, values), two arrays of equal length.
-        seconds: that its own stages took; those that it shares with other runs not counted.
+        seconds: the time of the run's own stages, without the stages that it shares with other runs.
     """
 
     run: str
@@ -31,7 +31,7 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """Mean, sample standard deviation (NaN for a single value) and number of some values."""
+    """Mean, sample standard deviation (NaN below two values) and number of some values."""
 
     mean: float
     std: float
@@ -39,7 +39,7 @@ class Summary:
 
 
 def summarise(values: Iterable[float]) -> Summary:
-    """Mean and spread. NaN for none."""
+    """The Summary of the values; its mean is NaN if there are none."""
     array = np.asarray(list(values), np.float64)
     if not array.size:
         return Summary(math.nan, math.nan, 0)
@@ -47,7 +47,7 @@ def summarise(values: Iterable[float]) -> Summary:
 
 
 def by_arm(outcomes: Sequence[Outcome], axes: Sequence[str]) -> dict[tuple[Any, ...], list[Outcome]]:
-    """The runs with the same setting of `axes`, in the order of their first run."""
+    """Groups runs by their settings of `axes`; the groups are in the order of their first runs."""
     arms: dict[tuple[Any, ...], list[Outcome]] = {}
     for outcome in outcomes:
         arms.setdefault(tuple(outcome.labels.get(axis) for axis in axes), []).append(outcome)
@@ -55,21 +55,21 @@ def by_arm(outcomes: Sequence[Outcome], axes: Sequence[str]) -> dict[tuple[Any, 
 
 
 def selected(outcomes: Sequence[Outcome], labels: Mapping[str, Any]) -> list[Outcome]:
-    """The runs that have these labels."""
+    """The runs whose labels include these."""
     return [outcome for outcome in outcomes if labels.items() <= outcome.labels.items()]
 
 
 def by_seed(outcomes: Sequence[Outcome], measure: str) -> dict[Any, float]:
-    """One arm's values of a measure, by seed."""
+    """Seed -> value of a measure, for the runs of one arm; runs without a value are left out."""
     return {outcome.labels.get(SEED): outcome.values[measure] for outcome in outcomes if measure in outcome.values}
 
 
-def mean_curve(outcomes: Sequence[Outcome], measure: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Steps, mean and sample standard deviation of a curve over runs, at the steps that all of them have."""
+def aligned_curves(outcomes: Sequence[Outcome], measure: str) -> tuple[np.ndarray, np.ndarray]:
+    """The steps that the curves of all runs have, ascending, and the values [runs, steps] there.
+
+    Runs without the curve are left out.
+    """
     curves = [dict(zip(*outcome.curves[measure], strict=True)) for outcome in outcomes if measure in outcome.curves]
     steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
-    values = np.asarray([[curve[step] for step in steps] for curve in curves], np.float64).reshape(len(curves), -1)
-    if not steps:
-        return np.empty(0, np.int64), np.empty(0), np.empty(0)
-    std = np.std(values, axis=0, ddof=1) if len(curves) > 1 else np.zeros(len(steps))
-    return np.asarray(steps, np.int64), np.mean(values, axis=0), std
+    values = np.asarray([[curve[step] for step in steps] for curve in curves], np.float64)
+    return np.asarray(steps, np.int64), values.reshape(len(curves), len(steps))

@@ -1,8 +1,8 @@
-"""The page of all results: a section for each experiment, rewritten when it is collected, and a table of verdicts.
+"""The page of all results: a section per experiment, rewritten when it is collected, and a table of verdicts.
 
-A section lies between two comments that name its experiment; what is outside of the sections and of the table is the
-author's and stays. Sections are in the order of the names, so that the page does not depend on who was collected first.
-Figures are copied to `images/results` beside the page.
+Two comments that name the experiment enclose its section. The text outside of the sections and of the table belongs to
+the author and stays as it is. Sections are in alphabetical order, whichever experiment was collected first. Figures are
+copied to `images/results` beside the page.
 """
 
 import re
@@ -21,11 +21,11 @@ IMAGES = Path("images") / "results"
 _SECTION = re.compile(r"<!-- experiment (\S+) -->\n.*?<!-- end of \1 -->\n*", re.DOTALL)
 _TABLE = re.compile(r"<!-- verdicts -->\n.*?<!-- end of verdicts -->\n*", re.DOTALL)
 _FACTS = re.compile(r"<!-- facts (.*?) \| (.*?) \| (.*?) -->")
-# Flags that say where and how a sweep ran here, and change nothing of its results.
-_LOCAL = ("workdir", "store", "jobs", "collect", "results", "tracker", "retries", "gpus_per_job", "gpus-per-job")
+# Flags that do not change the numbers of a sweep.
+_LOCAL = ("workdir", "store", "collect", "results", "tracker", "retries")
 _NEW = """# Results
 
-Every experiment of `experiments/`, as `--collect --results docs/results.md` wrote it here from finished runs.
+The experiments of `experiments/`. `--collect --results docs/results.md` wrote each section from finished runs.
 """
 
 
@@ -33,20 +33,20 @@ def update(page: Path, *, name: str, file: str, collected: Path, command: str) -
     """Writes the section of one experiment, its figures and the table of verdicts.
 
     Args:
-        page: the Markdown file; made if it is not there.
-        name: of the experiment: a word.
-        file: of the experiment, whose docstring says how it is done.
-        collected: where `collect` wrote.
-        command: that started the sweep.
+        page: the Markdown file; created if it does not exist.
+        name: the name of the experiment, one word.
+        file: the experiment file, whose docstring says how the experiment is done.
+        collected: the folder that `collect` wrote.
+        command: the command that started the sweep.
 
     Raises:
-        UserError: runs have not finished: a page of results shows none that are half there.
+        UserError: some runs have not finished; the page shows complete experiments only.
     """
     summary = files.read_json(collected / "summary.json")
     if summary["unfinished"]:
         missing = summary["unfinished"]
         raise UserError(
-            f"--results {page}: {len(missing)} runs have not finished ({missing[0]}, ...); let them, then collect again"
+            f"--results {page}: {len(missing)} runs are unfinished ({missing[0]}, ...); finish them and collect again"
         )
     images = page.parent / IMAGES
     for figure in summary["figures"]:
@@ -61,8 +61,40 @@ def update(page: Path, *, name: str, file: str, collected: Path, command: str) -
     write_text(page, "\n\n".join([kept, _verdicts(ordered), *ordered]) + "\n")
 
 
+def findings(summary: Mapping[str, Any], *, table: str, figures: str, report: Path, command: str) -> list[str]:
+    """Collected results as Markdown blocks: claim, verdicts, figures, table, command and time.
+
+    Args:
+        summary: what `collect` returned.
+        table: the Markdown table over seeds.
+        figures: the beginning of the path of every figure; NAME.png follows.
+        report: the file that gets the blocks; links are relative to it.
+        command: the command line that repeats the sweep.
+    """
+    pictures = [
+        markdown.figure(Path(f"{figures}{name}.png"), caption=caption, report=report)
+        for name, caption in summary["figures"].items()
+    ]
+    environment = summary["environment"]
+    versions = ", ".join(f"{what} {environment[what]}" for what in ("Python", "jax") if what in environment)
+    return [
+        summary["claim"],
+        f"**Verdict: {summary['verdict'] or 'nothing to judge'}**",
+        "\n".join(f"- {one['line']}" for one in summary["verdicts"]),
+        *pictures,
+        "Mean ± sample standard deviation over the seeds of each arm.",
+        table,
+        markdown.code(command, language="sh"),
+        f"The times of all stages, shared ones included, add up to {markdown.duration(summary['seconds'])}; jobs may "
+        f"have run side by side. {versions}; {environment['Host']}; {environment['Devices']}.",
+    ]
+
+
 def portable(command: str) -> str:
-    """The command that anybody repeats a sweep with: without where it wrote and how many jobs ran at a time."""
+    """The command that repeats a sweep: without the flags that have no influence on its numbers.
+
+    `--jobs` stays: it divides the cores among the jobs, and the number of cores changes the last bits.
+    """
     kept: list[str] = []
     words = iter(shlex.split(command))
     for word in words:
@@ -76,27 +108,12 @@ def portable(command: str) -> str:
 
 
 def _section(name: str, summary: Mapping[str, Any], *, file: str, table: str, command: str, page: Path) -> str:
-    verdict = summary["verdict"] or "nothing to judge"
     seeds = max((row["runs"] for row in summary["table"]), default=0)
-    figures = [
-        markdown.figure(page.parent / IMAGES / f"{name}-{figure}.png", caption=caption, report=page)
-        for figure, caption in summary["figures"].items()
-    ]
-    environment = summary["environment"]
-    versions = ", ".join(f"{what} {environment[what]}" for what in ("Python", "jax") if what in environment)
-    body = markdown.section(
-        summary["title"],
-        f"{summary['claim']} How it was done: the docstring of `{file}`.",
-        f"**Verdict: {verdict}**",
-        "\n".join(f"- {one['line']}" for one in summary["verdicts"]),
-        *figures,
-        "Mean ± sample standard deviation over the seeds of each arm.",
-        table,
-        markdown.code(portable(command), language="sh"),
-        f"All stages together, shared ones included, took {markdown.duration(summary['seconds'])} of wall-clock time. "
-        f"{versions}; {environment['Host']}; {environment['Devices']}.",
+    claim, *blocks = findings(
+        summary, table=table, figures=f"{page.parent / IMAGES / name}-", report=page, command=portable(command)
     )
-    facts = f"<!-- facts {summary['title']} | {verdict} | {seeds} -->"
+    body = markdown.section(summary["title"], f"{claim} The docstring of `{file}` says how it was done.", *blocks)
+    facts = f"<!-- facts {summary['title']} | {summary['verdict'] or 'nothing to judge'} | {seeds} -->"
     return f"<!-- experiment {name} -->\n{facts}\n{body}\n<!-- end of {name} -->"
 
 
@@ -112,5 +129,5 @@ def _verdicts(sections: list[str]) -> str:
 
 
 def _anchor(title: str) -> str:
-    """As GitHub names the anchor of a heading."""
+    """The anchor that GitHub gives to a heading."""
     return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")

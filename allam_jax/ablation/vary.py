@@ -1,4 +1,4 @@
-"""What varies in a sweep: a small language of choices.
+"""The choices of a sweep, as a small language.
 
     grid(
         arms("method", random={"stage.expand.expand.method": "random"}, averaged={...}),
@@ -7,9 +7,9 @@
         keep=lambda method, lr, **_: method != "random" or lr == 1e-4,
     )
 
-Every function returns a tuple of choices, so that each can stand where another can. A key is a dotted path in the
-config; `*` stands for any part of it, as in `stage.*.seed`. A value is one leaf, a plain dict of keys below, or a
-ConfigDict that takes the place of a whole section.
+Every function returns a tuple of choices, so all of them can be combined. A key is a dotted path in the config; `*`
+matches any part of it, as in `stage.*.seed`. A value is one leaf, a plain dict of keys below, or a ConfigDict that
+replaces a whole section.
 """
 
 import dataclasses
@@ -28,8 +28,8 @@ class Choice:
     """One setting of some axes.
 
     Attributes:
-        labels: axis -> what tables, figures and claims call this setting.
-        words: what the name of a run is made of, one for each axis.
+        labels: axis -> the name of this setting in tables, figures and claims.
+        words: the parts of the run's name, one per axis.
         overrides: config key -> value.
     """
 
@@ -39,7 +39,7 @@ class Choice:
 
     @property
     def name(self) -> str:
-        """The name of the run with this setting, fit for a directory: `random--seed-0`."""
+        """The name of the run and its directory, such as `random--seed-0`."""
         return "--".join(re.sub(r"[^\w.+-]", "-", word) for word in self.words) or "run"
 
 
@@ -47,15 +47,15 @@ Choices = tuple[Choice, ...]
 
 
 def arms(axis: str, /, **named: Mapping[str, Any]) -> Choices:
-    """An axis of named arms, each with its overrides; an arm without any is the base config.
+    """An axis of named arms, each with its overrides. An arm without overrides is the base config.
 
-    Names that are no Python identifiers go in as `**{"55/45": {...}}`.
+    A name that is no Python identifier is given as `**{"55/45": {...}}`.
     """
     return tuple(Choice({axis: name}, (name,), dict(overrides)) for name, overrides in named.items())
 
 
 def param(key: str, /, *values: Any, name: str = "") -> Choices:
-    """An axis of values of one key; it is called `name`, or else the last part of the key."""
+    """An axis of values of one key. Its name is `name`, or else the last part of the key."""
     axis = name or key.rpartition(".")[2]
     return tuple(
         Choice({axis: value}, (value if isinstance(value, str) else f"{axis}-{value}",), {key: value})
@@ -64,26 +64,26 @@ def param(key: str, /, *values: Any, name: str = "") -> Choices:
 
 
 def seeds(*values: int, keys: tuple[str, ...] = ("stage.*.seed",)) -> Choices:
-    """The axis `seed`: every one of `keys` takes the same value. Results are averaged over it."""
+    """The axis `seed`, over which results are averaged: all `keys` take the same value."""
     return tuple(Choice({SEED: value}, (f"{SEED}-{value}",), dict.fromkeys(keys, value)) for value in values)
 
 
 def always(overrides: Mapping[str, Any], /) -> Choices:
-    """No axis, but overrides for all runs of a grid: what the experiment itself changes in the config."""
+    """Overrides for all runs of a grid, without an axis."""
     return (Choice(overrides=dict(overrides)),)
 
 
 def grid(*axes: Choices, keep: Callable[..., bool] | None = None) -> Choices:
-    """Every combination of the axes, the last one fastest.
+    """All combinations of the axes; the last axis varies fastest.
 
-    `keep` is called with the labels as keyword arguments and says which combinations are wanted.
+    `keep` is called with the labels as keyword arguments and returns whether to keep a combination.
     """
     combined = tuple(_joined(choices) for choices in itertools.product(*axes))
     return tuple(choice for choice in combined if keep is None or keep(**choice.labels))
 
 
 def zipped(*axes: Choices) -> Choices:
-    """The axes side by side: first with first, second with second. UserError if they differ in length."""
+    """Combines the axes elementwise: first with first, second with second. Raises UserError for unequal lengths."""
     lengths = [len(axis) for axis in axes]
     if len(set(lengths)) > 1:
         raise UserError(f"zipped: the axes have {' and '.join(map(str, lengths))} values; expected equal numbers")

@@ -9,7 +9,7 @@ from allam_jax.corpus.corpus_plan import Plan
 from allam_jax.corpus.rules import PARETO
 from allam_jax.corpus.tags import TAGS
 from allam_jax.corpus.tally import SHARE_BINS, bin_start
-from allam_jax.report.style import COLOURS, STYLE, grid, language_name, legend, save
+from allam_jax.report.style import COLOURS, STYLE, language_name, legend, save_figure, subplots
 
 _COLUMNS = 3
 _DOMAINS = 15
@@ -48,7 +48,7 @@ def draw(
         if len([name for name in total.get("domains", {}).get("before", {}) if name]) > 1:
             drawn["domains"] = _domains(total["domains"])
         for name, figure in drawn.items():
-            save(figure, workdir / f"{name}.png")
+            save_figure(figure, workdir / f"{name}.png")
     return {name: f"{name}.png" for name in drawn}
 
 
@@ -60,7 +60,7 @@ def _drops(sets: Mapping[str, Mapping[str, Any]]) -> Any:
     ]
     figure, axes = _panel(height=1 + 0.26 * len(rows))
     axes.barh([name for name, _ in rows][::-1], [share for _, share in rows][::-1], color=COLOURS[0])
-    axes.set_xlabel("documents that the rule is against (%)")
+    axes.set_xlabel("documents that fail the rule (%)")
     return figure
 
 
@@ -112,7 +112,7 @@ def _groups(groups: Mapping[str, Mapping[int, int]]) -> Any:
     axes.set_yscale("log")
     axes.set_xlabel("documents in a group of duplicates")
     axes.set_ylabel("groups")
-    legend(figure, axes, columns=3)
+    legend(figure, axes, columns=3, title="duplicates found by")
     return figure
 
 
@@ -120,13 +120,13 @@ def _domains(domains: Mapping[str, Mapping[str, float]]) -> Any:
     before, after = domains["before"], domains.get("after", {})
     named = sorted(filter(None, before), key=lambda name: (-before[name], name))[:_DOMAINS][::-1]
     figure, axes = _panel(height=1 + 0.3 * len(named))
-    axes.barh(named, [before[name] for name in named], color=COLOURS[5], label="before")
-    axes.barh(named, [after.get(name, 0) for name in named], height=0.45, color=COLOURS[0], label="after")
+    axes.barh(named, [before[name] for name in named], color=COLOURS[5], label="before the pipeline")
+    axes.barh(named, [after.get(name, 0) for name in named], height=0.45, color=COLOURS[0], label="after it")
     axes.set_xlabel("documents")
     legend(figure, axes, columns=3)
     return figure
 
 
 def _panel(*, height: float) -> tuple[Any, Any]:
-    figure, axes = grid(rows=1, columns=1, size=(6.4, height), heights=(1,))
+    figure, axes = subplots(rows=1, columns=1, size=(6.4, height), heights=(1,))
     return figure, axes[0, 0]

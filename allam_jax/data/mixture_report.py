@@ -45,7 +45,7 @@ def draw(plan: MixturePlan, path: Path) -> None:
         panels.append(("epochs", 1, "Epochs"))
     with matplotlib.rc_context(style.STYLE):
         size = (7.2, 1.4 + 0.26 * len(plan.lines))
-        figure, axes = style.grid(rows=1, columns=len(panels), size=size, heights=(1,))
+        figure, axes = style.subplots(rows=1, columns=len(panels), size=size, heights=(1,))
         for ax, (key, scale, label) in zip(axes[0], panels, strict=True):
             for group in groups:
                 mine = [(i, line) for i, line in enumerate(plan.lines) if _language_and_origin(line) == group]
@@ -60,8 +60,8 @@ def draw(plan: MixturePlan, path: Path) -> None:
             ax.grid(axis="y", visible=False)
         for ax in axes[0, 1:]:
             ax.tick_params(labelleft=False)
-        style.legend(figure, axes[0, 0], columns=4)
-        style.save(figure, path)
+        style.legend(figure, axes[0, 0], columns=4, title="Language, origin")
+        style.save_figure(figure, path)
 
 
 def _row(line: Line, *, labels: list[str]) -> dict[str, str]:

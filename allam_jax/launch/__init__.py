@@ -1,1 +1,1 @@
-"""Sweeps: one experiment file becomes named runs, which are started, watched, collected and judged."""
+"""Sweeps: turns an experiment file into named runs, and starts, watches, collects and judges them."""

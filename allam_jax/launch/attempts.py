@@ -1,4 +1,4 @@
-"""Starting a job's command and remembering how it went: its output in `jobs/NAME.log`, attempts in `jobs/NAME.json`."""
+"""Starts the command of a job and records every attempt: output in `jobs/NAME.log`, results in `jobs/NAME.json`."""
 
 import dataclasses
 import os
@@ -12,17 +12,17 @@ from typing import Any
 from allam_jax.files import read_json, write_json
 from allam_jax.launch.jobs import Job
 
-USER_ERROR = 2  # the exit status of run.py for what the user must mend: another attempt would fail the same way
+USER_ERROR = 2  # the exit status of run.py for a UserError, with which every further attempt would end too
 
 
 @dataclasses.dataclass
 class Attempt:
-    """One start of a job's command, running or ended.
+    """One start of a job's command.
 
     Attributes:
-        job: what was started.
-        folder: of logs and records.
-        process: of the command.
+        job: the job that was started.
+        folder: the folder of logs and records.
+        process: the process of the command, running or ended.
     """
 
     job: Job
@@ -30,7 +30,7 @@ class Attempt:
     process: subprocess.Popen
 
     def ended(self) -> bool:
-        """Whether the process has ended; the first time that it has, how it ended is written down."""
+        """Whether the process has ended. If it has, the record gets its status and its error."""
         if self.process.poll() is None:
             return False
         status = self.process.returncode
@@ -41,20 +41,20 @@ class Attempt:
         if self.job.finished:
             return ""
         if status == 0:
-            return "stopped before its end; it can go on"
+            return "stopped before its end; run the same command again to continue"
         lines = log_path(self.folder, self.job.name).read_text(encoding="utf-8", errors="replace").splitlines()
         said = [line for line in lines[-200:] if line.startswith("error: ")] or [line for line in lines if line.strip()]
         return (said[-1] if said else f"exit status {status}")[:300]
 
 
 def start(job: Job, *, folder: Path, environment: Mapping[str, str], before: Sequence[str] = ()) -> Attempt:
-    """Starts the job's command in a session of its own, so that a Ctrl-C at the terminal reaches the launcher only.
+    """Starts the job's command in its own session, so that Ctrl-C at the terminal reaches only the launcher.
 
     Args:
-        job: what to start.
-        folder: of logs and records.
-        environment: variables beside those of this process.
-        before: a command that execs the one given to it as arguments.
+        job: the job to start.
+        folder: the folder of logs and records.
+        environment: variables to add to those of this process.
+        before: a command that execs the command in its arguments.
     """
     folder.mkdir(parents=True, exist_ok=True)
     record = {"started": time.time(), "host": socket.gethostname()}
@@ -76,7 +76,7 @@ def start(job: Job, *, folder: Path, environment: Mapping[str, str], before: Seq
 
 
 def read_attempts(folder: Path, name: str) -> list[dict[str, Any]]:
-    """The attempts at a job, oldest first: started, host and, once over, ended, status and error ("" if it is done)."""
+    """The attempts at a job, oldest first: started, host and, after the end, ended, status and error (or "")."""
     path = record_path(folder, name)
     return read_json(path)["attempts"] if path.exists() else []
 
@@ -89,10 +89,10 @@ def update_last(folder: Path, name: str, **facts: Any) -> None:
 
 
 def log_path(folder: Path, name: str) -> Path:
-    """Where a job's output goes."""
+    """The file with a job's output."""
     return folder / f"{name}.log"
 
 
 def record_path(folder: Path, name: str) -> Path:
-    """Where a job's attempts are written down."""
+    """The file with the record of a job's attempts."""
     return folder / f"{name}.json"

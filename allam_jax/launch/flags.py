@@ -1,4 +1,4 @@
-"""The flags of run.py that concern sweeps. `--dry-run` and `--dry_run` are the same flag."""
+"""The flags of run.py for sweeps. `--dry-run` and `--dry_run` are the same flag."""
 
 from pathlib import Path
 from typing import Any
@@ -6,23 +6,26 @@ from typing import Any
 from absl import flags
 
 _SWEEP = flags.DEFINE_string("sweep", None, "Experiment file, with `:ARG` for its argument: runs all that it varies.")
-_LAUNCHER = flags.DEFINE_enum("launcher", "local", ["local", "slurm"], "What starts the runs of a sweep.")
-_JOBS = flags.DEFINE_integer("jobs", None, "local: jobs at a time, which share the cores and GPUs; by default 1 a GPU.")
-_GPUS_PER_JOB = flags.DEFINE_integer("gpus_per_job", None, "local: GPUs of each job.")
-_SLURM = flags.DEFINE_multi_string("slurm", [], "slurm: KEY=VALUE for submitit, such as nodes=2; may be repeated.")
-_RETRIES = flags.DEFINE_integer("retries", 1, "Further attempts at a job that fails.", lower_bound=0)
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only print the runs and jobs of a sweep.")
-_STATUS = flags.DEFINE_bool("status", False, "Only show how the runs of a sweep are doing; live at a terminal.")
-_COLLECT = flags.DEFINE_bool("collect", False, "Only collect what has finished: Parquet, table, figures, verdicts.")
-_RESULTS = flags.DEFINE_string("results", "", "Page of results whose section is written anew when collecting.")
-_TRACKER = flags.DEFINE_enum("tracker", "", ["", "mlflow"], "Also log finished runs there when collecting.")
 _SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE for every run, after the experiment's stages are added.")
+# `sweep.Options` has a field for each of these.
+_OPTIONS = (
+    flags.DEFINE_enum("launcher", "local", ["local", "slurm"], "What starts the runs of a sweep."),
+    flags.DEFINE_integer("jobs", None, "local: jobs at a time, which share cores and GPUs; by default one per GPU."),
+    flags.DEFINE_integer("gpus_per_job", None, "local: GPUs of each job."),
+    flags.DEFINE_multi_string("slurm", [], "slurm: KEY=VALUE for submitit, such as nodes=2; may be repeated."),
+    flags.DEFINE_integer("retries", 1, "Further attempts at a job that fails.", lower_bound=0),
+    flags.DEFINE_bool("dry_run", False, "Only print the runs and jobs of a sweep."),
+    flags.DEFINE_bool("status", False, "Only show the state of the runs of a sweep; live at a terminal."),
+    flags.DEFINE_bool("collect", False, "Only collect the finished runs: Parquet, table, figures, verdicts."),
+    flags.DEFINE_string("results", "", "Page of results whose section is rewritten when collecting."),
+    flags.DEFINE_enum("tracker", "", ["", "mlflow"], "Tracker that also gets the finished runs when collecting."),
+)
 
-DEFAULT_STORE = "stages"  # beside the workdirs of sweeps, so that different experiments share stages too
+_STORE = "stages"  # beside the workdirs of sweeps, so that experiments share stages
 
 
 def prepare(argv: list[str]) -> list[str]:
-    """The arguments with flags spelled as they are defined, and with the experiment's config where none is given."""
+    """The arguments with underscores in the names of flags, and with the experiment's config if none is given."""
     argv = [_underscored(arg) for arg in argv]
     named = [arg for arg in argv[1:] if arg.startswith("--sweep=")]
     named += [f"--sweep={value}" for flag, value in zip(argv, argv[1:], strict=False) if flag == "--sweep"]
@@ -34,12 +37,12 @@ def prepare(argv: list[str]) -> list[str]:
 
 
 def is_sweep() -> bool:
-    """Whether a sweep was asked for."""
+    """Whether the command line asks for a sweep."""
     return _SWEEP.value is not None
 
 
 def run(config: Any, *, workdir: str | None, store: str | None) -> dict[str, Any]:
-    """Does what the flags ask for; see `sweep.run`."""
+    """Does what the flags ask for and returns the last line of stdout; see `sweep.run_sweep`."""
     from allam_jax.launch import sweep  # slow to import
 
     assert _SWEEP.value is not None
@@ -48,20 +51,11 @@ def run(config: Any, *, workdir: str | None, store: str | None) -> dict[str, Any
     options = sweep.Options(
         sweep=_SWEEP.value,
         workdir=folder,
-        store=Path(store).absolute() if store else folder.parent / DEFAULT_STORE,
-        launcher=_LAUNCHER.value,
-        jobs=_JOBS.value,
-        gpus_per_job=_GPUS_PER_JOB.value,
-        slurm=tuple(_SLURM.value),
-        retries=_RETRIES.value,
-        dry_run=_DRY_RUN.value,
-        status=_STATUS.value,
-        collect=_COLLECT.value,
-        results=_RESULTS.value,
-        tracker=_TRACKER.value,
-        overrides=tuple(_SET.value),
+        store=Path(store).absolute() if store else folder.parent / _STORE,
+        overrides=_SET.value,
+        **{flag.name: flag.value for flag in _OPTIONS},  # type: ignore[arg-type]
     )
-    return sweep.run(config, options)
+    return sweep.run_sweep(config, options)
 
 
 def _underscored(arg: str) -> str:

@@ -1,14 +1,14 @@
-"""What is started: jobs of stages, so that a stage which several runs share is computed once and before them.
+"""Groups the stages of a sweep into jobs, so that a stage which several runs share is computed once.
 
-Stages that the same runs need make one job; a run's own stages are its last job. A job starts when those it reads from
-have finished. It is an ordinary call of run.py, which anybody can repeat by hand.
+Stages that the same runs need form one job. The stages of a single run form its last job. A job starts after the jobs
+whose results it reads. Its command is an ordinary call of run.py, which can be repeated by hand.
 """
 
 import dataclasses
 import sys
 from pathlib import Path
 
-from allam_jax.launch.runs import RECIPE_FILE, Run
+from allam_jax.launch.runs import RECIPE_FILE, SweepRun
 from allam_jax.tasks.recipe import Stage, is_finished
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,35 +16,35 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Some stages of a run, computed in one process (or one per host), in order.
+    """Some stages of a run, which one process (or one per host) computes in order.
 
     Attributes:
-        name: of its log and record; the run's name where no other run needs them.
-        run: whose recipe they are taken from; others that need the same stages find them finished.
-        runs: the names of the runs that need them.
-        stages: in order.
-        after: names of the jobs that must finish first.
+        name: the name of log and record; the run's name if only one run needs the stages.
+        run: the run whose recipe has the stages. Other runs that need the stages find them finished.
+        runs: the names of all runs that need the stages.
+        stages: the stages in order.
+        after: the names of the jobs that must finish first.
     """
 
     name: str
-    run: Run
+    run: SweepRun
     runs: tuple[str, ...]
     stages: tuple[Stage, ...]
     after: tuple[str, ...]
 
     @property
     def directories(self) -> list[Path]:
-        """Where its stages lie."""
+        """The directories of the stages."""
         return [self.run.directories[stage.name] for stage in self.stages]
 
     @property
     def finished(self) -> bool:
-        """Whether all of its stages have."""
+        """Whether all stages have finished."""
         return all(is_finished(directory) for directory in self.directories)
 
     @property
     def command(self) -> list[str]:
-        """The command line that computes what has not finished."""
+        """The command line that computes the unfinished stages."""
         return [
             sys.executable,
             str(ROOT / "run.py"),
@@ -55,13 +55,13 @@ class Job:
         ]
 
 
-def plan_jobs(runs: list[Run]) -> list[Job]:
-    """The jobs of a sweep, those that others wait for first."""
+def plan_jobs(runs: list[SweepRun]) -> list[Job]:
+    """The jobs of a sweep; each comes after the jobs that it waits for."""
     users: dict[str, list[str]] = {}
     for run in runs:
         for stage in run.stages:
             users.setdefault(stage.fingerprint, []).append(run.name)
-    members: dict[tuple[str, ...], list[tuple[Run, Stage]]] = {}
+    members: dict[tuple[str, ...], list[tuple[SweepRun, Stage]]] = {}
     placed: set[str] = set()
     for run in runs:
         for stage in run.stages:
@@ -70,7 +70,7 @@ def plan_jobs(runs: list[Run]) -> list[Job]:
                 members.setdefault(tuple(users[stage.fingerprint]), []).append((run, stage))
     names = {users_of: _name(users_of, [stage for _, stage in group]) for users_of, group in members.items()}
     jobs = []
-    # A stage that another reads is needed by all who need that other: the widely needed come first.
+    # All runs that need a stage also need the stages that it reads, so these have at least as many users.
     for users_of, group in sorted(members.items(), key=lambda item: -len(item[0])):
         run = group[0][0]
         fingerprints = {stage.name: stage.fingerprint for stage in run.stages}

@@ -1,4 +1,4 @@
-"""Launcher `local`: some jobs at a time on this machine, each with cores and GPUs of its own."""
+"""Launcher `local`: runs a number of jobs at a time on this machine, each on its own cores and GPUs."""
 
 import collections
 import contextlib
@@ -23,11 +23,11 @@ _LOOK_EVERY_SECONDS = 0.2
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """A share of the machine that one job has at a time.
+    """A share of the machine for one job at a time.
 
     Attributes:
-        cores: numbers of CPU cores.
-        gpus: numbers of GPUs, as CUDA_VISIBLE_DEVICES takes them; None leaves that variable as it is.
+        cores: the numbers of its CPU cores.
+        gpus: the names of its GPUs for CUDA_VISIBLE_DEVICES; None leaves that variable unchanged.
     """
 
     cores: tuple[int, ...]
@@ -35,24 +35,27 @@ class Slot:
 
 
 def make_slots(number: int | None, *, gpus_per_job: int | None = None) -> list[Slot]:
-    """Shares out the cores and GPUs that this process may use.
+    """Divides the cores and GPUs that this process may use into slots.
 
     Args:
-        number: of jobs at a time; None: one for each `gpus_per_job` GPUs, or one where there are no GPUs.
-        gpus_per_job: None: all GPUs shared out evenly if `number` is given, else 1.
+        number: the number of jobs at a time. None gives one per `gpus_per_job` GPUs, and one without GPUs.
+        gpus_per_job: None divides all GPUs evenly if `number` is given, and gives each job one GPU otherwise.
 
     Raises:
-        UserError: there are fewer cores or GPUs than that needs.
+        UserError: this machine has too few cores or GPUs.
     """
     cores = sorted(os.sched_getaffinity(0))
     gpus = visible_gpus()
     if number is None:
         number = max(1, len(gpus) // (gpus_per_job or 1)) if gpus else 1
     if not 1 <= number <= len(cores):
-        raise UserError(f"--jobs={number}: expected 1 to {len(cores)}, the number of CPU cores here")
+        raise UserError(f"--jobs={number}: expected 1 to {len(cores)}, the number of CPU cores of this machine")
     share = gpus_per_job or len(gpus) // number
     if share * number > len(gpus) or (gpus and not share):
-        raise UserError(f"--jobs={number}: {len(gpus)} GPUs here are too few for {gpus_per_job or 1} each; give fewer")
+        raise UserError(
+            f"--jobs={number}: jobs with {gpus_per_job or 1} GPUs each need more than the {len(gpus)} GPUs of this "
+            "machine; reduce --jobs or --gpus_per_job"
+        )
     ends = [len(cores) * index // number for index in range(number + 1)]
     return [
         Slot(tuple(cores[ends[i] : ends[i + 1]]), tuple(gpus[i * share : (i + 1) * share]) if gpus else None)
@@ -63,20 +66,20 @@ def make_slots(number: int | None, *, gpus_per_job: int | None = None) -> list[S
 def run_jobs(
     jobs: list[Job], *, slots: list[Slot], folder: Path, environment: Mapping[str, Mapping[str, str]], retries: int
 ) -> dict[str, str]:
-    """Runs what has not finished, in order, as soon as a slot is free and what a job reads from is there.
+    """Runs the unfinished jobs in order. A job starts when a slot is free and the jobs before it have finished.
 
     Args:
-        jobs: of the sweep.
-        slots: as many jobs run at a time.
-        folder: of logs and records.
-        environment: job -> variables of its own.
-        retries: further attempts at a job that fails, but not where the user must mend something.
+        jobs: the jobs of the sweep.
+        slots: the shares of the machine; one job runs in each.
+        folder: the folder of logs and records.
+        environment: job -> its additional variables.
+        retries: the number of further attempts at a job that fails. A UserError is final.
 
     Returns:
-        Why each job that has not finished did not; {} if all did.
+        Job -> reason, for every job that has not finished.
 
     Raises:
-        Stopped: SIGTERM or Ctrl-C came; the jobs at work were told and have saved.
+        Stopped: SIGTERM or Ctrl-C came. The running jobs have saved.
     """
     waiting = {job.name: job for job in jobs if not job.finished}
     left = collections.Counter({name: retries for name in waiting})
@@ -98,7 +101,7 @@ def run_jobs(
                     running[index] = attempts.start(ready, folder=folder, environment=variables)
             if stop.requested:
                 _stop(list(running.values()), stop)
-                raise Stopped(f"{stop.requested}: {len(running)} jobs stopped; run the same command again to go on")
+                raise Stopped(f"{stop.requested}: {len(running)} jobs stopped; run the same command again to continue")
             time.sleep(_LOOK_EVERY_SECONDS)
             for index, attempt in list(running.items()):
                 if attempt.ended():
@@ -120,7 +123,7 @@ def _judge(attempt: Attempt, *, waiting: dict[str, Job], failed: dict[str, str],
         return
     left[job.name] -= 1
     waiting[job.name] = job
-    logging.warning("failed %s: %s; it is tried again (log: %s)", job.name, error, log)
+    logging.warning("failed %s: %s; starting it again (log: %s)", job.name, error, log)
 
 
 def _is_waiting_for(job: Job, waiting: Mapping[str, Job], running: Mapping[int, Attempt]) -> bool:
@@ -129,7 +132,7 @@ def _is_waiting_for(job: Job, waiting: Mapping[str, Job], running: Mapping[int, 
 
 
 def _drop_blocked(waiting: dict[str, Job], failed: dict[str, str]) -> None:
-    """Gives up jobs that read from one that failed, and those that read from them."""
+    """Moves the jobs that need a failed job to `failed`; those that need them follow, because jobs are in order."""
     for name, job in list(waiting.items()):
         if blocker := next((other for other in job.after if other in failed), None):
             del waiting[name]
@@ -138,7 +141,7 @@ def _drop_blocked(waiting: dict[str, Job], failed: dict[str, str]) -> None:
 
 @contextlib.contextmanager
 def _pinned(cores: tuple[int, ...]) -> Iterator[None]:
-    """A process started inside runs on these cores: it inherits the affinity of the thread that starts it."""
+    """Pins the processes that are started inside to these cores: they inherit the affinity of this thread."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:
@@ -148,7 +151,7 @@ def _pinned(cores: tuple[int, ...]) -> Iterator[None]:
 
 
 def _stop(running: list[Attempt], stop: "_StopRequest") -> None:
-    """Tells all to save, and waits; a second Ctrl-C kills them."""
+    """Asks all jobs to save and waits for their ends. A second Ctrl-C kills them."""
     for attempt in running:
         attempt.process.send_signal(signal.SIGTERM)
     while not all([attempt.ended() for attempt in running]):
@@ -159,7 +162,7 @@ def _stop(running: list[Attempt], stop: "_StopRequest") -> None:
 
 
 class _StopRequest:
-    """Context manager that notes SIGTERM and Ctrl-C instead of raising."""
+    """Context manager in which SIGTERM and Ctrl-C are recorded and raise nothing."""
 
     def __init__(self) -> None:
         self.requested = ""
@@ -178,4 +181,4 @@ class _StopRequest:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.again = bool(self.requested)
         self.requested = self.requested or ("Ctrl-C" if number == signal.SIGINT else "SIGTERM")
-        os.write(2, b"\nstopping: the jobs at work are saving; Ctrl-C once more kills them\n")
+        os.write(2, b"\nstopping: the running jobs are saving; press Ctrl-C again to kill them\n")

@@ -1,4 +1,4 @@
-"""Setting config keys by dotted path; of a key that is not there, the error says which one may have been meant."""
+"""Sets config keys by dotted path. The error for an unknown key names the most similar key."""
 
 import ast
 import difflib
@@ -17,13 +17,13 @@ def override(config: ConfigDict, overrides: Mapping[str, Any], *, where: str) ->
     """Sets keys of `config` in place.
 
     Args:
-        config: changed; which keys it has stays as it is.
-        overrides: dotted key -> value. `*` in a key stands for any one part of it. A plain dict sets keys below the
-            key; a ConfigDict takes the place of a whole section.
-        where: says in errors whose overrides these are.
+        config: the config to change; it keeps its set of keys.
+        overrides: dotted key -> value. `*` in a key matches any single part. A plain dict sets keys below the key; a
+            ConfigDict replaces a whole section.
+        where: the origin of the overrides, for error messages.
 
     Raises:
-        UserError: no such key, or a value of another type.
+        UserError: a key is unknown or a value has the wrong type.
     """
     for key, value in overrides.items():
         for found in _matching(config, key, where=where):
@@ -31,7 +31,7 @@ def override(config: ConfigDict, overrides: Mapping[str, Any], *, where: str) ->
 
 
 def parse(texts: list[str]) -> dict[str, Any]:
-    """`KEY=VALUE` as given on a command line; a value that is no Python literal is a string."""
+    """Key -> value of texts `KEY=VALUE` from the command line. A value that is no Python literal is a string."""
     overrides: dict[str, Any] = {}
     for text in texts:
         key, separator, value = text.partition("=")
@@ -45,7 +45,7 @@ def parse(texts: list[str]) -> dict[str, Any]:
 
 
 def _matching(config: ConfigDict, key: str, *, where: str) -> list[str]:
-    """The keys meant by one that may hold `*`; it must be at least one."""
+    """The keys that `key`, which may contain `*`, matches. Raises UserError if there are none."""
     found = [""]
     for part in key.split("."):
         deeper = []
@@ -70,7 +70,7 @@ def _set(config: ConfigDict, key: str, value: Any, *, where: str) -> None:
             override(config, {f"{key}.{below}": item for below, item in value.items()}, where=where)
         else:
             keys = ", ".join(parent[name]) or "none yet"
-            raise UserError(f"{where}: {key!r} is a section (its keys: {keys}); expected the key of one value")
+            raise UserError(f"{where}: {key!r} is a section (its keys: {keys}); give the key of a single value")
         return
     try:
         parent[name] = value
@@ -87,30 +87,17 @@ def _get(config: ConfigDict, key: str) -> Any:
 
 
 def _hint(config: ConfigDict, key: str) -> str:
-    """What may have been meant: a key that differs in the first part that is wrong, or else the most alike."""
-    parts = key.split(".")
-    node: Any = config
-    for depth, part in enumerate(parts):
-        if isinstance(node, ConfigDict) and part in node:
-            node = node[part]
-            continue
-        if not isinstance(node, ConfigDict):
-            break
-        rest = parts[depth + 1 :]
-        names = difflib.get_close_matches(part, list(node), n=3, cutoff=0.6)
-        whole = [".".join([*parts[:depth], name, *rest]) for name in names if _has(node[name], rest)]
-        if whole:
-            return f"; did you mean {whole[0]!r}?"
-        break
+    """The most similar key: one that differs in a single part, else one with the same last part, else any."""
     leaves = list(flatten(as_dict(config)))
+    parts = key.split(".")
+
+    def differing(leaf: str) -> int:
+        others = leaf.split(".")
+        return sum(a != b for a, b in zip(parts, others, strict=False)) + abs(len(parts) - len(others))
+
+    one_wrong = [leaf for leaf in leaves if differing(leaf) == 1]
     same_end = [leaf for leaf in leaves if leaf.rpartition(".")[2] == parts[-1]]
-    close = difflib.get_close_matches(key, same_end, n=1, cutoff=0.0) or difflib.get_close_matches(key, leaves, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _has(node: Any, parts: list[str]) -> bool:
-    for part in parts:
-        if not isinstance(node, ConfigDict) or part not in node:
-            return False
-        node = node[part]
-    return True
+    for candidates, cutoff in ((one_wrong, 0.6), (same_end, 0.0), (leaves, 0.6)):
+        if close := difflib.get_close_matches(key, candidates, n=1, cutoff=cutoff):
+            return f"; did you mean {close[0]!r}?"
+    return ""

@@ -1,26 +1,29 @@
-"""What a sweep will do, before it does it: its runs, its jobs, the tokens they train on and what that will cost."""
+"""The preview of a sweep: its runs, its jobs, the tokens to train and the predicted cost."""
 
 import re
 from collections.abc import Iterable, Sequence
 
 from allam_jax.ablation.experiment import Experiment
+from allam_jax.config import differences
 from allam_jax.errors import UserError
 from allam_jax.launch.jobs import Job
-from allam_jax.launch.runs import Run, differing
+from allam_jax.launch.runs import SweepRun
 from allam_jax.planning.gpu_cluster import cluster_of
 from allam_jax.planning.run import described_run
-from allam_jax.planning.run_plan import Energy, Plan, analytic_plan
+from allam_jax.planning.run_plan import RunPlan, analytic_plan
 from allam_jax.report.markdown import number, table
+from allam_jax.settings import as_dict
 from allam_jax.tasks.recipe import Stage
 from allam_jax.tasks.registry import settings_of
 
 
-def preview(experiment: Experiment, runs: Sequence[Run], jobs: Sequence[Job]) -> str:
-    """The runs, how each differs from the first, and the jobs that compute them, as text.
+def preview(experiment: Experiment, runs: Sequence[SweepRun], jobs: Sequence[Job]) -> str:
+    """A text with the runs, the differences of each to the first, the jobs that compute them, and the cost.
 
     The cost is that of task `plan`, by formulas, on the cluster of each training stage's `plan` section.
     """
     plans, unknown = _plans(runs)
+    first = as_dict(runs[0].config)
     run_rows = []
     for run in runs:
         row = {
@@ -30,8 +33,8 @@ def preview(experiment: Experiment, runs: Sequence[Run], jobs: Sequence[Job]) ->
         }
         if not unknown:
             row["GPU-hours"] = number(sum(plan.gpu_hours for plan in _of(run.stages, plans)))
-        changed = ", ".join(line.removeprefix("stage.") for line in differing(runs[0], run))
-        row["differs from the first in"] = changed or "–"
+        changed = [line.removeprefix("stage.") for line in differences(first, as_dict(run.config))]
+        row["differs from the first in"] = ", ".join(changed) or "–"
         run_rows.append(row)
     job_rows = [
         {
@@ -43,13 +46,12 @@ def preview(experiment: Experiment, runs: Sequence[Run], jobs: Sequence[Job]) ->
         }
         for job in jobs
     ]
-    blocks = [experiment.title, experiment.claim]
-    blocks += [table(rows, list(rows[0])) for rows in (run_rows, job_rows)]
-    return "\n\n".join([*blocks, _total(jobs, plans, unknown)])
+    tables = [table(rows, list(rows[0])) for rows in (run_rows, job_rows)]
+    return "\n\n".join([experiment.title, experiment.claim, *tables, _total(jobs, plans, unknown)])
 
 
 def training_tokens(stage: Stage) -> int:
-    """Tokens that a training stage sees; 0 for any other stage. A branch begins at the step of its checkpoint."""
+    """The tokens that a training stage sees; 0 for any other stage. A branch begins at the step of its checkpoint."""
     config = stage.config
     if config.task != "train":
         return 0
@@ -58,9 +60,9 @@ def training_tokens(stage: Stage) -> int:
     return max(steps, 0) * config.data.batch_size * config.data.seq_len
 
 
-def _plans(runs: Sequence[Run]) -> tuple[dict[str, Plan], str]:
-    """Fingerprint -> the plan of each training stage, or why there is none."""
-    plans: dict[str, Plan] = {}
+def _plans(runs: Sequence[SweepRun]) -> tuple[dict[str, RunPlan], str]:
+    """Fingerprint -> plan of each training stage, and the reason if there are no plans."""
+    plans: dict[str, RunPlan] = {}
     for run in runs:
         for stage in run.stages:
             if stage.config.task != "train" or stage.fingerprint in plans:
@@ -69,27 +71,25 @@ def _plans(runs: Sequence[Run]) -> tuple[dict[str, Plan], str]:
                 settings = settings_of(stage.config, task="plan")
                 cluster = cluster_of(settings.plan)
                 layout = described_run(settings, device_count=cluster.size)
-                energy = Energy(power_share=settings.plan.power_share, pue=settings.plan.pue)
-                tokens = training_tokens(stage)
-                plans[stage.fingerprint] = analytic_plan(layout, cluster=cluster, tokens=tokens, energy=energy)
+                plans[stage.fingerprint] = analytic_plan(layout, cluster=cluster, tokens=training_tokens(stage))
             except UserError as error:
                 return {}, f"stage {stage.name}: {error}"
     return plans, ""
 
 
-def _total(jobs: Sequence[Job], plans: dict[str, Plan], unknown: str) -> str:
+def _total(jobs: Sequence[Job], plans: dict[str, RunPlan], unknown: str) -> str:
     if unknown:
         return f"Cost unknown: {unknown}"
     todo = _of((stage for job in jobs if not job.finished for stage in job.stages), plans)
-    clusters = dict.fromkeys(plan.cluster.describe() for plan in todo)
     if not todo:
         return "Nothing is left to train."
+    clusters = " and ".join(dict.fromkeys(plan.cluster.describe() for plan in todo))
     hours, energy = sum(plan.gpu_hours for plan in todo), sum(plan.megawatt_hours for plan in todo)
     return (
-        f"Left to train: {number(hours)} GPU-hours and {number(energy)} MWh on {' and '.join(clusters)}, by formulas "
-        "(task plan); shared stages counted once."
+        f"Left to train: {number(hours)} GPU-hours and {number(energy)} MWh on {clusters}, by formulas (task plan). "
+        "Shared stages count once."
     )
 
 
-def _of(stages: Iterable[Stage], plans: dict[str, Plan]) -> list[Plan]:
+def _of(stages: Iterable[Stage], plans: dict[str, RunPlan]) -> list[RunPlan]:
     return [plans[stage.fingerprint] for stage in stages if stage.fingerprint in plans]

@@ -1,12 +1,11 @@
-"""Launcher `slurm`: the jobs of a sweep as Slurm arrays, through submitit.
+"""Launcher `slurm`: submits the jobs of a sweep as Slurm arrays, through submitit.
 
-Jobs that wait for the same others make one array, which depends on them. On every host `srun` starts a small process
-that runs the job's command and waits. When Slurm announces the end (SIGUSR1: preemption, or the time limit comes near)
-it sends the command SIGTERM, which saves and ends, and the job is requeued: it goes on where it was, bit for bit.
+Jobs that wait for the same other jobs form one array, which depends on them. On every host `srun` starts a small
+process that runs the job's command. Slurm announces preemption and the time limit with SIGUSR1. The process then sends
+SIGTERM to the command, which saves and ends. The job is requeued and continues from there, bit for bit.
 """
 
 import dataclasses
-import difflib
 import os
 import shutil
 import signal
@@ -18,17 +17,17 @@ from typing import Any
 
 from absl import logging
 
-from allam_jax.errors import UserError
+from allam_jax.errors import UserError, nearest
 from allam_jax.files import read_json, write_json
 from allam_jax.launch import attempts
 from allam_jax.launch.jobs import ROOT, Job
 
 SIGNAL = "USR1"
-RECORD = "slurm.json"  # job -> Slurm id, of the last submission
+RECORD = "slurm.json"  # job -> Slurm id of the last submission
 _DEFAULTS: dict[str, Any] = {"time": 24 * 60, "nodes": 1, "tasks_per_node": 1, "signal_delay_s": 120}
-_MAX_REQUEUES = 1000  # at a time limit; a run goes on where it was, so that many are no sign of trouble
+_MAX_REQUEUES = 1000  # after a time limit; a run continues where it was, so many requeues are no failure
 _LOOK_EVERY_SECONDS = 0.2
-# Slurm signals every process of a step. The command must not die of what is meant for its parent.
+# Slurm signals every process of a step. The command must ignore the signal, which is for its parent.
 _WITHOUT_THE_SIGNAL = ("sh", "-c", f"trap '' {SIGNAL}; exec \"$@\"", "sh")
 
 
@@ -37,18 +36,18 @@ class JobFailed(RuntimeError):
 
 
 class JobStopped(RuntimeError):
-    """The job's command was stopped by somebody else than Slurm, and saved."""
+    """Somebody other than Slurm stopped the job's command, which has saved."""
 
 
 @dataclasses.dataclass
 class SlurmTask:
-    """What runs under srun, once for each task of the job; submitit pickles it, and calls `checkpoint` at the signal.
+    """The callable of each Slurm task. submitit pickles it and calls `checkpoint` when the signal comes.
 
     Attributes:
-        job: to run.
-        folder: of logs and records.
-        environment: variables of the command.
-        retries: further attempts when the command fails.
+        job: the job to run.
+        folder: the folder of logs and records.
+        environment: additional variables of the command.
+        retries: the number of further attempts if the command fails.
     """
 
     job: Job
@@ -58,7 +57,7 @@ class SlurmTask:
     _attempt: attempts.Attempt | None = dataclasses.field(default=None, init=False)
 
     def __call__(self) -> None:
-        """Runs the job's command until it has done its stages. JobFailed, JobStopped."""
+        """Runs the job's command until its stages have finished. Raises JobFailed or JobStopped."""
         rank = int(os.environ.get("SLURM_PROCID", "0"))
         folder = self.folder if rank == 0 else self.folder / "ranks" / str(rank)
         for attempt in range(self.retries + 1):
@@ -71,14 +70,14 @@ class SlurmTask:
             if self.job.finished or (rank and status == 0):
                 return
             if status == 0:
-                raise JobStopped(f"{self.job.name} was stopped; submit the sweep again to go on")
+                raise JobStopped(f"{self.job.name} was stopped; submit the sweep again to continue")
             if status == attempts.USER_ERROR or attempt == self.retries:
                 break
         error = attempts.read_attempts(folder, self.job.name)[-1]["error"]
         raise JobFailed(f"{self.job.name}: {error} (log: {attempts.log_path(folder, self.job.name)})")
 
     def checkpoint(self) -> Any:
-        """Lets the command save and end; what to run after the requeue."""
+        """Asks the command to save and waits for its end. Returns what to run after the requeue."""
         import submitit
 
         if self._attempt is not None:
@@ -99,18 +98,21 @@ def submit(
     options: Mapping[str, Any],
     name: str,
 ) -> dict[str, str]:
-    """Submits what has not finished and is not in the queue yet.
+    """Submits the jobs that have not finished and are not in the queue.
 
     Args:
-        jobs: of the sweep, in an order in which none comes before what it waits for.
-        folder: of logs and records; on a file system that all hosts share.
-        environment: job -> variables of its own.
-        retries: further attempts at a job that fails.
-        options: of submitit's Slurm executor, from `parse_options`.
-        name: of the sweep, shown in the queue.
+        jobs: the jobs of the sweep; each comes after the jobs that it waits for.
+        folder: the folder of logs and records, on a file system that all hosts share.
+        environment: job -> its additional variables.
+        retries: the number of further attempts at a job that fails.
+        options: the options of submitit's Slurm executor, from `parse_options`.
+        name: the name of the sweep in the queue.
 
     Returns:
-        Job -> Slurm id, of all that are in the queue now.
+        Job -> Slurm id, for all jobs in the queue.
+
+    Raises:
+        UserError: submitit or srun is missing, or submitit rejects an option.
     """
     executor_class = _executor_class()
     ids: dict[str, str] = {job: slurm_id for job, (slurm_id, _) in queue(folder).items()}
@@ -136,7 +138,7 @@ def submit(
 
 
 def queue(folder: Path) -> dict[str, tuple[str, str]]:
-    """Job -> (Slurm id, state) of those of the last submission that are in Slurm's queue; {} without Slurm."""
+    """Job -> (Slurm id, state), for the jobs of the last submission in Slurm's queue. Empty without Slurm."""
     if not (folder / RECORD).is_file():
         return {}
     ids = read_json(folder / RECORD)
@@ -154,7 +156,7 @@ def queue(folder: Path) -> dict[str, tuple[str, str]]:
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, Any]:
-    """`KEY=VALUE` texts as options of submitit's Slurm executor. UserError for one that it does not know."""
+    """The options of submitit's Slurm executor from texts `KEY=VALUE`. Raises UserError for an unknown option."""
     known = sorted(_executor_class()._valid_parameters() | {"tasks_per_node"})
     options: dict[str, Any] = {}
     for text in texts:
@@ -162,9 +164,7 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
         if not separator:
             raise UserError(f"--slurm {text}: expected KEY=VALUE, such as nodes=2")
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
-            raise UserError(f"--slurm {text}: no option is called {key!r}; {hint}")
+            raise UserError(f"--slurm {text}: no option is called {key!r}; {nearest(key, known)}")
         options[key] = int(value) if value.isdigit() else value
     return options
 
@@ -182,12 +182,12 @@ def _parameters(options: Mapping[str, Any], *, after: Sequence[str], name: str) 
 
 
 def _executor_class() -> Any:
-    """submitit's executor, told before its import which signal Slurm is to send."""
+    """submitit's Slurm executor. The variable with the signal must be set before the import."""
     os.environ["SUBMITIT_PREEMPT_SIGNAL"] = SIGNAL
     try:
         from submitit.slurm.slurm import SlurmExecutor
     except ImportError:
         raise UserError("--launcher=slurm needs the package submitit; run `pip install submitit`") from None
     if shutil.which("srun") is None:
-        raise UserError("--launcher=slurm: there is no srun here; start it on a host of the cluster, or use local")
+        raise UserError("--launcher=slurm: srun is not on the path; run this on a host of the cluster, or use local")
     return SlurmExecutor

@@ -1,4 +1,4 @@
-"""How the runs of a sweep are doing, read from their files: it needs no launcher and can be looked at from anywhere."""
+"""Shows the state of the runs of a sweep from their files. It needs no launcher and works on any host."""
 
 import dataclasses
 import json
@@ -12,56 +12,57 @@ from typing import Any
 from allam_jax.ablation.measures import METRICS_FILE
 from allam_jax.launch import attempts
 from allam_jax.launch.jobs import Job
-from allam_jax.launch.runs import Run
+from allam_jax.launch.runs import SweepRun
 from allam_jax.report.markdown import duration, number
 from allam_jax.tasks.recipe import Stage, is_finished
 
-_SILENT_SECONDS = 600  # a job that has written nothing for so long, and has not ended, is shown as silent
+_SILENT_SECONDS = 600  # a job is silent if it has written nothing for this long and has not ended
 _TAIL_BYTES = 65_536
 _REFRESH_SECONDS = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One line of the table."""
+class RunState:
+    """One row of the table; all texts are for display."""
 
     run: str
     state: str  # finished, running, silent, queued, stopped, failed, waiting
-    stages: str  # finished/all
+    stages: str  # finished/all, and the current stage
     step: str
     loss: str
     left: str
     note: str
 
 
-def rows(runs: Sequence[Run], jobs: Sequence[Job], *, folder: Path, queued: Mapping[str, str]) -> list[Row]:
+def run_states(
+    runs: Sequence[SweepRun], jobs: Sequence[Job], *, folder: Path, queued: Mapping[str, str]
+) -> list[RunState]:
     """The state of every run.
 
     Args:
-        runs, jobs: of the sweep.
-        folder: of the jobs' logs and records.
-        queued: job -> its state in a scheduler's queue, for those that are in one.
+        runs, jobs: the runs and jobs of the sweep.
+        folder: the folder of the jobs' logs and records.
+        queued: job -> its state in a scheduler's queue, for the jobs in the queue.
     """
     job_of = {directory: job for job in jobs for directory in job.directories}
-    return [_row(run, job_of, folder=folder, queued=queued) for run in runs]
+    return [_run_state(run, job_of, folder=folder, queued=queued) for run in runs]
 
 
-def _row(run: Run, job_of: Mapping[Path, Job], *, folder: Path, queued: Mapping[str, str]) -> Row:
-    done = [stage for stage in run.stages if is_finished(run.directories[stage.name])]
-    counted = f"{len(done)}/{len(run.stages)}"
-    if len(done) == len(run.stages):
-        return Row(run.name, "finished", counted, "", _last_metric(run, "loss"), "", "")
-    stage = next(stage for stage in run.stages if stage not in done)
+def _run_state(run: SweepRun, job_of: Mapping[Path, Job], *, folder: Path, queued: Mapping[str, str]) -> RunState:
+    left = [stage for stage in run.stages if not is_finished(run.directories[stage.name])]
+    counted = f"{len(run.stages) - len(left)}/{len(run.stages)}"
+    if not left:
+        loss = _progress(run.stages[-1], run.directories[run.stages[-1].name])[1]
+        return RunState(run.name, "finished", counted, "", loss, "", "")
+    stage = left[0]
     directory = run.directories[stage.name]
     job = job_of[directory]
     tries = attempts.read_attempts(folder, job.name)
-    step, loss, left = _progress(stage, directory)
+    step, loss, eta = _progress(stage, directory)
     state, note = _state(job, tries, directory=directory, folder=folder, queued=queued)
-    if job.name != run.name:
-        note = f"{job.name} {note}".strip()
-    if len(tries) > 1:
-        note = f"attempt {len(tries)} {note}".strip()
-    return Row(run.name, state, f"{counted} {stage.name}", step, loss, left if state == "running" else "", note)
+    notes = [f"attempt {len(tries)}" if len(tries) > 1 else "", job.name if job.name != run.name else "", note]
+    note = " ".join(filter(None, notes))
+    return RunState(run.name, state, f"{counted} {stage.name}", step, loss, eta if state == "running" else "", note)
 
 
 def _state(
@@ -82,7 +83,7 @@ def _state(
 
 
 def _progress(stage: Stage, directory: Path) -> tuple[str, str, str]:
-    """Step of all, loss and time left of a training stage."""
+    """Step of all steps, loss and time left of a training stage; empty texts for any other stage."""
     row = _last_row(directory / METRICS_FILE)
     if row is None:
         return "", "", ""
@@ -92,11 +93,6 @@ def _progress(stage: Stage, directory: Path) -> tuple[str, str, str]:
         number(row.get("loss")),
         duration(eta) if isinstance(eta, int | float) else "",
     )
-
-
-def _last_metric(run: Run, key: str) -> str:
-    row = _last_row(run.directories[run.stages[-1].name] / METRICS_FILE)
-    return number(row[key]) if row and key in row else ""
 
 
 def _last_row(path: Path) -> dict[str, Any] | None:
@@ -116,24 +112,24 @@ def _last_row(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def table(some: Sequence[Row]) -> str:
-    """The rows in columns, with the number of runs in each state above."""
-    states = [row.state for row in some]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    heading = Row("run", "state", "stage", "step", "loss", "left", "note")
-    cells = [dataclasses.astuple(row) for row in (heading, *some)]
+def status_table(states: Sequence[RunState]) -> str:
+    """The states in columns, below a line with the number of runs in each state."""
+    names = [state.state for state in states]
+    counts = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
+    heading = RunState("run", "state", "stage", "step", "loss", "left", "note")
+    cells = [dataclasses.astuple(row) for row in (heading, *states)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
-    return "\n".join([f"{len(some)} runs: {counts}", *lines])
+    return "\n".join([f"{len(states)} runs: {counts}", *lines])
 
 
-def watch(read: Callable[[], list[Row]]) -> None:
-    """Prints the table; at a terminal again and again in place, until all runs have finished or Ctrl-C."""
+def watch(read: Callable[[], list[RunState]]) -> None:
+    """Prints the table. At a terminal it refreshes the table in place until all runs have ended or Ctrl-C comes."""
     while True:
-        some = read()
+        states = read()
         live = sys.stdout.isatty()
-        sys.stdout.write(("\x1b[H\x1b[2J" if live else "") + table(some) + "\n")
+        sys.stdout.write(("\x1b[H\x1b[2J" if live else "") + status_table(states) + "\n")
         sys.stdout.flush()
-        if not live or all(row.state in ("finished", "stopped", "failed") for row in some):
+        if not live or all(state.state in ("finished", "stopped", "failed") for state in states):
             return
         time.sleep(_REFRESH_SECONDS)

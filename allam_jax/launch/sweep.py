@@ -1,4 +1,4 @@
-"""What `run.py --sweep` does: expand the experiment, start what has not finished, collect when all has."""
+"""The command `run.py --sweep`: expands the experiment, starts the unfinished jobs and collects the results."""
 
 import dataclasses
 import os
@@ -20,55 +20,56 @@ from allam_jax.launch.collect import FOLDER, collect, read_outcomes
 from allam_jax.launch.jobs import Job, plan_jobs
 from allam_jax.launch.overrides import parse
 from allam_jax.launch.preview import preview
-from allam_jax.launch.runs import Run, expand
+from allam_jax.launch.runs import SweepRun, expand_runs
 from allam_jax.launch.trackers import log_to_mlflow, wandb_environment
 from allam_jax.report.markdown import duration
 
 _COMPILED = "JAX_COMPILATION_CACHE_DIR"
-_RECORD = "sweep.json"  # how the sweep was started last
+_RECORD = "sweep.json"  # the command that last started the sweep
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """The flags of run.py that concern sweeps; see there."""
+    """The values of the flags in `launch/flags.py`, which describes them."""
 
     sweep: str
     workdir: Path
     store: Path
-    launcher: str = "local"
-    jobs: int | None = None
-    gpus_per_job: int | None = None
-    slurm: Sequence[str] = ()
-    retries: int = 1
-    dry_run: bool = False
-    status: bool = False
-    collect: bool = False
-    results: str = ""
-    tracker: str = ""
-    overrides: Sequence[str] = ()
+    overrides: Sequence[str]
+    launcher: str
+    jobs: int | None
+    gpus_per_job: int | None
+    slurm: Sequence[str]
+    retries: int
+    dry_run: bool
+    status: bool
+    collect: bool
+    results: str
+    tracker: str
 
 
-def run(base: ConfigDict, options: Options) -> dict[str, Any]:
-    """Runs, shows or collects a sweep; returns what the last line of stdout says.
+def run_sweep(base: ConfigDict, options: Options) -> dict[str, Any]:
+    """Runs, shows or collects a sweep and returns the values for the last line of stdout.
 
     Raises:
-        UserError: something is wrong with the experiment or the config (nothing has been started then), or runs failed.
+        UserError: the experiment or the config is wrong, and nothing has started; or runs failed.
         Stopped: SIGTERM or Ctrl-C came.
     """
     experiment = load_experiment(options.sweep)
     overrides = parse(list(options.overrides))
-    runs = expand(experiment, base, workdir=options.workdir, store=options.store, overrides=overrides)
+    runs = expand_runs(experiment, base, workdir=options.workdir, store=options.store, overrides=overrides)
     jobs = plan_jobs(runs)
     folder = options.workdir / "jobs"
     if options.dry_run:
         print(preview(experiment, runs, jobs), flush=True)
         return {"runs": len(runs), "jobs": len(jobs), "finished": sum(run.finished for run in runs)}
     if options.status:
-        status.watch(
-            lambda: status.rows(
-                runs, jobs, folder=folder, queued={job: state for job, (_, state) in slurm.queue(folder).items()}
-            )
-        )
+
+        def read_states() -> list[status.RunState]:
+            queued = {job: state for job, (_, state) in slurm.queue(folder).items()}
+            return status.run_states(runs, jobs, folder=folder, queued=queued)
+
+        status.watch(read_states)
         return {"runs": len(runs), "finished": sum(run.finished for run in runs)}
     if not options.collect:
         for each in runs:
@@ -81,14 +82,14 @@ def run(base: ConfigDict, options: Options) -> dict[str, Any]:
             first, why = next(iter(failed.items()))
             others = f"; also {', '.join(list(failed)[1:])}" if len(failed) > 1 else ""
             raise UserError(
-                f"{len(failed)} of {len(jobs)} jobs did not finish: {first}: {why}{others}. Mend it and run the same "
-                "command again: only what is left is run"
+                f"{len(failed)} of {len(jobs)} jobs did not finish: {first}: {why}{others}. Fix the cause and run the "
+                "same command again; it runs only the unfinished jobs"
             )
     return _collect(experiment, runs, options)
 
 
 def _launch(jobs: list[Job], *, folder: Path, options: Options) -> dict[str, str] | None:
-    """Starts what has not finished. Why jobs failed; None where a scheduler has them now."""
+    """Starts the unfinished jobs. Returns job -> reason for the failed ones, or None if a scheduler has the jobs."""
     sweep = options.workdir.name
     environment = {job.name: wandb_environment(job, sweep=sweep) for job in jobs}
     todo = [job for job in jobs if not job.finished]
@@ -100,7 +101,7 @@ def _launch(jobs: list[Job], *, folder: Path, options: Options) -> dict[str, str
                 jobs, folder=folder, environment=environment, retries=options.retries, options=chosen, name=sweep
             )
         return None if todo else {}
-    # The runs of a sweep compile much the same programs, on one machine: each is compiled once.
+    # Many runs of a sweep compile the same programs: with a shared cache each is compiled once.
     cache = {_COMPILED: os.environ.get(_COMPILED, str(options.store / ".compiled"))}
     return local.run_jobs(
         jobs,
@@ -111,10 +112,10 @@ def _launch(jobs: list[Job], *, folder: Path, options: Options) -> dict[str, str
     )
 
 
-def _collect(experiment: Experiment, runs: list[Run], options: Options) -> dict[str, Any]:
+def _collect(experiment: Experiment, runs: list[SweepRun], options: Options) -> dict[str, Any]:
     finished = [each for each in runs if each.finished]
     if not finished:
-        raise UserError(f"{options.workdir}: no run has finished; start them first, without --collect")
+        raise UserError(f"{options.workdir}: no run has finished; run the sweep without --collect first")
     record = options.workdir / _RECORD
     command = files.read_json(record)["command"] if record.is_file() else _command()
     summary = collect(experiment, runs, workdir=options.workdir, command=command)

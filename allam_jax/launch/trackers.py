@@ -1,4 +1,4 @@
-"""Trackers beside the files: Weights & Biases sees the runs of a sweep as a group, MLflow gets them when collected."""
+"""Trackers beside the files: Weights & Biases groups the runs of a sweep, MLflow gets runs when they are collected."""
 
 import importlib
 from collections.abc import Mapping, Sequence
@@ -10,32 +10,35 @@ from allam_jax.ablation.outcomes import Outcome
 from allam_jax.config import flatten
 from allam_jax.errors import UserError
 from allam_jax.launch.jobs import Job
-from allam_jax.launch.runs import Run
+from allam_jax.launch.runs import SweepRun
 from allam_jax.settings import as_dict
 
 _RUN_TAG = "allam_jax.run"
-_BATCH = 1000  # metrics in one call, the most that MLflow takes
+_BATCH = 1000  # metrics in one call; MLflow accepts no more
 _PARAM_BATCH = 100
 
 
 def wandb_environment(job: Job, *, sweep: str) -> dict[str, str]:
-    """Variables by which Weights & Biases groups a job's runs, where `metrics.wandb_project` is set."""
+    """Variables that make Weights & Biases group the runs of a sweep, if `metrics.wandb_project` is set."""
     return {"WANDB_RUN_GROUP": sweep, "WANDB_NAME": job.name}
 
 
-def log_to_mlflow(runs: Sequence[Run], outcomes: Sequence[Outcome], *, sweep: str, uri: str = "") -> int:
-    """Logs finished runs that MLflow does not have yet; returns how many.
+def log_to_mlflow(runs: Sequence[SweepRun], outcomes: Sequence[Outcome], *, sweep: str, uri: str = "") -> int:
+    """Logs the finished runs that MLflow does not have.
 
-    Each becomes a run of the MLflow experiment `sweep`: its settings and config keys as parameters, its measures and
-    all metrics of its stages as metrics.
+    Each run becomes a run of the MLflow experiment `sweep`. Its settings and config keys are the parameters; its
+    measures and all metrics of its stages are the metrics.
 
     Args:
-        runs, outcomes: finished runs and what was measured in them, in the same order.
-        sweep: name of the experiment.
-        uri: of the tracking server or directory; empty takes MLFLOW_TRACKING_URI or MLflow's default.
+        runs, outcomes: finished runs and their outcomes, in the same order.
+        sweep: the name of the experiment.
+        uri: the tracking server or directory; empty takes MLFLOW_TRACKING_URI or MLflow's default.
+
+    Returns:
+        The number of runs that were logged.
 
     Raises:
-        UserError: the package mlflow is not installed, or MLflow refuses.
+        UserError: the package mlflow is not installed, or MLflow reports an error.
     """
     mlflow = _import_mlflow()
     try:
@@ -44,7 +47,7 @@ def log_to_mlflow(runs: Sequence[Run], outcomes: Sequence[Outcome], *, sweep: st
         raise UserError(f"--tracker=mlflow: {' '.join(str(error).split())[:300]}") from error
 
 
-def _log(mlflow: Any, runs: Sequence[Run], outcomes: Sequence[Outcome], *, sweep: str, uri: str) -> int:
+def _log(mlflow: Any, runs: Sequence[SweepRun], outcomes: Sequence[Outcome], *, sweep: str, uri: str) -> int:
     client = mlflow.MlflowClient(tracking_uri=uri or None)
     found = client.get_experiment_by_name(sweep)
     experiment = found.experiment_id if found else client.create_experiment(sweep)
@@ -83,7 +86,7 @@ def _metrics(mlflow: Any, stage: str, directory: Path) -> list[Any]:
 
 
 def _key(text: str) -> str:
-    """MLflow takes letters, digits, _ - . / and spaces."""
+    """The name for MLflow, which accepts letters, digits, _ - . / and spaces."""
     return "".join(character if character.isalnum() or character in "_-./ " else "_" for character in text)
 
 

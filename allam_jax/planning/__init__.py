@@ -1,1 +1,1 @@
-"""What a run will need on a cluster that is only described: memory, communication, time and energy."""
+"""Predicts the memory, communication, time and energy of a run on a described cluster."""

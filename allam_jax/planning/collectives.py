@@ -1,14 +1,13 @@
-"""The collectives of a compiled step: kind, mesh axes, bytes, dtype, how often, and whether they leave a node.
+"""The collectives of a compiled step: kind, mesh axes, bytes, dtype, number of runs, and whether they leave a node.
 
-Groups of devices are read in all three spellings of XLA: lists `{{0,1},{2,3}}`, iota `[2,4]<=[4,2]T(1,0)` and mesh
-`mesh['a'=4,'b'=2] {'a'}`. Their numbers are positions in the flattened mesh, so that the axes along which the members
-of a group differ are the mesh axes the collective runs over.
+XLA writes groups of devices in three forms, and all are read: lists `{{0,1},{2,3}}`, iota `[2,4]<=[4,2]T(1,0)` and mesh
+`mesh['a'=4,'b'=2] {'a'}`. The numbers are positions in the flattened mesh. A collective runs over the mesh axes along
+which the members of its groups differ.
 """
 
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
 
 import numpy as np
 from jax.sharding import Mesh
@@ -22,16 +21,16 @@ _MESH = re.compile(r"mesh\[([^\]]*)\](?:, device_ids=\((\[[^)]*\)?)\))?\s*\{([^}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Collective:
-    """One kind of traffic between GPUs, `count` times a step."""
+    """One kind of traffic between GPUs; it occurs `count` times in a step."""
 
     kind: str
-    axes: tuple[str, ...]  # mesh axes it runs over
+    axes: tuple[str, ...]  # the mesh axes that it runs over
     dtype: str
-    payload_bytes: int  # of the whole array, once: gathered, to be reduced, or to be scattered
+    payload_bytes: int  # of the whole array: after a gather, before a reduction or a scatter
     group_size: int
     ranks_per_node: int  # members of a group on one node
     count: int
-    asynchronous: bool = True  # scheduled beside other work, so that some of its time can be hidden
+    asynchronous: bool = True  # runs beside other work, which can hide some of its time
 
     @property
     def crosses_nodes(self) -> bool:
@@ -40,7 +39,7 @@ class Collective:
 
     @property
     def wire_bytes(self) -> float:
-        """Bytes that each GPU sends, for one run, by a ring (n - 1 of n parts; twice for an all-reduce)."""
+        """Bytes that each GPU sends in one run around a ring (n - 1 of n parts, twice for an all-reduce)."""
         n = self.group_size
         if self.kind == "collective-permute":
             return self.payload_bytes
@@ -48,12 +47,12 @@ class Collective:
 
 
 def collectives_of(module: Module, *, mesh: Mesh, gpus_per_node: int) -> list[Collective]:
-    """All collectives of a step between more than one device; equal ones are counted together, largest traffic first.
+    """All collectives of a step between several devices. Equal ones are counted together; the largest traffic is first.
 
     Args:
         module: the compiled program of one device.
-        mesh: of all devices, in the order in which nodes hold them.
-        gpus_per_node: consecutive devices of the flattened mesh that share a node.
+        mesh: all devices, in the order of the nodes.
+        gpus_per_node: the number of consecutive devices in the flattened mesh that share a node.
     """
     counts: dict[Collective, int] = {}
     for name, times in module.runs().items():
@@ -95,10 +94,10 @@ def _axes(groups: np.ndarray, *, mesh: Mesh) -> tuple[str, ...]:
 
 
 def device_groups(attributes: str, *, kind: str, device_count: int) -> np.ndarray:
-    """The groups of devices that take part in a collective: [groups, members], positions in the flattened mesh.
+    """The groups of devices in a collective: an array [groups, members] of positions in the flattened mesh.
 
     Raises:
-        ValueError: a spelling that is not known.
+        ValueError: the groups are missing or written in an unknown form.
     """
     if kind == "collective-permute":
         pairs = re.search(r"source_target_pairs=\{(\{[\d,{} ]*\})\}", attributes)
@@ -117,7 +116,7 @@ def device_groups(attributes: str, *, kind: str, device_count: int) -> np.ndarra
         return _iota(text)
     if text.startswith("mesh"):
         return _meshed(text)
-    raise ValueError(f"replica_groups in an unknown spelling: {text[:80]}")
+    raise ValueError(f"replica_groups in an unknown form: {text[:80]}")
 
 
 def _listed(text: str) -> np.ndarray:
@@ -132,13 +131,9 @@ def _iota(text: str) -> np.ndarray:
     match = _IOTA.match(text)
     if match is None:
         raise ValueError(f"iota device list that cannot be read: {text[:80]}")
-    order = _numbers(match[3]) if match[3] else None
-    return _arranged(_numbers(match[2]), order).reshape(_numbers(match[1]))
-
-
-def _arranged(dims: Sequence[int], order: Sequence[int] | None) -> np.ndarray:
-    ids = np.arange(math.prod(dims)).reshape(dims)
-    return ids if order is None else ids.transpose(order)
+    dims = _numbers(match[2])
+    order = _numbers(match[3]) if match[3] else range(len(dims))
+    return np.arange(math.prod(dims)).reshape(dims).transpose(order).reshape(_numbers(match[1]))
 
 
 def _meshed(text: str) -> np.ndarray:
@@ -149,9 +144,8 @@ def _meshed(text: str) -> np.ndarray:
     ids = np.arange(math.prod(sizes.values()))
     if match[2]:
         ids = _iota(f"[{ids.size}]<={match[2]}" if "<=" not in match[2] else match[2]).reshape(-1)
-    # An axis may be used in part: 'a':(2)4 are the 4 that lie behind 2 outer parts. Cut it into outer, used, inner.
+    # An axis may be used in part: 'a':(2)4 are 4 positions inside 2 outer parts. Cut it into outer, used and inner.
     dims: list[int] = []
-    used: list[int] = []
     wanted = {name: (pre, size) for name, pre, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", match[3])}
     order = {name: position for position, name in enumerate(wanted)}
     grouped: list[tuple[int, int]] = []

@@ -1,7 +1,7 @@
-"""Compiles the real train step for a described cluster, and reads what it will need.
+"""Compiles the real train step for a described cluster, and reads memory, work and collectives from the program.
 
-The step is the one that the train task runs (`training/step.py`), lowered from shapes and shardings alone; XLA's CUDA
-compiler makes the program of one GPU of the cluster. Nothing is allocated, and no GPU, driver or toolkit is needed.
+The step is that of the train task (`training/step.py`), lowered from shapes and shardings alone. XLA's CUDA compiler
+makes the program of one GPU of the cluster. Nothing is allocated, and no GPU, driver or toolkit is needed.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from allam_jax.errors import UserError
 from allam_jax.parallel.mesh import check_batch, make_mesh
 from allam_jax.planning.collectives import Collective, collectives_of
 from allam_jax.planning.gpu_cluster import GPUS, Cluster
-from allam_jax.planning.hlo import Module, parse
+from allam_jax.planning.hlo import Module, parse_program
 from allam_jax.planning.memory import Memory, argument_bytes, compiled_memory
 from allam_jax.planning.run import Run, shapes_of
 from allam_jax.planning.work import Work, work_of
@@ -22,9 +22,9 @@ from kernels import aot
 
 _MEMORY_LIMIT = "xla_gpu_memory_limit_slop_factor"
 _SLOP = 95  # XLA's default, percent
-_DESCRIBED_SHARE = 0.80  # of a described GPU's memory, that XLA takes as the limit; of a real one, what JAX may use
+_DESCRIBED_SHARE = 0.80  # of a described GPU's memory is XLA's limit; on a real GPU the limit is what JAX may use
 
-# Matrix products of T x T with H in each attention kernel, by its name (kernels/attention).
+# Matrix products of T x T with H in each attention kernel (kernels/attention).
 KERNEL_MATMULS = {
     "attention_forward": 2,
     "attention_d_queries": 3,  # scores, d probabilities, d queries
@@ -37,22 +37,22 @@ KERNEL_MATMULS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompiledStep:
-    """What one GPU of the cluster does in a step, by the compiled program."""
+    """The memory, work and communication of one GPU in a step, read from the compiled program."""
 
     memory: Memory
-    argument_bytes: int  # by the compiler's count
+    argument_bytes: int  # as the compiler counts them
     work: tuple[Work, ...]
     collectives: tuple[Collective, ...]
-    kernels: tuple[str, ...]  # names of kernels that XLA cannot look into
-    uncounted: tuple[str, ...]  # those whose operations are not known: their time is that of their bytes
-    seconds: float  # that compiling took
+    kernels: tuple[str, ...]  # names of the kernels that are opaque to XLA
+    uncounted: tuple[str, ...]  # kernels of unknown operations; only their bytes take time
+    seconds: float  # of compiling
 
 
 def compile_step(run: Run, *, cluster: Cluster) -> CompiledStep:
-    """Compiles `run` for `cluster` and reads the program.
+    """Compiles the step of `run` for `cluster` and reads the program.
 
     Raises:
-        UserError: sizes that do not fit together, wheels that are missing, an attention backend that cannot serve it.
+        UserError: sizes do not fit together, wheels are missing, or the attention backend cannot serve the run.
     """
     try:
         devices = aot.topology(cluster.gpu.target, hosts=cluster.nodes, gpus_per_host=cluster.gpus_per_node)
@@ -82,7 +82,7 @@ def compile_step(run: Run, *, cluster: Cluster) -> CompiledStep:
     sizes, text = program.memory_analysis(), program.as_text()
     assert sizes is not None
     assert text is not None
-    module = parse(text)
+    module = parse_program(text)
     work, kernels, uncounted = counted_work(module, run=run)
     return CompiledStep(
         memory=compiled_memory(run, cluster=cluster, module=module, temp_bytes=sizes.temp_size_in_bytes),
@@ -96,26 +96,25 @@ def compile_step(run: Run, *, cluster: Cluster) -> CompiledStep:
 
 
 def memory_limit(run: Run, *, cluster: Cluster) -> int:
-    """XLA's limit for scheduling, in percent, that on a described GPU is what it would be on one of the cluster.
+    """The scheduling limit to give XLA, in percent, so that it schedules for a described GPU as for a real one.
 
-    XLA may let collectives run beside other work only as long as temporary memory stays below
-    `slop * (limit - arguments)`; beyond that it makes everything wait. The limit of a described GPU is lower than that
-    of a real one with `usable_share` of its memory.
+    XLA lets collectives run beside other work only while temporary memory stays below `slop * (limit - arguments)`.
+    The limit of a described GPU is lower than that of a real one with `usable_share` of its memory.
     """
     arguments = sum(argument_bytes(run).values())
     described = _DESCRIBED_SHARE * GPUS[cluster.gpu.target].memory_bytes - arguments
-    if described <= 0:  # nothing is left for a step: it does not fit, however it is scheduled
+    if described <= 0:  # no memory is left for a step: it does not fit with any schedule
         return _SLOP
     return max(1, round(_SLOP * (cluster.usable_bytes - arguments) / described))
 
 
 def counted_work(module: Module, *, run: Run) -> tuple[tuple[Work, ...], tuple[str, ...], tuple[str, ...]]:
-    """The program's work with the operations of attention kernels filled in; names of all kernels, and of those
-    whose operations are not known."""
+    """The program's work with the operations of attention kernels filled in, the names of all kernels, and the names
+    of the kernels whose operations are unknown."""
     work, names, uncounted = [], set(), set()
     for piece in work_of(module):
         if piece.kind == "kernel":
-            # Behind the kernel's name, the path has the primitive's, as JAX calls it today: pallas_call, mpmd_map.
+            # In the path the kernel's name comes before that of JAX's primitive, such as pallas_call or mpmd_map.
             path = [re.sub(r"[.\d]+$", "", part) for part in piece.source.split("/")]
             name = next((part for part in path if part in KERNEL_MATMULS), path[-1])
             names.add(name)

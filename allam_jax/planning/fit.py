@@ -1,4 +1,4 @@
-"""Before a run starts: does it fit the devices that are here?"""
+"""Checks before a run starts whether its step fits into the memory of the devices at hand."""
 
 import dataclasses
 
@@ -8,16 +8,16 @@ from jax.sharding import Mesh
 
 from allam_jax.planning.gpu_cluster import GPUS, Cluster, Gpu
 from allam_jax.planning.run import Run
-from allam_jax.planning.run_plan import Energy, analytic_plan
+from allam_jax.planning.run_plan import analytic_plan
 from allam_jax.planning.search import does_not_fit, gib, ranked
 
-TOLERANCE = 1.15  # the formulas are right to a few percent; only what is clearly too large is refused
+TOLERANCE = 1.15  # the formulas are off by a few percent; a run is refused only beyond this
 
 
 def check_fits(run: Run, *, mesh: Mesh) -> None:
-    """UserError, naming the nearest layout that fits, if the step clearly needs more memory than a device has.
+    """Raises UserError, with the nearest layout that fits, if the step needs clearly more memory than a device has.
 
-    A step that may just not fit is only warned of. Where the memory of a device is not known (on CPU) nothing is done.
+    A step that is close to the limit gives a warning. Without a known memory limit, as on CPUs, nothing is checked.
     """
     device = mesh.local_devices[0]
     stats = device.memory_stats()
@@ -30,22 +30,21 @@ def check_fits(run: Run, *, mesh: Mesh) -> None:
 
 
 def cluster_like(device: jax.Device, *, limit: int, nodes: int, gpus_per_node: int) -> Cluster:
-    """A cluster of such devices with `limit` bytes to use on each; of a GPU that is not known, the rates of an A100."""
+    """A cluster of such devices with `limit` usable bytes each. An unknown GPU has the rates of an A100."""
     known: Gpu = GPUS["h100"] if "H100" in device.device_kind else GPUS["a100"]
     gpu = dataclasses.replace(known, name=device.device_kind, memory_bytes=limit)
     return Cluster(gpu=gpu, nodes=nodes, gpus_per_node=gpus_per_node, usable_share=1.0)
 
 
 def check_fits_cluster(run: Run, *, cluster: Cluster) -> None:
-    """As `check_fits`, for a cluster whose usable memory is given."""
-    energy = Energy(power_share=1.0, pue=1.0)
-    plan = analytic_plan(run, cluster=cluster, tokens=0, energy=energy)
+    """Does the same as `check_fits` for a described cluster."""
+    plan = analytic_plan(run, cluster=cluster)
     if plan.memory.fits:
         return
     if plan.memory.total > TOLERANCE * plan.memory.usable:
-        raise does_not_fit(run, plan, plans=ranked(run, cluster=cluster, tokens=0, energy=energy))
+        raise does_not_fit(run, plan, plans=ranked(run, cluster=cluster))
     logging.warning(
-        "this may not fit: by formula a step needs %s of the %s that a device has",
+        "the step may not fit: by formula it needs %s of the %s that a device has",
         gib(plan.memory.total),
         gib(plan.memory.usable),
     )

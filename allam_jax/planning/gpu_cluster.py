@@ -1,4 +1,4 @@
-"""Clusters as data: what one GPU, its node and the network give, from data sheets, and how much of it is reached.
+"""Clusters as data: the rates of GPUs, nodes and networks by their data sheets, and the shares that training reaches.
 
 Sources: NVIDIA A100 80GB SXM and H100 SXM data sheets (dense rates, no sparsity), DGX A100 and DGX H100 user guides
 (network adapters, maximum power of a node); memory as the driver reports it. The tensor-core rate of float32 is TF32's.
@@ -50,19 +50,19 @@ GPUS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Efficiency:
-    """The share of each data-sheet rate that long training steps reach: one set for every GPU, model and mesh.
+    """The share of each data-sheet rate that long training steps reach. All GPUs, models and meshes have the same.
 
-    Fitted by eye to the published runs of `benchmarks/published_speeds.py`, which shows how far each prediction is off;
-    the links' share is also what ALLaM's appendix G measured (1,200 to 1,400 of 1,600 Gbit/s between nodes).
+    The shares were fitted by eye to the published runs of `benchmarks/published_speeds.py`, which prints the error of
+    each prediction. ALLaM's appendix G measured the same share of the links (1,200 to 1,400 of 1,600 Gbit/s).
     """
 
     matmul: float = 0.67
-    attention: float = 0.50  # of the fused kernels' matmuls, forward and backward together
+    attention: float = 0.50  # for the matmuls inside fused kernels, forward and backward together
     memory: float = 0.80
     links: float = 0.80
-    overlap: float = 0.60  # of the fsdp and data collectives' time, hidden behind compute; tensor's is never hidden
-    hop_seconds: float = 2e-6  # a ring's step inside a node
-    network_hop_seconds: float = 4e-6  # a ring's step where the ring leaves a node
+    overlap: float = 0.60  # of the time of fsdp and data collectives is hidden behind compute; none of tensor's
+    hop_seconds: float = 2e-6  # one step of a ring inside a node
+    network_hop_seconds: float = 4e-6  # one step of a ring that leaves the node
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,20 +73,26 @@ class Cluster:
     nodes: int
     gpus_per_node: int
     usable_share: float = 0.92  # of the memory: XLA_PYTHON_CLIENT_MEM_FRACTION; the rest is for CUDA and NCCL
+    power_share: float = 1.0  # of a node's full draw, on average
+    pue: float = 1.0  # power of the building over that of its nodes
     efficiency: Efficiency = Efficiency()
 
     @property
     def size(self) -> int:
-        """GPUs in all."""
+        """The number of GPUs."""
         return self.nodes * self.gpus_per_node
 
     @property
     def usable_bytes(self) -> int:
-        """Memory of one GPU that a program may take."""
+        """The memory of one GPU that a program may use."""
         return math.floor(self.gpu.memory_bytes * self.usable_share)
 
+    def megawatt_hours(self, gpu_hours: float) -> float:
+        """The energy of this many GPU hours, with the building's overhead."""
+        return gpu_hours * self.gpu.watts * self.power_share * self.pue / 1e6
+
     def describe(self) -> str:
-        """For example `128 nodes x 8 A100-SXM4-80GB`."""
+        """The cluster in words, for example `128 nodes x 8 A100-SXM4-80GB`."""
         return f"{self.nodes} node{'s' if self.nodes > 1 else ''} x {self.gpus_per_node} {self.gpu.name}"
 
 
@@ -99,4 +105,5 @@ def cluster_of(plan: PlanSettings) -> Cluster:
         nvlink_bandwidth=plan.nvlink_gb_s * 1e9 or gpu.nvlink_bandwidth,
         network_bandwidth=plan.network_gb_s * 1e9 or gpu.network_bandwidth,
     )
-    return Cluster(gpu=gpu, nodes=plan.nodes, gpus_per_node=plan.gpus_per_node, usable_share=plan.usable_share)
+    names = ("nodes", "gpus_per_node", "usable_share", "power_share", "pue")
+    return Cluster(gpu=gpu, **{name: getattr(plan, name) for name in names})

@@ -1,8 +1,8 @@
-"""Reads the text of a compiled XLA program: computations, instructions, and how often each runs in one step.
+"""Reads the text of a compiled XLA program: computations, instructions, and the number of runs of each in one step.
 
-Only what a plan needs is understood: shapes, operands, attributes, the calls between computations, and the trip
-counts of loops, which XLA writes into a loop's backend_config. A scanned layer stands once in the text and runs once a
-layer; `runs` says how often.
+The reader knows what a plan needs: shapes, operands, attributes, calls between computations, and the trip counts of
+loops, which XLA writes into a loop's backend_config. A scanned layer is once in the text and runs once per layer;
+`Module.runs` gives the number.
 """
 
 import dataclasses
@@ -19,19 +19,19 @@ _TRIP_COUNT = re.compile(r'"?known_trip_count"?\s*[:=]\s*\{"?n"?:"?(\d+)"?')
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """One array: its element type as XLA writes it (`bf16`) and its dimensions."""
+    """One array: its element type in XLA's notation (`bf16`) and its dimensions."""
 
     dtype: str
     dims: tuple[int, ...]
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """The number of elements."""
         return math.prod(self.dims)
 
     @property
     def bytes(self) -> int:
-        """Size in memory; elements below a byte count as packed."""
+        """The size in memory. Elements smaller than a byte count as packed."""
         return math.ceil(self.size * bits_of(self.dtype) / 8)
 
 
@@ -41,20 +41,20 @@ class Instruction:
 
     name: str
     opcode: str
-    shapes: tuple[Shape, ...]  # of the result; several for a tuple, flattened
+    shapes: tuple[Shape, ...]  # of the result; several for a flattened tuple
     operands: tuple[str, ...]  # names
-    attributes: str  # everything behind the operands
+    attributes: str  # the text after the operands
     operand_text: str
     is_root: bool
 
     @property
     def bytes(self) -> int:
-        """Of the result."""
+        """The size of the result."""
         return sum(shape.bytes for shape in self.shapes)
 
     @property
     def called(self) -> tuple[str, ...]:
-        """Computations that run when this instruction does (not the scalar functions of reductions)."""
+        """The computations that this instruction runs, without the scalar functions of reductions."""
         names = [name for key, name in _CALLED.findall(self.attributes) if key != "to_apply" or self.opcode == "call"]
         for group in _BRANCHES.findall(self.attributes):
             names += [name.strip().lstrip("%") for name in group.split(",") if name.strip()]
@@ -62,7 +62,7 @@ class Instruction:
 
     @property
     def trip_count(self) -> int:
-        """How often a `while` runs its body; ValueError where XLA does not know."""
+        """The number of times that a `while` runs its body. Raises ValueError if XLA does not state it."""
         match = _TRIP_COUNT.search(self.attributes)
         if not match:
             raise ValueError(f"loop {self.name} has no known trip count: its cost cannot be counted")
@@ -71,37 +71,39 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """A function of the program; instructions in the order in which they run."""
+    """A function of the program, with its instructions in the order of execution."""
 
     name: str
     instructions: dict[str, Instruction]
 
     @property
     def root(self) -> Instruction:
-        """The instruction whose result is the computation's."""
+        """The instruction whose result is that of the computation."""
         return next(i for i in self.instructions.values() if i.is_root)
 
     @property
     def parameters(self) -> list[Instruction]:
-        """Ordered by their number."""
+        """The parameters in the order of their numbers."""
         found = [i for i in self.instructions.values() if i.opcode == "parameter"]
         return sorted(found, key=lambda i: int(i.operand_text))
 
     def operands(self, instruction: Instruction) -> list[Instruction]:
-        """The instructions whose results it takes."""
+        """The instructions whose results `instruction` takes."""
         return [self.instructions[name] for name in instruction.operands]
 
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """A compiled program."""
+    """A compiled program: its computations by name, and the name of the one that runs first."""
 
     computations: dict[str, Computation]
     entry: str
 
     def runs(self) -> dict[str, int]:
-        """How often each computation runs when the program runs once. Bodies of fusions are left out: they are part
-        of one instruction. Every branch of a conditional counts as taken."""
+        """Name -> number of runs of each computation when the program runs once.
+
+        Bodies of fusions are left out, because each is part of one instruction. All branches of a conditional count.
+        """
         total: dict[str, int] = {}
 
         def visit(name: str, times: int) -> None:
@@ -118,7 +120,7 @@ class Module:
 
 
 def bits_of(dtype: str) -> int:
-    """Bits of one element of an XLA type: `bf16` -> 16, `f8e4m3fn` -> 8, `pred` -> 8."""
+    """The bits of one element of an XLA type: `bf16` -> 16, `f8e4m3fn` -> 8, `pred` -> 8."""
     if dtype in BYTES_OF:
         return 8 * BYTES_OF[dtype]
     match = re.match(r"[a-z]+(\d+)", dtype)
@@ -127,8 +129,8 @@ def bits_of(dtype: str) -> int:
     return int(match[1])
 
 
-def parse(text: str) -> Module:
-    """Parses `compiled.as_text()`; ValueError if it is not the text of an XLA program."""
+def parse_program(text: str) -> Module:
+    """Parses the text from `compiled.as_text()`. Raises ValueError if it is not the text of an XLA program."""
     computations: dict[str, Computation] = {}
     entry = None
     current: dict[str, Instruction] | None = None
@@ -168,7 +170,7 @@ def _instruction(line: str) -> Instruction:
 
 
 def _cut(text: str) -> tuple[str, str]:
-    """Splits behind the parenthesis that closes the first one."""
+    """Splits the text after the parenthesis that closes the first one."""
     depth = 0
     for position, character in enumerate(text):
         depth += (character == "(") - (character == ")")

@@ -1,4 +1,4 @@
-"""The memory of one GPU by class: counted exactly where it can be, estimated or taken from the compiler elsewhere."""
+"""The memory of one GPU by class: some counted exactly, some estimated by formula or taken from the compiler."""
 
 import dataclasses
 
@@ -14,10 +14,10 @@ from allam_jax.planning.workload import activation_bytes, gradient_bytes, workin
 class Memory:
     """Bytes on one GPU while a step runs.
 
-    Parameters, optimizer and batch are exact: the sharded sizes of the step's arguments. Gradients are exact sizes of
-    what is held at the end of the backward pass. Activations are those kept from the forward for the backward pass.
-    Temporary is the rest of what the compiler asks for: gathered layers, copies in the compute dtype, logits of a
-    chunk, attention, workspace.
+    Parameters, optimizer and batch are the exact sharded sizes of the step's arguments. Gradients are the exact sizes
+    held at the end of the backward pass. Activations are kept from the forward pass for the backward pass. Temporary is
+    all other memory that the compiler asks for: gathered layers, copies in the compute dtype, logits of a chunk,
+    attention, workspace.
     """
 
     parameters: int
@@ -26,31 +26,31 @@ class Memory:
     gradients: int
     activations: int
     temporary: int
-    usable: int  # of the GPU's memory
+    usable: int  # the part of the GPU's memory that a program may use
 
     @property
     def arguments(self) -> int:
-        """What lies in memory between steps, and the batch."""
+        """The bytes of the state between steps and of the batch."""
         return self.parameters + self.optimizer + self.batch
 
     @property
     def total(self) -> int:
-        """The highest that a step needs."""
+        """The peak of a step."""
         return self.arguments + self.gradients + self.activations + self.temporary
 
     @property
     def headroom(self) -> int:
-        """Usable memory that is left; negative if the step does not fit."""
+        """The usable bytes that are left; negative if the step does not fit."""
         return self.usable - self.total
 
     @property
     def fits(self) -> bool:
-        """Whether the step can run."""
+        """Whether the peak is within the usable memory."""
         return self.headroom >= 0
 
 
 def argument_bytes(run: Run) -> dict[str, int]:
-    """Exact bytes on each device of the step's arguments: parameters, optimizer (with step and rng), batch."""
+    """The exact bytes of the step's arguments on each device: parameters, optimizer (with step and rng), batch."""
     state, batch = shapes_of(run, mesh=described_mesh(run))
     return {
         "parameters": device_bytes(state.params),
@@ -60,7 +60,7 @@ def argument_bytes(run: Run) -> dict[str, int]:
 
 
 def estimated_memory(run: Run, *, cluster: Cluster, arguments: dict[str, int] | None = None) -> Memory:
-    """From formulas alone: exact arguments, estimated rest. `arguments`: of `argument_bytes`, if known already."""
+    """Memory from formulas, with exact arguments. `arguments`: the result of `argument_bytes`, if it is known."""
     workload = run.workload
     return Memory(
         **(arguments or argument_bytes(run)),
@@ -72,9 +72,9 @@ def estimated_memory(run: Run, *, cluster: Cluster, arguments: dict[str, int] | 
 
 
 def compiled_memory(run: Run, *, cluster: Cluster, module: Module, temp_bytes: int) -> Memory:
-    """Of the compiled program; `temp_bytes` is the compiler's figure for everything that is no argument."""
+    """Memory of a compiled program. `temp_bytes` is the compiler's figure for all memory beside the arguments."""
     kept = saved_bytes(module, num_layers=run.model.num_layers)
-    # Late in the backward pass activations may lie where gradients will: no class is larger than what there is.
+    # Late in the backward pass gradients may take the place of activations: no class exceeds what is left.
     activations = min(kept, temp_bytes)
     gradients = round(gradient_bytes(run.workload, param_bytes=np.dtype(run.param_dtype).itemsize))
     gradients = min(gradients, temp_bytes - activations)
@@ -88,29 +88,19 @@ def compiled_memory(run: Run, *, cluster: Cluster, module: Module, temp_bytes: i
 
 
 def saved_bytes(module: Module, *, num_layers: int) -> int:
-    """Bytes that the loops of the forward pass stack up, a slice a layer, for the backward pass.
+    """Bytes that the loops of the forward pass save for the backward pass, one slice per layer.
 
-    These are the elements of a loop's state with a first axis as long as there are layers and which the body changes.
+    They are the elements of a loop's state that the body changes and whose first axis has `num_layers` positions.
     """
     total = 0
     for name in module.runs():
         for loop in module.computations[name].instructions.values():
             if loop.opcode != "while" or "transpose(" in loop.attributes or loop.trip_count > num_layers:
                 continue
-            body = module.computations[dict_of_called(loop.attributes)["body"]]
+            body = module.computations[loop.called[0]]
             results = body.operands(body.root)
             for index, (shape, result) in enumerate(zip(loop.shapes, results, strict=True)):
                 unchanged = result.opcode == "get-tuple-element" and f"index={index}" in result.attributes.split(", ")
                 if shape.dims[:1] == (num_layers,) and not unchanged:
                     total += shape.bytes
     return total
-
-
-def dict_of_called(attributes: str) -> dict[str, str]:
-    """The computations that an instruction names, by role: `condition`, `body`."""
-    found = {}
-    for part in attributes.split(", "):
-        key, _, value = part.partition("=")
-        if key in ("condition", "body"):
-            found[key] = value.lstrip("%")
-    return found

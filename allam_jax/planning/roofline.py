@@ -1,10 +1,9 @@
-"""From work and traffic to seconds: a roofline with its assumptions in one place (`cluster.Efficiency`).
+"""A roofline: turns work and traffic into seconds, with all assumptions in `gpu_cluster.Efficiency`.
 
-Every piece of work takes the longer of its arithmetic at the reachable share of the peak and its bytes at the reachable
-share of the memory's bandwidth; pieces follow each other. A collective takes its ring's bytes over the slowest link
-that it uses, plus the hops. Over `tensor` alone nothing else can run meanwhile, so its time is added in full, as is
-that of collectives which the compiler has scheduled without anything beside them; of all others a share (`overlap`) is
-hidden behind compute, as far as there is compute to hide it.
+A piece of work takes the longer of two times: its arithmetic at the reachable share of the peak, and its bytes at the
+reachable share of the memory bandwidth. Pieces run one after the other. A collective takes the bytes of its ring over
+the slowest link that it uses, plus the hops. Collectives over `tensor` alone, and those that the compiler schedules
+alone, count in full. Compute hides a share (`overlap`) of all other collectives, up to its own duration.
 """
 
 import dataclasses
@@ -18,34 +17,34 @@ from allam_jax.planning.work import Work
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepTime:
-    """Seconds of one step by cause; `total` is their sum without `hidden`."""
+    """Seconds of one step by cause. `total` is their sum without `hidden`."""
 
     matmul: float
     attention: float
     memory: float
     tensor: float  # collectives over `tensor`
-    exposed: float  # collectives over `fsdp` and `data` that compute does not hide
+    exposed: float  # the part of collectives over `fsdp` and `data` that compute does not hide
     hidden: float
 
     @property
     def compute(self) -> float:
-        """Of the GPU's own work."""
+        """The seconds of the GPU's own work."""
         return self.matmul + self.attention + self.memory
 
     @property
     def total(self) -> float:
-        """Of the whole step."""
+        """The seconds of the whole step."""
         return self.compute + self.tensor + self.exposed
 
 
 def step_time(work: Iterable[Work], collectives: Iterable[Collective], *, cluster: Cluster, dtype: str) -> StepTime:
-    """Predicts a step.
+    """Predicts the time of a step.
 
     Args:
-        work: of one GPU; kernels with their operations filled in.
-        collectives: of one GPU.
-        cluster: rates and efficiencies.
-        dtype: of the matmuls: "bfloat16", "float16" or "float32".
+        work: the work of one GPU; kernels need their operations.
+        collectives: the collectives of one GPU.
+        cluster: the rates and efficiencies.
+        dtype: the dtype of the matmuls: "bfloat16", "float16" or "float32".
     """
     seconds = {"matmul": 0.0, "kernel": 0.0, "memory": 0.0}
     for piece in work:
@@ -71,17 +70,18 @@ def step_time(work: Iterable[Work], collectives: Iterable[Collective], *, cluste
 
 
 def work_seconds(piece: Work, *, cluster: Cluster, dtype: str) -> float:
-    """Of one run of this piece."""
+    """The seconds of one piece of this work."""
     share = cluster.efficiency.attention if piece.kind == "kernel" else cluster.efficiency.matmul
     arithmetic = piece.flops / (cluster.gpu.peak_flops[dtype] * share)
     return max(arithmetic, piece.bytes / (cluster.gpu.memory_bandwidth * cluster.efficiency.memory))
 
 
 def collective_seconds(collective: Collective, *, cluster: Cluster) -> float:
-    """Of one run, at the speed of the slowest link: rings through all members, but trees for the hops of a reduction.
+    """The seconds of one run at the speed of the slowest link.
 
-    Inside a node each GPU sends at its own link's rate. A group with r members on a node has r adapters to the network,
-    so that r rings run side by side and each GPU's bytes leave the node at r times one adapter's rate.
+    Data moves in rings through all members; the hops of an all-reduce form a tree. Inside a node each GPU sends at the
+    rate of its own link. A group with r members on a node has r network adapters, so r rings run side by side and the
+    bytes of each GPU leave the node at r times the rate of one adapter.
     """
     gpu, efficiency = cluster.gpu, cluster.efficiency
     bandwidth, hop = gpu.nvlink_bandwidth, efficiency.hop_seconds

@@ -1,7 +1,7 @@
-"""A plan: what a run will need on a cluster, as numbers with their assumptions beside them."""
+"""A plan: the predicted needs of a run on a cluster, with the assumptions behind each number."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
 from typing import Any
 
 from allam_jax.planning.collectives import Collective
@@ -13,95 +13,101 @@ from allam_jax.planning.run import Run
 from allam_jax.planning.work import Work
 from allam_jax.planning.workload import collectives_of_step, work_of_step
 
-HOURS, DAYS = 3600.0, 86_400.0
+_HOUR, _DAY = 3600.0, 86_400.0  # seconds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Energy:
-    """How power is reckoned: a node's full draw, the share of it that training takes, the building's overhead."""
+class RunPlan:
+    """One run on one cluster. Figures are those of one GPU unless stated otherwise.
 
-    power_share: float
-    pue: float
-
-    def megawatt_hours(self, *, gpu_hours: float, watts: float) -> float:
-        """Of GPUs whose share of a node draws `watts` at most."""
-        return gpu_hours * watts * self.power_share * self.pue / 1e6
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-    """One run on one cluster. Per GPU unless said otherwise."""
+    Attributes:
+        run: the training step and its layout.
+        cluster: the GPUs, links and efficiencies.
+        memory: bytes by class.
+        work: all computation of a step.
+        collectives: all communication of a step.
+        compiled: the compiled step; None if the figures come from formulas alone.
+        tokens: the tokens of the whole training.
+    """
 
     run: Run
     cluster: Cluster
     memory: Memory
     work: tuple[Work, ...]
     collectives: tuple[Collective, ...]
-    time: StepTime
-    compiled: CompiledStep | None  # None: from formulas alone
-    tokens: float  # of the whole training
-    energy: Energy
+    compiled: CompiledStep | None = None
+    tokens: float = 0.0
+
+    @functools.cached_property
+    def time(self) -> StepTime:
+        """The predicted seconds of a step."""
+        return step_time(self.work, self.collectives, cluster=self.cluster, dtype=self.run.options.compute_dtype)
+
+    @property
+    def peak_flops(self) -> float:
+        """Operations per second by the data sheet, in the compute dtype."""
+        return self.cluster.gpu.peak_flops[self.run.options.compute_dtype]
 
     @property
     def tokens_per_step(self) -> int:
-        """Of the whole cluster."""
+        """Tokens in a batch of the whole cluster."""
         return self.run.batch_size * self.run.seq_len
 
     @property
     def tokens_per_second_per_gpu(self) -> float:
-        """Predicted."""
+        """The predicted speed."""
         return self.tokens_per_step / self.time.total / self.cluster.size
 
     @property
     def model_flops(self) -> float:
-        """Of a step: 6 for each weight and token, causal attention at half the square, nothing for recomputation."""
+        """Operations of a step: 6 per weight and token, attention at half the square, recomputation not counted."""
         return self.run.model.flops_per_token(self.run.seq_len) * self.tokens_per_step / self.cluster.size
 
     @property
     def hardware_flops(self) -> float:
-        """Of a step, with recomputation; matrix products only."""
+        """Operations of the matrix products that a step computes, recomputation included."""
         return sum(piece.flops * piece.count for piece in self.work)
 
     @property
     def memory_traffic(self) -> float:
-        """Bytes read from and written to memory in a step."""
+        """Bytes that a step reads from memory and writes to it."""
         return sum(piece.bytes * piece.count for piece in self.work)
 
     @property
     def mfu(self) -> float:
-        """Model FLOPs over what the peak rate would do in the time (PaLM, 2204.02311, appendix B; causal attention)."""
-        return self.model_flops / (self.time.total * self.cluster.gpu.peak_flops[self.run.options.compute_dtype])
+        """Model FLOPs utilisation: model FLOPs over peak FLOPs (PaLM, 2204.02311, appendix B; causal attention)."""
+        return self.model_flops / (self.time.total * self.peak_flops)
 
     @property
     def days(self) -> float:
-        """Of training without a stop."""
-        return self.tokens / self.tokens_per_step * self.time.total / DAYS
+        """Days of the whole training without interruption."""
+        return self.tokens / self.tokens_per_step * self.time.total / _DAY
 
     @property
     def gpu_hours(self) -> float:
-        """Of the whole training."""
-        return self.days * DAYS / HOURS * self.cluster.size
+        """GPU hours of the whole training on all GPUs."""
+        return self.days * _DAY / _HOUR * self.cluster.size
 
     @property
     def megawatt_hours(self) -> float:
-        """Of the whole training."""
-        return self.energy.megawatt_hours(gpu_hours=self.gpu_hours, watts=self.cluster.gpu.watts)
+        """Energy of the whole training on all GPUs."""
+        return self.cluster.megawatt_hours(self.gpu_hours)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; bytes, seconds, and what each figure assumes."""
-        dtype = self.run.options.compute_dtype
+        """The plan as JSON values: bytes, seconds and the assumptions behind them."""
+        options, gpu = self.run.options, self.cluster.gpu
         return {
             "model": dataclasses.asdict(self.run.model) | {"parameters": self.run.model.num_parameters},
             "cluster": {"description": self.cluster.describe(), "gpus": self.cluster.size},
             "layout": {
                 **self.run.mesh,
-                "remat": self.run.options.remat,
-                "attention": self.run.options.attention,
+                "remat": options.remat,
+                "attention": options.attention,
                 "accumulation": self.run.accumulation,
                 "rows_per_shard": self.run.workload.rows,
                 "batch_size": self.run.batch_size,
                 "seq_len": self.run.seq_len,
-                "compute_dtype": dtype,
+                "compute_dtype": options.compute_dtype,
                 "param_dtype": self.run.param_dtype,
             },
             "memory": {
@@ -134,17 +140,13 @@ class Plan:
             },
             "assumptions": {
                 **dataclasses.asdict(self.cluster.efficiency),
-                **dataclasses.asdict(self.energy),
-                "usable_share": self.cluster.usable_share,
-                "peak_flops": self.cluster.gpu.peak_flops[dtype],
-                "memory_bandwidth": self.cluster.gpu.memory_bandwidth,
-                "nvlink_bandwidth": self.cluster.gpu.nvlink_bandwidth,
-                "network_bandwidth": self.cluster.gpu.network_bandwidth,
-                "node_watts_per_gpu": self.cluster.gpu.watts,
+                **{key: getattr(self.cluster, key) for key in ("power_share", "pue", "usable_share")},
+                "peak_flops": self.peak_flops,
+                **{key: getattr(gpu, key) for key in ("memory_bandwidth", "nvlink_bandwidth", "network_bandwidth")},
+                "node_watts_per_gpu": gpu.watts,
             },
-            "compiled": None
-            if self.compiled is None
-            else {
+            "compiled": self.compiled
+            and {
                 "argument_bytes": self.compiled.argument_bytes,
                 "kernels": list(self.compiled.kernels),
                 "uncounted_kernels": list(self.compiled.uncounted),
@@ -154,46 +156,27 @@ class Plan:
 
 
 def analytic_plan(
-    run: Run, *, cluster: Cluster, tokens: float, energy: Energy, arguments: dict[str, int] | None = None
-) -> Plan:
-    """From formulas alone. `arguments`: exact bytes of the step's arguments, if counted before."""
-    work = work_of_step(run.workload)
-    collectives = collectives_of_step(run.workload, cluster=cluster)
-    return _plan(
-        run,
-        cluster,
-        estimated_memory(run, cluster=cluster, arguments=arguments),
-        work,
-        collectives,
-        None,
-        tokens,
-        energy,
+    run: Run, *, cluster: Cluster, tokens: float = 0.0, arguments: dict[str, int] | None = None
+) -> RunPlan:
+    """A plan from formulas alone. `arguments`: exact bytes of the step's arguments, if the caller has counted them."""
+    return RunPlan(
+        run=run,
+        cluster=cluster,
+        memory=estimated_memory(run, cluster=cluster, arguments=arguments),
+        work=tuple(work_of_step(run.workload)),
+        collectives=tuple(collectives_of_step(run.workload, cluster=cluster)),
+        tokens=tokens,
     )
 
 
-def compiled_plan(run: Run, step: CompiledStep, *, cluster: Cluster, tokens: float, energy: Energy) -> Plan:
-    """From the compiled program."""
-    return _plan(run, cluster, step.memory, step.work, step.collectives, step, tokens, energy)
-
-
-def _plan(
-    run: Run,
-    cluster: Cluster,
-    memory: Memory,
-    work: Sequence[Work],
-    collectives: Sequence[Collective],
-    compiled: CompiledStep | None,
-    tokens: float,
-    energy: Energy,
-) -> Plan:
-    return Plan(
+def compiled_plan(run: Run, step: CompiledStep, *, cluster: Cluster, tokens: float) -> RunPlan:
+    """A plan from the compiled program of the run's step."""
+    return RunPlan(
         run=run,
         cluster=cluster,
-        memory=memory,
-        work=tuple(work),
-        collectives=tuple(collectives),
-        time=step_time(work, collectives, cluster=cluster, dtype=run.options.compute_dtype),
-        compiled=compiled,
+        memory=step.memory,
+        work=step.work,
+        collectives=step.collectives,
+        compiled=step,
         tokens=tokens,
-        energy=energy,
     )

@@ -1,6 +1,6 @@
-"""Looks for a layout of the same batch that fits and is fast: meshes, remat policies, accumulation (micro-batches).
+"""Searches meshes, remat policies and accumulation for the fastest layout of the same batch that fits.
 
-Formulas rank all of them, which takes seconds; the task then compiles the best few and lets the compiler decide.
+Formulas rank all layouts in seconds. The task `plan` then compiles the best few and takes the compiler's figures.
 """
 
 import dataclasses
@@ -11,14 +11,14 @@ from allam_jax.errors import UserError
 from allam_jax.planning.gpu_cluster import Cluster
 from allam_jax.planning.memory import argument_bytes
 from allam_jax.planning.run import Run
-from allam_jax.planning.run_plan import Energy, Plan, analytic_plan
+from allam_jax.planning.run_plan import RunPlan, analytic_plan
 from allam_jax.planning.workload import REMAT
 
 _SEARCHED = ("data", "fsdp", "tensor")  # the axes whose sizes are tried
 
 
 def divisors(n: int) -> list[int]:
-    """In increasing order."""
+    """The divisors of n, ascending."""
     return [k for k in range(1, n + 1) if n % k == 0]
 
 
@@ -32,7 +32,7 @@ def meshes(cluster: Cluster, *, mesh: Mapping[str, int]) -> Iterator[dict[str, i
 
 
 def layouts(run: Run, *, cluster: Cluster) -> Iterator[tuple[Run, dict[str, int]]]:
-    """Every layout of `run` that its batch and its shapes allow, with the exact bytes of the step's arguments."""
+    """All layouts that the batch and the shapes of `run` allow, each with the exact bytes of the step's arguments."""
     for mesh in meshes(cluster, mesh=run.mesh):
         moved = dataclasses.replace(run, mesh=mesh)
         if run.batch_size % moved.batch_shards:
@@ -47,17 +47,17 @@ def layouts(run: Run, *, cluster: Cluster) -> Iterator[tuple[Run, dict[str, int]
                 yield dataclasses.replace(moved, accumulation=accumulation, options=options), arguments
 
 
-def ranked(run: Run, *, cluster: Cluster, tokens: float, energy: Energy) -> list[Plan]:
-    """All layouts that fit by formula, the fastest first; empty if none does."""
+def ranked(run: Run, *, cluster: Cluster, tokens: float = 0.0) -> list[RunPlan]:
+    """The plans of all layouts that fit by formula, the fastest first."""
     plans = [
-        analytic_plan(layout, cluster=cluster, tokens=tokens, energy=energy, arguments=arguments)
+        analytic_plan(layout, cluster=cluster, tokens=tokens, arguments=arguments)
         for layout, arguments in layouts(run, cluster=cluster)
     ]
     return sorted((plan for plan in plans if plan.memory.fits), key=lambda plan: plan.time.total)
 
 
 def changes(old: Run, new: Run) -> list[str]:
-    """What is different in `new`, as overrides of the config."""
+    """The config overrides `KEY=VALUE` that turn the layout of `old` into that of `new`."""
     found = [f"mesh.{axis}={new.mesh[axis]}" for axis in new.mesh if new.mesh[axis] != old.mesh[axis]]
     if new.options.remat != old.options.remat:
         found.append(f"compute.remat={new.options.remat}")
@@ -66,22 +66,24 @@ def changes(old: Run, new: Run) -> list[str]:
     return found
 
 
-def nearest(run: Run, *, plans: list[Plan]) -> Plan | None:
-    """Of the plans that fit, the one that changes least in `run`; the fastest of those. None if there is none."""
+def nearest_layout(run: Run, *, plans: list[RunPlan]) -> RunPlan | None:
+    """The plan with the fewest changes to `run`, and of several such the fastest. None if `plans` is empty."""
     return min(plans, key=lambda plan: (len(changes(run, plan.run)), plan.time.total), default=None)
 
 
-def does_not_fit(run: Run, plan: Plan, *, plans: list[Plan]) -> UserError:
-    """One line: what is needed, what there is, and the nearest that fits."""
+def does_not_fit(run: Run, plan: RunPlan, *, plans: list[RunPlan]) -> UserError:
+    """The error for a `plan` of `run` that does not fit, with the nearest of `plans`, which fit."""
     memory = plan.memory
     message = (
         f"{run.describe()} does not fit: it needs {gib(memory.total)} of {gib(memory.usable)} on each "
         f"{plan.cluster.gpu.name} (parameters {gib(memory.parameters)}, optimizer {gib(memory.optimizer)}, gradients "
         f"{gib(memory.gradients)}, activations {gib(memory.activations)}, temporary {gib(memory.temporary)})"
     )
-    fitting = nearest(run, plans=plans)
+    fitting = nearest_layout(run, plans=plans)
     if fitting is None:
-        return UserError(f"{message}; no mesh, remat policy or accumulation of this batch fits on {plan.cluster.size}")
+        return UserError(
+            f"{message}; no mesh, remat policy or accumulation of this batch fits on {plan.cluster.size} GPUs"
+        )
     overrides = " ".join(f"--config.{change}" for change in changes(run, fitting.run))
     return UserError(
         f"{message}; the nearest that fits: {overrides} ({gib(fitting.memory.total)}, "
@@ -90,5 +92,5 @@ def does_not_fit(run: Run, plan: Plan, *, plans: list[Plan]) -> UserError:
 
 
 def gib(size: float) -> str:
-    """`12.3 GiB`."""
+    """The text of a number of bytes, such as `12.3 GiB`."""
     return f"{size / 2**30:.1f} GiB"

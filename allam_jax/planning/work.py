@@ -1,9 +1,9 @@
-"""What a compiled step computes on one GPU: every instruction's floating-point operations and bytes of memory.
+"""The work of a compiled step on one GPU: the floating-point operations and memory traffic of every instruction.
 
-Counted on the optimised program, so that fusion, rematerialisation and loops are as they will run. An instruction reads
-its operands and writes its result once; slices of a larger array (a layer's parameters out of the stack) and updates
-in place count what they touch. Kernels that XLA cannot look into (attention in Pallas) count their arguments and
-results; their operations are unknown here and come from a formula.
+The counts are those of the optimised program, with its fusions, rematerialisation and loops. An instruction reads its
+operands and writes its result once. Slices of a larger array (one layer's parameters) and updates in place count the
+bytes that they touch. Kernels that are opaque to XLA (attention in Pallas) count their arguments and results; their
+operations are unknown here, and `planning/compiled.py` adds them by formula.
 """
 
 import dataclasses
@@ -11,9 +11,9 @@ import json
 import re
 
 from allam_jax.planning.collectives import KINDS
-from allam_jax.planning.hlo import Computation, Instruction, Module, Shape
+from allam_jax.planning.hlo import Computation, Instruction, Module
 
-# They move no data, or their data is counted where it is used.
+# These opcodes move no data, or their data is counted at the instruction that uses it.
 _FREE = {
     "parameter",
     "constant",
@@ -37,17 +37,17 @@ _PASS_THROUGH = {"bitcast", "get-tuple-element", "reshape"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """Equal pieces of work on one GPU, one after the other."""
+    """`count` equal pieces of work on one GPU, which run one after the other."""
 
     kind: str  # matmul, kernel (attention) or memory
     flops: float  # of one piece; 0 for kernels
     bytes: float
     count: int
-    source: str = ""  # operation of the model it stems from
+    source: str = ""  # the operation of the model that it belongs to
 
 
 def work_of(module: Module) -> list[Work]:
-    """All work of one step, without its collectives."""
+    """All work of one step without its collectives. Equal pieces are counted together."""
     found: dict[Work, int] = {}
     for name, times in module.runs().items():
         computation = module.computations[name]
@@ -79,7 +79,7 @@ def _piece(module: Module, computation: Computation, instruction: Instruction) -
 
 
 def flops_of(module: Module, computation: Computation, instruction: Instruction) -> float:
-    """2 for each multiply-add of the matrix products in an instruction (also inside a fusion); nothing else counts."""
+    """Operations of the matrix products in an instruction or its fusion: 2 per multiply-add. Nothing else counts."""
     if instruction.opcode == "fusion":
         inner = module.computations[instruction.called[0]]
         return sum(flops_of(module, inner, each) for each in inner.instructions.values())
@@ -90,12 +90,12 @@ def flops_of(module: Module, computation: Computation, instruction: Instruction)
     inner_size = 1
     for dimension in contracted:
         inner_size *= left.dims[dimension]
-    # A library's matmul also returns its scratch space: the product comes first.
+    # A library's matmul returns the product first, then its scratch space.
     return 2.0 * instruction.shapes[0].size * inner_size
 
 
 def _contracted(instruction: Instruction) -> list[int] | None:
-    """Dimensions of the left operand that a matrix product sums over; None for anything else."""
+    """The dimensions of the left operand that a matrix product sums over; None for any other instruction."""
     if instruction.opcode == "dot":
         match = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
         return [int(d) for d in match[1].split(",") if d] if match else []
@@ -105,7 +105,7 @@ def _contracted(instruction: Instruction) -> list[int] | None:
         return None
     match = re.search(r'"lhs_contracting_dimensions":(\[[^\]]*\])', instruction.attributes)
     if match is None:
-        raise ValueError(f"a matmul whose dimensions cannot be read: {instruction.name}")
+        raise ValueError(f"cannot read the dimensions of the matmul {instruction.name}")
     return [int(d) for d in json.loads(match[1])]
 
 
@@ -137,7 +137,7 @@ def _fusion_bytes(inner: Computation) -> float:
 
 
 def _read(inner: Computation, value: Instruction, users: dict[str, list[Instruction]]) -> int:
-    """Bytes of a fusion's parameter that are read: all of it, unless each user takes a slice or writes into it."""
+    """Bytes that a fusion reads of its parameter: all of them, unless each user takes a slice or writes into it."""
     total = 0
     for user in users[value.name]:
         if user.opcode in _SLICING and user.operands[0] == value.name:
@@ -157,8 +157,3 @@ def _written(inner: Computation, result: Instruction) -> int:
     if result.opcode == "dynamic-update-slice":
         return inner.operands(result)[1].bytes
     return result.bytes
-
-
-def parameter_shapes(module: Module) -> list[Shape]:
-    """Shapes of the program's arguments on one device, in order."""
-    return [parameter.shapes[0] for parameter in module.computations[module.entry].parameters]

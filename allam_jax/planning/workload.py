@@ -1,7 +1,7 @@
 """The analytic model of a training step: what one GPU computes, moves, sends and keeps, from formulas alone.
 
-Cheap enough to rank hundreds of meshes in a second, and the only model for runs of other frameworks. The compiled
-program has the last word (`planning/compiled.py`); the tests hold both against each other.
+It ranks hundreds of meshes in a second, and it also describes runs of other frameworks. The compiled program
+(`planning/compiled.py`) is more exact; tests compare the two.
 
 Letters: L layers, D width, N and K query and key/value heads, H head size, F feed-forward width, V padded vocabulary,
 T sequence; m tokens of a micro-batch on one GPU; t GPUs share heads, feed-forward width and vocabulary of a layer, f
@@ -24,7 +24,7 @@ _HLO_NAME = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Remat:
-    """What the backward pass computes a second time, as shares of the forward pass, and what it keeps instead."""
+    """A rematerialisation policy: the shares of the forward pass that the backward pass computes a second time."""
 
     projections: float  # query, key, value, output, gate and up
     down: float
@@ -32,10 +32,10 @@ class Remat:
     elementwise: float
 
 
-# With nothing recomputed, norms and SwiGLU keep their parts as arrays of their own: each is written and read so often.
+# With nothing recomputed, norms and SwiGLU keep their parts as separate arrays; each is written and read this often.
 _UNFUSED = 5
 
-# Ours (model/llama.py). With "full", the product with `down` is not needed again: nothing in the layer follows it.
+# Our policies (model/llama.py). "full" does not repeat the product with `down`, which is the last in a layer.
 REMAT = {
     "none": Remat(projections=0, down=0, attention=0, elementwise=0),
     "dots": Remat(projections=0, down=0, attention=0, elementwise=1),
@@ -55,11 +55,11 @@ class Workload:
     remat: str | Remat
     compute_dtype: str = "bfloat16"
     loss_chunks: int = 8
-    # How attention is computed: "fused" (no T x T array in memory) or "materialized" (plain matmuls and a softmax).
+    # "fused" attention keeps no T x T array in memory; "materialized" attention is plain matmuls and a softmax.
     attention: str = "fused"
-    backward_attention_matmuls: int = 7  # FlashAttention-2 with kernels of their own for dQ and for dK, dV; 5 fused
-    gathers: int = 7  # into which a layer's parameters are cut: XLA gathers each matrix for itself
-    # Between matmuls each tensor GPU has its own positions (Megatron's sequence parallelism, 2205.05198), as in ours.
+    backward_attention_matmuls: int = 7  # with separate kernels for dQ and for dK, dV; 5 with one kernel
+    gathers: int = 7  # per layer: XLA gathers each matrix separately
+    # Between matmuls each tensor GPU has its own positions, as in our step (Megatron, 2205.05198).
     sequence_parallel: bool = True
 
     @property
@@ -79,22 +79,22 @@ class Workload:
 
     @property
     def tokens(self) -> int:
-        """m: of one micro-batch on one GPU; along `tensor` GPUs share them."""
+        """m, the tokens of one micro-batch on one GPU. The GPUs along `tensor` share them."""
         return self.rows * self.seq_len
 
     @property
     def residual_share(self) -> float:
-        """Of a micro-batch's residual stream, that one GPU holds."""
+        """The share of a micro-batch's residual stream that one GPU holds."""
         return 1 / self.t if self.sequence_parallel else 1.0
 
     @property
     def tokens_per_step(self) -> int:
-        """Of the whole cluster."""
+        """The tokens in a batch of the whole cluster."""
         return self.tokens * self.accumulation * pieces("batch", self.mesh)
 
     @property
     def kv_heads(self) -> float:
-        """K on one GPU: heads that `tensor` does not divide are kept whole."""
+        """K on one GPU. If `tensor` does not divide the heads, each GPU has all of them."""
         K = self.model.num_kv_heads
         return K / self.t if K % self.t == 0 else K
 
@@ -111,14 +111,17 @@ class Workload:
 
     @property
     def shard_parameters(self) -> float:
-        """Elements of all parameters that one GPU holds and updates."""
+        """Elements of all parameters that one GPU stores and updates."""
         c = self.model
         tables = self.table_parameters * (1 if c.tie_embeddings else 2)
         return (c.num_layers * self.layer_parameters + tables) / self.f
 
 
 def attention_flops(workload: Workload, *, matmuls: float) -> float:
-    """Of one layer and micro-batch on one GPU: `matmuls` products of T x T with H, half of each masked and skipped."""
+    """Operations of `matmuls` products of T x T with H in one layer and micro-batch on one GPU.
+
+    Fused attention skips the masked half of each.
+    """
     c, t = workload.model, workload.t
     full = 2.0 * workload.tokens * workload.seq_len * c.num_heads * c.head_dim / t * matmuls
     return full if workload.attention == "materialized" else full / 2
@@ -133,7 +136,7 @@ def work_of_step(workload: Workload) -> list[Work]:
     down = D * F
     others = workload.layer_parameters - down
 
-    # A product reads both operands and writes the result; forward, gradient of the input, gradient of the weight.
+    # Three passes (forward, gradient of the input, gradient of the weight) read two operands and write a result.
     def product(name: str, elements: float, recomputed: float, rest: float) -> Work:
         passes = 3 + recomputed
         return Work(
@@ -149,7 +152,7 @@ def work_of_step(workload: Workload) -> list[Work]:
         product("down", down, w.down, F + D),
         product("projections", others, w.projections, 5 * D + 2 * NH + 2 * KH + 2 * F),
         _attention_work(workload, matmuls=matmuls, io=(2 * NH + 2 * KH) * m * size * (3 + w.attention)),
-        # Norms, residual sums, rotation and SwiGLU read and write the activations; backward costs twice forward.
+        # Norms, residual sums, rotation and SwiGLU read and write activations; backward costs twice as much.
         Work(
             kind="memory",
             flops=0.0,
@@ -174,7 +177,7 @@ def work_of_step(workload: Workload) -> list[Work]:
             source="head",
         )
     )
-    # Float32 logits are written and read for the softmax, and the head's gradient is summed in float32, chunk by chunk.
+    # The softmax writes and reads float32 logits; the head's gradient is summed in float32 over the chunks.
     work.append(
         Work(
             kind="memory",
@@ -184,7 +187,7 @@ def work_of_step(workload: Workload) -> list[Work]:
             source="loss",
         )
     )
-    # AdamW reads parameter, two moments and gradient and writes three; a norm, and a copy in the compute dtype.
+    # AdamW reads four arrays and writes three; clipping needs a norm; the parameters are cast to the compute dtype.
     work.append(Work(kind="memory", flops=0.0, bytes=38.0 * workload.shard_parameters, count=1, source="optimizer"))
     if A > 1:
         work.append(
@@ -197,7 +200,7 @@ def _attention_work(workload: Workload, *, matmuls: float, io: float) -> Work:
     flops = attention_flops(workload, matmuls=matmuls)
     if workload.attention == "fused":
         return Work(kind="kernel", flops=flops, bytes=io, count=workload.accumulation * workload.model.num_layers)
-    # Scores are written; masked, softmaxed (and dropped out) in one pass or two; read again; backward likewise.
+    # Scores are written, masked, normalised and dropped out in one or two passes, and read again; so is the backward.
     c, t = workload.model, workload.t
     scores = workload.tokens * workload.seq_len * c.num_heads / t * BYTES[workload.compute_dtype]
     touches = 6 * (1 + workload.policy.attention) + 9
@@ -210,11 +213,11 @@ def _attention_work(workload: Workload, *, matmuls: float, io: float) -> Work:
 
 
 def collectives_of_step(workload: Workload, *, cluster: Cluster) -> list[Collective]:
-    """What the sharding rules (parallel/sharding.py) make XLA send in one step.
+    """The collectives that XLA derives from the sharding rules (parallel/sharding.py) in one step.
 
     Args:
         workload: the step.
-        cluster: tells which groups leave a node: GPUs along the mesh's last axis are neighbours.
+        cluster: decides which groups leave a node. GPUs along the mesh's last axis are neighbours.
     """
     mesh, A, L = workload.mesh, workload.accumulation, workload.model.num_layers
     fsdp, tensor = DEFAULT_RULES.mesh_axes("embed"), DEFAULT_RULES.mesh_axes("heads")
@@ -238,7 +241,7 @@ def collectives_of_step(workload: Workload, *, cluster: Cluster) -> list[Collect
                 )
             )
 
-    # Layers are gathered for the forward and again for the backward pass; gradients are scattered after each one.
+    # Each layer is gathered for the forward and again for the backward pass, then its gradients are scattered.
     add("all-gather", fsdp, dtype, layer / workload.gathers * size, 2 * A * L * workload.gathers)
     add("reduce-scatter", fsdp, dtype, layer * size, A * L)
     add("all-gather", fsdp, dtype, table * size, A)
@@ -246,9 +249,9 @@ def collectives_of_step(workload: Workload, *, cluster: Cluster) -> list[Collect
     add("all-reduce", data, dtype, layer / f * size, A * L)
     add("all-reduce", data, "f32", table / f * 4, 2 * A)
     activations = workload.tokens * workload.model.dim * size
-    # The embedding is looked up in slices of the width, which an all-to-all sorts by token, forward and backward.
+    # Embeddings are looked up in slices of the width; an all-to-all sorts them by token, forward and backward.
     add("all-to-all", fsdp, dtype, activations * workload.residual_share, 2 * A)
-    products = 4 + workload.policy.projections  # attention and MLP, forward and backward; one again
+    products = 4 + workload.policy.projections  # attention and MLP, forward and backward; perhaps one recomputed
     if workload.sequence_parallel:
         gathers = 4 + 2 * workload.policy.projections
         add("all-gather", tensor, dtype, activations, round(A * L * gathers))
@@ -260,21 +263,25 @@ def collectives_of_step(workload: Workload, *, cluster: Cluster) -> list[Collect
 
 
 def ranks_per_node(axes: tuple[str, ...], *, mesh: Mapping[str, int], gpus_per_node: int) -> int:
-    """Members on one node of a group of GPUs that lies along `axes`, which are neighbours in the mesh."""
+    """The members on one node of a group of GPUs along `axes`, which are neighbours in the mesh."""
     names = list(mesh)
     stride = math.prod(mesh[axis] for axis in names[names.index(axes[-1]) + 1 :])
     return max(1, min(math.prod(mesh[axis] for axis in axes), gpus_per_node // stride))
 
 
 def _dots(workload: Workload) -> float:
-    """Layer input, product with the output matrix, gate and up, q, k, v, attention's result."""
+    """Elements of a token that "dots" keeps: layer input, output product, gate, up, q, k, v, attention's result."""
     c, t = workload.model, workload.t
     heads = (2 * c.num_heads / t + 2 * workload.kv_heads) * c.head_dim
     return 2 * c.dim * workload.residual_share + heads + 2 * c.mlp_dim / t
 
 
 def saved_elements(workload: Workload) -> float:
-    """Elements that one layer keeps of a token for the backward pass, in the compute dtype."""
+    """Elements that one layer keeps per token for the backward pass, in the compute dtype.
+
+    Raises:
+        ValueError: the policy is that of another framework.
+    """
     c, t = workload.model, workload.t
     D = c.dim * workload.residual_share
     F, NH, KH = c.mlp_dim / t, c.num_heads * c.head_dim / t, workload.kv_heads * c.head_dim
@@ -283,13 +290,13 @@ def saved_elements(workload: Workload) -> float:
     if workload.remat == "dots":
         return _dots(workload)
     if workload.remat == "none":
-        # Three float32 arrays and the result of each norm; attention's result in two shapes; six parts of SwiGLU.
+        # Per norm three float32 arrays and the result; attention's result in two shapes; six parts of SwiGLU.
         return 14 * D + 3 * NH + 2 * KH + 6 * F
-    raise ValueError(f"remat {workload.remat!r}: what another framework keeps is not known")
+    raise ValueError(f"remat {workload.remat!r}: the memory of another framework's policy is unknown")
 
 
 def working_bytes(workload: Workload) -> float:
-    """The compiler's temporary memory beside saved activations and gradients: the largest of what lives at one time."""
+    """The largest temporary memory at one time, beside saved activations and gradients."""
     c, m, size = workload.model, workload.tokens, BYTES[workload.compute_dtype]
     t = workload.t
     copies = c.num_layers * workload.layer_parameters / workload.f * size  # cast before the scan
@@ -303,8 +310,8 @@ def working_bytes(workload: Workload) -> float:
 
 
 def gradient_bytes(workload: Workload, *, param_bytes: int) -> float:
-    """Gradients as they are held: layers in the compute dtype, tables in the parameters'; with accumulation, float32
-    sums of all of them besides."""
+    """Bytes of the gradients: layers in the compute dtype, tables in the parameters' dtype. Accumulation adds float32
+    sums of all gradients."""
     layers = workload.model.num_layers * workload.layer_parameters / workload.f
     tables = workload.shard_parameters - layers
     held = layers * BYTES[workload.compute_dtype] + tables * param_bytes
@@ -312,7 +319,7 @@ def gradient_bytes(workload: Workload, *, param_bytes: int) -> float:
 
 
 def activation_bytes(workload: Workload) -> float:
-    """Saved between the forward and the backward pass of one micro-batch."""
+    """Bytes that are saved from the forward for the backward pass of one micro-batch."""
     size = BYTES[workload.compute_dtype]
     per_token = workload.model.num_layers * saved_elements(workload) + 2 * workload.model.dim
     return math.ceil(workload.tokens * per_token * size)

@@ -1,4 +1,4 @@
-"""What numbers were measured with: versions of packages, devices, host."""
+"""The environment of a measurement: package versions, devices and host."""
 
 import importlib.metadata
 import os
@@ -11,7 +11,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 def environment(*, seconds: float | None = None) -> str:
-    """A table of what the numbers were measured with: versions, devices, processes and wall-clock time."""
+    """A Markdown table of `environment_facts`, with the wall-clock time in `seconds` if it is given."""
     facts = environment_facts()
     if seconds is not None:
         facts["Wall-clock time"] = duration(seconds)
@@ -19,7 +19,7 @@ def environment(*, seconds: float | None = None) -> str:
 
 
 def environment_facts() -> dict[str, str]:
-    """What numbers are measured with here: versions of packages, devices and host."""
+    """Name -> value: the versions of Python and the packages, the devices with their processes, and the host."""
     import jax
 
     devices = jax.devices()
@@ -39,7 +39,7 @@ def _count(number: int, one: str, many: str) -> str:
 
 
 def _processor() -> str:
-    """The name of the processor, where Linux tells it."""
+    """The name of the processor as Linux states it; empty on other systems."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

@@ -1,4 +1,4 @@
-"""Building blocks of a report in Markdown: tables, sections, figures with captions, numbers as people read them."""
+"""Building blocks of Markdown reports: tables, sections, captioned figures and readable numbers."""
 
 import math
 import os
@@ -11,7 +11,7 @@ from allam_jax.files import write_text
 
 
 def number(value: Any) -> str:
-    """A value as a table shows it: four significant digits or whole thousands; a dash for None."""
+    """The text of a value in a table: four significant digits, thousands separators for whole numbers, `–` for None."""
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -25,11 +25,11 @@ def number(value: Any) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | Sequence[str]) -> str:
-    """A Markdown table with a line for each row.
+    """A Markdown table with one line per row. Columns that hold text are aligned left, all others right.
 
     Args:
-        rows: the values; a missing key shows as a dash.
-        columns: keys in order, or a mapping from key to heading.
+        rows: key -> value; a missing key gives a dash.
+        columns: the keys in order, or a mapping key -> heading.
     """
     headings = dict(columns) if isinstance(columns, Mapping) else {key: key for key in columns}
     keys = list(headings)
@@ -43,23 +43,23 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | Sequen
 
 
 def section(title: str, *blocks: str, level: int = 2) -> str:
-    """A heading and its blocks (paragraphs, tables, figures), with blank lines between."""
+    """A heading of `level` and its blocks (paragraphs, tables, figures), separated by blank lines."""
     return "\n\n".join((f"{'#' * level} {title}", *(block.strip("\n") for block in blocks)))
 
 
 def figure(path: Path, *, caption: str, report: Path) -> str:
-    """A picture with its caption below; linked relative to the directory of `report`."""
+    """A picture with its caption below. The link is relative to the directory of the file `report`."""
     link = os.path.relpath(path, Path(report).parent).replace(os.sep, "/").replace(" ", "%20")
     return f"![{_plain(caption)}]({link})\n\n*{caption}*"
 
 
 def code(text: str, *, language: str = "") -> str:
-    """A fenced block."""
+    """A fenced code block in `language`."""
     return f"```{language}\n{text.rstrip()}\n```"
 
 
 def duration(seconds: float) -> str:
-    """`4.2 s`, `3 min 05 s` or `2 h 07 min`."""
+    """The text of a time span: `4.2 s`, `3 min 05 s` or `2 h 07 min`."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -67,7 +67,7 @@ def duration(seconds: float) -> str:
 
 
 def write_report(path: Path, *, title: str, sections: Sequence[str]) -> None:
-    """Writes a report of these sections, with its title and the time."""
+    """Writes a Markdown file: the title, the time of writing (UTC) and the sections."""
     written = time.strftime("Written %Y-%m-%d %H:%M UTC.", time.gmtime())
     write_text(path, "\n\n".join((f"# {title}", written, *sections)) + "\n")
 

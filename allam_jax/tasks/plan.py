@@ -1,9 +1,10 @@
-"""Task `plan`: what a training run will need on a cluster that is only described. No GPU, tokenizer or data is opened.
+"""Task `plan`: predicts the needs of a training run on a described cluster, without GPU, tokenizer or data.
 
 The workdir holds plan.json, plan.md and plan.png.
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,50 +15,49 @@ from allam_jax.files import write_json, write_text
 from allam_jax.parallel.mesh import check_batch
 from allam_jax.planning.compiled import compile_step
 from allam_jax.planning.gpu_cluster import Cluster, cluster_of
-from allam_jax.planning.plan_figure import draw
-from allam_jax.planning.plan_report import markdown
+from allam_jax.planning.plan_figure import draw_plans
+from allam_jax.planning.plan_report import plan_markdown
 from allam_jax.planning.run import Run, described_mesh, described_run
-from allam_jax.planning.run_plan import Energy, Plan, analytic_plan, compiled_plan
+from allam_jax.planning.run_plan import RunPlan, analytic_plan, compiled_plan
 from allam_jax.planning.search import does_not_fit, ranked
 from allam_jax.tasks.registry import Settings
 
 SHOWN = 12  # layouts of a search in the report
+_DRAWN = 6  # and in the figure
 
 
 def run(config: Settings, workdir: Path) -> dict[str, Any]:
-    """Plans the run of a train config; returns the figures people ask for first. UserError if it does not fit."""
-    # ---- what, and on what ----
+    """Plans the run of a train config and returns the main figures. Raises UserError if the run does not fit."""
+    # ---- the run and the cluster ----
     cluster = cluster_of(config.plan)
     wanted = described_run(config, device_count=cluster.size)
-    if not config.plan.search:  # which looks for a mesh and an accumulation that suit the batch
+    if not config.plan.search:  # a search finds a mesh and an accumulation that suit the batch
         check_batch(wanted.batch_size, accumulation=wanted.accumulation, mesh=described_mesh(wanted))
     tokens = config.plan.tokens or config.train.steps * wanted.batch_size * wanted.seq_len
-    energy = Energy(power_share=config.plan.power_share, pue=config.plan.pue)
 
-    def planned(layout: Run) -> Plan:
+    def planned(layout: Run) -> RunPlan:
         if not config.plan.compile:
-            return analytic_plan(layout, cluster=cluster, tokens=tokens, energy=energy)
+            return analytic_plan(layout, cluster=cluster, tokens=tokens)
         step = compile_step(layout, cluster=cluster)
         logging.info("compiled %s in %.0f s", layout.describe(), step.seconds)
-        return compiled_plan(layout, step, cluster=cluster, tokens=tokens, energy=energy)
+        return compiled_plan(layout, step, cluster=cluster, tokens=tokens)
 
     # ---- plan, or search ----
-    candidates: list[Plan] = []
+    candidates: list[RunPlan] = []
     if config.plan.search:
-        candidates = _searched(wanted, cluster=cluster, tokens=tokens, energy=energy, planned=planned, config=config)
+        candidates = _searched(wanted, cluster=cluster, tokens=tokens, planned=planned, config=config)
         plan = candidates[0]
     else:
         plan = planned(wanted)
 
     # ---- report ----
-    figures = [(_label(each), each) for each in ([plan, *candidates[1:]] if candidates else [plan])][:6]
-    draw(figures, workdir / "plan.png")
-    report = markdown(plan, figure="plan.png", candidates=candidates[:SHOWN])
+    draw_plans((candidates or [plan])[:_DRAWN], workdir / "plan.png")
+    report = plan_markdown(plan, figure="plan.png", candidates=candidates[:SHOWN])
     write_text(workdir / "plan.md", report)
     write_json(workdir / "plan.json", plan.to_dict() | {"candidates": [each.to_dict() for each in candidates[:SHOWN]]})
     sys.stderr.write(report)
     if not plan.memory.fits:
-        fitting = ranked(wanted, cluster=cluster, tokens=tokens, energy=energy)
+        fitting = ranked(wanted, cluster=cluster, tokens=tokens)
         raise does_not_fit(plan.run, plan, plans=fitting)
     return {
         "step_seconds": round(plan.time.total, 3),
@@ -74,12 +74,12 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
 
 
 def _searched(
-    wanted: Run, *, cluster: Cluster, tokens: float, energy: Energy, planned: Any, config: Settings
-) -> list[Plan]:
-    """Layouts that fit, the fastest first; the best of them compiled."""
-    by_formula = ranked(wanted, cluster=cluster, tokens=tokens, energy=energy)
+    wanted: Run, *, cluster: Cluster, tokens: float, planned: Callable[[Run], RunPlan], config: Settings
+) -> list[RunPlan]:
+    """The plans of layouts that fit: first the compiled ones, then those by formula, each group the fastest first."""
+    by_formula = ranked(wanted, cluster=cluster, tokens=tokens)
     if not by_formula:
-        plan = analytic_plan(wanted, cluster=cluster, tokens=tokens, energy=energy)
+        plan = analytic_plan(wanted, cluster=cluster, tokens=tokens)
         raise does_not_fit(wanted, plan, plans=[])
     logging.info("%d layouts fit by formula", len(by_formula))
     best = [planned(plan.run) for plan in by_formula[: config.plan.search_compiles]]
@@ -90,7 +90,3 @@ def _searched(
             f"{config.plan.search_compiles}"
         )
     return [*confirmed, *by_formula[len(best) :]]
-
-
-def _label(plan: Plan) -> str:
-    return plan.run.describe().replace(", remat", "\nremat")

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from allam_jax.errors import UserError
-from allam_jax.report.style import COLOURS, STYLE, grid, language_name, legend, save
+from allam_jax.report.style import COLOURS, STYLE, language_name, legend, save_figure, subplots
 from allam_jax.tokenizer.tokenizer import Tokenizer
 
 FertilityTable = dict[str, dict[str, dict[str, float]]]  # tokenizer -> domain -> what `fertility` gives
@@ -52,7 +52,7 @@ def fertility_bars(table: Mapping[str, Mapping[str, Mapping[str, float]]], path:
     width = 0.8 / len(names)
     with matplotlib.rc_context(STYLE):
         size = (max(1.2 + 0.5 * len(domains) * (len(names) + 1), 4.2), 3.6)
-        figure, axes = grid(rows=1, columns=1, size=size, heights=(1,))
+        figure, axes = subplots(rows=1, columns=1, size=size, heights=(1,))
         ax = axes[0, 0]
         ax.grid(axis="x", visible=False)
         for n, name in enumerate(names):
@@ -63,5 +63,5 @@ def fertility_bars(table: Mapping[str, Mapping[str, Mapping[str, float]]], path:
         ax.set_xticks(range(len(domains)), [language_name(domain) for domain in domains])
         ax.set_ylabel("Fertility (tokens per word)")
         ax.margins(y=0.12)
-        legend(figure, ax, columns=4)
-        save(figure, path)
+        legend(figure, ax, columns=4, title="Tokenizer")
+        save_figure(figure, path)

@@ -20,7 +20,7 @@ WARM_UP, STEPS, PROFILED = 2, 15, 3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """A model of `allam_jax.model.config.PRESETS`, shortened where `num_layers` is given, and a batch."""
+    """A model of `allam_jax.model.llama_config.PRESETS`, shortened where `num_layers` is given, and a batch."""
 
     model: str
     rows: int
@@ -36,7 +36,7 @@ TINY = Sizes(model="tiny", rows=2, seq_len=32, num_layers=1)
 class _Step:
     run: Callable[[], float]  # one step; its loss
     compiled_bytes: Callable[[], int]  # arguments and temporary memory, by the compiler's count
-    model: Any  # its config: an allam_jax.model.config.LlamaConfig
+    model: Any  # its config: an allam_jax.model.llama_config.LlamaConfig
     planner: Any  # what `_planned` takes
 
 
@@ -74,19 +74,20 @@ def _our_step(sizes: Sizes) -> _Step:
     """The step that `task = "train"` runs, on one device, with random weights and tokens."""
     import jax.numpy as jnp
 
-    from allam_jax.model.config import ComputeOptions, preset
+    from allam_jax.model.llama_config import ComputeOptions, preset
     from allam_jax.parallel.mesh import batch_sharding, make_mesh
     from allam_jax.planning.run import Run
     from allam_jax.training.optimizer import make_optimizer
+    from allam_jax.training.settings import GuardSettings, OptimizerSettings
     from allam_jax.training.state import abstract_state, random_params, start_state
     from allam_jax.training.step import make_train_step
 
     model = preset(sizes.model)
     model = dataclasses.replace(model, num_layers=sizes.num_layers or model.num_layers)
     axes = {"data": 1, "fsdp": 1, "tensor": 1}
-    mesh = make_mesh(**axes, devices=jax.devices()[:1])
+    mesh = make_mesh(axes, devices=jax.devices()[:1])
     options = ComputeOptions(compute_dtype="bfloat16", remat="dots")
-    optimizer = make_optimizer(schedule=lambda step: jnp.float32(3e-4))
+    optimizer = make_optimizer(OptimizerSettings(), schedule=lambda step: jnp.float32(3e-4), guard=GuardSettings())
     abstract = abstract_state(model, optimizer=optimizer, mesh=mesh)
     params = random_params(abstract.params, config=model, seed=0)
     state = start_state(params, abstract=abstract, optimizer=optimizer, seed=0)
@@ -134,7 +135,7 @@ def _our_step(sizes: Sizes) -> _Step:
 
 def _planned(step: _Step) -> int:
     """Bytes that the planner's formulas expect of a step on one GPU."""
-    from allam_jax.planning.cluster import GPUS, Cluster
+    from allam_jax.planning.gpu_cluster import GPUS, Cluster
     from allam_jax.planning.memory import estimated_memory
 
     return estimated_memory(step.planner, cluster=Cluster(gpu=GPUS["h100"], nodes=1, gpus_per_node=1)).total
@@ -148,7 +149,7 @@ def torch_step(*, small: bool, deadline: float) -> Iterator[Record]:
     import torch
     import transformers
 
-    from allam_jax.model.config import preset
+    from allam_jax.model.llama_config import preset
 
     sizes, model = (TINY, preset(TINY.model)) if small else (FULL, preset(FULL.model))
     model = dataclasses.replace(model, num_layers=sizes.num_layers or model.num_layers)
@@ -224,7 +225,7 @@ def _speed(run: Callable[[], float], sizes: Sizes, model, *, deadline: float, st
 
 def _peak_flops(device_kind: str) -> float | None:
     """Dense bfloat16 rate of the data sheet; None for a device that the planner does not describe."""
-    from allam_jax.planning.cluster import GPUS
+    from allam_jax.planning.gpu_cluster import GPUS
 
     described = {"A100": "a100", "H100": "h100", "H200": "h100"}  # H200 has H100's tensor cores
     found = next((key for name, key in described.items() if name in device_kind), None)

@@ -100,7 +100,7 @@ def test_all_claims_together_are_as_the_worst():
 
 def test_a_selection_of_two_arms_is_told():
     both = Claim(text="x", measure="loss", of={}, than={"arm": "a"})
-    with pytest.raises(UserError, match="picks 2 arms"):
+    with pytest.raises(UserError, match="matches 2 arms"):
         both.check([{"arm": "a", "seed": 0}, {"arm": "b", "seed": 0}, {"arm": "b", "seed": 1}])
 
 

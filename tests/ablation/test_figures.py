@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from allam_jax.ablation.figures import Against, Curves, Dots, Together
 from allam_jax.ablation.measures import curve, metric
-from allam_jax.ablation.outcomes import Outcome, mean_curve, summarise
+from allam_jax.ablation.outcomes import Outcome, aligned_curves, summarise
 
 METHODS = ("random", "subword_mean", "mean_all")
 STEPS = np.array([0, 5, 10, 20, 40])
@@ -91,7 +91,7 @@ def test_curves_have_bands_of_one_standard_deviation(outcomes, tmp_path, drawn):
         np.testing.assert_allclose(high, mean + std)
     # Below: the difference to the reference, seed by seed.
     below = picture.axes[2]
-    assert below.get_ylabel() == "Difference to\nrandom"
+    assert below.get_ylabel() == "Difference to\nrandom (bits/byte)\nlog beyond ±0.01"
     ours, theirs = (
         np.array([o.curves["en"][1] for o in some if o.labels["method"] == m]) for m in ("mean_all", "random")
     )
@@ -124,7 +124,7 @@ def test_a_long_curve_is_shown_as_its_running_mean(outcomes, tmp_path, drawn):
         some, CURVES[:1], tmp_path / "c.png"
     )
     (ax,) = drawn[0].axes
-    assert ax.get_xlabel() == "Optimizer step (running mean)"
+    assert ax.get_title() == "English (running mean of 5)"
     assert np.abs(ax.lines[0].get_ydata()[5:-5]).max() < 0.25
 
 
@@ -171,7 +171,7 @@ def test_differences_to_a_setting_are_paired_by_seed(outcomes, tmp_path, drawn):
     figure.draw(some, NUMBERS[:1], tmp_path / "a.png")
     above, below = drawn[0].axes
     assert (above.get_xlabel(), below.get_xlabel()) == ("", "English share (%)")
-    assert below.get_ylabel() == "Difference to\n55"
+    assert below.get_ylabel() == "Difference to\nshare 55 (bits/byte)\nlog beyond ±0.01"
     values = {(o.labels["share"], o.labels["seed"]): o.values["bits"] for o in some}
     seeds = {seed for _, seed in values}
     for x, y in zip(*below.lines[0].get_data(), strict=True):
@@ -203,14 +203,13 @@ def test_the_same_data_give_the_same_picture(outcomes, tmp_path):
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 
-def test_mean_curves_are_over_the_steps_that_all_runs_have():
+def test_curves_are_aligned_at_the_steps_that_all_runs_have():
     runs = [
         Outcome(run=str(i), labels={"seed": i}, values={}, curves={"x": (np.array(steps), np.array(values))}, seconds=0)
         for i, (steps, values) in enumerate([([0, 1, 2], [1.0, 2.0, 3.0]), ([0, 2, 4], [3.0, 5.0, 9.0])])
     ]
-    steps, mean, std = mean_curve(runs, "x")
-    assert (steps.tolist(), mean.tolist()) == ([0, 2], [2.0, 4.0])
-    np.testing.assert_allclose(std, np.sqrt(2))
+    steps, values = aligned_curves(runs, "x")
+    assert (steps.tolist(), values.tolist()) == ([0, 2], [[1.0, 3.0], [3.0, 5.0]])
 
 
 def test_summaries():
@@ -251,3 +250,54 @@ def test_measures_together_share_a_panel(outcomes, tmp_path, drawn):
         np.testing.assert_allclose(mean, np.mean(values))
         np.testing.assert_allclose((high - low) / 2, np.std(values, ddof=1))
     np.testing.assert_array_equal(one.lines[0].get_ydata(), two.lines[1].get_ydata())
+
+
+def test_the_band_of_a_smoothed_curve_is_the_deviation_of_the_running_means(tmp_path, drawn):
+    rng = np.random.default_rng(1)
+    steps, values = np.arange(200), 2 + rng.normal(size=(3, 200))
+    some = [
+        Outcome(run=str(seed), labels={"method": "a", "seed": seed}, values={}, curves={"en": (steps, row)}, seconds=0)
+        for seed, row in enumerate(values)
+    ]
+    Curves(name="c", measures=("en",), by=("method",), caption="", log_steps=False).draw(
+        some, CURVES[:1], tmp_path / "c.png"
+    )
+    low, high = bands(drawn[0].axes[0])[0]
+    means = [values[:, i - 2 : i + 3].mean(axis=1) for i in range(2, 198)]  # windows of 5 values
+    np.testing.assert_allclose(np.subtract(high, low)[2:-2] / 2, np.std(means, axis=1, ddof=1))
+
+
+def test_all_panels_share_one_step_axis_and_its_label_says_what_it_is(outcomes, tmp_path, drawn):
+    every = np.arange(1, 41)
+    some = [
+        dataclasses.replace(o, curves={**o.curves, "loss": (every, 5.0 / every)})
+        for o in outcomes
+        if o.labels["share"] == 55
+    ]
+    measures = [CURVES[0], curve("loss", key="loss", title="Loss", unit="nats")]
+    Curves(name="c", measures=("en", "loss"), by=("method",), caption="").draw(some, measures, tmp_path / "c.png")
+    first, second = drawn[0].axes
+    assert first.get_xlim() == second.get_xlim()
+    np.testing.assert_allclose(
+        first.transData.transform([(step, 2.0) for step in STEPS])[:, 0] - first.bbox.x0,
+        second.transData.transform([(step, 2.0) for step in STEPS])[:, 0] - second.bbox.x0,
+        atol=1.0,
+    )
+    assert first.get_xlabel() == second.get_xlabel() == "Optimizer step (log scale from 5)"
+
+
+def test_a_legend_has_a_title_and_reads_from_left_to_right(outcomes, tmp_path, drawn):
+    by = ("method", "share")
+    Curves(name="c", measures=("en",), by=by, caption="").draw(outcomes, CURVES[:1], tmp_path / "c.png")
+    (found,) = drawn[0].legends
+    assert found.get_title().get_text() == "method, share"
+    drawn[0].canvas.draw()
+    texts = {text.get_text(): text.get_window_extent() for text in found.get_texts()}
+    read = sorted(texts, key=lambda name: (-round(texts[name].y0), texts[name].x0))
+    assert read == [f"{method}, {share}" for method in METHODS for share in (0, 55, 100)]
+
+
+def test_amounts_are_shown_from_zero(outcomes, tmp_path, drawn):
+    figure = Against(name="a", measures=("bits",), x="share", x_label="Share (%)", caption="", from_zero=True)
+    figure.draw(outcomes, NUMBERS[:1], tmp_path / "a.png")
+    assert drawn[0].axes[0].get_ylim()[0] == 0

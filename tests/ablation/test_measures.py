@@ -55,7 +55,7 @@ def test_results_and_functions(directories):
     assert result("x", path="step0/ar/kl", stage="train", title="").read(directories) == 0.5
     double = computed("x", lambda folders: 2 * len(folders), stages=("train",), title="")
     assert double.read(directories) == 2
-    with pytest.raises(UserError, match="the result has no 'step0/en/kl'; at 'en' it has ar"):
+    with pytest.raises(UserError, match="the result has no 'step0/en/kl'; instead of 'en' it has ar"):
         result("x", path="step0/en/kl", stage="train", title="").read(directories)
 
 

@@ -39,13 +39,13 @@ def test_a_section_says_all_of_an_experiment(tmp_path):
     assert text.startswith("# Results\n")
     for part in (
         "## Rates",
-        "A higher rate learns more. How it was done: the docstring of `experiments/rates.py`.",
+        "A higher rate learns more. The docstring of `experiments/rates.py` says how it was done.",
         "**Verdict: holds**",
         "- **holds**: a claim",
         "![Held-out text.](images/results/rates-curves.png)",
         "| 1 | 2.500 |",
         "python run.py --sweep=experiments/rates.py",
-        "took 1 min 15 s of wall-clock time. Python 3.11.1, jax 0.10.2; Linux; 1 × cpu (cpu), 1 process.",
+        "add up to 1 min 15 s; jobs may have run side by side. Python 3.11.1, jax 0.10.2; Linux; 1 × cpu (cpu)",
         "| [Rates](#rates) | holds | 3 |",
     ):
         assert part in text, part
@@ -91,7 +91,7 @@ def test_only_the_section_is_rewritten(tmp_path):
 
 def test_what_has_not_finished_is_not_on_the_page(tmp_path):
     folder = collected(tmp_path / "a", unfinished=["lr-1--seed-2"])
-    with pytest.raises(UserError, match="1 runs have not finished"):
+    with pytest.raises(UserError, match="1 runs are unfinished"):
         update(
             tmp_path / "results.md",
             name="rates",
@@ -105,9 +105,9 @@ def test_what_has_not_finished_is_not_on_the_page(tmp_path):
 @pytest.mark.parametrize(
     ("command", "kept"),
     [
-        ("python run.py --sweep a.py --workdir /x --store=/y --jobs 2", "python run.py --sweep a.py"),
+        ("python run.py --sweep a.py --workdir /x --store=/y --jobs 2", "python run.py --sweep a.py --jobs 2"),
         ("python run.py --collect --sweep=a.py --results docs/results.md", "python run.py --sweep=a.py"),
-        ("python run.py --sweep=a.py --set stage.a.b=2 --jobs=2", "python run.py --sweep=a.py --set stage.a.b=2"),
+        ("python run.py --sweep=a.py --set stage.a.b=2 --retries=2", "python run.py --sweep=a.py --set stage.a.b=2"),
     ],
 )
 def test_the_command_is_one_that_anybody_can_repeat(command, kept):

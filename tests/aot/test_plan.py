@@ -14,7 +14,7 @@ import pytest
 from allam_jax.planning.compiled import compile_step
 from allam_jax.planning.gpu_cluster import cluster_of
 from allam_jax.planning.run import described_run
-from allam_jax.planning.run_plan import Energy, analytic_plan
+from allam_jax.planning.run_plan import analytic_plan
 from configs import allam_70b
 from kernels import aot
 
@@ -51,7 +51,7 @@ def formula():
     config = allam_70b.get_config()
     cluster = cluster_of(config.plan)
     run = described_run(config, device_count=cluster.size)
-    return analytic_plan(run, cluster=cluster, tokens=1e9, energy=Energy(power_share=1.0, pue=1.0))
+    return analytic_plan(run, cluster=cluster)
 
 
 def test_it_answers_within_two_minutes_and_6_gb(planned):

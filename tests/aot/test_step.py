@@ -20,7 +20,7 @@ from allam_jax.data.batch import DTYPES
 from allam_jax.model.llama_config import ComputeOptions, preset
 from allam_jax.parallel.mesh import batch_sharding, batch_shards, make_mesh
 from allam_jax.planning.collectives import Collective, collectives_of, device_groups
-from allam_jax.planning.hlo import Module, parse
+from allam_jax.planning.hlo import Module, parse_program
 from allam_jax.training.optimizer import make_optimizer
 from allam_jax.training.settings import GuardSettings, OptimizerSettings
 from allam_jax.training.state import TrainState, abstract_state
@@ -72,7 +72,7 @@ def compiled(
         accumulation=accumulation,
     )
     report = aot.compile_report(step.lower(state, batch), kernels=False)
-    return Step(report=report, module=parse(report.hlo_text), mesh=mesh, state=state, batch=batch)
+    return Step(report=report, module=parse_program(report.hlo_text), mesh=mesh, state=state, batch=batch)
 
 
 FSDP_8 = {"fsdp": 8, "tensor": 1}
@@ -215,7 +215,7 @@ def test_the_check_sees_a_kernel_outside_of_shard_map():
 
     with jax.set_mesh(mesh):
         report = aot.compile_report(jax.jit(attend).lower(q_BTNH, segment_ids_BT), kernels=False)
-    found = gathers_of_more_than_weights(parse(report.hlo_text), mesh=mesh, rows=1)
+    found = gathers_of_more_than_weights(parse_program(report.hlo_text), mesh=mesh, rows=1)
     assert any(axes == ("fsdp",) for _, axes in found), found
 
 

@@ -15,7 +15,7 @@ from allam_jax.errors import UserError
 from allam_jax.launch import attempts
 from allam_jax.launch.jobs import Job, plan_jobs
 from allam_jax.launch.local import Slot, make_slots, run_jobs
-from allam_jax.launch.runs import expand
+from allam_jax.launch.runs import expand_runs
 from configs import tiny
 
 # What a job's process does here: it notes how it was started, and finishes its stages unless told to fail.
@@ -62,7 +62,7 @@ def make_jobs(tmp_path, **failing):
     measure = metric("loss", key="loss", stage="continued", title="Loss")
     vary = param("stage.continued.train.steps", 1, 2, 3, 4)
     experiment = Experiment(title="", claim="", config="", vary=vary, measures=(measure,))
-    runs = expand(experiment, tiny.get_config(), workdir=tmp_path, store=tmp_path / "stages", overrides={})
+    runs = expand_runs(experiment, tiny.get_config(), workdir=tmp_path, store=tmp_path / "stages", overrides={})
     jobs = []
     for number, job in enumerate(plan_jobs(runs)):
         failures, status = failing.get(f"job{number}", (0, 1))
@@ -118,7 +118,7 @@ def test_cores_and_gpus_are_shared_out(monkeypatch):
     assert make_slots(None, gpus_per_job=2) == [Slot((0, 1, 2, 3, 4, 7), ("0", "3"))]
     with pytest.raises(UserError, match="expected 1 to 6"):
         make_slots(7)
-    with pytest.raises(UserError, match="3 GPUs here are too few for 2 each"):
+    with pytest.raises(UserError, match="jobs with 2 GPUs each need more than the 3 GPUs of this machine"):
         make_slots(2, gpus_per_job=2)
 
 

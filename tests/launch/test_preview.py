@@ -10,7 +10,7 @@ from allam_jax.ablation.measures import metric
 from allam_jax.ablation.vary import param
 from allam_jax.launch.jobs import plan_jobs
 from allam_jax.launch.preview import preview, training_tokens
-from allam_jax.launch.runs import expand
+from allam_jax.launch.runs import expand_runs
 from allam_jax.tasks import plan
 from allam_jax.tasks.registry import settings_of
 from configs import tiny
@@ -24,7 +24,7 @@ def make(overrides, tmp_path):
     measure = metric("loss", key="loss", stage="continued", title="Loss")
     vary = param("stage.continued.schedule.peak_lr", 1e-4, 1e-3)
     experiment = Experiment(title="Title", claim="Claim.", config="", vary=vary, measures=(measure,))
-    runs = expand(experiment, tiny.get_config(), workdir=tmp_path, store=tmp_path / "stages", overrides=overrides)
+    runs = expand_runs(experiment, tiny.get_config(), workdir=tmp_path, store=tmp_path / "stages", overrides=overrides)
     return experiment, runs
 
 

@@ -14,7 +14,7 @@ from allam_jax.ablation.vary import arms, grid, param, seeds
 from allam_jax.config import flatten
 from allam_jax.errors import UserError
 from allam_jax.launch.jobs import plan_jobs
-from allam_jax.launch.runs import expand
+from allam_jax.launch.runs import expand_runs
 from allam_jax.settings import as_dict
 from configs import base, saved, tiny
 
@@ -25,7 +25,7 @@ METHODS = param("stage.expand.expand.method", "random", "subword_mean")
 def runs_of(vary, *, config=None, measures=(FINAL,), extend=None, overrides=None, tmp_path):
     experiment = Experiment(title="", claim="", config="", vary=vary, measures=measures, extend=extend)
     config = config or tiny.get_config()
-    return expand(experiment, config, workdir=tmp_path, store=tmp_path / "stages", overrides=overrides or {})
+    return expand_runs(experiment, config, workdir=tmp_path, store=tmp_path / "stages", overrides=overrides or {})
 
 
 def test_two_arms_that_differ_in_one_key_have_configs_that_differ_in_that_key_alone(tmp_path):
@@ -155,10 +155,10 @@ GOOD = {"parameters": "", "figure": "loss", "axis": "steps", "claim": "loss", "o
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"figure": "los"}, r"figure 'dots': no measure is called 'los'; did you mean 'loss'\?"),
-        ({"axis": "step"}, r"figure 'dots': no axis is called 'step'; did you mean 'steps'\?"),
-        ({"claim": "lost"}, r"claim 'less': no measure is called 'lost'; did you mean 'loss'\?"),
-        ({"of": 3}, r"claim 'less': {'steps': 3} picks 0 arms; expected exactly one"),
+        ({"figure": "los"}, r"figure 'dots': no measure is called 'los'; did you mean loss"),
+        ({"axis": "step"}, r"figure 'dots': no axis is called 'step'; did you mean steps"),
+        ({"claim": "lost"}, r"claim 'less': no measure is called 'lost'; did you mean loss"),
+        ({"of": 3}, r"claim 'less': {'steps': 3} matches 0 arms; expected exactly one"),
         ({"parameters": "x"}, r"line \d+: TypeError: get_experiment\(\) missing|TypeError: get_experiment\(\) missing"),
         ({"of": "unknown"}, r"experiment\.py, line 14: NameError: name 'unknown' is not defined"),
     ],
@@ -187,7 +187,7 @@ def test_the_example_of_the_page_is_an_experiment(tmp_path):
     )
     (tmp_path / "example.py").write_text(imports + example, encoding="utf-8")
     experiment = load_experiment(str(tmp_path / "example.py"))
-    runs = expand(experiment, tiny.get_config(), workdir=tmp_path, store=tmp_path / "stages", overrides={})
+    runs = expand_runs(experiment, tiny.get_config(), workdir=tmp_path, store=tmp_path / "stages", overrides={})
     assert len(runs) == 9
 
 
@@ -201,7 +201,7 @@ def runs_of_experiment(path, tmp_path, *, arg=""):
     file, _, config_arg = experiment.config.partition(":")
     module = importlib.import_module(f"configs.{Path(file).stem}")
     config = module.get_config(config_arg) if config_arg else module.get_config()
-    return experiment, expand(experiment, config, workdir=tmp_path, store=tmp_path / "stages", overrides={})
+    return experiment, expand_runs(experiment, config, workdir=tmp_path, store=tmp_path / "stages", overrides={})
 
 
 def test_all_ten_experiments_are_there():
@@ -252,3 +252,11 @@ def test_experiments_share_their_first_stages(tmp_path):
                 bases.setdefault(run.labels["seed"], set()).update(found)
     assert sorted(bases) == [0, 1, 2]
     assert all(len(fingerprints) == 1 for fingerprints in bases.values())
+
+
+def test_the_example_of_the_page_is_a_whole_experiment_file(tmp_path):
+    page = (Path(__file__).resolve().parents[2] / "docs" / "sweeps.md").read_text()
+    (tmp_path / "example.py").write_text(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1])
+    experiment = load_experiment(str(tmp_path / "example.py"))
+    runs = expand_runs(experiment, tiny.get_config(), workdir=tmp_path, store=tmp_path / "stages", overrides={})
+    assert [run.name for run in runs[:4]] == [*(f"lr-0.0001--seed-{seed}" for seed in (0, 1, 2)), "lr-0.0003--seed-0"]

@@ -11,7 +11,7 @@ from allam_jax.ablation.vary import param
 from allam_jax.files import write_json
 from allam_jax.launch import status
 from allam_jax.launch.jobs import plan_jobs
-from allam_jax.launch.runs import expand
+from allam_jax.launch.runs import expand_runs
 from allam_jax.training.metrics import MetricsWriter
 from configs import tiny
 
@@ -22,7 +22,7 @@ def sweep(tmp_path):
     measure = metric("loss", key="loss", stage="continued", title="Loss")
     vary = param("stage.continued.train.steps", *range(200, 207))
     experiment = Experiment(title="", claim="", config="", vary=vary, measures=(measure,))
-    runs = expand(experiment, tiny.get_config(), workdir=tmp_path, store=tmp_path / "stages", overrides={})
+    runs = expand_runs(experiment, tiny.get_config(), workdir=tmp_path, store=tmp_path / "stages", overrides={})
     shared, *own = plan_jobs(runs)
     for directory in shared.directories:
         write_json(directory / "result.json", {})
@@ -57,14 +57,14 @@ def test_every_state_is_told_apart(sweep):
         started | {"ended": 2.0, "status": 1, "error": "x"},
     )
     note(folder, jobs[5], started | {"ended": 2.0, "status": 0, "error": "it can go on"})
-    rows = status.rows(runs, jobs, folder=folder, queued={jobs[6].name: "PENDING"})
+    rows = status.run_states(runs, jobs, folder=folder, queued={jobs[6].name: "PENDING"})
     states = ["finished", "running", "silent", "failed", "stopped", "queued", "waiting"]
     assert [row.state for row in rows] == states
     assert (rows[1].stages, rows[1].step, rows[1].loss, rows[1].left) == ("6/7 continued", "120/201", "5.800", "40.0 s")
     assert rows[0].loss == "6.500"
     assert rows[2].note == "nothing written for 1 h 10 min; started on node1"
     assert rows[3].note == "attempt 2 x"
-    text = status.table(rows).splitlines()
+    text = status.status_table(rows).splitlines()
     assert text[0] == f"7 runs: {', '.join(f'1 {state}' for state in states)}"
     assert len({line.index(state) for line, state in zip(text[2:], states, strict=True)}) == 1
 
@@ -74,11 +74,11 @@ def test_before_the_shared_stages_all_wait_for_their_job(sweep):
     for directory in jobs[0].directories:
         (directory / "result.json").unlink()
     note(folder, jobs[0], {"started": time.time(), "host": "node1"})
-    rows = status.rows(runs, jobs, folder=folder, queued={})
+    rows = status.run_states(runs, jobs, folder=folder, queued={})
     assert {(row.state, row.stages, row.note) for row in rows} == {("running", "0/7 corpus", jobs[0].name)}
 
 
 def test_without_a_terminal_it_is_shown_once(sweep, capsys):
     runs, jobs, folder = sweep
-    status.watch(lambda: status.rows(runs, jobs, folder=folder, queued={}))
+    status.watch(lambda: status.run_states(runs, jobs, folder=folder, queued={}))
     assert capsys.readouterr().out.startswith("7 runs: 7 waiting\n")

@@ -49,7 +49,7 @@ def test_a_sweep_ends_with_its_results(finished):
     last = json.loads(out.splitlines()[-1])
     assert (last["runs"], last["finished"]) == (4, 4)
     report = (workdir / "collected" / "report.md").read_text()
-    assert f"## Verdict: {last['verdict']}" in report
+    assert f"**Verdict: {last['verdict']}**" in report
     for name in ("curves", "dots"):
         assert f"(figures/{name}.png)" in report
         assert (workdir / "collected" / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -128,9 +128,11 @@ def test_ctrl_c_saves_and_the_next_start_goes_on(sweeper, finished, tmp_path):
     out, err = process.communicate(timeout=100)
     assert process.returncode == 0, err
     assert out == ""
-    assert re.fullmatch(r"Ctrl-C: [12] jobs stopped; run the same command again to go on", err.splitlines()[-1])
+    assert re.fullmatch(r"Ctrl-C: [12] jobs stopped; run the same command again to continue", err.splitlines()[-1])
     stopped = [tries[-1] for tries in attempts(workdir).values() if tries[-1]["error"]]
-    assert {(one["status"], one["error"]) for one in stopped} == {(0, "stopped before its end; it can go on")}
+    assert {(one["status"], one["error"]) for one in stopped} == {
+        (0, "stopped before its end; run the same command again to continue")
+    }
     logs = "".join(path.read_text() for path in (workdir / "jobs").glob("*.log"))
     assert re.search(r"SIGTERM: saved step \d+ of 40", logs)
     sweeper.run(workdir, "--jobs=2")
@@ -161,7 +163,7 @@ def test_a_broken_run_is_named_and_does_not_stop_the_others(sweeper, finished, t
     assert re.search(r"-nowhere +failed +2/3 train .*no such directory", status)
     collected, _ = sweeper.run(workdir, f"--store={stages}", "--collect", arg="broken")
     assert json.loads(collected.splitlines()[-1])["finished"] == 4
-    assert "Not finished, and left out (1): -nowhere." in (workdir / "collected" / "report.md").read_text()
+    assert "Unfinished runs, which are left out (1): -nowhere." in (workdir / "collected" / "report.md").read_text()
 
 
 def test_another_seed_reuses_what_is_there(sweeper, finished, tmp_path):

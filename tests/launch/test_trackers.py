@@ -12,7 +12,7 @@ from allam_jax.ablation.vary import param
 from allam_jax.errors import UserError
 from allam_jax.files import write_json
 from allam_jax.launch.jobs import plan_jobs
-from allam_jax.launch.runs import expand
+from allam_jax.launch.runs import expand_runs
 from allam_jax.launch.trackers import log_to_mlflow, wandb_environment
 from allam_jax.training.metrics import MetricsWriter
 from configs import tiny
@@ -24,7 +24,7 @@ def runs(tmp_path):
     measure = metric("loss", key="loss", stage="continued", title="Loss")
     vary = param("stage.continued.train.steps", 1, 2)
     experiment = Experiment(title="", claim="", config="", vary=vary, measures=(measure,))
-    runs = expand(experiment, tiny.get_config(), workdir=tmp_path, store=tmp_path / "stages", overrides={})
+    runs = expand_runs(experiment, tiny.get_config(), workdir=tmp_path, store=tmp_path / "stages", overrides={})
     for run in runs:
         directory = run.directories["continued"]
         with MetricsWriter(directory, tensorboard=False) as writer:

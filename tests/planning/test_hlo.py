@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from allam_jax.parallel.mesh import MESH_AXES, make_mesh
 from allam_jax.planning.collectives import Collective, collectives_of, device_groups
-from allam_jax.planning.hlo import bits_of, parse
+from allam_jax.planning.hlo import bits_of, parse_program
 from allam_jax.planning.work import work_of
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -26,7 +26,7 @@ def compiled(function, *shapes, specs, out=WHOLE):
         for (shape, dtype), spec in zip(shapes, specs, strict=True)
     ]
     mapped = jax.shard_map(function, mesh=mesh, in_specs=tuple(specs), out_specs=out, check_vma=False)
-    return parse(jax.jit(mapped).lower(*arguments).compile().as_text()), mesh
+    return parse_program(jax.jit(mapped).lower(*arguments).compile().as_text()), mesh
 
 
 def only(module, mesh, *, gpus_per_node=8) -> Collective:
@@ -169,8 +169,8 @@ def test_spellings_of_groups(text, groups):
     assert device_groups(text, kind="all-reduce", device_count=8).tolist() == groups
 
 
-def test_an_unknown_spelling_is_refused():
-    with pytest.raises(ValueError, match="unknown spelling"):
+def test_an_unknown_form_is_refused():
+    with pytest.raises(ValueError, match="unknown form"):
         device_groups("replica_groups=<0,1>", kind="all-reduce", device_count=2)
 
 
@@ -184,7 +184,7 @@ def test_types():
 
 def test_not_a_program():
     with pytest.raises(ValueError, match="no ENTRY"):
-        parse("hello")
+        parse_program("hello")
 
 
 def test_loops_of_unknown_length_are_refused():

@@ -8,7 +8,7 @@ import pytest
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.planning.collectives import collectives_of
 from allam_jax.planning.gpu_cluster import GPUS, Cluster
-from allam_jax.planning.hlo import Module, parse
+from allam_jax.planning.hlo import Module, parse_program
 from allam_jax.planning.memory import argument_bytes, compiled_memory, estimated_memory, saved_bytes
 from allam_jax.planning.run import Run, shapes_of
 from allam_jax.planning.work import work_of
@@ -35,7 +35,7 @@ def compile_on_cpu(run: Run):
         num_chunks=run.loss_chunks,
     )
     compiled = step.lower(state, batch).compile()
-    return compiled.memory_analysis(), parse(compiled.as_text()), mesh
+    return compiled.memory_analysis(), parse_program(compiled.as_text()), mesh
 
 
 def by_hand(*, data: int, fsdp: int, tensor: int) -> dict[str, int]:

@@ -9,7 +9,6 @@ from allam_jax.model.llama_config import preset
 from allam_jax.planning.collectives import Collective
 from allam_jax.planning.gpu_cluster import GPUS, Cluster, Efficiency
 from allam_jax.planning.roofline import collective_seconds, step_time, work_seconds
-from allam_jax.planning.run_plan import Energy
 from allam_jax.planning.work import Work
 from allam_jax.planning.workload import Workload, collectives_of_step, work_of_step
 from benchmarks import published_speeds as published
@@ -81,7 +80,9 @@ def test_what_runs_alone_is_not_hidden():
 
 def test_energy():
     """1,000 GPU hours at 800 W, half of it drawn, 1.5 times for the building: 0.6 MWh."""
-    assert Energy(power_share=0.5, pue=1.5).megawatt_hours(gpu_hours=1000, watts=800) == pytest.approx(0.6)
+    gpu = dataclasses.replace(GPUS["a100"], watts=800)
+    cluster = Cluster(gpu=gpu, nodes=1, gpus_per_node=8, power_share=0.5, pue=1.5)
+    assert cluster.megawatt_hours(1000) == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])

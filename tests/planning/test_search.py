@@ -13,13 +13,11 @@ from allam_jax.planning.fit import check_fits_cluster
 from allam_jax.planning.gpu_cluster import GPUS, Cluster, cluster_of
 from allam_jax.planning.memory import estimated_memory
 from allam_jax.planning.run import described_run
-from allam_jax.planning.run_plan import Energy, analytic_plan
-from allam_jax.planning.search import changes, does_not_fit, meshes, nearest, ranked
+from allam_jax.planning.run_plan import analytic_plan
+from allam_jax.planning.search import changes, does_not_fit, meshes, nearest_layout, ranked
 from allam_jax.tasks.registry import settings_of
 from configs import base
 from tests.planning.small_runs import small_config
-
-ENERGY = Energy(power_share=1.0, pue=1.0)
 
 
 def big(*, nodes: int, batch: int, **mesh: int):
@@ -46,7 +44,7 @@ def test_meshes_use_every_gpu_and_keep_tensor_inside_a_node():
 
 def test_only_what_fits_and_the_fastest_first():
     run, cluster = big(nodes=2, batch=64, data=1, fsdp=16, tensor=1)
-    plans = ranked(run, cluster=cluster, tokens=1e9, energy=ENERGY)
+    plans = ranked(run, cluster=cluster)
     assert plans
     times = [plan.time.total for plan in plans]
     assert times == sorted(times)
@@ -61,17 +59,17 @@ def test_only_what_fits_and_the_fastest_first():
 def test_more_memory_never_makes_it_slower():
     run, cluster = big(nodes=2, batch=64, data=1, fsdp=16, tensor=1)
     larger = dataclasses.replace(cluster, gpu=dataclasses.replace(cluster.gpu, memory_bytes=2**38))
-    small, large = (ranked(run, cluster=each, tokens=1e9, energy=ENERGY) for each in (cluster, larger))
+    small, large = (ranked(run, cluster=each) for each in (cluster, larger))
     assert {plan.run.describe() for plan in small} < {plan.run.describe() for plan in large}
     assert large[0].time.total <= small[0].time.total
 
 
 def test_nearest_changes_least():
     run, cluster = big(nodes=2, batch=64, data=1, fsdp=16, tensor=1)
-    plan = analytic_plan(run, cluster=cluster, tokens=1e9, energy=ENERGY)
+    plan = analytic_plan(run, cluster=cluster)
     assert not plan.memory.fits
-    plans = ranked(run, cluster=cluster, tokens=1e9, energy=ENERGY)
-    found = nearest(run, plans=plans)
+    plans = ranked(run, cluster=cluster)
+    found = nearest_layout(run, plans=plans)
     fewest = min(len(changes(run, each.run)) for each in plans)
     assert len(changes(run, found.run)) == fewest == 1
     message = str(does_not_fit(run, plan, plans=plans))
@@ -83,7 +81,7 @@ def test_nearest_changes_least():
 
 def test_before_a_run_only_what_is_clearly_too_large_is_refused():
     run, cluster = big(nodes=2, batch=64, data=1, fsdp=16, tensor=1)
-    needed = analytic_plan(run, cluster=cluster, tokens=0, energy=ENERGY).memory.total
+    needed = analytic_plan(run, cluster=cluster).memory.total
 
     def with_memory(size: float) -> Cluster:
         gpu = dataclasses.replace(cluster.gpu, memory_bytes=round(size))
@@ -98,8 +96,8 @@ def test_before_a_run_only_what_is_clearly_too_large_is_refused():
 def test_one_more_axis_of_size_one_changes_no_figure(monkeypatch):
     def figures():
         run, cluster = big(nodes=2, batch=64, data=1, fsdp=8, tensor=2)
-        plan = analytic_plan(run, cluster=cluster, tokens=1e9, energy=ENERGY)
-        layouts = ranked(run, cluster=cluster, tokens=1e9, energy=ENERGY)
+        plan = analytic_plan(run, cluster=cluster)
+        layouts = ranked(run, cluster=cluster)
         return run.mesh, [(each.memory, each.work, each.collectives, each.time) for each in (plan, *layouts)]
 
     three, expected = figures()
@@ -121,8 +119,8 @@ def test_the_search_keeps_the_sizes_of_other_axes():
 def test_nothing_fits():
     run, cluster = big(nodes=1, batch=8, data=1, fsdp=8, tensor=1)
     tiny = dataclasses.replace(cluster, gpu=dataclasses.replace(cluster.gpu, memory_bytes=2**34))
-    plan = analytic_plan(run, cluster=tiny, tokens=1e9, energy=ENERGY)
-    assert ranked(run, cluster=tiny, tokens=1e9, energy=ENERGY) == []
+    plan = analytic_plan(run, cluster=tiny)
+    assert ranked(run, cluster=tiny) == []
     assert "no mesh, remat policy or accumulation" in str(does_not_fit(run, plan, plans=[]))
 
 

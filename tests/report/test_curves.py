@@ -61,7 +61,7 @@ def test_a_long_noisy_run_shows_its_steps_and_their_running_mean(tmp_path, drawn
     assert set(faint.get_ydata()) == {1.0, 3.0}
     assert np.ptp(bold.get_ydata()[20:-20]) < 0.5
     assert faint.get_alpha() < 0.5
-    assert "running mean" in drawn[0].axes[-1].get_xlabel()
+    assert "running mean of 11)" in drawn[0].axes[-1].get_xlabel()
 
 
 def test_a_run_with_gaps_and_infinities_is_drawn(tmp_path):
@@ -82,7 +82,7 @@ def test_bits_per_byte_has_a_panel_for_each_language_and_the_base_as_a_line(tmp_
     assert lines(english)["base model"] != lines(arabic)["base model"]
     differences = [line.get_ydata() for line in arabic_difference.lines]
     np.testing.assert_allclose(differences, [[0, 0, 0], [-0.14, 0.01, 0.01]], atol=1e-12)
-    assert english_difference.get_ylabel() == "Difference to\nsubword_mean"
+    assert english_difference.get_ylabel() == "Difference to\nsubword_mean (bits/byte)\nlog beyond ±0.01"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["base model", "subword_mean", "random"]
 
 
