@@ -62,10 +62,10 @@ class Finished:
 
 
 def start(command: Sequence[Any], *, environment: Mapping[str, str]) -> subprocess.Popen:
-    """Starts a command in the repository; stdout and stderr are pipes."""
+    """Starts a command in the repository; its streams are pipes."""
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        [str(part) for part in command], cwd=ROOT, env=dict(environment), stdout=pipe, stderr=pipe, text=True
+        list(map(str, command)), cwd=ROOT, env=dict(environment), stdin=pipe, stdout=pipe, stderr=pipe, text=True
     )
 
 
