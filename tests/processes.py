@@ -58,7 +58,7 @@ class Finished:
     @property
     def result(self) -> dict[str, Any]:
         """The JSON object on the last line of stdout."""
-        return json.loads(self.out.splitlines()[-1])
+        return json.loads(self.out.strip().splitlines()[-1])
 
 
 def start(command: Sequence[Any], *, environment: Mapping[str, str]) -> subprocess.Popen:
