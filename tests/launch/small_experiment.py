@@ -10,7 +10,7 @@ BITS = {"title": "English", "stage": "train", "key": "eval/en/bits_per_byte", "u
 
 
 def get_experiment(arg: str = "") -> Experiment:
-    """`arg`: nothing, `typo`, `broken` (one arm cannot run), `one_seed`, `more` (three), or the steps of a single run."""
+    """`arg`: nothing, `typo`, `broken` (one arm cannot run), `one_seed`, `more` seeds, or the steps of a single run."""
     rates = {"typo": "stage.train.schedule.peek_lr"}.get(arg, "stage.train.schedule.peak_lr")
     vary = grid(
         param(rates, 1e-4, 3e-3, name="peak_lr"),
