@@ -22,7 +22,7 @@ from allam_jax.launch.runs import expand
 from tests.tasks import tiny_recipe
 
 RUNS = [f"peak_lr-{rate}--seed-0" for rate in (0.0001, 0.003)]  # those of the experiment's argument `one_seed`
-LONG = "100"  # steps of a run that is interrupted
+LONG = "60"  # steps of a run that is interrupted
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_a_preempted_job_is_requeued_and_goes_on_bit_for_bit(sweeper, uninterrup
 def test_two_hosts_through_srun_are_preempted_together(sweeper, scheduler, tmp_path):
     state, _ = scheduler
     workdir = tmp_path / "sweep"
-    jobs = jobs_of(sweeper, workdir, "60")
+    jobs = jobs_of(sweeper, workdir, LONG)
     environment = environment_of(sweeper, jobs, XLA_FLAGS=UNOPTIMISED)
     options = slurm.parse_options(["nodes=2", "time=60"])
     ids = slurm.submit(jobs, folder=workdir / "jobs", environment=environment, retries=0, options=options, name="two")
@@ -179,11 +179,11 @@ def test_two_hosts_through_srun_are_preempted_together(sweeper, scheduler, tmp_p
     wait_until(lambda: fake_slurm_state(state, ids[job.name]) in ("COMPLETED", "FAILED"))
     assert fake_slurm_state(state, ids[job.name]) == "COMPLETED"
     log = log_of(workdir, job.name)
-    (saved,) = re.findall(r"saved step (\d+) of 60", log)
-    assert re.findall(r"resuming at step (\d+) of 60", log) == [saved]
+    (saved,) = re.findall(rf"saved step (\d+) of {LONG}", log)
+    assert re.findall(rf"resuming at step (\d+) of {LONG}", log) == [saved]
     rows = metrics_of(job.directories[-1])
-    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 61))
-    metadata = json.loads(next(job.directories[-1].glob("checkpoints/*60/metadata/*.json")).read_text())
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, int(LONG) + 1))
+    metadata = json.loads(next(job.directories[-1].glob(f"checkpoints/*{LONG}/metadata/*.json")).read_text())
     assert metadata["processes"] == 2
 
 
