@@ -2,7 +2,13 @@
 
 import os
 
+from processes import UNOPTIMISED
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-# LLVM's optimiser would take a third of the time of all tests, most of whose programs run once.
-UNOPTIMISED = " --xla_backend_optimization_level=0"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8" + UNOPTIMISED
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count=8 {UNOPTIMISED}"
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first: the workers of xdist take whole files, and then end at the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

@@ -19,7 +19,6 @@ from allam_jax.launch import local, slurm, status
 from allam_jax.launch.collect import FOLDER, collect, read_outcomes
 from allam_jax.launch.jobs import Job, plan_jobs
 from allam_jax.launch.overrides import parse
-from allam_jax.launch.preview import preview
 from allam_jax.launch.runs import SweepRun, expand_runs
 from allam_jax.launch.trackers import log_to_mlflow, wandb_environment
 from allam_jax.report.markdown import duration
@@ -61,6 +60,8 @@ def run_sweep(base: ConfigDict, options: Options) -> dict[str, Any]:
     jobs = plan_jobs(runs)
     folder = options.workdir / "jobs"
     if options.dry_run:
+        from allam_jax.launch.preview import preview  # imports JAX
+
         print(preview(experiment, runs, jobs), flush=True)
         return {"runs": len(runs), "jobs": len(jobs), "finished": sum(run.finished for run in runs)}
     if options.status:

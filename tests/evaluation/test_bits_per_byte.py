@@ -1,12 +1,7 @@
 """Bits per byte against log-probabilities of whole documents, computed in numpy and in torch."""
 
 import dataclasses
-import json
 import math
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -15,6 +10,7 @@ import numpy as np
 import numpy_llama
 import pytest
 from llama_pair import make_pair
+from processes import child_environment, free_port, run_together
 from small_models import TINY
 
 from allam_jax.corpus.document import Document
@@ -240,31 +236,12 @@ print(json.dumps([result, new]))
 
 @pytest.mark.slow
 def test_two_processes_score_and_sample_like_one(params, dataset):
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port = probe.getsockname()[1]
-    here = Path(__file__).resolve()
-    paths = [str(here.parents[2]), str(here.parents[1]), str(here.parent)]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO_PROCESSES.format(paths=paths, port=port, process=i, dataset=str(dataset))],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    answers = []
-    for process, (out, err) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, out + err
-        answers.append(json.loads(out.strip().splitlines()[-1]))
+    port, here = free_port(), Path(__file__).resolve()
+    paths = [str(here.parents[1]), str(here.parent)]
+    commands = [["-c", TWO_PROCESSES.format(paths=paths, port=port, process=i, dataset=str(dataset))] for i in range(2)]
+    ends = run_together(commands, environments=[child_environment(devices=2)] * 2)
+    assert [end.status for end in ends] == [0, 0], ends
+    answers = [end.result for end in ends]
     assert answers[0] == answers[1]
     np.testing.assert_allclose(answers[0][0]["nats"], nats_by_numpy(params, TEXTS), rtol=1e-6)
     assert answers[0][1] == generate(params, config=CONFIG, options=OPTIONS, **SAMPLES)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from processes import made_once
 from sweeper import Sweeper
 
 LETTERS = {"en": "abcdefghij", "ar": "ابتثجحخدذر"}
@@ -9,19 +10,26 @@ LETTERS = {"en": "abcdefghij", "ar": "ابتثجحخدذر"}
 
 @pytest.fixture(scope="session")
 def sweeper(tmp_path_factory):
-    root = tmp_path_factory.mktemp("sweeper")
-    (root / "text").mkdir()
+    with made_once(tmp_path_factory, "sweeper") as (root, empty):
+        if empty:
+            write_texts(root / "text")
+    return Sweeper(root, root / "compiled")
+
+
+def write_texts(folder):
+    folder.mkdir()
     rng = np.random.default_rng(0)
     for language, letters in LETTERS.items():
         words = ["".join(rng.choice(list(letters), size=rng.integers(2, 6))) for _ in range(60)]
         lines = [" ".join(rng.choice(words, size=rng.integers(5, 60))) for _ in range(300)]
-        (root / "text" / f"{language}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return Sweeper(root, root / "compiled")
+        (folder / f"{language}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
 def finished(sweeper, tmp_path_factory):
     """The workdir of a sweep that nothing interrupted, and what it printed."""
-    workdir = tmp_path_factory.mktemp("finished") / "sweep"
-    out, err = sweeper.run(workdir, "--jobs=2")
-    return workdir, out, err
+    with made_once(tmp_path_factory, "finished") as (folder, empty):
+        if empty:
+            for name, text in zip(("out", "err"), sweeper.run(folder / "sweep", "--jobs=2"), strict=True):
+                (folder / name).write_text(text)
+    return folder / "sweep", (folder / "out").read_text(), (folder / "err").read_text()

@@ -10,11 +10,11 @@ BITS = {"title": "English", "stage": "train", "key": "eval/en/bits_per_byte", "u
 
 
 def get_experiment(arg: str = "") -> Experiment:
-    """`arg`: nothing, or `typo`, `broken` (one arm cannot run), `more` (another seed), or the steps of a single run."""
+    """`arg`: nothing, `typo`, `broken` (one arm cannot run), `one_seed`, `more` seeds, or the steps of a single run."""
     rates = {"typo": "stage.train.schedule.peek_lr"}.get(arg, "stage.train.schedule.peak_lr")
     vary = grid(
         param(rates, 1e-4, 3e-3, name="peak_lr"),
-        seeds(*((0, 1, 2) if arg == "more" else (0, 1)), keys=("stage.train.seed",)),
+        seeds(*range({"one_seed": 1, "more": 3}.get(arg, 2)), keys=("stage.train.seed",)),
     )
     if arg == "broken":
         vary += param("stage.train.init.weights", "/nowhere")
@@ -38,5 +38,5 @@ def get_experiment(arg: str = "") -> Experiment:
             Curves(name="curves", measures=("bits_curve",), by=by, caption="Held-out text."),
             Dots(name="dots", measures=("bits", "loss"), by=by, caption="At the end."),
         ),
-        claims=() if arg == "broken" or arg.isdigit() else (claim,),
+        claims=() if arg in ("broken", "one_seed") or arg.isdigit() else (claim,),
     )

@@ -2,49 +2,37 @@
 
 import dataclasses
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import psutil
+from processes import ROOT, child_environment, start, wait
 
-ROOT = Path(__file__).parents[2]
+EXPERIMENT = ROOT / "tests" / "launch" / "small_experiment.py"
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweeper:
-    """Starts run.py --sweep on tests/launch/small_experiment.py, with the recipe of tests/tasks/tiny_recipe.py."""
+    """Starts run.py --sweep on small_experiment.py, with the recipe of tests/tasks/tiny_recipe.py."""
 
     texts: Path
     cache: Path
 
-    def start(self, workdir, *flags, arg="", environment=None):
-        """A process with pipes."""
-        command = [sys.executable, str(ROOT / "run.py"), f"--config={ROOT}/tests/tasks/tiny_recipe.py:{self.texts}"]
-        command += [f"--sweep={ROOT}/tests/launch/small_experiment.py{arg and ':'}{arg}", f"--workdir={workdir}"]
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
-        shared = {
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(self.cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        }
-        return subprocess.Popen(
-            [*command, *flags],
-            cwd=ROOT,
-            env=inherited | shared | (environment or {}),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def environment(self, **variables):
+        """What a user would have set, with a compilation cache; programs are optimised as a user's are."""
+        return child_environment(cache=self.cache, xla_flags="", **variables)
+
+    def start(self, workdir, *flags, arg="", **variables):
+        """A process with pipes; `variables` of the environment."""
+        command = [sys.executable, "run.py", f"--config={ROOT}/tests/tasks/tiny_recipe.py:{self.texts}"]
+        command += [f"--sweep={EXPERIMENT}{arg and ':'}{arg}", f"--workdir={workdir}", *flags]
+        return start(command, environment=self.environment(**variables))
 
     def run(self, workdir, *flags, status=0, **options):
         """stdout, stderr; must end with `status`."""
-        process = self.start(workdir, *flags, **options)
-        out, err = process.communicate(timeout=550)
-        assert process.returncode == status, err[-3000:]
-        return out, err
+        finished = wait(self.start(workdir, *flags, **options), timeout=550)
+        assert finished.status == status, finished.err[-3000:]
+        return finished.out, finished.err
 
 
 def metrics_of(directory):

@@ -1,15 +1,14 @@
 """Sweeps from the command line, with real runs: killed, stopped, broken, extended, collected."""
 
 import json
-import os
 import re
 import signal
 import statistics
-import time
 
 import pytest
+from processes import ROOT, wait, wait_until
 from pyarrow import parquet
-from sweeper import ROOT, kill_tree, metrics_of
+from sweeper import kill_tree, metrics_of
 
 pytestmark = pytest.mark.slow
 
@@ -27,14 +26,6 @@ def trained(workdir):
 
 def attempts(workdir):
     return {path.stem: json.loads(path.read_text())["attempts"] for path in (workdir / "jobs").glob("*.json")}
-
-
-def wait_until(condition, *, process, timeout=300):
-    end = time.monotonic() + timeout
-    while not condition():
-        if process.poll() is not None or time.monotonic() > end:
-            pytest.fail(f"never came to it: {process.communicate()}")
-        time.sleep(0.005)
 
 
 def training(workdir):
@@ -99,43 +90,35 @@ def test_table_and_parquet_are_what_the_runs_wrote(finished):
         assert row["seconds"] > 0
 
 
-def test_killed_half_way_only_what_is_left_is_done(sweeper, finished, tmp_path):
+def test_stopped_and_then_killed_only_what_is_left_is_done(sweeper, finished, tmp_path):
     workdir = tmp_path / "sweep"
     process = sweeper.start(workdir, "--jobs=2")
-    wait_until(lambda: len(results(workdir)) >= 3 and training(workdir), process=process)
+    wait_until(lambda: training(workdir), process=process)
+    process.send_signal(signal.SIGINT)
+    stopped = wait(process)
+    assert (stopped.status, stopped.out) == (0, ""), stopped.err
+    assert re.fullmatch(r"Ctrl-C: [12] jobs stopped; run the same command again to continue", stopped.err.splitlines()[-1])
+    last = [tries[-1] for tries in attempts(workdir).values() if tries[-1]["error"]]
+    assert {(one["status"], one["error"]) for one in last} == {(0, "stopped before its end; run the same command again to continue")}
+    logs = "".join(path.read_text() for path in (workdir / "jobs").glob("*.log"))
+    saved = len(re.findall(r"SIGTERM: saved step \d+ of 40", logs))
+    assert saved
+
+    process = sweeper.start(workdir, "--jobs=2")
+    wait_until(lambda: len(results(workdir)) >= 4 and training(workdir), process=process)
     kill_tree(process)
     before = results(workdir)
     half = training(workdir)
     assert half
-    assert 3 <= len(before) < 6
+    assert 4 <= len(before) < 6
     out, err = sweeper.run(workdir, "--jobs=2")
     assert json.loads(out.splitlines()[-1])["finished"] == 4
     assert {name: results(workdir)[name] for name in before} == before
     assert f"{6 - len(before)} to do" in err
     counts = {job: len(tries) for job, tries in attempts(workdir).items()}
     assert counts[next(job for job in counts if job.startswith("shared"))] == 1
-    resumed = [path.stem for path in (workdir / "jobs").glob("*.log") if "resuming at step" in path.read_text()]
-    assert len(resumed) == len(half)
-    assert {counts[job] for job in resumed} == {2}
-    assert trained(workdir) == trained(finished[0])
-
-
-def test_ctrl_c_saves_and_the_next_start_goes_on(sweeper, finished, tmp_path):
-    workdir = tmp_path / "sweep"
-    process = sweeper.start(workdir, "--jobs=2")
-    wait_until(lambda: training(workdir), process=process)
-    os.kill(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=100)
-    assert process.returncode == 0, err
-    assert out == ""
-    assert re.fullmatch(r"Ctrl-C: [12] jobs stopped; run the same command again to continue", err.splitlines()[-1])
-    stopped = [tries[-1] for tries in attempts(workdir).values() if tries[-1]["error"]]
-    assert {(one["status"], one["error"]) for one in stopped} == {
-        (0, "stopped before its end; run the same command again to continue")
-    }
-    logs = "".join(path.read_text() for path in (workdir / "jobs").glob("*.log"))
-    assert re.search(r"SIGTERM: saved step \d+ of 40", logs)
-    sweeper.run(workdir, "--jobs=2")
+    resumed = [path.read_text().count("resuming at step") for path in (workdir / "jobs").glob("*.log")]
+    assert sum(resumed) == saved + len(half)
     assert trained(workdir) == trained(finished[0])
 
 

@@ -1,9 +1,8 @@
 """Real processes, real sockets: how a job starts, and what it says when it cannot."""
 
-import json
-
 import numpy as np
 import pytest
+from processes import child_environment, run_together
 
 from allam_jax.errors import UserError
 from allam_jax.parallel.distributed import broadcast, global_batch_array, initialize, process_rows
@@ -20,15 +19,22 @@ except UserError as error:
     sys.exit(2)
 """
 
-TOGETHER = (
+MEET = (
     START
     + """
 import json, jax, numpy as np
 from allam_jax.parallel.distributed import barrier, broadcast, global_batch_array, is_main_process, process_rows
-from allam_jax.parallel.mesh import MESH_AXES, make_mesh, split_microbatches
 me = jax.process_index()
 result = {{"process": me, "main": is_main_process(), "devices": jax.device_count()}}
 result["broadcast"] = broadcast({{"from": me, "text": "\u0633\u0644\u0627\u0645"}})
+"""
+)
+END = """
+barrier("end")
+print(json.dumps(result))
+"""
+BATCHES = """
+from allam_jax.parallel.mesh import MESH_AXES, make_mesh, split_microbatches
 for sizes in [(4, 1, 1), (2, 2, 1), (1, 2, 2), (1, 1, 4)]:
     mesh = make_mesh(dict(zip(MESH_AXES, sizes)))
     size = 12 if sizes[0] * sizes[1] < 4 else 16
@@ -45,26 +51,35 @@ try:
     process_rows(mixed, global_batch=8)
 except UserError as error:
     result["mixed"] = str(error)
-barrier("end")
-print(json.dumps(result))
 """
-)
 
 
 def start_code(code=START, *, timeout=60, **arguments):
     return ["-c", code.format(timeout=timeout, arguments="".join(f", {k}={v!r}" for k, v in arguments.items()))]
 
 
-def check_two_processes(results):
+def two_processes(code, *, environments, arguments=({}, {})):
+    """Runs `code` in two processes of two devices each; the answers that both print, which agree on where they are."""
+    commands = [start_code(code, **mine) for mine in arguments]
     answers = []
-    for status, out, err in results:
-        assert status == 0, out + err
-        answers.append(json.loads(out.strip().splitlines()[-1]))
+    for finished in run_together(commands, environments=environments):
+        assert finished.status == 0, finished.out + finished.err
+        answers.append(finished.result)
     assert [answer["process"] for answer in answers] == [0, 1]
     assert [answer["main"] for answer in answers] == [True, False]
     for answer in answers:
         assert answer["devices"] == 4
         assert answer["broadcast"] == {"from": 0, "text": "سلام"}
+    return answers
+
+
+def test_two_processes_from_flags(port):
+    flags = {"coordinator": f"127.0.0.1:{port}", "num_processes": 2}
+    answers = two_processes(
+        MEET + BATCHES + END,
+        arguments=[flags | {"process_id": process} for process in range(2)],
+        environments=[child_environment(devices=2)] * 2,
+    )
     assert "rows that do not lie together ([(0, 2), (4, 6)])" in answers[0]["mixed"]
     expected_rows = {
         "(4, 1, 1)": ([0, 8], [8, 16], 16),
@@ -81,15 +96,9 @@ def check_two_processes(results):
             np.testing.assert_array_equal(answer[sizes]["micro"], [x[0::2].sum(), x[1::2].sum()])
 
 
-def test_two_processes_from_flags(run_together, environment, port):
-    flags = {"coordinator": f"127.0.0.1:{port}", "num_processes": 2}
-    commands = [start_code(TOGETHER, **flags, process_id=process) for process in range(2)]
-    check_two_processes(run_together(commands, environments=[environment(devices=2)] * 2))
-
-
-def test_two_processes_from_slurm_variables(run_together, environment, port):
+def test_two_processes_from_slurm_variables(port):
     environments = [
-        environment(
+        child_environment(
             devices=2,
             SLURM_JOB_ID="77",
             SLURM_STEP_ID="0",
@@ -104,14 +113,14 @@ def test_two_processes_from_slurm_variables(run_together, environment, port):
         )
         for process in range(2)
     ]
-    check_two_processes(run_together([start_code(TOGETHER)] * 2, environments=environments))
+    two_processes(MEET + END, environments=environments)
 
 
-def test_a_coordinator_that_is_not_there_is_one_line(run_together, environment, port):
+def test_a_coordinator_that_is_not_there_is_one_line(port):
     command = start_code(timeout=1, coordinator=f"127.0.0.1:{port}", num_processes=2, process_id=1)
-    ((status, out, _),) = run_together([command], environments=[environment()])
-    assert status == 2
-    (line,) = out.strip().splitlines()
+    (finished,) = run_together([command], environments=[child_environment()])
+    assert finished.status == 2
+    (line,) = finished.out.strip().splitlines()
     assert f"127.0.0.1:{port}: process 1 could not reach it within 1 s" in line
 
 

@@ -34,7 +34,8 @@ CONFIG = LlamaConfig(
 )
 B, T = 16, 24
 B1 = 0.9
-MESHES = {"data 8": (8, 1, 1), "fsdp 8": (1, 8, 1), "tensor 4": (1, 1, 4), "2x2x2": (2, 2, 2)}
+# name -> sizes, accumulation
+MESHES = {"data 8": ((8, 1, 1), 1), "fsdp 8": ((1, 8, 1), 1), "2x2x2": ((2, 2, 2), 2)}
 
 
 def packed_batch(*, seed=0):
@@ -144,29 +145,23 @@ def assert_really_sharded(state, sizes, *, config=CONFIG):
     assert bytes_per_device(state) == dict.fromkeys(devices, 3 * expected + rest)
 
 
-@pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
-def test_same_loss_and_gradients_as_one_device(sizes, one_device):
-    result = train(sizes)
+@pytest.mark.parametrize(("sizes", "accumulation"), MESHES.values(), ids=MESHES)
+def test_same_loss_and_gradients_as_one_device(sizes, accumulation, one_device):
+    """Accumulation gives the gradient of the whole batch."""
+    result = train(sizes, accumulation=accumulation)
     assert_same_training(result, one_device)
     before, after, _ = result
     assert_really_sharded(before, sizes)
     assert_really_sharded(after, sizes)
 
 
-def test_accumulation_gives_the_gradient_of_the_whole_batch(one_device):
-    assert_same_training(train((2, 2, 2), accumulation=2), one_device)
-
-
-def test_fewer_key_value_heads_than_tensor_devices():
-    config = dataclasses.replace(CONFIG, num_kv_heads=2)
-    result = train((2, 1, 4), config=config)
-    assert_same_training(result, train((1, 1, 1), config=config))
-    assert_really_sharded(result[1], (2, 1, 4), config=config)
-
-
-def test_dropout_and_rematerialisation_do_not_depend_on_the_mesh():
+def test_dropout_rematerialisation_and_fewer_key_value_heads_than_tensor_devices():
+    """Dropout draws the same on every mesh; two key/value heads are whole on each of four devices."""
     options = ComputeOptions(dropout_embedding=0.1, dropout_attention=0.1, dropout_residual=0.1, remat="dots")
-    assert_same_training(train((2, 2, 2), options=options), train((1, 1, 1), options=options))
+    config = dataclasses.replace(CONFIG, num_kv_heads=2)
+    result = train((2, 1, 4), config=config, options=options)
+    assert_same_training(result, train((1, 1, 1), config=config, options=options))
+    assert_really_sharded(result[1], (2, 1, 4), config=config)
 
 
 def test_one_more_axis_of_size_one_changes_no_bit(monkeypatch):

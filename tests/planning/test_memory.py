@@ -8,7 +8,7 @@ import pytest
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.planning.collectives import collectives_of
 from allam_jax.planning.gpu_cluster import GPUS, Cluster
-from allam_jax.planning.hlo import Module, parse_program
+from allam_jax.planning.hlo import parse_program
 from allam_jax.planning.memory import argument_bytes, compiled_memory, estimated_memory, saved_bytes
 from allam_jax.planning.run import Run, shapes_of
 from allam_jax.planning.work import work_of
@@ -72,29 +72,38 @@ def test_arguments_by_hand(mesh):
     assert argument_bytes(small_run(**mesh)) == by_hand(**mesh)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mesh", [MESHES[0], MESHES[3]], ids=str)
-def test_arguments_as_compiled(mesh):
-    run = small_run(**mesh)
-    analysis, module, _ = compile_on_cpu(run)
-    assert analysis.argument_size_in_bytes == sum(by_hand(**mesh).values()) - NEVER_READ
+@pytest.fixture(scope="module", params=["full", "dots", "none"])
+def compiled(request):
+    """A run and what XLA says of its step: (run, memory analysis, module, mesh)."""
+    run = small_run(data=2, fsdp=4, tensor=1, remat=request.param)
+    return run, *compile_on_cpu(run)
+
+
+def check_arguments(run, analysis, module):
+    assert analysis.argument_size_in_bytes == sum(by_hand(**run.mesh).values()) - NEVER_READ
     memory = compiled_memory(run, cluster=CLUSTER, module=module, temp_bytes=analysis.temp_size_in_bytes)
     assert memory.arguments == analysis.argument_size_in_bytes + NEVER_READ
     assert memory.total == memory.arguments + analysis.temp_size_in_bytes
     assert min(memory.gradients, memory.activations, memory.temporary) >= 0
 
 
-@pytest.fixture(scope="module", params=["full", "dots", "none"])
-def compiled(request) -> tuple[Run, Module, object]:
-    run = small_run(data=2, fsdp=4, tensor=1, remat=request.param)
-    _, module, mesh = compile_on_cpu(run)
-    return run, module, mesh
+@pytest.mark.slow
+def test_arguments_as_compiled(compiled):
+    run, analysis, module, _ = compiled
+    check_arguments(run, analysis, module)
+
+
+@pytest.mark.slow
+def test_arguments_as_compiled_over_tensor():
+    run = small_run(**MESHES[3])
+    analysis, module, _ = compile_on_cpu(run)
+    check_arguments(run, analysis, module)
 
 
 @pytest.mark.slow
 def test_saved_activations(compiled):
     """With full remat a layer keeps its input only: 3 layers, 2 rows, 8 positions, 32 wide, float32."""
-    run, module, _ = compiled
+    run, _, module, _ = compiled
     saved = saved_bytes(module, num_layers=SMALL.num_layers)
     token = 3 * 2 * 8 * 4
     if run.options.remat == "full":
@@ -112,7 +121,7 @@ def test_saved_activations(compiled):
 @pytest.mark.slow
 def test_products_as_compiled(compiled):
     """The formulas' matrix products, attention's included, are those of the program."""
-    run, module, _ = compiled
+    run, _, module, _ = compiled
     counted = sum(piece.flops * piece.count for piece in work_of(module))
     workload = dataclasses.replace(run.workload, backward_attention_matmuls=4)
     formula = sum(piece.flops * piece.count for piece in work_of_step(workload))
@@ -122,7 +131,7 @@ def test_products_as_compiled(compiled):
 @pytest.mark.slow
 def test_collectives_as_compiled(compiled):
     """Layers are gathered over fsdp for the forward and again for the backward pass, and their gradients summed."""
-    run, module, mesh = compiled
+    run, _, module, mesh = compiled
     c = run.model
     layer = c.dim * (2 * c.num_heads * c.head_dim + 2 * c.num_kv_heads * c.head_dim + 3 * c.mlp_dim) * 4
     gathered = [

@@ -1,8 +1,11 @@
 """A corpus, a tokenizer and a finished run that the tests of tasks share."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from launcher import Launcher
+from processes import made_once
 
 from allam_jax.corpus.document import Document
 from allam_jax.corpus.shards import write_dataset
@@ -19,10 +22,8 @@ def make_texts(language: str, *, count: int) -> list[str]:
     return [" ".join(rng.choice(words, size=rng.integers(5, 60))) for _ in range(count)]
 
 
-@pytest.fixture(scope="session")
-def launcher(tmp_path_factory):
-    """See Launcher."""
-    root = tmp_path_factory.mktemp("tiny")
+def fill(root: Path) -> None:
+    """Writes texts, their datasets and a tokenizer into `root`."""
     texts = {language: make_texts(language, count=300) for language in LETTERS}
     (root / "text").mkdir()
     for language, some in texts.items():
@@ -34,12 +35,21 @@ def launcher(tmp_path_factory):
             validation_share=0.05,
         )
     train_sentencepiece((text for some in texts.values() for text in some), output=root / "tokenizer", vocab_size=384)
+
+
+@pytest.fixture(scope="session")
+def launcher(tmp_path_factory):
+    """See Launcher."""
+    with made_once(tmp_path_factory, "tiny") as (root, empty):
+        if empty:
+            fill(root)
     return Launcher(root, root / "compilation_cache")
 
 
 @pytest.fixture(scope="session")
-def reference(launcher):
+def reference(launcher, tmp_path_factory):
     """Workdir of the run of tiny.py that nothing interrupted."""
-    workdir = launcher.root / "reference"
-    launcher.train(workdir)
+    with made_once(tmp_path_factory, "reference") as (workdir, empty):
+        if empty:
+            launcher.train(workdir)
     return workdir

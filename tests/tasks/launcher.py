@@ -2,34 +2,27 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pytest
+from processes import ROOT, Finished, child_environment, start, wait
 
 from allam_jax.training.metrics import TIMING_KEYS
 
-ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "tasks" / "tiny.py"
 
 
-@dataclasses.dataclass(frozen=True)
-class Finished:
-    """A process that has ended."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def result(self) -> dict[str, Any]:
-        """The JSON object on the last line of stdout."""
-        return json.loads(self.out.splitlines()[-1])
+def run_command(workdir: Path | None, *, config: str, **overrides: Any) -> list[str]:
+    """`run.py --config=... --workdir=... --config.KEY=VALUE`. A flag, not a config key, begins with `flag_`."""
+    command = [str(ROOT / "run.py"), f"--config={config}"]
+    command += [f"--workdir={workdir}"] if workdir is not None else []
+    for key, value in overrides.items():
+        name = key.removeprefix("flag_") if key.startswith("flag_") else f"config.{key}"
+        command.append(f"--{name}={value}")
+    return command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,46 +30,23 @@ class Launcher:
     """Starts run.py with what all tests share: the corpus, the tokenizer and a compilation cache."""
 
     root: Path  # holds corpus/en, corpus/ar, tokenizer
-    cache: Path | None
+    cache: Path
 
     def start(
         self,
-        workdir: Path | None,
+        workdir: Path,
         *,
         config: str = "",
         devices: int = 1,
         environment: Mapping[str, str] | None = None,
-        before: tuple[str, ...] = (),
         **overrides: Any,
     ) -> subprocess.Popen:
-        """`python run.py --config=... --workdir=... --config.KEY=VALUE`; stdout and stderr are pipes.
+        """See `run_command`; the config is tiny.py's where none is given."""
+        command = run_command(workdir, config=config or f"{TINY}:{self.root}", **overrides)
+        variables = child_environment(devices=devices, cache=self.cache, **environment or {})
+        return start([sys.executable, *command], environment=variables)
 
-        `before` is a command to run it under. A flag, not a config key, begins with `flag_`.
-        """
-        command = [*before, sys.executable, str(ROOT / "run.py"), f"--config={config or f'{TINY}:{self.root}'}"]
-        command += [f"--workdir={workdir}"] if workdir is not None else []
-        for key, value in overrides.items():
-            name = key.removeprefix("flag_") if key.startswith("flag_") else f"config.{key}"
-            command.append(f"--{name}={value}")
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
-        cache = {
-            "JAX_COMPILATION_CACHE_DIR": str(self.cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        }
-        return subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=inherited
-            | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-            | (cache if self.cache else {})
-            | dict(environment or {}),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, workdir: Path | None, **options: Any) -> Finished:
+    def run(self, workdir: Path, **options: Any) -> Finished:
         """`start`, and wait for the end."""
         return wait(self.start(workdir, **options))
 
@@ -85,24 +55,6 @@ class Launcher:
         finished = self.run(workdir, **options)
         assert finished.status == 0, finished.err[-3000:]
         return finished.result
-
-
-def wait(process: subprocess.Popen, *, timeout: float = 400) -> Finished:
-    """What the process printed and how it ended."""
-    try:
-        out, err = process.communicate(timeout=timeout)
-    finally:
-        process.kill()
-    return Finished(process.returncode, out, err)
-
-
-def wait_until(condition: Callable[[], Any], *, process: subprocess.Popen, timeout: float = 300) -> None:
-    """Looks every millisecond; fails if the process ends before."""
-    end = time.monotonic() + timeout
-    while not condition():
-        if process.poll() is not None or time.monotonic() > end:
-            pytest.fail(f"never came to it: {wait(process)}")
-        time.sleep(0.001)
 
 
 def read_rows(workdir: Path) -> list[dict[str, Any]]:

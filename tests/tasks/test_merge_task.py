@@ -1,12 +1,10 @@
 """Task `merge`: every kind of model in, both formats out, against sums written out in NumPy; what cannot be merged."""
 
-import contextlib
 import dataclasses
 import itertools
 import json
 import math
 import signal
-import socket
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +12,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from launcher import error_of, wait, wait_until
+from launcher import error_of
+from processes import free_port, wait, wait_until
 from small_models import SMALL
 
 from allam_jax.errors import UserError
@@ -394,24 +393,33 @@ def test_numbers_that_are_none_leave_the_old_result(root, tmp_path, launcher, va
 # -- killed ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("format", ["orbax", "huggingface"])
-def test_killed_half_way_nothing_is_half_written(launcher, tmp_path, format):
-    """Large enough that writing takes a moment. The second run clears what the first has left, and finishes."""
+@pytest.fixture(scope="module")
+def large(launcher, tmp_path_factory):
+    """Two models so large that writing takes a moment."""
+    folder = tmp_path_factory.mktemp("large")
     config = dataclasses.replace(CONFIG, dim=256, num_layers=8, mlp_dim=1024, head_dim=32)
     for seed, name in enumerate("ab"):
         params = init_params(jax.random.key(seed), config=config)
-        save_weights(tmp_path / name, params=params, config=config, tokenizer_dir=launcher.root / "tokenizer")
+        save_weights(folder / name, params=params, config=config, tokenizer_dir=launcher.root / "tokenizer")
+    return folder / "a", folder / "b"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["orbax", "huggingface"])
+def test_killed_half_way_nothing_is_half_written(launcher, large, tmp_path, format):
+    """The second run clears what the first has left, and finishes."""
     workdir = tmp_path / "out"
-    options = {"config": f"configs/merge.py:{tmp_path}/a,{tmp_path}/b", "export.formats": f"('{format}',)"}
+    options = {"config": f"configs/merge.py:{large[0]},{large[1]}", "export.formats": f"('{format}',)"}
     process = launcher.start(workdir, **options)
     wait_until((workdir / f".{format}.partial").exists, process=process)
     process.kill()
     assert wait(process).status == -signal.SIGKILL
     assert {path.name for path in workdir.iterdir()} == {"config.json", f".{format}.partial"}
-    assert launcher.train(workdir, **options)["method"] == "average"
+    config = config_of(*large)
+    config.export.formats = (format,)
+    assert runner.run(config, workdir=workdir)["method"] == "average"
     assert {path.name for path in workdir.iterdir()} == {"config.json", "merge.json", format}
-    a, b, merged = (load_model(path).params for path in (tmp_path / "a", tmp_path / "b", workdir / format))
+    a, b, merged = (load_model(path).params for path in (*large, workdir / format))
     assert_params(merged, combine([0.5, 0.5], [jax.tree.map(np.asarray, tree) for tree in (a, b)]))
 
 
@@ -438,15 +446,12 @@ def test_from_the_command_line(launcher, reference, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_write_what_one_writes(launcher, root, tmp_path):
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
     options = {"config": f"configs/merge.py:{root}/a/run,{root}/b/huggingface", "merge.method": "slerp"}
-    job = {"flag_coordinator": address, "flag_num_processes": 2}
+    job = {"flag_coordinator": f"localhost:{free_port()}", "flag_num_processes": 2}
     processes = [launcher.start(tmp_path / "two", **options, **job, flag_process_id=index) for index in range(2)]
     for finished in [wait(process) for process in processes]:
         assert finished.status == 0, finished.err[-3000:]
-    launcher.train(tmp_path / "one", **options)
+    merge(tmp_path / "one", root / "a" / "run", root / "b" / "huggingface", method="slerp")
     one, two = (tmp_path / name / "huggingface" / "model.safetensors" for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
     assert_params(*(load_model(tmp_path / name / "orbax").params for name in ("one", "two")), rtol=0)

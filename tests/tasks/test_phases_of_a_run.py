@@ -3,7 +3,8 @@
 import shutil
 
 import pytest
-from launcher import read_rows, wait, wait_until
+from launcher import read_rows
+from processes import wait, wait_until
 
 from allam_jax.data.token_writer import write_tokens
 from allam_jax.tokenizer.tokenizer import Tokenizer

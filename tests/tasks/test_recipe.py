@@ -3,7 +3,8 @@
 import signal
 
 import pytest
-from launcher import ROOT, error_of, read_rows, wait, wait_until
+from launcher import error_of, read_rows
+from processes import ROOT, wait, wait_until
 
 from allam_jax.training.checkpoints import list_steps
 

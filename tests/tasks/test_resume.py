@@ -2,7 +2,6 @@
 
 import os
 import random
-import re
 import resource
 import shutil
 import signal
@@ -12,7 +11,8 @@ import time
 import jax
 import numpy as np
 import pytest
-from launcher import error_of, read_rows, wait, wait_until
+from launcher import error_of, read_rows
+from processes import wait, wait_until
 
 from allam_jax.files import sha256_of_file
 from allam_jax.training.checkpoints import list_steps, read_metadata, step_path
@@ -56,44 +56,90 @@ def test_the_same_config_and_seed_give_the_same_bits(launcher, reference, tmp_pa
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-def test_killed_five_times_the_curve_is_that_of_the_uninterrupted_run(launcher, reference, tmp_path):
-    workdir = tmp_path / "run"
-    torn_saves = 0
-    for moment in ("compiling", "saving", "any", "saving", "any"):
-        if moment == "compiling":
-            process = launcher.start(workdir)
-            wait_until((workdir / "metrics.jsonl").exists, process=process)
-        else:
-            process = start_and_wait_for_a_checkpoint(launcher, workdir)
-        if moment == "saving":
-            wait_until(lambda: is_saving(workdir), process=process)
-        else:
-            time.sleep(random.uniform(0, 0.2))
-        assert process.poll() is None
-        process.kill()
-        assert wait(process).status == -signal.SIGKILL
-        torn_saves += is_saving(workdir)
-    assert torn_saves
-    launcher.train(workdir)
-    assert read_rows(workdir) == read_rows(reference)
+# -- interruptions: each starts the run in `workdir` and ends it in a way of its own --------------------------------
 
 
-def test_stopped_by_signals_it_saves_and_goes_on(launcher, reference, tmp_path):
-    workdir = tmp_path / "run"
+def killed_while_it_compiles(launcher, workdir):
     process = launcher.start(workdir)
-    wait_until(lambda: read_rows(workdir), process=process)
-    process.send_signal(signal.SIGTERM)
-    first = wait(process)
+    wait_until((workdir / "metrics.jsonl").exists, process=process)
+    kill(process)
+
+
+def killed_while_it_saves(launcher, workdir):
     process = start_and_wait_for_a_checkpoint(launcher, workdir)
-    process.send_signal(signal.SIGINT)
-    second = wait(process)
-    for finished, name in ((first, "SIGTERM"), (second, "SIGINT")):
-        assert finished.status == 0, finished.err
-        assert finished.out == ""
-        last_line = finished.err.splitlines()[-1]
-        assert re.fullmatch(rf"{name}: saved step \d+ of 40; run the same command again to go on", last_line)
-    assert f"resuming at step {re.search(r'saved step ([0-9]+)', first.err)[1]} of 40" in second.err
-    launcher.train(workdir)
+    wait_until(lambda: is_saving(workdir), process=process)
+    kill(process)
+    assert is_saving(workdir), "the kill did not tear a save: the test has shown nothing"
+
+
+def killed_at_any_moment(launcher, workdir):
+    process = start_and_wait_for_a_checkpoint(launcher, workdir)
+    time.sleep(random.uniform(0, 0.1))
+    kill(process)
+
+
+def kill(process):
+    assert process.poll() is None
+    process.kill()
+    assert wait(process).status == -signal.SIGKILL
+
+
+def stopped_by_sigterm(launcher, workdir):
+    stop_by(signal.SIGTERM, launcher, workdir)
+
+
+def stopped_by_ctrl_c(launcher, workdir):
+    stop_by(signal.SIGINT, launcher, workdir)
+
+
+def stop_by(number, launcher, workdir):
+    process = start_and_wait_for_a_checkpoint(launcher, workdir)
+    process.send_signal(number)
+    finished = wait(process)
+    assert (finished.status, finished.out) == (0, ""), finished.err
+    last_line = finished.err.splitlines()[-1]
+    assert last_line == (
+        f"{number.name}: saved step {steps_in(workdir)[-1]} of 40; run the same command again to go on"
+    )
+
+
+def the_checkpoint_folder_disappears(launcher, workdir):
+    process = start_and_wait_for_a_checkpoint(launcher, workdir)
+    elsewhere = workdir.with_name("elsewhere")
+    (workdir / "checkpoints").rename(elsewhere)
+    assert "checkpoint folder has been removed" in error_of(wait(process))
+    shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
+    elsewhere.rename(workdir / "checkpoints")
+
+
+def the_disk_refuses_to_write(launcher, workdir):
+    process = start_and_wait_for_a_checkpoint(launcher, workdir)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, 0))
+    assert "file too large" in error_of(wait(process))
+    assert steps_in(workdir)
+
+
+INTERRUPTIONS = (
+    killed_while_it_compiles,
+    stopped_by_sigterm,
+    killed_while_it_saves,
+    the_checkpoint_folder_disappears,
+    stopped_by_ctrl_c,
+    the_disk_refuses_to_write,
+    killed_at_any_moment,
+)
+
+
+def test_whatever_interrupts_it_the_curve_is_that_of_the_uninterrupted_run(launcher, reference, tmp_path):
+    workdir = tmp_path / "run"
+    for interrupt in INTERRUPTIONS:
+        before = steps_in(workdir)[-1:]
+        interrupt(launcher, workdir)
+        assert steps_in(workdir)[-1:] >= before, interrupt
+    newest = steps_in(workdir)[-1]
+    last = launcher.run(workdir)
+    assert last.status == 0, last.err
+    assert f"resuming at step {newest} of 40" in last.err
     assert read_rows(workdir) == read_rows(reference)
 
 
@@ -111,21 +157,19 @@ def test_stopped_while_there_is_nothing_to_save(launcher, tmp_path):
         assert "Traceback" not in finished.err
 
 
-def stop(process):
-    process.send_signal(signal.SIGTERM)
-    finished = wait(process)
-    assert finished.status == 0, finished.err
-
-
 def test_it_goes_on_on_another_mesh(launcher, reference, tmp_path):
     workdir = tmp_path / "run"
+    shutil.copytree(reference, workdir)
+    for step in steps_in(workdir)[2:]:
+        shutil.rmtree(step_path(workdir / "checkpoints", step))
 
     def newest_mesh():
         return list(read_metadata(step_path(workdir / "checkpoints", steps_in(workdir)[-1]))["mesh"].values())
 
-    stop(start_and_wait_for_a_checkpoint(launcher, workdir))
-    assert newest_mesh() == [1, 1, 1]
-    stop(start_and_wait_for_a_checkpoint(launcher, workdir, devices=4, **{"mesh.data": 1, "mesh.fsdp": 4}))
+    assert (steps_in(workdir), newest_mesh()) == ([8, 16], [1, 1, 1])
+    process = start_and_wait_for_a_checkpoint(launcher, workdir, devices=4, **{"mesh.data": 1, "mesh.fsdp": 4})
+    process.send_signal(signal.SIGTERM)
+    assert wait(process).status == 0
     assert newest_mesh() == [1, 4, 1]
     launcher.train(workdir, devices=4, **{"mesh.data": 2, "mesh.tensor": 2})
     assert newest_mesh() == [2, 1, 2]
@@ -138,23 +182,6 @@ def test_it_goes_on_on_another_mesh(launcher, reference, tmp_path):
                 np.testing.assert_allclose(
                     actual_row[key], expected_row[key], rtol=1e-5, err_msg=f"{key}, step {expected_row['step']}"
                 )
-
-
-def test_what_the_disk_refuses_is_one_line_and_can_be_mended(launcher, reference, tmp_path):
-    workdir = tmp_path / "run"
-    process = start_and_wait_for_a_checkpoint(launcher, workdir)
-    (workdir / "checkpoints").rename(tmp_path / "elsewhere")
-    assert "checkpoint folder has been removed" in error_of(wait(process))
-    shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
-    (tmp_path / "elsewhere").rename(workdir / "checkpoints")
-
-    process = start_and_wait_for_a_checkpoint(launcher, workdir)
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, 0))
-    assert "file too large" in error_of(wait(process))
-    assert steps_in(workdir)
-
-    launcher.train(workdir)
-    assert read_rows(workdir) == read_rows(reference)
 
 
 def test_a_full_disk_keeps_a_checkpoint_to_go_on_from(launcher, reference, tmp_path):
@@ -175,11 +202,8 @@ def test_a_full_disk_keeps_a_checkpoint_to_go_on_from(launcher, reference, tmp_p
         subprocess.run(["umount", str(tmp_path)], check=True)
 
 
-def test_a_wsd_branch_and_the_return_to_the_trunk(launcher, reference, tmp_path):
-    trunk, branch = tmp_path / "trunk", tmp_path / "branch"
-    process = launcher.start(trunk)
-    wait_until(lambda: max(steps_in(trunk), default=0) >= 18, process=process)
-    stop(process)
+def test_a_wsd_branch_leaves_the_trunk_alone(launcher, reference, tmp_path):
+    trunk, branch = reference, tmp_path / "branch"
     checkpoint = trunk / "checkpoints" / "00000016"
     before = {path: sha256_of_file(path) for path in sorted(trunk.rglob("*")) if path.is_file()}
 
@@ -210,9 +234,6 @@ def test_a_wsd_branch_and_the_return_to_the_trunk(launcher, reference, tmp_path)
     # Up to the branch the schedule was the trunk's: a warm-up of 3 steps that begins above 0, then constant.
     trunk_rates = [main[step]["learning_rate"] for step in range(1, 17)]
     np.testing.assert_allclose(trunk_rates, [3e-3 * min(1, (n + 1) / 4) for n in range(16)], rtol=1e-6)
-
-    launcher.train(trunk)
-    assert read_rows(trunk) == read_rows(reference)
 
 
 def test_a_branch_may_leave_out_a_source_of_its_parent(launcher, reference, tmp_path):

@@ -1,27 +1,21 @@
 """Two processes over loopback: one checkpoint of both, and one step to stop at when only one of them is told."""
 
 import signal
-import socket
-import subprocess
 import sys
-import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from processes import child_environment, free_port, start, wait, wait_until
 
 from allam_jax.training.checkpoints import find_checkpoint, list_steps, restore_checkpoint
 
 PROCESS = """
-import os, sys, time
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+import sys, time
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 rank, port, workdir = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-sys.path.insert(0, sys.argv[4])
 jax.distributed.initialize("localhost:" + port, num_processes=2, process_id=rank)
 from allam_jax.training.checkpoints import Checkpointer
 from allam_jax.training.metrics import MetricsWriter
@@ -59,29 +53,20 @@ with open(f"{workdir}/stopped{rank}", "w") as file:
 
 @pytest.mark.slow
 def test_two_processes_save_together_and_stop_together(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    repository = str(Path(__file__).parents[2])
+    port = free_port()
     children = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(rank), port, str(tmp_path), repository],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        start([sys.executable, "-c", PROCESS, rank, port, tmp_path], environment=child_environment(devices=2))
         for rank in range(2)
     ]
     try:
-        while not all((tmp_path / f"ready{rank}").exists() for rank in range(2)):
-            assert all(child.poll() is None for child in children), [child.communicate() for child in children]
-            time.sleep(0.1)
+        for rank, child in enumerate(children):
+            wait_until((tmp_path / f"ready{rank}").exists, process=child)
         children[1].send_signal(signal.SIGTERM)  # only one of them is told
-        outputs = [child.communicate(timeout=120) for child in children]
+        ends = [wait(child, timeout=120) for child in children]
     finally:
         for child in children:
             child.kill()
-    assert [child.returncode for child in children] == [0, 0], outputs
+    assert [end.status for end in ends] == [0, 0], ends
     # Not through standard output: Gloo writes its own lines there, in pieces.
     stopped = [(tmp_path / f"stopped{rank}").read_text() for rank in range(2)]
     name, step = stopped[0].split()

@@ -1,16 +1,10 @@
 """Weights and Hugging Face directories, read and written by two processes that hold half of the parameters each."""
 
-import contextlib
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from processes import child_environment, free_port, run_together
 from small_models import SMALL
 
 from allam_jax.model.llama import abstract_params
@@ -49,31 +43,11 @@ def test_two_processes(tmp_path):
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda s: jnp.asarray(rng.standard_normal(s.shape), jnp.float32), abstract_params(CONFIG))
     export_huggingface(tmp_path / "one", params=params, config=CONFIG)
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("", 0))
-        port = str(probe.getsockname()[1])
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", _PROCESS, str(tmp_path), port, str(index)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=180) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert all("holds neither tokenizer.model nor tokenizer.json" in stdout for stdout, _ in outputs), outputs
+    port = free_port()
+    commands = [["-c", _PROCESS, tmp_path, port, index] for index in range(2)]
+    ends = run_together(commands, environments=[child_environment(devices=2)] * 2)
+    assert [end.status for end in ends] == [0, 0], ends
+    assert all("holds neither tokenizer.model nor tokenizer.json" in end.out for end in ends), ends
 
     expected, _ = import_huggingface(tmp_path / "one", vocab_multiple=64)
     loaded = load_weights(tmp_path / "weights")
