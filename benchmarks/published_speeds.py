@@ -16,9 +16,9 @@ from allam_jax.planning.compiled import compile_step
 from allam_jax.planning.gpu_cluster import GPUS, Cluster
 from allam_jax.planning.memory import Memory
 from allam_jax.planning.roofline import step_time
-from allam_jax.planning.run import Run
 from allam_jax.planning.workload import Remat, Workload, collectives_of_step, work_of_step
 from allam_jax.training.optimizer import make_optimizer
+from allam_jax.training.run_description import RunDescription
 from allam_jax.training.schedules import make_schedule
 
 # torchtitan's "selective op" keeps attention and every second matmul; Megatron's "selective" recomputes attention only.
@@ -44,12 +44,12 @@ class Published:
         return Cluster(gpu=GPUS[self.gpu], nodes=-(-self.gpus // 8), gpus_per_node=min(self.gpus, 8))
 
     @property
-    def ours(self) -> Run:
+    def ours(self) -> RunDescription:
         """Our own step with its model and layout. Only where `remat` is a policy of ours."""
         w = self.workload
         assert isinstance(w.remat, str)
         schedule = make_schedule(name="constant", peak_lr=3e-4, warmup_steps=0, total_steps=1)
-        return Run(
+        return RunDescription(
             model=w.model,
             options=ComputeOptions(compute_dtype=w.compute_dtype, remat=w.remat),
             optimizer=make_optimizer(schedule=schedule),

@@ -7,14 +7,14 @@ from absl import logging
 from jax.sharding import Mesh
 
 from allam_jax.planning.gpu_cluster import GPUS, Cluster, Gpu
-from allam_jax.planning.run import Run
 from allam_jax.planning.run_plan import Energy, analytic_plan
 from allam_jax.planning.search import does_not_fit, gib, ranked
+from allam_jax.training.run_description import RunDescription
 
 TOLERANCE = 1.15  # the formulas are right to a few percent; only what is clearly too large is refused
 
 
-def check_fits(run: Run, *, mesh: Mesh) -> None:
+def check_fits(run: RunDescription, *, mesh: Mesh) -> None:
     """UserError, naming the nearest layout that fits, if the step clearly needs more memory than a device has.
 
     A step that may just not fit is only warned of. Where the memory of a device is not known (on CPU) nothing is done.
@@ -36,7 +36,7 @@ def cluster_like(device: jax.Device, *, limit: int, nodes: int, gpus_per_node: i
     return Cluster(gpu=gpu, nodes=nodes, gpus_per_node=gpus_per_node, usable_share=1.0)
 
 
-def check_fits_cluster(run: Run, *, cluster: Cluster) -> None:
+def check_fits_cluster(run: RunDescription, *, cluster: Cluster) -> None:
     """As `check_fits`, for a cluster whose usable memory is given."""
     energy = Energy(power_share=1.0, pue=1.0)
     plan = analytic_plan(run, cluster=cluster, tokens=0, energy=energy)

@@ -55,7 +55,7 @@ def summary_table(plan: Plan) -> list[str]:
         ("model FLOPs", f"{plan.model_flops / 1e12:,.0f} TFLOP, {plan.model_flops / plan.time.total / 1e12:,.0f} /s"),
         ("hardware FLOPs", f"{plan.hardware_flops / 1e12:,.0f} TFLOP"),
         ("memory traffic", f"{plan.memory_traffic / 1e9:,.0f} GB"),
-        ("training", f"{plan.tokens / 1e9:,.0f}B tokens, {plan.tokens / plan.tokens_per_step:,.0f} steps"),
+        ("training", f"{plan.tokens / 1e9:,.0f}B tokens, {plan.tokens / plan.run.tokens_per_step:,.0f} steps"),
         ("days", f"{plan.days:.1f}"),
         ("GPU hours", f"{plan.gpu_hours:,.0f}"),
         ("energy", f"{plan.megawatt_hours:,.0f} MWh"),
@@ -158,7 +158,7 @@ def candidates_table(plans: Sequence[Plan]) -> list[str]:
         mesh, run = plan.run.mesh, plan.run
         lines.append(
             f"| {mesh['data']} | {mesh['fsdp']} | {mesh['tensor']} | {run.options.remat} | {run.accumulation} | "
-            f"{run.workload.rows} | {plan.memory.total / 2**30:.1f} | {plan.time.total:.2f} | "
+            f"{run.rows_per_shard} | {plan.memory.total / 2**30:.1f} | {plan.time.total:.2f} | "
             f"{plan.tokens_per_second_per_gpu:,.0f} | {plan.mfu:.1%} | "
             f"{'formula' if plan.compiled is None else 'compiled'} |"
         )

@@ -9,9 +9,9 @@ from allam_jax.planning.compiled import CompiledStep
 from allam_jax.planning.gpu_cluster import Cluster
 from allam_jax.planning.memory import Memory, estimated_memory
 from allam_jax.planning.roofline import StepTime, collective_seconds, step_time
-from allam_jax.planning.run import Run
 from allam_jax.planning.work import Work
-from allam_jax.planning.workload import collectives_of_step, work_of_step
+from allam_jax.planning.workload import collectives_of_step, work_of_step, workload_of
+from allam_jax.training.run_description import RunDescription
 
 HOURS, DAYS = 3600.0, 86_400.0
 
@@ -32,7 +32,7 @@ class Energy:
 class Plan:
     """One run on one cluster. Per GPU unless said otherwise."""
 
-    run: Run
+    run: RunDescription
     cluster: Cluster
     memory: Memory
     work: tuple[Work, ...]
@@ -43,19 +43,14 @@ class Plan:
     energy: Energy
 
     @property
-    def tokens_per_step(self) -> int:
-        """Of the whole cluster."""
-        return self.run.batch_size * self.run.seq_len
-
-    @property
     def tokens_per_second_per_gpu(self) -> float:
         """Predicted."""
-        return self.tokens_per_step / self.time.total / self.cluster.size
+        return self.run.tokens_per_step / self.time.total / self.cluster.size
 
     @property
     def model_flops(self) -> float:
         """Of a step: 6 for each weight and token, causal attention at half the square, nothing for recomputation."""
-        return self.run.model.flops_per_token(self.run.seq_len) * self.tokens_per_step / self.cluster.size
+        return self.run.model.flops_per_token(self.run.seq_len) * self.run.tokens_per_step / self.cluster.size
 
     @property
     def hardware_flops(self) -> float:
@@ -75,7 +70,7 @@ class Plan:
     @property
     def days(self) -> float:
         """Of training without a stop."""
-        return self.tokens / self.tokens_per_step * self.time.total / DAYS
+        return self.tokens / self.run.tokens_per_step * self.time.total / DAYS
 
     @property
     def gpu_hours(self) -> float:
@@ -98,7 +93,7 @@ class Plan:
                 "remat": self.run.options.remat,
                 "attention": self.run.options.attention,
                 "accumulation": self.run.accumulation,
-                "rows_per_shard": self.run.workload.rows,
+                "rows_per_shard": self.run.rows_per_shard,
                 "batch_size": self.run.batch_size,
                 "seq_len": self.run.seq_len,
                 "compute_dtype": dtype,
@@ -127,7 +122,7 @@ class Plan:
             "mfu": self.mfu,
             "training": {
                 "tokens": self.tokens,
-                "steps": self.tokens / self.tokens_per_step,
+                "steps": self.tokens / self.run.tokens_per_step,
                 "days": self.days,
                 "gpu_hours": self.gpu_hours,
                 "megawatt_hours": self.megawatt_hours,
@@ -154,11 +149,11 @@ class Plan:
 
 
 def analytic_plan(
-    run: Run, *, cluster: Cluster, tokens: float, energy: Energy, arguments: dict[str, int] | None = None
+    run: RunDescription, *, cluster: Cluster, tokens: float, energy: Energy, arguments: dict[str, int] | None = None
 ) -> Plan:
     """From formulas alone. `arguments`: exact bytes of the step's arguments, if counted before."""
-    work = work_of_step(run.workload)
-    collectives = collectives_of_step(run.workload, cluster=cluster)
+    work = work_of_step(workload_of(run))
+    collectives = collectives_of_step(workload_of(run), cluster=cluster)
     return _plan(
         run,
         cluster,
@@ -171,13 +166,13 @@ def analytic_plan(
     )
 
 
-def compiled_plan(run: Run, step: CompiledStep, *, cluster: Cluster, tokens: float, energy: Energy) -> Plan:
+def compiled_plan(run: RunDescription, step: CompiledStep, *, cluster: Cluster, tokens: float, energy: Energy) -> Plan:
     """From the compiled program."""
     return _plan(run, cluster, step.memory, step.work, step.collectives, step, tokens, energy)
 
 
 def _plan(
-    run: Run,
+    run: RunDescription,
     cluster: Cluster,
     memory: Memory,
     work: Sequence[Work],

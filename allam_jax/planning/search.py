@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from allam_jax.errors import UserError
 from allam_jax.planning.gpu_cluster import Cluster
 from allam_jax.planning.memory import argument_bytes
-from allam_jax.planning.run import Run
 from allam_jax.planning.run_plan import Energy, Plan, analytic_plan
 from allam_jax.planning.workload import REMAT
+from allam_jax.training.run_description import RunDescription
 
 
 def divisors(n: int) -> list[int]:
@@ -26,7 +26,7 @@ def meshes(cluster: Cluster) -> Iterator[dict[str, int]]:
             yield {"data": cluster.size // (tensor * fsdp), "fsdp": fsdp, "tensor": tensor}
 
 
-def layouts(run: Run, *, cluster: Cluster) -> Iterator[tuple[Run, dict[str, int]]]:
+def layouts(run: RunDescription, *, cluster: Cluster) -> Iterator[tuple[RunDescription, dict[str, int]]]:
     """Every layout of `run` that its batch and its shapes allow, with the exact bytes of the step's arguments."""
     for mesh in meshes(cluster):
         moved = dataclasses.replace(run, mesh=mesh)
@@ -42,7 +42,7 @@ def layouts(run: Run, *, cluster: Cluster) -> Iterator[tuple[Run, dict[str, int]
                 yield dataclasses.replace(moved, accumulation=accumulation, options=options), arguments
 
 
-def ranked(run: Run, *, cluster: Cluster, tokens: float, energy: Energy) -> list[Plan]:
+def ranked(run: RunDescription, *, cluster: Cluster, tokens: float, energy: Energy) -> list[Plan]:
     """All layouts that fit by formula, the fastest first; empty if none does."""
     plans = [
         analytic_plan(layout, cluster=cluster, tokens=tokens, energy=energy, arguments=arguments)
@@ -51,7 +51,7 @@ def ranked(run: Run, *, cluster: Cluster, tokens: float, energy: Energy) -> list
     return sorted((plan for plan in plans if plan.memory.fits), key=lambda plan: plan.time.total)
 
 
-def changes(old: Run, new: Run) -> list[str]:
+def changes(old: RunDescription, new: RunDescription) -> list[str]:
     """What is different in `new`, as overrides of the config."""
     found = [f"mesh.{axis}={new.mesh[axis]}" for axis in new.mesh if new.mesh[axis] != old.mesh[axis]]
     if new.options.remat != old.options.remat:
@@ -61,12 +61,12 @@ def changes(old: Run, new: Run) -> list[str]:
     return found
 
 
-def nearest(run: Run, *, plans: list[Plan]) -> Plan | None:
+def nearest(run: RunDescription, *, plans: list[Plan]) -> Plan | None:
     """Of the plans that fit, the one that changes least in `run`; the fastest of those. None if there is none."""
     return min(plans, key=lambda plan: (len(changes(run, plan.run)), plan.time.total), default=None)
 
 
-def does_not_fit(run: Run, plan: Plan, *, plans: list[Plan]) -> UserError:
+def does_not_fit(run: RunDescription, plan: Plan, *, plans: list[Plan]) -> UserError:
     """One line: what is needed, what there is, and the nearest that fits."""
     memory = plan.memory
     message = (

@@ -12,14 +12,13 @@ from ml_collections import ConfigDict
 
 from allam_jax.errors import UserError
 from allam_jax.files import write_json, write_text
-from allam_jax.parallel.mesh import check_batch
 from allam_jax.planning.compiled import compile_step
 from allam_jax.planning.gpu_cluster import Cluster, cluster_of
 from allam_jax.planning.plan_figure import draw
 from allam_jax.planning.plan_report import markdown
-from allam_jax.planning.run import Run, described_mesh, described_run
 from allam_jax.planning.run_plan import Energy, Plan, analytic_plan, compiled_plan
 from allam_jax.planning.search import does_not_fit, ranked
+from allam_jax.training.run_description import RunDescription, described_run
 
 SHOWN = 12  # layouts of a search in the report
 
@@ -30,11 +29,11 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     cluster = cluster_of(config.plan)
     wanted = described_run(config, device_count=cluster.size)
     if not config.plan.search:  # which looks for a mesh and an accumulation that suit the batch
-        check_batch(wanted.batch_size, accumulation=wanted.accumulation, mesh=described_mesh(wanted))
-    tokens = config.plan.tokens or config.train.steps * wanted.batch_size * wanted.seq_len
+        wanted.check_batch()
+    tokens = config.plan.tokens or config.train.steps * wanted.tokens_per_step
     energy = Energy(power_share=config.plan.power_share, pue=config.plan.pue)
 
-    def planned(layout: Run) -> Plan:
+    def planned(layout: RunDescription) -> Plan:
         if not config.plan.compile:
             return analytic_plan(layout, cluster=cluster, tokens=tokens, energy=energy)
         step = compile_step(layout, cluster=cluster)
@@ -74,7 +73,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 
 def _searched(
-    wanted: Run, *, cluster: Cluster, tokens: float, energy: Energy, planned: Any, config: ConfigDict
+    wanted: RunDescription, *, cluster: Cluster, tokens: float, energy: Energy, planned: Any, config: ConfigDict
 ) -> list[Plan]:
     """Layouts that fit, the fastest first; the best of them compiled."""
     by_formula = ranked(wanted, cluster=cluster, tokens=tokens, energy=energy)

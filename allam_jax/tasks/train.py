@@ -26,7 +26,6 @@ from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.parallel.distributed import barrier, is_main_process, process_rows
 from allam_jax.parallel.mesh import check_batch
 from allam_jax.planning.fit import check_fits
-from allam_jax.planning.run import described_run
 from allam_jax.tasks.setup import (
     architecture,
     compute_options,
@@ -41,13 +40,11 @@ from allam_jax.training.checkpoints import Checkpointer, Restored, read_metadata
 from allam_jax.training.load import CHECKPOINTS_FOLDER, checkpoint_of, load_model, read_run, run_of, save_run
 from allam_jax.training.loop import Intervals, run_loop
 from allam_jax.training.metrics import MetricsWriter, read_metrics
-from allam_jax.training.optimizer import make_optimizer
 from allam_jax.training.progress import Throughput
+from allam_jax.training.run_description import described_run
 from allam_jax.training.run_metadata import describe_run
 from allam_jax.training.run_report import write_run_report
-from allam_jax.training.schedules import make_schedule
-from allam_jax.training.state import TrainState, abstract_state, random_params, start_state
-from allam_jax.training.step import make_train_step
+from allam_jax.training.state import TrainState, random_params, start_state
 from allam_jax.weights.directory import TOKENIZER_FOLDER, check_vocabulary
 
 
@@ -59,20 +56,14 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         mesh = open_mesh(config)
         options = compute_options(config)
         check_batch(config.data.batch_size, accumulation=config.train.accumulation, mesh=mesh)
-        optimizer = make_optimizer(
-            schedule=make_schedule(total_steps=config.train.steps, **config.schedule),
-            **config.optimizer,
-            guard_window=config.guard.window,
-            guard_sigma=config.guard.sigma,
-            guard_min_history=config.guard.min_history,
-        )
         keep = {"keep_last": config.checkpoint.keep_last, "keep_every": config.checkpoint.keep_every}
         checkpointer = stack.enter_context(Checkpointer(workdir / CHECKPOINTS_FOLDER, **keep))
         resuming = checkpointer.latest_step() is not None
         origin = _reopen(config, workdir) if resuming else _open_origin(config, mesh=mesh)
         model = origin.model
-        check_fits(described_run(config, device_count=mesh.size, model=model), mesh=mesh)
-        abstract = abstract_state(model, optimizer=optimizer, mesh=mesh, param_dtype=config.param_dtype)
+        description = described_run(config, device_count=mesh.size, model=model)
+        check_fits(description, mesh=mesh)
+        optimizer, abstract = description.optimizer, description.abstract_state(mesh)
         loader = stack.enter_context(_open_loader(config, tokenizer=origin.tokenizer, mesh=mesh))
         held_out = open_evaluation(config, tokenizer=origin.tokenizer)
         evaluator = make_evaluator(
@@ -126,17 +117,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         )
         run_loop(
             state,
-            train_step=make_train_step(
-                config=model,
-                options=options,
-                optimizer=optimizer,
-                abstract=abstract,
-                mesh=mesh,
-                num_sources=len(loader.source_names),
-                accumulation=config.train.accumulation,
-                z_loss=config.train.z_loss,
-                num_chunks=config.train.loss_chunks,
-            ),
+            train_step=description.make_step(abstract),
             loader=loader,
             mesh=mesh,
             global_batch=config.data.batch_size,

@@ -1,30 +1,30 @@
-"""What is to be trained, and how it is laid out: all that decides a step's memory and time."""
+"""The description of a training run: what is trained and how it is laid out. The trainer and the planner both read it.
+
+Nothing is opened or allocated: shapes, shardings and the step itself follow from a config and a number of devices.
+"""
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 from ml_collections import ConfigDict
 
-from allam_jax.data.batch import DTYPES
 from allam_jax.errors import UserError
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
-from allam_jax.parallel.mesh import BATCH_AXES, MESH_AXES, batch_sharding, mesh_shape
-from allam_jax.planning.workload import Workload
+from allam_jax.parallel.mesh import BATCH_AXES, MESH_AXES, batch_sharding, check_batch, mesh_shape
+from allam_jax.training.objective import NextToken
 from allam_jax.training.optimizer import make_optimizer
 from allam_jax.training.schedules import make_schedule
 from allam_jax.training.state import TrainState, abstract_state
+from allam_jax.training.step import TrainStep, make_train_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
-    """A training step's settings, as the train task would take them from the same config."""
+class RunDescription:
+    """All that decides the program, the memory and the time of a step."""
 
     model: LlamaConfig
     options: ComputeOptions
@@ -39,46 +39,77 @@ class Run:
     num_sources: int
 
     @property
+    def objective(self) -> NextToken:
+        """What the step minimises."""
+        return NextToken(model=self.model, options=self.options, z_loss=self.z_loss, num_chunks=self.loss_chunks)
+
+    @property
     def batch_shards(self) -> int:
         """Into how many pieces the rows of a batch are cut."""
         return math.prod(self.mesh[axis] for axis in BATCH_AXES)
 
     @property
-    def gpus(self) -> int:
-        """Of the mesh."""
+    def rows_per_shard(self) -> int:
+        """Rows of a micro-batch on one batch shard."""
+        return self.batch_size // (self.batch_shards * self.accumulation)
+
+    @property
+    def device_count(self) -> int:
+        """Devices of the mesh."""
         return math.prod(self.mesh.values())
 
     @property
-    def workload(self) -> Workload:
-        """The analytic model's view of it."""
-        return Workload(
-            model=self.model,
-            mesh=self.mesh,
-            rows=self.batch_size // (self.batch_shards * self.accumulation),
+    def tokens_per_step(self) -> int:
+        """Positions of a batch, over all devices."""
+        return self.batch_size * self.seq_len
+
+    @property
+    def abstract_mesh(self) -> AbstractMesh:
+        """A mesh of this shape without devices, for counting."""
+        return AbstractMesh(tuple(self.mesh.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+    def check_batch(self) -> None:
+        """UserError unless every device gets the same number of whole rows of every micro-batch."""
+        check_batch(self.batch_size, accumulation=self.accumulation, mesh=self.abstract_mesh)
+
+    def abstract_state(self, mesh: Mesh | AbstractMesh) -> TrainState:
+        """Shapes, dtypes and shardings of the state; UserError for a parameter that the mesh does not divide."""
+        return abstract_state(self.model, optimizer=self.optimizer, mesh=mesh, param_dtype=self.param_dtype)
+
+    def abstract_batch(self, mesh: Mesh | AbstractMesh) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes, dtypes and shardings of a batch."""
+        shape, sharding = (self.batch_size, self.seq_len), batch_sharding(mesh)
+        return {
+            key: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+            for key, dtype in self.objective.batch_dtypes.items()
+        }
+
+    def make_step(self, abstract: TrainState) -> TrainStep:
+        """The step for a state of these shapes and shardings, on their mesh."""
+        return make_train_step(
+            self.objective,
+            optimizer=self.optimizer,
+            abstract=abstract,
+            num_sources=self.num_sources,
             accumulation=self.accumulation,
-            seq_len=self.seq_len,
-            remat=self.options.remat,
-            compute_dtype=self.options.compute_dtype,
-            loss_chunks=self.loss_chunks,
-            attention="materialized" if self.options.attention == "xla" else "fused",
         )
 
     def describe(self) -> str:
         """For example `data 1 x fsdp 128 x tensor 8, remat full, accumulation 2, 1 row a shard`."""
         mesh = " x ".join(f"{axis} {size}" for axis, size in self.mesh.items())
-        rows = self.workload.rows
+        rows = self.rows_per_shard
         return (
             f"{mesh}, remat {self.options.remat}, accumulation {self.accumulation}, "
             f"{rows} row{'s' if rows > 1 else ''} a shard"
         )
 
 
-def described_run(config: ConfigDict, *, device_count: int, model: LlamaConfig | None = None) -> Run:
+def described_run(config: ConfigDict, *, device_count: int, model: LlamaConfig | None = None) -> RunDescription:
     """The run of a train config on so many devices; UserError where sizes do not fit together.
 
     Neither tokenizer nor weights are opened: without `model`, `config.model` must say everything, the vocabulary too.
     """
-    return Run(
+    return RunDescription(
         model=model or _model_of(config),
         options=ComputeOptions(**config.compute),
         optimizer=make_optimizer(
@@ -105,24 +136,3 @@ def _model_of(config: ConfigDict) -> LlamaConfig:
             "config.model.vocab_size = 0: a plan opens no tokenizer; give the number of ids that it will have"
         )
     return LlamaConfig(**{field.name: config.model[field.name] for field in dataclasses.fields(LlamaConfig)})
-
-
-def shapes_of(run: Run, *, mesh: Mesh | AbstractMesh) -> tuple[TrainState, dict[str, jax.ShapeDtypeStruct]]:
-    """Shapes, dtypes and shardings of the state and of a batch; UserError for a parameter the mesh does not divide."""
-    state = abstract_state(run.model, optimizer=run.optimizer, mesh=mesh, param_dtype=run.param_dtype)  # type: ignore[arg-type]
-    sharding = batch_sharding(mesh)
-    shape = (run.batch_size, run.seq_len)
-    return state, {key: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for key, dtype in DTYPES.items()}
-
-
-def described_mesh(run: Run) -> AbstractMesh:
-    """A mesh of the run's shape without devices, for counting."""
-    return AbstractMesh(tuple(run.mesh.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
-
-
-def device_bytes(tree: Any) -> int:
-    """Bytes that a tree of shapes with shardings takes on each device."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(jnp.dtype(leaf.dtype)).itemsize
-        for leaf in jax.tree.leaves(tree)
-    )
