@@ -185,7 +185,8 @@ def get_config() -> ConfigDict:
     config.metrics = ConfigDict()
     config.metrics.tensorboard = True
     config.metrics.wandb_project = ""
-    config.metrics.peak_tflops = 0.0  # of one device, for MFU; 0: unknown, not shown
+    config.metrics.peak_tflops = 0.0  # of one device, for MFU; 0: as the data sheet of the GPU says, if it is known
+    config.metrics.profile_steps = ()  # (start, stop): a trace of steps start to stop - 1 in WORKDIR/profile, for XProf
 
     config.corpus = ConfigDict()
     config.corpus.sources = ConfigDict()  # name -> documents(...)

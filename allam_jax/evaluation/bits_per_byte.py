@@ -7,7 +7,7 @@ the text, whatever pieces it is cut into.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -85,11 +85,6 @@ def make_evaluator(
         }
 
     return evaluate
-
-
-def metrics_row(results: Mapping[str, Result]) -> dict[str, float]:
-    """Results by set as a row of metrics.jsonl: `eval/en/bits_per_byte`, ..."""
-    return {f"eval/{name}/bits_per_byte": result["bits_per_byte"] for name, result in results.items()}
 
 
 def _weighted_sum(nll_BT: jax.Array, weights_BT: np.ndarray) -> float:

@@ -59,9 +59,8 @@ def compile_step(run: RunDescription, *, cluster: Cluster) -> CompiledStep:
         raise UserError(f"{error}; or set config.plan.compile=False for a plan from formulas alone") from None
     mesh = make_mesh(**run.mesh, devices=devices)
     run.check_batch()
-    state = run.abstract_state(mesh)
     try:
-        lowered = run.make_step(state).lower(state, run.abstract_batch(mesh))
+        lowered = run.make_step(mesh).lower(run.abstract_state(mesh), run.abstract_batch(mesh))
     except NotImplementedError as error:
         raise UserError(f"config.compute.attention = {run.options.attention!r}: {error}") from None
     started = time.monotonic()

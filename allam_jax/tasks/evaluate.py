@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from allam_jax import files
 from allam_jax.config import require
 from allam_jax.evaluation.bits_per_byte import make_evaluator
-from allam_jax.tasks.setup import compute_options, open_evaluation, open_mesh, open_model
+from allam_jax.tasks.setup import compute_options, open_held_out, open_mesh, open_model
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         batch_size=config.eval.batch_size,
         num_chunks=config.train.loss_chunks,
     )
-    held_out = open_evaluation(config, tokenizer=tokenizer)
+    held_out = open_held_out(config, tokenizer=tokenizer)
     result = {name: evaluate(loaded.params, rows) for name, rows in held_out.items()}
     files.write_json(workdir / "evaluation.json", result)
     return result

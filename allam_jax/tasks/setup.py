@@ -1,6 +1,5 @@
 """What several tasks begin with: config sections turned into the objects they describe."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +8,20 @@ from ml_collections import ConfigDict
 
 from allam_jax.config import require
 from allam_jax.data.evaluation_rows import EvaluationRows, make_evaluation_rows
+from allam_jax.data.loader import Loader, make_loader
 from allam_jax.data.sources import stated_weights
 from allam_jax.data.token_cache import TokenSource, is_token_cache
-from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
+from allam_jax.evaluation.bits_per_byte import make_evaluator
+from allam_jax.evaluation.metric_keys import HELD_OUT
+from allam_jax.model.llama import Params
+from allam_jax.model.llama_config import ComputeOptions
+from allam_jax.parallel.distributed import process_rows
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.training.load import load_model
+from allam_jax.training.loop import Evaluation
+from allam_jax.training.origin import open_tokenizer
+from allam_jax.training.run_description import RunDescription
 from allam_jax.weights.directory import LoadedWeights, check_vocabulary
 
 
@@ -28,24 +35,6 @@ def compute_options(config: ConfigDict) -> ComputeOptions:
     return ComputeOptions(**config.compute)
 
 
-def architecture(config: ConfigDict, *, tokenizer: Tokenizer) -> LlamaConfig:
-    """`config.model` as a dataclass; vocab_size 0 takes the tokenizer's."""
-    fields = {field.name: config.model[field.name] for field in dataclasses.fields(LlamaConfig)}
-    return LlamaConfig(**fields | {"vocab_size": config.model.vocab_size or tokenizer.vocab_size})
-
-
-def open_tokenizer(config: ConfigDict, *, beside_weights: Path | None = None) -> tuple[Tokenizer, Path]:
-    """The tokenizer of `config.tokenizer`, or else the one beside the weights, and its directory."""
-    path = Path(
-        require(
-            config.tokenizer or str(beside_weights or ""),
-            key="tokenizer",
-            hint="give a tokenizer directory (the weights, if any, have none beside them)",
-        )
-    )
-    return Tokenizer.load(path), path if path.is_dir() else path.parent
-
-
 def open_model(config: ConfigDict, *, mesh: Mesh) -> tuple[LoadedWeights, Tokenizer, Path]:
     """The model at `config.init.weights`, its tokenizer and the tokenizer's directory; they fit together."""
     weights = Path(require(config.init.weights, key="init.weights", hint="give the path of a model"))
@@ -57,7 +46,7 @@ def open_model(config: ConfigDict, *, mesh: Mesh) -> tuple[LoadedWeights, Tokeni
     return loaded, tokenizer, tokenizer_dir
 
 
-def open_evaluation(config: ConfigDict, *, tokenizer: Tokenizer) -> dict[str, EvaluationRows]:
+def open_held_out(config: ConfigDict, *, tokenizer: Tokenizer) -> dict[str, EvaluationRows]:
     """The held-out documents of each of `config.eval.sources`."""
     return {
         name: make_evaluation_rows(
@@ -69,6 +58,43 @@ def open_evaluation(config: ConfigDict, *, tokenizer: Tokenizer) -> dict[str, Ev
         )
         for name, source in config.eval.sources.items()
     }
+
+
+def open_evaluations(config: ConfigDict, *, tokenizer: Tokenizer, run: RunDescription, mesh: Mesh) -> list[Evaluation]:
+    """What a training run is scored on: bits per byte of `config.eval.sources`, if there are any."""
+    if not config.eval.sources:
+        return []
+    held_out = open_held_out(config, tokenizer=tokenizer)
+    evaluator = make_evaluator(
+        config=run.model,
+        options=run.options,
+        mesh=mesh,
+        batch_size=config.eval.batch_size,
+        num_chunks=config.train.loss_chunks,
+    )
+
+    def scores(params: Params) -> dict[str, dict[str, float]]:
+        return {name: {"bits_per_byte": evaluator(params, rows)["bits_per_byte"]} for name, rows in held_out.items()}
+
+    return [Evaluation(suite=HELD_OUT, every=config.eval.every, scores=scores)]
+
+
+def open_loader(config: ConfigDict, *, tokenizer: Tokenizer, mesh: Mesh) -> Loader:
+    """This process's loader of `config.data`."""
+    start, stop = process_rows(mesh, global_batch=config.data.batch_size)
+    rows = stop - start
+    return make_loader(
+        sources=mixture(config),
+        tokenizer=tokenizer,
+        seq_len=config.data.seq_len,
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+        phases=phases(config),
+        lanes=config.data.lanes or None,
+        # Processes that differ along the tensor axis only read the same rows.
+        process_index=start // rows,
+        process_count=config.data.batch_size // rows,
+    )
 
 
 def mixture(config: ConfigDict) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from allam_jax.config import require
 from allam_jax.data.token_writer import write_tokens
-from allam_jax.tasks.setup import open_tokenizer
+from allam_jax.training.origin import open_tokenizer
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:

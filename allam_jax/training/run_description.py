@@ -84,12 +84,12 @@ class RunDescription:
             for key, dtype in self.objective.batch_dtypes.items()
         }
 
-    def make_step(self, abstract: TrainState) -> TrainStep:
-        """The step for a state of these shapes and shardings, on their mesh."""
+    def make_step(self, mesh: Mesh) -> TrainStep:
+        """The step on the devices of a mesh of this shape."""
         return make_train_step(
             self.objective,
             optimizer=self.optimizer,
-            abstract=abstract,
+            abstract=self.abstract_state(mesh),
             num_sources=self.num_sources,
             accumulation=self.accumulation,
         )

@@ -17,7 +17,7 @@ from allam_jax.launch.jobs import plan_jobs
 from allam_jax.launch.runs import expand
 from configs import base, saved, tiny
 
-FINAL = metric("bits", key="eval/ar/bits_per_byte", stage="continued", title="Arabic", unit="bits/byte")
+FINAL = metric("bits", key="eval/held_out/ar/bits_per_byte", stage="continued", title="Arabic", unit="bits/byte")
 METHODS = param("stage.expand.expand.method", "random", "subword_mean")
 
 

@@ -21,8 +21,7 @@ CLUSTER = Cluster(gpu=GPUS["a100"], nodes=1, gpus_per_node=8)
 
 def compile_on_cpu(run: RunDescription):
     mesh = make_mesh(**run.mesh, devices=jax.devices()[: run.device_count])
-    state = run.abstract_state(mesh)
-    compiled = run.make_step(state).lower(state, run.abstract_batch(mesh)).compile()
+    compiled = run.make_step(mesh).lower(run.abstract_state(mesh), run.abstract_batch(mesh)).compile()
     return compiled.memory_analysis(), parse(compiled.as_text()), mesh
 
 
