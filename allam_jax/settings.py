@@ -40,6 +40,9 @@ class BadSetting(UserError):
         return BadSetting(f"{name}.{self.key}" if name else self.key, self.problem)
 
 
+Settings = types.SimpleNamespace  # what a task gets of a config: an attribute for each section and top-level key
+
+
 def setting(
     default: Any,
     comment: str,
@@ -206,7 +209,7 @@ def as_dict(value: Any) -> Any:
     """Sections, ConfigDicts and mappings as JSON-able nested dicts; tuples become lists."""
     if _is_section(type(value)):
         return {field.name: as_dict(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, types.SimpleNamespace):
+    if isinstance(value, Settings):
         return as_dict(vars(value))
     if isinstance(value, Mapping | ConfigDict):
         return {key: as_dict(item) for key, item in value.items()}

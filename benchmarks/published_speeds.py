@@ -16,9 +16,9 @@ from allam_jax.planning.compiled import compile_step
 from allam_jax.planning.gpu_cluster import GPUS, Cluster
 from allam_jax.planning.memory import Memory
 from allam_jax.planning.roofline import step_time
-from allam_jax.planning.run import Run
 from allam_jax.planning.workload import Remat, Workload, collectives_of_step, work_of_step
 from allam_jax.training.optimizer import make_optimizer
+from allam_jax.training.run_description import RunDescription
 from allam_jax.training.schedules import make_schedule
 from allam_jax.training.settings import GuardSettings, OptimizerSettings, ScheduleSettings
 
@@ -45,12 +45,12 @@ class Published:
         return Cluster(gpu=GPUS[self.gpu], nodes=-(-self.gpus // 8), gpus_per_node=min(self.gpus, 8))
 
     @property
-    def ours(self) -> Run:
+    def ours(self) -> RunDescription:
         """Our own step with the same model and layout. Only for a `remat` that is one of our policies."""
         w = self.workload
         assert isinstance(w.remat, str)
         schedule = make_schedule(ScheduleSettings(name="constant", peak_lr=3e-4, warmup_steps=0), total_steps=1)
-        return Run(
+        return RunDescription(
             model=w.model,
             options=ComputeOptions(compute_dtype=w.compute_dtype, remat=w.remat),
             optimizer=make_optimizer(OptimizerSettings(), schedule=schedule, guard=GuardSettings()),

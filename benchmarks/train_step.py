@@ -45,6 +45,7 @@ def our_step(weights: Path, ids_BT: np.ndarray) -> tuple[Step, float]:
 
     from allam_jax.model.llama_config import ComputeOptions
     from allam_jax.parallel.mesh import batch_sharding, make_mesh
+    from allam_jax.training.objective import NextToken
     from allam_jax.training.optimizer import make_optimizer
     from allam_jax.training.settings import GuardSettings, OptimizerSettings
     from allam_jax.training.state import abstract_state, start_state
@@ -59,13 +60,11 @@ def our_step(weights: Path, ids_BT: np.ndarray) -> tuple[Step, float]:
     abstract = abstract_state(config, optimizer=optimizer, mesh=mesh)
     state = start_state(params, abstract=abstract, optimizer=optimizer, seed=0)
     step = make_train_step(
-        config=config,
-        options=ComputeOptions(remat="dots"),  # on CPU, recomputing an activation is cheaper than new memory
+        # On CPU, recomputing an activation is cheaper than new memory.
+        NextToken(model=config, options=ComputeOptions(remat="dots"), num_chunks=4),
         optimizer=optimizer,
         abstract=abstract,
-        mesh=mesh,
         num_sources=1,
-        num_chunks=4,
     )
     batch = {
         "tokens": ids_BT[:, :-1],

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from allam_jax.ablation.measures import Measure, curve, mean_of_last, metric
+from allam_jax.evaluation.metric_keys import HELD_OUT, metric_key
 
 BITS = "bits/byte"
 NATS = "nats/token"
@@ -57,4 +58,4 @@ def final_names(languages: Mapping[str, str]) -> tuple[str, ...]:
 
 def bits_key(language: str) -> str:
     """The name of a language's bits per byte among the metrics of a training run."""
-    return f"eval/{language}/bits_per_byte"
+    return metric_key(HELD_OUT, language, "bits_per_byte")

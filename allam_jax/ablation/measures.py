@@ -91,7 +91,7 @@ def spike_rate(*, factor: float, window: int = 20) -> Reduce:
 
 
 def metric(name: str, *, key: str, stage: str = "train", title: str, unit: str = "", reduce: Reduce = last) -> Measure:
-    """A number from one metric of a training stage, such as `loss` or `eval/ar/bits_per_byte`."""
+    """A number from one metric of a training stage, such as `loss` or `eval/held_out/ar/bits_per_byte`."""
 
     def read(directories: Mapping[str, Path]) -> float:
         return reduce(*_points(directories[stage] / METRICS_FILE, key))

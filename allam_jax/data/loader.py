@@ -28,6 +28,7 @@ from allam_jax.data.packing import PackedRows
 from allam_jax.data.phases import Phase, make_phases, phase_at
 from allam_jax.data.sources import check_sources, open_source, tokenised
 from allam_jax.errors import UserError
+from allam_jax.files import sha256_of_json
 
 # Without a number in the config: as many lanes as these divide the batch, whatever the number of processes.
 DEFAULT_LANES = 8
@@ -40,6 +41,7 @@ class Loader(Iterator[Batch]):
 
     Attributes:
       source_names: The sources in the order that `source_ids` count them.
+      mixture: Hash of the sources, their weights and the phases.
     """
 
     def __init__(
@@ -50,7 +52,9 @@ class Loader(Iterator[Batch]):
         lanes: range,
         sizes: dict[str, int],
         phases: Sequence[Phase],
+        mixture: str,
     ):
+        self.mixture = mixture
         self.source_names = list(sizes)
         # Grain's iterators stop their thread when they are deleted, and fail when the interpreter is being torn down
         # by then: so the only reference is where `close` and the finaliser (which runs before that) can drop it.
@@ -210,7 +214,10 @@ def make_loader(
         "sources": {name: source.fingerprint for name, source in opened.items()},
     }
     sizes = {name: len(source) for name, source in opened.items()}
-    return Loader(batches, identity=identity, lanes=local_lanes, sizes=sizes, phases=all_phases)
+    # Without phases the hash is that of the sources alone, as it was before there were phases.
+    read = {name: {**entry, "path": str(entry["path"])} for name, entry in sources.items()}
+    mixture = sha256_of_json([read, phases] if phases else read)
+    return Loader(batches, identity=identity, lanes=local_lanes, sizes=sizes, phases=all_phases, mixture=mixture)
 
 
 def _close(held: list[grain.DatasetIterator]) -> None:

@@ -7,7 +7,7 @@ text, whatever pieces the tokenizer cuts it into.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 from jax.sharding import Mesh
@@ -65,8 +65,3 @@ def make_evaluator(
         }
 
     return evaluate
-
-
-def metrics_row(results: Mapping[str, Result]) -> dict[str, float]:
-    """Results by set as a row of metrics.jsonl: `eval/en/bits_per_byte`, ..."""
-    return {f"eval/{name}/bits_per_byte": result["bits_per_byte"] for name, result in results.items()}

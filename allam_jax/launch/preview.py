@@ -9,12 +9,12 @@ from allam_jax.errors import UserError
 from allam_jax.launch.jobs import Job
 from allam_jax.launch.runs import SweepRun
 from allam_jax.planning.gpu_cluster import cluster_of
-from allam_jax.planning.run import described_run
 from allam_jax.planning.run_plan import RunPlan, analytic_plan
 from allam_jax.report.markdown import number, table
 from allam_jax.settings import as_dict
 from allam_jax.tasks.recipe import Stage
 from allam_jax.tasks.registry import settings_of
+from allam_jax.training.run_description import described_run
 
 
 def preview(experiment: Experiment, runs: Sequence[SweepRun], jobs: Sequence[Job]) -> str:

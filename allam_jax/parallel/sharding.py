@@ -141,7 +141,9 @@ def constrain(x: jax.Array, *layouts: LogicalAxes) -> jax.Array:
     return x
 
 
-def parameter_shardings(axes: Any, *, abstract_params: Any, mesh: Mesh, rules: ShardingRules = DEFAULT_RULES) -> Any:
+def parameter_shardings(
+    axes: Any, *, abstract_params: Any, mesh: Mesh | AbstractMesh, rules: ShardingRules = DEFAULT_RULES
+) -> Any:
     """The tree of NamedShardings for a tree of parameters.
 
     Args:

@@ -9,15 +9,14 @@ import re
 import time
 
 from allam_jax.errors import UserError
-from allam_jax.parallel.mesh import check_batch, make_mesh
+from allam_jax.parallel.mesh import make_mesh
 from allam_jax.planning.collectives import Collective, collectives_of
 from allam_jax.planning.gpu_cluster import GPUS, Cluster
 from allam_jax.planning.hlo import Module, parse_program
 from allam_jax.planning.memory import Memory, argument_bytes, compiled_memory
-from allam_jax.planning.run import Run, shapes_of
 from allam_jax.planning.work import Work, work_of
-from allam_jax.planning.workload import attention_flops
-from allam_jax.training.step import make_train_step
+from allam_jax.planning.workload import attention_flops, workload_of
+from allam_jax.training.run_description import RunDescription
 from kernels import aot
 
 _MEMORY_LIMIT = "xla_gpu_memory_limit_slop_factor"
@@ -48,7 +47,7 @@ class CompiledStep:
     seconds: float  # of compiling
 
 
-def compile_step(run: Run, *, cluster: Cluster) -> CompiledStep:
+def compile_step(run: RunDescription, *, cluster: Cluster) -> CompiledStep:
     """Compiles the step of `run` for `cluster` and reads the program.
 
     Raises:
@@ -59,21 +58,9 @@ def compile_step(run: Run, *, cluster: Cluster) -> CompiledStep:
     except aot.Unavailable as error:
         raise UserError(f"{error}; or set config.plan.compile=False for a plan from formulas alone") from None
     mesh = make_mesh(run.mesh, devices=devices)
-    check_batch(run.batch_size, accumulation=run.accumulation, mesh=mesh)
-    state, batch = shapes_of(run, mesh=mesh)
-    step = make_train_step(
-        config=run.model,
-        options=run.options,
-        optimizer=run.optimizer,
-        abstract=state,
-        mesh=mesh,
-        num_sources=run.num_sources,
-        accumulation=run.accumulation,
-        z_loss=run.z_loss,
-        num_chunks=run.loss_chunks,
-    )
+    run.check_batch()
     try:
-        lowered = step.lower(state, batch)
+        lowered = run.make_step(mesh).lower(run.abstract_state(mesh), run.abstract_batch(mesh))
     except NotImplementedError as error:
         raise UserError(f"config.compute.attention = {run.options.attention!r}: {error}") from None
     started = time.monotonic()
@@ -95,7 +82,7 @@ def compile_step(run: Run, *, cluster: Cluster) -> CompiledStep:
     )
 
 
-def memory_limit(run: Run, *, cluster: Cluster) -> int:
+def memory_limit(run: RunDescription, *, cluster: Cluster) -> int:
     """The scheduling limit to give XLA, in percent, so that it schedules for a described GPU as for a real one.
 
     XLA lets collectives run beside other work only while temporary memory stays below `slop * (limit - arguments)`.
@@ -108,7 +95,7 @@ def memory_limit(run: Run, *, cluster: Cluster) -> int:
     return max(1, round(_SLOP * (cluster.usable_bytes - arguments) / described))
 
 
-def counted_work(module: Module, *, run: Run) -> tuple[tuple[Work, ...], tuple[str, ...], tuple[str, ...]]:
+def counted_work(module: Module, *, run: RunDescription) -> tuple[tuple[Work, ...], tuple[str, ...], tuple[str, ...]]:
     """The program's work with the operations of attention kernels filled in, the names of all kernels, and the names
     of the kernels whose operations are unknown."""
     work, names, uncounted = [], set(), set()
@@ -119,7 +106,7 @@ def counted_work(module: Module, *, run: Run) -> tuple[tuple[Work, ...], tuple[s
             name = next((part for part in path if part in KERNEL_MATMULS), path[-1])
             names.add(name)
             if name in KERNEL_MATMULS:
-                flops = attention_flops(run.workload, matmuls=KERNEL_MATMULS[name])
+                flops = attention_flops(workload_of(run), matmuls=KERNEL_MATMULS[name])
                 piece = dataclasses.replace(piece, flops=flops)
             else:
                 uncounted.add(name)

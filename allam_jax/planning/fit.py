@@ -7,14 +7,14 @@ from absl import logging
 from jax.sharding import Mesh
 
 from allam_jax.planning.gpu_cluster import GPUS, Cluster, Gpu
-from allam_jax.planning.run import Run
 from allam_jax.planning.run_plan import analytic_plan
 from allam_jax.planning.search import does_not_fit, gib, ranked
+from allam_jax.training.run_description import RunDescription
 
 TOLERANCE = 1.15  # the formulas are off by a few percent; a run is refused only beyond this
 
 
-def check_fits(run: Run, *, mesh: Mesh) -> None:
+def check_fits(run: RunDescription, *, mesh: Mesh) -> None:
     """Raises UserError, with the nearest layout that fits, if the step needs clearly more memory than a device has.
 
     A step that is close to the limit gives a warning. Without a known memory limit, as on CPUs, nothing is checked.
@@ -36,7 +36,7 @@ def cluster_like(device: jax.Device, *, limit: int, nodes: int, gpus_per_node: i
     return Cluster(gpu=gpu, nodes=nodes, gpus_per_node=gpus_per_node, usable_share=1.0)
 
 
-def check_fits_cluster(run: Run, *, cluster: Cluster) -> None:
+def check_fits_cluster(run: RunDescription, *, cluster: Cluster) -> None:
     """Does the same as `check_fits` for a described cluster."""
     plan = analytic_plan(run, cluster=cluster)
     if plan.memory.fits:

@@ -1,13 +1,17 @@
 """The memory of one GPU by class: some counted exactly, some estimated by formula or taken from the compiler."""
 
 import dataclasses
+import math
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from allam_jax.planning.gpu_cluster import Cluster
 from allam_jax.planning.hlo import Module
-from allam_jax.planning.run import Run, described_mesh, device_bytes, shapes_of
-from allam_jax.planning.workload import activation_bytes, gradient_bytes, working_bytes
+from allam_jax.planning.workload import activation_bytes, gradient_bytes, working_bytes, workload_of
+from allam_jax.training.run_description import RunDescription
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,19 +53,28 @@ class Memory:
         return self.headroom >= 0
 
 
-def argument_bytes(run: Run) -> dict[str, int]:
+def argument_bytes(run: RunDescription) -> dict[str, int]:
     """The exact bytes of the step's arguments on each device: parameters, optimizer (with step and rng), batch."""
-    state, batch = shapes_of(run, mesh=described_mesh(run))
+    mesh = run.abstract_mesh
+    state = run.abstract_state(mesh)
     return {
         "parameters": device_bytes(state.params),
         "optimizer": device_bytes((state.optimizer, state.step, state.rng)),
-        "batch": device_bytes(batch),
+        "batch": device_bytes(run.abstract_batch(mesh)),
     }
 
 
-def estimated_memory(run: Run, *, cluster: Cluster, arguments: dict[str, int] | None = None) -> Memory:
+def device_bytes(tree: Any) -> int:
+    """Bytes that a tree of shapes with shardings takes on each device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(jnp.dtype(leaf.dtype)).itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def estimated_memory(run: RunDescription, *, cluster: Cluster, arguments: dict[str, int] | None = None) -> Memory:
     """Memory from formulas, with exact arguments. `arguments`: the result of `argument_bytes`, if it is known."""
-    workload = run.workload
+    workload = workload_of(run)
     return Memory(
         **(arguments or argument_bytes(run)),
         gradients=round(gradient_bytes(workload, param_bytes=np.dtype(run.param_dtype).itemsize)),
@@ -71,12 +84,12 @@ def estimated_memory(run: Run, *, cluster: Cluster, arguments: dict[str, int] | 
     )
 
 
-def compiled_memory(run: Run, *, cluster: Cluster, module: Module, temp_bytes: int) -> Memory:
+def compiled_memory(run: RunDescription, *, cluster: Cluster, module: Module, temp_bytes: int) -> Memory:
     """Memory of a compiled program. `temp_bytes` is the compiler's figure for all memory beside the arguments."""
     kept = saved_bytes(module, num_layers=run.model.num_layers)
     # Late in the backward pass gradients may take the place of activations: no class exceeds what is left.
     activations = min(kept, temp_bytes)
-    gradients = round(gradient_bytes(run.workload, param_bytes=np.dtype(run.param_dtype).itemsize))
+    gradients = round(gradient_bytes(workload_of(run), param_bytes=np.dtype(run.param_dtype).itemsize))
     gradients = min(gradients, temp_bytes - activations)
     return Memory(
         **argument_bytes(run),

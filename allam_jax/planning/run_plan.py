@@ -9,9 +9,9 @@ from allam_jax.planning.compiled import CompiledStep
 from allam_jax.planning.gpu_cluster import Cluster
 from allam_jax.planning.memory import Memory, estimated_memory
 from allam_jax.planning.roofline import StepTime, collective_seconds, step_time
-from allam_jax.planning.run import Run
 from allam_jax.planning.work import Work
-from allam_jax.planning.workload import collectives_of_step, work_of_step
+from allam_jax.planning.workload import collectives_of_step, work_of_step, workload_of
+from allam_jax.training.run_description import RunDescription
 
 _HOUR, _DAY = 3600.0, 86_400.0  # seconds
 
@@ -30,7 +30,7 @@ class RunPlan:
         tokens: the tokens of the whole training.
     """
 
-    run: Run
+    run: RunDescription
     cluster: Cluster
     memory: Memory
     work: tuple[Work, ...]
@@ -49,19 +49,14 @@ class RunPlan:
         return self.cluster.gpu.peak_flops[self.run.options.compute_dtype]
 
     @property
-    def tokens_per_step(self) -> int:
-        """Tokens in a batch of the whole cluster."""
-        return self.run.batch_size * self.run.seq_len
-
-    @property
     def tokens_per_second_per_gpu(self) -> float:
         """The predicted speed."""
-        return self.tokens_per_step / self.time.total / self.cluster.size
+        return self.run.tokens_per_step / self.time.total / self.cluster.size
 
     @property
     def model_flops(self) -> float:
         """Operations of a step: 6 per weight and token, attention at half the square, recomputation not counted."""
-        return self.run.model.flops_per_token(self.run.seq_len) * self.tokens_per_step / self.cluster.size
+        return self.run.model.flops_per_token(self.run.seq_len) * self.run.tokens_per_step / self.cluster.size
 
     @property
     def hardware_flops(self) -> float:
@@ -81,7 +76,7 @@ class RunPlan:
     @property
     def days(self) -> float:
         """Days of the whole training without interruption."""
-        return self.tokens / self.tokens_per_step * self.time.total / _DAY
+        return self.tokens / self.run.tokens_per_step * self.time.total / _DAY
 
     @property
     def gpu_hours(self) -> float:
@@ -104,7 +99,7 @@ class RunPlan:
                 "remat": options.remat,
                 "attention": options.attention,
                 "accumulation": self.run.accumulation,
-                "rows_per_shard": self.run.workload.rows,
+                "rows_per_shard": self.run.rows_per_shard,
                 "batch_size": self.run.batch_size,
                 "seq_len": self.run.seq_len,
                 "compute_dtype": options.compute_dtype,
@@ -133,7 +128,7 @@ class RunPlan:
             "mfu": self.mfu,
             "training": {
                 "tokens": self.tokens,
-                "steps": self.tokens / self.tokens_per_step,
+                "steps": self.tokens / self.run.tokens_per_step,
                 "days": self.days,
                 "gpu_hours": self.gpu_hours,
                 "megawatt_hours": self.megawatt_hours,
@@ -156,20 +151,20 @@ class RunPlan:
 
 
 def analytic_plan(
-    run: Run, *, cluster: Cluster, tokens: float = 0.0, arguments: dict[str, int] | None = None
+    run: RunDescription, *, cluster: Cluster, tokens: float = 0.0, arguments: dict[str, int] | None = None
 ) -> RunPlan:
     """A plan from formulas alone. `arguments`: exact bytes of the step's arguments, if the caller has counted them."""
     return RunPlan(
         run=run,
         cluster=cluster,
         memory=estimated_memory(run, cluster=cluster, arguments=arguments),
-        work=tuple(work_of_step(run.workload)),
-        collectives=tuple(collectives_of_step(run.workload, cluster=cluster)),
+        work=tuple(work_of_step(workload_of(run))),
+        collectives=tuple(collectives_of_step(workload_of(run), cluster=cluster)),
         tokens=tokens,
     )
 
 
-def compiled_plan(run: Run, step: CompiledStep, *, cluster: Cluster, tokens: float) -> RunPlan:
+def compiled_plan(run: RunDescription, step: CompiledStep, *, cluster: Cluster, tokens: float) -> RunPlan:
     """A plan from the compiled program of the run's step."""
     return RunPlan(
         run=run,

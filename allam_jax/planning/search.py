@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from allam_jax.errors import UserError
 from allam_jax.planning.gpu_cluster import Cluster
 from allam_jax.planning.memory import argument_bytes
-from allam_jax.planning.run import Run
 from allam_jax.planning.run_plan import RunPlan, analytic_plan
 from allam_jax.planning.workload import REMAT
+from allam_jax.training.run_description import RunDescription
 
 _SEARCHED = ("data", "fsdp", "tensor")  # the axes whose sizes are tried
 
@@ -31,7 +31,7 @@ def meshes(cluster: Cluster, *, mesh: Mapping[str, int]) -> Iterator[dict[str, i
             yield {**mesh, **dict(zip(_SEARCHED, sizes, strict=True))}
 
 
-def layouts(run: Run, *, cluster: Cluster) -> Iterator[tuple[Run, dict[str, int]]]:
+def layouts(run: RunDescription, *, cluster: Cluster) -> Iterator[tuple[RunDescription, dict[str, int]]]:
     """All layouts that the batch and the shapes of `run` allow, each with the exact bytes of the step's arguments."""
     for mesh in meshes(cluster, mesh=run.mesh):
         moved = dataclasses.replace(run, mesh=mesh)
@@ -47,7 +47,7 @@ def layouts(run: Run, *, cluster: Cluster) -> Iterator[tuple[Run, dict[str, int]
                 yield dataclasses.replace(moved, accumulation=accumulation, options=options), arguments
 
 
-def ranked(run: Run, *, cluster: Cluster, tokens: float = 0.0) -> list[RunPlan]:
+def ranked(run: RunDescription, *, cluster: Cluster, tokens: float = 0.0) -> list[RunPlan]:
     """The plans of all layouts that fit by formula, the fastest first."""
     plans = [
         analytic_plan(layout, cluster=cluster, tokens=tokens, arguments=arguments)
@@ -56,7 +56,7 @@ def ranked(run: Run, *, cluster: Cluster, tokens: float = 0.0) -> list[RunPlan]:
     return sorted((plan for plan in plans if plan.memory.fits), key=lambda plan: plan.time.total)
 
 
-def changes(old: Run, new: Run) -> list[str]:
+def changes(old: RunDescription, new: RunDescription) -> list[str]:
     """The config overrides `KEY=VALUE` that turn the layout of `old` into that of `new`."""
     found = [f"mesh.{axis}={new.mesh[axis]}" for axis in new.mesh if new.mesh[axis] != old.mesh[axis]]
     if new.options.remat != old.options.remat:
@@ -66,12 +66,12 @@ def changes(old: Run, new: Run) -> list[str]:
     return found
 
 
-def nearest_layout(run: Run, *, plans: list[RunPlan]) -> RunPlan | None:
+def nearest_layout(run: RunDescription, *, plans: list[RunPlan]) -> RunPlan | None:
     """The plan with the fewest changes to `run`, and of several such the fastest. None if `plans` is empty."""
     return min(plans, key=lambda plan: (len(changes(run, plan.run)), plan.time.total), default=None)
 
 
-def does_not_fit(run: Run, plan: RunPlan, *, plans: list[RunPlan]) -> UserError:
+def does_not_fit(run: RunDescription, plan: RunPlan, *, plans: list[RunPlan]) -> UserError:
     """The error for a `plan` of `run` that does not fit, with the nearest of `plans`, which fit."""
     memory = plan.memory
     message = (

@@ -17,6 +17,7 @@ from allam_jax.parallel.sharding import DEFAULT_RULES, pieces
 from allam_jax.planning.collectives import Collective
 from allam_jax.planning.gpu_cluster import Cluster
 from allam_jax.planning.work import Work
+from allam_jax.training.run_description import RunDescription
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _HLO_NAME = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
@@ -115,6 +116,21 @@ class Workload:
         c = self.model
         tables = self.table_parameters * (1 if c.tie_embeddings else 2)
         return (c.num_layers * self.layer_parameters + tables) / self.f
+
+
+def workload_of(run: RunDescription) -> Workload:
+    """The analytic model's view of a run."""
+    return Workload(
+        model=run.model,
+        mesh=run.mesh,
+        rows=run.rows_per_shard,
+        accumulation=run.accumulation,
+        seq_len=run.seq_len,
+        remat=run.options.remat,
+        compute_dtype=run.options.compute_dtype,
+        loss_chunks=run.loss_chunks,
+        attention="materialized" if run.options.attention == "xla" else "fused",
+    )
 
 
 def attention_flops(workload: Workload, *, matmuls: float) -> float:

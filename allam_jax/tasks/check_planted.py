@@ -12,7 +12,7 @@ from allam_jax.config import require
 from allam_jax.corpus.planted_check import scores
 from allam_jax.files import read_json, write_text
 from allam_jax.report.markdown import table
-from allam_jax.tasks.registry import Settings
+from allam_jax.settings import Settings
 
 
 def run(config: Settings, workdir: Path) -> dict[str, Any]:

@@ -10,8 +10,7 @@ from allam_jax.corpus import pipeline
 from allam_jax.corpus.corpus_plan import make_plan
 from allam_jax.corpus.corpus_report import write_report
 from allam_jax.corpus.shards import read_manifest
-from allam_jax.settings import as_dict
-from allam_jax.tasks.registry import Settings
+from allam_jax.settings import Settings, as_dict
 
 
 def run(config: Settings, workdir: Path) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from typing import Any
 from allam_jax import files
 from allam_jax.config import require
 from allam_jax.evaluation.bits_per_byte import make_evaluator
-from allam_jax.tasks.registry import Settings
-from allam_jax.tasks.setup import open_evaluation, open_mesh, open_model
+from allam_jax.settings import Settings
+from allam_jax.tasks.setup import open_held_out, open_mesh, open_model
 
 
 def run(config: Settings, workdir: Path) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         batch_size=config.eval.batch_size,
         num_chunks=config.eval.loss_chunks,
     )
-    held_out = open_evaluation(config, tokenizer=tokenizer, seq_len=loaded.config.max_position)
+    held_out = open_held_out(config, tokenizer=tokenizer, seq_len=loaded.config.max_position)
     result = {name: evaluate(loaded.params, rows) for name, rows in held_out.items()}
     files.write_json(workdir / "evaluation.json", result)
     return result

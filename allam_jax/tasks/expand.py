@@ -10,8 +10,8 @@ from allam_jax.config import require
 from allam_jax.errors import UserError
 from allam_jax.evaluation.step0 import step0_report
 from allam_jax.model.expansion import expand
-from allam_jax.tasks.registry import Settings
-from allam_jax.tasks.setup import open_evaluation, open_mesh
+from allam_jax.settings import Settings
+from allam_jax.tasks.setup import open_held_out, open_mesh
 from allam_jax.tokenizer.provenance import expansion_plan
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.training.load import load_model
@@ -54,8 +54,8 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         base=(loaded.params, loaded.config),
         expanded=(params, model),
         plan=plan,
-        base_rows=open_evaluation(config, tokenizer=base, seq_len=model.max_position),
-        expanded_rows=open_evaluation(config, tokenizer=merged, seq_len=model.max_position),
+        base_rows=open_held_out(config, tokenizer=base, seq_len=model.max_position),
+        expanded_rows=open_held_out(config, tokenizer=merged, seq_len=model.max_position),
         options=config.compute,
         mesh=mesh,
         batch_size=config.eval.batch_size,

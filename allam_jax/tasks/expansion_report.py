@@ -13,9 +13,9 @@ from allam_jax.files import read_json
 from allam_jax.report import curves as figures
 from allam_jax.report.environment import environment
 from allam_jax.report.markdown import figure, section, table, write_report
+from allam_jax.settings import Settings
 from allam_jax.tasks.merge_tokenizer import FERTILITY_FIGURE
 from allam_jax.tasks.recipe import RESULT_FILE
-from allam_jax.tasks.registry import Settings
 from allam_jax.training.metrics import Row, read_metrics
 from allam_jax.training.run_report import evaluation_curves
 

@@ -10,7 +10,7 @@ from absl import logging
 from allam_jax.config import require
 from allam_jax.model.llama import Params
 from allam_jax.model.llama_config import LlamaConfig
-from allam_jax.tasks.registry import Settings
+from allam_jax.settings import Settings
 from allam_jax.tasks.setup import open_mesh, open_model
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.weights.directory import save_weights

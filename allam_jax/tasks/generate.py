@@ -6,7 +6,7 @@ from typing import Any
 from allam_jax import files
 from allam_jax.config import require
 from allam_jax.generation.decode import generate
-from allam_jax.tasks.registry import Settings
+from allam_jax.settings import Settings
 from allam_jax.tasks.setup import open_mesh, open_model
 
 

@@ -10,8 +10,8 @@ from absl import logging
 from allam_jax import files
 from allam_jax.config import require
 from allam_jax.errors import UserError
+from allam_jax.settings import Settings
 from allam_jax.tasks.export import write_formats
-from allam_jax.tasks.registry import Settings
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.training.checkpoints import find_checkpoint
 from allam_jax.training.load import CHECKPOINTS_FOLDER, StoredModel, open_stored

@@ -9,7 +9,7 @@ from absl import logging
 from allam_jax import files
 from allam_jax.config import require
 from allam_jax.errors import UserError
-from allam_jax.tasks.registry import Settings
+from allam_jax.settings import Settings
 from allam_jax.tasks.texts import lines_of, read_texts
 from allam_jax.tokenizer.fertility import fertility_bars, fertility_table
 from allam_jax.tokenizer.piece_merge import merge, verify_merge

@@ -15,10 +15,10 @@ from allam_jax.data.phases import make_phases
 from allam_jax.data.sources import open_source, stated_weights, targets_of
 from allam_jax.errors import UserError
 from allam_jax.files import write_json, write_text
-from allam_jax.settings import as_dict
-from allam_jax.tasks.registry import Settings
-from allam_jax.tasks.setup import open_tokenizer, phases
+from allam_jax.settings import Settings, as_dict
+from allam_jax.tasks.setup import phases
 from allam_jax.tokenizer.tokenizer import Tokenizer
+from allam_jax.training.origin import open_tokenizer
 
 # Stated epochs and budget may differ by the tokens of a step or so, but not by more than this.
 _BUDGET_TOLERANCE = 0.01

@@ -12,15 +12,14 @@ from absl import logging
 
 from allam_jax.errors import UserError
 from allam_jax.files import write_json, write_text
-from allam_jax.parallel.mesh import check_batch
 from allam_jax.planning.compiled import compile_step
 from allam_jax.planning.gpu_cluster import Cluster, cluster_of
 from allam_jax.planning.plan_figure import draw_plans
 from allam_jax.planning.plan_report import plan_markdown
-from allam_jax.planning.run import Run, described_mesh, described_run
 from allam_jax.planning.run_plan import RunPlan, analytic_plan, compiled_plan
 from allam_jax.planning.search import does_not_fit, ranked
-from allam_jax.tasks.registry import Settings
+from allam_jax.settings import Settings
+from allam_jax.training.run_description import RunDescription, described_run
 
 SHOWN = 12  # layouts of a search in the report
 _DRAWN = 6  # and in the figure
@@ -32,10 +31,10 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     cluster = cluster_of(config.plan)
     wanted = described_run(config, device_count=cluster.size)
     if not config.plan.search:  # a search finds a mesh and an accumulation that suit the batch
-        check_batch(wanted.batch_size, accumulation=wanted.accumulation, mesh=described_mesh(wanted))
-    tokens = config.plan.tokens or config.train.steps * wanted.batch_size * wanted.seq_len
+        wanted.check_batch()
+    tokens = config.plan.tokens or config.train.steps * wanted.tokens_per_step
 
-    def planned(layout: Run) -> RunPlan:
+    def planned(layout: RunDescription) -> RunPlan:
         if not config.plan.compile:
             return analytic_plan(layout, cluster=cluster, tokens=tokens)
         step = compile_step(layout, cluster=cluster)
@@ -74,7 +73,12 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
 
 
 def _searched(
-    wanted: Run, *, cluster: Cluster, tokens: float, planned: Callable[[Run], RunPlan], config: Settings
+    wanted: RunDescription,
+    *,
+    cluster: Cluster,
+    tokens: float,
+    planned: Callable[[RunDescription], RunPlan],
+    config: Settings,
 ) -> list[RunPlan]:
     """The plans of layouts that fit: first the compiled ones, then those by formula, each group the fastest first."""
     by_formula = ranked(wanted, cluster=cluster, tokens=tokens)

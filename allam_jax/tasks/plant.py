@@ -12,7 +12,7 @@ from allam_jax.config import require
 from allam_jax.corpus import catalog
 from allam_jax.corpus.planted import KINDS, plant
 from allam_jax.files import atomic_path
-from allam_jax.tasks.registry import Settings
+from allam_jax.settings import Settings
 
 
 def run(config: Settings, workdir: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 from absl import logging
 
 from allam_jax.corpus.fasttext_classifier import FastTextOptions, train_classifier
-from allam_jax.tasks.registry import Settings
+from allam_jax.settings import Settings
 from allam_jax.tasks.texts import read_texts
 
 

@@ -6,7 +6,6 @@ A new task is its module, its settings and one row here. Nothing in this file im
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -21,7 +20,7 @@ from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
 from allam_jax.model.settings import ExpandSettings
 from allam_jax.parallel.settings import MeshSettings
 from allam_jax.planning.settings import PlanSettings
-from allam_jax.settings import Section
+from allam_jax.settings import Section, Settings
 from allam_jax.tasks.settings import ReportSettings, SeedSettings, TokenizerSettings
 from allam_jax.tokenizer.settings import TokenizerMergeSettings, TokenizerTrainingSettings
 from allam_jax.training.settings import (
@@ -35,8 +34,6 @@ from allam_jax.training.settings import (
     TrainSettings,
 )
 from allam_jax.weights.settings import ExportSettings, MergeSettings, WeightsSettings
-
-Settings = SimpleNamespace  # what a task gets: an attribute for each section and top-level key that it reads
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,37 +8,26 @@ from jax.sharding import Mesh
 
 from allam_jax.config import require
 from allam_jax.data.evaluation_rows import EvaluationRows, make_evaluation_rows
+from allam_jax.data.loader import Loader, make_loader
 from allam_jax.data.sources import stated_weights
 from allam_jax.data.token_cache import TokenSource, is_token_cache
-from allam_jax.model.llama_config import LlamaConfig
+from allam_jax.evaluation.bits_per_byte import make_evaluator
+from allam_jax.evaluation.metric_keys import HELD_OUT
+from allam_jax.model.llama import Params
+from allam_jax.parallel.distributed import process_rows
 from allam_jax.parallel.mesh import make_mesh
-from allam_jax.settings import as_dict
-from allam_jax.tasks.registry import Settings
+from allam_jax.settings import Settings, as_dict
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.training.load import load_model
+from allam_jax.training.loop import Evaluation
+from allam_jax.training.origin import open_tokenizer
+from allam_jax.training.run_description import RunDescription
 from allam_jax.weights.directory import LoadedWeights, check_vocabulary
 
 
 def open_mesh(config: Settings) -> Mesh:
     """The device mesh of `config.mesh`."""
     return make_mesh(dataclasses.asdict(config.mesh))
-
-
-def architecture(config: Settings, *, tokenizer: Tokenizer) -> LlamaConfig:
-    """`config.model`; vocab_size 0 takes the tokenizer's."""
-    return dataclasses.replace(config.model, vocab_size=config.model.vocab_size or tokenizer.vocab_size)
-
-
-def open_tokenizer(config: Settings, *, beside_weights: Path | None = None) -> tuple[Tokenizer, Path]:
-    """The tokenizer of `config.tokenizer`, or else the one beside the weights, and its directory."""
-    path = Path(
-        require(
-            config.tokenizer or str(beside_weights or ""),
-            key="tokenizer",
-            hint="give a tokenizer directory (the weights, if any, have none beside them)",
-        )
-    )
-    return Tokenizer.load(path), path if path.is_dir() else path.parent
 
 
 def open_model(config: Settings, *, mesh: Mesh) -> tuple[LoadedWeights, Tokenizer, Path]:
@@ -52,7 +41,7 @@ def open_model(config: Settings, *, mesh: Mesh) -> tuple[LoadedWeights, Tokenize
     return loaded, tokenizer, tokenizer_dir
 
 
-def open_evaluation(config: Settings, *, tokenizer: Tokenizer, seq_len: int) -> dict[str, EvaluationRows]:
+def open_held_out(config: Settings, *, tokenizer: Tokenizer, seq_len: int) -> dict[str, EvaluationRows]:
     """The held-out documents of each of `config.eval.sources`, in windows of `seq_len` where the config states none."""
     return {
         name: make_evaluation_rows(
@@ -64,6 +53,43 @@ def open_evaluation(config: Settings, *, tokenizer: Tokenizer, seq_len: int) -> 
         )
         for name, source in config.eval.sources.items()
     }
+
+
+def open_evaluations(config: Settings, *, tokenizer: Tokenizer, run: RunDescription, mesh: Mesh) -> list[Evaluation]:
+    """What a training run is scored on: bits per byte of `config.eval.sources`, if there are any."""
+    if not config.eval.sources:
+        return []
+    held_out = open_held_out(config, tokenizer=tokenizer, seq_len=config.data.seq_len)
+    evaluator = make_evaluator(
+        config=run.model,
+        options=run.options,
+        mesh=mesh,
+        batch_size=config.eval.batch_size,
+        num_chunks=config.eval.loss_chunks,
+    )
+
+    def scores(params: Params) -> dict[str, dict[str, float]]:
+        return {name: {"bits_per_byte": evaluator(params, rows)["bits_per_byte"]} for name, rows in held_out.items()}
+
+    return [Evaluation(suite=HELD_OUT, every=config.eval.every, scores=scores)]
+
+
+def open_loader(config: Settings, *, tokenizer: Tokenizer, mesh: Mesh) -> Loader:
+    """This process's loader of `config.data`."""
+    start, stop = process_rows(mesh, global_batch=config.data.batch_size)
+    rows = stop - start
+    return make_loader(
+        sources=mixture(config),
+        tokenizer=tokenizer,
+        seq_len=config.data.seq_len,
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+        phases=phases(config),
+        lanes=config.data.lanes or None,
+        # Processes that differ along the tensor axis only read the same rows.
+        process_index=start // rows,
+        process_count=config.data.batch_size // rows,
+    )
 
 
 def mixture(config: Settings) -> dict[str, dict[str, Any]]:

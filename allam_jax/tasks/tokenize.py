@@ -10,8 +10,8 @@ from absl import logging
 
 from allam_jax.config import require
 from allam_jax.data.token_writer import write_tokens
-from allam_jax.tasks.registry import Settings
-from allam_jax.tasks.setup import open_tokenizer
+from allam_jax.settings import Settings
+from allam_jax.training.origin import open_tokenizer
 
 
 def run(config: Settings, workdir: Path) -> dict[str, Any]:

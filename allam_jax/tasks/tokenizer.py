@@ -5,7 +5,7 @@ from typing import Any
 
 from absl import logging
 
-from allam_jax.tasks.registry import Settings
+from allam_jax.settings import Settings
 from allam_jax.tasks.texts import lines_of, read_texts
 from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 from allam_jax.tokenizer.tokenizer import Tokenizer

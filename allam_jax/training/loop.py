@@ -2,154 +2,151 @@
 
 import contextlib
 import dataclasses
-from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
-import numpy as np
 from absl import logging
-from jax.sharding import Mesh
 
 from allam_jax.errors import Stopped
+from allam_jax.evaluation.metric_keys import metric_key
 from allam_jax.model.llama import Params
-from allam_jax.parallel.distributed import global_batch_array
-from allam_jax.training.checkpoints import Checkpointer
 from allam_jax.training.guard import check_skips
-from allam_jax.training.metrics import MetricsWriter, Row
-from allam_jax.training.progress import ProgressLine, Throughput
+from allam_jax.training.metrics import Row
+from allam_jax.training.progress import ProgressLine, Throughput, peak_memory
+from allam_jax.training.session import Session
 from allam_jax.training.signals import StopSignal
-from allam_jax.training.state import TrainState
-from allam_jax.training.step import Batch, Metrics
+from allam_jax.training.step import TrainStep
+from allam_jax.training.trace import Tracer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Intervals:
-    """How often things happen, in steps; 0 is never (but see each)."""
+    """When things happen, in steps."""
 
     steps: int  # updates of the whole run
     log: int
-    evaluate: int  # 0: only at the end; otherwise also before the first step
     save: int  # 0: only at the end
+    trace: tuple[int, ...] = ()  # (start, stop): a profile of steps start to stop - 1; (): none
+    give_up: int = 0  # skipped updates in a row that end the run with an error; 0: never
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Scores of a suite, at intervals of its own; they are logged as `eval/SUITE/NAME/METRIC`.
+
+    Attributes:
+        suite: its name in the keys.
+        every: steps; 0: only at the end. Otherwise it also runs before the first step.
+        scores: parameters -> name -> metric -> number; called by all processes.
+    """
+
+    suite: str
+    every: int
+    scores: Callable[[Params], Mapping[str, Mapping[str, float]]]
+
+    def is_due(self, step: int, *, last: bool) -> bool:
+        """Whether it runs after `step` updates."""
+        return last or (self.every > 0 and step % self.every == 0)
+
+    def row(self, params: Params) -> dict[str, float]:
+        """The scores under their keys."""
+        return {
+            metric_key(self.suite, name, metric): value
+            for name, by_metric in self.scores(params).items()
+            for metric, value in by_metric.items()
+        }
 
 
 def run_loop(
-    state: TrainState,
+    session: Session,
     *,
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
-    loader: Any,
-    mesh: Mesh,
-    global_batch: int,
-    seq_len: int,
+    train_step: TrainStep,
     intervals: Intervals,
-    evaluate: Callable[[Params], dict[str, float]],
-    checkpointer: Checkpointer,
-    writer: MetricsWriter,
-    throughput: Throughput,
-    describe: Callable[[dict[str, int]], dict[str, Any]],
-    tokens_by_source: dict[str, int],
-    max_skips_in_a_row: int,
-) -> TrainState:
-    """Trains from `state.step` to `intervals.steps` and returns the last state, which has been saved.
+    evaluations: Sequence[Evaluation] = (),
+    peak_flops: float = 0.0,
+) -> None:
+    """Trains from the session's state to `intervals.steps`; the last state has been saved on return.
 
     Args:
-        state: where to start; its buffers are donated.
-        train_step: from `make_train_step`.
-        loader: yields this process's rows as numpy batches; see `data.loader.Loader`.
-        mesh, global_batch, seq_len: how the rows lie on the devices.
-        intervals: when to log, evaluate and save.
-        evaluate: parameters -> row of metrics; called by all processes.
-        checkpointer: where to save.
-        writer: where metrics go; opened for the step of `state`.
-        throughput: measures the speed.
-        describe: tokens by source -> metadata of a checkpoint.
-        tokens_by_source: trained on so far, in the order of the loader's source ids, and then of sources that are no
-            longer read; not changed.
-        max_skips_in_a_row: see `check_skips`.
+        session: the open run.
+        train_step: of `session.run`.
+        intervals: when to log, save, trace and give up.
+        evaluations: what is scored on the way and at the end.
+        peak_flops: of one device, per second, for the model FLOP utilisation; 0: unknown, not shown.
 
     Raises:
         Stopped: SIGTERM or Ctrl-C came; the state has been saved.
         UserError: the guard gave up, or saving failed.
     """
-    counts = _TokenCounts(tokens_by_source)
+    run, loader, checkpointer, writer = session.run, session.loader, session.checkpointer, session.writer
+    throughput = Throughput(
+        total_steps=intervals.steps,
+        tokens_per_step=run.tokens_per_step,
+        flops_per_token=run.model.flops_per_token(run.seq_len),
+        peak_flops=peak_flops * run.device_count,
+    )
     progress = ProgressLine(total_steps=intervals.steps)
-    first_step = step = int(state.step)
+    first_step = step = int(session.state.step)
 
     def show(rows: list[Row]) -> None:
         for row in rows:
             if "loss" in row:
-                check_skips(row["skipped_in_a_row"], limit=max_skips_in_a_row, step=row["step"])
+                check_skips(row["skipped_in_a_row"], limit=intervals.give_up, step=row["step"])
                 progress.show(row)
+
+    def evaluate(*, last: bool) -> None:
+        due = [evaluation for evaluation in evaluations if evaluation.is_due(step, last=last)]
+        if not due:
+            return
+        with throughput.pause():
+            row = {key: value for evaluation in due for key, value in evaluation.row(session.state.params).items()}
+            show(writer.write(step, row))
+            progress.print(f"step {step}: " + "  ".join(f"{key} {value:.4f}" for key, value in row.items()))
 
     def save() -> None:
         # Everything up to this step is on disk before the checkpoint is: a resume drops later rows and none twice.
-        show(writer.flush())
-        metadata = describe(counts.settle(keep=0))
-        checkpointer.save(step, state=state, data=loader.get_state(), metadata=metadata)
-
-    def evaluate_and_log() -> None:
         with throughput.pause():
-            results = evaluate(state.params)
-            show(writer.write(step, results))
-            progress.print(f"step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in results.items()))
+            show(writer.flush())
+            session.save(step)
 
     with StopSignal() as stop, contextlib.ExitStack() as stack:
         stack.callback(progress.end)
-        if step == 0 and intervals.evaluate:
-            evaluate_and_log()
+        tracer = stack.enter_context(Tracer(session.workdir, steps=intervals.trace, pause=throughput.pause))
+        if step == 0:
+            evaluate(last=False)
 
         while step < intervals.steps:
             # ---- step ----
-            batch = global_batch_array(next(loader), mesh=mesh, global_batch=global_batch)
-            state, metrics = train_step(state, batch)
+            batch = session.next_batch()
+            tracer.before(step + 1, waits_for=session.state)
+            session.state, metrics = train_step(session.state, batch)
             step += 1
-            counts.add(metrics.pop("source_tokens"))
+            session.tokens.add(metrics.pop("source_tokens"))
+            last = step == intervals.steps
 
             # ---- log ----
-            timing = throughput.step(step, tokens=global_batch * seq_len)
+            timing = throughput.step(step)
             if step == first_step + 1:
                 jax.block_until_ready(metrics)  # this step compiled: its time says nothing about the next
                 throughput.restart()
-            if step % intervals.log == 0 or step == intervals.steps:
-                show(writer.write(step, {**metrics, **loader.mixture_at(step - 1)}, timing=timing))
-                counts.settle(keep=2)
+            if last or step % intervals.log == 0:
+                values = {**metrics, **loader.mixture_at(step - 1)}
+                show(writer.write(step, values, timing={**timing, **peak_memory(session.mesh)}))
+                session.tokens.settle(keep=2)
             checkpointer.check()
+            tracer.after(step, waits_for=metrics)
 
             # ---- evaluate ----
-            last = step == intervals.steps
-            if last or (intervals.evaluate and step % intervals.evaluate == 0):
-                evaluate_and_log()
+            evaluate(last=last)
 
             # ---- save, stop ----
             signal = stop.requested(step)
             if last or signal or (intervals.save and step % intervals.save == 0):
-                with throughput.pause():
-                    save()
+                save()
             if signal and not last:
                 checkpointer.wait()
                 raise Stopped(f"{signal}: saved step {step} of {intervals.steps}; run the same command again to go on")
         checkpointer.wait()
     epochs = {name: round(value, 3) for name, value in loader.epochs().items()}
-    logging.info("trained to step %d; tokens by source: %s; epochs: %s", step, counts.settle(keep=0), epochs)
-    return state
-
-
-class _TokenCounts:
-    """Exact tokens by source on the host, from device counts that are fetched late."""
-
-    def __init__(self, start: dict[str, int]):
-        self._totals = dict(start)
-        self._waiting: deque[jax.Array] = deque()
-
-    def add(self, counts: jax.Array) -> None:
-        counts.copy_to_host_async()
-        self._waiting.append(counts)
-
-    def settle(self, *, keep: int) -> dict[str, int]:
-        """Adds up all but the newest `keep` steps; returns the totals."""
-        while len(self._waiting) > keep:
-            counts = np.asarray(self._waiting.popleft())
-            # A branch may leave out sources of its parent: their totals come after those of its own.
-            for name, count in zip(self._totals, counts, strict=False):
-                self._totals[name] += int(count)
-        return dict(self._totals)
+    tokens = session.tokens.settle(keep=0)
+    logging.info("trained to step %d; tokens by source: %s; epochs: %s", step, tokens, epochs)

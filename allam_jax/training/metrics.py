@@ -20,7 +20,7 @@ import numpy as np
 from allam_jax.errors import UserError
 from allam_jax.files import atomic_path, read_json, write_json
 
-TIMING_KEYS = ("seconds", "tokens_per_second", "mfu", "eta")
+TIMING_KEYS = ("seconds", "tokens_per_second", "mfu", "eta", "peak_memory_bytes")
 
 Row = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""How fast a run is, and the line that says so on a terminal."""
+"""How fast a run is and how much memory it takes, and the line that says so on a terminal."""
 
 import sys
 import time
@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TextIO
+
+from jax.sharding import Mesh
 
 
 class Throughput:
@@ -19,6 +21,7 @@ class Throughput:
         self,
         *,
         total_steps: int,
+        tokens_per_step: int,
         flops_per_token: float = 0.0,
         peak_flops: float = 0.0,
         window: int = 20,
@@ -28,29 +31,31 @@ class Throughput:
 
         Args:
             total_steps: of the run; for the time left.
+            tokens_per_step: of the whole batch.
             flops_per_token: model FLOPs of forward and backward; 0 = unknown, no MFU.
             peak_flops: of all devices together, per second; 0 = unknown, no MFU.
             window: how many steps the mean is taken over.
             clock: seconds, monotonic.
         """
-        self._total_steps, self._flops_per_token, self._peak_flops = total_steps, flops_per_token, peak_flops
+        self._total_steps, self._tokens_per_step = total_steps, tokens_per_step
+        self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
         self._clock = clock
         self._last = clock()
         self._paused = 0.0
-        self._window: deque[tuple[float, int]] = deque(maxlen=window)
+        self._window: deque[float] = deque(maxlen=window)  # seconds of the last steps
 
-    def step(self, step: int, *, tokens: int) -> dict[str, float]:
+    def step(self, step: int) -> dict[str, float]:
         """Call after every update; returns `seconds` (this step), `tokens_per_second`, `eta` (seconds) and `mfu`."""
         now = self._clock()
         seconds = now - self._last - self._paused
         self._last, self._paused = now, 0.0
-        self._window.append((seconds, tokens))
-        total_seconds = max(sum(s for s, _ in self._window), 1e-9)
-        rate = sum(n for _, n in self._window) / total_seconds
+        self._window.append(seconds)
+        mean_seconds = max(sum(self._window), 1e-9) / len(self._window)
+        rate = self._tokens_per_step / mean_seconds
         timing = {
             "seconds": seconds,
             "tokens_per_second": rate,
-            "eta": total_seconds / len(self._window) * (self._total_steps - step),
+            "eta": mean_seconds * (self._total_steps - step),
         }
         if self._flops_per_token and self._peak_flops:
             timing["mfu"] = rate * self._flops_per_token / self._peak_flops
@@ -68,6 +73,16 @@ class Throughput:
             yield
         finally:
             self._paused += self._clock() - start
+
+
+def peak_memory(mesh: Mesh) -> dict[str, int]:
+    """`peak_memory_bytes`: the most that any device of this process has held so far; {} where that is not known (CPU).
+
+    It counts what JAX allocates, not what the driver and other libraries take.
+    """
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in mesh.local_devices]
+    known = [peak for peak in peaks if peak is not None]
+    return {"peak_memory_bytes": max(known)} if known else {}
 
 
 class ProgressLine:

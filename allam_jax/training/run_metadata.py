@@ -10,27 +10,24 @@ from typing import Any
 import jax
 
 
-def describe_run(
+def run_metadata(
     *,
     config: dict[str, Any],
-    tokens_by_source: dict[str, int],
     mesh: dict[str, int],
     tokenizer: str,
     mixture: str,
     parent: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Metadata of a checkpoint.
+    """Metadata of every checkpoint of a run, beside the tokens by source.
 
     Args:
         config: the resolved config.
-        tokens_by_source: tokens trained on so far.
         mesh: size of each mesh axis.
         tokenizer: fingerprint.
         mixture: hash of the data mixture.
         parent: `{"path", "step"}` of the checkpoint that this run was started from; a branch points to its main run.
     """
     return {
-        "tokens_by_source": tokens_by_source,
         "mesh": mesh,
         "processes": jax.process_count(),
         "code_revision": code_revision(),

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from allam_jax.evaluation.metric_keys import HELD_OUT, parse_metric_key
 from allam_jax.report import curves as figures
 from allam_jax.report.environment import environment
 from allam_jax.report.markdown import code, figure, number, section, table, write_report
@@ -21,15 +22,39 @@ _TITLES = {
 
 
 def evaluation_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
-    """The evaluations among the rows of metrics.jsonl: for each language its (step, bits per byte)."""
+    """Bits per byte of held-out text in the rows of metrics.jsonl: for each language its (step, value)."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         for key, value in row.items():
-            prefix, _, rest = key.partition("/")
-            language, _, metric = rest.partition("/")
-            if prefix == "eval" and metric == "bits_per_byte":
-                curves.setdefault(language, []).append((row["step"], value))
+            match parse_metric_key(key):
+                case (suite, language, "bits_per_byte") if suite == HELD_OUT:
+                    curves.setdefault(language, []).append((row["step"], value))
     return curves
+
+
+def training_result(workdir: Path, *, tokens_per_step: int) -> dict[str, Any]:
+    """What a training task returns, from its metrics.jsonl.
+
+    Returns:
+        step and loss (of the last update); bits_per_byte (of held-out text: one `{"step", LANGUAGE: value, ...}` for
+        each evaluation); evaluations (the last value of every `eval/SUITE/NAME/METRIC`); tokens_per_second.
+    """
+    rows = read_metrics(Path(workdir) / "metrics.jsonl")
+    training = [row for row in rows if "loss" in row]
+    by_step: dict[int, dict[str, float]] = {}
+    for language, points in evaluation_curves(rows).items():
+        for step, value in points:
+            by_step.setdefault(step, {"step": step})[language] = value
+    seconds = sum(row["seconds"] for row in training[1:])
+    # A row holds the seconds of its own step, not of those since the row before.
+    tokens = (len(training) - 1) * tokens_per_step
+    return {
+        "step": training[-1]["step"],
+        "loss": training[-1]["loss"],
+        "bits_per_byte": [by_step[step] for step in sorted(by_step)],
+        "evaluations": {key: value for row in rows for key, value in row.items() if parse_metric_key(key)},
+        "tokens_per_second": training[-1]["tokens_per_second"] if not seconds else tokens / seconds,
+    }
 
 
 def write_run_report(

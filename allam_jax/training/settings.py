@@ -109,4 +109,15 @@ class MetricsSettings(Section, name="metrics", changes_results=False):
 
     tensorboard: bool = setting(True, "also write event files for TensorBoard")
     wandb_project: str = setting("", "also log to this Weights & Biases project")
-    peak_tflops: float = setting(0.0, "of one device, for MFU; 0: not known, not shown", least=0)
+    peak_tflops: float = setting(
+        0.0, "of one device, for MFU; 0: as the data sheet of the GPU says, if it is known", least=0
+    )
+    profile_steps: tuple[int, ...] = setting(
+        (), "(start, stop): a trace of steps start to stop - 1 in WORKDIR/profile, for XProf", least=1
+    )
+
+    def check(self) -> None:
+        """UserError for steps that are no range."""
+        steps = self.profile_steps
+        if steps and (len(steps) != 2 or steps[0] >= steps[1]):
+            raise UserError(f"config.metrics.profile_steps = {steps}: expected (), or (start, stop) with start < stop")

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from allam_jax.model.llama import Params, abstract_params, init_params, param_axes
 from allam_jax.model.llama_config import LlamaConfig
@@ -25,7 +25,11 @@ class TrainState(NamedTuple):
 
 
 def abstract_state(
-    config: LlamaConfig, *, optimizer: optax.GradientTransformation, mesh: Mesh, param_dtype: str = "float32"
+    config: LlamaConfig,
+    *,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh | AbstractMesh,
+    param_dtype: str = "float32",
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state, without allocating it."""
     params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.dtype(param_dtype)), abstract_params(config))

@@ -8,15 +8,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from allam_jax.model.llama import Params, bind
-from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
+from allam_jax.model.llama import Params
 from allam_jax.parallel.mesh import batch_sharding, split_microbatches
-from allam_jax.training.losses import chunked_cross_entropy
+from allam_jax.training.objective import Batch, Metrics, Objective
 from allam_jax.training.optimizer import grad_norms, optimizer_metrics
 from allam_jax.training.state import TrainState, shardings_of
-
-Batch = dict[str, jax.Array]
-Metrics = dict[str, jax.Array]
 
 # What the compiler is asked for on GPUs.
 _ON_GPU = {
@@ -29,38 +25,8 @@ _ON_GPU = {
 }
 
 
-def batch_loss(
-    params: Params,
-    batch: Batch,
-    *,
-    config: LlamaConfig,
-    options: ComputeOptions,
-    z_loss: float = 0.0,
-    num_chunks: int = 1,
-    dropout_key: jax.Array | None = None,
-) -> tuple[jax.Array, Metrics]:
-    """The loss of a batch, *summed* over its weighted tokens, and its parts; arrays are [B, T] (see data/batch.py)."""
-    model = bind(params, config=config, options=options)
-    hidden_BTD = model.hidden(
-        batch["tokens"],
-        segment_ids_BT=batch["segment_ids"],
-        positions_BT=batch["positions"],
-        dropout_key=dropout_key,
-    )
-    sums = chunked_cross_entropy(
-        hidden_BTD,
-        model.head_DV,
-        targets_BT=batch["targets"],
-        weights_BT=batch["loss_weights"],
-        vocab_size=config.vocab_size,
-        z_loss=z_loss,
-        num_chunks=num_chunks,
-    )
-    return sums.total, {"loss": sums.loss, "z_loss": sums.z_loss}
-
-
 class TrainStep:
-    """A jitted step and its mesh: called with arrays it runs, lowered with their shapes it can be looked at."""
+    """A jitted step and its mesh. Call it with arrays to run it; lower it with their shapes to look at the program."""
 
     def __init__(self, jitted: Any, *, mesh: Mesh):
         self._jitted, self._mesh = jitted, mesh
@@ -77,53 +43,54 @@ class TrainStep:
 
 
 def make_train_step(
+    objective: Objective,
     *,
-    config: LlamaConfig,
-    options: ComputeOptions,
     optimizer: optax.GradientTransformationExtraArgs,
     abstract: TrainState,
-    mesh: Mesh,
     num_sources: int,
     accumulation: int = 1,
-    z_loss: float = 0.0,
-    num_chunks: int = 1,
 ) -> TrainStep:
     """Compiles `(state, batch) -> (state, metrics)`; the state's buffers are donated.
 
-    The loss is the mean over all weighted tokens of the step, however they fall into micro-batches: every
-    micro-batch's gradient is that of its summed loss, divided by the weight of the whole step.
+    The gradient is that of the summed loss of the whole step over its normaliser, however the rows fall into
+    micro-batches: each micro-batch's sum is divided by the normaliser of the whole step.
 
-    Metrics (replicated): loss and z_loss (nats per token), tokens (weighted targets, int32), source_tokens
-    ([num_sources], int32), grad_norm and its groups, and the optimizer's (learning_rate, skipped...).
+    Args:
+        objective: what is minimised; its `batch_dtypes` says which arrays the step takes.
+        optimizer: from `make_optimizer`.
+        abstract: shapes and shardings of the state; the step runs on their mesh.
+        num_sources: how many sources `source_ids` counts.
+        accumulation: micro-batches, one after the other.
+
+    Metrics (replicated): the objective's named sums over the normaliser, tokens (weighted targets, int32),
+    source_tokens ([num_sources], int32), grad_norm and its groups, and the optimizer's (learning_rate, skipped...).
     """
+    mesh = abstract.step.sharding.mesh
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        weight = jnp.maximum(jnp.sum(batch["loss_weights"]), 1.0)
+        normaliser = objective.normaliser(batch)
         step_key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
 
-        def micro_loss(params: Params, micro: Batch, index: jax.Array) -> tuple[jax.Array, Metrics]:
-            key = jax.random.fold_in(step_key, index) if options.has_dropout else None
-            loss, parts = batch_loss(
-                params, micro, config=config, options=options, z_loss=z_loss, num_chunks=num_chunks, dropout_key=key
-            )
-            return loss / weight, jax.tree.map(lambda part: part / weight, parts)
+        def mean_loss(params: Params, micro: Batch, index: jax.Array) -> tuple[jax.Array, Metrics]:
+            loss, sums = objective.summed_loss(params, micro, jax.random.fold_in(step_key, index))
+            return loss / normaliser, jax.tree.map(lambda each: each / normaliser, sums)
 
-        gradient = jax.grad(micro_loss, has_aux=True)
+        gradient = jax.grad(mean_loss, has_aux=True)
         if accumulation == 1:
-            grads, parts = gradient(state.params, batch, jnp.zeros((), jnp.int32))
+            grads, means = gradient(state.params, batch, jnp.zeros((), jnp.int32))
         else:
-            grads, parts = _accumulate(
+            grads, means = _accumulate(
                 lambda micro, index: gradient(state.params, micro, index), batch, accumulation=accumulation
             )
 
         norms = grad_norms(grads)
         grad_norm = norms.pop("global")
         updates, moments = optimizer.update(
-            grads, state.optimizer, state.params, step=state.step, loss=parts["loss"], grad_norm=grad_norm
+            grads, state.optimizer, state.params, step=state.step, loss=means["loss"], grad_norm=grad_norm
         )
         params = optax.apply_updates(state.params, updates)
         metrics = {
-            **parts,
+            **means,
             "grad_norm": grad_norm,
             **{f"grad_norm/{name}": value for name, value in norms.items()},
             **optimizer_metrics(moments),
@@ -135,7 +102,7 @@ def make_train_step(
     state_shardings = shardings_of(abstract)
     compiled = jax.jit(
         train_step,
-        in_shardings=(state_shardings, batch_sharding(mesh)),
+        in_shardings=(state_shardings, dict.fromkeys(objective.batch_dtypes, batch_sharding(mesh))),
         out_shardings=(state_shardings, replicated),
         donate_argnums=0,
         compiler_options=_ON_GPU if mesh.devices.flat[0].platform == "gpu" else None,

@@ -36,8 +36,7 @@ TINY = Sizes(model="tiny", rows=2, seq_len=32, num_layers=1)
 class _Step:
     run: Callable[[], float]  # one step; its loss
     compiled_bytes: Callable[[], int]  # arguments and temporary memory, by the compiler's count
-    model: Any  # its config: an allam_jax.model.llama_config.LlamaConfig
-    planner: Any  # what `_planned` takes
+    description: Any  # an allam_jax.training.run_description.RunDescription
 
 
 def our_step(*, small: bool, deadline: float, folder: Path) -> Iterator[Record]:
@@ -54,7 +53,7 @@ def our_step(*, small: bool, deadline: float, folder: Path) -> Iterator[Record]:
     started = time.monotonic()
     first_loss = step.run()
     compile_seconds = time.monotonic() - started
-    speed = _speed(step.run, sizes, step.model, deadline=deadline, steps=3 if small else STEPS)
+    speed = _speed(step.run, sizes, step.description.model, deadline=deadline, steps=3 if small else STEPS)
     yield {"what": "allam_jax", "first loss": first_loss, "first step, s": compile_seconds, **speed}
     device = jax.devices()[0]
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
@@ -76,25 +75,31 @@ def _our_step(sizes: Sizes) -> _Step:
 
     from allam_jax.model.llama_config import ComputeOptions, preset
     from allam_jax.parallel.mesh import batch_sharding, make_mesh
-    from allam_jax.planning.run import Run
     from allam_jax.training.optimizer import make_optimizer
+    from allam_jax.training.run_description import RunDescription
     from allam_jax.training.settings import GuardSettings, OptimizerSettings
-    from allam_jax.training.state import abstract_state, random_params, start_state
-    from allam_jax.training.step import make_train_step
+    from allam_jax.training.state import random_params, start_state
 
     model = preset(sizes.model)
-    model = dataclasses.replace(model, num_layers=sizes.num_layers or model.num_layers)
-    axes = {"data": 1, "fsdp": 1, "tensor": 1}
-    mesh = make_mesh(axes, devices=jax.devices()[:1])
-    options = ComputeOptions(compute_dtype="bfloat16", remat="dots")
-    optimizer = make_optimizer(OptimizerSettings(), schedule=lambda step: jnp.float32(3e-4), guard=GuardSettings())
-    abstract = abstract_state(model, optimizer=optimizer, mesh=mesh)
-    params = random_params(abstract.params, config=model, seed=0)
-    state = start_state(params, abstract=abstract, optimizer=optimizer, seed=0)
-    step = make_train_step(
-        config=model, options=options, optimizer=optimizer, abstract=abstract, mesh=mesh, num_sources=1, num_chunks=8
+    run = RunDescription(
+        model=dataclasses.replace(model, num_layers=sizes.num_layers or model.num_layers),
+        options=ComputeOptions(compute_dtype="bfloat16", remat="dots"),
+        optimizer=make_optimizer(OptimizerSettings(), schedule=lambda step: jnp.float32(3e-4), guard=GuardSettings()),
+        mesh={"data": 1, "fsdp": 1, "tensor": 1},
+        batch_size=sizes.rows,
+        seq_len=sizes.seq_len,
+        accumulation=1,
+        param_dtype="float32",
+        z_loss=0.0,
+        loss_chunks=8,
+        num_sources=1,
     )
-    ids_BT = tokens(sizes, model.vocab_size)
+    mesh = make_mesh(run.mesh, devices=jax.devices()[:1])
+    abstract = run.abstract_state(mesh)
+    params = random_params(abstract.params, config=run.model, seed=0)
+    state = start_state(params, abstract=abstract, optimizer=run.optimizer, seed=0)
+    step = run.make_step(mesh)
+    ids_BT = tokens(sizes, run.model.vocab_size)
     shape = (sizes.rows, sizes.seq_len)
     batch = {
         "tokens": ids_BT[:, :-1],
@@ -106,7 +111,7 @@ def _our_step(sizes: Sizes) -> _Step:
     }
     batch = jax.device_put(batch, batch_sharding(mesh))
 
-    def run() -> float:
+    def one_step() -> float:
         nonlocal state
         state, metrics = step(state, batch)
         jax.block_until_ready(state)
@@ -117,20 +122,7 @@ def _our_step(sizes: Sizes) -> _Step:
         assert memory is not None
         return memory.argument_size_in_bytes + memory.temp_size_in_bytes
 
-    planner = Run(
-        model=model,
-        options=options,
-        optimizer=optimizer,
-        mesh=axes,
-        batch_size=sizes.rows,
-        seq_len=sizes.seq_len,
-        accumulation=1,
-        param_dtype="float32",
-        z_loss=0.0,
-        loss_chunks=8,
-        num_sources=1,
-    )
-    return _Step(run=run, compiled_bytes=compiled_bytes, model=model, planner=planner)
+    return _Step(run=one_step, compiled_bytes=compiled_bytes, description=run)
 
 
 def _planned(step: _Step) -> int:
@@ -138,7 +130,7 @@ def _planned(step: _Step) -> int:
     from allam_jax.planning.gpu_cluster import GPUS, Cluster
     from allam_jax.planning.memory import estimated_memory
 
-    return estimated_memory(step.planner, cluster=Cluster(gpu=GPUS["h100"], nodes=1, gpus_per_node=1)).total
+    return estimated_memory(step.description, cluster=Cluster(gpu=GPUS["h100"], nodes=1, gpus_per_node=1)).total
 
 
 def torch_step(*, small: bool, deadline: float) -> Iterator[Record]:

@@ -29,10 +29,10 @@ LOSSES = {1: 5.0, 2: math.nan, 3: 3.0, 4: 2.0}
 @pytest.fixture
 def directories(tmp_path):
     with MetricsWriter(tmp_path, tensorboard=False) as writer:
-        writer.write(0, {"eval/ar/bits_per_byte": 9.0})
+        writer.write(0, {"eval/held_out/ar/bits_per_byte": 9.0})
         for step, loss in LOSSES.items():
             writer.write(step, {"loss": loss, "norms": np.array([step, 2.0 * step])})
-        writer.write(4, {"eval/ar/bits_per_byte": 8.0})
+        writer.write(4, {"eval/held_out/ar/bits_per_byte": 8.0})
     write_json(tmp_path / "result.json", {"result": {"step0": {"ar": {"kl": 0.5}}}})
     return {"train": tmp_path}
 
@@ -47,7 +47,7 @@ def test_a_metric_becomes_one_number(reduce, value, directories):
 
 
 def test_a_curve_has_the_steps_that_have_the_metric(directories):
-    steps, values = curve("x", key="eval/ar/bits_per_byte", title="").read(directories)
+    steps, values = curve("x", key="eval/held_out/ar/bits_per_byte", title="").read(directories)
     assert (steps.tolist(), values.tolist()) == ([0, 4], [9.0, 8.0])
 
 
@@ -60,13 +60,13 @@ def test_results_and_functions(directories):
 
 
 def test_a_metric_that_is_not_there_is_told_with_those_that_are(directories):
-    with pytest.raises(UserError, match="no metric 'los'; it has eval/ar/bits_per_byte, loss, norms"):
+    with pytest.raises(UserError, match="no metric 'los'; it has eval/held_out/ar/bits_per_byte, loss, norms"):
         metric("x", key="los", title="").read(directories)
 
 
 def test_all_metrics_split_vectors(directories):
     points = all_metrics(directories["train"] / "metrics.jsonl")
-    assert set(points) == {"loss", "norms/00", "norms/01", "eval/ar/bits_per_byte"}
+    assert set(points) == {"loss", "norms/00", "norms/01", "eval/held_out/ar/bits_per_byte"}
     assert points["norms/01"] == [(1, 2.0), (2, 4.0), (3, 6.0), (4, 8.0)]
     assert [step for step, value in points["loss"] if not math.isnan(value)] == [1, 3, 4]
 

@@ -13,8 +13,8 @@ import pytest
 
 from allam_jax.planning.compiled import compile_step
 from allam_jax.planning.gpu_cluster import cluster_of
-from allam_jax.planning.run import described_run
 from allam_jax.planning.run_plan import analytic_plan
+from allam_jax.training.run_description import described_run
 from configs import allam_70b
 from kernels import aot
 

@@ -21,6 +21,7 @@ from allam_jax.model.llama_config import ComputeOptions, preset
 from allam_jax.parallel.mesh import batch_sharding, batch_shards, make_mesh
 from allam_jax.planning.collectives import Collective, collectives_of, device_groups
 from allam_jax.planning.hlo import Module, parse_program
+from allam_jax.training.objective import NextToken
 from allam_jax.training.optimizer import make_optimizer
 from allam_jax.training.settings import GuardSettings, OptimizerSettings
 from allam_jax.training.state import TrainState, abstract_state
@@ -62,13 +63,14 @@ def compiled(
     shape = (batch_shards(mesh) * accumulation * rows, T)
     batch = {key: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh)) for key, dtype in DTYPES.items()}
     step = make_train_step(
-        config=CONFIG,
-        options=ComputeOptions(compute_dtype="bfloat16", attention="triton", remat=remat),
+        NextToken(
+            model=CONFIG,
+            options=ComputeOptions(compute_dtype="bfloat16", attention="triton", remat=remat),
+            z_loss=1e-5,
+        ),
         optimizer=optimizer,
         abstract=state,
-        mesh=mesh,
         num_sources=2,
-        z_loss=1e-5,
         accumulation=accumulation,
     )
     report = aot.compile_report(step.lower(state, batch), kernels=False)

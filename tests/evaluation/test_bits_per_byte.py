@@ -18,7 +18,7 @@ from allam_jax.corpus.shards import write_dataset
 from allam_jax.data.batch import padding
 from allam_jax.data.evaluation_rows import EvaluationRows, make_evaluation_rows
 from allam_jax.errors import UserError
-from allam_jax.evaluation.bits_per_byte import make_evaluator, metrics_row
+from allam_jax.evaluation.bits_per_byte import make_evaluator
 from allam_jax.generation.decode import generate
 from allam_jax.model.llama import init_params, param_axes
 from allam_jax.model.llama_config import ComputeOptions
@@ -204,11 +204,6 @@ def test_compiles_once_for_each_row_length(params, rows, one_device, caplog):
 def test_a_batch_that_the_mesh_does_not_divide_is_named():
     with pytest.raises(UserError, match="batch size 12 is not a multiple of 8"):
         make_evaluator(config=CONFIG, options=OPTIONS, mesh=make_mesh({"data": 8}), batch_size=12)
-
-
-def test_metrics_row_names_the_sets():
-    results = {"en": {"bits_per_byte": 1.5, "nats": 9.0}, "ar": {"bits_per_byte": 2.5, "nats": 8.0}}
-    assert metrics_row(results) == {"eval/en/bits_per_byte": 1.5, "eval/ar/bits_per_byte": 2.5}
 
 
 TWO_PROCESSES = """

@@ -6,7 +6,7 @@ from allam_jax.ablation.figures import Curves, Dots
 from allam_jax.ablation.measures import curve, metric
 from allam_jax.ablation.vary import grid, param, seeds
 
-BITS = {"title": "English", "stage": "train", "key": "eval/en/bits_per_byte", "unit": "bits/byte"}
+BITS = {"title": "English", "stage": "train", "key": "eval/held_out/en/bits_per_byte", "unit": "bits/byte"}
 
 
 def get_experiment(arg: str = "") -> Experiment:

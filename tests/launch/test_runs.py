@@ -18,7 +18,7 @@ from allam_jax.launch.runs import expand_runs
 from allam_jax.settings import as_dict
 from configs import base, saved, tiny
 
-FINAL = metric("bits", key="eval/ar/bits_per_byte", stage="continued", title="Arabic", unit="bits/byte")
+FINAL = metric("bits", key="eval/held_out/ar/bits_per_byte", stage="continued", title="Arabic", unit="bits/byte")
 METHODS = param("stage.expand.expand.method", "random", "subword_mean")
 
 

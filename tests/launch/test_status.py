@@ -39,7 +39,7 @@ def train(job, *, steps):
     with MetricsWriter(job.directories[-1], tensorboard=False) as writer:
         for step in range(1, steps + 1):
             writer.write(step, {"loss": 7.0 - step / 100}, timing={"seconds": 0.5, "eta": 0.5 * (200 - step)})
-        writer.write(steps, {"eval/ar/bits_per_byte": 2.0})
+        writer.write(steps, {"eval/held_out/ar/bits_per_byte": 2.0})
 
 
 def test_every_state_is_told_apart(sweep):

@@ -13,6 +13,7 @@ from sweeper import kill_tree, metrics_of
 pytestmark = pytest.mark.slow
 
 RUNS = [f"peak_lr-{rate}--seed-{seed}" for rate in (0.0001, 0.003) for seed in (0, 1)]
+BITS = "eval/held_out/en/bits_per_byte"
 
 
 def results(workdir):
@@ -56,7 +57,7 @@ def test_a_sweep_ends_with_its_results(finished):
 def test_table_and_parquet_are_what_the_runs_wrote(finished):
     workdir, _, _ = finished
     rows = {run: metrics_of(workdir / "runs" / run / "train") for run in RUNS}
-    bits = {run: [row["eval/en/bits_per_byte"] for row in rows[run] if "eval/en/bits_per_byte" in row] for run in RUNS}
+    bits = {run: [row[BITS] for row in rows[run] if BITS in row] for run in RUNS}
     losses = {run: [row["loss"] for row in rows[run] if "loss" in row] for run in RUNS}
     summary = json.loads((workdir / "collected" / "summary.json").read_text())
     table = (workdir / "collected" / "table.md").read_text().splitlines()
@@ -97,9 +98,13 @@ def test_stopped_and_then_killed_only_what_is_left_is_done(sweeper, finished, tm
     process.send_signal(signal.SIGINT)
     stopped = wait(process)
     assert (stopped.status, stopped.out) == (0, ""), stopped.err
-    assert re.fullmatch(r"Ctrl-C: [12] jobs stopped; run the same command again to continue", stopped.err.splitlines()[-1])
+    assert re.fullmatch(
+        r"Ctrl-C: [12] jobs stopped; run the same command again to continue", stopped.err.splitlines()[-1]
+    )
     last = [tries[-1] for tries in attempts(workdir).values() if tries[-1]["error"]]
-    assert {(one["status"], one["error"]) for one in last} == {(0, "stopped before its end; run the same command again to continue")}
+    assert {(one["status"], one["error"]) for one in last} == {
+        (0, "stopped before its end; run the same command again to continue")
+    }
     logs = "".join(path.read_text() for path in (workdir / "jobs").glob("*.log"))
     saved = len(re.findall(r"SIGTERM: saved step \d+ of 40", logs))
     assert saved
@@ -178,8 +183,8 @@ def test_a_sweep_writes_its_section_of_the_page_of_results(sweeper, finished, tm
     sweeper.run(workdir, "--collect", f"--results={page}")
     text = page.read_text()
     bits = [
-        [row["eval/en/bits_per_byte"] for row in metrics_of(workdir / "runs" / f"peak_lr-0.003--seed-{seed}" / "train")
-         if "eval/en/bits_per_byte" in row][-1]
+        [row[BITS] for row in metrics_of(workdir / "runs" / f"peak_lr-0.003--seed-{seed}" / "train")
+         if BITS in row][-1]
         for seed in (0, 1)
     ]  # fmt: skip
     assert f"{sum(bits) / 2:#.4g} ± " in text

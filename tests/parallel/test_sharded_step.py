@@ -14,10 +14,11 @@ from allam_jax.parallel import mesh as mesh_module
 from allam_jax.parallel.distributed import global_batch_array
 from allam_jax.parallel.mesh import batch_sharding, make_mesh
 from allam_jax.parallel.sharding import bytes_per_device, parameter_shardings
+from allam_jax.training.objective import NextToken
 from allam_jax.training.optimizer import make_optimizer
 from allam_jax.training.settings import GuardSettings, OptimizerSettings
 from allam_jax.training.state import abstract_state, random_params, start_state
-from allam_jax.training.step import batch_loss, make_train_step
+from allam_jax.training.step import make_train_step
 
 CONFIG = LlamaConfig(
     vocab_size=250,
@@ -71,17 +72,8 @@ def train(sizes, *, config=CONFIG, options=None, accumulation=1, steps=2):
     params = random_params(abstract.params, config=config, seed=3)
     start = start_state(params, abstract=abstract, optimizer=optimizer, seed=3)
     before = jax.tree.map(lambda x: x.copy(), start)
-    step = make_train_step(
-        config=config,
-        options=options or ComputeOptions(),
-        optimizer=optimizer,
-        abstract=abstract,
-        mesh=mesh,
-        num_sources=2,
-        accumulation=accumulation,
-        z_loss=1e-4,
-        num_chunks=2,
-    )
+    objective = NextToken(model=config, options=options or ComputeOptions(), z_loss=1e-4, num_chunks=2)
+    step = make_train_step(objective, optimizer=optimizer, abstract=abstract, num_sources=2, accumulation=accumulation)
     state, metrics, after = start, [], None
     for index in range(steps):
         batch = global_batch_array(packed_batch(seed=index), mesh=mesh, global_batch=B)
@@ -181,7 +173,7 @@ def test_fsdp_gathers_one_layer_at_a_time():
     mesh = make_mesh({"data": 1, "fsdp": 8, "tensor": 1})
     abstract = abstract_params(config)
     shardings = parameter_shardings(param_axes(config), abstract_params=abstract, mesh=mesh)
-    loss = functools.partial(batch_loss, config=config, options=ComputeOptions())
+    loss = functools.partial(NextToken(model=config, options=ComputeOptions()).summed_loss, key=jax.random.key(0))
     gradient = jax.jit(jax.grad(loss, has_aux=True), in_shardings=(shardings, batch_sharding(mesh)))
     with jax.set_mesh(mesh):
         text = gradient.lower(abstract, packed_batch()).compile().as_text()

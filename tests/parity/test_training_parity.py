@@ -7,6 +7,7 @@ from llama_pair import SHAPES, make_pair
 
 from allam_jax.model.llama_config import ComputeOptions
 from allam_jax.parallel.mesh import batch_sharding, make_mesh
+from allam_jax.training.objective import NextToken
 from allam_jax.training.optimizer import make_optimizer
 from allam_jax.training.schedules import make_schedule
 from allam_jax.training.settings import GuardSettings, OptimizerSettings, ScheduleSettings
@@ -76,14 +77,11 @@ def our_losses(pair, data, *, accumulation: int) -> list[float]:
     params = jax.tree.map(lambda p, a: jax.device_put(p, a.sharding), pair.params, abstract.params)
     state = start_state(params, abstract=abstract, optimizer=optimizer, seed=0)
     step = make_train_step(
-        config=pair.config,
-        options=ComputeOptions(),
+        NextToken(model=pair.config, options=ComputeOptions(), num_chunks=4),
         optimizer=optimizer,
         abstract=abstract,
-        mesh=mesh,
         num_sources=1,
         accumulation=accumulation,
-        num_chunks=4,
     )
     losses = []
     for ids in data:

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from allam_jax.planning.run import Run, described_run
 from allam_jax.tasks.registry import settings_of
+from allam_jax.training.run_description import RunDescription, described_run
 from configs import base
 from tests.small_models import SMALL
 
@@ -20,12 +20,12 @@ def small_config(**mesh: int):
     return config
 
 
-def small_run(*, data: int, fsdp: int, tensor: int, remat: str = "full", accumulation: int = 1) -> Run:
+def small_run(*, data: int, fsdp: int, tensor: int, remat: str = "full", accumulation: int = 1) -> RunDescription:
     config = small_config(data=data, fsdp=fsdp, tensor=tensor)
     config.compute.remat = remat
     config.train.accumulation = accumulation
     return described_run(settings_of(config), device_count=data * fsdp * tensor)
 
 
-def with_model(run: Run, **shape: int) -> Run:
+def with_model(run: RunDescription, **shape: int) -> RunDescription:
     return dataclasses.replace(run, model=dataclasses.replace(run.model, **shape))

@@ -10,31 +10,18 @@ from allam_jax.planning.collectives import collectives_of
 from allam_jax.planning.gpu_cluster import GPUS, Cluster
 from allam_jax.planning.hlo import parse_program
 from allam_jax.planning.memory import argument_bytes, compiled_memory, estimated_memory, saved_bytes
-from allam_jax.planning.run import Run, shapes_of
 from allam_jax.planning.work import work_of
-from allam_jax.planning.workload import work_of_step
-from allam_jax.training.step import make_train_step
+from allam_jax.planning.workload import work_of_step, workload_of
+from allam_jax.training.run_description import RunDescription
 from tests.planning.small_runs import small_run
 from tests.small_models import SMALL
 
 CLUSTER = Cluster(gpu=GPUS["a100"], nodes=1, gpus_per_node=8)
 
 
-def compile_on_cpu(run: Run):
-    mesh = make_mesh(run.mesh, devices=jax.devices()[: run.gpus])
-    state, batch = shapes_of(run, mesh=mesh)
-    step = make_train_step(
-        config=run.model,
-        options=run.options,
-        optimizer=run.optimizer,
-        abstract=state,
-        mesh=mesh,
-        num_sources=run.num_sources,
-        accumulation=run.accumulation,
-        z_loss=run.z_loss,
-        num_chunks=run.loss_chunks,
-    )
-    compiled = step.lower(state, batch).compile()
+def compile_on_cpu(run: RunDescription):
+    mesh = make_mesh(run.mesh, devices=jax.devices()[: run.device_count])
+    compiled = run.make_step(mesh).lower(run.abstract_state(mesh), run.abstract_batch(mesh)).compile()
     return compiled.memory_analysis(), parse_program(compiled.as_text()), mesh
 
 
@@ -123,7 +110,7 @@ def test_products_as_compiled(compiled):
     """The formulas' matrix products, attention's included, are those of the program."""
     run, _, module, _ = compiled
     counted = sum(piece.flops * piece.count for piece in work_of(module))
-    workload = dataclasses.replace(run.workload, backward_attention_matmuls=4)
+    workload = dataclasses.replace(workload_of(run), backward_attention_matmuls=4)
     formula = sum(piece.flops * piece.count for piece in work_of_step(workload))
     assert counted == pytest.approx(formula, rel=0.03)
 

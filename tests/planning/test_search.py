@@ -12,10 +12,11 @@ from allam_jax.parallel import mesh as mesh_module
 from allam_jax.planning.fit import check_fits_cluster
 from allam_jax.planning.gpu_cluster import GPUS, Cluster, cluster_of
 from allam_jax.planning.memory import estimated_memory
-from allam_jax.planning.run import described_run
 from allam_jax.planning.run_plan import analytic_plan
 from allam_jax.planning.search import changes, does_not_fit, meshes, nearest_layout, ranked
+from allam_jax.planning.workload import workload_of
 from allam_jax.tasks.registry import settings_of
+from allam_jax.training.run_description import described_run
 from configs import base
 from tests.planning.small_runs import small_config
 
@@ -50,7 +51,7 @@ def test_only_what_fits_and_the_fastest_first():
     assert times == sorted(times)
     for plan in plans:
         assert estimated_memory(plan.run, cluster=cluster).total <= cluster.usable_bytes
-        workload = plan.run.workload
+        workload = workload_of(plan.run)
         assert workload.tokens_per_step == 64 * 4096
     # 13B on one GPU alone is 208 GB of state: replicas everywhere cannot be among them.
     assert not [plan for plan in plans if plan.run.mesh["fsdp"] * plan.run.mesh["tensor"] == 1]

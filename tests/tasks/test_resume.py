@@ -177,7 +177,7 @@ def test_it_goes_on_on_another_mesh(launcher, reference, tmp_path):
     assert [row["step"] for row in rows] == [row["step"] for row in expected]
     for actual_row, expected_row in zip(rows, expected, strict=True):
         assert actual_row.keys() == expected_row.keys()
-        for key in ("loss", "learning_rate", "tokens", "eval/en/bits_per_byte"):
+        for key in ("loss", "learning_rate", "tokens", "eval/held_out/en/bits_per_byte"):
             if key in expected_row:
                 np.testing.assert_allclose(
                     actual_row[key], expected_row[key], rtol=1e-5, err_msg=f"{key}, step {expected_row['step']}"

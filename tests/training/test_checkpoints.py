@@ -29,7 +29,7 @@ from allam_jax.training.checkpoints import (
     restore_params,
     step_path,
 )
-from allam_jax.training.run_metadata import describe_run
+from allam_jax.training.run_metadata import run_metadata
 
 
 class State(NamedTuple):
@@ -158,7 +158,9 @@ def test_a_step_is_saved_once_and_never_over_an_earlier_run(tmp_path):
 def test_metadata_says_where_a_branch_comes_from(tmp_path):
     facts = {"config": {"seed": 1}, "mesh": {"data": 8}, "tokenizer": "t", "mixture": "m"}
     with Checkpointer(tmp_path / "main") as main:
-        main.save(3, state={"x": jnp.ones(3)}, data={}, metadata=describe_run(tokens_by_source={"en": 70}, **facts))
+        main.save(
+            3, state={"x": jnp.ones(3)}, data={}, metadata={"tokens_by_source": {"en": 70}, **run_metadata(**facts)}
+        )
     path = find_checkpoint(tmp_path / "main", step=3)
     parent = {"path": str(path), "step": 3}
     with Checkpointer(tmp_path / "branch") as branch:
@@ -166,7 +168,7 @@ def test_metadata_says_where_a_branch_comes_from(tmp_path):
             4,
             state={"x": jnp.ones(3)},
             data={},
-            metadata=describe_run(tokens_by_source={"en": 90}, parent=parent, **facts),
+            metadata={"tokens_by_source": {"en": 90}, **run_metadata(parent=parent, **facts)},
         )
     metadata = read_metadata(find_checkpoint(tmp_path / "branch"))
     assert metadata["parent"] == {"path": str(path), "step": 3}

@@ -22,26 +22,28 @@ class Terminal(io.StringIO):
 
 def test_throughput_is_the_windows_and_leaves_pauses_out():
     clock = Clock()
-    throughput = Throughput(total_steps=10, flops_per_token=6.0, peak_flops=12_000.0, window=2, clock=clock)
+    throughput = Throughput(
+        total_steps=10, tokens_per_step=1000, flops_per_token=6.0, peak_flops=12_000.0, window=2, clock=clock
+    )
     clock.now += 10  # compiling
-    assert throughput.step(1, tokens=1000)["seconds"] == 10
+    assert throughput.step(1)["seconds"] == 10
     throughput.restart()
     clock.now += 1
-    timing = throughput.step(2, tokens=1000)
+    timing = throughput.step(2)
     assert timing == pytest.approx({"seconds": 1, "tokens_per_second": 1000, "eta": 8, "mfu": 0.5})
     clock.now += 1
     with throughput.pause():
         clock.now += 50
     clock.now += 2
-    timing = throughput.step(3, tokens=1000)
+    timing = throughput.step(3)
     assert timing == pytest.approx({"seconds": 3, "tokens_per_second": 500, "eta": 14, "mfu": 0.25})
     clock.now += 1
-    timing = throughput.step(4, tokens=3000)  # the first of the three has left the window
-    assert timing == pytest.approx({"seconds": 1, "tokens_per_second": 1000, "eta": 12, "mfu": 0.5})
+    timing = throughput.step(4)  # the first of the three has left the window
+    assert timing == pytest.approx({"seconds": 1, "tokens_per_second": 500, "eta": 12, "mfu": 0.25})
 
 
 def test_no_mfu_without_a_known_peak():
-    assert "mfu" not in Throughput(total_steps=1, flops_per_token=6.0).step(1, tokens=1)
+    assert "mfu" not in Throughput(total_steps=1, tokens_per_step=1, flops_per_token=6.0).step(1)
 
 
 ROW = {

@@ -16,11 +16,11 @@ def write_metrics(workdir, rows):
 
 @pytest.fixture
 def workdir(tmp_path):
-    rows = [{"step": 0, "eval/en/bits_per_byte": 4.0, "eval/ar/bits_per_byte": 5.0}]
+    rows = [{"step": 0, "eval/held_out/en/bits_per_byte": 4.0, "eval/held_out/ar/bits_per_byte": 5.0}]
     for step in range(1, 21):
         row = {"step": step, "loss": 8.0 / step, "grad_norm": 1.0 / step, "learning_rate": 3e-4}
         rows.append(row | {"tokens_per_second": 1.0 if step == 1 else 2000.0 + step})
-    rows.append({"step": 20, "eval/en/bits_per_byte": 3.0, "eval/ar/bits_per_byte": 2.5})
+    rows.append({"step": 20, "eval/held_out/en/bits_per_byte": 3.0, "eval/held_out/ar/bits_per_byte": 2.5})
     write_metrics(tmp_path, rows)
     return tmp_path
 
@@ -88,8 +88,8 @@ def test_missing_metrics_are_named(tmp_path):
 def test_curves_collect_each_language():
     rows = [
         {"step": 1, "loss": 1},
-        {"step": 2, "eval/en/bits_per_byte": 2.0},
-        {"step": 4, "eval/en/bits_per_byte": 1.5},
+        {"step": 2, "eval/held_out/en/bits_per_byte": 2.0},
+        {"step": 4, "eval/held_out/en/bits_per_byte": 1.5},
     ]
-    rows.append({"step": 4, "eval/ar/bits_per_byte": 9.0, "eval/ar/other": 1.0})
+    rows.append({"step": 4, "eval/held_out/ar/bits_per_byte": 9.0, "eval/held_out/ar/other": 1.0})
     assert run_report.evaluation_curves(rows) == {"en": [(2, 2.0), (4, 1.5)], "ar": [(4, 9.0)]}

@@ -1,0 +1,116 @@
+"""What a run begins with: its architecture and tokenizer, and the parameters or the checkpoint that it starts from."""
+
+import dataclasses
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from allam_jax.config import differences, require
+from allam_jax.errors import UserError
+from allam_jax.model.llama import Params
+from allam_jax.model.llama_config import LlamaConfig
+from allam_jax.settings import Settings
+from allam_jax.tokenizer.tokenizer import Tokenizer
+from allam_jax.training.checkpoints import list_steps
+from allam_jax.training.load import CHECKPOINTS_FOLDER, checkpoint_of, load_model, read_run, run_of
+from allam_jax.weights.directory import TOKENIZER_FOLDER, check_vocabulary
+
+
+@dataclasses.dataclass(kw_only=True)
+class Origin:
+    """What a run begins with; nothing is trained yet.
+
+    Attributes:
+        model: the architecture.
+        tokenizer: fits the model's vocabulary.
+        tokenizer_dir: where the tokenizer lies.
+        params: to start from; None if they are random or come from a checkpoint. The session takes them away: the
+            first step overwrites their memory.
+        checkpoint: that the run descends from, or None.
+        resuming: whether the run itself has a checkpoint already.
+    """
+
+    model: LlamaConfig
+    tokenizer: Tokenizer
+    tokenizer_dir: Path
+    params: Params | None = None
+    checkpoint: Path | None = None
+    resuming: bool = False
+
+
+def open_origin(config: Settings, *, workdir: Path, mesh: Mesh) -> Origin:
+    """What the run in `workdir` begins with: its own checkpoint, `config.init`, or random parameters.
+
+    Raises:
+        UserError: what `config.init.weights` names is not there or lacks what is asked of it, the tokenizer does not
+            fit the model, or the run in `workdir` is of another model.
+    """
+    if list_steps(workdir / CHECKPOINTS_FOLDER):
+        return _own(config, workdir)
+    if not config.init.weights:
+        if is_branch(config):
+            raise UserError("config.init.optimizer, step and data need init.weights: the path of a checkpoint")
+        tokenizer, tokenizer_dir = open_tokenizer(config)
+        model = architecture(config, tokenizer=tokenizer)
+        return _checked(Origin(model=model, tokenizer=tokenizer, tokenizer_dir=tokenizer_dir), weights="config.model")
+    path = Path(config.init.weights)
+    checkpoint = checkpoint_of(path)
+    if is_branch(config):
+        if checkpoint is None:
+            raise UserError(
+                f"config.init.weights = {path}: only checkpoints hold an optimizer, a step and a data position"
+            )
+        parent = run_of(checkpoint)
+        model, params = read_run(parent), None
+        beside: Path | None = parent / TOKENIZER_FOLDER
+    else:
+        loaded = load_model(path, mesh=mesh, param_dtype=config.param_dtype)
+        model, params, beside = loaded.config, loaded.params, loaded.tokenizer_dir
+    tokenizer, tokenizer_dir = open_tokenizer(config, beside_weights=beside)
+    origin = Origin(model=model, tokenizer=tokenizer, tokenizer_dir=tokenizer_dir, params=params, checkpoint=checkpoint)
+    return _checked(origin, weights=str(path))
+
+
+def is_branch(config: Settings) -> bool:
+    """Whether the run takes more than parameters from `init.weights`."""
+    return config.init.optimizer or config.init.step or config.init.data
+
+
+def open_tokenizer(config: Settings, *, beside_weights: Path | None = None) -> tuple[Tokenizer, Path]:
+    """The tokenizer of `config.tokenizer`, or else the one beside the weights, and its directory."""
+    path = Path(
+        require(
+            config.tokenizer or str(beside_weights or ""),
+            key="tokenizer",
+            hint="give a tokenizer directory (the weights, if any, have none beside them)",
+        )
+    )
+    return Tokenizer.load(path), path if path.is_dir() else path.parent
+
+
+def architecture(config: Settings, *, tokenizer: Tokenizer) -> LlamaConfig:
+    """`config.model`; vocab_size 0 takes the tokenizer's."""
+    return dataclasses.replace(config.model, vocab_size=config.model.vocab_size or tokenizer.vocab_size)
+
+
+def _own(config: Settings, workdir: Path) -> Origin:
+    """The run's own architecture and tokenizer; its parameters come from its checkpoint."""
+    tokenizer, tokenizer_dir = open_tokenizer(config, beside_weights=workdir / TOKENIZER_FOLDER)
+    origin = Origin(model=read_run(workdir), tokenizer=tokenizer, tokenizer_dir=tokenizer_dir, resuming=True)
+    _checked(origin, weights=f"the run in {workdir}")
+    if not config.init.weights:  # otherwise the weights decide, and config.model says nothing
+        wanted = architecture(config, tokenizer=tokenizer)
+        changed = differences(dataclasses.asdict(origin.model), dataclasses.asdict(wanted), "config.model.")
+        if changed:
+            raise UserError(f"{workdir} holds a run of another model ({'; '.join(changed)}); use another --workdir")
+    return origin
+
+
+def _checked(origin: Origin, *, weights: str) -> Origin:
+    check_vocabulary(
+        origin.model,
+        tokenizer_size=origin.tokenizer.vocab_size,
+        tokenizer=str(origin.tokenizer_dir),
+        weights=weights,
+    )
+    return origin

@@ -1,0 +1,180 @@
+"""A run that is open: its state, its data and where its checkpoints and metrics go. It knows no task.
+
+A run is fresh (random or loaded parameters), resumed (from its own newest checkpoint) or a branch (parts of another
+run's checkpoint). What the loop needs is the same in all three cases.
+"""
+
+import contextlib
+import dataclasses
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from allam_jax.data.loader import Loader
+from allam_jax.errors import UserError
+from allam_jax.parallel.distributed import global_batch_array, is_main_process
+from allam_jax.settings import Settings, as_dict
+from allam_jax.training.checkpoints import Checkpointer, Restored, read_metadata, restore_checkpoint
+from allam_jax.training.load import CHECKPOINTS_FOLDER, save_run
+from allam_jax.training.metrics import MetricsWriter
+from allam_jax.training.objective import Batch
+from allam_jax.training.origin import Origin, is_branch
+from allam_jax.training.run_description import RunDescription
+from allam_jax.training.run_metadata import run_metadata
+from allam_jax.training.state import TrainState, random_params, start_state
+
+
+@dataclasses.dataclass(kw_only=True)
+class Session:
+    """An open run.
+
+    Attributes:
+        workdir: of the run.
+        run: the description of its step.
+        mesh: of its devices.
+        state: as of the last step. The step donates its buffers: whoever runs a step puts the new state here.
+        loader: yields this process's rows as numpy batches; stands at the batch of the next step.
+        checkpointer: where `save` writes.
+        writer: where metrics go; opened for the step of `state`.
+        metadata: of every checkpoint, without the tokens by source.
+        tokens: trained on so far, by source.
+    """
+
+    workdir: Path
+    run: RunDescription
+    mesh: Mesh
+    state: TrainState
+    loader: Loader
+    checkpointer: Checkpointer
+    writer: MetricsWriter
+    metadata: dict[str, Any]
+    tokens: "TokenCounts"
+
+    def next_batch(self) -> Batch:
+        """The batch of the next step, on all devices."""
+        return global_batch_array(next(self.loader), mesh=self.mesh, global_batch=self.run.batch_size)
+
+    def save(self, step: int) -> None:
+        """Starts writing the checkpoint of `step`, the number of updates made. Flush the writer first."""
+        metadata = {"tokens_by_source": self.tokens.settle(keep=0), **self.metadata}
+        self.checkpointer.save(step, state=self.state, data=self.loader.get_state(), metadata=metadata)
+
+
+@contextlib.contextmanager
+def open_session(
+    config: Settings, workdir: Path, *, origin: Origin, run: RunDescription, mesh: Mesh, loader: Loader
+) -> Iterator[Session]:
+    """Opens the run in `workdir`; on leaving, waits for the last checkpoint and closes the metrics.
+
+    Args:
+        config: its sections `init`, `train`, `checkpoint` and `metrics`, and the seed, are read; all of it is recorded.
+        workdir: of the run.
+        origin: from `open_origin`; its parameters are taken away.
+        run: the description of the step.
+        mesh: of the run's devices.
+        loader: of the run's data, at its beginning; is set to where the run is.
+
+    Raises:
+        UserError: a checkpoint is damaged or of another run, or the run is beyond `config.train.steps`.
+    """
+    keep = {"keep_last": config.checkpoint.keep_last, "keep_every": config.checkpoint.keep_every}
+    with contextlib.ExitStack() as stack:
+        checkpointer = stack.enter_context(Checkpointer(workdir / CHECKPOINTS_FOLDER, **keep))
+        abstract = run.abstract_state(mesh)
+        tokens = dict.fromkeys(loader.source_names, 0)
+        if origin.resuming:
+            state, data, metadata = checkpointer.restore(abstract)
+            loader.set_state(data)
+            tokens |= metadata["tokens_by_source"]
+            parent = metadata["parent"]
+            logging.info("resuming at step %d of %d", int(state.step), config.train.steps)
+        else:
+            parent = None
+            if origin.checkpoint is not None:
+                parent = {"path": str(origin.checkpoint), "step": read_metadata(origin.checkpoint)["step"]}
+            if is_branch(config):
+                assert origin.checkpoint is not None
+                state, data, metadata = _branch(config, origin.checkpoint, abstract=abstract, run=run)
+                if config.init.data:
+                    loader.set_state(data)
+                    tokens |= metadata["tokens_by_source"]
+            else:
+                params = origin.params or random_params(abstract.params, config=run.model, seed=config.seed)
+                state = start_state(params, abstract=abstract, optimizer=run.optimizer, seed=config.seed)
+            if is_main_process():
+                save_run(workdir, config=run.model, tokenizer_dir=origin.tokenizer_dir)
+        origin.params = None
+        if int(state.step) > config.train.steps:
+            raise UserError(
+                f"config.train.steps = {config.train.steps}: {workdir} is at step {int(state.step)} already; give "
+                "more, or branch from one of its checkpoints into another --workdir"
+            )
+        loader.set_step(int(state.step))  # of this run: what its phases go by
+        logging.info("%s parameters on mesh %s", f"{run.model.num_parameters:,}", dict(mesh.shape))
+        writer = stack.enter_context(
+            MetricsWriter(
+                workdir,
+                resume_step=int(state.step) if origin.resuming else None,
+                tensorboard=config.metrics.tensorboard,
+                wandb_project=config.metrics.wandb_project,
+                config=as_dict(config),
+            )
+        )
+        yield Session(
+            workdir=workdir,
+            run=run,
+            mesh=mesh,
+            state=state,
+            loader=loader,
+            checkpointer=checkpointer,
+            writer=writer,
+            metadata=run_metadata(
+                config=as_dict(config),
+                mesh=dict(mesh.shape),
+                tokenizer=origin.tokenizer.fingerprint,
+                mixture=loader.mixture,
+                parent=parent,
+            ),
+            tokens=TokenCounts(tokens),
+        )
+
+
+def _branch(config: Settings, checkpoint: Path, *, abstract: TrainState, run: RunDescription) -> Restored:
+    """The checkpoint's state, with those parts made new that the config does not take from it."""
+    state, data, metadata = restore_checkpoint(checkpoint, abstract_state=abstract)
+    if not (config.init.optimizer and config.init.step):
+        new = start_state(state.params, abstract=abstract, optimizer=run.optimizer, seed=config.seed)
+        if not config.init.optimizer:
+            state = state._replace(optimizer=new.optimizer)
+        if not config.init.step:
+            state = state._replace(step=new.step, rng=new.rng)
+    return Restored(state, data, metadata)
+
+
+class TokenCounts:
+    """Exact tokens by source on the host, from device counts that are fetched late."""
+
+    def __init__(self, start: dict[str, int]):
+        """Begins with these totals: sources in the order of `source_ids`, then those that are no longer read."""
+        self._totals = dict(start)
+        self._waiting: deque[jax.Array] = deque()
+
+    def add(self, counts: jax.Array) -> None:
+        """Adds one step's counts, [sources] on the device, without waiting for them."""
+        counts.copy_to_host_async()
+        self._waiting.append(counts)
+
+    def settle(self, *, keep: int) -> dict[str, int]:
+        """Adds up all but the newest `keep` steps; returns the totals."""
+        while len(self._waiting) > keep:
+            counts = np.asarray(self._waiting.popleft())
+            # A branch may leave out sources of its parent: their totals come after those of its own.
+            for name, count in zip(self._totals, counts, strict=False):
+                self._totals[name] += int(count)
+        return dict(self._totals)

@@ -1,0 +1,70 @@
+"""A profile of some steps of a run: what ran on the devices and when, for XProf (`xprof --logdir WORKDIR/profile`)."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+from absl import logging
+
+from allam_jax.errors import UserError
+
+PROFILE_FOLDER = "profile"
+
+
+class Tracer:
+    """Traces the steps `start` to `stop - 1`; a context manager. Each process traces its own devices.
+
+    The traces lie in `WORKDIR/profile`, those of many processes in a folder each.
+    """
+
+    def __init__(self, workdir: Path, *, steps: tuple[int, ...], pause: Callable[[], AbstractContextManager]):
+        """Traces nothing yet.
+
+        Args:
+            workdir: of the run.
+            steps: (start, stop), counting from 1; () traces nothing.
+            pause: entered while a trace is started or written: that time is not training.
+
+        Raises:
+            UserError: `steps` is neither.
+        """
+        if steps and (len(steps) != 2 or not 1 <= steps[0] < steps[1]):
+            raise UserError(f"config.metrics.profile_steps = {steps}: expected (start, stop) with 1 <= start < stop")
+        self._steps = range(*steps) if steps else range(0)
+        self._folder = Path(workdir) / PROFILE_FOLDER
+        if jax.process_count() > 1:
+            self._folder /= f"process_{jax.process_index()}"
+        self._pause = pause
+        self._tracing = False
+
+    def before(self, step: int, *, waits_for: Any) -> None:
+        """Call before a step. Starts the trace once `waits_for` (arrays of the steps before) is there."""
+        if step in self._steps and not self._tracing:
+            jax.block_until_ready(waits_for)
+            with self._pause():
+                jax.profiler.start_trace(str(self._folder))
+            self._tracing = True
+
+    def after(self, step: int, *, waits_for: Any) -> None:
+        """Call after a step. Writes the trace once the devices have done the step."""
+        if self._tracing and step + 1 not in self._steps:
+            jax.block_until_ready(waits_for)
+            self._stop()
+
+    def __enter__(self) -> "Tracer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._tracing:  # the run ends in the middle of the steps
+            self._stop()
+
+    def _stop(self) -> None:
+        self._tracing = False
+        with self._pause():
+            jax.profiler.stop_trace()
+        logging.info("profile of steps %d to %d: %s", self._steps.start, self._steps.stop - 1, self._folder)
