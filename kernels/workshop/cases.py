@@ -10,7 +10,7 @@ from kernels.attention.contract import Request
 from kernels.attention.dropout import Dropout
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Case:
     """One request: shapes, documents of a row and dropout."""
 
@@ -61,34 +61,16 @@ class Case:
         return q, k, v
 
 
-CASES = (
-    Case(name="one_document", batch=2, seq_len=128, num_heads=4, num_kv_heads=4, head_dim=32),
-    Case(name="packed", batch=2, seq_len=128, num_heads=4, num_kv_heads=4, head_dim=64, documents=(50, 33, 45)),
-    Case(name="grouped", batch=2, seq_len=192, num_heads=8, num_kv_heads=2, head_dim=16, documents=(64, 100)),
-    Case(name="one_kv_head", batch=1, seq_len=96, num_heads=6, num_kv_heads=1, head_dim=80, documents=(7, 60)),
-    Case(name="ragged", batch=3, seq_len=157, num_heads=3, num_kv_heads=3, head_dim=24, documents=(1, 90, 60)),
-    Case(
-        name="padded_in_front",
-        batch=1,
-        seq_len=100,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=32,
-        documents=(70,),
-        padded_in_front=True,
-    ),
-    Case(name="single_token", batch=2, seq_len=1, num_heads=2, num_kv_heads=2, head_dim=8),
-    Case(
-        name="dropping",
-        batch=2,
-        seq_len=130,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=16,
-        documents=(70, 40),
-        dropout_rate=0.3,
-    ),
-    Case(name="many_blocks", batch=1, seq_len=1100, num_heads=1, num_kv_heads=1, head_dim=8, documents=(700, 350)),
+CASES = (  # name, batch, sequence, query heads, key/value heads, head size
+    Case("one_document", 2, 128, 4, 4, 32),
+    Case("packed", 2, 128, 4, 4, 64, documents=(50, 33, 45)),
+    Case("grouped", 2, 192, 8, 2, 16, documents=(64, 100)),
+    Case("one_kv_head", 1, 96, 6, 1, 80, documents=(7, 60)),
+    Case("ragged", 3, 157, 3, 3, 24, documents=(1, 90, 60)),
+    Case("padded_in_front", 1, 100, 2, 1, 32, documents=(70,), padded_in_front=True),
+    Case("single_token", 2, 1, 2, 2, 8),
+    Case("dropping", 2, 130, 4, 2, 16, documents=(70, 40), dropout_rate=0.3),
+    Case("many_blocks", 1, 1100, 1, 1, 8, documents=(700, 350)),
 )
 
 # Documents of a packed row, as shares of it: web pages are mostly short, with a few long ones.
@@ -100,32 +82,17 @@ def packed(seq_len: int) -> tuple[int, ...]:
     return tuple(int(share * 0.99 * seq_len) for share in _SHARES)
 
 
-REAL_CASES = (
-    Case(name="7b_t2048", batch=4, seq_len=2048, num_heads=32, num_kv_heads=32, head_dim=128, documents=packed(2048)),
-    Case(name="7b_t4096", batch=2, seq_len=4096, num_heads=32, num_kv_heads=32, head_dim=128, documents=packed(4096)),
-    Case(name="7b_t4096_whole", batch=2, seq_len=4096, num_heads=32, num_kv_heads=32, head_dim=128),
-    Case(
-        name="7b_t4096_dropout",
-        batch=2,
-        seq_len=4096,
-        num_heads=32,
-        num_kv_heads=32,
-        head_dim=128,
-        documents=packed(4096),
-        dropout_rate=0.1,
-    ),
-    Case(
-        name="13b_tp2_t4096", batch=2, seq_len=4096, num_heads=20, num_kv_heads=20, head_dim=128, documents=packed(4096)
-    ),
-    Case(
-        name="34b_tp8_t4096", batch=4, seq_len=4096, num_heads=8, num_kv_heads=1, head_dim=128, documents=packed(4096)
-    ),
-    Case(
-        name="70b_tp8_t8192", batch=2, seq_len=8192, num_heads=8, num_kv_heads=1, head_dim=128, documents=packed(8192)
-    ),
-    Case(name="70b_tp8_t8192_whole", batch=2, seq_len=8192, num_heads=8, num_kv_heads=1, head_dim=128),
-    Case(name="8b_t8192", batch=1, seq_len=8192, num_heads=32, num_kv_heads=8, head_dim=128, documents=packed(8192)),
-    Case(name="small_h64", batch=4, seq_len=4096, num_heads=12, num_kv_heads=4, head_dim=64, documents=packed(4096)),
-    Case(name="small_h64_whole", batch=4, seq_len=4096, num_heads=12, num_kv_heads=4, head_dim=64),
+REAL_CASES = (  # heads are those of one GPU: of a shard where the name has `tp`
+    Case("7b_t2048", 4, 2048, 32, 32, 128, documents=packed(2048)),
+    Case("7b_t4096", 2, 4096, 32, 32, 128, documents=packed(4096)),
+    Case("7b_t4096_whole", 2, 4096, 32, 32, 128),
+    Case("7b_t4096_dropout", 2, 4096, 32, 32, 128, documents=packed(4096), dropout_rate=0.1),
+    Case("13b_tp2_t4096", 2, 4096, 20, 20, 128, documents=packed(4096)),
+    Case("34b_tp8_t4096", 4, 4096, 8, 1, 128, documents=packed(4096)),
+    Case("70b_tp8_t8192", 2, 8192, 8, 1, 128, documents=packed(8192)),
+    Case("70b_tp8_t8192_whole", 2, 8192, 8, 1, 128),
+    Case("8b_t8192", 1, 8192, 32, 8, 128, documents=packed(8192)),
+    Case("small_h64", 4, 4096, 12, 4, 64, documents=packed(4096)),
+    Case("small_h64_whole", 4, 4096, 12, 4, 64),
 )
 """One row of documents each; `_whole` means one document a row, which kernels without segments can serve too."""

@@ -25,11 +25,16 @@ class Truth(NamedTuple):
 
 def assert_true(serve: Callable, case: Case, *, dtype=jnp.float32, bound: float = 1e-5) -> Truth:
     """All five results of a backend are within `bound` of the truth, which is returned."""
-    actual, truth = with_gradients(serve, case, dtype=dtype), in_float64(case, dtype)
+    truth = in_float64(case, dtype)
+    assert_close(with_gradients(serve, case, dtype=dtype), truth, dtype=dtype, bound=bound)
+    return truth
+
+
+def assert_close(actual: Truth, truth: Truth, *, dtype, bound: float) -> None:
+    """Dtypes are those of the contract, and no result deviates by more than `bound` of the largest true value."""
     for name, a, e in zip(Truth._fields, actual, truth, strict=True):
         assert a.dtype == (jnp.float32 if name == "log_z" else dtype)
         assert relative_error(a, e) <= bound, name
-    return truth
 
 
 def with_gradients(serve: Callable, case: Case, *, arrays=None, dtype=jnp.float32) -> Truth:

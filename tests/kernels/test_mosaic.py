@@ -14,8 +14,8 @@ from kernels.attention import mosaic, mosaic_parts
 from kernels.attention.blocks import Blocks
 from kernels.attention.contract import AttentionOutput, Request
 from kernels.workshop import mosaic_simulator
-from kernels.workshop.cases import CASES, Case
-from tests.kernels.attention_truth import Truth, cotangents, relative_error
+from kernels.workshop.cases import Case
+from tests.kernels.attention_truth import Truth, assert_close, cotangents, relative_error
 from tests.kernels.plain_attention import assert_no_worse, truth_and_plain
 
 # The smallest blocks: rows of a few hundred tokens then have many, and the ring in shared memory is used again.
@@ -23,7 +23,7 @@ SMALL = {"forward": Blocks(128, 64, 12, 2), "dq": Blocks(128, 64, 12, 2), "dkv":
 LARGE = {"forward": Blocks(128, 128, 12, 3), "dq": Blocks(128, 128, 12, 2), "dkv": Blocks(128, 128, 12, 3)}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Scattered(Case):
     """Any ids, in any order."""
 
@@ -31,39 +31,51 @@ class Scattered(Case):
         return np.random.default_rng(3).choice([0, 5, 2, -7], size=(self.batch, self.seq_len)).astype(np.int32)
 
 
-SCATTERED = Scattered(name="scattered", batch=1, seq_len=200, num_heads=2, num_kv_heads=1, head_dim=64)
-PACKED = next(case for case in CASES if case.name == "packed")
-WIDE = dataclasses.replace(PACKED, name="wide", batch=1, seq_len=300, num_heads=2, num_kv_heads=1, head_dim=128)
+# The simulator compiles for seconds and takes one more for some programs. So cases are few and small, and those of one
+# shape, which differ in their segments, share the compiled kernels.
+SHAPE = (2, 157, 2, 1, 64)
+SMALL_CASES = (
+    Case("packed", *SHAPE, documents=(50, 33, 45)),
+    Case("padded_in_front", *SHAPE, documents=(1, 70), padded_in_front=True),
+    Scattered("scattered", *SHAPE),
+    Case("one_kv_head_dropping", 2, 96, 3, 1, 80, documents=(7, 60), dropout_rate=0.3),
+    Case("single_token", 1, 1, 2, 2, 24),
+    Case("many_blocks", 1, 520, 1, 1, 8, documents=(450, 50)),
+)
+WIDE = Case("wide", 1, 300, 2, 1, 128, documents=(50, 33, 45))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [*CASES, SCATTERED], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: case.name)
 def test_case_in_bfloat16(case):
-    check(case, jnp.bfloat16, SMALL)
+    check(case, jnp.bfloat16, "small")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
-def test_large_blocks(dtype):
-    check(WIDE, dtype, LARGE)
+def test_large_blocks_in_float16():
+    check(WIDE, jnp.float16, "large")
 
 
-def check(case: Case, dtype, blocks) -> None:
-    arrays, (d_out, d_log_z) = case.arrays(dtype=dtype), cotangents(case, dtype)
+@functools.cache
+def simulated(blocks: str):
+    """Forward pass and its pullback, and the backward pass: apart, for races are asked for after each."""
+    blocks = {"small": SMALL, "large": LARGE}[blocks]
+    serve = functools.partial(mosaic.attention, simulator=mosaic_simulator.parameters(), blocks=blocks)
+    forward = jax.jit(lambda arrays, request: jax.vjp(lambda q, k, v: serve(q, k, v, request), *arrays))
+    return forward, jax.jit(lambda pull, d_outputs: pull(d_outputs))
+
+
+def check(case: Case, dtype, blocks: str) -> None:
     truth, plain = truth_and_plain(case, dtype)
-    simulated = functools.partial(mosaic.attention, simulator=mosaic_simulator.parameters(), blocks=blocks)
-    serve = lambda q, k, v: simulated(q, k, v, case.request())  # noqa: E731
-    output, gradient = jax.vjp(serve, *arrays)
-    jax.block_until_ready(output)
+    forward, backward = simulated(blocks)
+    output, pull = jax.block_until_ready(forward(case.arrays(dtype=dtype), case.request()))
     assert not mosaic_simulator.races_found()
-    actual = Truth(*output, *gradient(AttentionOutput(d_out, d_log_z)))
-    jax.block_until_ready(actual)
+    gradients = jax.block_until_ready(backward(pull, AttentionOutput(*cotangents(case, dtype))))
     assert not mosaic_simulator.races_found()
-    padding = case.segment_ids_BT() == 0
-    for name, a, e in zip(Truth._fields, actual, truth, strict=True):
-        assert a.dtype == (jnp.float32 if name == "log_z" else dtype)
+    actual, padding = Truth(*output, *gradients), case.segment_ids_BT() == 0
+    assert_close(actual, truth, dtype=dtype, bound=2e-2)
+    for name, a in actual._asdict().items():
         assert np.all(np.isfinite(np.asarray(a, np.float32))), name
-        assert relative_error(a, e) <= 2e-2, name
         by_token = np.asarray(a, np.float32).swapaxes(1, 2) if name == "log_z" else np.asarray(a, np.float32)
         np.testing.assert_array_equal(by_token[padding], 0.0)
     if case.seq_len > 1:  # as in test_attention
