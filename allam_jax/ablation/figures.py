@@ -286,7 +286,9 @@ def arm_name(arm: tuple[Any, ...]) -> str:
 
 def _reference_name(reference: Mapping[str, Any]) -> str:
     """The arm as an axis label names it: numbers need the name of their axis, words do not."""
-    return ", ".join(value if isinstance(value, str) else f"{axis} {value:g}" for axis, value in reference.items())
+    return ", ".join(
+        value if isinstance(value, str) else f"{axis} {arm_name((value,))}" for axis, value in reference.items()
+    )
 
 
 def _over(runs: Sequence[Outcome], *, x: str, measure: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
