@@ -26,7 +26,6 @@ from allam_jax.report.style import (
 )
 
 _MANY_POINTS = 60  # from this number on, a curve has no markers
-_SPREAD = "shaded: ± standard deviation over seeds"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,9 +59,28 @@ class Figure(abc.ABC):
         """The axes of the sweep that the figure uses."""
         return self.by
 
-    @abc.abstractmethod
     def draw(self, outcomes: Sequence[Outcome], measures: Sequence[Measure], path: Path) -> None:
         """Draws the runs into the PNG `path`; `measures` are those of `measure_names`, in order."""
+        import matplotlib
+
+        with matplotlib.rc_context(STYLE):
+            figure, axes = self._drawn(outcomes, measures)
+            figure.align_ylabels()
+            legend(figure, axes[0, 0], columns=round(figure.get_figwidth() / 1.35), title=self._legend_title)
+            figure.supxlabel(self._note, fontsize=7.5, color="#444444")
+            save_figure(figure, path)
+
+    @abc.abstractmethod
+    def _drawn(self, outcomes: Sequence[Outcome], measures: Sequence[Measure]) -> tuple[Any, np.ndarray]:
+        """A figure with its axes [rows, columns]."""
+
+    @property
+    def _legend_title(self) -> str:
+        return ", ".join(self.by)
+
+    @property
+    def _note(self) -> str:
+        return "shaded: ± standard deviation over seeds"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,30 +124,26 @@ class Curves(_Compared):
         """See Figure."""
         return (*self.by, *self.reference)
 
-    def draw(self, outcomes: Sequence[Outcome], measures: Sequence[Measure], path: Path) -> None:
-        """See Figure."""
-        import matplotlib
-
+    def _drawn(self, outcomes: Sequence[Outcome], measures: Sequence[Measure]) -> tuple[Any, np.ndarray]:
         shown = [run for run in outcomes if not self.only or run.labels[self.by[0]] in self.only]
-        with matplotlib.rc_context(STYLE):
-            figure, axes = self._panels(measures)
-            drawn: list[list[int]] = []
-            for column, measure in enumerate(measures):
-                width = 1
-                for index, (arm, runs) in enumerate(by_arm(shown, self.by).items()):
-                    steps, values = self._shown(*aligned_curves(runs, measure.name))
-                    width = max(width, smoothing_width(len(steps)))
-                    _curve_band(axes[0, column], steps, values, index=index, label=arm_name(arm))
-                    drawn.append(steps.tolist())
-                    if self.reference:
-                        paired = _minus(runs, self._base(outcomes), measure.name)
-                        curves = self._shown(*aligned_curves(paired, measure.name))
-                        _curve_band(axes[1, column], *curves, index=index, label="")
-                _name(axes[0, column], measure, note=f" (running mean of {width})" if width > 1 else "")
-            label = early_step_axes(axes[-1], drawn) if self.log_steps else "Optimizer step"
-            for ax in axes[-1]:
-                ax.set_xlabel(label)
-            _finish(figure, axes[0, 0], path, note=_SPREAD, title=", ".join(self.by))
+        figure, axes = self._panels(measures)
+        drawn: list[list[int]] = []
+        for column, measure in enumerate(measures):
+            width = 1
+            for index, (arm, runs) in enumerate(by_arm(shown, self.by).items()):
+                steps, values = self._shown(*aligned_curves(runs, measure.name))
+                width = max(width, smoothing_width(len(steps)))
+                _curve_band(axes[0, column], steps, values, index=index, label=arm_name(arm))
+                drawn.append(steps.tolist())
+                if self.reference:
+                    paired = _minus(runs, self._base(outcomes), measure.name)
+                    curves = self._shown(*aligned_curves(paired, measure.name))
+                    _curve_band(axes[1, column], *curves, index=index, label="")
+            _name(axes[0, column], measure, note=f" (running mean of {width})" if width > 1 else "")
+        label = early_step_axes(axes[-1], drawn) if self.log_steps else "Optimizer step"
+        for ax in axes[-1]:
+            ax.set_xlabel(label)
+        return figure, axes
 
     def _shown(self, steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return steps[steps >= self.from_step], values[:, steps >= self.from_step]
@@ -157,33 +171,33 @@ class Against(_Compared):
         """See Figure."""
         return (self.x, *self.by, *self.reference)
 
-    def draw(self, outcomes: Sequence[Outcome], measures: Sequence[Measure], path: Path) -> None:
-        """See Figure."""
-        import matplotlib
+    def _drawn(self, outcomes: Sequence[Outcome], measures: Sequence[Measure]) -> tuple[Any, np.ndarray]:
+        figure, axes = self._panels(measures)
+        for ax, below, measure in zip(axes[0], axes[-1], measures, strict=True):
+            base = by_seed(self._base(outcomes), measure.name)
+            for index, (arm, runs) in enumerate(by_arm(outcomes, self.by).items()):
+                values = {run.run: run.values[measure.name] for run in runs if measure.name in run.values}
+                _band(ax, *_over(runs, x=self.x, measure=measure.name), index=index, label=arm_name(arm))
+                settings = [run.labels[self.x] for run in runs if run.run in values]
+                ax.plot(settings, list(values.values()), ".", color=_colour(index), alpha=0.45, markersize=4)
+                if self.reference:
+                    paired = [
+                        dataclasses.replace(run, values={measure.name: values[run.run] - base[seed]})
+                        for run in runs
+                        if run.run in values and (seed := run.labels.get(SEED)) in base
+                    ]
+                    _band(below, *_over(paired, x=self.x, measure=measure.name), index=index, label="")
+            _name(ax, measure)
+            if self.from_zero:
+                ax.set_ylim(bottom=0)
+            below.set_xlabel(self.x_label)
+            if self.log_x:
+                _logarithmic(below, {run.labels[self.x] for run in outcomes})
+        return figure, axes
 
-        with matplotlib.rc_context(STYLE):
-            figure, axes = self._panels(measures)
-            for ax, below, measure in zip(axes[0], axes[-1], measures, strict=True):
-                base = by_seed(self._base(outcomes), measure.name)
-                for index, (arm, runs) in enumerate(by_arm(outcomes, self.by).items()):
-                    values = {run.run: run.values[measure.name] for run in runs if measure.name in run.values}
-                    _band(ax, *_over(runs, x=self.x, measure=measure.name), index=index, label=arm_name(arm))
-                    settings = [run.labels[self.x] for run in runs if run.run in values]
-                    ax.plot(settings, list(values.values()), ".", color=_colour(index), alpha=0.45, markersize=4)
-                    if self.reference:
-                        paired = [
-                            dataclasses.replace(run, values={measure.name: values[run.run] - base[seed]})
-                            for run in runs
-                            if run.run in values and (seed := run.labels.get(SEED)) in base
-                        ]
-                        _band(below, *_over(paired, x=self.x, measure=measure.name), index=index, label="")
-                _name(ax, measure)
-                if self.from_zero:
-                    ax.set_ylim(bottom=0)
-                below.set_xlabel(self.x_label)
-                if self.log_x:
-                    _logarithmic(below, {run.labels[self.x] for run in outcomes})
-            _finish(figure, axes[0, 0], path, note=f"{_SPREAD}; dots: each seed", title=", ".join(self.by))
+    @property
+    def _note(self) -> str:
+        return f"{super()._note}; dots: each seed"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -214,56 +228,55 @@ class Together(Figure):
         """See Figure."""
         return (self.x,)
 
-    def draw(self, outcomes: Sequence[Outcome], measures: Sequence[Measure], path: Path) -> None:
-        """See Figure."""
-        import matplotlib
-
+    def _drawn(self, outcomes: Sequence[Outcome], measures: Sequence[Measure]) -> tuple[Any, np.ndarray]:
         units = {measure.name: measure.unit for measure in measures}
-        with matplotlib.rc_context(STYLE):
-            size = (max(3.0 * len(self.panels), 5.0), 3.4)
-            figure, axes = subplots(rows=1, columns=len(self.panels), size=size, heights=(1,))
-            for ax, (title, names) in zip(axes[0], self.panels.items(), strict=True):
-                for index, (name, label) in enumerate(zip(names, self.lines, strict=True)):
-                    # Lines may coincide: different dashes keep both visible.
-                    _band(ax, *_over(outcomes, x=self.x, measure=name), index=index, label=label, style=index)
-                ax.set_title(title)
-                ax.set_xlabel(self.x_label)
-                ax.set_ylabel(units[names[0]])
-                ax.set_ylim(bottom=0)
-                if self.log_x:
-                    _logarithmic(ax, {run.labels[self.x] for run in outcomes})
-            _finish(figure, axes[0, 0], path, note=_SPREAD, title=self.lines_title)
+        size = (max(3.0 * len(self.panels), 5.0), 3.4)
+        figure, axes = subplots(rows=1, columns=len(self.panels), size=size, heights=(1,))
+        for ax, (title, names) in zip(axes[0], self.panels.items(), strict=True):
+            for index, (name, label) in enumerate(zip(names, self.lines, strict=True)):
+                # Lines may coincide: different dashes keep both visible.
+                _band(ax, *_over(outcomes, x=self.x, measure=name), index=index, label=label, style=index)
+            ax.set_title(title)
+            ax.set_xlabel(self.x_label)
+            ax.set_ylabel(units[names[0]])
+            ax.set_ylim(bottom=0)
+            if self.log_x:
+                _logarithmic(ax, {run.labels[self.x] for run in outcomes})
+        return figure, axes
+
+    @property
+    def _legend_title(self) -> str:
+        return self.lines_title
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dots(Figure):
     """Numbers by arm: mean and standard deviation over seeds, a tick per seed, a panel per measure."""
 
-    def draw(self, outcomes: Sequence[Outcome], measures: Sequence[Measure], path: Path) -> None:
-        """See Figure."""
-        import matplotlib
-
+    def _drawn(self, outcomes: Sequence[Outcome], measures: Sequence[Measure]) -> tuple[Any, np.ndarray]:
         arms = by_arm(outcomes, self.by)
-        with matplotlib.rc_context(STYLE):
-            size = (max(2.9 * len(measures) + 1.0, 5.0), 1.3 + 0.36 * len(arms))
-            figure, axes = subplots(rows=1, columns=len(measures), size=size, heights=(1,))
-            for column, (ax, measure) in enumerate(zip(axes[0], measures, strict=True)):
-                for row, runs in enumerate(arms.values()):
-                    values = list(by_seed(runs, measure.name).values())
-                    summary = summarise(values)
-                    if not summary.count:
-                        continue
-                    look = {"color": COLOURS[0], "markersize": 5, "capsize": 3, "linewidth": 1.5}
-                    ax.errorbar(summary.mean, row, xerr=np.nan_to_num(summary.std), fmt="o", **look)
-                    ax.plot(values, np.full(len(values), row), "|", color=COLOURS[1], markersize=9)
-                ax.set_ylim(len(arms) - 0.5, -0.5)
-                ax.set_yticks(range(len(arms)), [arm_name(arm) for arm in arms] if column == 0 else [""] * len(arms))
-                ax.set_title(measure.title)
-                ax.set_xlabel(measure.unit or measure.title)
-                ax.locator_params(axis="x", nbins=5)  # labels of four digits must not touch
-            axes[0, 0].set_ylabel(", ".join(self.by))
-            note = "dot and bar: mean ± standard deviation over seeds; ticks: each seed"
-            _finish(figure, axes[0, 0], path, note=note)
+        size = (max(2.9 * len(measures) + 1.0, 5.0), 1.3 + 0.36 * len(arms))
+        figure, axes = subplots(rows=1, columns=len(measures), size=size, heights=(1,))
+        for column, (ax, measure) in enumerate(zip(axes[0], measures, strict=True)):
+            for row, runs in enumerate(arms.values()):
+                values = list(by_seed(runs, measure.name).values())
+                summary = summarise(values)
+                if not summary.count:
+                    continue
+                look = {"color": COLOURS[0], "markersize": 5, "capsize": 3, "linewidth": 1.5}
+                ax.errorbar(summary.mean, row, xerr=np.nan_to_num(summary.std), fmt="o", **look)
+                ax.plot(values, np.full(len(values), row), "|", color=COLOURS[1], markersize=9)
+            ax.set_ylim(len(arms) - 0.5, -0.5)
+            ax.set_yticks(range(len(arms)), [arm_name(arm) for arm in arms] if column == 0 else [""] * len(arms))
+            ax.set_title(measure.title)
+            ax.set_xlabel(measure.unit or measure.title)
+            ax.locator_params(axis="x", nbins=5)  # labels of four digits must not touch
+        axes[0, 0].set_ylabel(", ".join(self.by))
+        return figure, axes
+
+    @property
+    def _note(self) -> str:
+        return "dot and bar: mean ± standard deviation over seeds; ticks: each seed"
 
 
 def arm_name(arm: tuple[Any, ...]) -> str:
@@ -273,7 +286,9 @@ def arm_name(arm: tuple[Any, ...]) -> str:
 
 def _reference_name(reference: Mapping[str, Any]) -> str:
     """The arm as an axis label names it: numbers need the name of their axis, words do not."""
-    return ", ".join(value if isinstance(value, str) else f"{axis} {value:g}" for axis, value in reference.items())
+    return ", ".join(
+        value if isinstance(value, str) else f"{axis} {arm_name((value,))}" for axis, value in reference.items()
+    )
 
 
 def _over(runs: Sequence[Outcome], *, x: str, measure: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -334,10 +349,3 @@ def _name(ax, measure: Measure, *, note: str = "") -> None:
     ax.set_ylabel(measure.unit or measure.title)
     if ax.get_ylim()[0] < 0 and all(np.nanmin(line.get_ydata(), initial=np.inf) > 0 for line in ax.lines):
         ax.set_ylim(bottom=0)
-
-
-def _finish(figure, ax, path: Path, *, note: str, title: str = "") -> None:
-    figure.align_ylabels()
-    legend(figure, ax, columns=round(figure.get_figwidth() / 1.35), title=title)
-    figure.supxlabel(note, fontsize=7.5, color="#444444")
-    save_figure(figure, path)

@@ -49,16 +49,6 @@ def last(steps: np.ndarray, values: np.ndarray) -> float:
     return float(values[-1])
 
 
-def first(steps: np.ndarray, values: np.ndarray) -> float:
-    """The value at the first step that has a value."""
-    return float(values[0])
-
-
-def largest(steps: np.ndarray, values: np.ndarray) -> float:
-    """The largest value. NaNs are ignored."""
-    return float(np.nanmax(values))
-
-
 def mean_of_last(count: int) -> Reduce:
     """The mean of the last `count` logged values, which has less noise than a single batch."""
     return lambda steps, values: float(np.mean(values[-count:]))

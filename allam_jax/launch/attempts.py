@@ -34,7 +34,10 @@ class Attempt:
         if self.process.poll() is None:
             return False
         status = self.process.returncode
-        update_last(self.folder, self.job.name, status=status, ended=time.time(), error=self._error(status))
+        path = record_path(self.folder, self.job.name)
+        record = read_json(path)
+        record["attempts"][-1] |= {"status": status, "ended": time.time(), "error": self._error(status)}
+        write_json(path, record)
         return True
 
     def _error(self, status: int) -> str:
@@ -79,13 +82,6 @@ def read_attempts(folder: Path, name: str) -> list[dict[str, Any]]:
     """The attempts at a job, oldest first: started, host and, after the end, ended, status and error (or "")."""
     path = record_path(folder, name)
     return read_json(path)["attempts"] if path.exists() else []
-
-
-def update_last(folder: Path, name: str, **facts: Any) -> None:
-    """Adds facts to the record of the last attempt at a job."""
-    record = read_json(record_path(folder, name))
-    record["attempts"][-1] |= facts
-    write_json(record_path(folder, name), record)
 
 
 def log_path(folder: Path, name: str) -> Path:

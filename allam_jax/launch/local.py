@@ -85,12 +85,12 @@ def run_jobs(
     left = collections.Counter({name: retries for name in waiting})
     running: dict[int, Attempt] = {}
     failed: dict[str, str] = {}
-    with _StopRequest() as stop:
+    with _recorded_signals() as signals:
         while waiting or running:
             _drop_blocked(waiting, failed)
             for index, slot in enumerate(slots):
                 ready = next((job for job in waiting.values() if not _is_waiting_for(job, waiting, running)), None)
-                if index in running or ready is None or stop.requested:
+                if index in running or ready is None or signals:
                     continue
                 del waiting[ready.name]
                 logging.info("start %s (%s)", ready.name, ", ".join(stage.name for stage in ready.stages))
@@ -99,9 +99,9 @@ def run_jobs(
                     variables["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
                 with _pinned(slot.cores):
                     running[index] = attempts.start(ready, folder=folder, environment=variables)
-            if stop.requested:
-                _stop(list(running.values()), stop)
-                raise Stopped(f"{stop.requested}: {len(running)} jobs stopped; run the same command again to continue")
+            if signals:
+                _stop(list(running.values()), signals)
+                raise Stopped(f"{signals[0]}: {len(running)} jobs stopped; run the same command again to continue")
             time.sleep(_LOOK_EVERY_SECONDS)
             for index, attempt in list(running.items()):
                 if attempt.ended():
@@ -150,35 +150,29 @@ def _pinned(cores: tuple[int, ...]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _stop(running: list[Attempt], stop: "_StopRequest") -> None:
+def _stop(running: list[Attempt], signals: list[str]) -> None:
     """Asks all jobs to save and waits for their ends. A second Ctrl-C kills them."""
     for attempt in running:
         attempt.process.send_signal(signal.SIGTERM)
     while not all([attempt.ended() for attempt in running]):
-        if stop.again:
+        if len(signals) > 1:
             for attempt in running:
                 attempt.process.kill()
         time.sleep(_LOOK_EVERY_SECONDS)
 
 
-class _StopRequest:
-    """Context manager in which SIGTERM and Ctrl-C are recorded and raise nothing."""
+@contextlib.contextmanager
+def _recorded_signals() -> Iterator[list[str]]:
+    """Records SIGTERM and Ctrl-C in the list, in place of their usual effects."""
+    received: list[str] = []
 
-    def __init__(self) -> None:
-        self.requested = ""
-        self.again = False
-        self._old: dict[int, object] = {}
-
-    def __enter__(self) -> "_StopRequest":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._old[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.again = bool(self.requested)
-        self.requested = self.requested or ("Ctrl-C" if number == signal.SIGINT else "SIGTERM")
+    def record(number: int, frame: FrameType | None) -> None:
+        received.append("Ctrl-C" if number == signal.SIGINT else "SIGTERM")
         os.write(2, b"\nstopping: the running jobs are saving; press Ctrl-C again to kill them\n")
+
+    old = {number: signal.signal(number, record) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

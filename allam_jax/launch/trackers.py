@@ -1,8 +1,7 @@
 """Trackers beside the files: Weights & Biases groups the runs of a sweep, MLflow gets runs when they are collected."""
 
 import importlib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from allam_jax.ablation.measures import METRICS_FILE, all_metrics
@@ -40,7 +39,12 @@ def log_to_mlflow(runs: Sequence[SweepRun], outcomes: Sequence[Outcome], *, swee
     Raises:
         UserError: the package mlflow is not installed, or MLflow reports an error.
     """
-    mlflow = _import_mlflow()
+    try:
+        mlflow = importlib.import_module("mlflow")
+    except ImportError:
+        raise UserError(
+            "--tracker=mlflow needs the package mlflow, which is not installed; run `pip install mlflow`"
+        ) from None
     try:
         return _log(mlflow, runs, outcomes, sweep=sweep, uri=uri)
     except mlflow.exceptions.MlflowException as error:
@@ -63,37 +67,26 @@ def _log(mlflow: Any, runs: Sequence[SweepRun], outcomes: Sequence[Outcome], *, 
         handle = client.create_run(experiment, run_name=run.name, tags={_RUN_TAG: identity}).info.run_id
         params = run.labels | flatten(as_dict(run.config)["stage"])
         entities = [mlflow.entities.Param(_key(key), str(value)[:500]) for key, value in params.items()]
-        for begin in range(0, len(entities), _PARAM_BATCH):
-            client.log_batch(handle, params=entities[begin : begin + _PARAM_BATCH])
-        metrics = [mlflow.entities.Metric(_key(key), value, 0, 0) for key, value in outcome.values.items()]
+        for batch in _batches(entities, _PARAM_BATCH):
+            client.log_batch(handle, params=batch)
+        points = [(key, value, 0) for key, value in outcome.values.items()]
         for stage, directory in run.directories.items():
-            metrics += _metrics(mlflow, stage, directory)
-        for begin in range(0, len(metrics), _BATCH):
-            client.log_batch(handle, metrics=metrics[begin : begin + _BATCH])
+            file = directory / METRICS_FILE
+            for name, curve in all_metrics(file).items() if file.is_file() else ():
+                points += [(f"{stage}/{name}", value, step) for step, value in curve]
+        metrics = [mlflow.entities.Metric(_key(key), value, 0, step) for key, value, step in points]
+        for batch in _batches(metrics, _BATCH):
+            client.log_batch(handle, metrics=batch)
         client.set_terminated(handle)
         logged += 1
     return logged
 
 
-def _metrics(mlflow: Any, stage: str, directory: Path) -> list[Any]:
-    file = directory / METRICS_FILE
-    points: Mapping[str, list[tuple[int, float]]] = all_metrics(file) if file.is_file() else {}
-    return [
-        mlflow.entities.Metric(_key(f"{stage}/{name}"), value, 0, step)
-        for name, values in points.items()
-        for step, value in values
-    ]
+def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for begin in range(0, len(items), size):
+        yield items[begin : begin + size]
 
 
 def _key(text: str) -> str:
     """The name for MLflow, which accepts letters, digits, _ - . / and spaces."""
     return "".join(character if character.isalnum() or character in "_-./ " else "_" for character in text)
-
-
-def _import_mlflow() -> Any:
-    try:
-        return importlib.import_module("mlflow")
-    except ImportError:
-        raise UserError(
-            "--tracker=mlflow needs the package mlflow, which is not installed; run `pip install mlflow`"
-        ) from None

@@ -30,7 +30,7 @@ def plan_markdown(plan: RunPlan, *, figure: str, candidates: Sequence[RunPlan] =
         section("Assumptions", "\n".join(f"- {line}" for line in assumptions(plan))),
     ]
     if candidates:
-        blocks.append(section("Layouts that fit, by formula", candidates_table(candidates)))
+        blocks.append(section("Layouts that fit", candidates_table(candidates)))
     return section(f"{run.model.num_parameters / 1e9:.1f}B on {plan.cluster.describe()}", *blocks, level=1) + "\n"
 
 

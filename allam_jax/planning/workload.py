@@ -163,52 +163,30 @@ def work_of_step(workload: Workload) -> list[Work]:
             source=name,
         )
 
+    def memory(name: str, traffic: float, count: int) -> Work:
+        return Work(kind="memory", flops=0.0, bytes=traffic, count=count, source=name)
+
     matmuls = 2 + workload.backward_attention_matmuls + 2 * w.attention
+    # Norms, residual sums, rotation and SwiGLU read and write activations; backward costs twice as much.
+    elementwise = (12 * D * workload.residual_share + 4 * (NH + KH) + 3 * F) * (3 + w.elementwise)
+    if workload.remat == "none":
+        elementwise += _UNFUSED * (saved_elements(workload) - _dots(workload))
+    V = c.padded_vocab_size / t
+    chunk, chunks = m / workload.loss_chunks, A * workload.loss_chunks
+    head_bytes = chunk * (2 * D + 3 * V) * size * 2 + 3 * D * V * size
     work = [
         product("down", down, w.down, F + D),
         product("projections", others, w.projections, 5 * D + 2 * NH + 2 * KH + 2 * F),
         _attention_work(workload, matmuls=matmuls, io=(2 * NH + 2 * KH) * m * size * (3 + w.attention)),
-        # Norms, residual sums, rotation and SwiGLU read and write activations; backward costs twice as much.
-        Work(
-            kind="memory",
-            flops=0.0,
-            bytes=m
-            * size
-            * (
-                (12 * D * workload.residual_share + 4 * (NH + KH) + 3 * F) * (3 + w.elementwise)
-                + (_UNFUSED * (saved_elements(workload) - _dots(workload)) if workload.remat == "none" else 0.0)
-            ),
-            count=A * L,
-            source="elementwise",
-        ),
+        memory("elementwise", m * size * elementwise, A * L),
+        Work(kind="matmul", flops=2.0 * chunk * D * V * 3, bytes=head_bytes, count=chunks, source="head"),
+        # The softmax writes and reads float32 logits; the head's gradient is summed in float32 over the chunks.
+        memory("loss", 24.0 * chunk * V + 8.0 * D * V, chunks),
+        # AdamW reads four arrays and writes three; clipping needs a norm; the parameters are cast.
+        memory("optimizer", 38.0 * workload.shard_parameters, 1),
     ]
-    V = c.padded_vocab_size / t
-    chunk = m / workload.loss_chunks
-    work.append(
-        Work(
-            kind="matmul",
-            flops=2.0 * chunk * D * V * 3,
-            bytes=chunk * (2 * D + 3 * V) * size * 2 + 3 * D * V * size,
-            count=A * workload.loss_chunks,
-            source="head",
-        )
-    )
-    # The softmax writes and reads float32 logits; the head's gradient is summed in float32 over the chunks.
-    work.append(
-        Work(
-            kind="memory",
-            flops=0.0,
-            bytes=24.0 * chunk * V + 8.0 * D * V,
-            count=A * workload.loss_chunks,
-            source="loss",
-        )
-    )
-    # AdamW reads four arrays and writes three; clipping needs a norm; the parameters are cast to the compute dtype.
-    work.append(Work(kind="memory", flops=0.0, bytes=38.0 * workload.shard_parameters, count=1, source="optimizer"))
     if A > 1:
-        work.append(
-            Work(kind="memory", flops=0.0, bytes=12.0 * workload.shard_parameters, count=A, source="accumulation")
-        )
+        work.append(memory("accumulation", 12.0 * workload.shard_parameters, A))
     return work
 
 

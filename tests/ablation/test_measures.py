@@ -10,8 +10,6 @@ from allam_jax.ablation.measures import (
     all_metrics,
     computed,
     curve,
-    first,
-    largest,
     last,
     mean_of_last,
     metric,
@@ -39,8 +37,8 @@ def directories(tmp_path):
 
 @pytest.mark.parametrize(
     ("reduce", "value"),
-    [(last, 2.0), (first, 5.0), (largest, 5.0), (mean_of_last(2), 2.5)],
-    ids=["last", "first", "largest", "mean_of_last"],
+    [(last, 2.0), (mean_of_last(2), 2.5)],
+    ids=["last", "mean_of_last"],
 )
 def test_a_metric_becomes_one_number(reduce, value, directories):
     assert metric("x", key="loss", title="", reduce=reduce).read(directories) == value
