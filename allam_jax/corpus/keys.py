@@ -73,7 +73,7 @@ class Columns:
             "length": np.array(self._length, np.int64),
             "date": np.array(self._date, np.int64),
         }
-        _save(keys, columns)
+        save_arrays(keys, columns)
         if self._minhash is None:
             return
         self._sign(self._minhash)
@@ -82,12 +82,12 @@ class Columns:
             table = self._minhash.band_keys(np.stack(self._signatures))
         if self._salt:
             table = table ^ np.frombuffer(digest("bands", salt=self._salt)[:8], np.uint64)
-        _save(signed, np.array(self._signed, np.int64))
-        _save(band_keys, table)
+        save_arrays(signed, np.array(self._signed, np.int64))
+        save_arrays(band_keys, table)
         if names[3]:
             ends = np.cumsum([len(some) for some in self._shingles], dtype=np.int64)
             flat = np.concatenate(self._shingles) if self._shingles else np.empty(0, np.uint64)
-            _save(shingles, {"flat": flat, "ends": ends})
+            save_arrays(shingles, {"flat": flat, "ends": ends})
 
 
 def text_key(text: str, words: Sequence[str]) -> str:
@@ -121,7 +121,8 @@ def digest(text: str, *, salt: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16, key=salt.encode()[:64]).digest()
 
 
-def _save(path: Path, value: dict[str, np.ndarray] | np.ndarray) -> None:
+def save_arrays(path: Path, value: dict[str, np.ndarray] | np.ndarray) -> None:
+    """Writes one array as .npy, or several named ones as .npz, atomically."""
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         if isinstance(value, dict):
             np.savez(file, **value)  # type: ignore[arg-type]

@@ -43,6 +43,10 @@ class FileCounts:
     other: Counter[str] = dataclasses.field(default_factory=Counter)  # records that are no text and no fault
     damage: str = ""  # why it could not be read to its end, if so
 
+    def to_dict(self) -> dict[str, Any]:
+        """The counts as JSON values."""
+        return vars(self) | {"bad": dict(self.bad), "other": dict(self.other)}
+
     def __str__(self) -> str:
         reasons = "".join(f", {count} {reason}" for reason, count in sorted(self.bad.items()))
         return f"{self.documents} good{reasons}" + (f", then damaged: {self.damage}" if self.damage else "")

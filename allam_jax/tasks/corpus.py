@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 
 from allam_jax.config import require, to_dict
 from allam_jax.corpus import pipeline
-from allam_jax.corpus.corpus_plan import make_plan
-from allam_jax.corpus.corpus_report import write_report
+from allam_jax.corpus.corpus_plan import make_corpus_plan
+from allam_jax.corpus.corpus_report import write_corpus_report
 from allam_jax.corpus.shards import read_manifest
 
 
@@ -21,13 +21,15 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     require(config.corpus.sources, key="corpus.sources", hint="name at least one source")
     settings = to_dict(config.corpus)
     sources, executor = settings.pop("sources"), settings.pop("executor")
-    plan = make_plan(sources, settings, workdir=workdir, seed=config.seed)
+    plan = make_corpus_plan(sources, settings, workdir=workdir, seed=config.seed)
     wanted = pipeline.outdated(plan, workdir=workdir)
     if wanted:
         if not plan.shares_duplicates:
-            plan = make_plan({name: sources[name] for name in wanted}, settings, workdir=workdir, seed=config.seed)
+            plan = make_corpus_plan(
+                {name: sources[name] for name in wanted}, settings, workdir=workdir, seed=config.seed
+            )
         tallies = pipeline.run(plan, workdir=workdir, executor=executor)
-        write_report(plan, tallies, workdir=workdir)
+        write_corpus_report(plan, tallies, workdir=workdir)
         pipeline.clear(plan)
     return {name: _counts(workdir / name) for name in sources}
 

@@ -5,7 +5,7 @@ import random
 
 from allam_jax.config import to_dict
 from allam_jax.corpus import pipeline
-from allam_jax.corpus.corpus_plan import make_plan
+from allam_jax.corpus.corpus_plan import make_corpus_plan
 from configs import base, corpus_rules
 
 ALL_WORDS = """
@@ -67,7 +67,7 @@ def plan_of(value, *, workdir):
     settings = to_dict(value.corpus)
     sources = settings.pop("sources")
     settings.pop("executor")
-    return make_plan(sources, settings, workdir=workdir)
+    return make_corpus_plan(sources, settings, workdir=workdir)
 
 
 def executor_of(value, **changes):

@@ -266,7 +266,7 @@ def test_tags_of_records_are_taken(tmp_path):
         ({"tags": ("nope",)}, "config.corpus.tags: no tag 'nope'"),
         (
             {"sources.crawl.rules": "french"},
-            "sources.crawl.rules = 'french': no such set in config.corpus.rules .arabic.",
+            "sources.crawl.rules = 'french': no such set in config.corpus.rules .known: arabic.",
         ),
         ({"dedup.keep": "best"}, "config.corpus.dedup.keep = 'best'"),
         ({"sources.crawl.redact": ("name",)}, "cannot redact 'name'"),
