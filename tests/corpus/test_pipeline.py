@@ -194,7 +194,7 @@ def test_policies_and_scope(crawl, tmp_path):
         both.corpus.dedup.scope = scope
         workdir = tmp_path / scope
         if scope == "corpus":  # the copy keeps nothing, which is an error of its own
-            with pytest.raises(UserError, match="crawl: no document for the split 'train'"):
+            with pytest.raises(UserError, match="crawl: the split 'train' has no document"):
                 run(both, workdir)
         else:
             run(both, workdir)
