@@ -78,7 +78,7 @@ def test_nothing_of_a_source_archive_with_other_bytes_is_run(package, tmp_path):
             info.size = len(text)
             tar.addfile(info, io.BytesIO(text.encode()))
     (archive.parent / "index.html").write_text(f'<a href="{archive.name}">{archive.name}</a>')
-    with pytest.raises(UserError, match="other bytes"):
+    with pytest.raises(UserError, match="SHA-256 is not the pinned"):
         fetch_package(dataclasses.replace(package, filename=archive.name, sha256="0" * 64), cache_dir=tmp_path / "c")
     assert not marker.exists()
 
