@@ -91,10 +91,10 @@ class Exact(_Resolver):
                 removed.append(found.removed)
                 reasons.append(np.full(len(found.removed), reason, np.uint8))
                 groups[steps.REASONS[reason]] = found.sizes
-        exact = {"removed": np.concatenate(removed), "reasons": np.concatenate(reasons)}
-        save_arrays(self.plan.work / EXACT, exact)
+        all_removed, all_reasons = np.concatenate(removed), np.concatenate(reasons)
+        save_arrays(self.plan.work / EXACT, {"removed": all_removed, "reasons": all_reasons})
         write_json(self.plan.work / GROUPS, groups)
-        self._write_removed(exact["removed"], exact["reasons"])
+        self._write_removed(all_removed, all_reasons)
         return len(preferences)
 
 

@@ -76,8 +76,7 @@ def merged_params(
 
 
 def check_same_architecture(configs: Sequence[tuple[str, LlamaConfig]]) -> None:
-    """Raises UserError for the first field in which a model, given as (name, architecture), differs from the first
-    one."""
+    """Raises UserError for the first field in which a model, given as (name, architecture), differs from the first."""
     (first_name, first), *others = ((name, dataclasses.asdict(config)) for name, config in configs)
     for name, other in others:
         for field, value in first.items():
