@@ -156,7 +156,7 @@ def pipeline_share(texts: Sequence[str], *, rounds: int) -> None:
     """Prints the speed of the pipeline with several settings as shares of that of reading the same JSON Lines."""
     from allam_jax.config import to_dict
     from allam_jax.corpus import pipeline
-    from allam_jax.corpus.corpus_plan import make_plan
+    from allam_jax.corpus.corpus_plan import make_corpus_plan
     from configs import base, corpus_arabic
 
     def run(folder: Path, *, rules: bool, dedup: bool) -> int:
@@ -169,7 +169,7 @@ def pipeline_share(texts: Sequence[str], *, rounds: int) -> None:
         settings = to_dict(config.corpus)
         sources, executor = settings.pop("sources"), settings.pop("executor")
         with tempfile.TemporaryDirectory() as workdir:
-            plan = make_plan(sources, settings, workdir=Path(workdir))
+            plan = make_corpus_plan(sources, settings, workdir=Path(workdir))
             tally = pipeline.run(plan, workdir=Path(workdir), executor=executor)["texts"]
         return int(tally["read"]["documents"] - tally["written"]["documents"])
 

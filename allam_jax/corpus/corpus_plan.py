@@ -1,7 +1,7 @@
-"""What a run of the pipeline is to do, worked out from the config before anything is read.
+"""What a run of the corpus pipeline will do, derived from the config before any text is read.
 
-A *part* is what one task reads: consecutive files of one source, or a whole source of the catalog. Shards follow parts,
-so how many parts a source has (`corpus.parts`) shows in the dataset; how many workers share them does not.
+A *part* is what one task reads: consecutive files of one source, or a whole source of the catalog. Shards follow the
+parts, so the number of parts (`corpus.parts`) changes the files of a dataset; the number of workers does not.
 """
 
 import dataclasses
@@ -22,12 +22,13 @@ from allam_jax.errors import UserError
 from allam_jax.files import sha256_of_file, sha256_of_json
 
 SCOPES = ("corpus", "source")
-_QUALITY_SIGNALS = "quality_signals"  # where RedPajama-v2 keeps its tags in a record
+_QUALITY_SIGNALS = "quality_signals"  # the field of a record in which RedPajama-v2 keeps its tags
+_READER_SETTINGS = ("language", "text_field", "text_unit", "max_bad_share", "max_damaged_share")
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """The share of a source that one task reads: number `index` of `count`."""
+    """The share of a source that one task reads: number `index` (from 0) of `count`."""
 
     source: str
     index: int
@@ -35,16 +36,16 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """Everything that steps need to know; made of plain values, so that it travels to any machine.
+class CorpusPlan:
+    """Everything that the steps need to know. It holds plain values only, so it can be sent to any machine.
 
     Attributes:
-      sources: Name -> values of `config.corpus.sources.NAME`.
-      settings: Values of `config.corpus` that decide what is written: rules, tags, dedup, features, block lists.
-      parts: In the order of the corpus; a task's rank is its index here.
-      work: Directory for what lies between the steps.
-      seed: Chooses the documents that are held out.
-      files: SHA-256 of the block lists and the quality classifiers that `settings` names.
+        sources: source -> values of `config.corpus.sources.NAME`.
+        settings: values of `config.corpus` that decide what is written: rules, tags, dedup, features, block lists.
+        parts: in the order of the corpus; a task's rank is its index here.
+        work: directory for the files that one step writes and another reads.
+        seed: selects the documents that are held out.
+        files: key of the config -> SHA-256 of the block list or the quality classifier that its value names.
     """
 
     sources: Mapping[str, Mapping[str, Any]]
@@ -55,61 +56,60 @@ class Plan:
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def directory(self, rank: int) -> Path:
-        """Where the task of this rank writes."""
+        """The directory that the task of this rank writes to."""
         return self.work / "parts" / f"{rank:05d}"
 
     def language(self, source: str) -> str:
-        """Language of the source's documents."""
+        """ISO 639-1 code of the source's language, or `code`."""
         facts = self.sources[source]
         return catalog.SOURCES[facts["catalog"]].language if facts["catalog"] else facts["language"]
 
     def rules(self, source: str) -> tuple[Rule, ...]:
-        """The rules that the source's documents have to pass."""
+        """The rules that the source's documents must pass; UserError if the config has no such set of rules."""
         name = self.sources[source]["rules"]
         if not name:
             return ()
         if name not in self.settings["rules"]:
             known = ", ".join(self.settings["rules"]) or "none"
             raise UserError(
-                f"config.corpus.sources.{source}.rules = {name!r}: no such set in config.corpus.rules ({known})"
+                f"config.corpus.sources.{source}.rules = {name!r}: no such set in config.corpus.rules (known: {known})"
             )
         return read_rules(self.settings["rules"][name], key=f"corpus.rules.{name}")
 
     def tags(self, source: str) -> tuple[str, ...]:
-        """The tags that the source's documents get: those of its rules, and those asked for."""
+        """The tags computed for the source's documents: those of its rules, then those of `config.corpus.tags`."""
         return tuple(dict.fromkeys([rule.tag for rule in self.rules(source)] + list(self.settings["tags"])))
 
     @property
     def features(self) -> tuple[str, ...]:
-        """Fields of the records that are written."""
+        """Names of the fields of the records that are written, in order."""
         return (*FIELDS, *self.settings["features"])
 
     @property
     def deduplicates(self) -> bool:
-        """Whether any kind of duplicate is looked for."""
+        """Whether the pipeline looks for any kind of duplicate."""
         dedup = self.settings["dedup"]
         return bool(dedup["url"] or dedup["text"] or dedup["minhash"])
 
     @property
     def shares_duplicates(self) -> bool:
-        """Whether what one source keeps depends on the others."""
+        """Whether the documents that one source keeps depend on the other sources."""
         return self.deduplicates and self.settings["dedup"]["scope"] == "corpus"
 
     @functools.cached_property
     def minhash(self) -> MinHash:
-        """Parameters of the signatures."""
-        dedup = self.settings["dedup"]
-        return MinHash(**{key: dedup[key] for key in ("shingle", "hashes", "bands", "rows")})
+        """The signatures' parameters; UserError if they do not fit together."""
+        return MinHash(**{key: self.settings["dedup"][key] for key in ("shingle", "hashes", "bands", "rows")})
 
     def record_fields(self, source: str) -> tuple[str, ...]:
-        """What to read from a record beside text and id."""
+        """The fields to read from a record besides its text and id."""
         facts = self.sources[source]
         fields = [facts["url_field"], facts["date_field"]] if self.deduplicates or self.settings["features"] else []
         tags = self.tags(source)
         return tuple(filter(None, (*fields, *self.settings["features"], *tags, *([_QUALITY_SIGNALS] if tags else []))))
 
     def facts(self, source: str) -> dict[str, Any]:
-        """What the dataset of a source follows from: equal facts, equal shards."""
+        """Everything that determines the dataset of a source: equal facts give equal shards."""
         facts = {"source": dict(self.sources[source]), "pipeline": dict(self.settings), "seed": self.seed}
         if self.files:
             facts["files"] = dict(self.files)
@@ -118,37 +118,33 @@ class Plan:
         return facts
 
     def reader(self, part: Part) -> Any:
-        """Iterates over the part's documents; a `FileReader`, or documents of the catalog."""
+        """An iterable of the part's documents: a `FileReader`, or documents of the catalog."""
         facts = self.sources[part.source]
         if facts["catalog"]:
             return catalog.documents(facts["catalog"])
         return FileReader(
             facts["path"],
             source=part.source,
-            language=facts["language"],
-            text_field=facts["text_field"],
-            text_unit=facts["text_unit"],
-            max_bad_share=facts["max_bad_share"],
-            max_damaged_share=facts["max_damaged_share"],
             fields=self.record_fields(part.source),
             part=part.index,
             parts=part.count,
+            **{key: facts[key] for key in _READER_SETTINGS},
         )
 
 
-def make_plan(
+def make_corpus_plan(
     sources: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], *, workdir: Path, seed: int = 0
-) -> Plan:
-    """Checks the values and lays out the parts.
+) -> CorpusPlan:
+    """Checks the values and divides the sources into parts.
 
     Args:
-      sources: Name -> values as `configs/base.py` `documents` has them.
-      settings: The other values of `config.corpus`, without `executor`.
-      workdir: Of the task; `Plan.work` is a hidden directory in it, named after what is to be done with which files.
-      seed: Chooses another division into splits.
+        sources: source -> values, as in `config.corpus.sources`.
+        settings: the other values of `config.corpus`, without `executor`.
+        workdir: of the task. `CorpusPlan.work` is a hidden directory in it, whose name is a hash of the work.
+        seed: another seed holds out other documents.
 
     Raises:
-      UserError: A value that cannot be used, a source without files.
+        UserError: a value cannot be used, or a source has no files.
     """
     if settings["dedup"]["scope"] not in SCOPES:
         raise UserError(
@@ -163,13 +159,13 @@ def make_plan(
         if facts["path"]:
             files = find_files(facts["path"])
             read += [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-            # A limit on the whole source can only be kept by one who reads all of it.
+            # Only a task that reads the whole source can keep a limit on it.
             count = 1 if facts["max_bytes"] else max(1, min(settings["parts"], len(files)))
         parts += [Part(name, index, count) for index in range(count)]
     used = _sha256_of_files(settings)
-    # Other files are other work: what a killed run has done with those that were there is not taken over.
+    # The hash covers the files that are read, so that a run never continues the work of another run on other files.
     work = workdir / f".work-{sha256_of_json([sources, settings, seed, read, used])[:12]}"
-    plan = Plan(sources, settings, tuple(parts), work, seed, used)
+    plan = CorpusPlan(sources, settings, tuple(parts), work, seed, used)
     for name in sources:
         plan.tags(name)
     if settings["dedup"]["minhash"]:
@@ -178,8 +174,11 @@ def make_plan(
 
 
 def known_tags(record: Mapping[str, Any], tags: Sequence[str]) -> dict[str, float]:
-    """The tags that a record brings along: as fields, or in RedPajama-v2's `quality_signals` (a mapping, or its JSON,
-    of name -> [[start, end, value]])."""
+    """The tags whose values a record brings: name -> value.
+
+    A tag is a field of the record, or an entry of RedPajama-v2's `quality_signals`: a mapping, or JSON of a mapping,
+    from name to [[start, end, value]].
+    """
     signals = record.get(_QUALITY_SIGNALS) or {}
     if isinstance(signals, str):
         try:
@@ -197,13 +196,12 @@ def known_tags(record: Mapping[str, Any], tags: Sequence[str]) -> dict[str, floa
 
 
 def _sha256_of_files(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Key of the config -> SHA-256 of the file that its value names."""
     files = {f"block_lists.{language}": Path(path) for language, path in settings["block_lists"].items()}
     for language, directory in settings["quality_models"].items():
         files[f"quality_models.{language}"] = Path(directory) / MODEL_FILE
     for key, path in files.items():
         if not path.is_file():
-            raise UserError(f"config.corpus.{key}: there is no {path}; name a file, or remove the entry")
+            raise UserError(f"config.corpus.{key}: there is no file {path}; name an existing one, or remove the entry")
     return {key: sha256_of_file(path) for key, path in files.items()}
 
 

@@ -1,38 +1,41 @@
-"""The report of a corpus: what was read, kept and dropped, and why; with figures, and samples for a human to read."""
+"""The report of a corpus: what was read, kept and dropped, and why, with figures and with samples to read."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from allam_jax.corpus import corpus_figures
-from allam_jax.corpus.corpus_plan import Plan
+from allam_jax.corpus.corpus_figures import draw_corpus
+from allam_jax.corpus.corpus_plan import CorpusPlan
 from allam_jax.corpus.resolve import groups_of, took
-from allam_jax.corpus.tally import merge
+from allam_jax.corpus.rules import Rule
+from allam_jax.corpus.tally import merge_tallies
 from allam_jax.files import write_json, write_text
-from allam_jax.report import markdown
+from allam_jax.report.markdown import section, table
 
 _DOMAINS = 20
 _FILES = 20
 
+Tallies = Mapping[str, Mapping[str, Any]]
 
-def write_report(plan: Plan, tallies: Mapping[str, Mapping[str, Any]], *, workdir: Path) -> None:
+
+def write_corpus_report(plan: CorpusPlan, tallies: Tallies, *, workdir: Path) -> None:
     """Writes `report.md`, `report.json` (the numbers), `samples.md` and figures into `workdir`.
 
     Args:
-      plan: What was done; its work directory must still be there.
-      tallies: Source -> tally, as `pipeline.run` gives them.
-      workdir: Where to write.
+        plan: what was done; its work directory must still exist.
+        tallies: source -> tally, as `pipeline.run` returns them.
+        workdir: directory to write to.
     """
     languages: dict[str, dict[str, Any]] = {}
     sets: dict[str, dict[str, Any]] = {}  # sources of one language under one set of rules
+    total: dict[str, Any] = {}
     for name, tally in tallies.items():
         for grouped, key in ((languages, plan.language(name)), (sets, _set_of(plan, name))):
-            grouped[key] = merge(grouped.get(key, {}), tally)
-    total: dict[str, Any] = {}
+            grouped[key] = merge_tallies(grouped.get(key, {}), tally)
     for tally in languages.values():
-        total = merge(total, tally)
+        total = merge_tallies(total, tally)
     groups = groups_of(plan)
-    images = corpus_figures.draw(plan, languages, sets, groups, total, workdir=workdir)
+    images = draw_corpus(plan, languages, sets, groups, total, workdir=workdir)
     sections = [
         "# Corpus",
         _overview(tallies),
@@ -41,58 +44,57 @@ def write_report(plan: Plan, tallies: Mapping[str, Mapping[str, Any]], *, workdi
         _care(tallies),
         _files(total),
         _domains(total, images),
-        _speed(merge(total, took(plan))),
+        _speed(merge_tallies(total, took(plan))),
     ]
     write_text(workdir / "report.md", "\n\n".join(filter(None, sections)) + "\n")
     write_text(workdir / "samples.md", _samples(plan, sets))
     write_json(workdir / "report.json", {"sources": dict(tallies), "groups": groups})
 
 
-def dropped_by_rules(tally: Mapping[str, Any]) -> int:
-    """Documents that some rule dropped."""
-    return sum(int(counts.get("dropped", 0)) for counts in tally.get("rules", {}).values())
-
-
-def _overview(tallies: Mapping[str, Mapping[str, Any]]) -> str:
+def _overview(tallies: Tallies) -> str:
     rows = []
     for name, tally in tallies.items():
-        bad = sum(sum(file["bad"].values()) for file in tally.get("files", {}).values())
-        duplicates = sum(int(counts["documents"]) for counts in tally.get("duplicates", {}).values())
         read, written = tally.get("read", {}), tally.get("written", {})
-        rows.append(
-            [
-                name,
-                int(read.get("documents", 0)),
-                _mb(read),
-                bad,
-                int(tally.get("empty", 0)),
-                dropped_by_rules(tally),
-                duplicates,
-                int(written.get("documents", 0)),
-                _mb(written),
-            ]
-        )
-    header = ["source", "read", "MB", "unreadable", "left empty", "dropped by rules", "duplicates", "written", "MB"]
-    return "Documents by source; MB are UTF-8 text.\n\n" + _table(header, rows)
+        row = {
+            "source": name,
+            "read": int(read.get("documents", 0)),
+            "MB read": _mb(read),
+            "unreadable": sum(sum(file["bad"].values()) for file in tally.get("files", {}).values()),
+            "left empty": int(tally.get("empty", 0)),
+            "dropped by rules": sum(int(counts.get("dropped", 0)) for counts in tally.get("rules", {}).values()),
+            "duplicates": sum(int(counts["documents"]) for counts in tally.get("duplicates", {}).values()),
+            "written": int(written.get("documents", 0)),
+            "MB written": _mb(written),
+        }
+        rows.append(row)
+    return "Documents by source. MB are megabytes of UTF-8 text.\n\n" + table(rows, tuple(rows[0]))
 
 
-def _rules(plan: Plan, sets: Mapping[str, Mapping[str, Any]], images: Mapping[str, str]) -> str:
+def _rules(plan: CorpusPlan, sets: Tallies, images: Mapping[str, str]) -> str:
     rows = []
     for label, tally in sets.items():
         known = _rules_of(plan, label)
         for name, counts in sorted(tally.get("rules", {}).items()):
-            read = max(int(tally["read"]["documents"]), 1)
-            fails, dropped = int(counts.get("fails", 0)), int(counts.get("dropped", 0))
-            share = 100 * fails / read
-            rows.append([label, name, str(known[name]), fails, share, dropped, _mb(counts)])
+            fails = int(counts.get("fails", 0))
+            row = {
+                "language, set": label,
+                "rule": name,
+                "what it does": str(known[name]),
+                "failed": fails,
+                "of all (%)": 100 * fails / max(int(tally["read"]["documents"]), 1),
+                "dropped": int(counts.get("dropped", 0)),
+                "MB dropped": _mb(counts),
+            }
+            rows.append(row)
     if not any(_rules_of(plan, label) for label in sets):
         return ""
-    header = ["language, set", "rule", "what it does", "against", "of all (%)", "dropped", "MB"]
     text = (
-        "## Rules\n\n*Against* counts every document that the rule is against; *dropped* counts a document once, under "
-        "the first such rule by name. Documents of each kind: [samples.md](samples.md).\n\n"
+        "*Failed* counts every document that fails the rule. *Dropped* counts a document once, under the first rule "
+        "(by name) that it fails. [samples.md](samples.md) shows documents of each kind."
     )
-    return text + _table(header, rows) + _images(images, ("drops", *(key for key in images if key.startswith("tags_"))))
+    columns = ("language, set", "rule", "what it does", "failed", "of all (%)", "dropped", "MB dropped")
+    figures = ("drops", *(key for key in images if key.startswith("tags_")))
+    return section("Rules", text, table(rows, columns), *_images(images, figures))
 
 
 def _duplicates(total: Mapping[str, Any], groups: Mapping[str, Mapping[int, int]], images: Mapping[str, str]) -> str:
@@ -101,44 +103,39 @@ def _duplicates(total: Mapping[str, Any], groups: Mapping[str, Mapping[int, int]
     rows = []
     for reason, sizes in groups.items():
         counts = total.get("duplicates", {}).get(reason, {})
-        largest = max(sizes, default=0)
-        rows.append([reason, int(counts.get("documents", 0)), _mb(counts), sum(sizes.values()), largest])
-    header = ["reason", "dropped", "MB", "groups", "largest group"]
-    return "## Duplicates\n\n" + _table(header, rows) + _images(images, ("groups",))
+        row = {"reason": reason, "dropped": int(counts.get("documents", 0)), "MB": _mb(counts)}
+        rows.append(row | {"groups": sum(sizes.values()), "largest group": max(sizes, default=0)})
+    return section("Duplicates", table(rows, tuple(rows[0])), *_images(images, ("groups",)))
 
 
-def _care(tallies: Mapping[str, Mapping[str, Any]]) -> str:
+def _care(tallies: Tallies) -> str:
     rows = [
-        [name, switch, int(count)]
+        {"source": name, "setting": setting, "count": int(count)}
         for name, tally in tallies.items()
-        for switch, count in sorted({**tally.get("care", {}), **tally.get("redacted", {})}.items())
+        for setting, count in sorted({**tally.get("care", {}), **tally.get("redacted", {})}.items())
     ]
     if not rows:
         return ""
-    text = "## Text care\n\nDocuments changed by each switch; redacted items for e-mail, phone, IBAN and IP.\n\n"
-    return text + _table(["source", "switch", "count"], rows)
+    text = "Documents that each setting changed. For email, phone, iban and ip: the number of items replaced."
+    return section("Text care", text, table(rows, tuple(rows[0])))
 
 
 def _files(total: Mapping[str, Any]) -> str:
-    bad = {
-        file: counts
-        for file, counts in total.get("files", {}).items()
-        if sum(counts["bad"].values()) or counts["damage"]
-    }
-    if not bad:
+    files = total.get("files", {})
+    bad = {file: sum(counts["bad"].values()) for file, counts in files.items()}
+    named = sorted((file for file in files if bad[file] or files[file]["damage"]), key=lambda file: -bad[file])
+    if not named:
         return ""
-    ordered = sorted(bad.items(), key=lambda item: -sum(item[1]["bad"].values()))
     rows = [
-        [
-            file,
-            int(counts["documents"]),
-            "; ".join(f"{int(number)} {reason}" for reason, number in sorted(counts["bad"].items())),
-            counts["damage"],
-        ]
-        for file, counts in ordered[:_FILES]
+        {
+            "file": file,
+            "good": int(files[file]["documents"]),
+            "unreadable": "; ".join(f"{int(count)} {reason}" for reason, count in sorted(files[file]["bad"].items())),
+            "damage": files[file]["damage"],
+        }
+        for file in named[:_FILES]
     ]
-    more = f"\n\n{len(bad) - _FILES} more files: report.json." if len(bad) > _FILES else ""
-    return "## Files with unreadable records\n\n" + _table(["file", "good", "unreadable", "damage"], rows) + more
+    return section("Files with unreadable records", table(rows, tuple(rows[0])), *_more(named, _FILES))
 
 
 def _domains(total: Mapping[str, Any], images: Mapping[str, str]) -> str:
@@ -146,27 +143,32 @@ def _domains(total: Mapping[str, Any], images: Mapping[str, str]) -> str:
     named = [name for name in sorted(before, key=lambda name: (-before[name], name)) if name]
     if not named:
         return ""
-    rows = [[name, int(before[name]), int(after.get(name, 0))] for name in named[:_DOMAINS]]
-    more = f"\n\n{len(named) - _DOMAINS} more: report.json." if len(named) > _DOMAINS else ""
-    text = "## Domains\n\nDocuments before and after.\n\n" + _table(["domain", "before", "after"], rows)
-    return text + more + _images(images, ("domains",))
+    rows = [
+        {"domain": name, "before": int(before[name]), "after": int(after.get(name, 0))} for name in named[:_DOMAINS]
+    ]
+    blocks = (table(rows, tuple(rows[0])), *_more(named, _DOMAINS), *_images(images, ("domains",)))
+    return section("Domains", "Number of documents before and after the pipeline.", *blocks)
 
 
 def _speed(total: Mapping[str, Any]) -> str:
     rows = []
     for name, step in total.get("steps", {}).items():
-        seconds = max(step["seconds"], 1e-9)
-        rate, speed = int(step["documents"] / seconds), step["bytes"] / 1e6 / seconds or None
-        rows.append([name, int(step["documents"]), seconds, rate, speed])
+        documents, seconds = int(step["documents"]), max(step["seconds"], 1e-9)
+        row = {"step": name, "documents": documents, "seconds": seconds, "documents/s": int(documents / seconds)}
+        rows.append(row | {"MB/s": step["bytes"] / 1e6 / seconds or None})
     text = (
-        "## Speed\n\nOf each step, on one core: seconds are of the processor, summed over all tasks. Steps that "
-        "compare documents read no text; `clusters` counts pairs.\n\n"
+        "Speed of each step on one core. Seconds are processor time, summed over all tasks. The steps `exact`, `bands` "
+        "and `clusters` read no text; `clusters` counts pairs of documents."
     )
-    return text + _table(["step", "documents", "seconds", "documents/s", "MB/s"], rows)
+    return section("Speed", text, table(rows, tuple(rows[0])))
 
 
-def _samples(plan: Plan, sets: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = ["# Samples", "", "Up to ten documents each. Kept ones are those that the rule came nearest to dropping."]
+def _samples(plan: CorpusPlan, sets: Tallies) -> str:
+    lines = [
+        "# Samples",
+        "",
+        "Up to ten documents of each kind. The kept documents are those nearest to the rule's threshold.",
+    ]
     for label, tally in sets.items():
         rules = _rules_of(plan, label)
         for kind in ("dropped", "kept"):
@@ -180,23 +182,21 @@ def _samples(plan: Plan, sets: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _set_of(plan: Plan, source: str) -> str:
+def _set_of(plan: CorpusPlan, source: str) -> str:
     rules = plan.sources[source]["rules"]
     return f"{plan.language(source)}, {rules}" if rules else plan.language(source)
 
 
-def _rules_of(plan: Plan, label: str) -> dict[str, Any]:
+def _rules_of(plan: CorpusPlan, label: str) -> dict[str, Rule]:
     return {rule.name: rule for name in plan.sources if _set_of(plan, name) == label for rule in plan.rules(name)}
 
 
-def _images(images: Mapping[str, str], names: Sequence[str]) -> str:
-    return "".join(f"\n\n![{name}]({images[name]})" for name in names if name in images)
+def _images(images: Mapping[str, str], names: Sequence[str]) -> list[str]:
+    return [f"![{name}]({images[name]})" for name in names if name in images]
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    return markdown.table(
-        [{str(i): cell for i, cell in enumerate(row)} for row in rows], {str(i): name for i, name in enumerate(header)}
-    )
+def _more(names: Sequence[str], shown: int) -> list[str]:
+    return [f"{len(names) - shown} more are in report.json."] if len(names) > shown else []
 
 
 def _mb(counts: Mapping[str, Any]) -> float:

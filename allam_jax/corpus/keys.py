@@ -1,8 +1,8 @@
-"""What duplicates are found by: columns with a row for each document of a part.
+"""The keys by which duplicates are found: columns with one row for each document of a part.
 
-Exact duplicates are texts with the same `bare_words` in the same order: case, punctuation, white space, vowel marks and
-tatweel do not tell them apart. A text without any word is compared as it is. Addresses are compared without scheme,
-`www.`, fragment and final slash.
+Two texts are exact duplicates if they have the same `bare_words` in the same order: case, punctuation, white space,
+vowel marks and tatweel make no difference. A text without words is compared as it is. Addresses are compared without
+scheme, `www.`, fragment and final slash.
 """
 
 import datetime
@@ -16,21 +16,21 @@ import numpy as np
 from allam_jax.corpus.minhash import MinHash
 from allam_jax.files import atomic_path
 
-NO_DATE = np.iinfo(np.int64).min + 1  # before all others; its negative exists
+NO_DATE = np.iinfo(np.int64).min + 1  # below all dates, and its negative is an int64 too
 _WORDS_AT_ONCE = 1 << 16
 _SCHEME = re.compile(r"^[a-z][a-z0-9+.-]*://(?:www\.)?", re.IGNORECASE)
 
 
 class Columns:
-    """Gathers the rows of a part and writes them.
+    """Collects the rows of a part and writes them.
 
-    `keys.npz` holds `text` and `url` (uint64 `[rows, 2]`, zeros where there is no address), `length` (bytes) and `date`
-    (microseconds). Of documents long enough for a signature, `signed.npy` holds the rows, `bands.npy` the keys of the
-    bands and, where asked for, `shingles.npz` the shingles of all, one after another, with their ends.
+    `keys.npz` holds `text` and `url` (uint64 `[rows, 2]`; zeros where there is no address), `length` (bytes) and `date`
+    (microseconds). For the documents that are long enough for a signature, `signed.npy` holds the rows, `bands.npy` the
+    keys of the bands, and `shingles.npz` (if asked for) all shingles, one document after another, with the end of each.
     """
 
     def __init__(self, *, minhash: MinHash | None, salt: str):
-        """Keys with another salt never agree."""
+        """`salt` keeps sources apart: keys with different salts are never equal."""
         self._minhash, self._salt = minhash, salt
         self._text: list[bytes] = []
         self._url: list[bytes] = []
@@ -43,7 +43,7 @@ class Columns:
         self._shingles: list[np.ndarray] = []
 
     def append(self, text: str, *, words: Sequence[str], url: str, date: str, size: int) -> None:
-        """Adds a document, with its `bare_words` and its bytes."""
+        """Adds a document, given its text, its `bare_words`, its address, its date and its size in bytes."""
         self._text.append(digest(text_key(text, words), salt=self._salt))
         self._url.append(digest(url_key(url), salt=self._salt) if url else bytes(16))
         self._length.append(size)
@@ -55,7 +55,7 @@ class Columns:
                 self._sign(self._minhash)
 
     def _sign(self, minhash: MinHash) -> None:
-        """Signs the documents that wait for it."""
+        """Computes the signatures of the waiting documents."""
         first = len(self._text) - len(self._waiting)
         for row, shingles in enumerate(minhash.shingles(self._waiting), start=first):
             if len(shingles):
@@ -65,7 +65,7 @@ class Columns:
         self._waiting, self._words_waiting = [], 0
 
     def write(self, directory: Path, *, names: tuple[str, str, str, str], bands: int) -> None:
-        """Writes the files under these names (of keys, signed rows, bands and, unless empty, shingles)."""
+        """Writes the files under these names: keys, signed rows, bands, shingles (skipped if the last is empty)."""
         keys, signed, band_keys, shingles = (directory / name for name in names)
         columns = {
             "text": np.frombuffer(b"".join(self._text), np.uint64).reshape(-1, 2),
@@ -73,7 +73,7 @@ class Columns:
             "length": np.array(self._length, np.int64),
             "date": np.array(self._date, np.int64),
         }
-        _save(keys, columns)
+        save_arrays(keys, columns)
         if self._minhash is None:
             return
         self._sign(self._minhash)
@@ -82,27 +82,27 @@ class Columns:
             table = self._minhash.band_keys(np.stack(self._signatures))
         if self._salt:
             table = table ^ np.frombuffer(digest("bands", salt=self._salt)[:8], np.uint64)
-        _save(signed, np.array(self._signed, np.int64))
-        _save(band_keys, table)
+        save_arrays(signed, np.array(self._signed, np.int64))
+        save_arrays(band_keys, table)
         if names[3]:
             ends = np.cumsum([len(some) for some in self._shingles], dtype=np.int64)
             flat = np.concatenate(self._shingles) if self._shingles else np.empty(0, np.uint64)
-            _save(shingles, {"flat": flat, "ends": ends})
+            save_arrays(shingles, {"flat": flat, "ends": ends})
 
 
 def text_key(text: str, words: Sequence[str]) -> str:
-    """What two texts must share to be duplicates."""
+    """The string that two texts must share to be duplicates."""
     return " ".join(words) if words else f"\0{text}"
 
 
 def url_key(url: str) -> str:
-    """An address without what does not change the page: scheme, `www.`, fragment, final slash, case of the host."""
+    """The address without scheme, `www.`, fragment and final slash, and with the host in lower case."""
     host, slash, path = _SCHEME.sub("", url.strip()).partition("#")[0].partition("/")
     return f"{host.lower()}{slash}{path}".rstrip("/")
 
 
 def date_key(date: str) -> int:
-    """Microseconds since 1970 of a date in ISO 8601 (without a zone: UTC) or in seconds; `NO_DATE` for all else."""
+    """Microseconds from 1970 to a date, given in ISO 8601 (without a zone: UTC) or in seconds; else `NO_DATE`."""
     try:
         moment = datetime.datetime.fromisoformat(date)
     except ValueError:
@@ -117,11 +117,12 @@ def date_key(date: str) -> int:
 
 
 def digest(text: str, *, salt: str) -> bytes:
-    """16 bytes."""
+    """16 bytes that identify the text, for one salt."""
     return hashlib.blake2b(text.encode(), digest_size=16, key=salt.encode()[:64]).digest()
 
 
-def _save(path: Path, value: dict[str, np.ndarray] | np.ndarray) -> None:
+def save_arrays(path: Path, value: dict[str, np.ndarray] | np.ndarray) -> None:
+    """Writes one array as .npy, or several named ones as .npz, atomically."""
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         if isinstance(value, dict):
             np.savez(file, **value)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""Language identification with fastText's lid.176 (Joulin et al. 2016), offline, from the catalog.
+"""Language identification with fastText's lid.176 (Joulin et al. 2016), offline, with the model from the catalog.
 
-The model's score falls on vowelled text (median 0.71 on hadith as they are printed, 0.97 on the same without vowel
-marks): show it texts without (`normalise.without_marks`).
+Vowel marks lower the model's score: its median is 0.71 on hadith as printed, and 0.97 on the same texts without marks.
+Remove the marks first (`normalise.without_marks`).
 """
 
 import functools
@@ -23,8 +23,10 @@ def _model() -> Any:
 
 
 def identify(unmarked: str, *, count: int = 3) -> dict[str, float]:
-    """The most probable languages (ISO 639-1 where there is one) of a text without vowel marks, with their
-    probabilities, best first."""
+    """The most probable languages of a text without vowel marks: code -> probability, the best first.
+
+    Codes are ISO 639-1 where the language has one.
+    """
     labels, scores = _model().predict(unmarked.replace("\n", " "), k=count)
     return {
         label.removeprefix("__label__"): min(float(score), 1.0) for label, score in zip(labels, scores, strict=True)

@@ -1,11 +1,13 @@
-"""MinHash signatures of documents (Broder 1997) in bands, and their exact Jaccard similarity.
+"""MinHash signatures of documents (Broder 1997) in bands, and the exact Jaccard similarity of two documents.
 
-Shingles are n-grams of `bare_words`, as numbers of 64 bits: words are hashed (XXH3), n neighbours combined by a
-polynomial in an odd base modulo 2^64 and mixed. A permutation k of the shingles is x -> a_k x + b_k modulo 2^32, a_k
-odd, on the upper half of x; the signature is its minimum for each k. As the x of a document are spread at random by the
-hash, every shingle is as likely as any other to come first under any k. Two documents of similarity s agree in one
-value with probability s, and in all of some band of r rows among b with 1 - (1 - s^r)^b: with 14 bands of 9 rows 0.44
-at s = 0.7, 0.87 at 0.8. That is no sharp cut: `jaccard` verifies pairs where one is wanted.
+Shingles are n-grams of `bare_words`, as 64-bit numbers: words are hashed (XXH3), then n neighbours are combined by a
+polynomial in an odd base modulo 2^64, and mixed. Permutation k of the shingles is x -> a_k x + b_k modulo 2^32 with odd
+a_k, where x is the upper half of the number. The signature is the minimum over the shingles for each k. The hash
+spreads x at random, so each shingle is equally likely to be the minimum.
+
+Two documents of similarity s agree in one value with probability s, and in all r rows of at least one of b bands with
+probability 1 - (1 - s^r)^b: for 14 bands of 9 rows 0.44 at s = 0.7 and 0.87 at s = 0.8. Where a sharp threshold is
+needed, `jaccard` verifies the pairs.
 """
 
 import dataclasses
@@ -19,18 +21,18 @@ import xxhash
 from allam_jax.errors import UserError
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)
-_BLOCK = 1024  # shingles a time: the table of their permutations stays in the cache
+_BLOCK = 1024  # shingles at a time, so that the table of their permutations stays in the processor's cache
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MinHash:
-    """Parameters of the signatures; all documents that are compared need the same.
+    """Parameters of the signatures. Documents can be compared only if they have the same parameters.
 
     Attributes:
-      shingle: Words of a shingle; a document with fewer has no signature.
-      hashes: Permutations. Bands take the first `bands * rows` of them (of RedPajama-v2's 128 those are 126).
-      bands, rows: Documents that agree in all rows of a band are candidates.
-      seed: Of the permutations.
+        shingle: number of words in a shingle; a shorter document has no signature.
+        hashes: number of permutations. The bands use the first `bands * rows` (126 of RedPajama-v2's 128).
+        bands, rows: two documents that agree in all rows of a band are a candidate pair.
+        seed: of the permutations.
     """
 
     shingle: int = 13
@@ -48,19 +50,21 @@ class MinHash:
 
     @functools.cached_property
     def _permutations(self) -> tuple[np.ndarray, np.ndarray]:
-        """uint32 `[bands * rows]` each: odd factors, and summands."""
+        """uint32 `[bands * rows]` each: the odd factors, and the summands."""
         draws = np.random.default_rng(self.seed).integers(0, 2**32, size=(2, self.hashes), dtype=np.uint32)
         used = self.bands * self.rows
         return draws[0, :used] | np.uint32(1), draws[1, :used]
 
     def shingles(self, documents: Sequence[Sequence[str]]) -> list[np.ndarray]:
-        """The shingles of each document, given by its words: uint64 `[number of words - shingle + 1]` or empty, in
-        order, with repeats. Many documents at once cost less than one by one."""
+        """The shingles of each document, given its words, in order and with repeats: uint64 `[words - shingle + 1]`.
+
+        A document with fewer words than a shingle has none. One call for many documents is faster than one for each.
+        """
         lengths = np.fromiter(map(len, documents), np.int64, len(documents))
         ends = np.cumsum(lengths)
         words = itertools.chain.from_iterable(documents)
         hashed = np.fromiter(map(_WORD_HASHES.__getitem__, words), np.uint64, lengths.sum())
-        # As if all were one document: shingles across a border are left out below.
+        # Treats all documents as one; the shingles across a border are left out below.
         combined = hashed[: max(0, len(hashed) - self.shingle + 1)].copy()
         for offset in range(1, self.shingle):
             combined *= _BASE
@@ -71,7 +75,7 @@ class MinHash:
         return [combined[start : start + count] for start, count in zip(starts.tolist(), counts.tolist(), strict=True)]
 
     def signature(self, shingles: np.ndarray) -> np.ndarray:
-        """uint32 `[bands * rows]` of at least one shingle."""
+        """uint32 `[bands * rows]` for a document with at least one shingle."""
         factors, summands = self._permutations
         values = (shingles >> np.uint64(32)).astype(np.uint32)
         least = None
@@ -84,9 +88,9 @@ class MinHash:
         return least
 
     def band_keys(self, signatures: np.ndarray) -> np.ndarray:
-        """Signatures uint32 `[..., bands * rows]` to one uint64 a band `[..., bands]`: equal where all rows agree.
+        """Turns signatures, uint32 `[..., bands * rows]`, into one key for each band, uint64 `[..., bands]`.
 
-        Different bands meet in one key with a probability of about 2^-64 a pair.
+        Two keys of a band are equal if all rows agree; otherwise they are equal with a probability of about 2^-64.
         """
         rows = signatures.reshape(*signatures.shape[:-1], self.bands, self.rows).astype(np.uint64)
         keys = np.zeros(rows.shape[:-1], np.uint64)
@@ -95,19 +99,19 @@ class MinHash:
         return keys
 
     def candidate_probability(self, similarity: float) -> float:
-        """Of two documents with this Jaccard similarity: 1 - (1 - s^rows)^bands."""
+        """1 - (1 - s^rows)^bands: the probability that two documents of this similarity are a candidate pair."""
         return 1.0 - (1.0 - similarity**self.rows) ** self.bands
 
 
 def jaccard(first: np.ndarray, second: np.ndarray) -> float:
-    """|A and B| / |A or B| of two arrays of shingles, as sets."""
+    """|A and B| / |A or B| of two arrays of shingles, taken as sets."""
     shared = len(np.intersect1d(first, second))
     union = len(np.unique(first)) + len(np.unique(second)) - shared
     return shared / union if union else 0.0
 
 
 class _WordHashes(dict[str, int]):
-    """XXH3 of words, of which a corpus repeats most; a plain dict is looked up faster than `functools.lru_cache`."""
+    """XXH3 of words, cached: a corpus repeats most of its words, and a dict is faster than `functools.lru_cache`."""
 
     def __missing__(self, word: str) -> int:
         if len(self) >= 1 << 18:
@@ -120,7 +124,7 @@ _WORD_HASHES = _WordHashes()
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64: a bijection in which every bit depends on all."""
+    """The last step of SplitMix64: a bijection in which every output bit depends on all input bits."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

@@ -1,4 +1,4 @@
-"""Text normalisation: Unicode composition and, on request, removal of marks, all of which are listed here."""
+"""Text normalisation: Unicode composition (NFC) and, on request, removal of the marks listed here."""
 
 import re
 import unicodedata
@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from allam_jax.errors import UserError
 
 # Short vowels, tanwin, shadda, sukun; the superscript alef; further vowel signs; honorifics; Quranic annotation.
-# Not here: maddah and hamza above or below (U+0653-0655), which are spelling, and the small letters waw, yeh and noon
-# of the Quran that are not marks but letters (U+06E5, U+06E6).
+# Maddah and hamza above or below (U+0653-0655) are spelling and stay. So do the Quran's small waw and yeh (U+06E5,
+# U+06E6), which are letters.
 _TASHKEEL_RANGES = (
     (0x0610, 0x061A),
     (0x064B, 0x0652),
@@ -25,7 +25,7 @@ TASHKEEL = frozenset(chr(code) for first, last in _TASHKEEL_RANGES for code in r
 
 TATWEEL = "\u0640"
 
-# Invisible: they order the display of mixed-direction text. The joiners U+200C and U+200D are spelling, and stay.
+# Invisible characters that order the display of mixed-direction text. The joiners U+200C and U+200D are spelling.
 DIRECTION_MARKS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
 
 _MARKS = re.compile("[" + "".join(sorted(TASHKEEL | DIRECTION_MARKS)) + TATWEEL + "]+")
@@ -33,9 +33,17 @@ _REMOVABLE = {"tashkeel": TASHKEEL, "tatweel": frozenset(TATWEEL), "direction_ma
 
 
 def normalise(text: str, *, remove: Iterable[str] = (), compose: bool = True) -> str:
-    """NFC of the text without the given classes of marks (`tashkeel`, `tatweel`, `direction_marks`).
+    """The text without the given classes of marks, composed to NFC. Applying it twice changes nothing more.
 
-    Idempotent. Removal comes first, so that what a mark kept apart is composed. Without `compose` it is all.
+    Marks are removed first, so that letters which a mark kept apart are composed.
+
+    Args:
+        text: any text.
+        remove: classes of marks: `tashkeel`, `tatweel`, `direction_marks`.
+        compose: whether to compose to NFC.
+
+    Raises:
+        UserError: a class is unknown.
     """
     unwanted: set[str] = set()
     for name in remove:
@@ -48,5 +56,5 @@ def normalise(text: str, *, remove: Iterable[str] = (), compose: bool = True) ->
 
 
 def without_marks(text: str) -> str:
-    """The text without vowel marks, tatweel and direction marks: for comparing and counting, not for storing."""
+    """The text without vowel marks, tatweel and direction marks, for comparing and counting; not for storing."""
     return _MARKS.sub("", text)

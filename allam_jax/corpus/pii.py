@@ -1,5 +1,7 @@
-"""Personal data that has a form: e-mail addresses, telephone numbers, IBANs, IP addresses. Each is replaced by a
-placeholder and counted. Digits may be European or Arabic-Indic."""
+"""Replaces personal data of a known form by placeholders: e-mail addresses, telephone numbers, IBANs, IP addresses.
+
+Digits may be European or Arabic-Indic.
+"""
 
 import ipaddress
 import re
@@ -13,12 +15,13 @@ _TO_ASCII = str.maketrans("٠١٢٣٤٥٦٧٨٩۰۱۲۳۴۵۶۷۸۹", "012345678
 
 PATTERNS = {
     "email": re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[\w-]{1,63}\.)+[^\W\d_]{2,24}(?![\w-])"),
-    # Two letters, two check digits, 11 to 30 characters, in groups of four or in one piece; the checksum decides.
+    # Two letters, two check digits and 11 to 30 characters, in groups of four or in one piece. `_is_iban` then checks
+    # the checksum.
     "iban": re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]{4}){2,7}(?:[ -]?[A-Z0-9]{1,3})?(?!\w)", re.ASCII),
     "ip": re.compile(
         r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}(?!\.?\d)|(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4})(?![\w:])", re.ASCII
     ),
-    # International with + or 00, or national with a leading 0; single separators between groups of digits.
+    # International numbers with + or 00, or national ones with a leading 0; single separators between groups of digits.
     "phone": re.compile(
         rf"(?<![\w.,/-])(?:(?:\+|00|[٠۰]{{2}})[ (-]?[{_DIGIT}]{{1,3}}[)]?(?:[ .()-]{{0,2}}[{_DIGIT}]){{6,12}}"
         rf"|[(]?[0٠۰][{_DIGIT}]{{1,3}}[)]?(?:[ .-]?[{_DIGIT}]){{6,8}})(?![\w/-]|[.,][{_DIGIT}])"
@@ -28,19 +31,19 @@ KINDS = tuple(PATTERNS)
 
 
 def redact(text: str, *, kinds: Iterable[str]) -> tuple[str, Counter[str]]:
-    """The text with what it holds of each kind replaced by `[EMAIL]`, `[PHONE]`, `[IBAN]` or `[IP]`, and their numbers.
+    """Replaces personal data by `[EMAIL]`, `[PHONE]`, `[IBAN]` or `[IP]`; returns the text and the count of each kind.
 
-    IBANs count with a correct checksum (ISO 7064, remainder 1 modulo 97) only. IP addresses count when they are public:
-    127.0.0.1, 192.168.x.x and version numbers with a part above 255 stay.
+    An IBAN must have a correct checksum (ISO 7064: remainder 1 modulo 97). An IP address must be public; 127.0.0.1,
+    192.168.x.x and version numbers with a part above 255 stay.
 
     Raises:
-      UserError: Unknown kind.
+        UserError: a kind is unknown.
     """
     wanted = set(kinds)
     for kind in wanted - set(KINDS):
         raise UserError(f"cannot redact {kind!r}; choose from {', '.join(KINDS)}")
     found: Counter[str] = Counter()
-    for kind in KINDS:  # in this order: an IBAN holds what looks like a telephone number
+    for kind in KINDS:  # in this order, because a part of an IBAN can look like a telephone number
         if kind not in wanted:
             continue
 

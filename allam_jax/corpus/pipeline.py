@@ -1,9 +1,10 @@
-"""The pipeline from sources to datasets: lays out the stages, has them run, puts the shards together.
+"""The pipeline from sources to datasets: lays out the stages, runs them, and assembles the shards.
 
-    read -> clean -> judge -> write                                                    (no deduplication), or
+    read -> clean -> judge -> write                                                    (without deduplication), or
     read -> clean -> judge -> sign -> keep | exact | bands | clusters | load -> write
 
-At a bar everything before has to be done. Tasks of a stage share nothing but the files of the stage before.
+All tasks of a stage must end before the next stage, after a bar, begins. The tasks of one stage share only the files
+that the stage before has written.
 """
 
 import gzip
@@ -14,44 +15,43 @@ from typing import Any
 
 from absl import logging
 
-from allam_jax.corpus.corpus_plan import Plan
+from allam_jax.corpus.corpus_plan import CorpusPlan
 from allam_jax.corpus.shards import assemble, read_manifest
-from allam_jax.corpus.tally import Tally, merge
+from allam_jax.corpus.tally import Tally, merge_tallies
 from allam_jax.files import atomic_path, read_json
 
 
-def outdated(plan: Plan, *, workdir: Path) -> list[str]:
-    """Sources whose dataset is not there, or follows from other facts than the plan's."""
+def outdated(plan: CorpusPlan, *, workdir: Path) -> list[str]:
+    """The sources whose dataset is missing, or was written from other facts than the plan's."""
     manifests = {name: read_manifest(workdir / name) for name in plan.sources}
     return [name for name, found in manifests.items() if found is None or found["metadata"] != plan.facts(name)]
 
 
-def run(plan: Plan, *, workdir: Path, executor: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Runs all stages and writes a dataset for every source of the plan; returns the tally of each.
+def run(plan: CorpusPlan, *, workdir: Path, executor: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Runs all stages and writes a dataset for every source of the plan; returns source -> tally.
 
-    Beside the dataset NAME, `NAME.dropped.jsonl.gz` says of every document that went `id` and `reasons`.
-
-    What a killed run has done already is taken over. The files between the steps are removed at the end.
+    `NAME.dropped.jsonl.gz` beside the dataset NAME has the `id` and the `reasons` of every document that was dropped.
+    A run that was killed continues: tasks that had ended are not repeated.
 
     Args:
-      plan: What to do.
-      workdir: Datasets are written to `workdir/NAME`.
-      executor: Values of `config.corpus.executor`.
+        plan: what to do.
+        workdir: the datasets are written to `workdir/NAME`.
+        executor: values of `config.corpus.executor`.
 
     Raises:
-      UserError: Of the steps: unreadable files or too many bad records, no document for a split, a full disk.
+        UserError: a file is unreadable or has too many bad records; a split has no document; the disk is full.
     """
-    # datatrove takes a second to import, which those who find everything done need not wait for.
+    # Here, because datatrove takes a second to import, and a run that has nothing left to do does not need it.
     from allam_jax.corpus import executors
 
     executors.run_stages(_stages(plan), logs=plan.work / "logs", settings=executor)
     tallies = {}
     for name in plan.sources:
-        ranks = [rank for rank, part in enumerate(plan.parts) if part.source == name]
-        tallies[name] = _tally(plan, ranks)
-        _write_dropped(plan, ranks, path=workdir / f"{name}.dropped.jsonl.gz")
+        directories = [plan.directory(rank) for rank, part in enumerate(plan.parts) if part.source == name]
+        tallies[name] = _tally(directories)
+        _write_dropped(directories, path=workdir / f"{name}.dropped.jsonl.gz")
         assemble(
-            [(plan.directory(rank) / "shards", read_json(plan.directory(rank) / "counts.json")) for rank in ranks],
+            [(directory / "shards", read_json(directory / "counts.json")) for directory in directories],
             directory=workdir / name,
             name=name,
             validation_share=plan.sources[name]["validation_share"],
@@ -63,13 +63,13 @@ def run(plan: Plan, *, workdir: Path, executor: Mapping[str, Any]) -> dict[str, 
     return tallies
 
 
-def clear(plan: Plan) -> None:
-    """Removes what lies between the steps, of this plan and of earlier ones that were given up."""
+def clear(plan: CorpusPlan) -> None:
+    """Removes the files between the steps: those of this plan and those of earlier plans that never ended."""
     for work in plan.work.parent.glob(".work-*"):
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _stages(plan: Plan) -> list[tuple[str, list[Any], int]]:
+def _stages(plan: CorpusPlan) -> list[tuple[str, list[Any], int]]:
     from allam_jax.corpus import resolve, steps
 
     tally = Tally()
@@ -89,9 +89,9 @@ def _stages(plan: Plan) -> list[tuple[str, list[Any], int]]:
     return [*stages, ("write", [steps.Load(plan, tally), steps.Write(plan, tally)], parts)]
 
 
-def _write_dropped(plan: Plan, ranks: list[int], *, path: Path) -> None:
-    """One line for each document that went: its id and the reasons; nothing where all stayed."""
-    files = [plan.directory(rank) / f"{stage}.dropped" for rank in ranks for stage in ("clean", "write")]
+def _write_dropped(directories: list[Path], *, path: Path) -> None:
+    """Writes one line for each dropped document; removes the file where none was dropped."""
+    files = [directory / f"{stage}.dropped" for directory in directories for stage in ("clean", "write")]
     files = [file for file in files if file.exists() and file.stat().st_size]
     if not files:
         path.unlink(missing_ok=True)
@@ -102,10 +102,10 @@ def _write_dropped(plan: Plan, ranks: list[int], *, path: Path) -> None:
                 shutil.copyfileobj(source, target)
 
 
-def _tally(plan: Plan, ranks: list[int]) -> dict[str, Any]:
+def _tally(directories: list[Path]) -> dict[str, Any]:
     total: dict[str, Any] = {}
-    for rank in ranks:
-        for path in (plan.directory(rank) / "clean.json", plan.directory(rank) / "write.json"):
+    for directory in directories:
+        for path in (directory / "clean.json", directory / "write.json"):
             if path.exists():
-                total = merge(total, read_json(path))
+                total = merge_tallies(total, read_json(path))
     return total

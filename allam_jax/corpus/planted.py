@@ -1,13 +1,12 @@
-"""Damage planted in real documents, with a record of what was done: to measure what a pipeline finds, and what else it
-takes for damage.
+"""Plants damage in real documents and records it, to measure what the pipeline finds and what it wrongly flags.
 
-Each kind befalls a share of the documents, chosen by a hash of their id:
-  exact_copy   the same words once more, with other spaces, punctuation and without vowel marks
-  near_copy    a long text once more, with another beginning and end, as mirrors of a page have
-  url_copy     the first half of a text, at the same address spelled otherwise
-  mojibake     the text itself, read with the wrong character set
-  spam         an advertisement beside it, made of stock phrases, handles, numbers and links
-  foreign      a document of another language, or source code, beside it
+A hash of a document's id decides which kinds of damage it gets:
+    exact_copy: a second document with the same words, other spaces and punctuation, and without vowel marks
+    near_copy: a second document with another beginning and end, as mirrors of a page have
+    url_copy: a second document with the first half of the text, at the same address spelled differently
+    mojibake: the document itself, decoded with the wrong character set
+    spam: a second document, an advertisement of stock phrases, handles, numbers and links
+    foreign: a second document in another language, or source code
 """
 
 import hashlib
@@ -20,7 +19,7 @@ from allam_jax.corpus.normalise import without_marks
 from allam_jax.files import unit_hash
 
 KINDS = ("exact_copy", "near_copy", "url_copy", "mojibake", "spam", "foreign")
-_NEAR_WORDS = 200  # a shorter text would change too much for a near copy
+_NEAR_WORDS = 200  # the change to a shorter text would be too large for a near copy
 _MOJIBAKE_WORDS = 30
 _CHARACTER_SETS = (("utf-8", "latin-1"), ("utf-8", "cp1252"), ("cp1256", "cp1252"))
 
@@ -40,17 +39,17 @@ _GOODS = {
 def plant(
     documents: Iterable[Document], *, foreign: Iterator[Document], share: float, seed: int
 ) -> Iterator[tuple[dict[str, str], dict[str, Any] | None]]:
-    """Rows of a crawl, and for each planted one the truth.
+    """Yields the rows of a crawl; for each planted row, also the truth.
 
     Args:
-      documents: Real ones, of one language.
-      foreign: Documents that do not belong among them; when they are used up, no more are planted.
-      share: Of the documents, for each kind.
-      seed: Chooses other documents.
+        documents: real documents of one language.
+        foreign: documents that do not belong among them; when they are used up, no more are planted.
+        share: expected share of documents that each kind of damage hits.
+        seed: another seed selects other documents.
 
     Yields:
-      (row, truth): a row has `id, text, url`; a truth, None for an untouched document, has `id, kind`, and for mojibake
-      the `text` as it was.
+        (row, truth). A row has `id, text, url`. A truth, which is None for an untouched document, has `id, kind` and,
+            for mojibake, the original `text`.
     """
     for document in documents:
         name = f"{document.source}:{document.id}"
@@ -84,7 +83,7 @@ def plant(
 
 
 def _mojibake(text: str, rng: random.Random) -> str | None:
-    """The text after a wrong decoding; None if there is none that keeps all bytes, or nothing would show."""
+    """The text after a wrong decoding; None if every such decoding loses bytes or changes nothing."""
     if len(text.split()) < _MOJIBAKE_WORDS or text.isascii():
         return None
     for written, read in rng.sample(_CHARACTER_SETS, k=len(_CHARACTER_SETS)):
@@ -92,7 +91,7 @@ def _mojibake(text: str, rng: random.Random) -> str | None:
             damaged = text.encode(written).decode(read)
         except UnicodeError:
             continue
-        if damaged != text:  # a character set can share what the text needs of it
+        if damaged != text:  # two character sets can agree on all of the text's characters
             return damaged
     return None
 

@@ -1,8 +1,8 @@
-"""What a pipeline found of planted damage: recall and precision of each kind.
+"""Recall and precision of a pipeline on planted damage, for each kind.
 
-What is no planted damage can be real damage: real texts repeat each other. Whether a document that was dropped as a
-duplicate is one is decided here anew, from the documents alone: its address or its words equal another's, or its
-13-grams have a Jaccard similarity of at least `similarity` with another's.
+A dropped document that was not planted can still be damaged, because real texts repeat each other. This module decides
+anew, from the documents alone, whether a document that was dropped as a duplicate is one: its address or its words
+equal another document's, or its 13-grams have a Jaccard similarity of at least `similarity` with another's.
 """
 
 import re
@@ -27,22 +27,22 @@ def scores(
 ) -> dict[str, dict[str, float]]:
     """Kind -> {planted, found, flagged, right, recall, precision}.
 
-    `found` of `planted` are recall; `right` of `flagged`, all that the pipeline gave this reason for, are precision.
+    Recall is `found / planted`. Precision is `right / flagged`, where `flagged` are all documents with this reason.
 
     Args:
-      rows: Id -> the row that was read (`text`, `url`).
-      truth: What was planted.
-      dropped: Id -> reasons.
-      stored: Id -> text of what was kept.
-      repaired: How many texts the repair of mojibake changed.
-      similarity: What a near-duplicate must have.
-      shingle: Words of an n-gram.
+        rows: id -> the row that was read (`text`, `url`).
+        truth: what was planted, from `planted.plant`.
+        dropped: id -> reasons.
+        stored: id -> text of each document that was kept.
+        repaired: number of texts that the repair of mojibake changed.
+        similarity: the smallest similarity of near-duplicates.
+        shingle: number of words in an n-gram.
     """
     kinds: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for entry in truth:
         kinds[entry["kind"]].append(entry)
     result = {}
-    # An advertisement is no running text of a language either: to say so is no mistake.
+    # An advertisement is not running text in a language either, so the reason `language` is right for it too.
     beside = {entry["id"] for kind in _RULES for entry in kinds[kind]}
     for kind, rules in _RULES.items():
         flagged = {id_ for id_, reasons in dropped.items() if rules & set(reasons)}
@@ -50,7 +50,7 @@ def scores(
         result[kind] = _score(len(planted), len(planted & flagged), len(flagged), len(beside & flagged))
     for kind, reason in _DUPLICATE.items():
         flagged = {id_ for id_, reasons in dropped.items() if reason in reasons}
-        # One that was dropped for another reason, or whose original was, is no test of this one.
+        # A copy is no test of this reason if it, or its original, was dropped for another reason.
         planted = {
             entry["id"]
             for entry in kinds[kind]
@@ -63,7 +63,7 @@ def scores(
     damaged = [entry for entry in kinds["mojibake"] if not duplicates & set(dropped.get(entry["id"], ()))]
     restored = sum(_same(stored.get(entry["id"], ""), entry["text"]) for entry in damaged)
     changed = sum(_same(stored.get(entry["id"], ""), entry["text"]) for entry in kinds["mojibake"])
-    undecided = len(kinds["mojibake"]) - len(damaged)  # repaired, and then found to be duplicates
+    undecided = len(kinds["mojibake"]) - len(damaged)  # repaired, and then dropped as duplicates
     result["mojibake"] = _score(len(damaged), restored, repaired, min(changed + undecided, repaired))
     return result
 
@@ -80,14 +80,14 @@ def _score(planted: int, found: int, flagged: int, right: int) -> dict[str, floa
 
 
 def _same(stored: str, text: str) -> bool:
-    """Equal but for what every text goes through: composition and spaces at the ends."""
+    """Whether the texts are equal except for composition and spaces at the ends, which change in every text."""
     return unicodedata.normalize("NFC", stored).strip() == unicodedata.normalize("NFC", text).strip()
 
 
 def _true_duplicates(
     rows: Mapping[str, Mapping[str, str]], flagged: Iterable[str], *, kind: str, similarity: float, shingle: int
 ) -> int:
-    """How many of the flagged rows do repeat another."""
+    """The number of flagged rows that do repeat another row."""
     flagged = set(flagged)
     if kind != "near_copy":
         key = _address if kind == "url_copy" else _words

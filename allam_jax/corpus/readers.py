@@ -1,7 +1,8 @@
-"""The user's own files as documents: JSON Lines, CSV, plain text (all also .gz and .zst), Parquet and web archives.
+"""The user's own files as documents: JSON Lines, CSV and text (each also .gz or .zst), Parquet, and web archives.
 
-Bad records (invalid UTF-8, broken JSON, no text) are counted by file and reason. A file with more than a configured
-share of them stops the run, as do damaged files (that end early, or are not what their name says) past a share of all.
+Bad records (invalid UTF-8, broken JSON, no text) are counted by file and reason. A file with more than an accepted
+share of bad records stops the run. So do damaged files, which end early or are not what their name says, when they are
+more than an accepted share of all files.
 """
 
 import csv
@@ -27,7 +28,7 @@ from allam_jax.errors import UserError
 _PLAIN = tuple(f".{kind}{compressed}" for kind in ("jsonl", "csv", "txt") for compressed in ("", ".gz", ".zst"))
 SUFFIXES = (*_PLAIN, ".parquet", *web_archives.SUFFIXES)
 
-# A record, or the reason why there is none.
+# A record, or the reason why it cannot be read.
 _Record = dict[str, Any] | str
 
 _READ_BYTES = 1 << 20
@@ -36,12 +37,23 @@ _CHECK_EVERY = 10_000
 
 @dataclasses.dataclass
 class FileCounts:
-    """What one file gave: good documents, and bad records by reason."""
+    """What one file gave.
+
+    Attributes:
+        documents: number of good documents.
+        bad: reason -> number of bad records.
+        other: reason -> number of records without text that are no fault, such as images.
+        damage: why the file could not be read to its end; empty if it could.
+    """
 
     documents: int = 0
     bad: Counter[str] = dataclasses.field(default_factory=Counter)
-    other: Counter[str] = dataclasses.field(default_factory=Counter)  # records that are no text and no fault
-    damage: str = ""  # why it could not be read to its end, if so
+    other: Counter[str] = dataclasses.field(default_factory=Counter)
+    damage: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The counts as JSON values."""
+        return vars(self) | {"bad": dict(self.bad), "other": dict(self.other)}
 
     def __str__(self) -> str:
         reasons = "".join(f", {count} {reason}" for reason, count in sorted(self.bad.items()))
@@ -49,14 +61,14 @@ class FileCounts:
 
 
 class _DamagedFile(UserError):
-    """The message names the file."""
+    """A file that ends early or is not what its name says. The message names the file."""
 
 
 class FileReader:
     """Iterates over the documents of files, directories and glob patterns, in sorted order.
 
-    `counts` maps each file read so far to its `FileCounts`. An id is the record's `id_field` where it has one, else
-    the file's name (its path below the deepest common directory) and the record's number, counted from 1.
+    `counts` maps each file read so far to its `FileCounts`. A document's id is the record's `id_field` if it has one.
+    Otherwise it is the file's name (its path below the deepest common directory) and the record's number, from 1.
     """
 
     def __init__(
@@ -77,20 +89,21 @@ class FileReader:
         """Finds the files.
 
         Args:
-          paths: A file, a directory (searched through for `SUFFIXES`), a glob pattern (`**` allowed), or several.
-          source: Name of the source, for the documents.
-          language: Language of the documents.
-          text_field: Field (JSON Lines) or column (Parquet) with the text.
-          id_field: Field or column with the id; records may lack it.
-          text_unit: What is one document in a .txt file; paragraphs are separated by blank lines.
-          max_bad_share: Largest accepted share of bad records in a file, 0 to 1.
-          max_damaged_share: Largest accepted share of files that end early; their documents up to there are kept.
-          fields: Further fields or columns for the documents' metadata, where a record has them.
-          part: Which of `parts` to read.
-          parts: How many runs of consecutive files, of about equal bytes, share the work; some may be empty.
+            paths: a file, a directory (searched for files with `SUFFIXES`), a glob pattern (`**` allowed), or several.
+            source: name of the source, for the documents.
+            language: language of the documents.
+            text_field: field (JSON Lines) or column (CSV, Parquet) with the text.
+            id_field: field or column with the id; records may lack it.
+            text_unit: what one document is in a .txt file: a line, a paragraph (separated by blank lines) or the file.
+            max_bad_share: largest accepted share of bad records in a file, 0 to 1.
+            max_damaged_share: largest accepted share of damaged files; their documents up to the damage are kept.
+            fields: more fields or columns for the documents' metadata, where a record has them.
+            part: which of `parts` to read, from 0.
+            parts: number of parts, which are consecutive files of about equal bytes; some may be empty.
 
         Raises:
-          UserError: A path that does not exist (with the nearest names), a pattern without a match, an unknown suffix.
+            UserError: a path does not exist (the message names the nearest), a pattern has no match, or a suffix is
+                unknown.
         """
         if text_unit not in ("line", "paragraph", "file"):
             raise UserError(f"{source}: text_unit is {text_unit!r}; expected line, paragraph or file")
@@ -128,7 +141,7 @@ class FileReader:
             )
 
     def _readable_records(self, file: Path) -> Iterator[_Record]:
-        """The records up to where the file is damaged, if few enough files are."""
+        """The records up to the damage, if there is any; raises if more files than accepted are damaged."""
         try:
             yield from self._records(file)
         except _DamagedFile as error:
@@ -162,7 +175,7 @@ class FileReader:
         id_ = default_id if record.get(self._id_field) is None else str(record[self._id_field])
         try:
             f"{text}{id_}".encode()
-        except UnicodeEncodeError:  # Half of a surrogate pair, which JSON can spell as an escape.
+        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell as an escape
             return "with invalid Unicode"
         metadata = {field: record[field] for field in self._fields if record.get(field) is not None}
         return Document(text=text, id=id_, source=self._source, language=self._language, metadata=metadata)
@@ -173,12 +186,12 @@ class FileReader:
         if bad > self._max_bad_share * (bad + counts.documents):
             raise UserError(
                 f"{file}: too many bad records ({counts}; accepted share {self._max_bad_share:g}); "
-                f"mend the file or raise max_bad_share"
+                f"repair the file, or raise max_bad_share"
             )
 
 
 def find_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Sorted files below the given files, directories and glob patterns; UserError for what does not exist."""
+    """The files below the given files, directories and glob patterns, sorted; UserError for one that does not exist."""
     files: set[Path] = set()
     for given in [paths] if isinstance(paths, str | Path) else paths:
         path = Path(given).expanduser()
@@ -204,14 +217,14 @@ def find_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
 
 
 def _part_of(files: Sequence[Path], *, part: int, parts: int) -> list[Path]:
-    """The files of one part: a file belongs to where the middle of its bytes falls, with all bytes cut evenly."""
+    """The files of one part. All bytes are cut evenly; a file belongs to the part with the middle of its bytes."""
     sizes = [max(file.stat().st_size, 1) for file in files]
     middles = (end - size / 2 for size, end in zip(sizes, itertools.accumulate(sizes), strict=True))
     return [file for file, middle in zip(files, middles, strict=True) if int(middle * parts / sum(sizes)) == part]
 
 
 def _near(path: Path) -> str:
-    """` (did you mean ...?)` from the names beside the first part of the path that does not exist."""
+    """The end of a message: names similar to the first part of the path that does not exist."""
     missing = path
     while not missing.parent.exists():
         missing = missing.parent
@@ -221,8 +234,8 @@ def _near(path: Path) -> str:
 
 
 def _lines(file: Path) -> Iterator[bytes]:
-    """Lines without their ends; UserError when the compressed data is damaged or ends early."""
-    pending: list[bytes] = []  # of a line that no block has ended yet
+    """Lines without their ends; raises an error where compressed data is damaged or ends early."""
+    pending: list[bytes] = []  # the pieces of a line that goes on in the next block
     try:
         for block in _blocks(file):
             *lines, last = block.split(b"\n")
@@ -244,7 +257,7 @@ def _blocks(file: Path) -> Iterator[bytes]:
         yield from _zstd_blocks(file)
         return
     with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as stream:
-        # Not `read`, which gives nothing of a block inside which the data ends.
+        # `read` would lose the last block of data that is cut short; `read1` returns what there is.
         while block := stream.read1(_READ_BYTES):
             yield block
 
@@ -271,8 +284,7 @@ def _zstd_blocks(file: Path) -> Iterator[bytes]:
 
 def _units(lines: Iterable[bytes], *, unit: str) -> Iterator[bytes]:
     if unit == "line":
-        # Blank lines are not records.
-        yield from (line for line in lines if line.strip())
+        yield from (line for line in lines if line.strip())  # blank lines are not records
         return
     unit_lines: list[bytes] = []
     for line in lines:
@@ -298,13 +310,13 @@ def _json_record(line: bytes) -> _Record:
         record = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
         return "with invalid UTF-8"
-    except (ValueError, RecursionError):  # ValueError also for an integer of thousands of digits.
+    except (ValueError, RecursionError):  # an integer of thousands of digits raises ValueError too
         return "not JSON"
     return record if isinstance(record, dict) else "not a JSON object"
 
 
 def _csv_records(file: Path, *, text_field: str) -> Iterator[_Record]:
-    """Rows by the names in the first line; a row with more or fewer values than names is a bad record."""
+    """Rows as records, with the names in the first line. A row with more or fewer values than names is a bad record."""
     csv.field_size_limit(sys.maxsize)
     lines = (line.decode("utf-8-sig", "surrogateescape") + "\n" for line in _lines(file))
     rows = csv.reader(lines)
@@ -351,7 +363,7 @@ def _parquet_records(file: Path, *, text_field: str, optional: Sequence[str]) ->
 
 
 def _rows_one_by_one(batch: Any) -> Iterator[_Record]:
-    """The rows of a batch of which some value is not valid UTF-8 (Parquet writers need not check)."""
+    """The rows of a batch in which some value is not valid UTF-8, which Parquet writers need not check."""
     for index in range(batch.num_rows):
         try:
             yield {name: batch.column(name)[index].as_py() for name in batch.schema.names}

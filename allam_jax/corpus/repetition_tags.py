@@ -1,7 +1,7 @@
-"""Tags of Gopher (Rae et al. 2021, section A.1.1 and table A1) and FineWeb that FineWeb-2 filters Arabic with.
+"""The tags of Gopher (Rae et al. 2021, section A.1.1 and table A1) and FineWeb that FineWeb-2 filters Arabic with.
 
-Words are `Words.tokens` (punctuation is a token). FineWeb-2 takes spaCy's tokens, so its published thresholds meet
-slightly other numbers here. Shares are of the text's characters, as in Gopher.
+Words are `Words.tokens`, where punctuation is a token. FineWeb-2 uses spaCy's tokens, so its published thresholds apply
+to slightly different values here. Shares are of the text's characters, as in Gopher.
 """
 
 import functools
@@ -11,19 +11,19 @@ from typing import Literal
 
 from allam_jax.corpus.words import Words, ends_sentence
 
-# The stop words of FineWeb-2's configuration for arb_Arab: its most frequent Arabic words.
+# The stop words in FineWeb-2's configuration for arb_Arab, which are its most frequent Arabic words.
 _FREQUENT = "، في من على إلى عام أن مع أو هو عن التي كان بين ما كانت هي المتحدة بعد"
 _FREQUENT_ARABIC = frozenset(_FREQUENT.split())
 
 
 def _duplicate_lines(words: Words, _: object) -> float | None:
-    """Share of non-empty lines that repeat an earlier one."""
+    """Share of non-empty lines that repeat an earlier line."""
     lines = [line for line in words.text.split("\n") if line]
     return 1 - len(set(lines)) / len(lines) if lines else None
 
 
 def _duplicate_line_characters(words: Words, _: object) -> float | None:
-    """Characters in lines that repeat an earlier one, as a share of all but newlines."""
+    """Characters in lines that repeat an earlier line, as a share of all characters except newlines."""
     lines = [line for line in words.text.split("\n") if line.strip()]
     total = len(words.text.replace("\n", ""))
     repeated = sum(map(len, lines)) - sum(map(len, set(lines)))
@@ -31,7 +31,7 @@ def _duplicate_line_characters(words: Words, _: object) -> float | None:
 
 
 def _top_gram(words: Words, _: object, *, n: int) -> float | None:
-    """Characters in the occurrences of the most frequent n-gram, as a share of the text's."""
+    """Characters in all occurrences of the most frequent n-gram, as a share of the text's characters."""
     grams = Counter(" ".join(gram) for gram in _grams(words.tokens, n))
     if not grams:
         return 0.0
@@ -40,7 +40,7 @@ def _top_gram(words: Words, _: object, *, n: int) -> float | None:
 
 
 def _duplicate_grams(words: Words, _: object, *, n: int) -> float | None:
-    """Characters in n-grams that occurred before, no character counted twice, as a share of the text's."""
+    """Characters in n-grams that occurred before, each counted once, as a share of the text's characters."""
     seen: set[tuple[str, ...]] = set()
     tokens, start, repeated = words.tokens, 0, 0
     while start <= len(tokens) - n:
@@ -69,7 +69,7 @@ def _newlines(words: Words, _: object) -> float | None:
 
 
 def _letters(words: Words, _: object) -> float | None:
-    """Share of tokens with a letter; punctuation counts as a token, as in Gopher."""
+    """Share of tokens with a letter. Punctuation counts as a token, as in Gopher."""
     return sum(any(map(str.isalpha, token)) for token in words.tokens) / len(words.tokens) if words.tokens else None
 
 
@@ -79,7 +79,7 @@ def _mean_length(words: Words, _: object) -> float | None:
 
 
 def _frequent(words: Words, _: object) -> float | None:
-    """How many different words of FineWeb-2's list for Arabic occur."""
+    """Number of different words of FineWeb-2's Arabic list that occur."""
     return float(len(_FREQUENT_ARABIC.intersection(words.tokens)))
 
 

@@ -1,4 +1,4 @@
-"""Rules: a document is dropped when a tag compares with a threshold. Rules are data of the config."""
+"""Rules of the config: a document is dropped when the comparison of a tag with a threshold is true."""
 
 import dataclasses
 import operator
@@ -23,12 +23,12 @@ class Rule:
     """One reason to drop a document.
 
     Attributes:
-      name: For the report.
-      tag: Which tag it looks at.
-      drop: The document is dropped where `tag DROP threshold` holds, with DROP one of < <= > >= ==; or `pareto`: it is
-        kept with the probability that GPT-3 (Brown et al. 2020, appendix A) keeps a document of this score with,
-        that of `Pareto(threshold) > 1 - score`, decided by a hash of its id.
-      threshold: In the tag's unit; of `pareto` the shape, 9 in GPT-3.
+        name: shown in the report.
+        tag: the tag that the rule reads.
+        drop: a comparison, one of < <= > >= ==: drops the document where `tag DROP threshold` is true. Or `pareto`:
+            keeps the document with the probability of GPT-3 (Brown et al. 2020, appendix A), that of `Pareto(threshold)
+            > 1 - tag`; a hash of the document's id decides.
+        threshold: in the unit of the tag; for `pareto` the shape of the distribution, 9 in GPT-3.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Rule:
     threshold: float
 
     def drops(self, value: float | None, *, key: str) -> bool:
-        """Whether a document with this value of the tag is dropped; never on None. `key` identifies the document."""
+        """Whether the rule drops a document with this value of the tag: never for None. `key` is the document's id."""
         if value is None:
             return False
         if self.drop == PARETO:
@@ -54,11 +54,11 @@ def read_rules(table: Mapping[str, Mapping[str, object]], *, key: str) -> tuple[
     """The rules of one set of the config, in the order of their names.
 
     Args:
-      table: name -> {tag, drop, threshold}.
-      key: Where it stands in the config, for errors.
+        table: name -> {tag, drop, threshold}.
+        key: the set's key in the config, for errors.
 
     Raises:
-      UserError: Unknown tag or comparison.
+        UserError: a tag or a comparison is unknown.
     """
     rules = []
     for name, values in sorted(table.items()):
@@ -77,5 +77,5 @@ def read_rules(table: Mapping[str, Mapping[str, object]], *, key: str) -> tuple[
 
 
 def failed(rules: Sequence[Rule], tags: Mapping[str, float | None], *, key: str) -> list[Rule]:
-    """Those of the rules that drop a document with these tags."""
+    """The rules that drop a document with these tags."""
     return [rule for rule in rules if rule.drops(tags[rule.tag], key=key)]

@@ -1,8 +1,8 @@
-"""Writes documents as a TFDS dataset directory of ArrayRecord shards, and checks one before it is read.
+"""Writes documents as a TFDS dataset directory of ArrayRecord shards, and checks such a directory before it is read.
 
-The directory holds `NAME-SPLIT.array_record-00000-of-00004`, the `dataset_info.json` and `features.json` of TFDS (so
-`tfds.builder_from_directory(directory).as_data_source("train")` reads it, without TensorFlow), and `manifest.json` with
-counts, sizes and hashes.
+The directory holds `NAME-SPLIT.array_record-00000-of-00004` and so on; `dataset_info.json` and `features.json` of TFDS,
+so that `tfds.builder_from_directory(directory).as_data_source("train")` reads it without TensorFlow; and
+`manifest.json` with counts, sizes and hashes.
 """
 
 import contextlib
@@ -35,30 +35,32 @@ def write_dataset(
     shard_bytes: int = 256_000_000,
     metadata: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Writes the documents into a new dataset directory (replacing one that is there) and returns its manifest.
+    """Writes the documents into a new dataset directory, which replaces an existing one; returns its manifest.
 
-    A document goes to `validation` by a hash of the seed and its id alone: whatever else is in the corpus, and in
-    whatever order, it stays there.
+    A hash of the seed and of the document's id decides whether a document goes to `validation`. The other documents and
+    their order do not matter.
 
     Args:
-      documents: Any number of documents with text.
-      directory: Where to write; nothing is there until everything is written.
-      name: Dataset name: lower-case letters, digits and underscores, a letter first.
-      validation_share: Expected share of documents in `validation`, from 0 (no such split) to below 1.
-      seed: Chooses another division into splits.
-      shard_bytes: A shard is closed when it holds this many bytes of text.
-      metadata: JSON-able facts to keep in the manifest: origin, licence, normalisation.
+        documents: any number of documents.
+        directory: directory to write; it appears when everything is written.
+        name: dataset name: lower-case letters, digits and underscores, a letter first.
+        validation_share: expected share of documents in `validation`, from 0 (no such split) to below 1.
+        seed: another seed gives another division into splits.
+        shard_bytes: a shard is closed when it holds this many bytes of text.
+        metadata: JSON-able facts to keep in the manifest: origin, licence, normalisation.
 
     Returns:
-      `{"name", "splits": {split: {"documents", "bytes", "words", "shards": [{"file", "documents", "bytes", "size",
-      "sha256"}]}}, "seed", "validation_share", "fingerprint", "metadata"}`; `bytes` are UTF-8 bytes of text.
+        `{"name", "splits": {split: {"documents", "bytes", "words", "shards": [{"file", "documents", "bytes", "size",
+            "sha256"}]}}, "seed", "validation_share", "fingerprint", "metadata"}`, where `bytes` are UTF-8 bytes of
+            text.
 
     Raises:
-      UserError: No documents, or none for a split; no space left; a bad name or share.
+        UserError: a split has no document; the disk is full; the name or the share is invalid.
     """
     directory = Path(directory)
     check_dataset(name, validation_share=validation_share)
-    with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=_made(directory.parent)) as part:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as part:
         with PartWriter(
             Path(part), validation_share=validation_share, seed=seed, shard_bytes=shard_bytes, dataset=directory
         ) as writer:
@@ -75,7 +77,7 @@ def write_dataset(
 
 
 def check_dataset(name: str, *, validation_share: float) -> None:
-    """UserError for a name or a share that no dataset can have."""
+    """Raises UserError for an invalid name or share."""
     if not (name.isascii() and name.isidentifier() and name.islower()):
         raise UserError(f"dataset name {name!r}: expected lower-case letters, digits and underscores, a letter first")
     if not 0 <= validation_share < 1:
@@ -83,23 +85,23 @@ def check_dataset(name: str, *, validation_share: float) -> None:
 
 
 class PartWriter:
-    """Writes a part of a dataset: shards of each split, not yet under their final names. A context manager.
+    """A context manager that writes a part of a dataset: shards of each split, under temporary names.
 
     Attributes:
-      counts: After the end, `{split: {"documents", "bytes", "words", "shards": [{"file", "documents", "bytes"}]}}`.
+        counts: at the end, `{split: {"documents", "bytes", "words", "shards": [{"file", "documents", "bytes"}]}}`.
     """
 
     def __init__(
         self, directory: Path, *, validation_share: float, seed: int = 0, shard_bytes: int = 256_000_000, dataset: Path
     ):
-        """Takes an existing, empty directory to write into, and that of the dataset, for messages."""
+        """`directory` must exist and be empty; error messages name `dataset`, the directory of the whole dataset."""
         self.counts: dict[str, Any] = {}
         self._validation_share, self._seed, self._dataset = validation_share, seed, dataset
         wanted = SPLITS if validation_share > 0 else SPLITS[:1]
         self._writers = {split: _SplitWriter(directory, split=split, shard_bytes=shard_bytes) for split in wanted}
 
     def write(self, fields: Mapping[str, str]) -> None:
-        """Appends a document, given as the fields of its record, to the split that a hash of its id says."""
+        """Appends a document, given as the fields of its record, to the split that a hash of its id selects."""
         validation = unit_hash(f"{self._seed}:{fields['id']}") < self._validation_share
         with disk_errors(self._dataset):
             self._writers["validation" if validation else "train"].write(fields)
@@ -126,16 +128,16 @@ def assemble(
     metadata: Mapping[str, Any] | None = None,
     fields: Sequence[str] = FIELDS,
 ) -> dict[str, Any]:
-    """Makes one dataset directory (replacing one that is there) of parts, in their order; returns its manifest.
+    """Makes a dataset directory of the parts, in their order; it replaces an existing one. Returns its manifest.
 
     Args:
-      parts: Directory and counts of each `PartWriter`. The files are linked, not moved: a run that is killed here can
-        do it again.
-      directory, name, validation_share, seed, metadata: As in `write_dataset`.
-      fields: The fields of the records, all of them strings.
+        parts: directory and counts of each `PartWriter`. Their files are linked, not moved, so that a run that is
+            killed here can do this step again.
+        directory, name, validation_share, seed, metadata: as in `write_dataset`.
+        fields: names of the records' fields, which are all strings.
 
     Raises:
-      UserError: No document for a split; no space left.
+        UserError: a split has no document, or the disk is full.
     """
     with atomic_path(directory) as temporary, disk_errors(directory):
         temporary.mkdir()
@@ -157,7 +159,7 @@ def assemble(
             if not counts["documents"]:
                 total = sum(other["documents"] for other in splits.values())
                 raise UserError(
-                    f"{name}: no document for the split {split!r} (of {total} documents, validation share "
+                    f"{name}: the split {split!r} has no document ({total} documents in all, validation share "
                     f"{validation_share}); give more documents or another share"
                 )
         manifest = {
@@ -174,13 +176,13 @@ def assemble(
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
-    """The manifest of a dataset directory, or None where there is none (a TFDS dataset made elsewhere)."""
+    """The manifest of a dataset directory, or None for a TFDS dataset that was made elsewhere."""
     path = Path(directory) / MANIFEST
     return read_json(path) if path.exists() else None
 
 
 def check_shard(path: Path, *, documents: int, size: int | None = None) -> None:
-    """UserError unless the file is there, has its size (where known), opens, and holds this many records."""
+    """Raises UserError unless the file exists, has this size (if known), opens, and holds this many records."""
     remedy = "write the dataset again or fetch the file again"
     if not path.exists():
         raise UserError(f"{path}: no such shard; {remedy}")
@@ -193,7 +195,7 @@ def check_shard(path: Path, *, documents: int, size: int | None = None) -> None:
         if reader.num_records() != documents:
             raise UserError(f"{path}: {reader.num_records()} records instead of {documents}; {remedy}")
     finally:
-        # Closing a reader that failed to open raises.
+        # close() raises an error if the reader failed to open.
         if reader.ok():
             reader.close()
 
@@ -223,7 +225,7 @@ class _SplitWriter:
 
     def write(self, fields: Mapping[str, str]) -> None:
         if self._writer is None:
-            # Grain reads single records fast only from groups of one.
+            # Grain reads single records fast only if each group holds one record.
             path = self._directory / f"{self._split}-{len(self._shards)}"
             self._writer = ArrayRecordWriter(str(path), "group_size:1")
             self._shards.append({"file": path.name, "documents": 0, "bytes": 0})
@@ -250,25 +252,20 @@ class _SplitWriter:
         }
 
 
-def _made(directory: Path) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory
-
-
 def _link(path: Path, target: Path) -> None:
     try:
         os.link(path, target)
-    except OSError:  # a file system without hard links
+    except OSError:  # the file system has no hard links
         shutil.copyfile(path, target)
 
 
 def _example(fields: Mapping[str, str]) -> bytes:
     """A serialised tf.train.Example of strings.
 
-    Not left to TFDS, because protobuf serialises maps in an order that changes from process to process: here the same
-    documents give the same shards, byte for byte. Every message in an Example has field 1, but for the value (2) of
-    an entry of the map:
-      Example{1: Features{1: repeated Entry{1: key, 2: Feature{1: BytesList{1: repeated bytes}}}}}
+    TFDS's own serialisation is not used, because protobuf writes maps in an order that differs between processes. Here
+    the same documents give the same bytes. Every message in an Example has field 1, except the value of a map's entry
+    (2):
+          Example{1: Features{1: repeated Entry{1: key, 2: Feature{1: BytesList{1: repeated bytes}}}}}
     """
     entries = (
         _message(1, key.encode()) + _message(2, _message(1, _message(1, text.encode()))) for key, text in fields.items()
@@ -288,7 +285,7 @@ def _message(field: int, payload: bytes) -> bytes:
 
 
 def _write_tfds_metadata(directory: Path, *, name: str, splits: Mapping[str, Any], fields: Sequence[str]) -> None:
-    import tensorflow_datasets as tfds  # Half a second: only those who write or read shards pay it.
+    import tensorflow_datasets as tfds  # here, because the import takes half a second
 
     def split_info(split: str, counts: Mapping[str, Any]) -> Any:
         template = tfds.core.ShardedFileTemplate(
@@ -304,13 +301,13 @@ def _write_tfds_metadata(directory: Path, *, name: str, splits: Mapping[str, Any
         features=tfds.features.FeaturesDict({field: tfds.features.Text() for field in fields}),
         split_infos=[split_info(split, counts) for split, counts in splits.items()],
         filename_template=_TEMPLATE,
-        check_data=False,  # TFDS's own check reads through TensorFlow.
+        check_data=False,  # TFDS's own check needs TensorFlow
     )
 
 
 @contextlib.contextmanager
 def disk_errors(directory: Path) -> Iterator[None]:
-    """A UserError that names the directory for a write that fails; ArrayRecord raises RuntimeError then."""
+    """Turns a failed write, for which ArrayRecord raises RuntimeError, into a UserError that names the directory."""
     try:
         yield
     except (RuntimeError, OSError) as error:

@@ -1,7 +1,7 @@
-"""The pipeline's steps over documents, as datatrove steps: read, clean, judge, sign, keep; later load and write.
+"""The pipeline's steps over documents, as datatrove steps: read, clean, judge, sign and keep; then load and write.
 
-The steps of one task share a `Tally`. Every file is written whole or not at all, under a name that follows from the
-task's rank: a task that was killed is simply done again.
+The steps of one task share a `Tally`. Each task writes its files atomically, under names that depend on its rank alone.
+A task that was killed can therefore run again from the start.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from datatrove.pipeline.base import PipelineStep
 from loguru import logger
 
 from allam_jax.corpus import keys
-from allam_jax.corpus.corpus_plan import Plan, known_tags
+from allam_jax.corpus.corpus_plan import CorpusPlan, known_tags
 from allam_jax.corpus.normalise import normalise
 from allam_jax.corpus.pii import redact
 from allam_jax.corpus.readers import FileReader
@@ -31,7 +31,7 @@ from allam_jax.corpus.text_care import repair
 from allam_jax.corpus.words import Words
 from allam_jax.files import atomic_path, write_json, write_text
 
-# What goes wrong reaches the user as an exception; datatrove would print it a second time, with its traceback.
+# Errors reach the user as exceptions. Without this line, datatrove would print each of them again with its traceback.
 logger.disable("datatrove")
 
 CLEAN_TALLY, WRITE_TALLY, COUNTS = "clean.json", "write.json", "counts.json"
@@ -43,117 +43,124 @@ Documents = Iterator[PipelineDocument]
 
 
 class Step(PipelineStep):
-    """A step that looks at one document after another.
+    """A step that receives documents one after another.
 
-    Subclasses define `process` (the document to hand on, or None) and, as they need, `begin` and `end`.
+    Subclasses define `_process`, and `_begin` and `_end` where they need them. While a task runs, `part` is its part of
+    the corpus, `facts` are the settings of the part's source, and `directory` is where the task writes.
     """
 
     type = "corpus"
 
-    def __init__(self, plan: Plan, tally: Tally):
+    def __init__(self, plan: CorpusPlan, tally: Tally):
         super().__init__()
         self.plan, self.tally = plan, tally
 
     def run(self, data: Documents, rank: int = 0, world_size: int = 1) -> Documents:
-        """Processes all documents, and counts them and the processor's seconds in the tally."""
-        self.rank, self.part = rank, self.plan.parts[rank]
-        self.facts = self.plan.sources[self.part.source]
-        self.begin()
+        """Processes all documents; counts them and the seconds of processor time in the tally."""
+        self._enter(rank)
         count, size, seconds = 0, 0, 0.0
         for document in data:
             start = time.thread_time()
             count += 1
             size += document.metadata["bytes"]
-            result = self.process(document)
+            result = self._process(document)
             seconds += time.thread_time() - start
             if result is not None:
                 yield result
-        start = time.thread_time()
-        self._took(count, size, seconds)
-        self.end()
-        self.tally.add("steps", self.name, "seconds", amount=time.thread_time() - start)
+        self._leave(count, size, seconds)
 
-    def begin(self) -> None:
-        """Before the first document."""
+    def _begin(self) -> None:
+        """Runs before the first document."""
 
-    def process(self, document: PipelineDocument) -> PipelineDocument | None:
-        """The document to hand on, or None to drop it."""
+    def _process(self, document: PipelineDocument) -> PipelineDocument | None:
+        """Returns the document for the next step, or None to drop it."""
         raise NotImplementedError
 
-    def end(self) -> None:
-        """After the last document."""
+    def _end(self) -> None:
+        """Runs after the last document."""
 
-    @property
-    def directory(self) -> Path:
-        """Where this task writes."""
-        return self.plan.directory(self.rank)
+    def _enter(self, rank: int) -> None:
+        self.part = self.plan.parts[rank]
+        self.facts = self.plan.sources[self.part.source]
+        self.directory = self.plan.directory(rank)
+        self._begin()
 
-    def _took(self, documents: int, size: int, seconds: float) -> None:
+    def _leave(self, documents: int, size: int, seconds: float) -> None:
+        start = time.thread_time()
+        self._end()
+        seconds += time.thread_time() - start
         for unit, amount in (("documents", documents), ("bytes", size), ("seconds", seconds)):
             self.tally.add("steps", self.name, unit, amount=amount)
 
 
-class Read(Step):
-    """Reads the part's documents."""
+class Source(Step):
+    """The first step of a stage, which yields documents of its own."""
+
+    def run(self, data: Documents, rank: int = 0, world_size: int = 1) -> Documents:
+        """Yields the documents of this rank's part until the tally says that there are enough."""
+        self.tally.clear()
+        self._enter(rank)
+        count, total, seconds, start = 0, 0, 0.0, time.thread_time()
+        for size, document in self._documents():
+            count, total = count + 1, total + size
+            if document is not None:
+                seconds += time.thread_time() - start
+                yield document
+                start = time.thread_time()
+            if self.tally.enough:
+                break
+        self._leave(count, total, seconds)
+
+    def _documents(self) -> Iterator[tuple[int, PipelineDocument | None]]:
+        """Yields (bytes, document) for everything that is read; the document is None where it was removed."""
+        raise NotImplementedError
+
+
+class Read(Source):
+    """Reads the part's documents from the user's files or from the catalog."""
 
     name = "read"
 
-    def run(self, data: Documents, rank: int = 0, world_size: int = 1) -> Documents:
-        """Yields the documents of this rank's part."""
-        self.tally.clear()
-        part = self.plan.parts[rank]
-        facts = self.plan.sources[part.source]
-        tags = self.plan.tags(part.source)
-        self.plan.directory(rank).mkdir(parents=True, exist_ok=True)
-        reader = self.plan.reader(part)
-        count, total, seconds, start = 0, 0, 0.0, time.thread_time()
-        for read in reader:
+    def _begin(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.reader = self.plan.reader(self.part)
+
+    def _documents(self) -> Iterator[tuple[int, PipelineDocument | None]]:
+        tags = self.plan.tags(self.part.source)
+        for read in self.reader:
             size = len(read.text.encode())
-            count, total = count + 1, total + size
             metadata = {
                 "source": read.source,
                 "language": read.language,
-                "url": _string(read.metadata.get(facts["url_field"])),
-                "date": _string(read.metadata.get(facts["date_field"])),
+                "url": _string(read.metadata.get(self.facts["url_field"])),
+                "date": _string(read.metadata.get(self.facts["date_field"])),
                 "bytes": size,
                 "known_tags": known_tags(read.metadata, tags),
             }
-            metadata["domain"] = _string(read.metadata.get("domain")) or facts["domain"] or _host(metadata["url"])
+            metadata["domain"] = _string(read.metadata.get("domain")) or self.facts["domain"] or _host(metadata["url"])
             for name in self.plan.settings["features"]:
                 metadata.setdefault(name, _string(read.metadata.get(name)))
             self.tally.add("domains", "before", metadata["domain"])
-            seconds += time.thread_time() - start
-            yield PipelineDocument(text=read.text, id=read.id, metadata=metadata)
-            start = time.thread_time()
-            if self.tally.enough:
-                break
-        if isinstance(reader, FileReader):
-            self.tally.values["files"] = {
-                str(file): {
-                    "documents": counts.documents,
-                    "bad": dict(counts.bad),
-                    "other": dict(counts.other),
-                    "damage": counts.damage,
-                }
-                for file, counts in reader.counts.items()
-            }
-        self._took(count, total, seconds)
+            yield size, PipelineDocument(text=read.text, id=read.id, metadata=metadata)
+
+    def _end(self) -> None:
+        if isinstance(self.reader, FileReader):
+            self.tally.values["files"] = {str(file): counts.to_dict() for file, counts in self.reader.counts.items()}
 
 
 class Clean(Step):
-    """Repairs, normalises and redacts the text, as the source's switches say; counts what each of them changed."""
+    """Repairs, normalises and redacts the text as the source's settings say; counts what each setting changed."""
 
     name = "clean"
 
-    def begin(self) -> None:
-        """Starts counting towards the source's `max_bytes`."""
+    def _begin(self) -> None:
         self.total = 0
 
-    def process(self, document: PipelineDocument) -> PipelineDocument | None:
-        """The document with its text cared for; None when nothing visible is left."""
+    def _process(self, document: PipelineDocument) -> PipelineDocument | None:
+        """Returns the document with its cleaned text, or None when nothing visible is left of it."""
         self.tally.add("read", "documents")
         self.tally.add("read", "bytes", amount=document.metadata["bytes"])
-        text = document.text if self.facts["untouched"] else self._cared_for(document)
+        text = document.text if self.facts["untouched"] else self._cleaned(document)
         if not text.strip():
             self.tally.add("empty")
             self.tally.dropped.append((document.id, ["left empty"]))
@@ -164,12 +171,12 @@ class Clean(Step):
         self.tally.enough = 0 < self.facts["max_bytes"] <= self.total
         return document
 
-    def _cared_for(self, document: PipelineDocument) -> str:
+    def _cleaned(self, document: PipelineDocument) -> str:
         text, repairs = repair(document.text, switches=self.facts["repair"], language=document.metadata["language"])
         for name in repairs:
             self.tally.add("care", name)
         for name in self.facts["remove"]:
-            # One by one, to count them; the classes do not overlap.
+            # Each class of marks is removed by itself, so that it can be counted; the classes do not overlap.
             without = normalise(text, remove=[name], compose=False)
             if without != text:
                 self.tally.add("care", f"remove {name}")
@@ -184,20 +191,19 @@ class Clean(Step):
 
 
 class Judge(Step):
-    """Tags the documents and drops those that a rule is against."""
+    """Computes the tags of the documents and drops the documents that fail a rule."""
 
     name = "judge"
 
-    def begin(self) -> None:
-        """Reads the rules."""
+    def _begin(self) -> None:
         self.rules = self.plan.rules(self.part.source)
         self.tags = self.plan.tags(self.part.source)
         language = self.plan.language(self.part.source)
         files = (self.plan.settings[kind].get(language, "") for kind in ("block_lists", "quality_models"))
         self.resources = Resources(*files)
 
-    def process(self, document: PipelineDocument) -> PipelineDocument | None:
-        """The document with its tags; None if a rule drops it, counted under the first that does."""
+    def _process(self, document: PipelineDocument) -> PipelineDocument | None:
+        """Returns the document with its tags, or None if it fails a rule. The first such rule counts it as dropped."""
         metadata = document.metadata
         words = Words(document.text, language=metadata["language"])
         tags = compute(self.tags, words, known=metadata["known_tags"], resources=self.resources)
@@ -219,18 +225,16 @@ class Judge(Step):
 
 
 class Sign(Step):
-    """Computes what duplicates are found by, a row for each document in order."""
+    """Computes the keys by which duplicates are found: one row for each document, in order."""
 
     name = "sign"
 
-    def begin(self) -> None:
-        """Starts empty columns."""
+    def _begin(self) -> None:
         dedup = self.plan.settings["dedup"]
         salt = "" if dedup["scope"] == "corpus" else self.part.source
         self.columns = keys.Columns(minhash=self.plan.minhash if dedup["minhash"] else None, salt=salt)
 
-    def process(self, document: PipelineDocument) -> PipelineDocument:
-        """The document, unchanged."""
+    def _process(self, document: PipelineDocument) -> PipelineDocument:
         metadata = document.metadata
         words = metadata["words"].words if "words" in metadata else Words(document.text, language="").words
         self.columns.append(
@@ -238,14 +242,9 @@ class Sign(Step):
         )
         return document
 
-    def end(self) -> None:
-        """Writes the columns."""
-        keep_shingles = self.plan.settings["dedup"]["verify"] > 0
-        self.columns.write(
-            self.directory,
-            names=(KEYS, SIGNED, BANDS, SHINGLES if keep_shingles else ""),
-            bands=self.plan.minhash.bands,
-        )
+    def _end(self) -> None:
+        shingles = SHINGLES if self.plan.settings["dedup"]["verify"] > 0 else ""
+        self.columns.write(self.directory, names=(KEYS, SIGNED, BANDS, shingles), bands=self.plan.minhash.bands)
 
 
 class Keep(Step):
@@ -254,7 +253,7 @@ class Keep(Step):
     name = "keep"
 
     def run(self, data: Documents, rank: int = 0, world_size: int = 1) -> Documents:
-        """Writes all documents of the part; hands on none."""
+        """Writes all documents of the part; yields none."""
         with atomic_path(self.plan.directory(rank) / DOCUMENTS) as temporary:
             self.writer = ArrayRecordWriter(str(temporary), "group_size:64")
             try:
@@ -267,45 +266,38 @@ class Keep(Step):
                 self.writer.close()
         _write_tally(self.tally, self.directory / CLEAN_TALLY)
 
-    def process(self, document: PipelineDocument) -> None:
-        """Writes it."""
+    def _process(self, document: PipelineDocument) -> None:
         fields = record(document, self.plan.features)
         with disk_errors(self.plan.work):
             self.writer.write(json.dumps([fields, document.metadata["domain"]], ensure_ascii=False).encode())
 
 
-class Load(Step):
-    """Reads what `Keep` stored, without what was found to be a duplicate."""
+class Load(Source):
+    """Reads the documents that `Keep` stored, except the duplicates."""
 
     name = "load"
 
-    def run(self, data: Documents, rank: int = 0, world_size: int = 1) -> Documents:
-        """Yields the documents of this rank that stay."""
-        self.tally.clear()
-        directory = self.plan.directory(rank)
-        removed = np.load(directory / REMOVED)
+    def _documents(self) -> Iterator[tuple[int, PipelineDocument | None]]:
+        """Yields the documents that stay; counts the others by reason."""
+        removed = np.load(self.directory / REMOVED)
         reasons = dict(zip(removed["rows"].tolist(), removed["reasons"].tolist(), strict=True))
-        reader = ArrayRecordReader(str(directory / DOCUMENTS), "readahead_buffer_size:16777216")
-        count, total, seconds, start = 0, 0, 0.0, time.thread_time()
+        reader = ArrayRecordReader(str(self.directory / DOCUMENTS), "readahead_buffer_size:16777216")
         try:
             for row in range(reader.num_records()):
                 fields, domain = json.loads(reader.read())
                 size = len(fields["text"].encode())
-                count, total = count + 1, total + size
-                if row in reasons:
-                    reason = REASONS[reasons[row]]
-                    self.tally.add("duplicates", reason, "documents")
-                    self.tally.add("duplicates", reason, "bytes", amount=size)
-                    self.tally.dropped.append((fields["id"], [reason]))
-                    self.tally.sample_dropped(reason, None, id_=fields["id"], text=fields["text"])
+                if row not in reasons:
+                    metadata = {"fields": fields, "domain": domain, "bytes": size}
+                    yield size, PipelineDocument(text=fields["text"], id=fields["id"], metadata=metadata)
                     continue
-                seconds += time.thread_time() - start
-                metadata = {"fields": fields, "domain": domain, "bytes": size}
-                yield PipelineDocument(text=fields["text"], id=fields["id"], metadata=metadata)
-                start = time.thread_time()
+                reason = REASONS[reasons[row]]
+                self.tally.add("duplicates", reason, "documents")
+                self.tally.add("duplicates", reason, "bytes", amount=size)
+                self.tally.dropped.append((fields["id"], [reason]))
+                self.tally.sample_dropped(reason, None, id_=fields["id"], text=fields["text"])
+                yield size, None
         finally:
             reader.close()
-        self._took(count, total, seconds)
 
 
 class Write(Step):
@@ -314,23 +306,22 @@ class Write(Step):
     name = "write"
 
     def run(self, data: Documents, rank: int = 0, world_size: int = 1) -> Documents:
-        """Writes all documents of the part; hands on none."""
-        facts = self.plan.sources[self.plan.parts[rank].source]
+        """Writes all documents of the part; yields none."""
+        source = self.plan.parts[rank].source
         with atomic_path(self.plan.directory(rank) / "shards") as temporary:
             temporary.mkdir(parents=True)
             with PartWriter(
                 temporary,
-                validation_share=facts["validation_share"],
+                validation_share=self.plan.sources[source]["validation_share"],
                 seed=self.plan.seed,
                 shard_bytes=self.plan.settings["shard_bytes"],
-                dataset=self.plan.work.parent / self.plan.parts[rank].source,
+                dataset=self.plan.work.parent / source,
             ) as self.writer:
                 yield from super().run(data, rank, world_size)
         write_json(self.directory / COUNTS, self.writer.counts)
         _write_tally(self.tally, self.directory / WRITE_TALLY)
 
-    def process(self, document: PipelineDocument) -> None:
-        """Writes it."""
+    def _process(self, document: PipelineDocument) -> None:
         metadata = document.metadata
         self.tally.add("written", "documents")
         self.tally.add("written", "bytes", amount=metadata["bytes"])
@@ -339,7 +330,7 @@ class Write(Step):
 
 
 def record(document: PipelineDocument, fields: tuple[str, ...]) -> dict[str, str]:
-    """The record that is stored of a document: strings all, tags as JSON."""
+    """The document as it is stored: field -> string. Tags are written as JSON."""
     metadata = document.metadata
     values: dict[str, Any] = {"text": document.text, "id": document.id, **metadata}
     if "tags" in fields:

@@ -1,10 +1,10 @@
-"""Tags: numbers that describe a document, by name. Rules compare them with thresholds.
+"""Tags: named numbers that describe a document. Rules compare them with thresholds.
 
-Names and definitions that begin with `ccnet_` and `rps_` are RedPajama-v2's (its repository, app/src/core/
-quality_signals); values are rounded as there. The others are ours: `word_*` variants count on words that are right for
-Arabic too (`Words.words`, `Words.tokens`), `gopher_*` and `fineweb_*` live in `repetition_tags.py`.
+Tags whose names begin with `ccnet_` or `rps_` are defined, and rounded, as in RedPajama-v2
+(app/src/core/quality_signals in its repository). The `word_*` tags are ours; they count words that are right for Arabic
+too (`Words.words`, `Words.tokens`). `gopher_*` and `fineweb_*` are in `repetition_tags.py`.
 
-A tag is None where it is undefined (a share of no words); a rule never drops on None.
+A tag is None where it is undefined, such as a share of no words. A rule never drops a document for None.
 """
 
 import dataclasses
@@ -22,21 +22,21 @@ from allam_jax.errors import UserError
 _PRECISION = 8  # decimals, as in RedPajama-v2
 _ELLIPSES = ("...", "…")
 _ASCII_LETTER = re.compile("[a-zA-Z]")
-# One of these is a word of spam wherever it stands: an address, a handle, a hashtag, a telephone number.
+# These count as words of spam in any text: an address, a handle, a hashtag, a telephone number.
 _CONTACT = re.compile(rf"https?://\S+|www\.\S+|\S+@\S+\.\w+|(?<!\w)[@#]\w+|{PATTERNS['phone'].pattern}")
-# What source code is strewn with and prose is not: brackets but round ones, operators, calls, attributes, ends of
-# statements, comments. Parentheses and initials (s.a.w.) do not count: translators love them.
+# Marks that are frequent in source code and rare in prose: square and curly brackets, operators, calls, attributes,
+# ends of statements, comments. Parentheses in prose and initials (s.a.w.) do not count: translations have many.
 _CODE_MARK = re.compile(r'[{}\[\]=_<>\\]|(?<=\w)\(|[;:]$|^\s*[#@]|"""|\w\w\.(?=[a-z])', re.MULTILINE)
-_VARIETIES = {"arz": "ar"}  # lid.176 tells Egyptian Arabic apart; a source that states `ar` means it too
+_VARIETIES = {"arz": "ar"}  # lid.176 has a class of its own for Egyptian Arabic, which is Arabic for a source
 
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """Files of the user's that some tags need, for one language; "" where there is none.
+    """The user's files that some tags need, for one language; empty where there is none.
 
     Attributes:
-      block_list: Blocked words and phrases, one a line.
-      quality_model: Directory that the task quality_classifier wrote.
+        block_list: file of blocked words and phrases, one on each line.
+        quality_model: directory that the task quality_classifier wrote.
     """
 
     block_list: str = ""
@@ -44,7 +44,7 @@ class Resources:
 
     @functools.cached_property
     def classifier(self) -> QualityClassifier:
-        """The one in `quality_model`."""
+        """The classifier in `quality_model`, loaded once."""
         return QualityClassifier(self.quality_model)
 
 
@@ -53,8 +53,8 @@ class Tag:
     """How a tag is computed.
 
     Attributes:
-      compute: From the document's views and its language's resources.
-      kind: `share` for values from 0 to 1, `count` for numbers without an upper end; for histograms.
+        compute: takes the document's words and the resources of its language.
+        kind: `share` for values from 0 to 1, `count` for numbers without an upper bound; selects the histogram's bins.
     """
 
     compute: Callable[[Words, Resources], float | None]
@@ -64,12 +64,12 @@ class Tag:
 def compute(
     names: Sequence[str], words: Words, *, known: Mapping[str, float], resources: Resources
 ) -> dict[str, float | None]:
-    """Values of the named tags: those in `known`, which the record brought along, and the rest computed."""
+    """Values of the named tags. A value in `known`, which the record brought, is used; the others are computed."""
     return {name: known[name] if name in known else TAGS[name].compute(words, resources) for name in names}
 
 
 def check_names(names: Sequence[str], *, key: str) -> None:
-    """UserError for a name that is no tag."""
+    """Raises UserError for a name that is not a tag's."""
     for name in names:
         if name not in TAGS:
             raise UserError(f"config.{key}: no tag {name!r}; known: {', '.join(sorted(TAGS))}")
@@ -80,16 +80,16 @@ def _share(part: float, whole: float) -> float | None:
 
 
 def _top_language_score(words: Words, _: Resources) -> float:
-    """CCNet's score: the probability of the most probable language, 0 where that is not the source's.
+    """CCNet's score: the probability of the most probable language, or 0 if that is not the source's language.
 
-    CCNet sorts documents into folders by that language: a document of another one would not be here at all.
+    CCNet sorts documents by that language, so it has no documents of another language.
     """
     (language, score), *_rest = words.languages.items()
     return round(score, 4) if _VARIETIES.get(language, language) == words.language else 0.0
 
 
 def _language_score(words: Words, _: Resources) -> float:
-    """Probability of the source's language, its varieties included."""
+    """Probability of the source's language, including its varieties."""
     scores = words.languages.items()
     return round(min(sum(score for name, score in scores if _VARIETIES.get(name, name) == words.language), 1.0), 4)
 
@@ -110,12 +110,8 @@ def _no_letter(words: Words, _: Resources) -> float | None:
     return _share(sum(not any(map(str.isalpha, token)) for token in words.tokens), len(words.tokens))
 
 
-def _symbols(words: Words, _: Resources) -> float | None:
-    return _share(sum(words.text.count(symbol) for symbol in ("#", *_ELLIPSES)), len(words.raw_words))
-
-
-def _symbols_to_tokens(words: Words, _: Resources) -> float | None:
-    return _share(sum(words.text.count(symbol) for symbol in ("#", *_ELLIPSES)), len(words.tokens))
+def _symbols(words: Words, of: Sequence[str]) -> float | None:
+    return _share(sum(words.text.count(symbol) for symbol in ("#", *_ELLIPSES)), len(of))
 
 
 def _lorem_ipsum(words: Words, _: Resources) -> float | None:
@@ -134,11 +130,17 @@ def _bare_stop_words(words: Words, _: Resources) -> float | None:
     return _share(sum(word in known for word in words.words), len(words.words))
 
 
-def _blocked(words: Words, resources: Resources) -> float | None:
-    """Number of n-grams of norm words in the block list, for the n that occur in the list."""
+def _block_list(words: Words, resources: Resources) -> str:
     if not resources.block_list:
-        raise UserError(f"rule on blocked words: give config.corpus.block_lists.{words.language} a file, a word a line")
-    blocked = word_lists.redpajama_block_list(resources.block_list)
+        raise UserError(
+            f"a rule on blocked words needs config.corpus.block_lists.{words.language}: a file with one word on a line"
+        )
+    return resources.block_list
+
+
+def _blocked(words: Words, resources: Resources) -> float:
+    """Number of n-grams of norm words in the block list, for each n that occurs in the list."""
+    blocked = word_lists.redpajama_block_list(_block_list(words, resources))
     found = 0
     for n in {entry.count(" ") + 1 for entry in blocked}:
         grams = zip(*(words.norm_words[start:] for start in range(n)), strict=False)
@@ -147,15 +149,12 @@ def _blocked(words: Words, resources: Resources) -> float | None:
 
 
 def _blocked_share(words: Words, resources: Resources) -> float | None:
-    found = _blocked(words, resources)
-    return None if found is None else _share(found, len(words.norm_words))
+    return _share(_blocked(words, resources), len(words.norm_words))
 
 
 def _bare_blocked_share(words: Words, resources: Resources) -> float | None:
-    """The same on words without vowel marks and Arabic punctuation, hamza where it stands."""
-    if not resources.block_list:
-        raise UserError(f"rule on blocked words: give config.corpus.block_lists.{words.language} a file, a word a line")
-    blocked = word_lists.bare_block_list(resources.block_list)
+    """Like `_blocked_share`, on words without vowel marks and Arabic punctuation, and with their hamza."""
+    blocked = word_lists.bare_block_list(_block_list(words, resources))
     found = 0
     for n in {len(entry) for entry in blocked}:
         found += sum(gram in blocked for gram in zip(*(words.words[start:] for start in range(n)), strict=False))
@@ -163,7 +162,7 @@ def _bare_blocked_share(words: Words, resources: Resources) -> float | None:
 
 
 def _spam(words: Words, _: Resources) -> float | None:
-    """Share of white-space separated words that are addresses, handles, telephone numbers or words of advertising."""
+    """Share of words (between white space) that are addresses, handles, telephone numbers or words of advertising."""
     total = len(words.text.split())
     contacts = [match.group() for match in _CONTACT.finditer(words.text)]
     listed = word_lists.SPAM_WORDS["en"] | word_lists.SPAM_WORDS.get(words.language, frozenset())
@@ -173,8 +172,11 @@ def _spam(words: Words, _: Resources) -> float | None:
 
 
 def _code_marks(words: Words, _: Resources) -> float | None:
-    """Marks of source code per character that is no space: above 0.025 for 97 % of Python's library in pieces of 2 kB
-    (the rest are comments and docstrings), below for nearly all prose."""
+    """Marks of source code for each character that is not a space.
+
+    The value is above 0.025 for 97 % of Python's library in pieces of 2 kB (the rest are comments and docstrings), and
+    below for nearly all prose.
+    """
     return _share(len(_CODE_MARK.findall(words.text)), len("".join(words.text.split())))
 
 
@@ -183,11 +185,11 @@ def _mean_word_length(words: Words, _: Resources) -> float | None:
 
 
 def _quality(words: Words, resources: Resources) -> float | None:
-    """Probability of the kind of text that the language's classifier was taught to be good."""
+    """Probability that the text is of the kind that the language's classifier was taught as good."""
     if not resources.quality_model:
         raise UserError(
-            f"rps_doc_ml_palm_score: a record does not bring it; give config.corpus.quality_models.{words.language} a "
-            "directory that the task quality_classifier wrote"
+            f"rps_doc_ml_palm_score: a record has no such field; set config.corpus.quality_models.{words.language} to "
+            "a directory that the task quality_classifier wrote"
         )
     return resources.classifier.score(words.text)
 
@@ -199,7 +201,7 @@ TAGS: dict[str, Tag] = {
     "rps_doc_word_count": Tag(lambda words, _: float(len(words.norm_words)), "count"),
     "rps_doc_frac_lines_end_with_ellipsis": Tag(_ellipsis_lines, "share"),
     "rps_doc_frac_no_alph_words": Tag(_no_ascii_letter, "share"),
-    "rps_doc_symbol_to_word_ratio": Tag(_symbols, "share"),
+    "rps_doc_symbol_to_word_ratio": Tag(lambda words, _: _symbols(words, words.raw_words), "share"),
     "rps_doc_lorem_ipsum": Tag(_lorem_ipsum, "share"),
     "rps_doc_stop_word_fraction": Tag(_stop_words, "share"),
     "rps_doc_ldnoobw_words": Tag(_blocked, "count"),
@@ -209,7 +211,7 @@ TAGS: dict[str, Tag] = {
     "word_count": Tag(lambda words, _: float(len(words.words)), "count"),
     "word_mean_length": Tag(_mean_word_length, "count"),
     "word_no_letter_share": Tag(_no_letter, "share"),
-    "word_symbol_ratio": Tag(_symbols_to_tokens, "share"),
+    "word_symbol_ratio": Tag(lambda words, _: _symbols(words, words.tokens), "share"),
     "word_stop_share": Tag(_bare_stop_words, "share"),
     "word_blocked_share": Tag(_bare_blocked_share, "share"),
     "word_spam_share": Tag(_spam, "share"),

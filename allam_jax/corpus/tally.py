@@ -1,4 +1,4 @@
-"""What a part's documents went through, as numbers that add up: counts, histograms, samples, times of each step."""
+"""Counts of what happened to the documents of a part: numbers, histograms, samples and times that can be added up."""
 
 import heapq
 import math
@@ -15,10 +15,10 @@ _EXCERPT = 400  # characters
 
 
 class Tally:
-    """Counts of one part, a tree of plain dicts in `values`.
+    """Counts of one part, as a tree of plain dicts in `values`.
 
-    Leaves are numbers, but under `samples` (lists of at most `SAMPLES` rows) and `files`. `dropped` holds
-    (id, reasons) of every document that went; `enough` asks the reading step to stop.
+    The leaves are numbers, except under `samples` (lists of at most `SAMPLES` rows) and `files`. `dropped` holds
+    (id, reasons) of every document that was dropped. `enough` asks the reading step to stop.
     """
 
     def __init__(self):
@@ -27,13 +27,13 @@ class Tally:
         self.enough = False
 
     def clear(self) -> None:
-        """Starts again."""
+        """Removes all counts, for the next part."""
         self.values.clear()
         self.dropped.clear()
         self.enough = False
 
     def add(self, *path: str, amount: float = 1) -> None:
-        """Adds to the number at this place of the tree."""
+        """Adds to the number at this path of the tree, which starts at zero."""
         *nodes, leaf = path
         node = self.values
         for key in nodes:
@@ -44,48 +44,54 @@ class Tally:
         """Adds a value to the histogram of a tag."""
         self.add("tags", name, "undefined" if value is None else str(bin_of(name, value)))
 
-    def sample(self, kind: str, name: str, *, rank: tuple[float, float], row: Mapping[str, Any]) -> None:
-        """Keeps the row if its rank is among the smallest; ranks are functions of the document alone."""
-        rows = self.values.setdefault("samples", {}).setdefault(kind, {}).setdefault(name, [])
-        entry = [*rank, {**row, "text": row["text"][:_EXCERPT]}]
-        if len(rows) < SAMPLES:
-            rows.append(entry)
-        elif tuple(rank) < max((tuple(other[:2]) for other in rows), default=()):
-            rows.remove(max(rows, key=lambda other: tuple(other[:2])))
-            rows.append(entry)
-
     def sample_kept(self, rule: Rule, value: float | None, *, id_: str, text: str) -> None:
-        """Of the documents that a rule lets pass, those that it nearly dropped; any, for a rule that draws."""
+        """Samples a document that a rule keeps: those nearest to the threshold, or any if the rule draws at random."""
         distance = 0.0 if value is None or rule.drop == PARETO else abs(value - rule.threshold)
-        self.sample("kept", rule.name, rank=(distance, unit_hash(id_)), row={"id": id_, "text": text, "value": value})
+        self._sample("kept", rule.name, (distance, unit_hash(id_)), id_=id_, text=text, value=value)
 
     def sample_dropped(self, name: str, value: float | None, *, id_: str, text: str) -> None:
-        """Of the documents that a rule drops, any."""
-        self.sample("dropped", name, rank=(unit_hash(id_), 0.0), row={"id": id_, "text": text, "value": value})
+        """Samples a document that was dropped for the reason `name`, at random."""
+        self._sample("dropped", name, (unit_hash(id_), 0.0), id_=id_, text=text, value=value)
+
+    def _sample(
+        self, kind: str, name: str, rank: tuple[float, float], *, id_: str, text: str, value: float | None
+    ) -> None:
+        """Keeps the documents of the smallest ranks. A rank depends on its document alone, so parts can be merged."""
+        rows = self.values.setdefault("samples", {}).setdefault(kind, {}).setdefault(name, [])
+        largest = max(rows, key=_rank) if len(rows) == SAMPLES else None
+        if largest is not None:
+            if rank >= _rank(largest):
+                return
+            rows.remove(largest)
+        rows.append([*rank, {"id": id_, "text": text[:_EXCERPT], "value": value}])
 
 
 def bin_of(tag: str, value: float) -> int:
-    """Number of a histogram's bin: one of `SHARE_BINS` equal ones for shares, quarter octaves for counts."""
+    """The number of a value's bin: `SHARE_BINS` equal bins for shares, four bins for each doubling for counts."""
     if TAGS[tag].kind == "share":
         return min(max(int(value * SHARE_BINS), 0), SHARE_BINS - 1)
     return int(4 * math.log2(max(value, 0.0) + 1.0))
 
 
 def bin_start(tag: str, number: int) -> float:
-    """Smallest value in a bin."""
+    """The smallest value that falls into a bin."""
     return number / SHARE_BINS if TAGS[tag].kind == "share" else 2.0 ** (number / 4) - 1.0
 
 
-def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """The tally of two parts together."""
+def merge_tallies(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """The tally of two parts together: numbers are added, and the samples of smallest rank are kept."""
     merged = dict(first)
     for key, value in second.items():
         if key not in merged:
             merged[key] = value
         elif isinstance(value, Mapping):
-            merged[key] = merge(merged[key], value)
+            merged[key] = merge_tallies(merged[key], value)
         elif isinstance(value, list):
-            merged[key] = heapq.nsmallest(SAMPLES, [*merged[key], *value], key=lambda row: tuple(row[:2]))
+            merged[key] = heapq.nsmallest(SAMPLES, [*merged[key], *value], key=_rank)
         else:
             merged[key] = merged[key] + value
     return merged
+
+
+def _rank(row: list[Any]) -> tuple[Any, ...]:
+    return tuple(row[:2])

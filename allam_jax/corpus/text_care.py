@@ -1,6 +1,6 @@
-"""Repairs of damaged Arabic text, each a switch, each counted: mojibake, presentation forms, look-alike letters.
+"""Repairs of damaged Arabic text: mojibake, presentation forms and look-alike letters. Each is a setting of the source.
 
-What is spelling stays: the salawat sign and its like (U+FDF0 and up), ornate brackets, the joiners.
+The repairs leave spelling alone: the salawat sign and similar signs (from U+FDF0), ornate brackets, joiners.
 """
 
 import re
@@ -12,14 +12,14 @@ from ftfy.badness import is_bad
 
 from allam_jax.errors import UserError
 
-# Letter shapes and ligatures of letters, which NFKC spells out; not the signs that stand for a phrase.
+# Letter shapes and ligatures of letters, which NFKC spells out. Signs that stand for a phrase are not among them.
 _PRESENTATION_FORMS = re.compile("[\ufb50-\ufbb1\ufbd3-\ufd3d\ufd50-\ufd8f\ufd92-\ufdc7\ufe70-\ufefc]+")
 
-# Letters and digits of Persian and Urdu keyboards that look like Arabic ones. Letters that Arabic lacks (پ چ ژ گ)
-# spell loan words and names, and stay.
+# Letters and digits of Persian and Urdu keyboards that look like Arabic ones. Letters that Arabic lacks (پ چ ژ گ) stay,
+# because they spell loan words and names.
 _LOOK_ALIKES = str.maketrans(
     {
-        "ی": "ي",  # Farsi yeh; at the end of a word it can also mean alef maqsura, which nothing tells apart
+        "ی": "ي",  # Farsi yeh; at the end of a word it may also stand for alef maqsura, which cannot be told apart
         "ێ": "ي",
         "ک": "ك",
         "ڪ": "ك",
@@ -32,7 +32,7 @@ _LOOK_ALIKES = str.maketrans(
     }
 )
 
-# ftfy takes these for text: signs of devotion and ornate brackets (U+FDF0 and about), UTF-8 read as Latin-1.
+# Signs of devotion and ornate brackets whose UTF-8 was read as Latin-1. Ftfy takes the result for correct text.
 _SIGNS = {sign.encode().decode("latin-1"): sign for sign in map(chr, (0xFD3E, 0xFD3F, *range(0xFDF0, 0xFDFE)))}
 _SIGN = re.compile("|".join(_SIGNS))
 
@@ -41,12 +41,12 @@ _ARABIC_LETTERS = re.compile("[\u0621-\u064a]")
 
 
 def repair(text: str, *, switches: Iterable[str], language: str) -> tuple[str, list[str]]:
-    """The text after the given repairs (of `REPAIRS`), and the names of those that changed it.
+    """Applies the given repairs (names of `REPAIRS`); returns the text and the names of those that changed it.
 
-    Look-alike letters are replaced in Arabic (`language` ar) only: elsewhere they are right.
+    Look-alike letters are replaced only in Arabic (`language` ar), because they are correct in other languages.
 
     Raises:
-      UserError: Unknown repair.
+        UserError: a repair is unknown.
     """
     wanted = set(switches)
     for name in wanted - set(REPAIRS):
@@ -62,8 +62,11 @@ def repair(text: str, *, switches: Iterable[str], language: str) -> tuple[str, l
 
 
 def _mojibake(text: str) -> str:
-    """Undoes decoding with the wrong character set: UTF-8 read as Windows-125x or Latin-1 (ftfy), Windows-1256 read
-    as Windows-1252."""
+    """Undoes decoding with a wrong character set.
+
+    Ftfy repairs UTF-8 that was read as Windows-125x or Latin-1; `_windows_1256` repairs Windows-1256 read as
+    Windows-1252.
+    """
     if text.isascii():
         return text
     repaired = _windows_1256(text)
@@ -73,10 +76,10 @@ def _mojibake(text: str) -> str:
 
 
 def _windows_1256(text: str) -> str:
-    """Arabic in Windows-1256 that was read as Windows-1252, such as ÇáÓáÇã for السلام.
+    """Repairs Arabic in Windows-1256 that was read as Windows-1252, such as ÇáÓáÇã for السلام.
 
-    No Latin spelling writes most of its letters with accents: half is out of reach for French or Vietnamese. Of
-    Arabic in UTF-8, half of the bytes read as Ø, Ù, Ú or Û; here these are rare letters.
+    More than half of the letters must have accents, which no Latin spelling reaches, not even French or Vietnamese.
+    Ø, Ù, Ú and Û must be rare: they are half of the letters where Arabic in UTF-8 was read as Windows-1252.
     """
     letters, accented = sum(map(str.isalpha, text)), _LATIN_1_LETTERS.findall(text)
     if 2 * len(accented) <= letters or _ARABIC_LETTERS.search(text):
@@ -98,7 +101,7 @@ def _look_alikes(text: str) -> str:
     return text.translate(_LOOK_ALIKES)
 
 
-# In the order in which they are made: letters are told apart only once the bytes are right.
+# The repairs in their order: those of letters come after the repair of the bytes.
 REPAIRS: dict[str, Callable[[str], str]] = {
     "mojibake": _mojibake,
     "presentation_forms": _presentation_forms,

@@ -8,8 +8,8 @@ from allam_jax.corpus import catalog
 from allam_jax.corpus.words import bare_words, redpajama_normalise
 from allam_jax.errors import UserError
 
-# What advertising and search-engine spam repeats, in the form of `bare_words`. Short on purpose: words that an honest
-# text also uses now and then only count as a share of all its words.
+# Words that advertising and search-engine spam repeat, in the form of `bare_words`. An honest text may use some of them
+# too; they count only as a share of all its words.
 _SPAM_ARABIC = """
     اشتر اشتري اطلب للطلب واتساب واتس خصم خصومات تخفيضات عروض عرض كوبون مجانا مجاني اتصل للتواصل تواصل
     اضغط سعر اسعار أسعار أرخص ارخص التوصيل توصيل شحن الشحن متجر متجرنا رابط الرابط هنا تحميل حمل سجل
@@ -24,9 +24,9 @@ SPAM_WORDS = {"ar": frozenset(_SPAM_ARABIC.split()), "en": frozenset(_SPAM_ENGLI
 
 @functools.cache
 def stop_words(language: str) -> frozenset[str]:
-    """Stop words of a language as stopwords-iso lists them (package of the catalog); UserError where it has none.
+    """The stop words of a language from stopwords-iso, a package of the catalog; UserError where it has none.
 
-    RedPajama-v2 takes its list from stopwords-json, which stopwords-iso has grown out of.
+    RedPajama-v2 uses stopwords-json, from which stopwords-iso grew.
     """
     lists = json.loads(catalog.read_asset("stop_words"))
     if language not in lists:
@@ -36,28 +36,28 @@ def stop_words(language: str) -> frozenset[str]:
 
 @functools.cache
 def bare_stop_words(language: str) -> frozenset[str]:
-    """The stop words in the form of `bare_words`, those of a single word."""
+    """The stop words of a single word, in the form of `bare_words`."""
     return frozenset(words[0] for words in map(bare_words, stop_words(language)) if len(words) == 1)
 
 
 def read_block_list(path: str) -> frozenset[str]:
-    """Words and phrases of a block list, one a line, such as a file of LDNOOBW; UserError if it cannot be read."""
+    """Words and phrases of a block list, one on each line, such as a file of LDNOOBW; UserError if it is unreadable."""
     try:
         lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path}: cannot read the block list ({error}); expected UTF-8, a word or phrase a line"
+            f"{path}: cannot read the block list ({error}); expected UTF-8 with one word or phrase on a line"
         ) from None
     return frozenset(line.strip() for line in lines if line.strip())
 
 
 @functools.lru_cache(maxsize=8)
 def redpajama_block_list(path: str) -> frozenset[str]:
-    """The list normalised as the text that it is looked for in: NFD takes أ apart, in both or in neither."""
+    """The list, normalised like the text that is searched for it; so NFD splits أ in both or in neither."""
     return frozenset(filter(None, map(redpajama_normalise, read_block_list(path))))
 
 
 @functools.lru_cache(maxsize=8)
 def bare_block_list(path: str) -> frozenset[tuple[str, ...]]:
-    """The list as tuples of `bare_words`."""
+    """The entries of the list, each as a tuple of its `bare_words`."""
     return frozenset(filter(None, (tuple(bare_words(entry)) for entry in read_block_list(path))))

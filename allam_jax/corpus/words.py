@@ -1,11 +1,12 @@
-"""Words and lines of a document: RedPajama-v2's definitions, and those that are right for Arabic.
+"""Words and lines of a document: by RedPajama-v2's definitions, and by definitions that are right for Arabic.
 
-RedPajama-v2 (app/src/core/document.py and utilities/text/normalization.py of its repository) counts on two lists of
-words: *raw* words are the WordPunct tokens of NLTK 3.8, runs of word characters or of what is neither word
-character nor space (NLTK 3.10 counts combining marks as word characters); *norm* words are split at white space
-after ASCII punctuation is removed, letters are lower-cased and the text is decomposed (NFD). Both go wrong on
-Arabic: a vowel mark is no word character, so a vowelled word is cut at each of its marks; «،؛؟» are not ASCII; NFD
-takes the hamza off أ إ ؤ ئ. The Arabic words here are free of these faults.
+RedPajama-v2 (app/src/core/document.py and utilities/text/normalization.py in its repository) counts two lists of words.
+*Raw* words are the WordPunct tokens of NLTK 3.8: runs of word characters, or runs of characters that are neither word
+characters nor spaces (NLTK 3.10 counts combining marks as word characters). *Norm* words are split at white space,
+after ASCII punctuation is removed, letters are lower-cased and the text is decomposed (NFD).
+
+Both are wrong for Arabic: a vowel mark is not a word character, so a vowelled word is cut at each mark; «،؛؟» are not
+ASCII; NFD separates the hamza from أ إ ؤ ئ. The Arabic words of this module have none of these faults.
 """
 
 import functools
@@ -26,13 +27,13 @@ _SENTENCE_END = re.compile(r"[.!?؟۔…]+")
 
 
 def redpajama_normalise(text: str) -> str:
-    """Without ASCII punctuation, lower-cased, white space squeezed to single spaces, NFD."""
+    """The text without ASCII punctuation, in lower case, with single spaces, in NFD."""
     text = text.translate(_NO_ASCII_PUNCTUATION).lower().strip()
     return unicodedata.normalize("NFD", _WHITE_SPACE.sub(" ", text))
 
 
 def bare_words(text: str) -> list[str]:
-    """Runs of letters and digits, lower-cased, without vowel marks and tatweel: what deduplication compares."""
+    """Runs of letters and digits in lower case, without vowel marks and tatweel; deduplication compares these."""
     return _bare_words(without_marks(text))
 
 
@@ -41,11 +42,11 @@ def _bare_words(unmarked: str) -> list[str]:
 
 
 class Words:
-    """One document, with each of its views computed once, when first asked for.
+    """One document, with views that are each computed once, on first use.
 
     Attributes:
-      text: The document's text.
-      language: ISO 639-1 code that its source states.
+        text: the document's text.
+        language: ISO 639-1 code that the document's source states.
     """
 
     def __init__(self, text: str, *, language: str):
@@ -69,7 +70,7 @@ class Words:
 
     @functools.cached_property
     def lines(self) -> list[str]:
-        """RedPajama-v2's lines, each with its newline; a last empty one does not count."""
+        """RedPajama-v2's lines, each with its newline. An empty last line does not count."""
         return _LINE.findall(self.text)
 
     @functools.cached_property
@@ -79,26 +80,25 @@ class Words:
 
     @functools.cached_property
     def tokens(self) -> list[str]:
-        """WordPunct tokens of the text without vowel marks: words stay whole in any language."""
+        """WordPunct tokens of the text without vowel marks, so that words stay whole in any language."""
         return _RAW_WORD.findall(self.unmarked)
 
     @functools.cached_property
     def words(self) -> list[str]:
-        """`bare_words` of the text."""
+        """The text's `bare_words`."""
         return _bare_words(self.unmarked)
 
     @functools.cached_property
     def languages(self) -> dict[str, float]:
-        """`identify` of the text."""
+        """Probabilities of the text's languages, from `identify`."""
         return identify(self.unmarked)
 
     @functools.cached_property
     def filled_lines(self) -> list[str]:
-        """Lines with something on them, without the white space around it."""
+        """Lines that are not blank, without white space at their ends."""
         return [line.strip() for line in self.text.split("\n") if line.strip()]
 
 
 def ends_sentence(line: str) -> bool:
-    """Whether a line (without trailing white space) ends in a full stop, question or exclamation mark, any quotes
-    and brackets after it aside."""
+    """Whether a line without trailing white space ends in a sentence mark, before any closing quotes and brackets."""
     return _SENTENCE_END.search(line.rstrip("\"'”’»)]}")[-1:]) is not None

@@ -1,1 +1,1 @@
-"""From document shards to batches: shuffling, packing, mixing, sharing out among processes. Checkpointable."""
+"""From document shards to batches: shuffling, packing, mixing, sharing among processes; all of it can be resumed."""

@@ -1,12 +1,12 @@
-"""The contract between the data and everything that computes on it.
+"""A batch: the interface between the data and everything that computes on it.
 
 A batch is a dict of arrays of one shape, [batch, seq_len]:
 
   tokens        int32    input token ids
   targets       int32    the id to predict at each position: the document's next token
   segment_ids   int32    0 = padding; the documents (or their pieces) in a row count from 1
-  positions     int32    place within the segment, from 0
-  loss_weights  float32  0 where nothing is to be predicted
+  positions     int32    position in the segment, from 0
+  loss_weights  float32  0 where nothing is predicted
   source_ids    int32    index of the source in the config's order
 """
 
@@ -28,29 +28,29 @@ DTYPES: dict[str, np.dtype] = {
 
 
 class Encoder(Protocol):
-    """What the data room needs of a tokenizer."""
+    """What this room needs of a tokenizer."""
 
     @property
     def fingerprint(self) -> str:
-        """Equal for tokenizers that give equal ids."""
+        """Equal fingerprints mean equal ids for every text."""
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
-        """Ids of a text, with BOS before and EOS after it where asked."""
+        """Ids of a text, with BOS before it and EOS after it where asked for."""
         ...
 
 
 class BatchEncoder(Encoder, Protocol):
-    """What writing a token cache needs besides."""
+    """What the writer of a token cache needs as well."""
 
     @property
     def vocab_size(self) -> int:
-        """Ids lie below it."""
+        """All ids are smaller."""
 
     def encode_batch(self, texts: Iterable[str], *, bos: bool = False, eos: bool = False) -> list[list[int]]:
-        """`encode` for many texts at once."""
+        """`encode` for many texts."""
         ...
 
 
 def padding(*shape: int) -> Batch:
-    """A batch (or, for a shape [seq_len], a row) of nothing but padding: zeros, of which no position counts."""
+    """A batch (or a row, for shape [seq_len]) of padding only: all zeros."""
     return {key: np.zeros(shape, dtype) for key, dtype in DTYPES.items()}

@@ -12,26 +12,26 @@ from allam_jax.files import sha256_of_json
 
 
 class DocumentSource:
-    """The texts of one split: `len(source)`, `source[i] -> str`. Any TFDS dataset of ArrayRecord shards will do.
+    """The texts of one split: `len(source)`, `source[i] -> str`. Reads any TFDS dataset of ArrayRecord shards.
 
     Attributes:
-      fingerprint: Hash of the split's content (of its shard sizes, for a dataset without our manifest).
+        fingerprint: hash of the split's content (for a dataset without our manifest: of its shard sizes).
     """
 
     def __init__(self, directory: str | Path, *, split: str):
-        """Checks that every shard of the split is there, whole, and holds as many records as promised.
+        """Checks that every shard of the split exists, is complete, and has the expected number of records.
 
         Raises:
-          UserError: No dataset at this path, no such split, no `text` feature, a damaged or missing shard.
+            UserError: no dataset, no such split, no feature `text`, or a shard that is damaged or missing.
         """
-        import tensorflow_datasets as tfds  # Half a second, which `import allam_jax.data` should not cost.
+        import tensorflow_datasets as tfds  # here, because the import takes half a second
 
         self._directory = Path(directory)
         if not (self._directory / "dataset_info.json").exists():
             raise UserError(f"{directory}: no dataset here (no dataset_info.json); write one with the corpus task")
         try:
             builder = tfds.builder_from_directory(self._directory)
-        except Exception as error:  # TFDS raises many types for metadata that it cannot parse.
+        except Exception as error:  # TFDS raises many types of errors for metadata that it cannot parse
             raise UserError(f"{directory}: not a readable TFDS dataset ({_one_line(error)})") from None
         if split not in builder.info.splits:
             known = sorted(builder.info.splits)
@@ -50,13 +50,13 @@ class DocumentSource:
         try:
             self._records = builder.as_data_source(split)
         except (NotImplementedError, ValueError) as error:
-            raise UserError(f"{directory}: not ArrayRecord, cannot be read at random ({_one_line(error)})") from None
+            raise UserError(f"{directory}: no ArrayRecord, so it has no random access ({_one_line(error)})") from None
         lengths = [(path.name, path.stat().st_size) for path in self._shards]
         self.fingerprint: str = self.fingerprint_of(manifest["fingerprint"] if manifest else lengths, split=split)
 
     @staticmethod
     def fingerprint_of(content: Any, *, split: str) -> str:
-        """The fingerprint of a split, given its manifest's (or the sizes of its shards)."""
+        """The fingerprint of a split, given the manifest's (or the sizes of its shards)."""
         return sha256_of_json([content, split])
 
     def __len__(self) -> int:

@@ -1,11 +1,12 @@
-"""Held-out documents as fixed rows, for bits per byte: every text token is predicted exactly once.
+"""Held-out documents as fixed rows, for bits per byte. Every text token is predicted exactly once.
 
-The score of a document set is -sum(log2 p(token)) / bytes = nats / (ln 2 * UTF-8 bytes of the texts). The first token
-is predicted from BOS; EOS is not text and is not scored. Unlike training rows, these never cut a document that fits
-into one: a document longer than `seq_len` is scored in windows of `seq_len`, each with no context but its own.
+The score of a set of documents is -sum(log2 p(token)) / bytes = nats / (ln 2 * UTF-8 bytes of the texts). The first
+token is predicted from BOS. EOS is not text and is not scored. Unlike training rows, these rows do not cut a document
+that fits into a row. A longer document is scored in windows of `seq_len`, each without context from the window before.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,20 +18,19 @@ from allam_jax.data.documents import DocumentSource
 from allam_jax.data.packing import write_segment
 from allam_jax.errors import UserError
 
-# A piece goes into the first of this many rows last opened that has room for it.
-_OPEN_ROWS = 32
+_OPEN_ROWS = 32  # a piece goes into the first of the last 32 rows that has room for it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationRows:
-    """Rows of one held-out document set.
+    """Rows of one set of held-out documents.
 
     Attributes:
-      rows: Arrays of [number of rows, seq_len], keys as in a batch.
-      documents: Number of documents.
-      bytes: UTF-8 bytes of their texts: the denominator of bits per byte.
-      words: Words (separated by white space) of their texts.
-      tokens: Predicted tokens: the sum of all loss weights.
+        rows: arrays of [number of rows, seq_len], with the keys of a batch.
+        documents: number of documents.
+        bytes: UTF-8 bytes of their texts, the denominator of bits per byte.
+        words: number of words (between white space) of their texts.
+        tokens: number of predicted tokens, the sum of all loss weights.
     """
 
     rows: Batch
@@ -40,7 +40,7 @@ class EvaluationRows:
     tokens: int
 
     def batches(self, batch_size: int, *, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
-        """This process's part of each batch of `batch_size` rows in all; the last is filled up with padding rows."""
+        """Yields this process's part of each batch of `batch_size` rows in all; padding rows fill up the last batch."""
         if batch_size % process_count:
             raise UserError(f"evaluation: batch_size {batch_size} cannot be divided by {process_count} processes")
         local = batch_size // process_count
@@ -60,18 +60,18 @@ def make_evaluation_rows(
     max_documents: int | None = None,
     max_bytes: int | None = None,
 ) -> EvaluationRows:
-    """Tokenises a split (or a fixed random sample of its documents, the same for every tokenizer) into rows.
+    """Tokenises a split into rows, or a fixed random sample of its documents that is the same for every tokenizer.
 
     Args:
-      path: Dataset directory.
-      tokenizer: Texts to ids.
-      seq_len: Tokens per row.
-      split: Which documents.
-      max_documents: Take no more documents than this.
-      max_bytes: Take documents up to the first that would exceed this many bytes of text, but at least one.
+        path: dataset directory.
+        tokenizer: makes the ids.
+        seq_len: tokens in a row.
+        split: name of the split.
+        max_documents: largest number of documents; None for all.
+        max_bytes: stops before the document that would exceed this many bytes of text, but takes at least one.
 
     Raises:
-      UserError: No such dataset or split, a damaged shard, or no text in it.
+        UserError: there is no such dataset or split, a shard is damaged, or there is no text.
     """
     source = DocumentSource(path, split=split)
     limit = min(len(source), max_documents if max_documents is not None else len(source))
@@ -79,19 +79,17 @@ def make_evaluation_rows(
         raise UserError(f"{path}: no documents to evaluate on in split {split!r} (max_documents {max_documents})")
     packer = _FirstFit(seq_len)
     documents = size = words = tokens = 0
-    for text in (text for text, _ in zip(grain.MapDataset.source(source).shuffle(seed=0), range(limit), strict=False)):
+    for text in itertools.islice(grain.MapDataset.source(source).shuffle(seed=0), limit):
         text_bytes = len(text.encode())
         if max_bytes is not None and documents and size + text_bytes > max_bytes:
             break
         ids = np.asarray(tokenizer.encode(text, bos=True), np.int32)
         for start in range(0, len(ids) - 1, seq_len):
             packer.add(ids[start : start + seq_len + 1])
-        documents, size, words, tokens = (
-            documents + 1,
-            size + text_bytes,
-            words + len(text.split()),
-            tokens + len(ids) - 1,
-        )
+        documents += 1
+        size += text_bytes
+        words += len(text.split())
+        tokens += len(ids) - 1
     if not tokens:
         raise UserError(f"{path}: the documents of split {split!r} have no text to evaluate on")
     rows = {key: np.stack([row[key] for row in packer.rows]) for key in DTYPES}
@@ -99,7 +97,7 @@ def make_evaluation_rows(
 
 
 class _FirstFit:
-    """Rows that pieces of at most `seq_len` pairs are put into whole."""
+    """Rows into which pieces of at most `seq_len` pairs are put whole."""
 
     def __init__(self, seq_len: int):
         self.rows: list[Batch] = []
@@ -108,7 +106,7 @@ class _FirstFit:
         self._segments: list[int] = []
 
     def add(self, tokens: np.ndarray) -> None:
-        """Writes the pairs of consecutive tokens (one more than pairs)."""
+        """Writes the pairs of consecutive tokens."""
         pairs = len(tokens) - 1
         open_rows = range(max(0, len(self.rows) - _OPEN_ROWS), len(self.rows))
         index = next((row for row in open_rows if self._filled[row] + pairs <= self._seq_len), None)

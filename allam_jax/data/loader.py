@@ -1,14 +1,15 @@
-"""Batches for one process out of many, the same for any number of processes, resumable at any step.
+"""Batches for one process of many: the same for any number of processes, and resumable at any step.
 
-The global batch consists of a fixed number of *lanes*, `batch_size / lanes` rows each. A lane is a complete pipeline:
+The global batch consists of a fixed number of *lanes*, with `batch_size / lanes` rows each. A lane is a complete
+pipeline:
 
-    documents of each source, in an order of the seed, a new one every epoch  ->  every `lanes`-th of them
+    documents of each source, shuffled anew for every epoch  ->  every `lanes`-th of them
         ->  BOS text EOS as tokens  ->  packed into rows  ->  rows drawn from the sources by weight
 
-Text is tokenised on the way, or its tokens are read from a cache; the weights are those of the phase that the step is
-in. What a lane yields depends on its number alone, and a process builds just the lanes that hold its rows. So neither
-the batches nor the saved state (the step, and per lane: rows drawn, and document and offset in each source) know of
-hosts, and a run may go on with another number of them.
+Tokens are made from text on the way, or read from a cache. The weights are those of the step's phase. The rows of a
+lane depend only on its number, and a process builds only the lanes that have its rows. So neither the batches nor the
+saved state (the step and, for each lane, the number of rows drawn and the document and offset in each source) depend on
+the number of processes, and a run may continue with another number.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from typing import Any
 import grain
 import numpy as np
 from absl import logging
-from grain.experimental import ThreadPrefetchIterDataset
+from grain.experimental import ThreadPrefetchDatasetIterator
 
 from allam_jax.data.batch import DTYPES, Batch, Encoder
 from allam_jax.data.interleave import MixedRows
@@ -30,23 +31,22 @@ from allam_jax.data.sources import check_sources, open_source, tokenised
 from allam_jax.errors import UserError
 from allam_jax.files import sha256_of_json
 
-# Without a number in the config: as many lanes as these divide the batch, whatever the number of processes.
-DEFAULT_LANES = 8
+DEFAULT_LANES = 8  # without a number in the config; less if the batch size has fewer common factors with it
 
 _STATE_VERSION = 1
 
 
 class Loader(Iterator[Batch]):
-    """Iterator over this process's rows of every batch: dicts of [rows, seq_len] numpy arrays. Built by `make_loader`.
+    """Iterates over this process's rows of every batch: dicts of [rows, seq_len] numpy arrays. Made by `make_loader`.
 
     Attributes:
-      source_names: The sources in the order that `source_ids` count them.
-      mixture: Hash of the sources, their weights and the phases.
+        source_names: the sources in the order in which `source_ids` count them.
+        mixture: hash of the sources, their weights and the phases.
     """
 
     def __init__(
         self,
-        batches: grain.IterDataset,
+        batches: "ThreadPrefetchDatasetIterator | _Batches",
         *,
         identity: dict[str, Any],
         lanes: range,
@@ -56,9 +56,9 @@ class Loader(Iterator[Batch]):
     ):
         self.mixture = mixture
         self.source_names = list(sizes)
-        # Grain's iterators stop their thread when they are deleted, and fail when the interpreter is being torn down
-        # by then: so the only reference is where `close` and the finaliser (which runs before that) can drop it.
-        self._held = [iter(batches)]
+        # Grain's iterator stops its thread when it is deleted, which fails while the interpreter shuts down. So the
+        # only reference to it is in a list, which `close` or the finaliser (it runs before the shutdown) empties.
+        self._held = [batches]
         self._finalizer = weakref.finalize(self, _close, self._held)
         self._identity = identity
         self._lanes = lanes
@@ -69,53 +69,52 @@ class Loader(Iterator[Batch]):
         return next(self._iterator)
 
     def get_state(self) -> dict[str, Any]:
-        """JSON-able state, exactly between the last batch handed out and the next, however many are prefetched.
+        """JSON-able state between the last batch handed out and the next, regardless of prefetched batches.
 
-        Holds this process's lanes: the state of the run is the union of all processes' `lanes`; the rest is equal.
+        It has this process's lanes. The state of a run has the `lanes` of all processes; the other entries are equal.
         """
         return {**self._identity, **self._iterator.get_state()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes on where the state was taken, by any number of processes. Weights, batch size and row length may differ.
+        """Continues at a state, by any number of processes. Weights, batch size and row length may differ from then.
 
-        A source that the state does not know starts at its beginning. The step that decides the phase is the state's;
-        `set_step` sets another.
+        A source that the state lacks starts at its beginning. The state's step decides the phase; `set_step` sets
+        another.
 
         Raises:
-          UserError: The state is of another tokenizer, seed, number of lanes or content of a source, or lacks a lane.
+            UserError: the state has another tokenizer, seed, number of lanes or content of a source, or lacks a lane.
         """
         for key in ("version", "tokenizer", "seed", "number_of_lanes"):
             if state.get(key) != self._identity[key]:
                 raise UserError(
                     f"data state: its {key} is {state.get(key)!r}, but this run's is {self._identity[key]!r}; "
-                    f"resume with the same one, or start the data afresh"
+                    f"resume with the same one, or start the data anew"
                 )
         before, now = state["sources"], self._identity["sources"]
         for name in now:
             if name in before and before[name] != now[name]:
                 raise UserError(
-                    f"data state: source {name} has other content than when the state was saved; resume with the "
-                    f"same dataset, give the new one another name, or start the data afresh"
+                    f"data state: the content of source {name} has changed since the state was saved; resume with the "
+                    f"same dataset, give the new one another name, or start the data anew"
                 )
         if set(before) != set(now):
             new, gone = sorted(set(now) - set(before)), sorted(set(before) - set(now))
             logging.info("data state: new sources %s start at their beginning; %s are gone", new, gone)
         for lane in self._lanes:
             if str(lane) not in state["lanes"]:
-                raise UserError(f"data state: no lane {lane}; it has {', '.join(state['lanes'])}: join all processes'")
+                raise UserError(
+                    f"data state: no lane {lane}, only {', '.join(state['lanes'])}; join the lanes of all processes"
+                )
         lanes = {str(lane): state["lanes"][str(lane)] for lane in self._lanes}
-        # States that were saved before there were phases know no step.
+        # States that were saved before phases existed have no step.
         self._iterator.set_state({"step": state.get("step", 0), "lanes": lanes})
 
     def set_step(self, step: int) -> None:
-        """The next batch is that of update `step + 1`: what the phases go by. The position in the data stays."""
+        """Makes the next batch that of update `step + 1`, for the phases; the position in the data stays."""
         self._iterator.set_state({**self._iterator.get_state(), "step": step})
 
     def mixture_at(self, step: int) -> dict[str, float]:
-        """For metrics: the phase of the batch of update `step + 1` (0 is the first) and each source's share in it.
-
-        Nothing where the mixture never changes.
-        """
+        """Metrics for the batch of update `step + 1`: its phase, and each source's share; none for one phase."""
         if len(self._phases) == 1:
             return {}
         index = phase_at(self._phases, step)
@@ -123,7 +122,7 @@ class Loader(Iterator[Batch]):
         return {"phase": index, **{f"mixture/{name}": share for name, share in shares.items()}}
 
     def epochs(self) -> dict[str, float]:
-        """How often each source has been gone through, by documents, in this process's lanes (their mean)."""
+        """How often the documents of each source have been used: the mean over this process's lanes."""
         lanes = self._iterator.get_state()["lanes"].values()
         return {
             name: float(np.mean([lane["sources"][name]["document"] for lane in lanes]))
@@ -137,7 +136,7 @@ class Loader(Iterator[Batch]):
         self._finalizer()
 
     @property
-    def _iterator(self) -> grain.DatasetIterator:
+    def _iterator(self) -> "ThreadPrefetchDatasetIterator | _Batches":
         if not self._held:
             raise ValueError("the loader is closed")
         return self._held[0]
@@ -162,24 +161,25 @@ def make_loader(
     process_count: int = 1,
     prefetch: int = 2,
 ) -> Loader:
-    """Builds this process's loader.
+    """Makes this process's loader.
 
     Args:
-      sources: Name to `{"path": dataset directory or token cache, "weight": share of tokens (default 1), "split":
-        default "train"}`. Weights need not sum to 1. A source of weight 0 keeps its place in `source_ids`.
-      tokenizer: Texts to ids; its fingerprint is checked on resume, and against that of token caches.
-      seq_len: Tokens per row.
-      batch_size: Rows per step, of all processes together.
-      seed: Of the order of documents and of the mixture.
-      phases: Mixtures of later steps: name to `{"from_step": updates made, "weights": {source: weight}}`.
-      lanes: Divisor of `batch_size`; a property of the run, not of the machines. Reading is not repeated by several
-        processes where `process_count` divides it. Default: the greatest common divisor of `batch_size` and 8.
-      process_index: Of this process.
-      process_count: Divisor of `batch_size`; process p gets rows [p, p + 1) * batch_size / process_count.
-      prefetch: Batches prepared ahead by a thread; 0 for none.
+        sources: name -> `{"path": dataset directory or token cache, "weight": share of tokens (default 1), "split":
+            default "train"}`. Weights need not sum to 1. A source of weight 0 keeps its place in `source_ids`.
+        tokenizer: its fingerprint is compared with those of resumed states and of token caches.
+        seq_len: tokens in a row.
+        batch_size: rows in a step, of all processes together.
+        seed: of the order of documents and of the mixture.
+        phases: mixtures of later steps: name -> `{"from_step": number of updates before it, "weights": {source:
+            weight}}`.
+        lanes: divisor of `batch_size`, fixed for a run; default: its greatest common divisor with 8. If `process_count`
+            divides it, no two processes read the same documents.
+        process_index: of this process.
+        process_count: divisor of `batch_size`; process p gets rows [p, p + 1) * batch_size / process_count.
+        prefetch: number of batches that a thread prepares ahead; 0 for none.
 
     Raises:
-      UserError: See the messages: numbers that do not divide, unknown keys, weights, paths and splits, empty sources.
+        UserError: numbers that do not divide, unknown keys, bad weights, paths or splits, or empty sources.
     """
     lanes = math.gcd(batch_size, DEFAULT_LANES) if lanes is None else lanes
     for name, divisor in (("lanes", lanes), ("process_count", process_count)):
@@ -191,10 +191,10 @@ def make_loader(
     opened = {name: open_source(name, entry, tokenizer=tokenizer.fingerprint) for name, entry in sources.items()}
     local_rows = batch_size // process_count
     rows = range(process_index * local_rows, (process_index + 1) * local_rows)
-    lane_rows = batch_size // lanes
-    local_lanes = range(rows.start // lane_rows, (rows.stop - 1) // lane_rows + 1)
+    rows_per_lane = batch_size // lanes
+    local_lanes = range(rows.start // rows_per_lane, (rows.stop - 1) // rows_per_lane + 1)
 
-    def lane_dataset(lane: int) -> MixedRows:
+    def lane_rows(lane: int) -> MixedRows:
         packed = {}
         for name, source in opened.items():
             documents = grain.MapDataset.source(source).shuffle(seed=_source_seed(seed, name)).repeat()
@@ -202,10 +202,9 @@ def make_loader(
             packed[name] = PackedRows(of_lane, seq_len=seq_len, name=name, period=len(source))
         return MixedRows(packed, weights=all_phases[0].weights, lane=lane, seed=seed)
 
-    datasets = {lane: lane_dataset(lane) for lane in local_lanes}
-    batches: grain.IterDataset = _Batches(datasets, rows, lane_rows=lane_rows, phases=all_phases)
-    if prefetch:
-        batches = ThreadPrefetchIterDataset(batches, prefetch_buffer_size=prefetch)
+    batches = _Batches(
+        {lane: lane_rows(lane) for lane in local_lanes}, rows, rows_per_lane=rows_per_lane, phases=all_phases
+    )
     identity = {
         "version": _STATE_VERSION,
         "tokenizer": tokenizer.fingerprint,
@@ -214,62 +213,52 @@ def make_loader(
         "sources": {name: source.fingerprint for name, source in opened.items()},
     }
     sizes = {name: len(source) for name, source in opened.items()}
+    iterator = ThreadPrefetchDatasetIterator(batches, prefetch) if prefetch else batches
     # Without phases the hash is that of the sources alone, as it was before there were phases.
     read = {name: {**entry, "path": str(entry["path"])} for name, entry in sources.items()}
     mixture = sha256_of_json([read, phases] if phases else read)
-    return Loader(batches, identity=identity, lanes=local_lanes, sizes=sizes, phases=all_phases, mixture=mixture)
+    return Loader(iterator, identity=identity, lanes=local_lanes, sizes=sizes, phases=all_phases, mixture=mixture)
 
 
-def _close(held: list[grain.DatasetIterator]) -> None:
+def _close(held: list[Any]) -> None:
     while held:
         held.pop().close()
 
 
 def _source_seed(seed: int, name: str) -> int:
-    """32 bits (Grain's limit) of the seed and the name: the order in a source does not depend on the other sources."""
+    """32 bits (Grain's limit) of the seed and the name, so that a source's order does not depend on other sources."""
     return int.from_bytes(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=4).digest())
 
 
-class _Batches(grain.IterDataset):
-    """Stacks the rows of the local lanes and keeps those of this process; tells the lanes which mixture it is now."""
+class _Batches(Iterator[Batch]):
+    """Stacks the rows of the local lanes and keeps those of this process; sets each lane's weights for the step.
 
-    def __init__(self, lanes: Mapping[int, MixedRows], rows: range, *, lane_rows: int, phases: Sequence[Phase]):
-        super().__init__(list(lanes.values()))
-        self.lanes = dict(lanes)
-        self.rows = rows
-        self.lane_rows = lane_rows
-        self.phases = phases
+    The state is `{"step": number of batches handed out, "lanes": {lane: its state}}`.
+    """
 
-    def __iter__(self) -> grain.DatasetIterator:
-        return _BatchesIterator(self)
-
-
-class _BatchesIterator(grain.DatasetIterator):
-    """The state is `{"step": updates whose batches have been handed out, "lanes": {lane: its state}}`."""
-
-    def __init__(self, dataset: _Batches):
-        self._iterators = {str(lane): iter(rows) for lane, rows in dataset.lanes.items()}
-        super().__init__(list(self._iterators.values()))
-        self._dataset = dataset
+    def __init__(self, lanes: Mapping[int, MixedRows], rows: range, *, rows_per_lane: int, phases: Sequence[Phase]):
+        self._lanes = {str(lane): mixed for lane, mixed in lanes.items()}
+        self._rows_per_lane, self._phases = rows_per_lane, phases
+        first = rows.start - min(lanes) * rows_per_lane
+        self._mine = slice(first, first + len(rows))
         self._step = 0
 
     def __next__(self) -> Batch:
-        lane_rows, phases = self._dataset.lane_rows, self._dataset.phases
-        weights = phases[phase_at(phases, self._step)].weights
+        weights = self._phases[phase_at(self._phases, self._step)].weights
         rows = []
-        for iterator in self._iterators.values():
-            iterator.weights = weights
-            rows += [next(iterator) for _ in range(lane_rows)]
+        for lane in self._lanes.values():
+            lane.weights = weights
+            rows += [next(lane) for _ in range(self._rows_per_lane)]
         self._step += 1
-        first = self._dataset.rows.start - min(self._dataset.lanes) * lane_rows
-        mine = rows[first : first + len(self._dataset.rows)]
-        return {key: np.stack([row[key] for row in mine]) for key in DTYPES}
+        return {key: np.stack([row[key] for row in rows[self._mine]]) for key in DTYPES}
 
     def get_state(self) -> dict[str, Any]:
-        lanes = {lane: iterator.get_state() for lane, iterator in self._iterators.items()}
-        return {"step": self._step, "lanes": lanes}
+        return {"step": self._step, "lanes": {name: lane.get_state() for name, lane in self._lanes.items()}}
 
     def set_state(self, state: dict[str, Any]) -> None:
         self._step = state["step"]
-        for lane, iterator in self._iterators.items():
-            iterator.set_state(state["lanes"][lane])
+        for name, lane in self._lanes.items():
+            lane.set_state(state["lanes"][name])
+
+    def close(self) -> None:
+        """Does nothing: only the prefetching iterator has a thread to stop."""

@@ -1,19 +1,19 @@
-"""What a mixture comes to: tokens, share and epochs of every source for a budget of tokens, and the largest budget.
+"""The plan of a mixture: tokens, share and epochs of every source for a budget of tokens, and the largest budget.
 
-A mixture is stated by shares or by epochs, and each view hides something: a share says nothing of how often a small
-source is repeated, epochs say nothing of what the model sees most. So both are always shown (ALLaM talk: "epoch vs
-percentage of domain"; the paper: "we upsample data to match the mixture rates when needed").
+A mixture is stated by shares or by epochs. Shares do not show how often a small source is repeated, and epochs do not
+show what the model sees most, so a plan has both (ALLaM talk: "epoch vs percentage of domain"; the paper: "we upsample
+data to match the mixture rates when needed").
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from allam_jax.data.phases import Phase
 from allam_jax.errors import UserError
 
-# Shares as papers print them are rounded; what is further off is a mistake.
-_SUM_TOLERANCE = 1e-3
+_SUM_TOLERANCE = 1e-3  # papers print rounded shares; a larger deviation is a mistake
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,14 +21,14 @@ class Line:
     """One source of a mixture.
 
     Attributes:
-      name, language, domain, origin: As in the config.
-      available: Tokens of one epoch; None where the size is not known.
-      share: Of the tokens of the whole run.
-      tokens: Of it in the whole run.
-      epochs: How often it is gone through; None where the size is not known.
-      upsampling: Its share over its share of all that is available: above 1 it is drawn more often than its size would
-        have it. None where a size is not known.
-      shares: Its share in each phase.
+        name, language, domain, origin: as in the config.
+        available: tokens of one epoch; None if unknown.
+        share: share of the tokens of the whole run.
+        tokens: tokens of this source in the whole run.
+        epochs: number of times that the source is used; None if its size is unknown.
+        upsampling: its share of the run divided by its share of all available tokens, above 1 for a source that is
+            drawn more often than its size suggests; None if a size is unknown.
+        shares: its share in each phase.
     """
 
     name: str
@@ -48,9 +48,9 @@ class MixturePlan:
     """A mixture for a budget.
 
     Attributes:
-      budget: Tokens of the run.
-      phases: Name and tokens of each phase that the budget reaches.
-      lines: The sources, in the config's order.
+        budget: tokens of the run.
+        phases: (name, tokens) of each phase that the budget reaches.
+        lines: the sources, in the config's order.
     """
 
     budget: int
@@ -58,18 +58,18 @@ class MixturePlan:
     lines: tuple[Line, ...]
 
     def grouped(self, by: Callable[[Line], str]) -> dict[str, float]:
-        """Share of the run by a label of the sources, in the order of their first appearance."""
+        """Label -> share of the run, for a label of the sources, in the order of first appearance."""
         groups: dict[str, float] = {}
         for line in self.lines:
             groups[by(line)] = groups.get(by(line), 0.0) + line.share
         return groups
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """The plan as JSON values."""
         return {
             "budget": self.budget,
             "phases": [{"name": name, "tokens": tokens} for name, tokens in self.phases],
-            "sources": {line.name: _without_name(line) for line in self.lines},
+            "sources": {line.name: _facts(line) for line in self.lines},
         }
 
 
@@ -82,36 +82,52 @@ def plan_mixture(
     tokens_per_step: int,
     max_epochs: float = 0.0,
 ) -> MixturePlan:
-    """Works a mixture out.
+    """Computes the plan of a mixture.
 
     Args:
-      sources: Name to its labels: `{"language", "domain", "origin"}`.
-      phases: From `make_phases`.
-      available: Tokens of one epoch of every source; None where not known.
-      budget: Tokens of the run.
-      tokens_per_step: batch_size * seq_len: turns the steps of phases into tokens.
-      max_epochs: Limit for every source; 0: none.
+        sources: name -> its labels `{"language", "domain", "origin"}`.
+        phases: from `make_phases`.
+        available: name -> tokens of one epoch; None if unknown.
+        budget: tokens of the run.
+        tokens_per_step: batch_size * seq_len, which turns the steps of phases into tokens.
+        max_epochs: limit for every source; 0 for none.
 
     Raises:
-      UserError: A source that is drawn has no tokens, or would be gone through more often than `max_epochs`; the
-        message has the largest budget that is possible.
+        UserError: a source that is drawn has no tokens, or would be used more than `max_epochs` times; the message has
+            the largest possible budget.
     """
     if budget < 1:
         raise UserError(f"mixture: the budget is {budget} tokens; expected at least 1 (config.mixture.tokens)")
-    seen = {name: _seen(phases, name, budget=budget, tokens_per_step=tokens_per_step) for name in sources}
-    for name, tokens in seen.items():
-        if tokens and available[name] == 0:
-            raise UserError(
-                f"mixture: source {name} has no tokens, but {tokens / budget:.2%} of the run are to come from it; give "
-                f"it documents, or weight 0"
-            )
-    if max_epochs:
-        _check_epochs(
-            seen, phases=phases, available=available, budget=budget, tokens_per_step=tokens_per_step, limit=max_epochs
-        )
-    sizes = [available[name] for name, tokens in seen.items() if tokens]
-    total = sum(size for size in sizes if size) if all(size is not None for size in sizes) else None
     reached = _lengths(phases, budget=budget, tokens_per_step=tokens_per_step)
+    seen = {name: sum(phase.shares[name] * tokens for phase, tokens in reached) for name in sources}
+    drawn = [name for name, tokens in seen.items() if tokens]
+    for name in drawn:
+        if available[name] == 0:
+            raise UserError(
+                f"mixture: source {name} has no tokens, but {seen[name] / budget:.2%} of the run must come from it; "
+                f"give it documents, or weight 0"
+            )
+        if max_epochs and available[name] is None:
+            raise UserError(
+                f"mixture: the tokens of source {name} are not known, so config.mixture.max_epochs cannot be checked; "
+                f"set data.sources.{name}.path or .tokens"
+            )
+    sizes = {name: size for name in drawn if (size := available[name]) is not None}
+    if max_epochs:
+        budgets = {
+            name: largest_budget(
+                phases, name=name, available=size, tokens_per_step=tokens_per_step, max_epochs=max_epochs
+            )
+            for name, size in sizes.items()
+        }
+        worst = min(budgets, key=budgets.__getitem__)
+        if budget > budgets[worst] * (1 + 1e-9):  # a budget at the limit is accepted in spite of rounding
+            raise UserError(
+                f"mixture: source {worst} would be used {seen[worst] / sizes[worst]:.2f} times, more than "
+                f"config.mixture.max_epochs = {max_epochs:g}; the largest budget of this mixture is "
+                f"{int(budgets[worst]):,} tokens, or give {worst} more documents or a smaller weight"
+            )
+    total = sum(sizes.values()) if len(sizes) == len(drawn) else None
     lines = []
     for name, labels in sources.items():
         size, tokens = available[name], seen[name]
@@ -135,20 +151,18 @@ def plan_mixture(
 def largest_budget(
     phases: Sequence[Phase], *, name: str, available: int, tokens_per_step: int, max_epochs: float
 ) -> float:
-    """Tokens of the longest run that goes through a source `max_epochs` times; infinite if it stops being drawn."""
+    """Tokens of the longest run that uses a source at most `max_epochs` times; infinite if a phase ends its use."""
     left = max_epochs * available
-    for phase, following in zip(phases, [*phases[1:], None], strict=True):
+    for phase, length in _lengths(phases, budget=math.inf, tokens_per_step=tokens_per_step):
         share = phase.shares[name]
-        start = phase.from_step * tokens_per_step
-        length = float("inf") if following is None else (following.from_step - phase.from_step) * tokens_per_step
         if share and share * length > left:
-            return start + left / share
+            return phase.from_step * tokens_per_step + left / share
         left -= share * length if share else 0.0
-    return float("inf")
+    return math.inf
 
 
 def check_sum(phases: Sequence[Phase], *, expected: float) -> None:
-    """UserError unless the weights of every phase add up to `expected`, to within a thousandth of it."""
+    """Raises UserError unless the weights of every phase add up to `expected`, to within a thousandth."""
     for phase in phases:
         total = sum(phase.weights.values())
         if abs(total - expected) > _SUM_TOLERANCE * expected:
@@ -157,12 +171,12 @@ def check_sum(phases: Sequence[Phase], *, expected: float) -> None:
             change = f"for instance make {name} {corrected:.6g} instead of {phase.weights[name]:.6g}, or "
             raise UserError(
                 f"mixture: the weights of phase {phase.name} add up to {total:.6g}, not {expected:.6g}; "
-                f"{change if corrected > 0 else ''}set config.mixture.sum_of_weights=0 to take them as relative"
+                f"{change if corrected > 0 else ''}set config.mixture.sum_of_weights=0 to use them as relative weights"
             )
 
 
-def _lengths(phases: Sequence[Phase], *, budget: int, tokens_per_step: int) -> list[tuple[Phase, float]]:
-    """The phases that a run of `budget` tokens reaches, and how many tokens each has."""
+def _lengths(phases: Sequence[Phase], *, budget: float, tokens_per_step: int) -> list[tuple[Phase, float]]:
+    """The phases that a run of `budget` tokens reaches, with the number of tokens in each."""
     starts = [phase.from_step * tokens_per_step for phase in phases]
     ends = [*starts[1:], budget]
     return [
@@ -172,43 +186,7 @@ def _lengths(phases: Sequence[Phase], *, budget: int, tokens_per_step: int) -> l
     ]
 
 
-def _seen(phases: Sequence[Phase], name: str, *, budget: int, tokens_per_step: int) -> float:
-    lengths = _lengths(phases, budget=budget, tokens_per_step=tokens_per_step)
-    return sum(phase.shares[name] * tokens for phase, tokens in lengths)
-
-
-def _check_epochs(
-    seen: Mapping[str, float],
-    *,
-    phases: Sequence[Phase],
-    available: Mapping[str, int | None],
-    budget: int,
-    tokens_per_step: int,
-    limit: float,
-) -> None:
-    budgets = {}
-    for name, tokens in seen.items():
-        size = available[name]
-        if tokens and size is None:
-            raise UserError(
-                f"mixture: the tokens of source {name} are not known, so config.mixture.max_epochs cannot be checked; "
-                f"give data.sources.{name}.path or .tokens"
-            )
-        if tokens and size:
-            budgets[name] = largest_budget(
-                phases, name=name, available=size, tokens_per_step=tokens_per_step, max_epochs=limit
-            )
-    worst = min(budgets, key=lambda name: budgets[name])
-    # A budget that is exactly at the limit, but for rounding, is possible.
-    if budget > budgets[worst] * (1 + 1e-9):
-        epochs = seen[worst] / (available[worst] or 1)
-        raise UserError(
-            f"mixture: source {worst} would be gone through {epochs:.2f} times, more than config.mixture.max_epochs = "
-            f"{limit:g}; the largest budget of this mixture is {int(budgets[worst]):,} tokens, or give {worst} more "
-            f"documents or a smaller weight"
-        )
-
-
-def _without_name(line: Line) -> dict[str, Any]:
-    values = dataclasses.asdict(line)
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items() if key != "name"}
+def _facts(line: Line) -> dict[str, Any]:
+    values = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(line).items()}
+    del values["name"]
+    return values

@@ -1,4 +1,4 @@
-"""A planned mixture as a table and as a figure."""
+"""A planned mixture as a page of tables and as a figure."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +8,8 @@ from allam_jax.report import style
 from allam_jax.report.markdown import section, table
 
 
-def markdown(plan: MixturePlan) -> str:
-    """Tables: every source, then what the labels add up to."""
+def mixture_page(plan: MixturePlan) -> str:
+    """The page in Markdown: a table of the sources, then tables of the shares by label."""
     several = len(plan.phases) > 1
     labels = [key for key in ("language", "domain", "origin") if any(getattr(line, key) for line in plan.lines)]
     columns = {"name": "Source", **{key: key.capitalize() for key in labels}, "available": "Tokens, one epoch"}
@@ -21,7 +21,7 @@ def markdown(plan: MixturePlan) -> str:
     blocks = [table(rows, columns)]
     if several:
         lengths = ", ".join(f"{name} {_big(tokens)}" for name, tokens in plan.phases)
-        blocks.append(f"Phases, tokens: {lengths}. The columns named after them are shares of that phase.")
+        blocks.append(f"Tokens of the phases: {lengths}. The column of a phase has the sources' shares in it.")
     for title, by in _groups(labels).items():
         groups = [{"what": name, "share": _percent(share)} for name, share in plan.grouped(by).items()]
         blocks.append(table(groups, {"what": title, "share": "Share"}))
@@ -29,13 +29,16 @@ def markdown(plan: MixturePlan) -> str:
     if unknown:
         which = "any source" if len(unknown) == sum(line.tokens > 0 for line in plan.lines) else ", ".join(unknown)
         blocks.append(
-            f"The size of {which} is not known: for epochs, give `path` or `tokens` in `config.data.sources`."
+            f"The size of {which} is not known; to see epochs, set `path` or `tokens` in `config.data.sources`."
         )
     return section(f"Mixture of {plan.budget:,} tokens", *blocks, level=1) + "\n"
 
 
-def draw(plan: MixturePlan, path: Path) -> None:
-    """Writes a PNG: share and (where a size is known) epochs of every source, a colour for each language and origin."""
+def draw_mixture(plan: MixturePlan, path: Path) -> None:
+    """Writes a PNG with the share and (where a size is known) the epochs of every source.
+
+    Each language and origin has a colour.
+    """
     import matplotlib
 
     groups = list(dict.fromkeys(_language_and_origin(line) for line in plan.lines))
@@ -101,7 +104,7 @@ def _percent(share: float) -> str:
 
 
 def _big(tokens: float) -> str:
-    """Three or four digits and a unit: `270 B`; whole numbers below 100,000."""
+    """Four digits and a unit, such as `270 B`; all digits below a million."""
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
         if tokens >= size:
             return f"{tokens / size:.4g} {unit}"

@@ -1,7 +1,7 @@
-"""Mixtures that follow one another in a run: each holds from a step on, until the next one begins.
+"""Phases: mixtures that follow one another in a run, each from its step until the next phase begins.
 
-Mid-training is a second phase: other weights, for instance more of the best documents.
-Which phase a row belongs to is a function of the step alone, so a resumed run switches where it would have switched.
+Mid-training, for example, is a second phase with more of the best documents. The step alone determines the phase, so a
+resumed run changes phase at the same step as the original one.
 """
 
 import bisect
@@ -12,17 +12,17 @@ from typing import Any
 from allam_jax.data.interleave import check_weights
 from allam_jax.errors import UserError, nearest
 
-FIRST = "start"  # name of the phase that the sources' own weights make
+FIRST = "start"  # name of the phase with the sources' own weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Phase:
-    """A mixture and when it begins.
+    """A mixture and the step at which it begins.
 
     Attributes:
-      name: In the config; `start` for the first one.
-      from_step: Updates that have been made when it begins: the batch of update `from_step + 1` is its first.
-      weights: Relative share of the tokens of every source, in the config's order; 0 is not drawn.
+        name: in the config; `start` for the first phase.
+        from_step: number of updates before it: its first batch is that of update `from_step + 1`.
+        weights: relative share of tokens of every source, in the config's order; a source with 0 is not drawn.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Phase:
 
     @property
     def shares(self) -> dict[str, float]:
-        """The weights, divided by their sum."""
+        """The weights divided by their sum."""
         total = sum(self.weights.values())
         return {name: weight / total for name, weight in self.weights.items()}
 
@@ -40,11 +40,11 @@ def make_phases(weights: Mapping[str, float], later: Mapping[str, Mapping[str, A
     """The phases of a run, in the order of their steps.
 
     Args:
-      weights: Of all sources, for the first phase.
-      later: Name to `{"from_step": int, "weights": {source: weight}}`; a source that is not named is not drawn.
+        weights: of all sources, for the first phase.
+        later: name -> `{"from_step": int, "weights": {source: weight}}`; sources that are not named get weight 0.
 
     Raises:
-      UserError: No or bad weights, an unknown source, a step below 1, or two phases at one step.
+        UserError: no weights or bad ones, an unknown source, a step below 1, or two phases at one step.
     """
     check_weights(weights)
     phases = [Phase(name=FIRST, from_step=0, weights=dict(weights))]
@@ -65,11 +65,11 @@ def make_phases(weights: Mapping[str, float], later: Mapping[str, Mapping[str, A
     for before, after in zip(phases, phases[1:], strict=False):
         if before.from_step == after.from_step:
             raise UserError(
-                f"data.phases: {before.name} and {after.name} both begin at step {after.from_step}; give one another"
+                f"data.phases: {before.name} and {after.name} both begin at step {after.from_step}; change one of them"
             )
     return tuple(phases)
 
 
 def phase_at(phases: Sequence[Phase], step: int) -> int:
-    """Index of the phase that the batch after `step` updates belongs to."""
+    """The index of the phase of the batch that follows `step` updates."""
     return bisect.bisect_right([phase.from_step for phase in phases], step) - 1

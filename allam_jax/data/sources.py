@@ -1,4 +1,4 @@
-"""What a source's path may hold: documents, tokenised while reading, or a token cache of them; and how many tokens."""
+"""The path of a source: documents, which are tokenised while reading, or a token cache; and the number of tokens."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from allam_jax.errors import UserError
 
 
 def check_sources(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """The weights of sources; UserError for an unknown key or a missing path."""
+    """Name -> weight of the sources; UserError for an unknown key or a missing path."""
     weights = {}
     for name, entry in sources.items():
         if unknown := sorted(set(entry) - {"path", "weight", "split"}):
@@ -26,7 +26,7 @@ def check_sources(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def open_source(name: str, entry: Mapping[str, Any], *, tokenizer: str) -> DocumentSource | TokenSource:
-    """Opens `entry["path"]`; a token cache must be of the tokenizer with this fingerprint. UserError if it is empty."""
+    """Opens `entry["path"]`; UserError if it is empty, or a token cache that another tokenizer (fingerprint) made."""
     path, split = entry["path"], entry.get("split", "train")
     cached = is_token_cache(path)
     source = TokenSource(path, split=split, tokenizer=tokenizer) if cached else DocumentSource(path, split=split)
@@ -36,29 +36,29 @@ def open_source(name: str, entry: Mapping[str, Any], *, tokenizer: str) -> Docum
 
 
 def tokenised(documents: grain.MapDataset, *, of: DocumentSource | TokenSource, tokenizer: Encoder) -> grain.MapDataset:
-    """A dataset over elements of a source, as arrays of ids: BOS text EOS."""
+    """A dataset of elements of a source, as arrays of ids: BOS text EOS."""
     if isinstance(of, TokenSource):
         return documents
     return documents.map(lambda text: np.asarray(tokenizer.encode(text, bos=True, eos=True), np.int32))
 
 
 def targets_of(source: DocumentSource | TokenSource, *, tokenizer: BatchEncoder) -> int:
-    """Tokens that one epoch of a source trains on: a cache knows them, documents are tokenised to count them."""
+    """The number of tokens that one epoch of a source trains on: known to a cache, counted by tokenising documents."""
     if isinstance(source, TokenSource):
         return source.targets
     return sum(len(ids) - 1 for ids in encoded(source, tokenizer=tokenizer))
 
 
 def stated_weights(sources: Mapping[str, Mapping[str, Any]], *, targets: Mapping[str, int]) -> dict[str, float]:
-    """The weights of a mixture that is stated by weights, or else by epochs.
+    """The weights of a mixture, which is stated by weights or by epochs.
 
     Args:
-      sources: Name to `{"weight", "epochs"}`. Epochs above 0 state the mixture: how often each source is gone through,
-        relative to the others, so that its weight is epochs times its tokens.
-      targets: Tokens of an epoch, by name; needed where epochs state the mixture.
+        sources: name -> `{"weight", "epochs"}`. Epochs above 0 state how often each source is used, relative to the
+            others; its weight is then its epochs times its tokens.
+        targets: name -> tokens of one epoch; needed for a mixture stated by epochs.
 
     Raises:
-      UserError: Only some sources have epochs, or the tokens of one are not known.
+        UserError: only some sources have epochs, or the number of a source's tokens is unknown.
     """
     by_epochs = [name for name, entry in sources.items() if entry["epochs"]]
     if not by_epochs:
@@ -71,7 +71,7 @@ def stated_weights(sources: Mapping[str, Mapping[str, Any]], *, targets: Mapping
             )
         if not targets.get(name):
             raise UserError(
-                f"data.sources.{name}: epochs need the number of its tokens; name a token cache (task tokenize) as its "
-                f"path, or give its tokens"
+                f"data.sources.{name}: epochs need the number of its tokens; set its path to a token cache (task "
+                f"tokenize), or set its tokens"
             )
     return {name: float(entry["epochs"]) * targets[name] for name, entry in sources.items()}

@@ -1,12 +1,13 @@
-"""Documents as token ids on disk: written once, mapped into memory, read at random by the loader instead of text.
+"""Token ids of documents on disk, written once, mapped into memory, and read at random by the loader instead of text.
 
-A cache directory holds one split of one dataset, tokenised by one tokenizer: `tokens.json` (the manifest) and, a shard,
+A cache directory holds one split of one dataset, tokenised by one tokenizer: `tokens.json` (the manifest) and, for each
+shard,
 
     SPLIT-00000.tokens.npy  uint16 or uint32 [tokens]: the ids of its documents one after another, each BOS text EOS
-    SPLIT-00000.index.npy   uint64 [documents, 2]: where each document ends, and the CRC-32 of its ids' bytes
+    SPLIT-00000.index.npy   uint64 [documents, 2]: the end of each document, and the CRC-32 of its ids' bytes
 
-A document's ids are those that `tokenizer.encode(text, bos=True, eos=True)` gives, so batches out of the cache are
-batches out of the text, bit for bit; and the order of documents, the mixture and the batch are chosen when training.
+The ids of a document are those of `tokenizer.encode(text, bos=True, eos=True)`, so batches from the cache and from the
+text are equal bit for bit. The order of documents, the mixture and the batch are still chosen at training time.
 """
 
 import bisect
@@ -28,7 +29,7 @@ REMEDY = "run the tokenize task again"
 
 
 def is_token_cache(directory: str | Path) -> bool:
-    """Whether a directory holds tokens, and not documents."""
+    """Whether a directory holds tokens rather than documents."""
     return (Path(directory) / MANIFEST).is_file()
 
 
@@ -36,16 +37,16 @@ class TokenSource:
     """The token ids of the documents of one split: `len(source)`, `source[i] -> int32 [ids]`.
 
     Attributes:
-      fingerprint: That of the documents (`DocumentSource.fingerprint`): a run may go from text to cache and back.
-      targets: Tokens that one pass over the documents trains on: every id but each document's BOS.
-      tokenizer: Fingerprint of the tokenizer that made the ids.
+        fingerprint: `DocumentSource.fingerprint` of the documents, so that a run may change between text and cache.
+        targets: number of tokens that one epoch trains on: all ids except the BOS of each document.
+        tokenizer: fingerprint of the tokenizer that made the ids.
     """
 
     def __init__(self, directory: str | Path, *, split: str, tokenizer: str | None = None):
-        """Opens a cache directory, of which `tokenizer` (a fingerprint; None: any) must have made the ids.
+        """Opens a cache directory; `tokenizer` is the fingerprint that it must have, or None for any.
 
         Raises:
-          UserError: No cache, another split or tokenizer, documents that have changed since, missing or cut files.
+            UserError: no cache, another split or tokenizer, documents that have changed since, files missing or cut.
         """
         self._directory = Path(directory)
         manifest = read_json(self._directory / MANIFEST)
@@ -72,7 +73,7 @@ class TokenSource:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: SupportsIndex) -> np.ndarray:
-        """The ids of a document; UserError naming the file if its bytes have changed on disk."""
+        """The ids of a document; UserError (naming the file) if its bytes have changed on disk."""
         position = index.__index__()
         if not 0 <= position < len(self):
             raise IndexError(position)
@@ -95,7 +96,7 @@ class TokenSource:
             for kind in ("tokens", "index"):
                 path = self._path(number, kind)
                 try:
-                    # As plain arrays: a slice of numpy's memmap class costs ten times as much.
+                    # As plain arrays, because a slice of numpy's memmap class costs ten times as much.
                     arrays.append(np.asarray(np.load(path, mmap_mode="r")))
                 except (ValueError, OSError) as error:
                     raise UserError(f"{path}: not readable ({' '.join(str(error).split())}); {REMEDY}") from None
@@ -116,7 +117,7 @@ def verify_tokens(directory: str | Path) -> None:
 
 
 def _check_origin(manifest: dict[str, Any], *, directory: Path) -> None:
-    """UserError if the documents are still where they were and are others now. They may also be gone, or far away."""
+    """Raises UserError if the documents are still at their path but have changed. They may also be gone."""
     origin = Path(manifest["origin"])
     documents = read_manifest(origin)
     if documents is None:

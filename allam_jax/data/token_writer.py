@@ -1,7 +1,7 @@
-"""Writes a token cache (`token_cache.py`) in shards, each complete or absent: a killed run goes on with the next.
+"""Writes a token cache (`token_cache.py`) in shards, each atomically, so that a killed run continues with the next.
 
-What is written depends on the documents and the tokenizer alone: not on interruptions, and not on the number of cores
-(`encode_batch` uses all of them). The directory gets its name when all is written; until then it is `.NAME.unfinished`.
+The files depend on the documents and the tokenizer alone, not on interruptions or on the number of cores
+(`encode_batch` uses all). The directory gets its name at the end; until then, it is `.NAME.unfinished`.
 """
 
 import os
@@ -21,7 +21,7 @@ from allam_jax.errors import UserError
 from allam_jax.files import atomic_path, read_json, sha256_of_file, write_json
 
 SHARD_TOKENS = 2**26  # 128 MiB of uint16
-_BATCH_CHARACTERS = 4_000_000  # handed to the tokenizer at once: enough for all cores, little memory
+_BATCH_CHARACTERS = 4_000_000  # for one call of the tokenizer: enough work for all cores, and little memory
 
 
 def write_tokens(
@@ -32,25 +32,25 @@ def write_tokens(
     directory: Path,
     shard_tokens: int = SHARD_TOKENS,
 ) -> dict[str, Any]:
-    """Tokenises a split of a dataset directory into a cache directory and returns its manifest.
+    """Tokenises a split of a dataset directory into a cache directory; returns its manifest.
 
-    A finished cache of the same documents, tokenizer and shard size is kept, after its bytes have been compared with
-    their hashes. An unfinished one is gone on with; one of anything else is replaced.
+    A finished cache of the same documents, tokenizer and shard size is kept, after its files have been compared with
+    their hashes. An unfinished one is continued. Any other cache is replaced.
 
     Args:
-      documents: Dataset directory.
-      split: Of it.
-      tokenizer: Texts to ids.
-      directory: Where the cache goes.
-      shard_tokens: A shard is closed when it holds this many.
+        documents: dataset directory.
+        split: name of its split.
+        tokenizer: makes the ids.
+        directory: the cache directory to write.
+        shard_tokens: a shard is closed when it holds this many tokens.
 
     Returns:
-      `{"version", "tokenizer", "dataset", "origin", "split", "documents", "tokens", "targets", "dtype", "shards"}`;
-      `targets` are the tokens that one epoch trains on. A shard is `{"documents", "tokens", "files": {name: {"size",
-      "sha256"}}}`.
+        `{"version", "tokenizer", "dataset", "origin", "split", "documents", "tokens", "targets", "dtype", "shards"}`.
+            `targets` is the number of tokens that one epoch trains on. A shard is `{"documents", "tokens", "files":
+            {name: {"size", "sha256"}}}`.
 
     Raises:
-      UserError: No such dataset or split, or no documents in it.
+        UserError: there is no such dataset or split, or the split has no documents.
     """
     source = DocumentSource(documents, split=split)
     if not len(source):
@@ -101,7 +101,7 @@ def write_tokens(
 
 
 def _open_unfinished(directory: Path, plan: dict[str, Any]) -> Path:
-    """The directory to write in; emptied if what is in it was for something else."""
+    """The directory to write in, emptied if its content belongs to another plan."""
     unfinished = directory.with_name(f".{directory.name}.unfinished")
     plan_file = unfinished / "plan.json"
     if unfinished.exists() and not (plan_file.is_file() and read_json(plan_file) == plan):
@@ -117,7 +117,7 @@ def _is_whole(shard: dict[str, Any], record: Path) -> bool:
 
 
 def encoded(source: DocumentSource, *, tokenizer: BatchEncoder, first: int = 0) -> Iterator[np.ndarray]:
-    """The ids (BOS text EOS) of every document from number `first` on, tokenised on all cores."""
+    """Yields the ids (BOS text EOS) of every document from number `first` on, tokenised on all cores."""
     texts: list[str] = []
     characters = 0
     for index in range(first, len(source)):

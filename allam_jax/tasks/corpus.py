@@ -7,8 +7,8 @@ from absl import logging
 
 from allam_jax.config import require
 from allam_jax.corpus import pipeline
-from allam_jax.corpus.corpus_plan import make_plan
-from allam_jax.corpus.corpus_report import write_report
+from allam_jax.corpus.corpus_plan import make_corpus_plan
+from allam_jax.corpus.corpus_report import write_corpus_report
 from allam_jax.corpus.shards import read_manifest
 from allam_jax.settings import Settings, as_dict
 
@@ -21,13 +21,15 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     require(config.corpus.sources, key="corpus.sources", hint="name at least one source")
     settings = as_dict(config.corpus)
     sources, executor = settings.pop("sources"), settings.pop("executor")
-    plan = make_plan(sources, settings, workdir=workdir, seed=config.seed)
+    plan = make_corpus_plan(sources, settings, workdir=workdir, seed=config.seed)
     wanted = pipeline.outdated(plan, workdir=workdir)
     if wanted:
         if not plan.shares_duplicates:
-            plan = make_plan({name: sources[name] for name in wanted}, settings, workdir=workdir, seed=config.seed)
+            plan = make_corpus_plan(
+                {name: sources[name] for name in wanted}, settings, workdir=workdir, seed=config.seed
+            )
         tallies = pipeline.run(plan, workdir=workdir, executor=executor)
-        write_report(plan, tallies, workdir=workdir)
+        write_corpus_report(plan, tallies, workdir=workdir)
         pipeline.clear(plan)
     return {name: _counts(workdir / name) for name in sources}
 

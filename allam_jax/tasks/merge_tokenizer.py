@@ -12,7 +12,7 @@ from allam_jax.errors import UserError
 from allam_jax.settings import Settings
 from allam_jax.tasks.texts import lines_of, read_texts
 from allam_jax.tokenizer.fertility import fertility_bars, fertility_table
-from allam_jax.tokenizer.piece_merge import merge, verify_merge
+from allam_jax.tokenizer.piece_merge import merge_vocabularies, verify_merge
 from allam_jax.tokenizer.tokenizer import Tokenizer
 
 FERTILITY_FILE = "fertility.json"
@@ -29,7 +29,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     base = Tokenizer.load(require(options.base, key="tokenizer_merge.base", hint="give the base's directory"))
     target = Tokenizer.load(require(options.target, key="tokenizer_merge.target", hint="give its directory"))
     texts = read_texts(options.sources, key="tokenizer_merge.sources")
-    merged = merge(base, target, script=options.script, control_tokens=options.control_tokens)
+    merged = merge_vocabularies(base, target, script=options.script, control_tokens=options.control_tokens)
     lines = [line for documents in texts.values() for line in lines_of(documents)]
     proof = verify_merge(base, target, merged, lines, script=options.script)
     _require_equal(proof, script=options.script, target=options.target)

@@ -10,7 +10,7 @@ from absl import logging
 
 from allam_jax.config import require
 from allam_jax.data.mixture_plan import check_sum, plan_mixture
-from allam_jax.data.mixture_report import draw, markdown
+from allam_jax.data.mixture_report import draw_mixture, mixture_page
 from allam_jax.data.phases import make_phases
 from allam_jax.data.sources import open_source, stated_weights, targets_of
 from allam_jax.errors import UserError
@@ -44,8 +44,8 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         tokens_per_step=config.data.batch_size * config.data.seq_len,
         max_epochs=config.mixture.max_epochs,
     )
-    report = markdown(plan)
-    draw(plan, workdir / "mixture.png")
+    report = mixture_page(plan)
+    draw_mixture(plan, workdir / "mixture.png")
     write_text(workdir / "mixture.md", report)
     write_json(workdir / "mixture.json", plan.to_dict())
     print(report, end="", flush=True)

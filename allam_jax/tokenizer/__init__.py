@@ -1,1 +1,1 @@
-"""Tokenizers: train, merge, measure, save. Text to ids and back."""
+"""Tokenizers: training, merging, measuring and saving them; text to ids and back."""

@@ -1,4 +1,4 @@
-"""Fertility: how many tokens a tokenizer spends on a word or a byte of text (ALLaM section 2.2, Figure 1)."""
+"""Fertility: how many tokens a tokenizer needs for a word or a byte of text (ALLaM section 2.2, Figure 1)."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -7,19 +7,19 @@ from allam_jax.errors import UserError
 from allam_jax.report.style import COLOURS, STYLE, language_name, legend, save_figure, subplots
 from allam_jax.tokenizer.tokenizer import Tokenizer
 
-FertilityTable = dict[str, dict[str, dict[str, float]]]  # tokenizer -> domain -> what `fertility` gives
+FertilityTable = dict[str, dict[str, dict[str, float]]]  # tokenizer -> domain -> result of `fertility`
 
 
 def fertility(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, float]:
-    """Counts over all texts: words (between white space), bytes (UTF-8), tokens; and their ratios.
+    """Numbers of words (between white space), UTF-8 bytes and tokens over all texts, and their ratios.
 
-    tokens_per_word and tokens_per_byte are sums over sums, not means of ratios. UserError if there is no word.
+    `tokens_per_word` and `tokens_per_byte` are ratios of sums, not means of ratios. UserError if there is no word.
     """
     texts = list(texts)
     words = sum(len(text.split()) for text in texts)
     size = sum(len(text.encode()) for text in texts)
     if not words:
-        raise UserError("fertility: the texts have no word; check the sources")
+        raise UserError("fertility: the texts have no words; check the sources")
     tokens = sum(map(len, tokenizer.encode_batch(texts)))
     return {
         "tokens_per_word": tokens / words,
@@ -31,18 +31,18 @@ def fertility(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, float]:
 
 
 def fertility_table(tokenizers: Mapping[str, Tokenizer], domains: Mapping[str, Iterable[str]]) -> FertilityTable:
-    """`fertility` of every tokenizer on every domain (such as en, ar, code): `table[tokenizer][domain]`."""
+    """`fertility` of every tokenizer on every domain (such as en, ar, code)."""
     texts = {domain: list(lines) for domain, lines in domains.items()}
     return {
         name: {d: fertility(tokenizer, lines) for d, lines in texts.items()} for name, tokenizer in tokenizers.items()
     }
 
 
-def fertility_bars(table: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path) -> None:
-    """Draws fertility as in the paper's Figure 1: a group of bars for each kind of text, a bar for each tokenizer.
+def fertility_bars(table: FertilityTable, path: Path) -> None:
+    """Draws fertility as in the paper's Figure 1: a group of bars for each domain, with a bar for each tokenizer.
 
     Args:
-        table: tokenizer -> kind of text -> counts with `tokens_per_word`, from `tokenizer.fertility.fertility_table`.
+        table: from `fertility_table`.
         path: the PNG to write.
     """
     import matplotlib

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from allam_jax.errors import UserError
-from allam_jax.tokenizer.kinds import Kind
+from allam_jax.tokenizer.kinds import Kind, special_tokens
 
 _BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 
@@ -16,12 +16,17 @@ _BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 class JsonModel:
     """Text <-> ids with a BPE `tokenizer.json`.
 
-    `settings` is the content of `tokenizer_config.json` (it names the bos, eos, unk and pad tokens). `source` names the
-    model in error messages. Raises UserError for JSON of another kind or of a model type other than BPE.
+    Args:
+        serialized: the text of `tokenizer.json`.
+        settings: the content of `tokenizer_config.json`, which names the bos, eos, unk and pad tokens.
+        source: name of the model in error messages.
+
+    Raises:
+        UserError: the text is no tokenizer.json, or its model is not BPE.
     """
 
     def __init__(self, serialized: str, *, settings: Mapping[str, Any], source: str):
-        import tokenizers  # here: it takes time to import, and SentencePiece users never need it
+        import tokenizers  # here, because the import takes time and SentencePiece models do not need it
 
         try:
             self.document = json.loads(serialized)
@@ -33,7 +38,7 @@ class JsonModel:
             raise UserError(f"{source}: a tokenizer of type {model_type}; expected BPE")
         try:
             self._plain = tokenizers.Tokenizer.from_str(serialized)
-        except Exception as error:  # the library raises bare Exception
+        except Exception as error:  # the library raises Exception itself
             raise UserError(f"{source}: the tokenizers library cannot read it ({error})") from None
         self._plain.no_truncation()
         self._plain.no_padding()
@@ -44,7 +49,7 @@ class JsonModel:
             raise UserError(f"{source}: the vocabulary is empty; expected BPE pieces and merges")
         size = max(vocabulary.values()) + 1
         self.pieces = [""] * size
-        self.kinds = [Kind.UNUSED] * size  # ids that no piece has
+        self.kinds = [Kind.UNUSED] * size  # for the ids without a piece
         alphabet = byte_alphabet()
         byte_level = '"ByteLevel"' in serialized
         for piece, index in vocabulary.items():
@@ -58,9 +63,7 @@ class JsonModel:
         self.bos_id, self.eos_id, self.pad_id = (
             vocabulary.get(self._named(key)) for key in ("bos_token", "eos_token", "pad_token")
         )
-        self.special_tokens = {
-            p: i for i, (p, k) in enumerate(zip(self.pieces, self.kinds, strict=True)) if k.is_special
-        }
+        self.special_tokens = special_tokens(self.pieces, self.kinds)
 
     def __reduce__(self):
         return functools.partial(JsonModel, settings=self.settings, source=self.source), (self.serialized(),)
@@ -70,33 +73,33 @@ class JsonModel:
         return json.dumps(self.document, ensure_ascii=False, indent=2) + "\n"
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`; the strings of special tokens in it are plain text."""
+        """Ids of `text`; the string of a special token in it is plain text."""
         return self._plain.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Like `encode` for many texts, on all cores."""
+        """`encode` for many texts, on all cores."""
         return [e.ids for e in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def encode_parsed(self, text: str) -> list[int]:
-        """Ids of `text` where every special token's string becomes its id."""
+        """Ids of `text`, in which the string of every special token becomes its id."""
         return self._parsing.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids that are no special tokens; bytes that are not UTF-8 become U+FFFD."""
+        """Text of ids, of which none is a special token; invalid UTF-8 becomes U+FFFD."""
         return self._plain.decode(list(ids), skip_special_tokens=False)
 
     def segment_piece(self, piece: str) -> list[int]:
-        """Ids of a piece's surface: the merges applied to its symbols, across the borders of words."""
+        """Ids of a piece's text: the merges are applied to its symbols, also across word borders."""
         return [token.id for token in self._plain.model.tokenize(piece)]
 
     def fingerprint_state(self) -> object:
-        """Everything that decides which ids a text gets, as JSON."""
+        """JSON-able value of everything that determines the ids of a text."""
         keys = ("model", "normalizer", "pre_tokenizer", "added_tokens")
         return {**{key: self.document.get(key) for key in keys}, "special": [self.bos_id, self.eos_id, self.pad_id]}
 
     @functools.cached_property
     def _parsing(self):
-        # Another object, because the library keeps "special tokens are text" as a state of the tokenizer.
+        # A second object, because the library stores "special tokens are plain text" in the tokenizer.
         tokenizer = copy.deepcopy(self._plain)
         tokenizer.encode_special_tokens = False
         return tokenizer
@@ -107,7 +110,7 @@ class JsonModel:
 
 
 def byte_alphabet() -> dict[str, int]:
-    """The 256 printable characters that byte-level BPE writes bytes with, and the byte of each (as in GPT-2)."""
+    """The 256 printable characters with which byte-level BPE writes bytes (as in GPT-2): character -> byte."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [byte for byte in range(256) if byte not in printable]
     return {chr(b): b for b in printable} | {chr(256 + n): byte for n, byte in enumerate(rest)}

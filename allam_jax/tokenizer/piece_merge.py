@@ -1,8 +1,9 @@
 """Merges a second language's BPE vocabulary into a base model (ALLaM section 2.2); both keep their segmentation.
 
-SentencePiece BPE has no merge list: it joins the adjacent pair whose concatenation has the highest score, leftmost
-first. So scores are priorities, and order within each language is all that counts. Text without a character of the
-script never matches a new piece, and the two orders meet only in the space `▁`, which the script's words get first.
+SentencePiece BPE has no merge list. It joins the adjacent pair whose concatenation has the highest score, the leftmost
+first. So scores are priorities, and only their order within each language matters. Text without a character of the
+script never matches a new piece. The two orders meet only in the space `▁`, for which the words of the script have
+priority.
 """
 
 import itertools
@@ -23,10 +24,10 @@ _MUST_AGREE = {
     "trainer_spec": ("byte_fallback", "split_digits", "split_by_unicode_script", "treat_whitespace_as_suffix"),
     "normalizer_spec": ("precompiled_charsmap", "add_dummy_prefix", "remove_extra_whitespaces", "escape_whitespaces"),
 }
-_OUTLIER = -1e8  # Llama-2 gives white space -1e9: not a rank
+_OUTLIER = -1e8  # scores below are no ranks: Llama-2 gives white space -1e9
 
 
-def merge(
+def merge_vocabularies(
     base: Tokenizer,
     target: Tokenizer,
     *,
@@ -34,19 +35,24 @@ def merge(
     control_tokens: Sequence[str] = CHAT_TOKENS,
     base_only: Literal["retire", "demote"] = "retire",
 ) -> Tokenizer:
-    """The base vocabulary extended with the target's pieces of `script`, then with `control_tokens`.
+    """The base vocabulary, extended by the target's pieces of `script`, then by `control_tokens`.
 
-    Every base id keeps its piece; new pieces follow in the target's order. Text without a character of `script` gets
-    exactly the base's ids. Text of the script, with spaces, digits and signs, gets exactly the target's pieces if that
-    was trained with `like=base, script=script`; in text of several scripts each side keeps its own (see verify_merge).
-    (Other targets may have pieces that mix the script with characters or pieces that only they have; what cannot be
-    reached from the base's characters is left out, and verify_merge shows what it costs.)
+    Every base id keeps its piece; the new pieces follow in the target's order. Text without a character of `script`
+    gets exactly the base's ids. If the target was trained with `like=base, script=script`, text of the script, with
+    spaces, digits and signs, gets exactly the target's pieces; in text of several scripts, each side keeps its own (see
+    `verify_merge`). Other targets can have pieces that mix the script with other characters. Pieces with a character
+    that the base lacks are left out; `verify_merge` shows the effect.
 
-    base_only: what becomes of multi-character pieces of the script that target lacks. "retire" makes text never reach
-    them (needed for exactness); "demote" puts them below all others.
+    Args:
+        base: the base tokenizer.
+        target: the second language's tokenizer.
+        script: the second language's writing system.
+        control_tokens: control tokens to append.
+        base_only: treatment of the base's pieces of the script, of several characters, that the target lacks. "retire"
+            makes them unreachable, which exactness needs; "demote" gives them less priority than all other pieces.
 
-    Raises UserError if the two are not both SentencePiece BPE models with the same normaliser and flags and bytes for
-    unknown characters.
+    Raises:
+        UserError: the two are not SentencePiece BPE models with the same normaliser and flags, and with byte fallback.
     """
     base_model, target_model = _comparable(base, target)
     pattern = script_pattern(script)
@@ -56,7 +62,7 @@ def merge(
     target_pieces = [p for p in target_model.proto.pieces if p.type == Piece.NORMAL and pattern.search(p.piece)]
     if not target_pieces:
         raise UserError(f"{target_model.source}: has no piece of script {script!r}; nothing to merge")
-    # A new piece must be reachable from characters that the base has; giving it others would change other languages.
+    # New pieces may use only characters that the base has or the script adds. Others would change other languages.
     known = {piece for piece in base_pieces if len(piece) == 1} | {p.piece for p in target_pieces if len(p.piece) == 1}
     target_pieces = [piece for piece in target_pieces if known.issuperset(piece.piece)]
 
@@ -78,7 +84,7 @@ def merge(
     ]
     if base_only == "retire":
         for piece in orphans:
-            # CONTROL, because SentencePiece still merges through UNUSED pieces. The score, negative, marks it.
+            # CONTROL, because SentencePiece still merges through UNUSED pieces. The negative score marks the piece.
             piece.type, piece.score = Piece.CONTROL, min(piece.score, -1.0)
     elif orphans:
         floor = min(piece.score for piece in proto.pieces if piece.score > _OUTLIER)
@@ -99,7 +105,7 @@ def _comparable(base: Tokenizer, target: Tokenizer) -> tuple[SentencePieceModel,
     for model in (base_model, target_model):
         if not isinstance(model, SentencePieceModel):
             raise UserError(
-                f"{model.source}: expected a SentencePiece BPE model to merge; byte-level BPE has merge rules"
+                f"{model.source}: only SentencePiece BPE models can be merged; byte-level BPE has merge rules instead"
             )
     assert isinstance(base_model, SentencePieceModel)
     assert isinstance(target_model, SentencePieceModel)
@@ -113,15 +119,16 @@ def _comparable(base: Tokenizer, target: Tokenizer) -> tuple[SentencePieceModel,
                     "train the target with the base as its model (like=base)"
                 )
     if not base_model.proto.trainer_spec.byte_fallback:
-        raise UserError(f"{base_model.source}: spells no unknown characters in bytes; expected byte_fallback, as Llama")
+        raise UserError(f"{base_model.source}: expected byte_fallback for unknown characters, as in Llama")
     return base_model, target_model
 
 
 def _target_scores(pieces: Sequence[Piece], others: Sequence[Piece]) -> dict[str, float]:
-    """New scores in the order of the target's: consecutive, so that float32 keeps every rank apart.
+    """New scores in the order of the target's: consecutive numbers, so that float32 distinguishes all ranks.
 
-    They lie above all `others` of the base, so a word gets its space before a run of spaces does, or `-▁` where a base
-    has such a piece; and half-way between whole numbers, so that none ties with a score of the base.
+    They are above the scores of all `others` of the base, so that a word of the script takes its space before the
+    base's runs of spaces and pieces such as `-▁` do. They are half-way between whole numbers, so that none equals a
+    score of the base.
     """
     ranks = {score: rank for rank, score in enumerate(sorted({piece.score for piece in pieces}, reverse=True))}
     top = float(np.ceil(max((piece.score for piece in others), default=0.0))) + len(ranks)
@@ -135,14 +142,16 @@ def verify_merge(
 ) -> dict[str, Any]:
     """Compares the segmentation of real lines before and after the merge, piece by piece over the whole line.
 
-    Lines are of three kinds (after the base's normaliser). With script="arabic" the keys are, each `_lines` a number
-    and each `_equal` the share of those lines that are as expected (None if there is no line):
+    Lines (after the base's normaliser) are of three kinds, by which the keys of the result are named; empty lines are
+    left out. For script="arabic":
+        arabic: characters of the script, and no letter outside it; expects exactly the target's pieces.
+        mixed: characters of the script, and letters outside it; expects the target's pieces where these have a
+            character of the script, and the base's pieces of each stretch between them.
+        non_arabic: no character of the script; expects exactly the base's ids.
 
-    arabic_lines, arabic_equal: characters of the script and no letter outside it; exactly target's pieces.
-    mixed_lines, mixed_equal: characters of the script and letters outside it; exactly target's pieces where these hold
-    a character of the script, and every stretch between them as base cuts it on its own.
-    non_arabic_lines, non_arabic_equal: no character of the script; exactly base's ids. (Empty lines are left out.)
-    differing: up to five lines of each kind that are not as expected, as {line, kind, expected, got}.
+    Returns:
+        `{KIND_lines: number, KIND_equal: share of these lines that are as expected (None without lines), "differing"}`;
+            `differing` has up to five lines of each kind that are not as expected, as {line, kind, expected, got}.
     """
     name = script if isinstance(script, str) else "script"
     pattern = script_pattern(script)
@@ -178,7 +187,7 @@ def _pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
 
 
 def _pieces_of_both(base: Tokenizer, target: Tokenizer, line: str, pattern: re.Pattern[str]) -> list[str]:
-    """Target's pieces where they hold a character of the script; what lies between them as base cuts it."""
+    """The target's pieces where they have a character of the script; the base's pieces of each stretch between them."""
     pieces: list[str] = []
     for of_script, run in itertools.groupby(_with_surface(target, line), key=lambda p: bool(pattern.search(p[0]))):
         if of_script:
@@ -189,7 +198,7 @@ def _pieces_of_both(base: Tokenizer, target: Tokenizer, line: str, pattern: re.P
 
 
 def _with_surface(tokenizer: Tokenizer, line: str) -> Iterator[tuple[str, list[str]]]:
-    """(Surface, pieces) of every piece, or of all the bytes that spell one character together."""
+    """Yields (text, pieces) of every piece, and of all the bytes that together spell one character."""
     for is_byte, run in itertools.groupby(tokenizer.encode(line), key=tokenizer.is_byte):
         spelled = _pieces(tokenizer, list(run))
         if not is_byte:

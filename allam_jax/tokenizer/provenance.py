@@ -1,4 +1,4 @@
-"""Where each row of an enlarged embedding comes from: kept base rows, and the base pieces that spell each new piece."""
+"""The origin of each row of an enlarged embedding: a row of the base, or the base pieces that spell the new piece."""
 
 import dataclasses
 
@@ -11,13 +11,16 @@ from allam_jax.tokenizer.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class ExpansionPlan:
-    """How to build `merged`'s embedding rows from `base`'s. Every merged id is in exactly one of kept, new, special.
+    """How to build the embedding rows of `merged` from those of `base`. Each merged id is in one of kept, new, special.
 
-    kept: int64 [n, 2], rows (merged id, base id) of the pieces that both have.
-    new: merged id -> the base ids of its surface, segmented as text.
-    special: the same for control and chat tokens that base lacks; their text never stood where they will stand.
-    spelled_in_bytes: the ids of new or special whose base ids are all bytes (their mean says little: such means are
-    nearly identical to each other).
+    Attributes:
+        base_size, merged_size: sizes of the two vocabularies.
+        kept: int64 [n, 2], rows (merged id, base id) of the pieces that both have.
+        new: merged id -> the base ids of its text.
+        special: merged id -> base ids, for control and chat tokens that the base lacks. Their strings never occurred in
+            training text at the places where the tokens will stand.
+        spelled_in_bytes: ids of `new` or `special` whose base ids are all bytes. The means of such ids are nearly
+            equal, so they say little.
     """
 
     base_size: int
@@ -29,15 +32,17 @@ class ExpansionPlan:
 
 
 def expansion_plan(base: Tokenizer, merged: Tokenizer) -> ExpansionPlan:
-    """Matches the two vocabularies by piece, not by place; see ExpansionPlan.
+    """Matches two vocabularies by piece, not by position.
 
-    Works for two SentencePiece tokenizers or two byte-level BPE tokenizers. UserError for one of each, or if nothing
-    matches.
+    Both must be SentencePiece tokenizers, or both byte-level BPE tokenizers.
+
+    Raises:
+        UserError: the tokenizers are of different types, or have no piece in common.
     """
     if type(base.model) is not type(merged.model):
         raise UserError(
-            f"{merged.model.source}: of another kind than {base.model.source}; expected two SentencePiece models or "
-            "two tokenizer.json files"
+            f"{merged.model.source}: its type differs from that of {base.model.source}; expected two SentencePiece "
+            "models or two tokenizer.json files"
         )
     kept: list[tuple[int, int]] = []
     new: dict[int, list[int]] = {}
@@ -51,7 +56,7 @@ def expansion_plan(base: Tokenizer, merged: Tokenizer) -> ExpansionPlan:
         else:
             new[index] = base.segment_piece(piece)
     if not kept:
-        raise UserError(f"{merged.model.source}: shares no piece with {base.model.source}; is it the right base?")
+        raise UserError(f"{merged.model.source}: has no piece in common with {base.model.source}; give the right base")
     return ExpansionPlan(
         base_size=base.vocab_size,
         merged_size=merged.vocab_size,
@@ -65,7 +70,7 @@ def expansion_plan(base: Tokenizer, merged: Tokenizer) -> ExpansionPlan:
 
 
 def _same_role(base_kind: Kind, merged_kind: Kind) -> bool:
-    # A piece that the merge retired keeps its row. Otherwise a byte <0x41> is not the text "<0x41>", nor a control
-    # token its text.
+    # A piece that the merge retired keeps its row. In all other cases the kinds must agree: the byte <0x41> is not the
+    # text "<0x41>", and a control token is not its text.
     text = (Kind.NORMAL, Kind.RETIRED, Kind.UNUSED)
     return base_kind is merged_kind or (base_kind in text and merged_kind in text)

@@ -1,11 +1,11 @@
-"""Writing systems as Unicode ranges: which characters belong to the language that a vocabulary is extended with."""
+"""Writing systems as ranges of Unicode: the characters of the language by which a vocabulary is extended."""
 
 import re
 from collections.abc import Sequence
 
 from allam_jax.errors import UserError
 
-# Inclusive code point ranges of whole Unicode blocks (without their non-characters and the byte order mark U+FEFF).
+# Inclusive ranges of code points: whole Unicode blocks, without non-characters and the byte order mark U+FEFF.
 SCRIPTS: dict[str, tuple[tuple[int, int], ...]] = {
     "arabic": (
         (0x0600, 0x06FF),  # Arabic
@@ -28,17 +28,14 @@ SCRIPTS: dict[str, tuple[tuple[int, int], ...]] = {
 
 Script = str | Sequence[tuple[int, int]]
 
-# What a base vocabulary needs so that Arabic text is spelled in letters, not in bytes: the letters of Modern Standard
+# Characters that a base vocabulary needs to spell Arabic in letters rather than bytes: the letters of Modern Standard
 # Arabic, short vowels, tatweel, Arabic-Indic digits and punctuation.
 ARABIC_LETTERS = "".join(map(chr, [*range(0x0621, 0x063B), *range(0x0640, 0x0653), 0x0670, 0x0671]))
 ARABIC_SIGNS = "".join(map(chr, [0x060C, 0x061B, 0x061F, 0x066A, 0x066B, 0x066C, *range(0x0660, 0x066A)]))
 
 
 def character_class(script: Script) -> str:
-    """The inside of a regular-expression character class, `\\u0600-\\u06ff...`, for a named script or for ranges.
-
-    Raises UserError for a name that is not in SCRIPTS.
-    """
+    """The inside of a regular expression's character class, `\\u0600-\\u06ff...`; UserError for an unknown script."""
     if isinstance(script, str):
         if script not in SCRIPTS:
             raise UserError(f"script: unknown script {script!r}; expected one of {', '.join(sorted(SCRIPTS))}")
@@ -52,5 +49,5 @@ def script_pattern(script: Script) -> re.Pattern[str]:
 
 
 def has_letter_outside(script: Script, text: str) -> bool:
-    """Whether `text` has a letter (Unicode category L*) of another writing system; signs and digits are no letters."""
+    """Whether `text` has a letter (Unicode category L) of another script; signs and digits are not letters."""
     return any(map(str.isalpha, script_pattern(script).sub("", text)))

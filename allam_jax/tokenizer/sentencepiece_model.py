@@ -1,4 +1,4 @@
-"""The SentencePiece BPE backend: a `tokenizer.model`, read from and kept as its protobuf."""
+"""The SentencePiece BPE backend: a `tokenizer.model`, which is a protobuf."""
 
 import functools
 import itertools
@@ -12,9 +12,9 @@ from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
 from allam_jax.errors import UserError
-from allam_jax.tokenizer.kinds import Kind
+from allam_jax.tokenizer.kinds import Kind, special_tokens
 
-_messages: Any = sentencepiece_model_pb2  # generated at import: no types
+_messages: Any = sentencepiece_model_pb2  # generated at import, so it has no types
 ModelProto: Any = _messages.ModelProto
 TrainerSpec: Any = _messages.TrainerSpec
 Piece: Any = ModelProto.SentencePiece
@@ -23,32 +23,21 @@ SPACE = "▁"
 _CACHED_CHUNKS = 1 << 17
 _CACHED_LENGTH = 32  # characters
 
-_KINDS = {
-    Piece.NORMAL: Kind.NORMAL,
-    Piece.UNKNOWN: Kind.UNKNOWN,
-    Piece.CONTROL: Kind.CONTROL,
-    Piece.USER_DEFINED: Kind.USER_DEFINED,
-    Piece.BYTE: Kind.BYTE,
-    Piece.UNUSED: Kind.UNUSED,
-}
-
-
 _MERGEABLE = (Kind.NORMAL, Kind.USER_DEFINED, Kind.UNUSED)
 
 
 def _kind(piece: Any, *, declared: Sequence[str]) -> Kind:
-    # SentencePiece has no type for a piece that text must not reach (UNUSED ones still take part in merges), so the
-    # merge retires pieces as CONTROL. They keep their negative score; genuine control pieces have score 0.
+    # SentencePiece has no type for pieces that text must not reach (it still merges through UNUSED ones), so the merge
+    # of vocabularies retires pieces as CONTROL. They keep a negative score; genuine control pieces have score 0.
     if piece.type == Piece.CONTROL and piece.score < 0 and piece.piece not in declared:
         return Kind.RETIRED
-    return _KINDS[piece.type]
+    return Kind[Piece.Type.Name(piece.type)]
 
 
 class SentencePieceModel:
     """Text <-> ids with a SentencePiece BPE model.
 
-    `source` names the model in error messages. Raises UserError if `serialized` is no SentencePiece model or is not
-    of type BPE.
+    `source` names the model in error messages. UserError if `serialized` is no SentencePiece model, or is not BPE.
     """
 
     def __init__(self, serialized: bytes, *, source: str):
@@ -71,18 +60,9 @@ class SentencePieceModel:
         trainer = self.proto.trainer_spec
         declared = (trainer.bos_piece, trainer.eos_piece, trainer.pad_piece, *trainer.control_symbols)
         self.kinds = [_kind(piece, declared=declared) for piece in self.proto.pieces]
-        self.special_tokens = {
-            p: i for i, (p, k) in enumerate(zip(self.pieces, self.kinds, strict=True)) if k.is_special
-        }
-        self.unk_id, self.bos_id, self.eos_id, self.pad_id = (
-            index if index >= 0 else None
-            for index in (
-                self._processor.unk_id(),
-                self._processor.bos_id(),
-                self._processor.eos_id(),
-                self._processor.pad_id(),
-            )
-        )
+        self.special_tokens = special_tokens(self.pieces, self.kinds)
+        ids = (getattr(self._processor, f"{name}_id")() for name in ("unk", "bos", "eos", "pad"))
+        self.unk_id, self.bos_id, self.eos_id, self.pad_id = (index if index >= 0 else None for index in ids)
 
     def __reduce__(self):
         return functools.partial(SentencePieceModel, source=self.source), (self.serialized(),)
@@ -92,7 +72,7 @@ class SentencePieceModel:
         return self.proto.SerializeToString(deterministic=True)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`; the strings of special tokens in it are plain text. UserError for a lone surrogate in it."""
+        """Ids of `text`; the string of a special token in it is plain text. UserError for a lone surrogate."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -110,9 +90,9 @@ class SentencePieceModel:
         return [list(itertools.chain.from_iterable([get(c) or fresh[c] for c in chunks])) for chunks in chunked]
 
     def encode_parsed(self, text: str) -> list[int]:
-        """Ids of `text` where every special token's string becomes its id.
+        """Ids of `text`, in which the string of every special token becomes its id.
 
-        The text between two special tokens is encoded as a text of its own (with the dummy prefix, as Llama-2 does).
+        The text between two special tokens is encoded as a text of its own, with the dummy prefix, as Llama-2 does.
         """
         ids: list[int] = []
         for section in self._special_pattern.split(text):
@@ -121,17 +101,17 @@ class SentencePieceModel:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids that are no special tokens; bytes that are not UTF-8 become U+FFFD."""
+        """Text of ids, of which none is a special token; invalid UTF-8 becomes U+FFFD."""
         if self._retired:
             ids = list(itertools.chain.from_iterable(self._retired.get(i, (i,)) for i in ids))
         return self._processor.decode(list(ids))
 
     def segment_piece(self, piece: str) -> list[int]:
-        """Ids of a piece's surface as text: `▁` is a space, and no dummy prefix comes before it."""
+        """Ids of a piece's text, where `▁` is a space, without a dummy prefix."""
         return self._processor_without_prefix.encode(piece.replace(SPACE, " "))
 
     def fingerprint_state(self) -> object:
-        """Everything that decides which ids a text gets, as JSON."""
+        """JSON-able value of everything that determines the ids of a text."""
         normalizer, trainer = self.proto.normalizer_spec, self.proto.trainer_spec
         return {
             "pieces": [[piece.piece, piece.score, piece.type] for piece in self.proto.pieces],
@@ -148,10 +128,10 @@ class SentencePieceModel:
 
     @functools.cached_property
     def _chunk_pattern(self) -> re.Pattern[str] | None:
-        """What to cut a text into so that encoding chunk by chunk gives the same ids, or None if that may differ.
+        """Cuts a text into chunks whose separate encodings give the same ids; None where that may fail.
 
-        Merges cannot cross a place where no piece has the two characters side by side. In models such as Llama's that
-        is so before a space that follows another character, and around a line break.
+        No merge crosses a place where no piece has the two characters side by side. In models such as Llama's, such
+        places are before a space that follows another character, and around a line break.
         """
         normalizer = self.proto.normalizer_spec
         mergeable = [p for p, kind in zip(self.pieces, self.kinds, strict=True) if kind in _MERGEABLE and len(p) > 1]
@@ -160,7 +140,7 @@ class SentencePieceModel:
             or normalizer.remove_extra_whitespaces
             or not normalizer.escape_whitespaces
             or self.proto.trainer_spec.treat_whitespace_as_suffix
-            or not self.proto.trainer_spec.byte_fallback  # else neighbouring unknown characters share one id
+            or not self.proto.trainer_spec.byte_fallback  # without it, neighbouring unknown characters share one id
             or any(re.search(r"[^▁][▁ ]|\n", piece) for piece in mergeable)
         ):
             return None
@@ -180,14 +160,14 @@ class SentencePieceModel:
             for text in texts:
                 if match := re.search("[\ud800-\udfff]", text):
                     raise UserError(
-                        f"text {text[:40]!r} holds the lone surrogate {match[0]!r}, which is no character; decode its "
-                        "source with errors='replace'"
+                        f"text {text[:40]!r} has the lone surrogate {match[0]!r}, which is not a character; decode the "
+                        "text's source with errors='replace'"
                     ) from None
             raise
 
     @functools.cached_property
     def _special_pattern(self) -> re.Pattern[str]:
-        # Longest first: the leftmost, longest match wins, as in the tokenizers library.
+        # The longest first, so that the leftmost, longest match wins, as in the tokenizers library.
         alternatives = sorted(self.special_tokens, key=len, reverse=True)
         return re.compile(f"({'|'.join(map(re.escape, alternatives))})")
 
@@ -201,5 +181,5 @@ class SentencePieceModel:
 
     @functools.cached_property
     def _retired(self) -> dict[int, list[int]]:
-        # SentencePiece decodes a control piece to nothing; a retired piece still has a surface.
+        # SentencePiece decodes a control piece to nothing, but a retired piece still has a text.
         return {i: self.segment_piece(self.pieces[i]) for i, kind in enumerate(self.kinds) if kind is Kind.RETIRED}

@@ -1,4 +1,4 @@
-"""Trains SentencePiece BPE models as Llama-2's: identity normaliser, byte fallback, digits one by one."""
+"""Trains SentencePiece BPE models like Llama-2's: identity normaliser, byte fallback, each digit a piece."""
 
 import io
 import os
@@ -15,7 +15,7 @@ from allam_jax.tokenizer.scripts import Script, character_class, has_letter_outs
 from allam_jax.tokenizer.sentencepiece_model import ModelProto, Piece, SentencePieceModel
 from allam_jax.tokenizer.tokenizer import Tokenizer
 
-# Llama-2's choices: what a piece may be made of, and which ids come first.
+# Llama-2's settings: what a piece may consist of, and the first ids.
 _TRAINER_DEFAULTS: dict[str, Any] = {
     "byte_fallback": True,
     "split_digits": True,
@@ -36,7 +36,7 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
 }
 
 _RESERVED = "\u2585"  # SentencePiece skips every line that contains it
-_DELIMITER = "\ufdd0"  # a non-character: marks where no piece may reach across, while training
+_DELIMITER = "\ufdd0"  # a non-character; while training, no piece may cross it
 
 
 def train_sentencepiece(
@@ -51,24 +51,27 @@ def train_sentencepiece(
     script: Script | None = None,
     threads: int | None = None,
 ) -> Tokenizer:
-    """Trains a BPE tokenizer of exactly `vocab_size` pieces on `texts`, one line a sentence, all in memory.
+    """Trains a BPE tokenizer of `vocab_size` pieces on `texts`, in memory, with each line as a sentence.
 
-    (With both `like` and `script` it has more: see there.)
+    The result depends on the texts and the arguments, but not on `threads`.
 
-    The result depends on the texts and these arguments only, not on `threads` (default: all cores). It is saved to the
-    directory `output` if one is given.
+    Args:
+        texts: any number of texts.
+        output: directory to save the tokenizer to, if any.
+        vocab_size: number of pieces; with `like` and `script`, more pieces follow (see `script`).
+        control_tokens: control tokens to include.
+        required_characters: characters that get a piece of their own even if they are rare.
+        character_coverage: share of the text's characters that get a piece; the rest is spelled in bytes.
+        like: SentencePiece tokenizer whose normaliser, flags and special ids to copy; a merge with it needs that.
+        script: trains the target side of a merge for this writing system, on its characters and the single spaces
+            between them only; no piece crosses a place where other text stood. With `like`, the `vocab_size` pieces are
+            followed by those of `like` that text of the script also uses (see `_signs`). They cost the merged
+            vocabulary nothing, and make both tokenizers segment every text whose letters are all of the script alike.
+        threads: default: all cores.
 
-    required_characters: get a piece of their own, however rare. character_coverage: the share of the characters of the
-    text that get one; the rest is spelled in bytes.
-    like: copy normaliser, flags and special ids from this SentencePiece tokenizer, as a merge with it needs.
-    script: train the target side of a merge for this writing system: on its characters and the single spaces between
-    them only, so that no piece holds anything else. Where other text stood no piece reaches across.
-    like and script: the `vocab_size` pieces are followed by those of `like` that text of the script also meets: signs
-    (see _signs). They cost the merged vocabulary nothing, and give it and this tokenizer the same segmentation of
-    every text whose letters are all of the script.
-
-    Raises UserError for texts without a line (of the script), a vocabulary too large or too small for them, or required
-    characters outside the script that `like` may not have.
+    Raises:
+        UserError: the texts have no line (of the script), the vocabulary is too large or too small for them, or `like`
+            may not have required characters outside the script.
     """
     trainer = dict(_TRAINER_DEFAULTS)
     normalizer: dict[str, Any] = {"add_dummy_prefix": True, "remove_extra_whitespaces": False}
@@ -124,10 +127,10 @@ def train_sentencepiece(
 
 
 def _signs(base: SentencePieceModel, *, script: Script) -> list[Piece]:
-    """What text of the script meets in the base besides the script's own merges.
+    """The pieces of the base that text of the script uses, besides the script's own merges.
 
-    Pieces without a letter and without a character of the script: digits, punctuation, symbols, runs of spaces. And
-    the script's single characters: the base knows some that the training text lacks.
+    These are pieces without a letter and without a character of the script (digits, punctuation, symbols, runs of
+    spaces), and the script's single characters, some of which the training text may lack.
     """
     pattern = script_pattern(script)
     return [
@@ -140,10 +143,10 @@ def _signs(base: SentencePieceModel, *, script: Script) -> list[Piece]:
 
 
 def _append_below(proto: ModelProto, pieces: Sequence[Piece]) -> None:
-    """Appends the pieces that are missing: below all scores, in the order of their own; what ties goes on tying."""
+    """Appends the missing pieces with scores below all others, in the order of their own scores; ties remain ties."""
     known = {piece.piece for piece in proto.pieces}
     floor = min(piece.score for piece in proto.pieces)
-    # Ranks, not scores: Llama-2's -1e9 for white space would swallow differences in float32.
+    # Ranks instead of scores, because float32 cannot distinguish scores near Llama-2's -1e9 for white space.
     ranks = {score: rank for rank, score in enumerate(sorted({piece.score for piece in pieces}, reverse=True), start=1)}
     for piece in sorted(pieces, key=lambda piece: ranks[piece.score]):
         if piece.piece not in known:
@@ -152,7 +155,7 @@ def _append_below(proto: ModelProto, pieces: Sequence[Piece]) -> None:
 
 
 class _Sentences:
-    """Iterates over the lines of texts as the trainer wants them; counts them and keeps an exception of the source."""
+    """Iterates over the lines of texts in the form that the trainer needs; counts them; keeps the source's error."""
 
     def __init__(self, texts: Iterable[str], *, script: Script | None):
         self.lines = 0
@@ -170,10 +173,10 @@ class _Sentences:
                         continue
                     self.lines += 1
                     if self._outside:
-                        # No run of spaces may arise, not even of the dummy prefix and a first space.
+                        # Avoids runs of spaces, including one of the dummy prefix and a first space.
                         line = self._outside.sub(_DELIMITER, re.sub("[ ▁]+", " ", line).strip(" "))
                     yield line
-        except Exception as error:  # the trainer would bury it in a RuntimeError
+        except Exception as error:  # the trainer would replace it by a RuntimeError
             self.failure = error
             raise
 
@@ -181,7 +184,7 @@ class _Sentences:
 def _explained(error: RuntimeError, *, vocab_size: int, sentences: _Sentences) -> Exception:
     message, lines = str(error), sentences.lines
     if lines == 0:
-        return UserError(f"tokenizer training: the texts have no line with {sentences.wanted}; check the sources")
+        return UserError(f"tokenizer training: no line of the texts has {sentences.wanted}; check the sources")
     if match := re.search(r"Please set it to a value <= (\d+)", message):
         return UserError(
             f"tokenizer training: vocab_size {vocab_size} is too large for {lines} lines of text; "

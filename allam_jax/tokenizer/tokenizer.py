@@ -1,4 +1,4 @@
-"""One Tokenizer type over two backends: SentencePiece BPE and `tokenizer.json` (byte-level BPE)."""
+"""The Tokenizer, with two backends: SentencePiece BPE and `tokenizer.json` (byte-level BPE)."""
 
 import functools
 import itertools
@@ -18,7 +18,7 @@ Specials = Literal["text", "parse"]
 
 
 class Tokenizer:
-    """Text <-> ids. Immutable, picklable, cheap to share between processes.
+    """Text <-> ids. Tokenizers are immutable and can be pickled, which costs little.
 
     Ids are 0 .. vocab_size - 1. `special_tokens` maps the strings of the control and chat tokens to their ids.
     """
@@ -36,7 +36,7 @@ class Tokenizer:
         """Loads `tokenizer.model` or `tokenizer.json`, or the first of the two that a directory has.
 
         A directory's extra tokens (`added_tokens.json`, `added_tokens_decoder` in `tokenizer_config.json`) become
-        control pieces. UserError if there is no such file, or it is damaged or of another type.
+        control pieces. UserError if there is no such file, or if it is damaged or of another type.
         """
         path = Path(path)
         file = path
@@ -69,20 +69,20 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, control tokens included."""
+        """Number of ids, including control tokens."""
         return len(self.model.pieces)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of everything that decides the ids of a text; equal fingerprints give equal ids."""
+        """SHA-256 of everything that determines the ids of a text; equal fingerprints mean equal ids."""
         return sha256_of_json(self.model.fingerprint_state())
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False, specials: Specials = "text") -> list[int]:
-        """Ids of `text`, optionally between the bos and eos ids.
+        """Ids of `text`, with the bos id before and the eos id after it where asked for.
 
-        specials="text" treats the string of a special token as any text; "parse" turns it into its single id, and
-        encodes the sections between special tokens as texts of their own. Only parse text that you wrote yourself:
-        a user's text could close a chat turn.
+        specials="text" treats the string of a special token as plain text. "parse" turns it into its single id, and
+        encodes the sections between special tokens as texts of their own. Parse only text that you wrote yourself: a
+        user's text could contain the token that ends a chat turn.
         """
         ids = self.model.encode(text) if specials == "text" else self.model.encode_parsed(text)
         return self._framed(ids, bos=bos, eos=eos)
@@ -90,16 +90,16 @@ class Tokenizer:
     def encode_batch(
         self, texts: Iterable[str], *, bos: bool = False, eos: bool = False, specials: Specials = "text"
     ) -> list[list[int]]:
-        """`encode` for many texts; plain text is encoded on all cores."""
+        """`encode` for many texts; specials="text" uses all cores."""
         if specials == "parse":
             return [self.encode(text, bos=bos, eos=eos, specials="parse") for text in texts]
         return [self._framed(ids, bos=bos, eos=eos) for ids in self.model.encode_batch(list(texts))]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
-        """Text of `ids`; the inverse of `encode` for either way of treating special tokens.
+        """Text of `ids`, the inverse of `encode` for both values of `specials`.
 
-        Special tokens give their string, or nothing with `skip_special`. Bytes that are not valid UTF-8 give U+FFFD.
-        ValueError for an id outside 0 .. vocab_size - 1.
+        Special tokens become their string, or nothing with `skip_special`. Invalid UTF-8 becomes U+FFFD. ValueError for
+        an id outside 0 .. vocab_size - 1.
         """
         ids = [int(index) for index in ids]
         if ids and (min(ids) < 0 or max(ids) >= self.vocab_size):
@@ -113,7 +113,7 @@ class Tokenizer:
         return "".join(parts)
 
     def id_to_piece(self, index: int) -> str:
-        """The vocabulary's string of an id (`▁` for a space in SentencePiece, byte symbols in byte-level BPE)."""
+        """The vocabulary's string of an id: `▁` is a space in SentencePiece; byte-level BPE writes bytes as symbols."""
         return self.model.pieces[index]
 
     def piece_to_id(self, piece: str) -> int | None:
@@ -121,22 +121,22 @@ class Tokenizer:
         return self._ids.get(piece)
 
     def is_special(self, index: int) -> bool:
-        """Whether the id is a control, chat or unknown token: one without text of its own."""
+        """Whether the id is a control, chat or unknown token, which has no text of its own."""
         return self.model.kinds[index].is_special
 
     def is_byte(self, index: int) -> bool:
-        """Whether the id stands for a single raw byte."""
+        """Whether the id stands for one raw byte."""
         return self.model.kinds[index] is Kind.BYTE
 
     def segment_piece(self, piece: str) -> list[int]:
-        """Ids of the surface of another tokenizer's piece: `▁` as a space, no dummy prefix before an inner piece."""
+        """Ids of the text of another tokenizer's piece, where `▁` is a space, without a dummy prefix."""
         return self.model.segment_piece(piece)
 
     def save(self, directory: str | Path) -> None:
-        """Writes the tokenizer files into `directory`, each atomically; other files there are left alone.
+        """Writes the tokenizer files into `directory`, each atomically; leaves other files there alone.
 
-        SentencePiece: `tokenizer.model` and a `tokenizer.json` with the same ids; byte-level BPE: `tokenizer.json`;
-        and `tokenizer_config.json` and `special_tokens_map.json` for both.
+        SentencePiece: `tokenizer.model`, and a `tokenizer.json` that gives the same ids. Byte-level BPE:
+        `tokenizer.json`. Both: `tokenizer_config.json` and `special_tokens_map.json`.
         """
         tokenizer_json.save(self.model, Path(directory))
 
@@ -159,7 +159,7 @@ def _required(index: int | None, name: str, source: str) -> int:
 
 
 def with_control_tokens(tokenizer: Tokenizer, tokens: Sequence[str], *, source: str | None = None) -> Tokenizer:
-    """A SentencePiece tokenizer with `tokens` appended as control pieces; those it already has stay where they are.
+    """A SentencePiece tokenizer with `tokens` appended as control pieces; tokens that it already has keep their ids.
 
     UserError if a token is an ordinary piece of the vocabulary.
     """

@@ -1,8 +1,8 @@
-"""Writes tokenizer files for Hugging Face transformers that give our ids.
+"""Writes tokenizer files with which Hugging Face transformers gives the same ids.
 
-SentencePiece picks the adjacent pair with the best score; the tokenizers library follows a list of merge rules. The
-list holds every pair of reachable pieces whose concatenation is a reachable piece, in the order of scores. (Converters
-that order by id, or that know only one pair for each piece, give other ids.)
+SentencePiece joins the adjacent pair with the best score; the tokenizers library follows a list of merge rules. The
+list has every pair of reachable pieces whose concatenation is a reachable piece, in the order of scores. Converters
+that order by id, or that write only one pair for each piece, give other ids.
 """
 
 from collections import Counter
@@ -15,7 +15,7 @@ from allam_jax.tokenizer.json_model import JsonModel
 from allam_jax.tokenizer.kinds import Kind
 from allam_jax.tokenizer.sentencepiece_model import SPACE, SentencePieceModel
 
-# ChatML, behind a bos token; it is used if the vocabulary has its two tokens.
+# ChatML after a bos token; used if the vocabulary has ChatML's two tokens.
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"
@@ -29,7 +29,7 @@ def save(model: SentencePieceModel | JsonModel, directory: Path) -> None:
     """Writes the tokenizer files into `directory`; see Tokenizer.save."""
     directory.mkdir(parents=True, exist_ok=True)
     if isinstance(model, SentencePieceModel):
-        document = tokenizer_json(model)  # may refuse: before anything is written
+        document = tokenizer_json(model)  # may raise, so it comes before the first write
         with atomic_path(directory / "tokenizer.model") as temporary:
             temporary.write_bytes(model.serialized())
         write_json(directory / "tokenizer.json", document)
@@ -42,7 +42,8 @@ def save(model: SentencePieceModel | JsonModel, directory: Path) -> None:
 def merge_rules(model: SentencePieceModel) -> list[tuple[str, str]]:
     """All merge rules of a SentencePiece BPE model, the strongest first.
 
-    UserError if two pieces tie (but runs of one character, whose order is known): merge rules cannot tie.
+    UserError if two pieces have the same score, because merge rules have an order. Runs of one character may, because
+    their order is known.
     """
     scores = {p.piece: p.score for p, kind in zip(model.proto.pieces, model.kinds, strict=True) if kind is Kind.NORMAL}
     ties = Counter(score for piece, score in scores.items() if len(set(piece)) > 1)
@@ -59,8 +60,8 @@ def merge_rules(model: SentencePieceModel) -> list[tuple[str, str]]:
             left, right = piece[:cut], piece[cut:]
             if left in scores and right in scores:
                 rules.append((-score, -len(piece), -cut, left, right))
-    # Within a tie the longer piece and the longer left part first: a run of one character then grows from the left, as
-    # in SentencePiece, which takes the leftmost of equal pairs.
+    # Among equal scores, the longer piece comes first, then the longer left part. So a run of one character grows from
+    # the left, as in SentencePiece, which joins the leftmost of equal pairs.
     rules.sort()
     return [(left, right) for _, _, _, left, right in rules]
 
@@ -68,7 +69,8 @@ def merge_rules(model: SentencePieceModel) -> list[tuple[str, str]]:
 def tokenizer_json(model: SentencePieceModel) -> dict[str, Any]:
     """The content of a `tokenizer.json` that gives the ids of a SentencePiece BPE model.
 
-    UserError for what merge rules cannot express: a normaliser other than identity, or user-defined pieces.
+    UserError for a model that merge rules cannot express: one with a normaliser other than identity, or with
+    user-defined pieces.
     """
     normalizer = model.proto.normalizer_spec
     if normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces or not normalizer.escape_whitespaces:
@@ -123,16 +125,19 @@ def tokenizer_json(model: SentencePieceModel) -> dict[str, Any]:
 
 
 def tokenizer_config(model: SentencePieceModel | JsonModel) -> dict[str, Any]:
-    """The content of `tokenizer_config.json`: a generic class, so that transformers reads tokenizer.json as it is."""
+    """The content of `tokenizer_config.json`; its generic class makes transformers read tokenizer.json unchanged."""
     if isinstance(model, JsonModel):
         return model.settings
-    # LlamaTokenizer would replace our normaliser by one that adds no dummy prefix before a space.
-    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **_named_tokens(model)}
-    config["add_bos_token"] = model.bos_id is not None
-    config["add_eos_token"] = False
-    config["clean_up_tokenization_spaces"] = False
-    config["model_input_names"] = ["input_ids", "attention_mask"]
-    config["model_max_length"] = int(1e30)
+    # The class LlamaTokenizer would replace our normaliser by one that adds no dummy prefix before a space.
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **_named_tokens(model),
+        "add_bos_token": model.bos_id is not None,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": int(1e30),
+    }
     if {"<|im_start|>", "<|im_end|>"} <= model.special_tokens.keys():
         config["chat_template"] = CHAT_TEMPLATE
     return config

@@ -11,7 +11,6 @@ from allam_jax.errors import UserError
 from allam_jax.files import read_json, write_json
 from allam_jax.model.llama import abstract_params
 from allam_jax.model.llama_config import LlamaConfig
-from allam_jax.parallel.sharding import DEFAULT_RULES
 from allam_jax.training.checkpoints import (
     find_checkpoint,
     is_checkpoint,
@@ -60,7 +59,7 @@ def load_model(path: Path, *, mesh: Mesh | None = None, param_dtype: str | None 
     config = read_run(workdir)
     dtype = param_dtype or read_metadata(checkpoint)["config"]["param_dtype"]
     stored = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), abstract_params(config))
-    abstract = abstract_on_devices(stored, config=config, param_dtype=None, mesh=mesh, rules=DEFAULT_RULES)
+    abstract = abstract_on_devices(stored, config=config, mesh=mesh)
     params = restore_params(checkpoint, abstract_params=abstract)
     return LoadedWeights(params, config, read_metadata(checkpoint), _tokenizer_beside(workdir / TOKENIZER_FOLDER))
 

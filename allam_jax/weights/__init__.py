@@ -1,1 +1,1 @@
-"""Formats of parameters on disk: Orbax, Hugging Face; streaming, checking and merging them."""
+"""Parameters on disk, in Orbax and Hugging Face formats: reading, writing, checking, streaming and merging them."""

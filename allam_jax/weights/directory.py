@@ -1,10 +1,10 @@
-"""The weights directory: bare parameters with what is needed to use them, independent of any training run.
+"""The weights directory: parameters with everything needed to use them, independent of any training run.
 
-params/          Orbax, each parameter as one array: restored straight onto any mesh
+params/          Orbax, with each parameter as one array, so that it can be restored onto any mesh
 model.json       the architecture (`LlamaConfig`) and the version of this layout
 metadata.json    where the weights come from: step, parent, tokenizer fingerprint, code revision, ...
 tokenizer/       the tokenizer's files
-files.json       size of every file of params/, so that a copy that is not complete is told by name
+files.json       the size of every file of params/, which shows whether a copy is complete
 """
 
 import dataclasses
@@ -23,8 +23,8 @@ from allam_jax.files import check_file_sizes, file_sizes, read_json, write_json
 from allam_jax.model.llama import Params, abstract_params, param_axes
 from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.parallel.distributed import barrier, is_main_process
-from allam_jax.parallel.sharding import DEFAULT_RULES, ShardingRules, parameter_shardings
-from allam_jax.weights.orbax_arrays import save_args, write_arrays
+from allam_jax.parallel.sharding import parameter_shardings
+from allam_jax.weights.orbax_arrays import flatten, save_args, unreadable, write_arrays
 from allam_jax.weights.orbax_logs import quiet_orbax
 from allam_jax.weights.output_directory import collective_directory, copy_tokenizer, tokenizer_files
 from allam_jax.weights.streamed import StreamedArray
@@ -39,7 +39,7 @@ TOKENIZER_FOLDER = "tokenizer"
 
 @dataclasses.dataclass(frozen=True)
 class LoadedWeights:
-    """Parameters with what came beside them."""
+    """Parameters and what was stored with them."""
 
     params: Params
     config: LlamaConfig
@@ -55,19 +55,20 @@ def save_weights(
     tokenizer_dir: Path | None = None,
     metadata: dict[str, Any] | None = None,
 ) -> None:
-    """Writes a weights directory; atomic: it appears complete or not at all, and replaces an older one.
+    """Writes a weights directory atomically; replaces an existing one.
 
-    All processes must call it; each writes the shards that it holds.
+    All processes must call it. Each writes the shards that it holds.
 
     Args:
         directory: on a file system that all processes share.
-        params: the parameters, in any layout, or a `StreamedArray` for each.
+        params: the parameters in any layout, or a `StreamedArray` for each.
         config: their architecture.
-        tokenizer_dir: whose tokenizer files are copied along.
+        tokenizer_dir: directory whose tokenizer files are copied, if any.
         metadata: JSON-able.
 
     Raises:
-        UserError: the parameters do not have the shapes of `config`, or `tokenizer_dir` holds no tokenizer.
+        UserError: the parameters do not have the shapes of `config`, `tokenizer_dir` holds no tokenizer, or the disk
+            refuses the write.
     """
     _check_shapes(params, config, where="the parameters to save")
     if tokenizer_dir is not None:
@@ -75,7 +76,7 @@ def save_weights(
     with collective_directory(Path(directory)) as temporary:
         try:
             _save_params(temporary / PARAMS_FOLDER, params)
-        except ValueError as error:  # of which kind Orbax says in words only
+        except ValueError as error:  # Orbax gives the number of an operating-system error only in the message
             if number := re.search(r"os_error_code='(\d+)'", str(error)):
                 raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
             raise
@@ -96,40 +97,32 @@ def _save_params(folder: Path, params: Params) -> None:
         checkpointer.save(folder.absolute(), args=ocp.args.StandardSave(params, save_args=save_args(params)))
 
 
-def load_weights(
-    directory: Path,
-    *,
-    param_dtype: str | None = None,
-    mesh: Mesh | None = None,
-    rules: ShardingRules = DEFAULT_RULES,
-) -> LoadedWeights:
-    """Reads a weights directory, each device only what it will hold.
+def load_weights(directory: Path, *, param_dtype: str | None = None, mesh: Mesh | None = None) -> LoadedWeights:
+    """Reads a weights directory; each device reads only its shards.
 
     Args:
         directory: written by `save_weights`.
-        param_dtype: converts to this dtype; None keeps what is stored.
-        mesh: where the parameters go, laid out by `rules`; None means the default device.
-        rules: logical axes -> mesh axes.
+        param_dtype: dtype to convert to; None keeps the stored one.
+        mesh: the devices, with the layout of `DEFAULT_RULES`; None means the default device.
 
     Raises:
         UserError: not a weights directory, an unknown layout version, or parameters that do not fit `model.json`.
     """
-    folder = (Path(directory) / PARAMS_FOLDER).absolute()
     opened = open_weights(directory)
-    config, stored = opened.config, opened.params
+    folder = (Path(directory) / PARAMS_FOLDER).absolute()
+    target = abstract_on_devices(opened.params, config=opened.config, param_dtype=param_dtype, mesh=mesh)
     with _checkpointer() as checkpointer:
         try:
-            target = abstract_on_devices(stored, config=config, param_dtype=param_dtype, mesh=mesh, rules=rules)
             params = checkpointer.restore(folder, target)
-        except jax.errors.JaxRuntimeError:  # no memory left, and the like
+        except jax.errors.JaxRuntimeError:  # such as: out of memory
             raise
         except Exception as error:  # Orbax raises this very class for damaged arrays
-            raise _unreadable(folder, error) from error
+            raise unreadable(f"{folder}:", error) from error
     return dataclasses.replace(opened, params=params)
 
 
 def open_weights(directory: Path) -> LoadedWeights:
-    """What `load_weights` gives, but for the parameters: in their place is what Orbax knows of each (shape, dtype)."""
+    """Like `load_weights`, but with Orbax's description (shape, dtype) of each parameter instead of the parameter."""
     directory = Path(directory)
     config = config_from_json(read_json(directory / MODEL_FILE), file=directory / MODEL_FILE)
     metadata = read_json(directory / METADATA_FILE)
@@ -141,20 +134,10 @@ def open_weights(directory: Path) -> LoadedWeights:
         try:
             stored = checkpointer.metadata(folder).item_metadata.tree
         except Exception as error:  # Orbax raises this very class for damaged files
-            raise _unreadable(folder, error) from error
+            raise unreadable(f"{folder}:", error) from error
     _check_shapes(stored, config, where=str(folder))
     tokenizer_dir = directory / TOKENIZER_FOLDER
     return LoadedWeights(stored, config, metadata, tokenizer_dir if tokenizer_dir.is_dir() else None)
-
-
-def _unreadable(folder: Path, error: Exception) -> UserError:
-    reason = str(error).strip().splitlines()[0][:200]
-    return UserError(f"{folder}: cannot be read ({reason}); copy or export it again")
-
-
-def is_weights_directory(path: Path) -> bool:
-    """Whether `path` looks like the work of `save_weights`."""
-    return (Path(path) / MODEL_FILE).is_file()
 
 
 def config_to_json(config: LlamaConfig) -> dict[str, Any]:
@@ -163,7 +146,7 @@ def config_to_json(config: LlamaConfig) -> dict[str, Any]:
 
 
 def config_from_json(values: Any, *, file: Path) -> LlamaConfig:
-    """Reads the content of `model.json`; UserError (naming `file`) for another version or other fields."""
+    """Reads the content of `model.json`; UserError (naming `file`) for an unknown version or other fields."""
     version = values.get("format_version") if isinstance(values, dict) else None
     if version != FORMAT_VERSION:
         raise UserError(f"{file}: format_version = {version!r}; this code reads {FORMAT_VERSION}")
@@ -174,13 +157,13 @@ def config_from_json(values: Any, *, file: Path) -> LlamaConfig:
 
 
 def check_vocabulary(config: LlamaConfig, *, tokenizer_size: int, tokenizer: str, weights: str) -> None:
-    """UserError when the tokenizer and the weights disagree about the number of tokens.
+    """Raises UserError if the tokenizer and the weights have different numbers of tokens.
 
     Args:
-        config: of the weights.
-        tokenizer_size: ids the tokenizer can produce.
-        tokenizer: what to call it in the message (a path).
-        weights: what to call them in the message.
+        config: architecture of the weights.
+        tokenizer_size: number of the tokenizer's ids.
+        tokenizer: name of the tokenizer in the message, such as its path.
+        weights: name of the weights in the message.
     """
     if tokenizer_size != config.vocab_size:
         raise UserError(
@@ -189,24 +172,22 @@ def check_vocabulary(config: LlamaConfig, *, tokenizer_size: int, tokenizer: str
         )
 
 
-def shardings_on(config: LlamaConfig, *, mesh: Mesh | None, rules: ShardingRules = DEFAULT_RULES) -> Any:
-    """The tree of shardings of the parameters on `mesh`; None means the default device."""
+def shardings_on(config: LlamaConfig, *, mesh: Mesh | None) -> Any:
+    """The tree of the parameters' shardings on `mesh`; None means the default device."""
     shapes = abstract_params(config)
     if mesh is not None:
-        return parameter_shardings(param_axes(config), abstract_params=shapes, mesh=mesh, rules=rules)
+        return parameter_shardings(param_axes(config), abstract_params=shapes, mesh=mesh)
     default = jnp.zeros(()).sharding
     return jax.tree.map(lambda _: default, shapes)
 
 
-def abstract_on_devices(
-    stored: Any, *, config: LlamaConfig, param_dtype: str | None, mesh: Mesh | None, rules: ShardingRules
-) -> Any:
-    """Shapes, dtypes (those of `stored` unless `param_dtype` is given) and shardings to restore parameters into."""
+def abstract_on_devices(stored: Any, *, config: LlamaConfig, mesh: Mesh | None, param_dtype: str | None = None) -> Any:
+    """The shapes, dtypes (those of `stored`, or `param_dtype`) and shardings to restore parameters into."""
 
     def leaf(array: Any, shape: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape.shape, jnp.dtype(param_dtype or array.dtype), sharding=sharding)
 
-    return jax.tree.map(leaf, stored, abstract_params(config), shardings_on(config, mesh=mesh, rules=rules))
+    return jax.tree.map(leaf, stored, abstract_params(config), shardings_on(config, mesh=mesh))
 
 
 def _checkpointer() -> ocp.Checkpointer:
@@ -215,11 +196,10 @@ def _checkpointer() -> ocp.Checkpointer:
 
 
 def _check_shapes(params: Any, config: LlamaConfig, *, where: str) -> None:
-    def flat(tree: Any) -> dict[str, tuple[int, ...]]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
-        return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
-
-    found, expected = flat(params), flat(abstract_params(config))
+    found, expected = (
+        {"/".join(path): tuple(leaf.shape) for path, leaf in flatten(tree).items()}
+        for tree in (params, abstract_params(config))
+    )
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
             raise UserError(

@@ -1,10 +1,12 @@
-"""Hugging Face Llama directories <-> parameters, streamed block by block.
+"""Converts between Hugging Face Llama directories and parameters, block by block.
 
-Every parameter of ours is one tensor of theirs, or the stack of one tensor per layer, transposed: they keep a linear
-map as [out, in], we as [in, out] with heads apart. Rotary embeddings use the same half-split layout on both sides, so
-no rows are permuted. On import each parameter is assembled in buffers that JAX takes over without a copy on CPU, and
-the file is read a few megabytes at a time; on export one layer is fetched at a time. Either way no more than about
-one copy of the weights is in memory.
+Each of our parameters is one of their tensors, or the stack of one tensor for each layer, transposed: they store a
+linear map as [out, in]; we store [in, out] with heads on an axis of their own. Both sides use the half-split layout of
+rotary embeddings, so no rows are permuted.
+
+Import assembles each parameter in buffers that JAX takes over without a copy on CPU, and reads the files a few
+megabytes at a time. Export fetches one layer at a time. Either way, memory holds little more than one copy of the
+weights.
 """
 
 import dataclasses
@@ -24,24 +26,24 @@ from allam_jax.files import read_json, write_json
 from allam_jax.model.llama import Params, abstract_params
 from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.parallel.distributed import is_main_process
-from allam_jax.parallel.sharding import DEFAULT_RULES, ShardingRules
 from allam_jax.weights import safetensors_io
 from allam_jax.weights.directory import shardings_on
 from allam_jax.weights.huggingface_config import config_from_huggingface, config_to_huggingface
+from allam_jax.weights.orbax_arrays import flatten
 from allam_jax.weights.output_directory import collective_directory, copy_tokenizer, tokenizer_files
 from allam_jax.weights.safetensors_io import StoredTensor, TensorToWrite
 
 _BLOCK_BYTES = 8 << 20
-_Range = tuple[int, int]  # start and stop on one axis
+_Range = tuple[int, int]  # (start, stop) on one axis
 
 
 @dataclasses.dataclass(frozen=True)
 class _Mapping:
-    """How one parameter of ours (of one layer, if `{}` is in the name) is stored by Hugging Face."""
+    """How Hugging Face stores one parameter of ours (of one layer, if `{}` is in the name)."""
 
     name: str
     to_ours: tuple[int, ...]  # permutation from their axes (with heads unfolded) to ours
-    row_axes: int = 1  # how many of their unfolded axes make up the rows of the stored matrix
+    row_axes: int = 1  # number of their unfolded axes that form the rows of the stored matrix
 
 
 _MAPPINGS: dict[tuple[str, ...], _Mapping] = {
@@ -58,13 +60,13 @@ _MAPPINGS: dict[tuple[str, ...], _Mapping] = {
     ("final_norm", "scale"): _Mapping("model.norm.weight", (0,)),
     ("head", "kernel"): _Mapping("lm_head.weight", (1, 0)),
 }
-# Recomputed from the configuration; old exports carry it along.
+# Old exports contain these tensors, which follow from the configuration.
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """One stored tensor and the part of our parameter that it is: all of it, or one layer."""
+    """One stored tensor, and the part of our parameter that it holds: all of it, or one layer."""
 
     name: str
     mapping: _Mapping
@@ -74,24 +76,21 @@ class Piece:
     @property
     def unfolded(self) -> tuple[int, ...]:
         """Their shape with heads unfolded: our shape with the permutation undone."""
-        shape = [0] * len(self.shape)
-        for ours, theirs in enumerate(self.mapping.to_ours):
-            shape[theirs] = self.shape[ours]
-        return tuple(shape)
+        return tuple(self.shape[axis] for axis in np.argsort(self.mapping.to_ours))
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """Their shape as stored."""
+        """Their shape in the file: [rows, columns], or [rows]."""
         rows, columns = self.unfolded[: self.mapping.row_axes], self.unfolded[self.mapping.row_axes :]
         return (math.prod(rows), math.prod(columns)) if columns else (math.prod(rows),)
 
     @property
     def block_axis(self) -> int:
-        """The axis of our shape that is their first: blocks are ranges of it, and lie together in their file."""
+        """The axis of our shape that is their first axis. A block is a range of it, which is contiguous in the file."""
         return self.mapping.to_ours.index(0)
 
     def blocks(self, itemsize: int) -> Iterator[tuple[int, int]]:
-        """Ranges of the block axis, of a few megabytes each."""
+        """Yields (start, stop) of ranges of the block axis, each of a few megabytes."""
         rows, *rest = self.unfolded
         step = max(1, _BLOCK_BYTES // (math.prod(rest) * itemsize))
         for start in range(0, rows, step):
@@ -99,19 +98,20 @@ class Piece:
 
 
 def pieces_of(config: LlamaConfig) -> dict[tuple[str, ...], list[Piece]]:
-    """The stored tensors of every parameter of a network with this configuration."""
+    """Path of each parameter of a network with this configuration -> its stored tensors."""
+    shapes = {
+        path: leaf.shape
+        for path, leaf in flatten(abstract_params(dataclasses.replace(config, vocab_multiple=1))).items()
+    }
     pieces = {}
-    unpadded = abstract_params(dataclasses.replace(config, vocab_multiple=1))
-    for path, mapping in _MAPPINGS.items():
-        if path[0] == "head" and config.tie_embeddings:
-            continue
-        shape = _at(unpadded, path).shape
+    for path, mapping in _MAPPINGS.items():  # in this order tensors are written
         if path[0] == "layers":
             pieces[path] = [
-                Piece(mapping.name.format(layer), mapping, layer, shape[1:]) for layer in range(config.num_layers)
+                Piece(mapping.name.format(layer), mapping, layer, shapes[path][1:])
+                for layer in range(config.num_layers)
             ]
-        else:
-            pieces[path] = [Piece(mapping.name, mapping, None, shape)]
+        elif path in shapes:  # tied embeddings have no head
+            pieces[path] = [Piece(mapping.name, mapping, None, shapes[path])]
     return pieces
 
 
@@ -119,40 +119,36 @@ def pieces_of(config: LlamaConfig) -> dict[tuple[str, ...], list[Piece]]:
 
 
 def import_huggingface(
-    directory: Path,
-    *,
-    param_dtype: str | None = None,
-    mesh: Mesh | None = None,
-    rules: ShardingRules = DEFAULT_RULES,
-    vocab_multiple: int = 128,
+    directory: Path, *, param_dtype: str | None = None, mesh: Mesh | None = None, vocab_multiple: int = 128
 ) -> tuple[Params, LlamaConfig]:
     """Reads a Llama directory (`config.json` and safetensors, in one file or in shards).
 
     Args:
         directory: the Hugging Face directory.
-        param_dtype: converts to this dtype; None keeps what is stored.
-        mesh: where the parameters go, laid out by `rules`; None means the default device.
-        rules: logical axes -> mesh axes.
+        param_dtype: dtype to convert to; None keeps the stored one.
+        mesh: the devices, with the layout of `DEFAULT_RULES`; None means the default device.
         vocab_multiple: the tables are padded with zero rows up to a multiple of this.
 
     Raises:
-        UserError: a configuration that is not supported; a missing, unexpected, truncated or ill-shaped tensor.
+        UserError: the configuration is not supported; a tensor is missing, unexpected, truncated or of another shape.
     """
     config, stored = open_huggingface(directory, vocab_multiple=vocab_multiple)
-    shapes, shardings = abstract_params(config), shardings_on(config, mesh=mesh, rules=rules)
-    params: Params = {}
-    for path, parts in pieces_of(config).items():
+    pieces = pieces_of(config)
+
+    def read(path: tuple[jax.tree_util.DictKey, ...], whole: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.Array:
+        parts = pieces[tuple(key.key for key in path)]
         tensors = [stored[part.name] for part in parts]
-        dtype = parameter_dtype(tensors, param_dtype)
-        node = params
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = _assemble(parts, tensors, _at(shapes, path).shape, dtype, _at(shardings, path))
-    return params, config
+        return _assemble(parts, tensors, whole.shape, parameter_dtype(tensors, param_dtype), sharding)
+
+    return jax.tree_util.tree_map_with_path(read, abstract_params(config), shardings_on(config, mesh=mesh)), config
 
 
 def open_huggingface(directory: Path, *, vocab_multiple: int = 128) -> tuple[LlamaConfig, dict[str, StoredTensor]]:
-    """The architecture and the tensors, by name, of a Llama directory, which fit; errors as `import_huggingface`."""
+    """The architecture and the tensors (by name) of a Llama directory, checked against each other.
+
+    Raises:
+        UserError: as `import_huggingface`.
+    """
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory")
@@ -164,7 +160,7 @@ def open_huggingface(directory: Path, *, vocab_multiple: int = 128) -> tuple[Lla
 
 
 def read_block(piece: Piece, tensor: StoredTensor, *, first: int, last: int) -> np.ndarray:
-    """The range first..last of `piece`'s block axis, freshly read, with our axes (not contiguous), as stored."""
+    """Reads the range first..last of `piece`'s block axis, in our axes (not contiguous) and in the stored dtype."""
     rows_per_unit = piece.stored_shape[0] // piece.unfolded[0]
     rows = safetensors_io.read_rows(tensor, start=first * rows_per_unit, stop=last * rows_per_unit)
     return rows.reshape(last - first, *piece.unfolded[1:]).transpose(piece.mapping.to_ours)
@@ -181,7 +177,7 @@ def _check_tensors(
     found = {name for name in stored if not name.endswith(_IGNORED_SUFFIX)}
     head = _MAPPINGS["head", "kernel"].name
     if config.tie_embeddings and head in found:
-        # Some exports of tied networks write the table twice.
+        # Some exports of networks with tied embeddings write the table twice.
         if not _equal(stored[head], stored.get(_MAPPINGS["embedding", "table"].name)):
             raise UserError(
                 f"{directory}: config.json says tie_word_embeddings, but {head} differs from the embedding; "
@@ -192,7 +188,7 @@ def _check_tensors(
         if names:
             listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
             raise UserError(
-                f"{directory}: {len(names)} {kind} tensors: {listed}; config.json and the safetensors do not fit"
+                f"{directory}: {len(names)} {kind} tensors: {listed}; config.json does not fit the safetensors"
             )
     for name, piece in expected.items():
         if stored[name].shape != piece.stored_shape:
@@ -222,7 +218,7 @@ def _equal(first: StoredTensor, second: StoredTensor | None) -> bool:
 
 
 def parameter_dtype(tensors: Sequence[StoredTensor], param_dtype: str | None) -> np.dtype:
-    """The dtype that holds what these tensors hold, or `param_dtype`; UserError if they are no weights."""
+    """`param_dtype`, or the narrowest dtype that holds these tensors; UserError for tensors that are no weights."""
     for tensor in tensors:
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise UserError(f"{tensor.file}: tensor {tensor.name} is {tensor.dtype}; expected floating-point weights")
@@ -236,7 +232,7 @@ def parameter_dtype(tensors: Sequence[StoredTensor], param_dtype: str | None) ->
 def _assemble(
     parts: list[Piece], tensors: list[StoredTensor], shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding
 ) -> jax.Array:
-    """Reads what this process needs of each stored tensor, once, and deals it out to the buffers of its shards."""
+    """Reads the blocks that this process needs, each once, and copies them into the buffers of its shards."""
 
     def bounds(index: tuple[slice, ...] | None) -> tuple[_Range, ...]:
         assert index is not None
@@ -252,7 +248,7 @@ def _assemble(
             if not any(
                 shard[piece.block_axis][0] < last and first < shard[piece.block_axis][1] for shard, _ in targets
             ):
-                continue  # other processes' rows
+                continue  # only other processes need these rows
             block = read_block(piece, tensor, first=first, last=last)
             covered = [(0, size) for size in piece.shape]
             covered[piece.block_axis] = (first, last)
@@ -262,7 +258,7 @@ def _assemble(
 
 
 def _copy_overlap(block: np.ndarray, covered: Sequence[_Range], buffer: np.ndarray, shard: Sequence[_Range]) -> None:
-    """Copies what lies in both: `block` holds the ranges `covered` of a parameter, `buffer` the ranges `shard`."""
+    """Copies the overlap. `block` holds the ranges `covered` of a parameter, and `buffer` holds the ranges `shard`."""
     overlap = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(covered, shard, strict=True)]
     if any(start >= stop for start, stop in overlap):
         return
@@ -274,19 +270,19 @@ def _copy_overlap(block: np.ndarray, covered: Sequence[_Range], buffer: np.ndarr
 
 def _copy(source: np.ndarray, *, to: np.ndarray) -> None:
     """`to[...] = source`, five to ten times faster for transposed arrays."""
-    if source.dtype == to.dtype:  # as bits: NumPy is slow with types that are not its own
+    if source.dtype == to.dtype:  # copies bits, because NumPy is slow with dtypes that are not its own
         bits = np.dtype(f"u{source.dtype.itemsize}")
         source, to = source.view(bits), to.view(bits)
     if source.ndim < 2 or source.strides[-1] == source.itemsize:
         to[...] = source
         return
-    # In strips of about a cache line: every line that is fetched is then used up before it is evicted.
+    # Copies strips of about a cache line, so that each line is used up before it leaves the cache.
     for start in range(0, source.shape[-1], 16):
         to[..., start : start + 16] = source[..., start : start + 16]
 
 
 def _aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Zeros that start on 64 bytes: JAX then uses the memory as it is (on CPU) instead of copying it."""
+    """Zeros that start at a multiple of 64 bytes, which JAX on CPU uses without a copy."""
     size = math.prod(shape) * dtype.itemsize
     raw = np.zeros(size + 64, np.uint8)
     start = -raw.ctypes.data % 64
@@ -306,31 +302,32 @@ def export_huggingface(
     max_shard_bytes: int = 5 * 10**9,
     generation: dict[str, Any] | None = None,
 ) -> None:
-    """Writes a directory that `LlamaForCausalLM.from_pretrained` reads; atomic: it appears complete or not at all.
+    """Writes a directory that `LlamaForCausalLM.from_pretrained` reads, atomically; replaces an existing one.
 
-    All processes must call it; the first writes. Padding rows are dropped.
+    All processes must call it; the main process writes. Padding rows are left out.
 
     Args:
-        directory: replaced if it exists.
-        params: the parameters.
+        directory: directory to write.
+        params: the parameters, or a `StreamedArray` for each.
         config: their architecture.
-        tokenizer_dir: whose tokenizer files are copied along.
+        tokenizer_dir: directory whose tokenizer files are copied, if any.
         dtype: of the exported weights; None keeps that of the parameters.
-        max_shard_bytes: more than this is split into several files and an index.
-        generation: the content of `generation_config.json`; its `bos_token_id`, `eos_token_id` and `pad_token_id` go
-            into `config.json` as well.
+        max_shard_bytes: larger weights are split into several files with an index.
+        generation: the content of `generation_config.json`; its `bos_token_id`, `eos_token_id` and `pad_token_id` also
+            go into `config.json`.
     """
     generation = dict(generation or {})
     if tokenizer_dir is not None:
         tokenizer_files(tokenizer_dir)
     by_path = [(path, piece) for path, pieces in pieces_of(config).items() for piece in pieces]
-    by_path.sort(key=lambda entry: _position(*entry))  # a layer's tensors lie together
-    tensors = [_to_write(_at(params, path), piece, dtype) for path, piece in by_path]
+    by_path.sort(key=lambda entry: _position(*entry))  # puts the tensors of a layer together
+    arrays = flatten(params)
+    tensors = [_to_write(arrays[path], piece, dtype) for path, piece in by_path]
     names = {jnp.dtype(tensor.dtype).name for tensor in tensors}
     dtype_name = names.pop() if len(names) == 1 else "float32"
     with collective_directory(Path(directory)) as temporary:
         if not is_main_process():
-            for tensor in tensors:  # takes part in fetching what lies on other hosts
+            for tensor in tensors:  # takes part in the all-gather of each block
                 for _ in tensor.blocks():
                     pass
             return
@@ -366,9 +363,3 @@ def _to_host(array: jax.Array | np.ndarray) -> np.ndarray:
     if isinstance(array, np.ndarray) or array.is_fully_addressable:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)
-
-
-def _at(tree: Any, path: tuple[str, ...]) -> Any:
-    for key in path:
-        tree = tree[key]
-    return tree

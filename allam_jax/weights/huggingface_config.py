@@ -1,4 +1,4 @@
-"""Hugging Face's `config.json` of a Llama <-> `LlamaConfig`."""
+"""Converts between Hugging Face's `config.json` of a Llama and `LlamaConfig`."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from allam_jax.errors import UserError
 from allam_jax.model.llama_config import LlamaConfig
 
-# What we do not have, by key of config.json: the values that mean "not used", and what a user reads otherwise.
+# Unsupported features, by key of config.json: the values that mean "not used", and the message for any other value.
 _UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "attention_bias": ((False, None), "attention biases are not supported"),
     "mlp_bias": ((False, None), "feed-forward biases are not supported"),
@@ -18,15 +18,15 @@ _LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_p
 
 
 def config_from_huggingface(values: dict[str, Any], *, file: Path, vocab_multiple: int) -> LlamaConfig:
-    """Reads the architecture; both spellings of RoPE (`rope_theta` + `rope_scaling`, `rope_parameters`).
+    """Reads the architecture; accepts both spellings of RoPE (`rope_theta` + `rope_scaling`, and `rope_parameters`).
 
     Args:
         values: the content of `config.json`.
-        file: named in errors.
-        vocab_multiple: rows of the tables are padded to a multiple of this.
+        file: its path, for errors.
+        vocab_multiple: the rows of the tables are padded to a multiple of this.
 
     Raises:
-        UserError: another architecture, a feature that we do not have, or a missing or ill-typed value.
+        UserError: another architecture, an unsupported feature, or a value that is missing or of the wrong type.
     """
     if values.get("model_type") != "llama":
         raise UserError(f"{file}: model_type = {values.get('model_type')!r}; only 'llama' can be imported")
@@ -61,7 +61,7 @@ def config_from_huggingface(values: dict[str, Any], *, file: Path, vocab_multipl
 
 
 def _rope_from_huggingface(values: dict[str, Any], *, file: Path) -> dict[str, Any]:
-    # transformers 5 writes everything into rope_parameters; before, rope_theta stood alone beside rope_scaling.
+    # transformers 5 writes everything into rope_parameters; earlier versions write rope_theta and rope_scaling.
     spelling = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
     rope = values.get(spelling) or {}
     if not isinstance(rope, dict):
@@ -88,14 +88,12 @@ def _rope_from_huggingface(values: dict[str, Any], *, file: Path) -> dict[str, A
 
 
 def config_to_huggingface(config: LlamaConfig, *, dtype: str, token_ids: dict[str, Any]) -> dict[str, Any]:
-    """The content of `config.json`.
-
-    RoPE is written in the spelling that every version of transformers reads.
+    """The content of `config.json`, with RoPE in the spelling that every version of transformers reads.
 
     Args:
-        config: the architecture; `vocab_size` is exported, padding rows are not.
-        dtype: of the exported weights ("float32").
-        token_ids: `bos_token_id`, `eos_token_id`, `pad_token_id`, those that exist.
+        config: the architecture; `vocab_size` is exported without padding rows.
+        dtype: of the exported weights, such as "float32".
+        token_ids: those that exist of `bos_token_id`, `eos_token_id` and `pad_token_id`.
     """
     rope_scaling = None
     if config.rope_scaling_factor != 1.0:

@@ -1,4 +1,4 @@
-"""A merged model: its parameters are computed from those of models on disk when they are read, a block at a time."""
+"""A merged model, whose parameters are computed from models on disk when they are read, one block at a time."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,29 +14,29 @@ from allam_jax.weights.merging import rounded, slerp_coefficients, weighted_sum
 from allam_jax.weights.stored_parameters import StoredParameter, StoredParameters
 from allam_jax.weights.streamed import StreamedArray
 
-# What may differ between models that are merged: neither is seen by the network.
+# Fields that may differ between the merged models, because they do not change the network.
 _FREE = ("vocab_multiple", "init_std")
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightedSum:
-    """sum_j c_j theta_j."""
+    """The merge sum_j c_j theta_j."""
 
-    coefficients: tuple[float, ...]  # one a model, of sum 1
+    coefficients: tuple[float, ...]  # one for each model; they sum to 1
 
     def coefficients_of(self, piece: Piece, parameters: Sequence[StoredParameter]) -> tuple[float, ...]:
-        """The same for every tensor."""
+        """The coefficients of one tensor, which are the same for all tensors."""
         return self.coefficients
 
 
 @dataclasses.dataclass(frozen=True)
 class Slerp:
-    """Spherical interpolation of two models, tensor by tensor (one layer of a matrix, a table or a norm's scale)."""
+    """Spherical interpolation of two models, for each tensor: one layer of a matrix, a table, or a norm's scale."""
 
     t: float  # 0 is the first model, 1 the second
 
     def coefficients_of(self, piece: Piece, parameters: Sequence[StoredParameter]) -> tuple[float, ...]:
-        """Of this tensor, which is read to find them."""
+        """The coefficients of one tensor; reads the tensor of both models to compute them."""
         first, second = parameters
         pairs = ((first.read(piece, first=a, last=b), second.read(piece, first=a, last=b)) for a, b in _blocks(piece))
         return slerp_coefficients(pairs, t=self.t)
@@ -45,16 +45,16 @@ class Slerp:
 def merged_params(
     models: Sequence[StoredParameters], *, config: LlamaConfig, method: WeightedSum | Slerp, dtype: str | None = None
 ) -> Params:
-    """The parameters of the merge as `StreamedArray`s, in the layout (padding rows included) of `config`.
+    """The parameters of the merge as `StreamedArray`s, in the layout of `config`, with padding rows.
 
     Args:
-        models: on disk, of this architecture.
+        models: models on disk, of this architecture.
         config: the architecture.
-        method: what is computed, in float64.
-        dtype: of the result; None takes, for each parameter, the one that holds the values of all models.
+        method: what to compute, in float64.
+        dtype: of the result; None means, for each parameter, the dtype that holds the values of all models.
 
     Raises:
-        UserError: (when a parameter is read) the result is not finite.
+        UserError: the result is not finite; raised when a parameter is read.
     """
     all_pieces = pieces_of(config)
 
@@ -76,7 +76,7 @@ def merged_params(
 
 
 def check_same_architecture(configs: Sequence[tuple[str, LlamaConfig]]) -> None:
-    """UserError naming the first field in which a model (given by its name) differs from the first of them."""
+    """Raises UserError for the first field in which a model, given as (name, architecture), differs from the first."""
     (first_name, first), *others = ((name, dataclasses.asdict(config)) for name, config in configs)
     for name, other in others:
         for field, value in first.items():
@@ -95,7 +95,7 @@ def _merge_piece(
     shape: tuple[int, ...],
     dtype: np.dtype,
 ) -> np.ndarray:
-    """One tensor of the result, `shape`: that of the piece with padding rows, which are zero."""
+    """One tensor of the result. `shape` is the piece's shape with padding rows, which are zero."""
     coefficients = method.coefficients_of(piece, parameters)
     result: np.ndarray | None = None
     for first, last in _blocks(piece):
@@ -114,6 +114,6 @@ def _blocks(piece: Piece) -> list[tuple[int, int]]:
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype, *, like: np.ndarray) -> np.ndarray:
-    """Zeros whose axes lie in memory in the order of those of `like`: copying blocks into them is then fast."""
+    """Zeros whose axes have the memory order of the axes of `like`, which makes copying blocks into them fast."""
     order = sorted(range(like.ndim), key=lambda axis: -like.strides[axis])
     return np.zeros([shape[axis] for axis in order], dtype).transpose(np.argsort(order))

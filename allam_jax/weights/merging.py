@@ -1,15 +1,15 @@
-"""The arithmetic of merging models: how much of each, and the sums, in float64 whatever is stored.
+"""The arithmetic of merging models: the coefficients, and the sums, in float64 for every stored dtype.
 
 A merge is a weighted sum of the parameters, sum_j c_j theta_j with sum_j c_j = 1, or a spherical interpolation.
 
 **Merging instead of decaying** (WSM: Tian et al. 2025, 2507.17634). A run with constant learning rate makes updates g_i
-between its checkpoints: theta_j = theta_0 - sum_{i<=j} g_i. Had the i-th updates been scaled by w_i (the decayed
-learning rate as a share of the constant one, 1 = w_0 >= w_1 >= ... >= w_n >= 0), the end would be
+between its checkpoints: theta_j = theta_0 - sum_{i<=j} g_i. Scale the i-th updates by w_i, the decayed learning rate as
+a share of the constant one, with 1 = w_0 >= w_1 >= ... >= w_n >= 0. The result is
 
     theta_0 - sum_i w_i g_i = sum_{j=0..n} c_j theta_j      with c_j = w_j - w_{j+1} and w_{n+1} = 0
 
-since the coefficient of g_i on the right is sum_{j>=i} c_j = w_i. What is neglected: with smaller steps the later
-updates would have been computed elsewhere.
+because the coefficient of g_i on the right is sum_{j>=i} c_j = w_i. The formula neglects that a run with smaller steps
+would have computed its later updates at other parameters.
 """
 
 import math
@@ -19,13 +19,13 @@ import numpy as np
 
 from allam_jax.errors import UserError
 
-# As mergekit: vectors this close to parallel are interpolated linearly, and this short ones are not normalised.
+# As in mergekit: vectors with a larger cosine are interpolated linearly, and shorter vectors are not normalised.
 _PARALLEL = 0.9995
 _SHORT = 1e-8
 
 
 def normalised(weights: Sequence[float]) -> list[float]:
-    """The weights as shares of their sum; UserError unless they are finite and their sum is positive."""
+    """The weights divided by their sum; UserError unless they are finite and their sum is positive."""
     total = math.fsum(weights)
     if not all(math.isfinite(weight) for weight in weights) or total <= 0:
         raise UserError(f"merge: the weights {list(weights)} have no positive sum; give at least one above 0")
@@ -36,31 +36,31 @@ def update_weights(steps: Sequence[int], *, shape: Callable[[np.ndarray], np.nda
     """w_1 ... w_n: the mean of a decay over the updates between each two neighbouring checkpoints.
 
     Args:
-        steps: updates made before each of the n + 1 checkpoints, increasing. The decay begins at the first.
-        shape: learning rate at update `u` of the decay (u = 0 is the first after the first checkpoint), as a share of
-            the constant one; takes an array of updates.
+        steps: number of updates before each of the n + 1 checkpoints, increasing. The decay begins at the first.
+        shape: takes an array of updates u of the decay (u = 0 is the first update after the first checkpoint); returns
+            their learning rates as shares of the constant one.
 
     Raises:
         UserError: the steps do not increase.
     """
     if any(later <= earlier for earlier, later in zip(steps, steps[1:], strict=False)):
-        raise UserError(f"merge: the checkpoints are of steps {list(steps)}; expected each later than the one before")
+        raise UserError(f"merge: the checkpoints have steps {list(steps)}; each must be later than the one before")
     factors = np.asarray(shape(np.arange(steps[-1] - steps[0])), np.float64)
     starts = np.asarray(steps) - steps[0]
     return [float(np.mean(factors[start:stop])) for start, stop in zip(starts, starts[1:], strict=False)]
 
 
 def decay_coefficients(weights: Sequence[float]) -> list[float]:
-    """c_0 ... c_n from w_1 ... w_n; see the module. They sum to one, and none is negative if the weights never rise."""
+    """c_0 ... c_n from w_1 ... w_n (see the module). They sum to one; none is negative if the weights never rise."""
     all_weights = [1.0, *weights, 0.0]
     return [now - later for now, later in zip(all_weights, all_weights[1:], strict=False)]
 
 
 def weighted_sum(arrays: Iterable[np.ndarray], coefficients: Sequence[float]) -> np.ndarray:
-    """sum_j c_j a_j of equally shaped float arrays, float64; with one at a time in memory if `arrays` is lazy.
+    """sum_j c_j a_j of float arrays of one shape, in float64. If `arrays` is lazy, only one is in memory at a time.
 
-    For float32 and narrower arrays that are all equal, rounding the result to their dtype gives them back exactly when
-    the coefficients sum to one.
+    If all arrays are equal, float32 or narrower, and the coefficients sum to one, rounding the result to their dtype
+    gives them back exactly.
     """
     total: np.ndarray | None = None
     for array, coefficient in zip(arrays, coefficients, strict=True):
@@ -75,18 +75,18 @@ def weighted_sum(arrays: Iterable[np.ndarray], coefficients: Sequence[float]) ->
 
 
 def slerp_coefficients(pairs: Iterable[tuple[np.ndarray, np.ndarray]], *, t: float) -> tuple[float, float]:
-    """How much of a tensor a and of a tensor b is in their spherical interpolation at t (0 = a, 1 = b).
+    """The coefficients of tensors a and b in their spherical interpolation at t (0 = a, 1 = b).
 
     With theta the angle between them as flat vectors: sin((1 - t) theta) / sin(theta) and sin(t theta) / sin(theta)
-    (Shoemake 1985), and 1 - t and t if they are nearly parallel or opposite. The result is not renormalised.
+    (Shoemake 1985); 1 - t and t if they are nearly parallel or opposite. The result is not renormalised.
 
     Args:
-        pairs: parts of a and of b that together are all of them.
+        pairs: corresponding parts of a and b that together cover both.
         t: in [0, 1].
     """
     aa = bb = ab = 0.0
     for a, b in pairs:
-        # Sums of products, not BLAS, whose order of summation depends on the number of threads.
+        # BLAS is not used here, because its order of summation depends on the number of threads.
         a64, b64 = np.ravel(a).astype(np.float64), np.ravel(b).astype(np.float64)
         aa += float(np.sum(a64 * a64))
         bb += float(np.sum(b64 * b64))
@@ -100,8 +100,8 @@ def slerp_coefficients(pairs: Iterable[tuple[np.ndarray, np.ndarray]], *, t: flo
 
 
 def rounded(values: np.ndarray, dtype: np.dtype, *, name: str) -> np.ndarray:
-    """`values` (float64) in `dtype`; UserError (naming the tensor) unless all are finite there."""
-    with np.errstate(over="ignore"):  # told below
+    """`values` (float64) in `dtype`; UserError (naming the tensor) unless all results are finite."""
+    with np.errstate(over="ignore"):  # the check below reports an overflow
         result = values.astype(dtype)
     if not np.isfinite(result).all():
         raise UserError(

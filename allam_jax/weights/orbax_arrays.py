@@ -1,8 +1,8 @@
-"""Parts of the arrays of an Orbax checkpoint, read and written without the rest.
+"""Reads and writes single arrays of an Orbax checkpoint, and parts of them.
 
-Orbax keeps each array of a tree as a Zarr array, cut into chunks, in one OCDBT key-value store a directory, and reads
-and writes whole trees. Here TensorStore, which Orbax is built on, opens single arrays. A chunk is the least that can
-be read; unless told otherwise, Orbax makes one of a whole array.
+Orbax reads and writes whole trees of arrays. It keeps each array as a Zarr array, cut into chunks, in one OCDBT
+key-value store for each directory. This module opens single arrays with TensorStore, on which Orbax is built. A chunk
+is the smallest part that can be read; by default, Orbax makes one chunk of a whole array.
 """
 
 import itertools
@@ -21,10 +21,16 @@ from allam_jax.weights.orbax_logs import quiet_orbax
 CHUNK_BYTES = 32 << 20
 
 
-def save_args(tree: Any) -> Any:
-    """Orbax's arguments for each array of a tree: chunks of a few megabytes, of one layer where layers are stacked.
+def flatten(tree: Any) -> dict[tuple[str, ...], Any]:
+    """The arrays of a nested dict (or their descriptions) by path, which is the tuple of their keys."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
+    return {tuple(key.key for key in path): leaf for path, leaf in leaves}
 
-    Stacked matrices have more than two axes. Arrays that are smaller than a chunk are left in one piece.
+
+def save_args(tree: Any) -> Any:
+    """Orbax's arguments for each array of a tree: chunks of at most `CHUNK_BYTES`.
+
+    A chunk of stacked matrices, which are the arrays with more than two axes, holds one layer.
     """
 
     def leaf_args(leaf: Any) -> ocp.SaveArgs:
@@ -39,20 +45,20 @@ def open_array(folder: Path, name: str, *, context: ts.Context | None = None, wr
     """Opens one array of an Orbax checkpoint.
 
     Args:
-        folder: what Orbax has written.
+        folder: directory that Orbax wrote.
         name: the keys of the array in the tree, joined by dots.
         context: its `cache_pool` keeps chunks that will be read again; None keeps none.
-        write: whether it will be written to.
+        write: whether the array will be written to.
 
     Raises:
-        UserError: it is not there, or damaged.
+        UserError: the array is missing or damaged.
     """
     base = {"driver": "file", "path": f"{Path(folder).absolute()}/"}
     spec = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}}
     try:
         return ts.open(spec, open=True, read=True, write=write, context=context, recheck_cached_data=False).result()
     except (ValueError, RuntimeError, OSError) as error:
-        raise _unreadable(folder, name, error) from error
+        raise unreadable(f"{folder}: array {name}", error) from error
 
 
 def read_part(array: ts.TensorStore, index: tuple[int | slice, ...], *, folder: Path, name: str) -> np.ndarray:
@@ -60,27 +66,24 @@ def read_part(array: ts.TensorStore, index: tuple[int | slice, ...], *, folder: 
     try:
         return array[index].read().result()
     except (ValueError, RuntimeError, OSError) as error:
-        raise _unreadable(folder, name, error) from error
+        raise unreadable(f"{folder}: array {name}", error) from error
 
 
 def chunk_shape(array: ts.TensorStore) -> tuple[int, ...]:
-    """The shape of the chunks that `array` is stored in."""
+    """The shape of the chunks in which `array` is stored."""
     shape = array.chunk_layout.read_chunk.shape
     assert shape is not None
     return tuple(int(size or 1) for size in shape)
 
 
 def write_arrays(folder: Path, tree: Any) -> None:
-    """Writes a tree of `StreamedArray` as an Orbax checkpoint, a layer at a time. All processes must call it.
+    """Writes a nested dict of `StreamedArray` as an Orbax checkpoint into a new `folder`, one layer at a time.
 
-    Orbax itself lays the checkpoint out, from zeros that take no memory; then the chunks get their values.
-
-    Args:
-        folder: created.
-        tree: nested dict of StreamedArray.
+    All processes must call it. Orbax lays out the checkpoint from zeros that take no memory; then the main process
+    writes the chunks.
 
     Raises:
-        ValueError: the disk refused, for a reason that Orbax and TensorStore give in words.
+        ValueError: the disk refuses the write; the message has the reason.
     """
     quiet_orbax()
     zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), tree)
@@ -91,8 +94,8 @@ def write_arrays(folder: Path, tree: Any) -> None:
     barrier(f"laid out {folder}")
     if not is_main_process():
         return
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = open_array(folder, jax.tree_util.keystr(path, simple=True, separator="."), write=True)
+    for path, leaf in flatten(tree).items():
+        array = open_array(folder, ".".join(path), write=True)
         chunk = chunk_shape(array)
         if leaf.stacked and chunk[0] == 1:
             for layer in range(leaf.shape[0]):
@@ -102,7 +105,7 @@ def write_arrays(folder: Path, tree: Any) -> None:
 
 
 def _write(array: ts.TensorStore, values: np.ndarray, *, chunk: tuple[int, ...]) -> None:
-    """Chunk by chunk, each on disk before the next: what waits to be written is in memory twice."""
+    """Writes one chunk after another: a chunk that waits for the disk is in memory twice."""
     ranges = (
         [slice(start, min(start + step, size)) for start in range(0, size, step)]
         for size, step in zip(values.shape, chunk, strict=True)
@@ -111,6 +114,7 @@ def _write(array: ts.TensorStore, values: np.ndarray, *, chunk: tuple[int, ...])
         array[part].write(values[part]).result()
 
 
-def _unreadable(folder: Path, name: str, error: Exception) -> UserError:
+def unreadable(what: str, error: Exception) -> UserError:
+    """The error for files of Orbax that cannot be read, with the first line of the reason."""
     reason = str(error).strip().splitlines()[0][:200]
-    return UserError(f"{folder}: array {name} cannot be read ({reason}); copy or export it again")
+    return UserError(f"{what} cannot be read ({reason}); copy or export it again")

@@ -1,4 +1,4 @@
-"""Orbax logs every step it takes, and tracebacks of what it raises anyway; users see our one-line errors instead."""
+"""Silences Orbax, which logs every step and the tracebacks of errors that it raises anyway. Users see our errors."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ class _NotFromOrbax(logging.Filter):
 
 
 class _NotRaisedInOrbax(logging.Filter):
-    """Once one write of a save has failed, asyncio logs the others as exceptions that nobody asked for."""
+    """Drops asyncio's records of further failed writes: after one write of a save has failed, it logs all others."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
@@ -23,7 +23,7 @@ class _NotRaisedInOrbax(logging.Filter):
 
 
 def quiet_orbax() -> None:
-    """Drops Orbax's log records, tracebacks of failed saves included: what fails is raised as an error here."""
+    """Drops Orbax's log records and the tracebacks of failed saves. Each failure is still raised as an error."""
     for name, kind in (("absl", _NotFromOrbax), ("asyncio", _NotRaisedInOrbax)):
         logger = logging.getLogger(name)
         if not any(isinstance(f, kind) for f in logger.filters):
@@ -33,7 +33,7 @@ def quiet_orbax() -> None:
 
 
 class _DropsEchoes:
-    """Once one write of a save has failed, each of the others would print that its event loop is closed."""
+    """Drops messages that an event loop is closed: after a failed save, each of its other writes prints one."""
 
     def __init__(self, hook: Callable[[Any], Any]):
         self._hook = hook

@@ -1,4 +1,4 @@
-"""Writing a directory with all processes taking part, atomically; copying tokenizer files into it."""
+"""Writes a directory atomically with all processes taking part, and copies tokenizer files into it."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 from allam_jax.errors import UserError
 from allam_jax.parallel.distributed import barrier, is_main_process
 
-# What a tokenizer may consist of, here and in transformers. Anything else beside it is not copied along.
+# The files of a tokenizer, here and in transformers. Other files are not copied.
 TOKENIZER_FILES = (
     "tokenizer.model",
     "tokenizer.json",
@@ -24,10 +24,11 @@ TOKENIZER_FILES = (
 
 @contextlib.contextmanager
 def collective_directory(directory: Path) -> Iterator[Path]:
-    """Yields one temporary sibling to all processes; the first renames it to `directory` when all are done.
+    """Yields the same temporary sibling to all processes; the main process renames it to `directory` when all are done.
 
-    An existing `directory` is replaced only then. On an exception the temporary is removed and `directory` is left as
-    it was; UserError if it is the disk's. What only one process would notice must be checked before: the others wait.
+    The rename replaces an existing `directory`. On an exception, the temporary is removed and `directory` stays as it
+    was; an OSError becomes a UserError. An error that only one process would meet must be checked before, because the
+    others would wait for that process.
     """
     directory = Path(directory)
     temporary = directory.parent / f".{directory.name}.partial"
@@ -46,7 +47,7 @@ def collective_directory(directory: Path) -> Iterator[Path]:
             os.replace(temporary, directory)
             shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"{directory}: cannot be written ({error.strerror}); see to the disk and try again") from error
+        raise UserError(f"{directory}: cannot be written ({error.strerror}); check the disk and try again") from error
     finally:
         if is_main_process():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -54,7 +55,7 @@ def collective_directory(directory: Path) -> Iterator[Path]:
 
 
 def tokenizer_files(directory: Path) -> list[Path]:
-    """The files that make up the tokenizer in a directory; UserError if there is none."""
+    """The files of the tokenizer in a directory; UserError if there is none."""
     names = [name for name in TOKENIZER_FILES if (Path(directory) / name).is_file()]
     if not {"tokenizer.model", "tokenizer.json"} & set(names):
         raise UserError(f"{directory}: holds neither tokenizer.model nor tokenizer.json")
@@ -62,7 +63,7 @@ def tokenizer_files(directory: Path) -> list[Path]:
 
 
 def copy_tokenizer(source: Path, *, to: Path) -> None:
-    """Copies the files of a tokenizer into directory `to`; UserError if there are none."""
+    """Copies the files of a tokenizer into the directory `to`, which is made; UserError if there are none."""
     files = tokenizer_files(source)
     Path(to).mkdir(parents=True, exist_ok=True)
     for file in files:

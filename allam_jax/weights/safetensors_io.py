@@ -1,9 +1,9 @@
-"""Reading and writing safetensors a piece at a time, so that a large directory never has to fit in memory twice.
+"""Reads and writes safetensors in pieces, so that memory never holds a second copy of a large directory.
 
-The format: 8 bytes (little-endian length N), N bytes of JSON ({name: {dtype, shape, data_offsets}}), then the raw
-little-endian row-major tensors. A sharded directory has several such files and an index that maps tensor to file.
-The `safetensors` package maps files into memory (mapped pages count as resident) and writes from whole dictionaries;
-here single rows are read with pread and written as they come.
+The format: 8 bytes (the little-endian length N), N bytes of JSON ({name: {dtype, shape, data_offsets}}), then the raw
+tensors, little-endian and row-major. A sharded directory has several such files and an index from tensor to file. The
+`safetensors` package maps files into memory, where mapped pages count as resident, and writes whole dictionaries. This
+module reads rows with pread, and writes rows one block after another.
 """
 
 import dataclasses
@@ -39,14 +39,10 @@ INDEX_FILE = "model.safetensors.index.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class StoredTensor:
-    """Where one tensor lies: its bytes start at `offset` of `file`."""
-
+class _Tensor:
     name: str
-    file: Path
     dtype: np.dtype
     shape: tuple[int, ...]
-    offset: int
 
     @property
     def nbytes(self) -> int:
@@ -55,25 +51,25 @@ class StoredTensor:
 
 
 @dataclasses.dataclass(frozen=True)
-class TensorToWrite:
-    """A tensor that does not exist in memory yet: `blocks()` yields its rows in order, in blocks along axis 0."""
+class StoredTensor(_Tensor):
+    """A tensor in a file: its bytes start at `offset` of `file`."""
 
-    name: str
-    dtype: np.dtype
-    shape: tuple[int, ...]
+    file: Path
+    offset: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorToWrite(_Tensor):
+    """A tensor that is not in memory: `blocks()` yields its rows in order, in blocks along axis 0."""
+
     blocks: Callable[[], Iterator[np.ndarray]]
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one file, by name.
 
     Raises:
-        UserError: the file is missing, is no safetensors file, is truncated or has a malformed header.
+        UserError: the file is missing or truncated, is not a safetensors file, or has a malformed header.
     """
     path = Path(path)
     try:
@@ -102,17 +98,17 @@ def _stored_tensor(path: Path, data_start: int, name: str, entry: dict) -> Store
         raise UserError(f"{path}: tensor {name} has dtype {entry['dtype']}; supported are {', '.join(DTYPES)}")
     start, end = entry["data_offsets"]
     shape = tuple(int(size) for size in entry["shape"])
-    tensor = StoredTensor(name, path, DTYPES[entry["dtype"]], shape, data_start + start)
+    tensor = StoredTensor(name, DTYPES[entry["dtype"]], shape, path, data_start + start)
     if start < 0 or min(shape, default=0) < 0 or end - start != tensor.nbytes:
         raise UserError(f"{path}: tensor {name}: offsets {start}..{end} do not fit {entry['dtype']} of shape {shape}")
     return tensor
 
 
 def read_directory(directory: Path) -> dict[str, StoredTensor]:
-    """The tensors of a directory with `model.safetensors`, or with shards and an index.
+    """The tensors of a directory with `model.safetensors`, or with shards and an index, by name.
 
     Raises:
-        UserError: neither is there, only pickled weights are there, or the index does not agree with the shards.
+        UserError: neither is there, there are only pickled weights, or the index does not agree with the shards.
     """
     directory = Path(directory)
     if (directory / INDEX_FILE).exists():
@@ -149,43 +145,29 @@ def _read_indexed(directory: Path) -> dict[str, StoredTensor]:
 
 
 def read_rows(tensor: StoredTensor, *, start: int = 0, stop: int | None = None) -> np.ndarray:
-    """Rows start..stop (along axis 0; all of a scalar) in the stored dtype, freshly read.
-
-    Raises:
-        UserError: the file ends early.
-    """
+    """Reads the rows start..stop (along axis 0; all of a scalar) in the stored dtype; UserError if the file is cut."""
     rows = tensor.shape[0] if tensor.shape else 1
     stop = rows if stop is None else stop
-    row_shape = tensor.shape[1:]
-    row_bytes = math.prod(row_shape) * tensor.dtype.itemsize
-    shape = (stop - start, *row_shape) if tensor.shape else ()
-    array = np.empty(shape, tensor.dtype)
-    read_into(tensor, array.reshape(-1).view(np.uint8), offset=start * row_bytes)
-    return array
-
-
-def read_into(tensor: StoredTensor, buffer: np.ndarray, *, offset: int = 0) -> None:
-    """Fills a flat uint8 array with the tensor's bytes from `offset` on; UserError if the file ends early."""
-    view = buffer.data
+    array = np.empty((stop - start, *tensor.shape[1:]) if tensor.shape else (), tensor.dtype)
+    view = array.reshape(-1).view(np.uint8).data
     with open(tensor.file, "rb", buffering=0) as file:
-        position, done = tensor.offset + offset, 0
+        position, done = tensor.offset + start * (tensor.nbytes // max(rows, 1)), 0
         while done < len(view):
             count = os.preadv(file.fileno(), [view[done : done + (1 << 30)]], position + done)
             if count == 0:
                 raise UserError(f"{tensor.file}: truncated inside tensor {tensor.name}; fetch it again")
             done += count
+    return array
 
 
-def write_directory(
-    directory: Path, tensors: Sequence[TensorToWrite], *, max_shard_bytes: int, metadata: dict[str, str] | None = None
-) -> list[str]:
-    """Writes `model.safetensors`, or shards and their index when the tensors exceed `max_shard_bytes`.
+def write_directory(directory: Path, tensors: Sequence[TensorToWrite], *, max_shard_bytes: int) -> list[str]:
+    """Writes `model.safetensors`, or shards and their index if the tensors exceed `max_shard_bytes`.
 
-    Tensors keep their order; a shard is closed before the tensor that would exceed the limit. Not atomic by itself:
-    give it a temporary directory.
+    Tensors keep their order. A shard ends before the tensor that would exceed the limit. The function is not atomic by
+    itself; give it a temporary directory.
 
     Returns:
-        The names of the files written.
+        the names of the files written.
     """
     directory = Path(directory)
     shards: list[list[TensorToWrite]] = [[]]
@@ -196,21 +178,20 @@ def write_directory(
             size = 0
         shards[-1].append(tensor)
         size += tensor.nbytes
-    metadata = {"format": "pt"} if metadata is None else metadata
     if len(shards) == 1:
-        _write_file(directory / SINGLE_FILE, shards[0], metadata)
+        _write_file(directory / SINGLE_FILE, shards[0])
         return [SINGLE_FILE]
     names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     for name, shard in zip(names, shards, strict=True):
-        _write_file(directory / name, shard, metadata)
+        _write_file(directory / name, shard)
     weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
     total = sum(tensor.nbytes for tensor in tensors)
     write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
     return [*names, INDEX_FILE]
 
 
-def _write_file(path: Path, tensors: Sequence[TensorToWrite], metadata: dict[str, str]) -> None:
-    header: dict[str, dict] = {"__metadata__": metadata}
+def _write_file(path: Path, tensors: Sequence[TensorToWrite]) -> None:
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in tensors:
         header[tensor.name] = {
@@ -220,7 +201,7 @@ def _write_file(path: Path, tensors: Sequence[TensorToWrite], metadata: dict[str
         }
         offset += tensor.nbytes
     raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)  # the data should start on 8 bytes
+    raw += b" " * (-len(raw) % 8)  # so that the data starts at a multiple of 8 bytes
     with open(path, "wb") as file:
         file.write(len(raw).to_bytes(8, "little"))
         file.write(raw)

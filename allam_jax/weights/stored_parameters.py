@@ -1,9 +1,8 @@
-"""Parameters that stay on disk, read a block at a time: one view of Hugging Face directories and of Orbax checkpoints.
+"""Parameters on disk that are read in blocks, with one interface for Hugging Face directories and Orbax checkpoints.
 
 The unit is the piece (huggingface.py): one layer of a parameter, or a table. A block is a range of a piece's block
-axis, with our axes and without padding rows, whatever the format; so that blocks of models in different formats fit.
-
-In memory is a block of each model, and for an Orbax checkpoint the chunks around it.
+axis, in our axes and without padding rows. It is the same in both formats, so blocks of models in different formats can
+be combined. Memory holds one block of each model and, for an Orbax checkpoint, the chunks around it.
 """
 
 import dataclasses
@@ -20,7 +19,7 @@ from allam_jax.weights.huggingface import Piece, open_huggingface, parameter_dty
 from allam_jax.weights.orbax_arrays import chunk_shape, open_array, read_part
 from allam_jax.weights.safetensors_io import StoredTensor
 
-ParameterPath = tuple[str, ...]  # the keys of a parameter in the tree
+ParameterPath = tuple[str, ...]  # the keys that lead to a parameter in the tree
 
 
 class StoredParameter(Protocol):
@@ -28,17 +27,17 @@ class StoredParameter(Protocol):
 
     @property
     def dtype(self) -> np.dtype:
-        """One that holds all of it."""
+        """The narrowest dtype that holds all of the parameter."""
 
     def read(self, piece: Piece, *, first: int, last: int) -> np.ndarray:
-        """The range first..last of the block axis of one of its pieces, in the stored dtype."""
+        """Reads the range first..last of the block axis of one of its pieces, in the stored dtype."""
 
 
 StoredParameters = Mapping[ParameterPath, StoredParameter]
 
 
 def huggingface_parameters(directory: Path) -> tuple[StoredParameters, LlamaConfig]:
-    """Opens a Llama directory; UserErrors as of `import_huggingface`."""
+    """Opens a Llama directory; raises as `import_huggingface` does."""
     config, stored = open_huggingface(directory)
     return {
         path: _Tensors({piece.name: stored[piece.name] for piece in pieces})
@@ -47,18 +46,18 @@ def huggingface_parameters(directory: Path) -> tuple[StoredParameters, LlamaConf
 
 
 def orbax_parameters(folder: Path, *, config: LlamaConfig, under: ParameterPath = ()) -> StoredParameters:
-    """Opens the parameters of an Orbax checkpoint, which have been found to fit `config`.
+    """Opens the parameters of an Orbax checkpoint that are known to fit `config`.
 
     Args:
-        folder: what Orbax has written.
-        config: their architecture.
+        folder: directory that Orbax wrote.
+        config: the architecture.
         under: the keys in the tree that lead to the parameters.
     """
     folder = Path(folder)
     names = {path: ".".join((*under, *path)) for path in pieces_of(config)}
     chunked = {path: open_array(folder, name) for path, name in names.items()}
     held = max(_held_bytes(chunked[path], pieces[0]) for path, pieces in pieces_of(config).items())
-    context = ts.Context({"cache_pool": {"total_bytes_limit": held}})  # one for all: arrays are read one by one
+    context = ts.Context({"cache_pool": {"total_bytes_limit": held}})  # shared, because arrays are read one by one
     return {path: _OrbaxArray(open_array(folder, name, context=context), folder, name) for path, name in names.items()}
 
 
@@ -92,9 +91,9 @@ class _OrbaxArray:
 
 
 def _held_bytes(array: ts.TensorStore, piece: Piece) -> int:
-    """The bytes of the chunks that a block of one of its pieces lies in, with those that the next blocks need again.
+    """The bytes of the chunks that must stay in memory so that no chunk of the array is read twice.
 
-    A chunk that holds several layers is needed until all of them are read.
+    These are the chunks around one block; if a chunk holds several layers, those around all of these layers.
     """
     chunk = chunk_shape(array)
     layers, inner = (1, chunk) if piece.layer is None else (chunk[0], chunk[1:])

@@ -1,4 +1,4 @@
-"""Parameters that exist only while a part of them is looked at."""
+"""Parameters that exist only while a part of them is being read."""
 
 import dataclasses
 import math
@@ -11,15 +11,15 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class StreamedArray:
-    """Stands in for an array of parameters; each reading computes it anew, a layer at a time if it is a stack of them.
+    """Takes the place of an array in `save_weights` and `export_huggingface`; each reading computes its values anew.
 
-    `save_weights` and `export_huggingface` take it in the place of an array.
+    A stack of layers is computed one layer at a time.
 
     Attributes:
-        shape: of the array, with the axis of layers and with padding rows.
-        dtype: of what is read.
+        shape: of the array, with the layer axis and with padding rows.
+        dtype: of the values that are read.
         stacked: whether axis 0 counts layers.
-        compute: `compute(layer, dtype)` gives one layer, or all of an array that is not stacked (layer None).
+        compute: `compute(layer, dtype)` returns one layer, or the whole of an array that is not stacked (layer None).
     """
 
     shape: tuple[int, ...]
@@ -34,27 +34,26 @@ class StreamedArray:
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes that the whole array would have."""
+        """Size in bytes of the whole array, if it were in memory."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def is_fully_addressable(self) -> bool:
-        """As of a jax.Array: every process can read all of it."""
+        """True: like a jax.Array of one process, every process can read all of it."""
         return True
 
     def astype(self, dtype: Any) -> "StreamedArray":
-        """The same parameter, rounded to another dtype when it is read."""
+        """The same parameter, rounded to another dtype on each reading."""
         return dataclasses.replace(self, dtype=np.dtype(jnp.dtype(dtype)))
 
     def __getitem__(self, layer: int) -> np.ndarray:
         if not self.stacked:
-            raise IndexError("not a stack of layers; numpy.asarray reads all of it")
+            raise IndexError("this array is not a stack of layers; read all of it with numpy.asarray")
         return self.compute(layer, self.dtype)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        whole = (
-            np.stack([self[layer] for layer in range(self.shape[0])])
-            if self.stacked
-            else self.compute(None, self.dtype)
-        )
+        if self.stacked:
+            whole = np.stack([self[layer] for layer in range(self.shape[0])])
+        else:
+            whole = self.compute(None, self.dtype)
         return whole if dtype is None else whole.astype(dtype)

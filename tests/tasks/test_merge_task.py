@@ -342,7 +342,7 @@ BAD = {
     "order": (
         ("trunk",),
         {"merge.models.m0.steps": (6, 4), "merge.method": "decay"},
-        "the checkpoints are of steps [6, 4]; expected each later",
+        "the checkpoints have steps [6, 4]; each must be later",
     ),
     "unknown steps": (("a/orbax", "trunk"), {"merge.method": "decay"}, "a/orbax: its step is not known, that of"),
     "shape": (

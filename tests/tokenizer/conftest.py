@@ -7,7 +7,7 @@ import pytest
 from tokenizer_helpers import Corpus, Merge
 
 from allam_jax.corpus import catalog
-from allam_jax.tokenizer.piece_merge import merge
+from allam_jax.tokenizer.piece_merge import merge_vocabularies
 from allam_jax.tokenizer.scripts import ARABIC_LETTERS, ARABIC_SIGNS
 from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 from allam_jax.tokenizer.tokenizer import Tokenizer
@@ -53,7 +53,7 @@ def languages(request: pytest.FixtureRequest, corpus: Corpus) -> Merge:
     base = request.getfixturevalue(request.param)
     size = 4096 if request.param == "trained_base" else 8000
     arabic = train_sentencepiece(corpus.train["ar"], vocab_size=size, like=base, script="arabic")
-    return Merge(base=base, arabic=arabic, merged=merge(base, arabic))
+    return Merge(base=base, arabic=arabic, merged=merge_vocabularies(base, arabic))
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from tokenizer_helpers import Corpus, Merge, reference, sentencepiece_model
 from allam_jax.errors import UserError
 from allam_jax.tokenizer.fertility import fertility
 from allam_jax.tokenizer.kinds import Kind
-from allam_jax.tokenizer.piece_merge import merge, verify_merge
+from allam_jax.tokenizer.piece_merge import merge_vocabularies, verify_merge
 from allam_jax.tokenizer.scripts import script_pattern
 from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 from allam_jax.tokenizer.tokenizer import Tokenizer
@@ -123,7 +123,7 @@ def test_retired_pieces_cannot_be_reached_even_as_a_step_to_another():
     base = sentencepiece_model({"ابت": -1.0, **letters})
     target = sentencepiece_model({"بت": -1.0, "اب": -2.0, "تث": -3.0, "ابتث": -4.0, **letters})
     text = "-ابتث"
-    pieces = {policy: merge(base, target, base_only=policy) for policy in ("retire", "demote")}
+    pieces = {policy: merge_vocabularies(base, target, base_only=policy) for policy in ("retire", "demote")}
     tokens = {policy: [m.id_to_piece(i) for i in m.encode(text)][2:] for policy, m in pieces.items()}
     assert tokens == {"retire": ["ا", "بت", "ث"], "demote": ["ابتث"]}
     assert verify_merge(base, target, pieces["retire"], [text])["arabic_equal"] == 1.0
@@ -151,7 +151,7 @@ def test_exact_for_any_pair_of_models(seed: int):
     target = train_sentencepiece(
         text("اابت ") + text("ابت،. xy-ج"), vocab_size=350, like=base, script="arabic", character_coverage=1.0
     )
-    merged = merge(base, target, control_tokens=())
+    merged = merge_vocabularies(base, target, control_tokens=())
     assert Kind.RETIRED in merged.model.kinds
     only_one_knows = [("ث", base, target), ("ج", target, base)]
     assert [known.piece_to_id(c) is not None for c, known, _ in only_one_knows] == [True, True]
@@ -167,9 +167,9 @@ def test_exact_for_any_pair_of_models(seed: int):
 
 def test_a_merged_model_can_be_the_base_of_another_merge(trained_base: Tokenizer, corpus: Corpus):
     classical = train_sentencepiece(corpus.train["classical"], vocab_size=1200, like=trained_base, script="arabic")
-    once = merge(trained_base, classical)
+    once = merge_vocabularies(trained_base, classical)
     modern = train_sentencepiece(corpus.train["ar"], vocab_size=3500, like=once, script="arabic")
-    twice = merge(once, modern)
+    twice = merge_vocabularies(once, modern)
     retired = {piece for piece, kind in zip(once.model.pieces, once.model.kinds, strict=True) if kind is Kind.RETIRED}
     assert retired & set(modern.model.pieces)  # the second merge wants them back
     check = verify_merge(trained_base, modern, twice, [line for kind in corpus.test.values() for line in kind])
@@ -182,7 +182,7 @@ def test_a_word_keeps_its_space_before_signs_of_the_base_that_end_in_one():
     signs = {"▁▁": -30.0, "-▁": -1.0}  # far above the runs of spaces
     base = sentencepiece_model({**signs, "▁x": -2.0, **letters})
     target = sentencepiece_model({"▁ا": -50.0, "اب": -60.0, **letters})
-    merged = merge(base, target, control_tokens=())
+    merged = merge_vocabularies(base, target, control_tokens=())
     assert [merged.id_to_piece(i) for i in merged.encode("x  ا- ا")] == ["▁x", "▁", "▁ا", "-", "▁ا"]
     assert merged.encode("x   x- -x") == base.encode("x   x- -x")
 
@@ -190,7 +190,7 @@ def test_a_word_keeps_its_space_before_signs_of_the_base_that_end_in_one():
 def test_outlier_scores_of_white_space_do_not_swallow_the_order(mistral: Tokenizer, corpus: Corpus):
     assert min(piece.score for piece in mistral.model.proto.pieces) == -1e9
     arabic = train_sentencepiece(corpus.train["ar"][:500], vocab_size=1000, like=mistral, script="arabic")
-    merged = merge(mistral, arabic, base_only="demote")
+    merged = merge_vocabularies(mistral, arabic, base_only="demote")
     demoted = [p.score for p in merged.model.proto.pieces if p.piece in ("▁ال", "ال", "▁م")]
     assert all(-1e6 < score < 1e6 for score in demoted)
 
@@ -236,7 +236,7 @@ def test_each_kind_of_difference_is_told():
 
 def test_a_model_with_its_own_signs_is_not_called_equal(trained_base: Tokenizer, corpus: Corpus):
     own_signs = train_sentencepiece(corpus.train["ar"], vocab_size=4096, like=trained_base)
-    check = verify_merge(trained_base, own_signs, merge(trained_base, own_signs), corpus.test["ar"])
+    check = verify_merge(trained_base, own_signs, merge_vocabularies(trained_base, own_signs), corpus.test["ar"])
     assert 0.5 < check["arabic_equal"] < 1.0
     assert check["differing"]
 
@@ -246,8 +246,8 @@ def test_other_scripts_and_own_ranges():
     russian = ["съешь же ещё этих мягких французских булок, да выпей чаю"] * 3
     base = train_sentencepiece(english, vocab_size=300)
     target = train_sentencepiece(russian, vocab_size=330, like=base, script="cyrillic")
-    merged = merge(base, target, script="cyrillic")
-    assert merge(base, target, script=[(0x0400, 0x052F)]).fingerprint == merged.fingerprint
+    merged = merge_vocabularies(base, target, script="cyrillic")
+    assert merge_vocabularies(base, target, script=[(0x0400, 0x052F)]).fingerprint == merged.fingerprint
     check = verify_merge(base, target, merged, [*english, *russian, english[0] + russian[0]], script="cyrillic")
     assert (check["cyrillic_equal"], check["mixed_equal"], check["non_cyrillic_equal"]) == (1.0, 1.0, 1.0)
     assert (check["cyrillic_lines"], check["mixed_lines"], check["non_cyrillic_lines"]) == (3, 1, 3)
@@ -269,22 +269,22 @@ def test_refuses_other_flags(flag: dict):
     letters = dict.fromkeys("▁اب", -100.0)
     base, target = sentencepiece_model(letters), sentencepiece_model({"اب": -1.0, **letters}, **flag)
     with pytest.raises(UserError, match=f"{next(iter(flag))} differs .*like=base"):
-        merge(base, target)
+        merge_vocabularies(base, target)
 
 
 def test_refuses_what_it_cannot_merge(trained_base: Tokenizer):
     latin = sentencepiece_model({"ab": -1.0, "a": -2.0, "b": -3.0, "▁": -4.0})
     with pytest.raises(UserError, match="no piece of script 'arabic'"):
-        merge(trained_base, latin)
+        merge_vocabularies(trained_base, latin)
     arabic = sentencepiece_model({"اب": -1.0, "ا": -2.0, "ب": -3.0, "▁": -4.0})
     with pytest.raises(UserError, match="'the': already an ordinary piece"):
-        merge(sentencepiece_model({"the": -1.0}), arabic, control_tokens=["the"])
+        merge_vocabularies(sentencepiece_model({"the": -1.0}), arabic, control_tokens=["the"])
     with pytest.raises(UserError, match="unknown script 'arabik'; expected one of arabic"):
-        merge(trained_base, arabic, script="arabik")
+        merge_vocabularies(trained_base, arabic, script="arabik")
     proto = type(arabic.model.proto)()
     proto.CopyFrom(arabic.model.proto)
     proto.trainer_spec.byte_fallback = False
     del proto.pieces[3:259]
     without_bytes = Tokenizer.from_sentencepiece(proto.SerializeToString())
     with pytest.raises(UserError, match="expected byte_fallback"):
-        merge(without_bytes, without_bytes)
+        merge_vocabularies(without_bytes, without_bytes)

@@ -84,5 +84,5 @@ def test_byte_level_bpe(corpus: Corpus):
     word = merged.piece_to_id("ĠÙħÙĨ")  # " من"
     assert plan.new[word] == base.encode(" من")
     assert all("".join(map(base.id_to_piece, ids)) == merged.id_to_piece(index) for index, ids in plan.new.items())
-    with pytest.raises(UserError, match="of another kind"):
+    with pytest.raises(UserError, match="its type differs"):
         expansion_plan(base, sentencepiece_model({"a": -1.0}))

@@ -118,7 +118,7 @@ def test_a_script_is_learned_from_its_own_runs():
 def test_what_a_script_cannot_use_is_refused(trained_base: Tokenizer):
     with pytest.raises(UserError, match="required_characters 'x!' are not of script 'arabic'"):
         train_sentencepiece(["كتاب"], vocab_size=300, like=trained_base, script="arabic", required_characters="xب!")
-    with pytest.raises(UserError, match="no line with characters of script 'arabic'"):
+    with pytest.raises(UserError, match="no line of the texts has characters of script 'arabic'"):
         train_sentencepiece(TEXT, vocab_size=300, script="arabic")
 
 
@@ -131,8 +131,8 @@ def test_long_lines_and_reserved_characters_are_not_dropped():
 @pytest.mark.parametrize(
     ("texts", "vocab_size", "message"),
     [
-        ([], 300, "the texts have no line with characters"),
-        (["", " \n "], 300, "the texts have no line with characters"),
+        ([], 300, "no line of the texts has characters"),
+        (["", " \n "], 300, "no line of the texts has characters"),
         (TEXT, 5000, "vocab_size 5000 is too large for 5 lines of text; set it to at most 3"),
         (TEXT, 100, "vocab_size 100 is too small; .* need 29"),
     ],

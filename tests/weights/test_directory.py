@@ -197,7 +197,7 @@ def test_no_space(tmp_path):
     run = subprocess.run(
         [sys.executable, "-c", _NO_SPACE, *arguments], env=environment, capture_output=True, text=True, timeout=120
     )
-    message = f"{tmp_path / 'x'}: cannot be written (File too large); see to the disk and try again"
+    message = f"{tmp_path / 'x'}: cannot be written (File too large); check the disk and try again"
     assert run.stdout.splitlines() == [message, message], run.stderr
     assert "Traceback" not in run.stderr
     assert list(tmp_path.iterdir()) == []

@@ -65,7 +65,7 @@ def test_no_decay_takes_the_last_checkpoint():
 
 
 def test_steps_must_increase():
-    with pytest.raises(UserError, match=r"of steps \[4, 4\]; expected each later"):
+    with pytest.raises(UserError, match=r"have steps \[4, 4\]; each must be later"):
         update_weights([4, 4], shape=np.ones_like)
 
 
