@@ -68,7 +68,7 @@ def compiled_cost(kind: str, shard: Shard, *, chunks: int) -> Cost:
 
     from allam_jax.parallel.mesh import make_mesh
     from allam_jax.planning.hlo import parse_program
-    from allam_jax.planning.work import work_of
+    from allam_jax.planning.step_work import work_of
     from allam_jax.training.losses import chunked_cross_entropy
     from kernels import aot
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from allam_jax.planning.collectives import Collective
 from allam_jax.planning.gpu_cluster import Cluster
-from allam_jax.planning.work import Work
+from allam_jax.planning.step_work import Work
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

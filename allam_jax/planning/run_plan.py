@@ -5,11 +5,11 @@ import functools
 from typing import Any
 
 from allam_jax.planning.collectives import Collective
-from allam_jax.planning.compiled import CompiledStep
+from allam_jax.planning.compiled_step import CompiledStep
 from allam_jax.planning.gpu_cluster import Cluster
 from allam_jax.planning.memory import Memory, estimated_memory
 from allam_jax.planning.roofline import StepTime, collective_seconds, step_time
-from allam_jax.planning.work import Work
+from allam_jax.planning.step_work import Work
 from allam_jax.planning.workload import collectives_of_step, work_of_step, workload_of
 from allam_jax.training.run_description import RunDescription
 

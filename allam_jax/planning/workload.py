@@ -1,7 +1,7 @@
 """The analytic model of a training step: what one GPU computes, moves, sends and keeps, from formulas alone.
 
 It ranks hundreds of meshes in a second, and it also describes runs of other frameworks. The compiled program
-(`planning/compiled.py`) is more exact; tests compare the two.
+(`planning/compiled_step.py`) is more exact; tests compare the two.
 
 Letters: L layers, D width, N and K query and key/value heads, H head size, F feed-forward width, V padded vocabulary,
 T sequence; m tokens of a micro-batch on one GPU; t GPUs share heads, feed-forward width and vocabulary of a layer, f
@@ -16,7 +16,7 @@ from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.parallel.sharding import DEFAULT_RULES, pieces
 from allam_jax.planning.collectives import Collective
 from allam_jax.planning.gpu_cluster import Cluster
-from allam_jax.planning.work import Work
+from allam_jax.planning.step_work import Work
 from allam_jax.training.run_description import RunDescription
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -12,7 +12,7 @@ from absl import logging
 
 from allam_jax.errors import UserError
 from allam_jax.files import write_json, write_text
-from allam_jax.planning.compiled import compile_step
+from allam_jax.planning.compiled_step import compile_step
 from allam_jax.planning.gpu_cluster import Cluster, cluster_of
 from allam_jax.planning.plan_figure import draw_plans
 from allam_jax.planning.plan_report import plan_markdown

@@ -83,19 +83,19 @@ def _checked_decay_start(settings: ScheduleSettings, *, total_steps: int) -> int
     warmup_steps, decay_start, decay_steps = settings.warmup_steps, settings.decay_start, settings.decay_steps
     if decay_steps < 1:
         raise UserError(
-            f"schedule.decay_steps: {decay_steps} is no decay; expected at least 1 (without decay use schedule.name "
-            "'constant')"
+            f"config.schedule.decay_steps = {decay_steps}: expected at least 1; without a decay use "
+            "schedule.name = 'constant'"
         )
     start = total_steps - decay_steps if decay_start == -1 else decay_start
     if start < warmup_steps:
         raise UserError(
-            f"schedule.decay_start: the decay would begin at step {start}, before the warm-up ends ({warmup_steps}); "
-            "shorten schedule.warmup_steps or schedule.decay_steps"
+            f"config.schedule.decay_start: the decay would begin at step {start}, before the warm-up ends at step "
+            f"{warmup_steps}; shorten schedule.warmup_steps or schedule.decay_steps"
         )
     if start + decay_steps > total_steps:
         raise UserError(
-            f"schedule.decay_steps: a decay of {decay_steps} steps from step {start} does not fit into {total_steps} "
-            f"steps; set train.steps to {start + decay_steps}"
+            f"config.schedule.decay_steps: a decay of {decay_steps} steps from step {start} does not fit into "
+            f"{total_steps} steps; set train.steps to {start + decay_steps}"
         )
     return start
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from allam_jax.planning.compiled import compile_step
+from allam_jax.planning.compiled_step import compile_step
 from allam_jax.planning.gpu_cluster import cluster_of
 from allam_jax.planning.run_plan import analytic_plan
 from allam_jax.training.run_description import described_run

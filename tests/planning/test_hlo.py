@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from allam_jax.parallel.mesh import MESH_AXES, make_mesh
 from allam_jax.planning.collectives import Collective, collectives_of, device_groups
 from allam_jax.planning.hlo import bits_of, parse_program
-from allam_jax.planning.work import work_of
+from allam_jax.planning.step_work import work_of
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 WHOLE = P()

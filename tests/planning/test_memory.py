@@ -10,7 +10,7 @@ from allam_jax.planning.collectives import collectives_of
 from allam_jax.planning.gpu_cluster import GPUS, Cluster
 from allam_jax.planning.hlo import parse_program
 from allam_jax.planning.memory import argument_bytes, compiled_memory, estimated_memory, saved_bytes
-from allam_jax.planning.work import work_of
+from allam_jax.planning.step_work import work_of
 from allam_jax.planning.workload import work_of_step, workload_of
 from allam_jax.training.run_description import RunDescription
 from tests.planning.small_runs import small_run

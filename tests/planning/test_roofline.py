@@ -9,7 +9,7 @@ from allam_jax.model.llama_config import preset
 from allam_jax.planning.collectives import Collective
 from allam_jax.planning.gpu_cluster import GPUS, Cluster, Efficiency
 from allam_jax.planning.roofline import collective_seconds, step_time, work_seconds
-from allam_jax.planning.work import Work
+from allam_jax.planning.step_work import Work
 from allam_jax.planning.workload import Workload, collectives_of_step, work_of_step
 from benchmarks import published_speeds as published
 

@@ -12,6 +12,7 @@ from allam_jax.data.batch import DTYPES
 from allam_jax.parallel.distributed import global_batch_array
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.training.optimizer import make_optimizer
+from allam_jax.training.settings import GuardSettings, OptimizerSettings
 from allam_jax.training.state import TrainState, start_state
 from allam_jax.training.step import make_train_step
 
@@ -64,9 +65,11 @@ def by_hand(worth_V, batch):
 
 def run_step(worth_V, batch, *, sizes, accumulation):
     data, fsdp, tensor = sizes
-    mesh = make_mesh(data=data, fsdp=fsdp, tensor=tensor, devices=jax.devices()[: data * fsdp * tensor])
+    mesh = make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor}, devices=jax.devices()[: data * fsdp * tensor])
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    optimizer = make_optimizer(schedule=lambda step: 0.1, b1=B1, clip_norm=0.0, no_decay=())
+    optimizer = make_optimizer(
+        OptimizerSettings(b1=B1, clip_norm=0.0, no_decay=()), schedule=lambda step: 0.1, guard=GuardSettings()
+    )
     params = {"embedding": {"worth_V": jax.device_put(worth_V, replicated)}}
 
     def shape(leaf):

@@ -6,7 +6,7 @@ import pytest
 
 from allam_jax.errors import UserError
 from allam_jax.training.schedules import make_schedule, rewarm_factor
-from allam_jax.training.settings import ScheduleSettings
+from allam_jax.training.settings import OptimizerSettings, ScheduleSettings
 from allam_jax.weights.settings import DECAY_SHAPES
 
 PEAK, TOTAL = 3e-4, 400
@@ -123,8 +123,7 @@ def test_errors_name_the_key(change, key):
     assert "\n" not in str(error.value)
 
 
-def test_rewarm_errors_name_the_key():
-    with pytest.raises(UserError, match=r"^optimizer\.rewarm_mode: "):
-        rewarm_factor(mode="warm", steps=3)
-    with pytest.raises(UserError, match=r"^optimizer\.rewarm_steps: "):
-        rewarm_factor(mode="linear", steps=-3)
+@pytest.mark.parametrize("change", [{"rewarm_mode": "warm"}, {"rewarm_steps": -3}])
+def test_rewarm_errors_name_the_key(change):
+    with pytest.raises(UserError, match=rf"^config\.optimizer\.{next(iter(change))} = "):
+        OptimizerSettings(**change)

@@ -3,7 +3,7 @@
 The counts are those of the optimised program, with its fusions, rematerialisation and loops. An instruction reads its
 operands and writes its result once. Slices of a larger array (one layer's parameters) and updates in place count the
 bytes that they touch. Kernels that are opaque to XLA (attention in Pallas) count their arguments and results; their
-operations are unknown here, and `planning/compiled.py` adds them by formula.
+operations are unknown here, and `planning/compiled_step.py` adds them by formula.
 """
 
 import dataclasses

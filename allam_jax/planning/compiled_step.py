@@ -14,7 +14,7 @@ from allam_jax.planning.collectives import Collective, collectives_of
 from allam_jax.planning.gpu_cluster import GPUS, Cluster
 from allam_jax.planning.hlo import Module, parse_program
 from allam_jax.planning.memory import Memory, argument_bytes, compiled_memory
-from allam_jax.planning.work import Work, work_of
+from allam_jax.planning.step_work import Work, work_of
 from allam_jax.planning.workload import attention_flops, workload_of
 from allam_jax.training.run_description import RunDescription
 from kernels import aot
