@@ -28,7 +28,18 @@ from kernels.workshop.work import loaded_bytes
 # For the compiler, shapes that differ in batch, length or number of heads only are the same kernel.
 DEFAULT_CASES = ("7b_t4096_whole", "7b_t4096", "7b_t4096_dropout", "8b_t8192", "small_h64_whole", "small_h64")
 MIB, GIB = 2**20, 2**30
-COLUMNS = "|kernel|threads|registers|spills, B|shared, KiB|blocks a core|MMA|loads, GiB|temp, MiB".split("|")
+COLUMNS = (
+    "",
+    "kernel",
+    "threads",
+    "registers",
+    "spills, B",
+    "shared, KiB",
+    "blocks a core",
+    "MMA",
+    "loads, GiB",
+    "temp, MiB",
+)
 COMPILED = (
     "Compiled, not run: registers, spills, shared memory, instructions in the text and memory are the compiler's; "
     "blocks on a core are computed from them, loads are modelled. Speed and numbers on hardware are not known."

@@ -144,6 +144,11 @@ def test_auto_takes_the_first_backend_that_serves():
     )
 
 
+def test_names_of_backends_need_no_jax():
+    code = "import sys; from kernels.attention.backends import BACKENDS; assert BACKENDS and 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize("backend", ["triton", "cudnn"])
 def test_a_gpu_backend_says_that_it_needs_one(backend):
     x = jnp.ones((1, 4, 2, 8), jnp.bfloat16)
