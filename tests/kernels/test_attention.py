@@ -1,4 +1,6 @@
 import dataclasses
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
