@@ -57,19 +57,19 @@ class Kernel:
     """
 
     name: str
-    mosaic: bool
-    arch: str
-    grid: tuple[int, int, int]
+    mosaic: bool = False
+    arch: str = ""
+    grid: tuple[int, int, int] = (1, 1, 1)
     threads: int
     shared_memory: int
     registers: int
-    spill_stores: int
-    spill_loads: int
-    mma_sync: int
-    wgmma: int
-    wgmma_serialised: bool
-    tensor_macs: int
-    fma: int
+    spill_stores: int = 0
+    spill_loads: int = 0
+    mma_sync: int = 0
+    wgmma: int = 0
+    wgmma_serialised: bool = False
+    tensor_macs: int = 0
+    fma: int = 0
 
     @property
     def spills(self) -> int:

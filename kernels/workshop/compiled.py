@@ -20,7 +20,7 @@ import jax
 
 from kernels import aot
 from kernels.attention.blocks import blocks_for
-from kernels.workshop import measure
+from kernels.workshop import measure, tables
 from kernels.workshop.cases import REAL_CASES, Case
 from kernels.workshop.subjects import KERNELS, Subject, subjects
 from kernels.workshop.work import loaded_bytes
@@ -76,10 +76,10 @@ def compiled(kind: str, cases: Sequence[Case], subjects: Sequence[Subject]) -> l
     records = []
     for case in cases:
         title = f"\n{kind} ({aot.limits(kind).capability}), {case.name}, bfloat16, forward and backward"
-        print(f"{title}\n| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+        print(f"{title}\n{tables.head(COLUMNS)}")
         for subject in subjects:
             for record in _compiled(kind, case, subject):
-                print(f"| {' | '.join(_cells(record))} |", flush=True)
+                print(tables.row(_cells(record)), flush=True)
                 records.append(record)
     return records
 
@@ -130,21 +130,21 @@ def _loads(kind: str, case: Case, subject: Subject, kernel: str) -> int | None:
     return loaded_bytes(case, blocks=blocks, kernel_pass=kernel_pass, bytes_per_element=size)
 
 
-def _cells(record: dict) -> list[str]:
+def _cells(record: dict) -> list:
     if "refused" in record:
         return [record["subject"], record["refused"], *[""] * (len(COLUMNS) - 2)]
     mma = "+".join(f"{record[key]} {name}" for key, name in (("wgmma", "wgmma"), ("mma_sync", "mma")) if record[key])
-    mma += ", serialised" if record["wgmma_serialised"] else ""
+    loads = record["modelled_load_bytes"]
     return [
         record["subject"] + ("" if record["backward"] else " (forward)"),
         record["kernel"],
-        str(record["threads"]),
-        str(record["registers"]),
-        str(record["spill_bytes"]),
+        record["threads"],
+        record["registers"],
+        record["spill_bytes"],
         f"{record['shared_memory'] / 1024:.1f}",
         f"{record['blocks_per_core']} ({record['occupancy']:.0%}, {record['bound']})",
-        mma,
-        f"{record['modelled_load_bytes'] / GIB:.2f}" if record["modelled_load_bytes"] else "",
+        mma + (", serialised" if record["wgmma_serialised"] else ""),
+        f"{loads / GIB:.2f}" if loads else "",
         f"{record['temp_bytes'] / MIB:.1f}",
     ]
 

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from kernels import aot
 from kernels.workshop import tables
 
 Record = dict[str, object]
@@ -125,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="only these parts")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)  # what this command starts for itself
     args = parser.parse_args(argv)
-    small = args.tiny or not os.path.exists("/dev/nvidia0")
+    small = args.tiny or not aot.has_gpu()
     end = time.monotonic() + 60 * args.minutes
     if args.part:
         return run_part(PARTS[args.part], Options(small=small, out=args.out, deadline=end))

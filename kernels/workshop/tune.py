@@ -26,7 +26,7 @@ from kernels import aot, device, ptx
 from kernels.attention import blocks as table
 from kernels.attention.backends import MODULES
 from kernels.attention.blocks import Blocks, Key, Pass
-from kernels.workshop import cost, measure
+from kernels.workshop import cost, measure, tables
 from kernels.workshop.cases import Case, packed
 
 BACKENDS = ("triton", "mosaic")
@@ -141,18 +141,11 @@ def _least_seconds(key: Key, kind: str, blocks: Blocks) -> float:
     hopeful = ptx.Kernel(
         name="hopeful",
         mosaic=key.backend == "mosaic",
-        arch="",
-        grid=(1, 1, 1),
         threads=32 * blocks.num_warps,
         shared_memory=2 * streamed * key.head_dim * key.bytes_per_element * (blocks.num_stages - 1),
         registers=min(255, int(_accumulators(key, blocks)) + FEWEST_OTHERS),
-        spill_stores=0,
-        spill_loads=0,
         mma_sync=int(mma and key.generation == "sm80"),
         wgmma=int(mma and key.generation == "sm90"),
-        wgmma_serialised=False,
-        tensor_macs=0,
-        fma=0,
     )
     return cost.modelled_seconds(
         of_key(CASE, key), kernel=hopeful, kind=kind, blocks=blocks, kernel_pass=key.kernel_pass
@@ -272,34 +265,24 @@ def _print(key: Key, kind: str, tried: Sequence[Candidate], count: int, found: C
     backend, generation, size, head_dim, kernel_pass = key
     taken = found.blocks if found else "none, for all spill somewhere"
     print(f"\n{backend}, {generation}, {size} bytes, head {head_dim}, {kernel_pass}: {count} compiled, taken {taken}")
-    columns = (
-        "q x k",
-        "warps",
-        "stages",
-        "registers",
-        "spills, B",
-        "shared, KiB",
-        "blocks a core",
-        "MMA",
-        "modelled, us",
-        "measured, us",
-    )
-    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    records = []
     for candidate in tried:
         blocks, kernel = candidate.blocks, candidate.kernel
-        cells = (
-            f"{blocks.block_q} x {blocks.block_k}",
-            blocks.num_warps,
-            blocks.num_stages,
-            kernel.registers,
-            kernel.spills,
-            f"{kernel.shared_memory / 1024:.1f}",
-            aot.occupancy(kernel, kind).blocks,
-            kernel.mma_kind + ("" if not kernel.wgmma_serialised else ", serialised"),
-            f"{candidate.modelled * 1e6:.0f}",
-            "" if candidate.measured is None else f"{candidate.measured * 1e6:.0f}",
+        records.append(
+            {
+                "q x k": f"{blocks.block_q} x {blocks.block_k}",
+                "warps": blocks.num_warps,
+                "stages": blocks.num_stages,
+                "registers": kernel.registers,
+                "spills, B": kernel.spills,
+                "shared, KiB": kernel.shared_memory / 1024,
+                "blocks a core": aot.occupancy(kernel, kind).blocks,
+                "MMA": kernel.mma_kind + (", serialised" if kernel.wgmma_serialised else ""),
+                "modelled, us": candidate.modelled * 1e6,
+                "measured, us": None if candidate.measured is None else candidate.measured * 1e6,
+            }
         )
-        print(f"| {' | '.join(map(str, cells))} |", flush=True)
+    print(tables.of_records(records), flush=True)
 
 
 def write(best: dict[Key, Blocks], path: Path = Path(table.__file__)) -> None:

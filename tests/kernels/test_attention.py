@@ -1,4 +1,6 @@
 import dataclasses
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -142,6 +144,11 @@ def test_auto_takes_the_first_backend_that_serves():
         attention(q, k, v, segment_ids_BT=ids, backend="auto"),
         attention(q, k, v, segment_ids_BT=ids, backend="xla_chunked"),
     )
+
+
+def test_names_of_backends_need_no_jax():
+    code = "import sys; from kernels.attention.backends import BACKENDS; assert BACKENDS and 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("backend", ["triton", "cudnn"])

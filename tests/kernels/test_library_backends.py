@@ -5,6 +5,7 @@ import importlib.util
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 
@@ -50,6 +51,12 @@ def test_library_kernels_are_for_gpus_and_without_dropout(backend):
     dropping = dataclasses.replace(PLAIN, dropout=Dropout.from_key(jax.random.key(0), rate=0.5))
     with _on_hopper(), pytest.raises(NotImplementedError, match="dropout"):
         jax.eval_shape(backend.attention, *_arrays(), dropping)
+
+
+def test_ranges_of_tokamax_start_where_the_run_of_ids_does():
+    ids = np.array([[1, 1, 2, 2, 2, 3, 0, 0], [0, 4, 4, 4, 4, 4, 4, -1]], np.int32)
+    expected = [[next(s for s in range(t + 1) if len(set(row[s : t + 1])) == 1) for t in range(8)] for row in ids]
+    np.testing.assert_array_equal(tokamax_backend.run_starts_BT(jnp.asarray(ids)), expected)
 
 
 @pytest.mark.skipif(HAS_TOKAMAX, reason="tokamax is installed")

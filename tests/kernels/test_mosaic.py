@@ -33,7 +33,7 @@ class Scattered(Case):
 
 # The simulator compiles for seconds and takes one more for some programs. So cases are few and small, and those of one
 # shape, which differ in their segments, share the compiled kernels.
-SHAPE = (2, 157, 2, 1, 64)
+SHAPE = (1, 157, 2, 1, 64)
 SMALL_CASES = (
     Case("packed", *SHAPE, documents=(50, 33, 45)),
     Case("padded_in_front", *SHAPE, documents=(1, 70), padded_in_front=True),

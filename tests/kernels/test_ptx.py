@@ -9,22 +9,7 @@ from kernels import aot, ptx
 
 A100 = {"registers_per_core": 65536, "shared_memory_per_core": 167936, "threads_per_core": 2048}
 
-KERNEL = ptx.Kernel(
-    name="k",
-    mosaic=False,
-    arch="sm_80",
-    grid=(1, 1, 1),
-    threads=128,
-    shared_memory=0,
-    registers=32,
-    spill_stores=0,
-    spill_loads=0,
-    mma_sync=0,
-    wgmma=0,
-    wgmma_serialised=False,
-    tensor_macs=0,
-    fma=0,
-)
+KERNEL = ptx.Kernel(name="k", arch="sm_80", threads=128, shared_memory=0, registers=32)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from kernels.attention import triton, triton_backward, triton_tiles
+from kernels.attention.api import attend
 from kernels.attention.blocks import Blocks
 from kernels.attention.contract import Request
 from kernels.workshop.cases import Case
@@ -135,6 +136,15 @@ def test_lowers_for_cuda(head_dim, dtype, T, kind):
         traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(q, k, k, jax.eval_shape(case.request))
         lowered = traced.lower(lowering_platforms=("cuda",))
     assert lowered.as_text().count("__gpu$xla.gpu.triton") == 3
+
+
+def test_auto_takes_triton_before_mosaic_on_hopper():
+    case = Case("whole", 1, 128, 2, 2, 64)
+    q, k, v, _, _ = case.shapes(jnp.bfloat16)
+    with on_gpu("NVIDIA H100 80GB HBM3"):
+        jaxpr = str(jax.make_jaxpr(lambda q, k, v: attend(q, k, v, case.request()))(q, k, v))
+    assert "attention_forward" in jaxpr
+    assert "mosaic" not in jaxpr
 
 
 def test_requests_that_cannot_be_served_say_why():

@@ -15,20 +15,7 @@ from kernels.workshop import cost, measure, subjects, tune
 from kernels.workshop.cases import Case
 
 KERNEL = ptx.Kernel(
-    name="attention_forward",
-    mosaic=False,
-    arch="sm_80",
-    grid=(1, 1, 1),
-    threads=128,
-    shared_memory=48 * 1024,
-    registers=128,
-    spill_stores=0,
-    spill_loads=0,
-    mma_sync=128,
-    wgmma=0,
-    wgmma_serialised=False,
-    tensor_macs=1,
-    fma=0,
+    name="attention_forward", threads=128, shared_memory=48 * 1024, registers=128, mma_sync=128, tensor_macs=1
 )
 CASE = Case(name="c", batch=1, seq_len=2048, num_heads=4, num_kv_heads=4, head_dim=128)
 
