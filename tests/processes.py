@@ -37,7 +37,7 @@ def child_environment(
     own = {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {xla_flags}",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",  # children may import what tests share
     }
     shared = {
         "JAX_COMPILATION_CACHE_DIR": str(cache),

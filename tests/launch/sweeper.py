@@ -24,7 +24,7 @@ class Sweeper:
 
     def start(self, workdir, *flags, arg="", **variables):
         """A process with pipes; `variables` of the environment."""
-        command = [sys.executable, "run.py", f"--config={ROOT}/tests/tasks/tiny_recipe.py:{self.texts}"]
+        command = [sys.executable, ROOT / "run.py", f"--config={ROOT}/tests/tasks/tiny_recipe.py:{self.texts}"]
         command += [f"--sweep={EXPERIMENT}{arg and ':'}{arg}", f"--workdir={workdir}", *flags]
         return start(command, environment=self.environment(**variables))
 
