@@ -112,7 +112,7 @@ def compiled_cost(kind: str, shard: Shard, *, chunks: int) -> Cost:
 
 def seconds(kind: str, *, flops: float, matmul_bytes: float, other_bytes: float) -> float:
     """Matmuls are bound by operations or by traffic, whichever takes longer; everything else by traffic."""
-    from allam_jax.planning.gpu_cluster import GPUS as DATA_SHEETS
+    from allam_jax.parallel.gpus import GPUS as DATA_SHEETS
     from allam_jax.planning.gpu_cluster import Efficiency
 
     gpu, share = DATA_SHEETS[kind], Efficiency()

@@ -289,7 +289,7 @@ def get_config() -> ConfigDict:
     config.mixture.sum_of_weights = 0.0  # 1 or 100 where weights are shares that must add up; 0: they are relative
 
     config.plan = ConfigDict()  # of task plan: the cluster that the run is planned for
-    config.plan.gpu = "a100"  # a100 (80 GB) or h100
+    config.plan.gpu = "a100"  # a100 (80 GB), a100_40gb, h100, h200, b200, l40s or rtx4090
     config.plan.nodes = 1
     config.plan.gpus_per_node = 8
     config.plan.memory_gib = 0.0  # of one GPU; 0 here and below: what the data sheet says

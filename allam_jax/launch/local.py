@@ -8,17 +8,18 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 
 from absl import logging
 
 from allam_jax.errors import Stopped, UserError
+from allam_jax.interrupts import StopRequest
 from allam_jax.launch import attempts
 from allam_jax.launch.attempts import Attempt
 from allam_jax.launch.jobs import Job
 from allam_jax.parallel.cluster import visible_gpus
 
 _LOOK_EVERY_SECONDS = 0.2
+_NOTICE = "stopping: the jobs at work are saving; Ctrl-C once more kills them"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,12 +83,12 @@ def run_jobs(
     left = collections.Counter({name: retries for name in waiting})
     running: dict[int, Attempt] = {}
     failed: dict[str, str] = {}
-    with _StopRequest() as stop:
+    with StopRequest(notices=dict.fromkeys(("SIGTERM", "SIGINT"), _NOTICE)) as stop:
         while waiting or running:
             _drop_blocked(waiting, failed)
             for index, slot in enumerate(slots):
                 ready = next((job for job in waiting.values() if not _is_waiting_for(job, waiting, running)), None)
-                if index in running or ready is None or stop.requested:
+                if index in running or ready is None or stop.received:
                     continue
                 del waiting[ready.name]
                 logging.info("start %s (%s)", ready.name, ", ".join(stage.name for stage in ready.stages))
@@ -96,9 +97,10 @@ def run_jobs(
                     variables["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
                 with _pinned(slot.cores):
                     running[index] = attempts.start(ready, folder=folder, environment=variables)
-            if stop.requested:
+            if stop.received:
                 _stop(list(running.values()), stop)
-                raise Stopped(f"{stop.requested}: {len(running)} jobs stopped; run the same command again to go on")
+                name = stop.received[0].replace("SIGINT", "Ctrl-C")
+                raise Stopped(f"{name}: {len(running)} jobs stopped; run the same command again to go on")
             time.sleep(_LOOK_EVERY_SECONDS)
             for index, attempt in list(running.items()):
                 if attempt.ended():
@@ -147,35 +149,12 @@ def _pinned(cores: tuple[int, ...]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _stop(running: list[Attempt], stop: "_StopRequest") -> None:
+def _stop(running: list[Attempt], stop: StopRequest) -> None:
     """Tells all to save, and waits; a second Ctrl-C kills them."""
     for attempt in running:
         attempt.process.send_signal(signal.SIGTERM)
     while not all([attempt.ended() for attempt in running]):
-        if stop.again:
+        if len(stop.received) > 1:
             for attempt in running:
                 attempt.process.kill()
         time.sleep(_LOOK_EVERY_SECONDS)
-
-
-class _StopRequest:
-    """Context manager that notes SIGTERM and Ctrl-C instead of raising."""
-
-    def __init__(self) -> None:
-        self.requested = ""
-        self.again = False
-        self._old: dict[int, object] = {}
-
-    def __enter__(self) -> "_StopRequest":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._old[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.again = bool(self.requested)
-        self.requested = self.requested or ("Ctrl-C" if number == signal.SIGINT else "SIGTERM")
-        os.write(2, b"\nstopping: the jobs at work are saving; Ctrl-C once more kills them\n")

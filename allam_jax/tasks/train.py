@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from allam_jax.parallel.distributed import barrier, is_main_process
 from allam_jax.parallel.mesh import check_batch
 from allam_jax.planning.fit import check_fits
-from allam_jax.tasks.setup import open_evaluations, open_loader, open_mesh
+from allam_jax.tasks.setup import device_peak_flops, open_evaluations, open_loader, open_mesh
 from allam_jax.training.loop import Intervals, run_loop
 from allam_jax.training.origin import open_origin
 from allam_jax.training.run_description import described_run
@@ -49,7 +49,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
                 give_up=config.guard.max_in_a_row,
             ),
             evaluations=evaluations,
-            peak_flops=config.metrics.peak_tflops * 1e12,
+            peak_flops=device_peak_flops(config, mesh=mesh),
         )
 
     # ---- report ----
