@@ -16,7 +16,6 @@ from allam_jax.evaluation.metric_keys import HELD_OUT
 from allam_jax.model.llama import Params
 from allam_jax.model.llama_config import ComputeOptions
 from allam_jax.parallel.distributed import process_rows
-from allam_jax.parallel.gpus import peak_flops
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.training.load import load_model
@@ -29,12 +28,6 @@ from allam_jax.weights.directory import LoadedWeights, check_vocabulary
 def open_mesh(config: ConfigDict) -> Mesh:
     """The device mesh of `config.mesh`."""
     return make_mesh(**config.mesh)
-
-
-def device_peak_flops(config: ConfigDict, *, mesh: Mesh) -> float:
-    """Peak rate of one device, FLOP per second: `metrics.peak_tflops`, or else the data sheet's; 0 if not known."""
-    kind = mesh.devices.flat[0].device_kind
-    return config.metrics.peak_tflops * 1e12 or peak_flops(kind, compute_dtype=config.compute.compute_dtype)
 
 
 def compute_options(config: ConfigDict) -> ComputeOptions:

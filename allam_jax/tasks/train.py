@@ -12,9 +12,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from allam_jax.parallel.distributed import barrier, is_main_process
+from allam_jax.parallel.gpus import peak_flops
 from allam_jax.parallel.mesh import check_batch
 from allam_jax.planning.fit import check_fits
-from allam_jax.tasks.setup import device_peak_flops, open_evaluations, open_loader, open_mesh
+from allam_jax.tasks.setup import open_evaluations, open_loader, open_mesh
 from allam_jax.training.loop import Intervals, run_loop
 from allam_jax.training.origin import open_origin
 from allam_jax.training.run_description import described_run
@@ -31,6 +32,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     origin = open_origin(config, workdir=workdir, mesh=mesh)
     description = described_run(config, device_count=mesh.size, model=origin.model)
     check_fits(description, mesh=mesh)
+    data_sheet = peak_flops(mesh.devices.flat[0].device_kind, compute_dtype=config.compute.compute_dtype)
     evaluations = open_evaluations(config, tokenizer=origin.tokenizer, run=description, mesh=mesh)
 
     # ---- train ----
@@ -49,7 +51,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
                 give_up=config.guard.max_in_a_row,
             ),
             evaluations=evaluations,
-            peak_flops=device_peak_flops(config, mesh=mesh),
+            peak_flops=config.metrics.peak_tflops * 1e12 or data_sheet,
         )
 
     # ---- report ----
