@@ -1,6 +1,7 @@
-"""Atomic writes, JSON and hashes: nothing is ever half-written under its final name."""
+"""Atomic writes, locks, JSON and hashes: nothing is ever half-written under its final name."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -9,6 +10,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from absl import logging
 
 from allam_jax.errors import UserError
 
@@ -38,6 +41,33 @@ def atomic_path(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def lock(path: Path, *, busy: str, wait: bool) -> Iterator[None]:
+    """Holds an exclusive lock, which ends with the process, however that ends.
+
+    On a file system without locks it only logs that.
+
+    Args:
+        path: a directory, or a file, which is created if it is missing.
+        busy: one line, for when another process holds the lock.
+        wait: log that line and wait for the lock; otherwise the line is raised as UserError.
+    """
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                raise UserError(busy) from None
+            logging.info("%s", busy)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:
+            logging.info("%s: this file system has no locks; let only one run write there", path)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -113,7 +113,7 @@ def compiled_cost(kind: str, shard: Shard, *, chunks: int) -> Cost:
 
 def seconds(kind: str, *, flops: float, matmul_bytes: float, other_bytes: float) -> float:
     """The time of matmuls by operations or traffic, whichever is longer, plus that of all other traffic."""
-    from allam_jax.planning.gpu_cluster import GPUS as DATA_SHEETS
+    from allam_jax.parallel.gpus import GPUS as DATA_SHEETS
     from allam_jax.planning.gpu_cluster import Efficiency
 
     gpu, share = DATA_SHEETS[kind], Efficiency()

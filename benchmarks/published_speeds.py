@@ -12,8 +12,9 @@ import sys
 from collections.abc import Sequence
 
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig, preset
+from allam_jax.parallel.gpus import GPUS
 from allam_jax.planning.compiled_step import compile_step
-from allam_jax.planning.gpu_cluster import GPUS, Cluster
+from allam_jax.planning.gpu_cluster import Cluster
 from allam_jax.planning.memory import Memory
 from allam_jax.planning.roofline import step_time
 from allam_jax.planning.workload import Remat, Workload, collectives_of_step, work_of_step

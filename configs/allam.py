@@ -35,7 +35,6 @@ def pretraining(model: LlamaConfig, *, tokens: float, sources: dict[str, float])
     config.train.update(steps=steps_for(tokens), loss_chunks=1, log_every=10)
     config.eval.update(every=2000, max_bytes=2_000_000, batch_size=64)
     config.checkpoint.update(every=1000, keep_last=3, keep_every=20_000)
-    config.metrics.peak_tflops = 312.0
     config.plan.gpu = "a100"
     return config
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import threading
 
 import pytest
 
@@ -147,3 +148,30 @@ def test_hash_of_json_ignores_key_order_and_nothing_else():
     assert files.sha256_of_json({"a": 1, "b": [1, 2]}) == files.sha256_of_json({"b": [1, 2], "a": 1})
     values = [{"a": 1}, {"a": 2}, {"a": "1"}, {"b": 1}, [1, 2], [2, 1]]
     assert len({files.sha256_of_json(value) for value in values}) == len(values)
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_a_lock_that_is_held_is_refused_until_it_ends(tmp_path, kind):
+    path = tmp_path if kind == "directory" else tmp_path / "a.lock"
+    held = files.lock(path, busy="it is taken", wait=False)
+    with held, pytest.raises(UserError, match="it is taken"), files.lock(path, busy="it is taken", wait=False):
+        pass
+    with files.lock(path, busy="it is taken", wait=False):
+        pass
+
+
+def test_a_lock_that_is_held_is_waited_for(tmp_path):
+    path, order = tmp_path / "a.lock", []
+
+    def second():
+        with files.lock(path, busy="waiting", wait=True):
+            order.append("second")
+
+    with files.lock(path, busy="never", wait=False):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(timeout=0.2)
+        assert thread.is_alive()
+        order.append("first")
+    thread.join(timeout=10)
+    assert order == ["first", "second"]

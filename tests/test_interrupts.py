@@ -1,7 +1,11 @@
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
+
+from allam_jax import interrupts
 
 SWALLOWS = """
 import os, signal
@@ -25,7 +29,7 @@ except interrupts.Terminated:
     print("SIGTERM")
 except KeyboardInterrupt:
     print("SIGINT")
-print(signal.getsignal(signal.SIGINT).__module__)
+print(signal.getsignal(signal.SIGINT) is interrupts._on_signal)
 """
 
 
@@ -34,5 +38,16 @@ def test_a_swallowed_signal_stops_the_loop_before_it_begins(name: str):
     done = subprocess.run(
         [sys.executable, "-c", SWALLOWS.format(name=name)], capture_output=True, text=True, check=True
     )
-    assert done.stdout.splitlines() == ["swallowed", name, "allam_jax.interrupts"]
+    assert done.stdout.splitlines() == ["swallowed", name, "True"]
     assert "Exception ignored" in done.stderr
+
+
+def test_a_request_notes_what_it_is_told_to_and_leaves_the_rest(capfd):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with interrupts.StopRequest(notices={"SIGTERM": "stopping"}) as stop:
+        assert signal.getsignal(signal.SIGINT) is before[0]
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.received == ["SIGTERM", "SIGTERM"]
+    assert capfd.readouterr().err == "\nstopping\n\nstopping\n"
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before

@@ -8,17 +8,18 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 
 from absl import logging
 
 from allam_jax.errors import Stopped, UserError
+from allam_jax.interrupts import StopRequest
 from allam_jax.launch import attempts
 from allam_jax.launch.attempts import Attempt
 from allam_jax.launch.jobs import Job
 from allam_jax.parallel.cluster import visible_gpus
 
 _LOOK_EVERY_SECONDS = 0.2
+_NOTICE = "stopping: the jobs at work are saving; Ctrl-C once more kills them"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +86,12 @@ def run_jobs(
     left = collections.Counter({name: retries for name in waiting})
     running: dict[int, Attempt] = {}
     failed: dict[str, str] = {}
-    with _recorded_signals() as signals:
+    with StopRequest(notices=dict.fromkeys(("SIGTERM", "SIGINT"), _NOTICE)) as stop:
         while waiting or running:
             _drop_blocked(waiting, failed)
             for index, slot in enumerate(slots):
                 ready = next((job for job in waiting.values() if not _is_waiting_for(job, waiting, running)), None)
-                if index in running or ready is None or signals:
+                if index in running or ready is None or stop.received:
                     continue
                 del waiting[ready.name]
                 logging.info("start %s (%s)", ready.name, ", ".join(stage.name for stage in ready.stages))
@@ -99,9 +100,10 @@ def run_jobs(
                     variables["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
                 with _pinned(slot.cores):
                     running[index] = attempts.start(ready, folder=folder, environment=variables)
-            if signals:
-                _stop(list(running.values()), signals)
-                raise Stopped(f"{signals[0]}: {len(running)} jobs stopped; run the same command again to continue")
+            if stop.received:
+                _stop(list(running.values()), stop)
+                name = stop.received[0].replace("SIGINT", "Ctrl-C")
+                raise Stopped(f"{name}: {len(running)} jobs stopped; run the same command again to continue")
             time.sleep(_LOOK_EVERY_SECONDS)
             for index, attempt in list(running.items()):
                 if attempt.ended():
@@ -150,29 +152,12 @@ def _pinned(cores: tuple[int, ...]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _stop(running: list[Attempt], signals: list[str]) -> None:
+def _stop(running: list[Attempt], stop: StopRequest) -> None:
     """Asks all jobs to save and waits for their ends. A second Ctrl-C kills them."""
     for attempt in running:
         attempt.process.send_signal(signal.SIGTERM)
     while not all([attempt.ended() for attempt in running]):
-        if len(signals) > 1:
+        if len(stop.received) > 1:
             for attempt in running:
                 attempt.process.kill()
         time.sleep(_LOOK_EVERY_SECONDS)
-
-
-@contextlib.contextmanager
-def _recorded_signals() -> Iterator[list[str]]:
-    """Records SIGTERM and Ctrl-C in the list, in place of their usual effects."""
-    received: list[str] = []
-
-    def record(number: int, frame: FrameType | None) -> None:
-        received.append("Ctrl-C" if number == signal.SIGINT else "SIGTERM")
-        os.write(2, b"\nstopping: the running jobs are saving; press Ctrl-C again to kill them\n")
-
-    old = {number: signal.signal(number, record) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

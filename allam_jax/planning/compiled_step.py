@@ -9,9 +9,10 @@ import re
 import time
 
 from allam_jax.errors import UserError
+from allam_jax.parallel.gpus import GPUS
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.planning.collectives import Collective, collectives_of
-from allam_jax.planning.gpu_cluster import GPUS, Cluster
+from allam_jax.planning.gpu_cluster import Cluster
 from allam_jax.planning.hlo import Module, parse_program
 from allam_jax.planning.memory import Memory, argument_bytes, compiled_memory
 from allam_jax.planning.step_work import Work, work_of
@@ -53,6 +54,11 @@ def compile_step(run: RunDescription, *, cluster: Cluster) -> CompiledStep:
     Raises:
         UserError: sizes do not fit together, wheels are missing, or the attention backend cannot serve the run.
     """
+    if not cluster.gpu.target:
+        raise UserError(
+            f"{cluster.gpu.name}: the compiler has no description of it; set config.plan.compile=False for a plan from "
+            "formulas alone"
+        )
     try:
         devices = aot.topology(cluster.gpu.target, hosts=cluster.nodes, gpus_per_host=cluster.gpus_per_node)
     except aot.Unavailable as error:

@@ -6,7 +6,8 @@ import jax
 from absl import logging
 from jax.sharding import Mesh
 
-from allam_jax.planning.gpu_cluster import GPUS, Cluster, Gpu
+from allam_jax.parallel.gpus import GPUS, known_gpu
+from allam_jax.planning.gpu_cluster import Cluster
 from allam_jax.planning.run_plan import analytic_plan
 from allam_jax.planning.search import does_not_fit, gib, ranked
 from allam_jax.training.run_description import RunDescription
@@ -31,7 +32,7 @@ def check_fits(run: RunDescription, *, mesh: Mesh) -> None:
 
 def cluster_like(device: jax.Device, *, limit: int, nodes: int, gpus_per_node: int) -> Cluster:
     """A cluster of such devices with `limit` usable bytes each. An unknown GPU has the rates of an A100."""
-    known: Gpu = GPUS["h100"] if "H100" in device.device_kind else GPUS["a100"]
+    known = known_gpu(device.device_kind) or GPUS["a100"]
     gpu = dataclasses.replace(known, name=device.device_kind, memory_bytes=limit)
     return Cluster(gpu=gpu, nodes=nodes, gpus_per_node=gpus_per_node, usable_share=1.0)
 

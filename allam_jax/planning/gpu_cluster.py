@@ -1,51 +1,10 @@
-"""Clusters as data: the rates of GPUs, nodes and networks by their data sheets, and the shares that training reaches.
-
-Sources: NVIDIA A100 80GB SXM and H100 SXM data sheets (dense rates, no sparsity), DGX A100 and DGX H100 user guides
-(network adapters, maximum power of a node); memory as the driver reports it. The tensor-core rate of float32 is TF32's.
-"""
+"""Clusters as data: nodes of equal GPUs (`parallel/gpus.py`), and the shares of their rates that training reaches."""
 
 import dataclasses
 import math
 
+from allam_jax.parallel.gpus import GPUS, Gpu
 from allam_jax.planning.settings import PlanSettings
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Gpu:
-    """One GPU and its share of a node. Rates in units per second, links in bytes per second and direction."""
-
-    name: str
-    memory_bytes: int
-    peak_flops: dict[str, float]  # by compute dtype
-    memory_bandwidth: float
-    nvlink_bandwidth: float  # to the other GPUs of the node
-    network_bandwidth: float  # to other nodes: its network adapter
-    watts: float  # of the node at full draw, divided by its GPUs
-    target: str  # its description for the compiler: kernels/targets
-
-
-GPUS = {
-    "a100": Gpu(
-        name="A100-SXM4-80GB",
-        memory_bytes=85_100_068_864,
-        peak_flops={"bfloat16": 312e12, "float16": 312e12, "float32": 156e12},
-        memory_bandwidth=2.039e12,
-        nvlink_bandwidth=300e9,
-        network_bandwidth=25e9,
-        watts=6500 / 8,
-        target="a100",
-    ),
-    "h100": Gpu(
-        name="H100-SXM5-80GB",
-        memory_bytes=84_942_979_072,
-        peak_flops={"bfloat16": 989.4e12, "float16": 989.4e12, "float32": 494.7e12},
-        memory_bandwidth=3.352e12,
-        nvlink_bandwidth=450e9,
-        network_bandwidth=50e9,
-        watts=10_200 / 8,
-        target="h100",
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,13 @@
 """Settings of task plan: the cluster that a run is planned for."""
 
+from allam_jax.parallel.gpus import GPUS
 from allam_jax.settings import Section, setting
 
 
 class PlanSettings(Section, name="plan"):
     """A described cluster, and what is looked for."""
 
-    gpu: str = setting("a100", "kind of GPU", choices=("a100", "h100"))
+    gpu: str = setting("a100", "kind of GPU", choices=tuple(GPUS))
     nodes: int = setting(1, "equal nodes", least=1)
     gpus_per_node: int = setting(8, "GPUs of a node", least=1)
     memory_gib: float = setting(0.0, "of one GPU; 0 here and below: what the data sheet says", least=0)

@@ -7,10 +7,9 @@ the workdir: recipes that agree on a stage share it, whichever comes first compu
 
 import contextlib
 import dataclasses
-import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +99,7 @@ def run_recipe(
         chosen = not only or stage.name in only
         with contextlib.ExitStack() as stack:
             if store is not None and chosen and is_main_process():
-                stack.enter_context(_turn(directory, title=title))
+                _wait_for_turn(stack, directory, title=title)
             if broadcast(is_finished(directory)):
                 record = files.read_json(directory / RESULT_FILE)
                 _check_unchanged(record, stage=stage, directory=directory)
@@ -150,25 +149,14 @@ def _check_unchanged(record: dict[str, Any], *, stage: Stage, directory: Path) -
     )
 
 
-@contextlib.contextmanager
-def _turn(directory: Path, *, title: str) -> Iterator[None]:
-    """Waits until no other run is at work on this stage of the store; the lock ends with the process."""
+def _wait_for_turn(stack: contextlib.ExitStack, directory: Path, *, title: str) -> None:
+    """Holds, until the stack is closed, the lock on this stage of the store: no other run is at work on it."""
+    busy = f"{title}: waiting for another run that is at work on it"
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(directory.with_name(f".{directory.name}.lock"), os.O_RDWR | os.O_CREAT)
+        stack.enter_context(files.lock(directory.with_name(f".{directory.name}.lock"), busy=busy, wait=True))
     except OSError as error:
         raise UserError(f"--store {directory.parent}: cannot write there ({error.strerror})") from None
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logging.info("%s: waiting for another run that is at work on it", title)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:
-            logging.info("%s: this file system has no locks; let only one run write there", directory.parent)
-        yield
-    finally:
-        os.close(lock)
 
 
 def link_stage(link: Path, directory: Path) -> None:

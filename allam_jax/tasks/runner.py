@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import importlib
 import os
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from ml_collections import ConfigDict
 from allam_jax import interrupts
 from allam_jax.config import save
 from allam_jax.errors import UserError
+from allam_jax.files import lock
 from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
 from allam_jax.tasks.recipe import run_recipe
 from allam_jax.tasks.registry import settings_of, task_named
@@ -63,7 +63,8 @@ def _run_task(config: ConfigDict, *, workdir: Path) -> dict[str, Any]:
         if is_main_process():
             try:
                 workdir.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(_alone_in(workdir))
+                busy = f"--workdir {workdir}: another run is at work there; let it end, or use another one"
+                stack.enter_context(lock(workdir, busy=busy, wait=False))
                 for line in save(config, workdir=workdir):
                     logging.info("config changed since the last start: %s", line)
             except OSError as error:
@@ -73,23 +74,6 @@ def _run_task(config: ConfigDict, *, workdir: Path) -> dict[str, Any]:
         takes_part = task.on_devices or is_main_process()
         interrupts.raise_pending()
         return broadcast(module.run(settings_of(config), workdir) if takes_part else {})
-
-
-@contextlib.contextmanager
-def _alone_in(workdir: Path) -> Iterator[None]:
-    """Holds a lock on the directory, which ends with the process, however that ends."""
-    descriptor = os.open(workdir, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UserError(f"--workdir {workdir}: another run is at work there; let it end, or use another one") from None
-    except OSError:
-        logging.info("%s: this file system has no locks; let only one run write there", workdir)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from allam_jax.parallel.distributed import barrier, is_main_process
+from allam_jax.parallel.gpus import peak_flops
 from allam_jax.parallel.mesh import check_batch
 from allam_jax.planning.fit import check_fits
 from allam_jax.settings import Settings
@@ -30,6 +31,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     origin = open_origin(config, workdir=workdir, mesh=mesh)
     description = described_run(config, device_count=mesh.size, model=origin.model)
     check_fits(description, mesh=mesh)
+    data_sheet = peak_flops(mesh.devices.flat[0].device_kind, compute_dtype=config.compute.compute_dtype)
     evaluations = open_evaluations(config, tokenizer=origin.tokenizer, run=description, mesh=mesh)
 
     # ---- train ----
@@ -48,7 +50,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
                 give_up=config.guard.max_in_a_row,
             ),
             evaluations=evaluations,
-            peak_flops=config.metrics.peak_tflops * 1e12,
+            peak_flops=config.metrics.peak_tflops * 1e12 or data_sheet,
         )
 
     # ---- report ----

@@ -5,9 +5,10 @@ import dataclasses
 import jax
 import pytest
 
+from allam_jax.parallel.gpus import GPUS
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.planning.collectives import collectives_of
-from allam_jax.planning.gpu_cluster import GPUS, Cluster
+from allam_jax.planning.gpu_cluster import Cluster
 from allam_jax.planning.hlo import parse_program
 from allam_jax.planning.memory import argument_bytes, compiled_memory, estimated_memory, saved_bytes
 from allam_jax.planning.step_work import work_of

@@ -10,6 +10,7 @@ import pytest
 
 from allam_jax.errors import UserError
 from allam_jax.model.llama_config import preset
+from allam_jax.parallel.gpus import GPUS
 from allam_jax.tasks import plan
 from allam_jax.tasks.registry import settings_of
 from configs import base
@@ -165,3 +166,24 @@ def test_from_the_command_line(tmp_path):
         assert re.match(r"error: .*(pip install|JAX_PLATFORMS).*config\.plan\.compile=False", last)
     else:
         assert json.loads(done.stdout)["compiled"] is True
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_every_known_gpu_can_be_planned_for(tmp_path, gpu):
+    config = large_config(data=1, fsdp=16, tensor=1)
+    config.model = base.model(base.preset("1b"))
+    config.plan.gpu = gpu
+    config.train.accumulation = 4
+    result = plan.run(config, tmp_path)
+    saved = json.loads((tmp_path / "plan.json").read_text())
+    assert GPUS[gpu].name in saved["cluster"]["description"]
+    assert saved["assumptions"]["peak_flops"] == GPUS[gpu].peak_flops["bfloat16"]
+    assert 0 < result["mfu"] < 0.67  # no more than the share that matrix products reach
+
+
+@pytest.mark.parametrize("gpu", [name for name, gpu in GPUS.items() if not gpu.target])
+def test_what_the_compiler_has_no_description_of_is_planned_by_formulas_alone(tmp_path, gpu):
+    config = small_config(data=8, fsdp=1, tensor=1)
+    config.plan.update(gpu=gpu, compile=True)
+    with pytest.raises(UserError, match=f"{GPUS[gpu].name}: .*set config.plan.compile=False"):
+        plan.run(config, tmp_path)

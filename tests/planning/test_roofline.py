@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from allam_jax.model.llama_config import preset
+from allam_jax.parallel.gpus import GPUS
 from allam_jax.planning.collectives import Collective
-from allam_jax.planning.gpu_cluster import GPUS, Cluster, Efficiency
+from allam_jax.planning.gpu_cluster import Cluster, Efficiency
 from allam_jax.planning.roofline import collective_seconds, step_time, work_seconds
 from allam_jax.planning.step_work import Work
 from allam_jax.planning.workload import Workload, collectives_of_step, work_of_step

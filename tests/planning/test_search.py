@@ -9,8 +9,9 @@ import pytest
 from allam_jax.errors import UserError
 from allam_jax.model.llama_config import preset
 from allam_jax.parallel import mesh as mesh_module
+from allam_jax.parallel.gpus import GPUS
 from allam_jax.planning.fit import check_fits_cluster
-from allam_jax.planning.gpu_cluster import GPUS, Cluster, cluster_of
+from allam_jax.planning.gpu_cluster import Cluster, cluster_of
 from allam_jax.planning.memory import estimated_memory
 from allam_jax.planning.run_plan import analytic_plan
 from allam_jax.planning.search import changes, does_not_fit, meshes, nearest_layout, ranked
@@ -128,7 +129,7 @@ def test_nothing_fits():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("gpu", "v100", "config.plan.gpu = 'v100': expected one of 'a100', 'h100'"),
+        ("gpu", "v100", "config.plan.gpu = 'v100': expected one of 'a100', 'a100_40gb', 'h100'"),
         ("nodes", 0, "config.plan.nodes = 0: expected a whole number, at least 1"),
         ("usable_share", 1.5, "config.plan.usable_share = 1.5: expected a number, above 0, at most 1"),
         ("network_gb_s", -1.0, "config.plan.network_gb_s = -1.0: expected a number, at least 0"),

@@ -18,6 +18,7 @@ from allam_jax.training.run_report import training_result
 from allam_jax.training.session import Session, TokenCounts
 from allam_jax.training.state import random_params, start_state
 from tests.planning.small_runs import small_run
+from tests.small_models import SMALL
 
 STEPS = 6
 
@@ -45,8 +46,8 @@ class Batches:
         return {}
 
 
-def train(workdir, *, evaluations=(), **intervals):
-    """Six steps of a small run; gives the rows of its metrics.jsonl, without what depends on the clock."""
+def train(workdir, *, evaluations=(), peak_flops=0.0, **intervals):
+    """Six steps of a small run; gives the rows of its metrics.jsonl."""
     run = small_run(data=1, fsdp=1, tensor=1)
     mesh = make_mesh({}, devices=jax.devices()[:1])
     abstract = run.abstract_state(mesh)
@@ -68,8 +69,12 @@ def train(workdir, *, evaluations=(), **intervals):
             train_step=run.make_step(mesh),
             intervals=Intervals(**{"steps": STEPS, "log": 1, "save": 0} | intervals),
             evaluations=evaluations,
+            peak_flops=peak_flops,
         )
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_timing(rows):
     return [{key: value for key, value in row.items() if key not in TIMING_KEYS} for row in rows]
 
 
@@ -121,7 +126,7 @@ def untraced(tmp_path_factory):
 
 @pytest.mark.parametrize("trace", [(2, 4), (5, 99)], ids=["inside the run", "beyond its end"])
 def test_a_trace_of_some_steps_changes_nothing_else(tmp_path, untraced, trace):
-    assert train(tmp_path, trace=trace) == untraced
+    assert without_timing(train(tmp_path, trace=trace)) == without_timing(untraced)
     (file,) = (tmp_path / "profile").rglob("*.xplane.pb")
     assert file.stat().st_size > 0
 
@@ -135,6 +140,15 @@ def test_no_trace_unless_asked_for(tmp_path):
 def test_steps_that_cannot_be_traced_are_refused(tmp_path, trace):
     with pytest.raises(UserError, match="config.metrics.profile_steps = .*expected \\(start, stop\\)"):
         train(tmp_path, trace=trace)
+
+
+def test_the_utilisation_is_that_of_all_devices(tmp_path, untraced):
+    assert not any("mfu" in row for row in untraced)
+    L, D, N, K, H, F, V, T = 3, 32, 8, 4, 6, 48, SMALL.vocab_size, 8
+    weights = L * (D * H * (2 * N + 2 * K) + 3 * D * F) + V * D
+    for row in train(tmp_path, peak_flops=1e9):
+        flops = row["tokens_per_second"] * (6 * weights + 6 * L * N * H * T)
+        assert row["mfu"] == pytest.approx(flops / 1e9)
 
 
 class Device:
