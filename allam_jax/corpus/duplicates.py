@@ -59,12 +59,7 @@ def equal_keys(keys: np.ndarray, preferences: np.ndarray, *, among: np.ndarray) 
         preferences: int64 `[rows]`, from `preference`.
         among: the rows to compare, ascending.
     """
-    some = keys[among]
-    order = np.lexsort((among, preferences[among], *some.T))
-    ordered = some[order]
-    starts = np.ones(len(order), bool)
-    starts[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    return _groups(among[order], starts)
+    return _groups(among, keys[among], preferences)
 
 
 def band_pairs(keys: np.ndarray, rows: np.ndarray, *, every: bool) -> np.ndarray:
@@ -117,10 +112,7 @@ def clusters(
     first, second = positions.reshape(joined.shape).T
     graph = sparse.coo_matrix((np.ones(len(first), np.int8), (first, second)), shape=(len(members), len(members)))
     _, labels = sparse.csgraph.connected_components(graph, directed=False)
-    order = np.lexsort((members, preferences[members], labels))
-    starts = np.ones(len(order), bool)
-    starts[1:] = labels[order][1:] != labels[order][:-1]
-    return _groups(members[order], starts)
+    return _groups(members, labels[:, np.newaxis], preferences)
 
 
 def without(rows: np.ndarray, removed: np.ndarray) -> np.ndarray:
@@ -128,19 +120,18 @@ def without(rows: np.ndarray, removed: np.ndarray) -> np.ndarray:
     return np.setdiff1d(rows, removed, assume_unique=True)
 
 
-def _groups(ordered: np.ndarray, starts: np.ndarray) -> Duplicates:
-    """Keeps the first row of each group.
-
-    Args:
-        ordered: rows, ordered by group and by preference within a group.
-        starts: bool, true where a group starts.
-    """
+def _groups(rows: np.ndarray, keys: np.ndarray, preferences: np.ndarray) -> Duplicates:
+    """Groups `rows` by their keys `[len(rows), words of a key]`; keeps the preferred row of each group."""
+    order = np.lexsort((rows, preferences[rows], *keys.T))
+    ordered, keys = rows[order], keys[order]
+    starts = np.ones(len(order), bool)
+    starts[1:] = (keys[1:] != keys[:-1]).any(axis=1)
     group = np.cumsum(starts) - 1
     keepers = ordered[starts][group]
-    order = np.argsort(ordered[~starts])
+    removed = np.argsort(ordered[~starts])
     sizes, counts = np.unique(np.bincount(group), return_counts=True)
     return Duplicates(
-        removed=ordered[~starts][order],
-        kept=keepers[~starts][order],
+        removed=ordered[~starts][removed],
+        kept=keepers[~starts][removed],
         sizes={int(size): int(count) for size, count in zip(sizes, counts, strict=True) if size > 1},
     )

@@ -64,7 +64,7 @@ class Columns:
                 self._shingles.append(shingles)
         self._waiting, self._words_waiting = [], 0
 
-    def write(self, directory: Path, *, names: tuple[str, str, str, str], bands: int) -> None:
+    def write(self, directory: Path, *, names: tuple[str, str, str, str]) -> None:
         """Writes the files under these names: keys, signed rows, bands, shingles (skipped if the last is empty)."""
         keys, signed, band_keys, shingles = (directory / name for name in names)
         columns = {
@@ -77,7 +77,7 @@ class Columns:
         if self._minhash is None:
             return
         self._sign(self._minhash)
-        table = np.empty((0, bands), np.uint64)
+        table = np.empty((0, self._minhash.bands), np.uint64)
         if self._signatures:
             table = self._minhash.band_keys(np.stack(self._signatures))
         if self._salt:

@@ -98,10 +98,6 @@ class MinHash:
             keys = _mix(keys * _BASE + rows[..., row] + np.uint64(1))
         return keys
 
-    def candidate_probability(self, similarity: float) -> float:
-        """1 - (1 - s^rows)^bands: the probability that two documents of this similarity are a candidate pair."""
-        return 1.0 - (1.0 - similarity**self.rows) ** self.bands
-
 
 def jaccard(first: np.ndarray, second: np.ndarray) -> float:
     """|A and B| / |A or B| of two arrays of shingles, taken as sets."""

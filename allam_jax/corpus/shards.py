@@ -88,7 +88,7 @@ class PartWriter:
     """A context manager that writes a part of a dataset: shards of each split, under temporary names.
 
     Attributes:
-        counts: at the end, `{split: {"documents", "bytes", "words", "shards": [{"file", "documents", "bytes"}]}}`.
+        counts: at the end, `{split: {"words", "shards": [{"file", "documents", "bytes"}]}}`.
     """
 
     def __init__(
@@ -112,7 +112,9 @@ class PartWriter:
     def __exit__(self, exception: object, *_: object) -> None:
         if exception is None:
             with disk_errors(self._dataset):
-                self.counts = {split: writer.finish() for split, writer in self._writers.items()}
+                for writer in self._writers.values():
+                    writer.close()
+            self.counts = {split: writer.counts for split, writer in self._writers.items()}
         for writer in self._writers.values():
             with contextlib.suppress(RuntimeError, OSError):
                 writer.close()
@@ -220,36 +222,26 @@ class _SplitWriter:
     def __init__(self, directory: Path, *, split: str, shard_bytes: int):
         self._directory, self._split, self._shard_bytes = directory, split, shard_bytes
         self._writer: ArrayRecordWriter | None = None
-        self._shards: list[dict[str, Any]] = []
-        self._words = 0
+        self.counts: dict[str, Any] = {"words": 0, "shards": []}
 
     def write(self, fields: Mapping[str, str]) -> None:
+        shards = self.counts["shards"]
         if self._writer is None:
             # Grain reads single records fast only if each group holds one record.
-            path = self._directory / f"{self._split}-{len(self._shards)}"
+            path = self._directory / f"{self._split}-{len(shards)}"
             self._writer = ArrayRecordWriter(str(path), "group_size:1")
-            self._shards.append({"file": path.name, "documents": 0, "bytes": 0})
+            shards.append({"file": path.name, "documents": 0, "bytes": 0})
         self._writer.write(_example(fields))
-        shard = self._shards[-1]
-        shard["documents"] += 1
-        shard["bytes"] += len(fields["text"].encode())
-        self._words += len(fields["text"].split())
-        if shard["bytes"] >= self._shard_bytes:
+        shards[-1]["documents"] += 1
+        shards[-1]["bytes"] += len(fields["text"].encode())
+        self.counts["words"] += len(fields["text"].split())
+        if shards[-1]["bytes"] >= self._shard_bytes:
             self.close()
 
     def close(self) -> None:
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.close()
-
-    def finish(self) -> dict[str, Any]:
-        self.close()
-        return {
-            "documents": sum(shard["documents"] for shard in self._shards),
-            "bytes": sum(shard["bytes"] for shard in self._shards),
-            "words": self._words,
-            "shards": self._shards,
-        }
 
 
 def _link(path: Path, target: Path) -> None:

@@ -244,7 +244,7 @@ class Sign(Step):
 
     def _end(self) -> None:
         shingles = SHINGLES if self.plan.settings["dedup"]["verify"] > 0 else ""
-        self.columns.write(self.directory, names=(KEYS, SIGNED, BANDS, shingles), bands=self.plan.minhash.bands)
+        self.columns.write(self.directory, names=(KEYS, SIGNED, BANDS, shingles))
 
 
 class Keep(Step):

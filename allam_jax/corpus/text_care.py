@@ -93,17 +93,11 @@ def _windows_1256(text: str) -> str:
     return repaired if len(_ARABIC_LETTERS.findall(repaired)) > letters / 2 else text
 
 
-def _presentation_forms(text: str) -> str:
-    return _PRESENTATION_FORMS.sub(lambda match: unicodedata.normalize("NFKC", match.group()), text)
-
-
-def _look_alikes(text: str) -> str:
-    return text.translate(_LOOK_ALIKES)
-
-
 # The repairs in their order: those of letters come after the repair of the bytes.
 REPAIRS: dict[str, Callable[[str], str]] = {
     "mojibake": _mojibake,
-    "presentation_forms": _presentation_forms,
-    "look_alikes": _look_alikes,
+    "presentation_forms": lambda text: _PRESENTATION_FORMS.sub(
+        lambda form: unicodedata.normalize("NFKC", form[0]), text
+    ),
+    "look_alikes": lambda text: text.translate(_LOOK_ALIKES),
 }

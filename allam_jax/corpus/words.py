@@ -55,17 +55,17 @@ class Words:
 
     @functools.cached_property
     def raw_words(self) -> list[str]:
-        """RedPajama-v2's raw words."""
+        """RedPajama-v2's raw words: WordPunct tokens of the text."""
         return _RAW_WORD.findall(self.text)
 
     @functools.cached_property
     def norm_text(self) -> str:
-        """RedPajama-v2's normalised text."""
+        """RedPajama-v2's normalised text, from `redpajama_normalise`."""
         return redpajama_normalise(self.text)
 
     @functools.cached_property
     def norm_words(self) -> list[str]:
-        """RedPajama-v2's normalised words."""
+        """RedPajama-v2's norm words: the normalised text, split at white space."""
         return self.norm_text.split()
 
     @functools.cached_property

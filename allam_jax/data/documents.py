@@ -1,13 +1,12 @@
 """Opens a dataset directory as a random-access source of documents, for Grain."""
 
 import bisect
-import difflib
 import itertools
 from pathlib import Path
 from typing import Any, SupportsIndex
 
 from allam_jax.corpus.shards import check_shard, read_manifest
-from allam_jax.errors import UserError
+from allam_jax.errors import UserError, nearest
 from allam_jax.files import sha256_of_json
 
 
@@ -34,10 +33,7 @@ class DocumentSource:
         except Exception as error:  # TFDS raises many types of errors for metadata that it cannot parse
             raise UserError(f"{directory}: not a readable TFDS dataset ({_one_line(error)})") from None
         if split not in builder.info.splits:
-            known = sorted(builder.info.splits)
-            near = difflib.get_close_matches(split, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known) or 'none'}"
-            raise UserError(f"{directory}: no split {split!r}; {hint}")
+            raise UserError(f"{directory}: no split {split!r}; {nearest(split, sorted(builder.info.splits))}")
         if "text" not in builder.info.features:
             raise UserError(f"{directory}: no feature 'text'; it has {', '.join(sorted(builder.info.features))}")
         info = builder.info.splits[split]

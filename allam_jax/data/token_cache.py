@@ -110,10 +110,14 @@ class TokenSource:
 def verify_tokens(directory: str | Path) -> None:
     """Reads every file of a cache in full and compares its SHA-256; UserError for the first that differs."""
     for shard in read_json(Path(directory) / MANIFEST)["shards"]:
-        for file, facts in shard["files"].items():
-            path = Path(directory) / file
-            if not path.is_file() or sha256_of_file(path) != facts["sha256"]:
-                raise UserError(f"{path}: missing, or its bytes differ from those written (sha256); {REMEDY}")
+        if damaged := damaged_files(shard, Path(directory)):
+            raise UserError(f"{damaged[0]}: missing, or its bytes differ from those written (sha256); {REMEDY}")
+
+
+def damaged_files(shard: dict[str, Any], directory: Path) -> list[Path]:
+    """The files of a shard that are missing, or whose SHA-256 differs from the manifest's."""
+    files = {directory / file: facts["sha256"] for file, facts in shard["files"].items()}
+    return [path for path, expected in files.items() if not path.is_file() or sha256_of_file(path) != expected]
 
 
 def _check_origin(manifest: dict[str, Any], *, directory: Path) -> None:

@@ -16,7 +16,7 @@ from absl import logging
 
 from allam_jax.data.batch import BatchEncoder
 from allam_jax.data.documents import DocumentSource
-from allam_jax.data.token_cache import MANIFEST, VERSION, is_token_cache, verify_tokens
+from allam_jax.data.token_cache import MANIFEST, VERSION, damaged_files, is_token_cache, verify_tokens
 from allam_jax.errors import UserError
 from allam_jax.files import atomic_path, read_json, sha256_of_file, write_json
 
@@ -72,9 +72,10 @@ def write_tokens(
             return manifest
     unfinished = _open_unfinished(directory, plan)
     shards: list[dict[str, Any]] = []
-    while (record := unfinished / f"{len(shards):05d}.json").is_file() and _is_whole(
-        shard := read_json(record), record
-    ):
+    while (record := unfinished / f"{len(shards):05d}.json").is_file():
+        shard = read_json(record)
+        if damaged_files(shard, unfinished):
+            break
         shards.append(shard)
     first = sum(shard["documents"] for shard in shards)
     if shards:
@@ -109,11 +110,6 @@ def _open_unfinished(directory: Path, plan: dict[str, Any]) -> Path:
     unfinished.mkdir(parents=True, exist_ok=True)
     write_json(plan_file, plan)
     return unfinished
-
-
-def _is_whole(shard: dict[str, Any], record: Path) -> bool:
-    files = {record.parent / file: facts["sha256"] for file, facts in shard["files"].items()}
-    return all(path.is_file() and sha256_of_file(path) == expected for path, expected in files.items())
 
 
 def encoded(source: DocumentSource, *, tokenizer: BatchEncoder, first: int = 0) -> Iterator[np.ndarray]:

@@ -39,16 +39,11 @@ class Tokenizer:
         control pieces. UserError if there is no such file, or if it is damaged or of another type.
         """
         path = Path(path)
-        file = path
-        if path.is_dir():
-            candidates = [path / "tokenizer.model", path / "tokenizer.json"]
-            file = next((candidate for candidate in candidates if candidate.is_file()), path)
-            if file is path:
-                raise UserError(f"{path}: no tokenizer here; expected tokenizer.model or tokenizer.json")
-        if not file.is_file():
-            raise UserError(
-                f"{path}: no such file; expected a tokenizer.model, a tokenizer.json or a directory with one"
-            )
+        candidates = [path / "tokenizer.model", path / "tokenizer.json"] if path.is_dir() else [path]
+        file = next((candidate for candidate in candidates if candidate.is_file()), None)
+        if file is None:
+            what = "no tokenizer here" if path.is_dir() else "no such file"
+            raise UserError(f"{path}: {what}; expected a tokenizer.model, a tokenizer.json or a directory with one")
         if file.suffix == ".json":
             settings_file = file.parent / "tokenizer_config.json"
             settings = read_json(settings_file) if settings_file.is_file() else {}

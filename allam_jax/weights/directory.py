@@ -116,7 +116,7 @@ def load_weights(directory: Path, *, param_dtype: str | None = None, mesh: Mesh 
             params = checkpointer.restore(folder, target)
         except jax.errors.JaxRuntimeError:  # such as: out of memory
             raise
-        except Exception as error:  # Orbax raises this very class for damaged arrays
+        except Exception as error:  # for damaged arrays, Orbax raises Exception itself
             raise unreadable(f"{folder}:", error) from error
     return dataclasses.replace(opened, params=params)
 
@@ -133,7 +133,7 @@ def open_weights(directory: Path) -> LoadedWeights:
     with _checkpointer() as checkpointer:
         try:
             stored = checkpointer.metadata(folder).item_metadata.tree
-        except Exception as error:  # Orbax raises this very class for damaged files
+        except Exception as error:  # for damaged files, Orbax raises Exception itself
             raise unreadable(f"{folder}:", error) from error
     _check_shapes(stored, config, where=str(folder))
     tokenizer_dir = directory / TOKENIZER_FOLDER

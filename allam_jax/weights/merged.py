@@ -38,7 +38,7 @@ class Slerp:
     def coefficients_of(self, piece: Piece, parameters: Sequence[StoredParameter]) -> tuple[float, ...]:
         """The coefficients of one tensor; reads the tensor of both models to compute them."""
         first, second = parameters
-        pairs = ((first.read(piece, first=a, last=b), second.read(piece, first=a, last=b)) for a, b in _blocks(piece))
+        pairs = ((first.read(piece, *block), second.read(piece, *block)) for block in _blocks(piece))
         return slerp_coefficients(pairs, t=self.t)
 
 
@@ -99,7 +99,7 @@ def _merge_piece(
     coefficients = method.coefficients_of(piece, parameters)
     result: np.ndarray | None = None
     for first, last in _blocks(piece):
-        total = weighted_sum((parameter.read(piece, first=first, last=last) for parameter in parameters), coefficients)
+        total = weighted_sum((parameter.read(piece, first, last) for parameter in parameters), coefficients)
         if result is None:
             result = _zeros(shape, dtype, like=total)
         index = [slice(0, size) for size in piece.shape]

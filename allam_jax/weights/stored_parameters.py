@@ -7,9 +7,8 @@ be combined. Memory holds one block of each model and, for an Orbax checkpoint, 
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import tensorstore as ts
@@ -17,20 +16,22 @@ import tensorstore as ts
 from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.weights.huggingface import Piece, open_huggingface, parameter_dtype, pieces_of, read_block
 from allam_jax.weights.orbax_arrays import chunk_shape, open_array, read_part
-from allam_jax.weights.safetensors_io import StoredTensor
 
 ParameterPath = tuple[str, ...]  # the keys that lead to a parameter in the tree
 
 
-class StoredParameter(Protocol):
-    """One parameter on disk."""
+@dataclasses.dataclass(frozen=True)
+class StoredParameter:
+    """One parameter on disk.
 
-    @property
-    def dtype(self) -> np.dtype:
-        """The narrowest dtype that holds all of the parameter."""
+    Attributes:
+        dtype: the narrowest dtype that holds all of it.
+        read: `read(piece, first, last)` reads the range first..last of the block axis of one of its pieces, in the
+            stored dtype.
+    """
 
-    def read(self, piece: Piece, *, first: int, last: int) -> np.ndarray:
-        """Reads the range first..last of the block axis of one of its pieces, in the stored dtype."""
+    dtype: np.dtype
+    read: Callable[[Piece, int, int], np.ndarray]
 
 
 StoredParameters = Mapping[ParameterPath, StoredParameter]
@@ -39,10 +40,15 @@ StoredParameters = Mapping[ParameterPath, StoredParameter]
 def huggingface_parameters(directory: Path) -> tuple[StoredParameters, LlamaConfig]:
     """Opens a Llama directory; raises as `import_huggingface` does."""
     config, stored = open_huggingface(directory)
-    return {
-        path: _Tensors({piece.name: stored[piece.name] for piece in pieces})
+
+    def read(piece: Piece, first: int, last: int) -> np.ndarray:
+        return read_block(piece, stored[piece.name], first=first, last=last)
+
+    parameters = {
+        path: StoredParameter(parameter_dtype([stored[piece.name] for piece in pieces], None), read)
         for path, pieces in pieces_of(config).items()
-    }, config
+    }
+    return parameters, config
 
 
 def orbax_parameters(folder: Path, *, config: LlamaConfig, under: ParameterPath = ()) -> StoredParameters:
@@ -53,41 +59,23 @@ def orbax_parameters(folder: Path, *, config: LlamaConfig, under: ParameterPath 
         config: the architecture.
         under: the keys in the tree that lead to the parameters.
     """
-    folder = Path(folder)
-    names = {path: ".".join((*under, *path)) for path in pieces_of(config)}
-    chunked = {path: open_array(folder, name) for path, name in names.items()}
-    held = max(_held_bytes(chunked[path], pieces[0]) for path, pieces in pieces_of(config).items())
+    pieces = pieces_of(config)
+    names = {path: ".".join((*under, *path)) for path in pieces}
+    held = max(_held_bytes(open_array(folder, name), pieces[path][0]) for path, name in names.items())
     context = ts.Context({"cache_pool": {"total_bytes_limit": held}})  # shared, because arrays are read one by one
-    return {path: _OrbaxArray(open_array(folder, name, context=context), folder, name) for path, name in names.items()}
+    return {path: _orbax_parameter(folder, name, context=context) for path, name in names.items()}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Tensors:
-    tensors: dict[str, StoredTensor]
+def _orbax_parameter(folder: Path, name: str, *, context: ts.Context) -> StoredParameter:
+    array = open_array(folder, name, context=context)
 
-    @property
-    def dtype(self) -> np.dtype:
-        return parameter_dtype(list(self.tensors.values()), None)
-
-    def read(self, piece: Piece, *, first: int, last: int) -> np.ndarray:
-        return read_block(piece, self.tensors[piece.name], first=first, last=last)
-
-
-@dataclasses.dataclass(frozen=True)
-class _OrbaxArray:
-    array: ts.TensorStore
-    folder: Path
-    name: str
-
-    @property
-    def dtype(self) -> np.dtype:
-        return np.dtype(self.array.dtype.numpy_dtype)
-
-    def read(self, piece: Piece, *, first: int, last: int) -> np.ndarray:
+    def read(piece: Piece, first: int, last: int) -> np.ndarray:
         ranges = [slice(0, size) for size in piece.shape]  # without padding rows
         ranges[piece.block_axis] = slice(first, last)
         index: tuple[int | slice, ...] = tuple(ranges) if piece.layer is None else (piece.layer, *ranges)
-        return read_part(self.array, index, folder=self.folder, name=self.name)
+        return read_part(array, index, folder=folder, name=name)
+
+    return StoredParameter(np.dtype(array.dtype.numpy_dtype), read)
 
 
 def _held_bytes(array: ts.TensorStore, piece: Piece) -> int:

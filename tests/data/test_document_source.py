@@ -58,7 +58,7 @@ def test_unknown_paths_splits_and_features(datasets, tmp_path):
         DocumentSource(tmp_path / "nothing", split="train")
     with pytest.raises(UserError, match="no split 'validatoin'; did you mean validation?"):
         DocumentSource(datasets / "split", split="validatoin")
-    with pytest.raises(UserError, match="no split 'xyz'; it has train, validation"):
+    with pytest.raises(UserError, match="no split 'xyz'; known: train, validation"):
         DocumentSource(datasets / "split", split="xyz")
     directory = damaged(datasets, tmp_path)
     features = json.loads((directory / "features.json").read_text())

@@ -196,7 +196,11 @@ def _word_piece(path):
     ("name", "write", "message"),
     [
         ("tokenizer.model", lambda path: None, "no such file"),
-        ("tokenizer.model", lambda path: path.mkdir(), "no tokenizer here; expected tokenizer.model or tokenizer.json"),
+        (
+            "tokenizer.model",
+            lambda path: path.mkdir(),
+            "no tokenizer here; expected a tokenizer.model, a tokenizer.json",
+        ),
         ("tokenizer.model", _unigram, "a SentencePiece UNIGRAM model; expected BPE"),
         ("tokenizer.model", _truncated, "not a SentencePiece model or truncated"),
         ("tokenizer.model", lambda path: path.write_bytes(b""), "not a SentencePiece model or truncated"),
