@@ -17,6 +17,10 @@ from ml_collections import config_flags
 from allam_jax import interrupts
 from allam_jax.errors import Stopped, UserError
 from allam_jax.launch import flags as sweep_flags
+from allam_jax.tasks import config_help, registry
+
+_ROOT = Path(__file__).resolve().parent
+_OURS = [_ROOT / name for name in ("allam_jax", "configs", "experiments", "kernels")]
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with `:ARG` for its argument.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run writes; by default runs/<name of the config>.")
@@ -24,16 +28,19 @@ STAGE = flags.DEFINE_list("stage", [], "Run only this stage of a recipe, or thes
 STORE = flags.DEFINE_string("store", None, "Where stages lie that recipes share; by default each workdir has its own.")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where no scheduler tells.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes, where no scheduler tells.")
+HELP_CONFIG = flags.DEFINE_string("help_config", None, "Print all keys of this task (or of `all`) and exit.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, where no scheduler tells.")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses flags and the config; anything wrong with them is a UserError."""
     try:
-        argv = sweep_flags.prepare(argv)
+        argv = sweep_flags.prepare(with_installed_files(argv))
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise UserError(f"unexpected argument {rest[1]!r}: flags start with --")
+        if HELP_CONFIG.value is not None:
+            return rest
         if not CONFIG.present:
             raise UserError("no config: pass --config FILE, for example --config configs/quickstart.py")
         path = config_file()
@@ -48,6 +55,21 @@ def parse_flags(argv: list[str]) -> list[str]:
             raise
         raise UserError(message) from error
     return rest
+
+
+def with_installed_files(argv: list[str]) -> list[str]:
+    """The arguments, with a config or experiment that is not in this directory taken from beside this file."""
+    found = list(argv)
+    for index, argument in enumerate(argv):
+        flag, separator, value = argument.partition("=")
+        if flag not in ("--config", "-config", "--sweep", "-sweep"):
+            continue
+        place = index if separator else index + 1
+        path = value if separator else "".join(argv[place : place + 1])
+        file = path.partition(":")[0]
+        if file and not Path(file).exists() and (_ROOT / file).is_file():
+            found[place] = f"{flag}={_ROOT / path}" if separator else str(_ROOT / path)
+    return found
 
 
 def config_file() -> Path:
@@ -100,11 +122,17 @@ def reason(error: Exception) -> str:
     if not isinstance(error, KeyError | AttributeError) or not unknown:
         return text
     hint = re.search(r'Did you mean "(\w+)"', text)
+    owners = registry.owners_of(unknown[1])
+    if owners:
+        return f"the config has no key {unknown[1]!r}, which belongs to task {' and '.join(owners)}"
     return f"the config has no key {unknown[1]!r}" + (f"; did you mean {hint[1]!r}?" if hint else "")
 
 
 def main(_) -> None:
     """Starts the processes, runs the task and prints its result as one line of JSON."""
+    if HELP_CONFIG.value is not None:
+        print(config_help.explain(HELP_CONFIG.value))
+        return
     interrupts.install()
     if sweep_flags.is_sweep():
         result = sweep_flags.run(CONFIG.value, workdir=WORKDIR.value, store=STORE.value)
@@ -138,10 +166,12 @@ def leave(message: str, *, status: int) -> None:
 
 def is_ours(record) -> bool:
     """Whether a log record should be shown: ours all, those of libraries from warnings on."""
-    return record.levelno >= stdlib_logging.WARNING or Path(record.pathname).is_relative_to(Path(__file__).parent)
+    path = Path(record.pathname)
+    return record.levelno >= stdlib_logging.WARNING or path == Path(__file__) or any(map(path.is_relative_to, _OURS))
 
 
-if __name__ == "__main__":
+def command_line() -> None:
+    """Runs `main` with the process's arguments; what the user can fix ends as one line on stderr, with status 2."""
     logging.set_verbosity(logging.INFO)
     logging.set_stderrthreshold("info")
     logging.get_absl_logger().addFilter(is_ours)
@@ -155,3 +185,7 @@ if __name__ == "__main__":
         leave("SIGTERM: nothing to save; run the same command again to go on", status=0)
     except KeyboardInterrupt:
         leave("error: interrupted; run the same command again to go on", status=2)
+
+
+if __name__ == "__main__":
+    command_line()

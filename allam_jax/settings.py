@@ -238,7 +238,9 @@ def explain(cls: type[Section], *, prefix: str = "") -> list[str]:
 
 def _limits(field: dataclasses.Field) -> str:
     choices, bounds = field.metadata["choices"], field.metadata["bounds"]
-    said = [" | ".join(choice or "''" for choice in choices)] if choices else [text for _, _, text in bounds]
+    # Bounds that only keep a number in the range of its type tell a reader nothing.
+    shown = [text for _, bound, text in bounds if abs(bound) < LARGEST_INT]
+    said = [" | ".join(choice or "''" for choice in choices)] if choices else shown
     return f" ({', '.join(said)})" if said else ""
 
 

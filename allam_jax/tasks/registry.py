@@ -102,8 +102,8 @@ def task_named(name: str) -> Task:
     """The row of a task; UserError for a name that there is not."""
     if name not in TASKS:
         close = difflib.get_close_matches(name, TASKS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(TASKS)} or recipe"
-        raise UserError(f"config.task = {name!r}: no such task; {hint}")
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(TASKS)}, and recipe"
+        raise UserError(f"no task is called {name!r}; {hint}")
     return TASKS[name]
 
 
@@ -180,17 +180,6 @@ def owners_of(key: str) -> list[str]:
         for cls in row.sections
         if key == cls.section_name or (not cls.section_name and key in {f.name for f in dataclasses.fields(cls)})
     ]
-
-
-def explain(name: str) -> str:
-    """Every key of a task with its default and a comment, as Python that a config could hold."""
-    row = task_named(name)
-    module_lines = [f"# Task {name}", ""]
-    for cls in row.sections:
-        title = cls.section_name or "(top level)"
-        prefix = f"{cls.section_name}." if cls.section_name else ""
-        module_lines += [f"# {title}: {(cls.__doc__ or '').splitlines()[0]}", *settings.explain(cls, prefix=prefix), ""]
-    return "\n".join(module_lines)
 
 
 def _section_of(config: Mapping[str, Any] | ConfigDict, cls: type[Section], *, task: str) -> dict[str, Any]:

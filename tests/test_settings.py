@@ -1,0 +1,304 @@
+"""What a config accepts, which task reads what of it, and what makes a finished stage another one."""
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from allam_jax.errors import UserError
+from allam_jax.files import sha256_of_json
+from allam_jax.settings import LARGEST_INT, Section, as_dict, changed, entries, nested, read, setting
+from allam_jax.tasks import config_help, registry, runner
+from allam_jax.tasks.registry import TASKS, Task, changed_settings, settings_of
+from configs import base, quickstart
+
+ROOT = Path(__file__).resolve().parent.parent
+EVERY_SECTION = sorted({cls for row in TASKS.values() for cls in row.sections}, key=lambda cls: cls.__name__)
+
+
+class Inner(Section):
+    """An entry."""
+
+    weight: float = setting(1.0, "relative", least=0)
+    names: tuple[str, ...] = setting((), "some of a and b", choices=("a", "b"))
+
+
+class Outer(Section, name="outer"):
+    """A section."""
+
+    steps: int = setting(3, "updates", least=1)
+    share: float = setting(0.5, "of the whole", above=0, below=1)
+    mode: str = setting("fast", "how", choices=("fast", "slow"))
+    on: bool = setting(True, "whether")
+    inner: Inner = nested(Inner, "a section of its own")
+
+
+def test_values_are_checked_wherever_a_section_is_made():
+    for values, message in (
+        ({"steps": 0}, "config.outer.steps = 0: expected a whole number, at least 1"),
+        ({"steps": 2.0}, "config.outer.steps = 2.0: expected a whole number, at least 1"),
+        ({"steps": True}, "config.outer.steps = True: expected a whole number, at least 1"),
+        ({"steps": LARGEST_INT + 1}, f"config.outer.steps = {LARGEST_INT + 1}: expected a whole number, at most"),
+        ({"share": 1}, "config.outer.share = 1: expected a number, above 0, below 1"),
+        ({"share": float("nan")}, "config.outer.share = nan: expected a number, above 0, below 1, and a finite one"),
+        ({"share": "x"}, "config.outer.share = 'x': expected a number"),
+        ({"mode": "Fast"}, "config.outer.mode = 'Fast': expected one of 'fast', 'slow'"),
+        ({"on": 1}, "config.outer.on = 1: expected True or False"),
+    ):
+        with pytest.raises(UserError) as error:
+            Outer(**values)
+        assert str(error.value).startswith(message)
+        with pytest.raises(UserError) as error:
+            read(Outer, values, where="outer")
+        assert str(error.value).startswith(message)
+
+
+def test_errors_name_the_whole_key():
+    class Sources(Section, name="data"):
+        """Named entries."""
+
+        sources: Mapping[str, Inner] = entries("what is read")
+
+    for values, message in (
+        ({"inner": {"weight": -1}}, "config.outer.inner.weight = -1: expected a number, at least 0"),
+        ({"inner": {"names": ["c"]}}, "config.outer.inner.names = ('c',): expected a tuple of 'a', 'b'"),
+        ({"inner": {"wieght": 1}}, "config.outer.inner.wieght: no such key; did you mean 'weight'?"),
+        ({"inner": 3}, "config.outer.inner = 3: expected a section with the keys weight, names"),
+    ):
+        with pytest.raises(UserError) as error:
+            read(Outer, values, where="outer")
+        assert str(error.value) == message
+    with pytest.raises(UserError, match=r"^config\.data\.sources\.ar\.weight = -2: expected"):
+        read(Sources, {"sources": {"ar": {"weight": -2}}}, where="data")
+
+
+def test_a_key_cannot_be_forgotten():
+    with pytest.raises(TypeError, match="no comment"):
+
+        class NoComment(Section):
+            """Bad."""
+
+            steps: int = 3
+
+    with pytest.raises(TypeError, match="without a lower bound"):
+
+        class NoBound(Section):
+            """Bad."""
+
+            steps: int = setting(3, "updates")
+
+
+def test_what_is_read_back_is_what_was_written():
+    written = Outer(steps=7, inner=Inner(weight=2, names=("b",)))
+    assert read(Outer, as_dict(written), where="outer") == written
+    assert changed(written) == {"steps": 7, "inner": {"weight": 2, "names": ["b"]}}
+    assert changed(Outer()) == {}
+
+
+# -- tasks -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_defaults_of_every_task_can_be_read(task):
+    config = base.get_config(task)
+    assert settings_of(config).task == task
+    assert changed_settings(config) == {"task": task}
+    with pytest.raises((AttributeError, KeyError)):
+        config.nonsense = 1
+
+
+def test_a_key_of_another_task_is_an_error_that_names_the_task():
+    with pytest.raises(AttributeError):
+        base.get_config("train").corpus.parts = 3
+    run = [sys.executable, "run.py", "--config=configs/generate.py", "--config.corpus.parts=3"]
+    finished = subprocess.run(run, cwd=ROOT, capture_output=True, text=True)
+    assert finished.returncode == 2
+    assert "has no key 'corpus', which belongs to task corpus" in finished.stderr
+
+
+def test_a_task_that_looks_at_train_configs_runs_on_them():
+    config = base.get_config("train")
+    config.model.vocab_size = 64
+    config.plan.nodes = 3
+    assert settings_of(config, task="plan").plan.nodes == 3
+    assert not hasattr(settings_of(config), "plan")
+    assert changed_settings(config) == {"task": "train", "model": {"vocab_size": 64}}
+    config.task = "corpus"
+    with pytest.raises(UserError, match=r"no section 'corpus', which this task reads; make it with base.get_config"):
+        settings_of(config)
+
+
+class ToySettings(Section, name="toy"):
+    """What a task of this test reads."""
+
+    text: str = setting("hello", "what is said")
+
+
+def run(config, workdir):
+    """The toy task's story."""
+    (workdir / "said.txt").write_text(config.toy.text)
+    return {"said": config.toy.text}
+
+
+def test_a_new_task_is_a_module_its_settings_and_one_row(monkeypatch, tmp_path):
+    monkeypatch.setitem(registry.TASKS, "toy", Task(__name__, (ToySettings,)))
+    config = base.get_config("toy")
+    config.toy.text = "good evening"
+    assert runner.run(config, workdir=tmp_path / "alone") == {"said": "good evening"}
+    recipe = base.recipe(greeting=config)
+    result = runner.run(recipe, workdir=tmp_path / "recipe")
+    assert result["said"] == (tmp_path / "recipe" / "greeting" / "said.txt").read_text() == "good evening"
+    assert "toy.text = 'hello'  # what is said" in config_help.explain("toy")
+
+
+# -- fingerprints ------------------------------------------------------------------------------------------------------
+
+
+def with_row(monkeypatch, cls):
+    monkeypatch.setitem(registry.TASKS, "toy", Task(__name__, (cls,)))
+    config = base.get_config("toy")
+    config.toy.text = "changed"
+    return changed_settings(config)
+
+
+def test_a_new_key_with_a_default_changes_no_fingerprint_but_a_value_and_a_version_do(monkeypatch):
+    before = with_row(monkeypatch, ToySettings)
+
+    class More(Section, name="toy"):
+        """The same and a new key."""
+
+        text: str = setting("hello", "what is said")
+        times: int = setting(1, "how often", least=1)
+
+    class Later(Section, name="toy", version=2):
+        """The same with another meaning."""
+
+        text: str = setting("hello", "what is said")
+
+    assert with_row(monkeypatch, More) == before == {"task": "toy", "toy": {"text": "changed"}}
+    assert with_row(monkeypatch, Later) != before
+
+
+def test_a_finished_stage_outlives_a_new_key(monkeypatch, tmp_path):
+    monkeypatch.setitem(registry.TASKS, "toy", Task(__name__, (ToySettings,)))
+    runner.run(base.recipe(greeting=base.get_config("toy")), workdir=tmp_path)
+    said = tmp_path / "greeting" / "said.txt"
+    said.unlink()  # a stage that runs again writes it again
+
+    class More(Section, name="toy"):
+        """The same and a new key."""
+
+        text: str = setting("hello", "what is said")
+        times: int = setting(1, "how often", least=1)
+
+    monkeypatch.setitem(registry.TASKS, "toy", Task(__name__, (More,)))
+    config = base.get_config("toy")
+    runner.run(base.recipe(greeting=config), workdir=tmp_path)
+    assert not said.exists()
+    config.toy.times = 2
+    with pytest.raises(UserError, match=r"finished with another config \(toy"):
+        runner.run(base.recipe(greeting=config), workdir=tmp_path)
+
+
+# Section -> version and the hash of its defaults. If this fails, a default has changed: finished stages that relied on
+# it would be taken for others, so raise the section's version with it. A new key needs its line here only.
+DEFAULTS = {
+    "CheckpointSettings": "1 bfde01560ceb",
+    "ComputeOptions": "1 ec7c1d2fd339",
+    "CorpusSettings": "1 1901ee693a14",
+    "DataSettings": "1 a11b21f064f6",
+    "EvalSettings": "1 dbad914bd413",
+    "ExpandSettings": "1 57d9c7d36cbb",
+    "ExportSettings": "1 ce66f15cb37f",
+    "GenerateSettings": "1 9cce3a0a4de6",
+    "GuardSettings": "1 a3fb105eb7c1",
+    "InitSettings": "1 b57b83edef8b",
+    "LlamaConfig": "1 4455dc7f23d8",
+    "MergeSettings": "1 e58b5c432550",
+    "MeshSettings": "1 9fc217894998",
+    "MetricsSettings": "1 340fe775db11",
+    "MixtureSettings": "1 09ff7363036f",
+    "OptimizerSettings": "1 ca73339b1962",
+    "ParameterSettings": "1 629174518cb4",
+    "PlanSettings": "1 3f321d983a13",
+    "PlantedCheckSettings": "1 529a7813522b",
+    "PlantedSettings": "1 1648671f56b8",
+    "QualitySettings": "1 7a26df317806",
+    "ReportSettings": "1 7eb2163df163",
+    "ScheduleSettings": "1 43b9256456c1",
+    "SeedSettings": "1 de7d7744ccd7",
+    "TokenizerMergeSettings": "1 571b24551618",
+    "TokenizerSettings": "1 356763cf278e",
+    "TokenizerTrainingSettings": "1 1c071e1d6f0b",
+    "TrainSettings": "1 5b9a786f3be8",
+    "WeightsSettings": "1 6b9bee014ea2",
+}
+
+
+def defaults_of(cls):
+    return f"{cls.section_version} {sha256_of_json(as_dict(cls.default()))[:12]}"
+
+
+def test_defaults_change_with_a_version_only():
+    assert {cls.__name__: defaults_of(cls) for cls in EVERY_SECTION} == DEFAULTS
+
+
+# Of stages of the quickstart. They change with its values, with a section's version, and with nothing else.
+GOLDEN = {
+    "corpus": "bfbd101aa064",
+    "base_tokenizer": "c276fb4eba29",
+    "base": "56a981fd930c",
+    "merged_tokenizer": "6baa1d1c5166",
+    "expand_random": "434a97e207d3",
+    "continued_random": "2d688632f23e",
+    "export": "da0bfdaed9e0",
+    "report": "8d04af6fc089",
+}
+
+
+def test_golden_fingerprints():
+    found = [sha256_of_json(changed_settings(quickstart.get_config().stage[name]))[:12] for name in GOLDEN]
+    assert found == list(GOLDEN.values())
+
+
+# -- the face ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_all_keys_is_up_to_date():
+    assert (ROOT / "docs" / "config.md").read_text(encoding="utf-8") == config_help.explain("all") + "\n"
+
+
+@pytest.mark.parametrize("cls", EVERY_SECTION, ids=lambda cls: cls.__name__)
+def test_every_key_is_explained(cls):
+    text = config_help.explain("all")
+    prefix = f"{cls.section_name}." if cls.section_name else ""
+    for field in dataclasses.fields(cls):
+        assert f"{prefix}{field.name}" in text
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import configs.quickstart as c; c.get_config()", "import sys; sys.argv = ['run.py', '--help']; import run"],
+)
+def test_a_config_and_the_command_line_import_no_jax(code):
+    check = (
+        f"{code}\nimport sys\nprint([name for name in ('jax', 'flax', 'tensorflow_datasets') if name in sys.modules])"
+    )
+    finished = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert finished.stdout.splitlines()[-1] == "[]"
+
+
+def test_entries_are_of_the_users_naming():
+    config = base.get_config("corpus")
+    config.corpus.sources.ar = base.documents(path="x", language="ar")
+    config.corpus.rules.mine = ConfigDict({"short": base.rule("word_count", "<", 30)})
+    read_back = settings_of(config).corpus
+    assert read_back.sources["ar"].validation_share == 0.02
+    assert read_back.rules["mine"]["short"].threshold == 30
+    config.corpus.block_lists.ar = 3
+    with pytest.raises(UserError, match=r"config\.corpus\.block_lists\.ar = 3: expected a string"):
+        settings_of(config)
