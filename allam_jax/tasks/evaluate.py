@@ -7,8 +7,7 @@ from ml_collections import ConfigDict
 
 from allam_jax import files
 from allam_jax.config import require
-from allam_jax.evaluation.bits_per_byte import make_evaluator
-from allam_jax.tasks.setup import compute_options, open_held_out, open_mesh, open_model
+from allam_jax.tasks.setup import held_out_scorer, open_mesh, open_model
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -16,14 +15,6 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     require(config.eval.sources, key="eval.sources", hint="name at least one held-out dataset")
     mesh = open_mesh(config)
     loaded, tokenizer, _ = open_model(config, mesh=mesh)
-    evaluate = make_evaluator(
-        config=loaded.config,
-        options=compute_options(config),
-        mesh=mesh,
-        batch_size=config.eval.batch_size,
-        num_chunks=config.train.loss_chunks,
-    )
-    held_out = open_held_out(config, tokenizer=tokenizer)
-    result = {name: evaluate(loaded.params, rows) for name, rows in held_out.items()}
+    result = held_out_scorer(config, model=loaded.config, tokenizer=tokenizer, mesh=mesh)(loaded.params)
     files.write_json(workdir / "evaluation.json", result)
     return result
