@@ -29,50 +29,45 @@ def _peak(bfloat16: float, tf32: float) -> dict[str, float]:
     return {"bfloat16": bfloat16, "float16": bfloat16, "float32": tf32}
 
 
+_A100 = Gpu(
+    name="A100-SXM4-80GB",
+    device_kinds=("A100-SXM4-80GB", "A100 80GB PCIe"),
+    memory_bytes=85_100_068_864,
+    peak_flops=_peak(312e12, 156e12),
+    memory_bandwidth=2.039e12,
+    nvlink_bandwidth=300e9,
+    network_bandwidth=25e9,
+    watts=6500 / 8,
+    target="a100",
+)
+_H100 = Gpu(
+    name="H100-SXM5-80GB",
+    device_kinds=("H100 80GB HBM3",),
+    memory_bytes=84_942_979_072,
+    peak_flops=_peak(989.4e12, 494.7e12),
+    memory_bandwidth=3.352e12,
+    nvlink_bandwidth=450e9,
+    network_bandwidth=50e9,
+    watts=10_200 / 8,
+    target="h100",
+)
+
 GPUS = {
-    "a100": Gpu(
-        name="A100-SXM4-80GB",
-        device_kinds=("A100-SXM4-80GB", "A100 80GB PCIe"),
-        memory_bytes=85_100_068_864,
-        peak_flops=_peak(312e12, 156e12),
-        memory_bandwidth=2.039e12,
-        nvlink_bandwidth=300e9,
-        network_bandwidth=25e9,
-        watts=6500 / 8,
-        target="a100",
-    ),
-    "a100_40gb": Gpu(
+    "a100": _A100,
+    "a100_40gb": dataclasses.replace(  # the same chip with other memory
+        _A100,
         name="A100-SXM4-40GB",
         device_kinds=("A100-SXM4-40GB", "A100-PCIE-40GB"),
         memory_bytes=42_505_273_344,
-        peak_flops=_peak(312e12, 156e12),
         memory_bandwidth=1.555e12,
-        nvlink_bandwidth=300e9,
-        network_bandwidth=25e9,
-        watts=6500 / 8,
-        target="a100",
     ),
-    "h100": Gpu(
-        name="H100-SXM5-80GB",
-        device_kinds=("H100 80GB HBM3",),
-        memory_bytes=84_942_979_072,
-        peak_flops=_peak(989.4e12, 494.7e12),
-        memory_bandwidth=3.352e12,
-        nvlink_bandwidth=450e9,
-        network_bandwidth=50e9,
-        watts=10_200 / 8,
-        target="h100",
-    ),
-    "h200": Gpu(
+    "h100": _H100,
+    "h200": dataclasses.replace(  # the same chip with other memory
+        _H100,
         name="H200-SXM5-141GB",
         device_kinds=("H200",),
         memory_bytes=150_120_000_000,
-        peak_flops=_peak(989.4e12, 494.7e12),
         memory_bandwidth=4.8e12,
-        nvlink_bandwidth=450e9,
-        network_bandwidth=50e9,
-        watts=10_200 / 8,
-        target="h100",  # the same chip; what its memory allows is reckoned from the figures here
     ),
     "b200": Gpu(
         name="B200-SXM6-180GB",

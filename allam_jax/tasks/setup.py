@@ -1,6 +1,7 @@
 """What several tasks begin with: config sections turned into the objects they describe."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from allam_jax.data.evaluation_rows import EvaluationRows, make_evaluation_rows
 from allam_jax.data.loader import Loader, make_loader
 from allam_jax.data.sources import stated_weights
 from allam_jax.data.token_cache import TokenSource, is_token_cache
-from allam_jax.evaluation.bits_per_byte import make_evaluator
+from allam_jax.evaluation.bits_per_byte import Result, make_evaluator
 from allam_jax.evaluation.metric_keys import HELD_OUT
 from allam_jax.model.llama import Params
+from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.parallel.distributed import process_rows
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.settings import Settings, as_dict
@@ -21,7 +23,6 @@ from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.training.load import load_model
 from allam_jax.training.loop import Evaluation
 from allam_jax.training.origin import open_tokenizer
-from allam_jax.training.run_description import RunDescription
 from allam_jax.weights.directory import LoadedWeights, check_vocabulary
 
 
@@ -55,21 +56,29 @@ def open_held_out(config: Settings, *, tokenizer: Tokenizer, seq_len: int) -> di
     }
 
 
-def open_evaluations(config: Settings, *, tokenizer: Tokenizer, run: RunDescription, mesh: Mesh) -> list[Evaluation]:
-    """What a training run is scored on: bits per byte of `config.eval.sources`, if there are any."""
-    if not config.eval.sources:
-        return []
-    held_out = open_held_out(config, tokenizer=tokenizer, seq_len=config.data.seq_len)
+def held_out_scorer(
+    config: Settings, *, model: LlamaConfig, tokenizer: Tokenizer, mesh: Mesh, seq_len: int
+) -> Callable[[Params], dict[str, Result]]:
+    """Opens `config.eval.sources`; parameters -> the result of `make_evaluator` for each of them."""
+    held_out = open_held_out(config, tokenizer=tokenizer, seq_len=seq_len)
     evaluator = make_evaluator(
-        config=run.model,
-        options=run.options,
+        config=model,
+        options=config.compute,
         mesh=mesh,
         batch_size=config.eval.batch_size,
         num_chunks=config.eval.loss_chunks,
     )
+    return lambda params: {name: evaluator(params, rows) for name, rows in held_out.items()}
+
+
+def open_evaluations(config: Settings, *, model: LlamaConfig, tokenizer: Tokenizer, mesh: Mesh) -> list[Evaluation]:
+    """What a training run is scored on: bits per byte of `config.eval.sources`, if there are any."""
+    if not config.eval.sources:
+        return []
+    scorer = held_out_scorer(config, model=model, tokenizer=tokenizer, mesh=mesh, seq_len=config.data.seq_len)
 
     def scores(params: Params) -> dict[str, dict[str, float]]:
-        return {name: {"bits_per_byte": evaluator(params, rows)["bits_per_byte"]} for name, rows in held_out.items()}
+        return {name: {"bits_per_byte": result["bits_per_byte"]} for name, result in scorer(params).items()}
 
     return [Evaluation(suite=HELD_OUT, every=config.eval.every, scores=scores)]
 

@@ -32,7 +32,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     description = described_run(config, device_count=mesh.size, model=origin.model)
     check_fits(description, mesh=mesh)
     data_sheet = peak_flops(mesh.devices.flat[0].device_kind, compute_dtype=config.compute.compute_dtype)
-    evaluations = open_evaluations(config, tokenizer=origin.tokenizer, run=description, mesh=mesh)
+    evaluations = open_evaluations(config, model=origin.model, tokenizer=origin.tokenizer, mesh=mesh)
 
     # ---- train ----
     with (

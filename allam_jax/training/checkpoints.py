@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 from allam_jax.errors import UserError
 from allam_jax.files import check_file_sizes, file_sizes, read_json, write_json
 from allam_jax.parallel.distributed import barrier, gather, is_main_process
+from allam_jax.training.settings import CheckpointSettings
 from allam_jax.weights.orbax_arrays import save_args
 from allam_jax.weights.orbax_logs import quiet_orbax
 
@@ -53,21 +54,14 @@ class Checkpointer:
     Raises UserError, in whichever call comes next, when a save failed in the background; earlier checkpoints stay.
     """
 
-    def __init__(self, directory: Path, *, keep_last: int = 3, keep_every: int = 0):
+    def __init__(self, directory: Path, settings: CheckpointSettings):
         """Opens `directory` (created if missing) and removes what interrupted saves and removals have left.
 
-        Args:
-            directory: where the step directories go.
-            keep_last: how many of the newest checkpoints stay.
-            keep_every: checkpoints whose step is a multiple of it stay for ever (to branch from); 0 = none.
+        The settings say which checkpoints stay.
         """
-        if keep_last < 1:
-            raise UserError(f"checkpoint.keep_last: {keep_last}; expected at least 1, or a crash would lose the run")
-        if keep_every < 0:
-            raise UserError(f"checkpoint.keep_every: {keep_every}; expected 0 (off) or a number of steps")
         quiet_orbax()
         self.directory = Path(directory).absolute()
-        self._keep_last, self._keep_every = keep_last, keep_every
+        self._keep_last, self._keep_every = settings.keep_last, settings.keep_every
         self._saving: int | None = None  # the step that is being written in the background
         self._newest: int | None = None  # the newest complete one that this run knows of
         self._saved: int | None = None  # the last one that it wrote itself

@@ -83,9 +83,8 @@ def open_session(
     Raises:
         UserError: a checkpoint is damaged or of another run, or the run is beyond `config.train.steps`.
     """
-    keep = {"keep_last": config.checkpoint.keep_last, "keep_every": config.checkpoint.keep_every}
     with contextlib.ExitStack() as stack:
-        checkpointer = stack.enter_context(Checkpointer(workdir / CHECKPOINTS_FOLDER, **keep))
+        checkpointer = stack.enter_context(Checkpointer(workdir / CHECKPOINTS_FOLDER, config.checkpoint))
         abstract = run.abstract_state(mesh)
         tokens = dict.fromkeys(loader.source_names, 0)
         if origin.resuming:

@@ -22,6 +22,7 @@ from allam_jax.tasks import runner
 from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 from allam_jax.training.checkpoints import Checkpointer
 from allam_jax.training.load import CHECKPOINTS_FOLDER, load_model, save_run
+from allam_jax.training.settings import CheckpointSettings
 from allam_jax.weights import orbax_arrays
 from allam_jax.weights.directory import load_weights, save_weights
 from allam_jax.weights.huggingface import export_huggingface
@@ -49,7 +50,7 @@ def place(root, name, params, *, tokenizer, config=CONFIG):
         root / name / "huggingface", params=params, config=config, tokenizer_dir=tokenizer, max_shard_bytes=60_000
     )
     save_run(root / name / "run", config=config, tokenizer_dir=tokenizer)
-    with Checkpointer(root / name / "run" / CHECKPOINTS_FOLDER) as checkpointer:
+    with Checkpointer(root / name / "run" / CHECKPOINTS_FOLDER, CheckpointSettings(keep_last=3)) as checkpointer:
         state = {"params": params, "step": jnp.int32(8)}
         checkpointer.save(8, state=state, data={}, metadata={"config": {"param_dtype": "float32"}})
 
@@ -64,7 +65,7 @@ def root(launcher, tmp_path_factory):
         place(root, "a", params_of(0), tokenizer=tokenizer)
     place(root, "b", params_of(1), tokenizer=tokenizer)
     save_run(root / "trunk", config=CONFIG, tokenizer_dir=tokenizer)
-    with Checkpointer(root / "trunk" / CHECKPOINTS_FOLDER, keep_last=9) as checkpointer:
+    with Checkpointer(root / "trunk" / CHECKPOINTS_FOLDER, CheckpointSettings(keep_last=9)) as checkpointer:
         for step in STEPS:
             state = {"params": jax.tree.map(jnp.asarray, params_of(step)), "step": jnp.int32(step)}
             checkpointer.save(step, state=state, data={}, metadata={"config": {"param_dtype": "float32"}})

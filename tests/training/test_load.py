@@ -13,6 +13,7 @@ from allam_jax.model.llama import init_params
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.training.checkpoints import Checkpointer, step_path
 from allam_jax.training.load import CHECKPOINTS_FOLDER, load_model, save_run
+from allam_jax.training.settings import CheckpointSettings
 from allam_jax.weights.directory import save_weights, shardings_on
 from allam_jax.weights.huggingface import export_huggingface
 
@@ -34,7 +35,7 @@ def places(tmp_path_factory, params):
     save_weights(root / "weights", params=params, config=CONFIG, tokenizer_dir=tokenizer, metadata={"step": 2})
     export_huggingface(root / "huggingface", params=params, config=CONFIG, tokenizer_dir=tokenizer)
     save_run(root / "run", config=CONFIG, tokenizer_dir=tokenizer)
-    with Checkpointer(root / "run" / CHECKPOINTS_FOLDER, keep_last=2) as checkpointer:
+    with Checkpointer(root / "run" / CHECKPOINTS_FOLDER, CheckpointSettings(keep_last=2)) as checkpointer:
         for step, tree in ((1, jax.tree.map(jnp.zeros_like, params)), (2, params)):
             state = {"params": tree, "step": jnp.int32(step)}
             checkpointer.save(step, state=state, data={}, metadata={"config": {"param_dtype": "float32"}})

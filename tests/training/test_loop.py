@@ -16,6 +16,7 @@ from allam_jax.training.metrics import TIMING_KEYS, MetricsWriter
 from allam_jax.training.progress import peak_memory
 from allam_jax.training.run_report import training_result
 from allam_jax.training.session import Session, TokenCounts
+from allam_jax.training.settings import CheckpointSettings
 from allam_jax.training.state import random_params, start_state
 from tests.planning.small_runs import small_run
 from tests.small_models import SMALL
@@ -59,7 +60,7 @@ def train(workdir, *, evaluations=(), peak_flops=0.0, **intervals):
             mesh=mesh,
             state=start_state(params, abstract=abstract, optimizer=run.optimizer, seed=0),
             loader=Batches(run),
-            checkpointer=stack.enter_context(Checkpointer(workdir / "checkpoints")),
+            checkpointer=stack.enter_context(Checkpointer(workdir / "checkpoints", CheckpointSettings(keep_last=3))),
             writer=stack.enter_context(MetricsWriter(workdir, tensorboard=False)),
             metadata={"parent": None},
             tokens=TokenCounts({"en": 5}),

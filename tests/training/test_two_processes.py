@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 rank, port, workdir = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 jax.distributed.initialize("localhost:" + port, num_processes=2, process_id=rank)
 from allam_jax.training.checkpoints import Checkpointer
+from allam_jax.training.settings import CheckpointSettings
 from allam_jax.training.metrics import MetricsWriter
 from allam_jax.training.signals import StopSignal
 
@@ -29,7 +30,8 @@ state = {
     "step": jax.make_array_from_callback((), whole, lambda index: np.int32(7)),
 }
 abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-c, m, stop = Checkpointer(workdir + "/c", keep_last=2), MetricsWriter(workdir, tensorboard=False), StopSignal()
+c = Checkpointer(workdir + "/c", CheckpointSettings(keep_last=2))
+m, stop = MetricsWriter(workdir, tensorboard=False), StopSignal()
 with c, m, stop:
     open(f"{workdir}/ready{rank}", "w").close()
     for step in range(1, 600):
