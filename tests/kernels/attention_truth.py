@@ -78,17 +78,17 @@ def in_float64(case: Case, dtype=jnp.float32) -> Truth:
 
 
 def kept_by_hand(dropout: Dropout, row: int, head: int, t: int, s: np.ndarray) -> np.ndarray:
-    """The mask in Python's integers: which of the keys `s` are kept."""
+    """The mask in exact integers: which of the keys `s` are kept."""
     seed = [int(word) for word in dropout.seed_2]
     b, n = row + int(dropout.first_row), head + int(dropout.first_head)
     of_row = mixed((mixed(seed[0] ^ (b * 0x9E3779B9 % 2**32)) + seed[1]) % 2**32)
     of_query = mixed((mixed((of_row + n * 0x9E3779B9) % 2**32) + t * 0x9E3779B9) % 2**32)
     threshold = round(dropout.rate * 2**32)
-    return np.array([mixed(of_query ^ (int(key) * 0x9E3779B9 % 2**32)) >= threshold for key in s])
+    return mixed(of_query ^ (s.astype(np.uint64) * 0x9E3779B9 % 2**32)) >= threshold
 
 
-def mixed(x: int) -> int:
-    """MurmurHash3's finaliser."""
+def mixed(x):
+    """MurmurHash3's finaliser, of Python's integers or of an array of 64 bits."""
     x = (x ^ (x >> 16)) * 0x85EBCA6B % 2**32
     x = (x ^ (x >> 13)) * 0xC2B2AE35 % 2**32
     return x ^ (x >> 16)

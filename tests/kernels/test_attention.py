@@ -89,9 +89,10 @@ def test_dropout_is_unbiased(backend):
     assert np.mean(deviation <= 4 * standard_error + 1e-6) > 0.99
 
 
-# The formats share every line of code but the dtype: one of them runs all cases. The four scores of `single_token`
-# round as chance will have it.
-SIXTEEN_BITS = [(case, jnp.bfloat16) for case in CASES if case.seq_len > 1]
+# Float32 runs through all cases. Rounding depends on the numbers that are summed, not on where padding lies.
+SIXTEEN_BITS = [
+    (case, jnp.bfloat16) for case in CASES if case.name in ("packed", "grouped", "ragged", "dropping", "many_blocks")
+]
 SIXTEEN_BITS += [(case, jnp.float16) for case in (PACKED, DROPPING)]
 
 

@@ -11,12 +11,21 @@ from kernels.workshop.cases import Case
 from tests.kernels.attention_truth import assert_true
 
 PARTITION = Partition(batch=("data", "fsdp"), heads=("tensor",))
-MESHES = [(8, 1, 1), (1, 2, 4), (1, 1, 8), (2, 2, 2)]
-CASES = [
-    Case(name="grouped", batch=8, seq_len=48, num_heads=8, num_kv_heads=4, head_dim=8, documents=(30, 12)),
-    Case(name="one_kv_head", batch=8, seq_len=32, num_heads=8, num_kv_heads=1, head_dim=8, dropout_rate=0.2),
-    Case(name="few_rows", batch=2, seq_len=32, num_heads=8, num_kv_heads=2, head_dim=8, dropout_rate=0.2),
-    Case(name="groups_end_inside_shards", batch=4, seq_len=32, num_heads=24, num_kv_heads=3, head_dim=8),
+GROUPED = Case("grouped", 8, 48, 8, 4, 8, documents=(30, 12))
+ONE_KV_HEAD = Case("one_kv_head", 8, 32, 8, 1, 8, dropout_rate=0.2)
+FEW_ROWS = Case("few_rows", 2, 32, 8, 2, 8, dropout_rate=0.2)
+UNEVEN = Case("groups_end_inside_shards", 4, 32, 24, 3, 8)
+# A mesh of data x fsdp x tensor, and what it is there for.
+ON_MESHES = [
+    (GROUPED, (8, 1, 1)),  # rows alone are cut
+    (GROUPED, (1, 2, 4)),  # every device has a key/value head
+    (GROUPED, (1, 1, 8)),  # two devices share one
+    (ONE_KV_HEAD, (1, 1, 8)),  # all share one; masks of heads
+    (ONE_KV_HEAD, (2, 2, 2)),  # masks of rows and heads
+    (FEW_ROWS, (8, 1, 1)),  # rows that are not cut
+    (FEW_ROWS, (1, 2, 4)),
+    (UNEVEN, (1, 1, 8)),
+    (UNEVEN, (1, 2, 4)),
 ]
 
 
@@ -24,15 +33,14 @@ def on_mesh(shape):
     return Mesh(np.array(jax.devices()).reshape(shape), ("data", "fsdp", "tensor"))
 
 
-@pytest.mark.parametrize("shape", MESHES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(("case", "shape"), ON_MESHES, ids=lambda value: getattr(value, "name", str(value)))
 def test_shards_give_the_whole(case, shape):
     with jax.set_mesh(on_mesh(shape)):
         assert_true(functools.partial(attend, partition=PARTITION), case)
 
 
 def test_shards_exchange_nothing():
-    case = CASES[0]
+    case = GROUPED
     mesh = on_mesh((2, 2, 2))
     heads = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "tensor"))
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
@@ -54,7 +62,7 @@ def test_shards_exchange_nothing():
 
 
 def test_inside_another_shard_map():
-    case = CASES[0]
+    case = GROUPED
     q, k, v = case.arrays()
     ids = jnp.asarray(case.segment_ids_BT())
     call = functools.partial(attend, partition=PARTITION)
