@@ -86,7 +86,7 @@ def test_a_task_that_fails_is_named_with_its_log(crawl, tmp_path, slurm, monkeyp
     monkeypatch.setattr(executors, "_POLL_SECONDS", 0.1)
     (crawl / "1.jsonl").write_bytes(b"\xff\n" * 5)
     with pytest.raises(
-        UserError, match="1 of 3 tasks of the stage 'clean' did not end .the first is 1.; their logs are in"
+        UserError, match="1 of 3 tasks of stage 'clean' did not end .the first is task 1.; see their logs in"
     ):
         run(small(crawl), tmp_path / "out", kind="slurm", partition="cpu")
     plan = plan_of(small(crawl), workdir=tmp_path / "out")
@@ -96,7 +96,7 @@ def test_a_task_that_fails_is_named_with_its_log(crawl, tmp_path, slurm, monkeyp
 
 def test_no_slurm_here(crawl, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="sbatch failed .*run this where jobs are submitted from"):
+    with pytest.raises(UserError, match="sbatch failed .*run this on a machine that can submit Slurm jobs"):
         run(small(crawl), tmp_path / "out", kind="slurm", partition="cpu")
 
 
