@@ -82,7 +82,7 @@ def unknown_flags(text: str) -> list[str]:
     """Flags of `run.py` in commands that nothing defines."""
     source = "".join((ROOT / path).read_text(encoding="utf-8") for path in ("run.py", "allam_jax/launch/flags.py"))
     defined = set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", source)) | {"help"}
-    commands = re.findall(r"^(?:python run\.py|allam) .*$", code_of(text), re.M)
+    commands = re.findall(r"(?:python run\.py|^allam) .*$", code_of(text), re.M)
     flags = {flag for command in commands for flag in re.findall(r" --([\w-]+)", command)}
     return sorted(flag for flag in flags if flag.replace("-", "_") not in defined)
 
