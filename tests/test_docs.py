@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from allam_jax.tasks.registry import settings_of
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SOURCES = [
@@ -80,7 +82,7 @@ def unknown_flags(text: str) -> list[str]:
     """Flags of `run.py` in commands that nothing defines."""
     source = "".join((ROOT / path).read_text(encoding="utf-8") for path in ("run.py", "allam_jax/launch/flags.py"))
     defined = set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", source)) | {"help"}
-    commands = re.findall(r"^(?:python run\.py|allam) .*$", code_of(text), re.M)
+    commands = re.findall(r"(?:python run\.py|^allam) .*$", code_of(text), re.M)
     flags = {flag for command in commands for flag in re.findall(r" --([\w-]+)", command)}
     return sorted(flag for flag in flags if flag.replace("-", "_") not in defined)
 
@@ -127,6 +129,19 @@ def test_every_room_and_central_type_is_where_the_architecture_page_says():
 def _python_files(place: str) -> list[Path]:
     path = next(ROOT / folder / place for folder in ("allam_jax", "") if (ROOT / folder / place).exists())
     return sorted(path.glob("*.py")) if path.is_dir() else [path]
+
+
+def test_the_recipe_for_ones_own_language_is_valid():
+    text = (ROOT / "docs" / "your_language.md").read_text(encoding="utf-8")
+    names: dict = {}
+    exec(re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)[0], names)
+    recipe = names["get_config"]()
+    stages: set[str] = set()
+    for name in recipe.stages:
+        settings = settings_of(recipe.stage[name])
+        assert set(re.findall(r"@(\w+)", str(settings))) <= stages
+        stages.add(name)
+    assert list(recipe.stages)[-2:] == ["train", "export"]
 
 
 def test_mistakes_are_found(tmp_path, keys):
