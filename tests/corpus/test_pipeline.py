@@ -149,9 +149,9 @@ run(config(Path({folder!r})), Path({workdir!r}))
 
 # Where the process is killed: module, function, call. Each start goes on where the last one was killed.
 KILLS = (
-    ("steps", "Sign.process", 60),
+    ("steps", "Sign._process", 60),
     ("resolve", "duplicates.band_pairs", 6),
-    ("steps", "Write.process", 50),
+    ("steps", "Write._process", 50),
     ("pipeline", "assemble", 1),
 )
 
