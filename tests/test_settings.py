@@ -66,7 +66,7 @@ def test_errors_name_the_whole_key():
     for values, message in (
         ({"inner": {"weight": -1}}, "config.outer.inner.weight = -1: expected a number, at least 0"),
         ({"inner": {"names": ["c"]}}, "config.outer.inner.names = ('c',): expected a tuple of 'a', 'b'"),
-        ({"inner": {"wieght": 1}}, "config.outer.inner.wieght: no such key; did you mean 'weight'?"),
+        ({"inner": {"wieght": 1}}, "config.outer.inner.wieght: no such key; did you mean weight?"),
         ({"inner": 3}, "config.outer.inner = 3: expected a section with the keys weight, names"),
     ):
         with pytest.raises(UserError) as error:
@@ -145,7 +145,7 @@ def run(config, workdir):
 
 
 def test_a_new_task_is_a_module_its_settings_and_one_row(monkeypatch, tmp_path):
-    monkeypatch.setitem(registry.TASKS, "toy", Task(__name__, (ToySettings,)))
+    monkeypatch.setitem(registry.TASKS, "toy", Task((ToySettings,), module=__name__))
     config = base.get_config("toy")
     config.toy.text = "good evening"
     assert runner.run(config, workdir=tmp_path / "alone") == {"said": "good evening"}
@@ -159,7 +159,7 @@ def test_a_new_task_is_a_module_its_settings_and_one_row(monkeypatch, tmp_path):
 
 
 def with_row(monkeypatch, cls):
-    monkeypatch.setitem(registry.TASKS, "toy", Task(__name__, (cls,)))
+    monkeypatch.setitem(registry.TASKS, "toy", Task((cls,), module=__name__))
     config = base.get_config("toy")
     config.toy.text = "changed"
     return changed_settings(config)
@@ -184,7 +184,7 @@ def test_a_new_key_with_a_default_changes_no_fingerprint_but_a_value_and_a_versi
 
 
 def test_a_finished_stage_outlives_a_new_key(monkeypatch, tmp_path):
-    monkeypatch.setitem(registry.TASKS, "toy", Task(__name__, (ToySettings,)))
+    monkeypatch.setitem(registry.TASKS, "toy", Task((ToySettings,), module=__name__))
     runner.run(base.recipe(greeting=base.get_config("toy")), workdir=tmp_path)
     said = tmp_path / "greeting" / "said.txt"
     said.unlink()  # a stage that runs again writes it again
@@ -195,7 +195,7 @@ def test_a_finished_stage_outlives_a_new_key(monkeypatch, tmp_path):
         text: str = setting("hello", "what is said")
         times: int = setting(1, "how often", least=1)
 
-    monkeypatch.setitem(registry.TASKS, "toy", Task(__name__, (More,)))
+    monkeypatch.setitem(registry.TASKS, "toy", Task((More,), module=__name__))
     config = base.get_config("toy")
     runner.run(base.recipe(greeting=config), workdir=tmp_path)
     assert not said.exists()

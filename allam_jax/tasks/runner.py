@@ -58,7 +58,8 @@ def _run_task(config: ConfigDict, *, workdir: Path) -> dict[str, Any]:
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir {workdir}: is a file, not a directory")
     task = task_named(config.task)
-    module = importlib.import_module(task.module)  # only now: a tokenizer task does not wait for JAX
+    name = task.module or f"allam_jax.tasks.{config.task}"
+    module = importlib.import_module(name)  # only now: a tokenizer task does not wait for JAX
     with contextlib.ExitStack() as stack:
         if is_main_process():
             try:

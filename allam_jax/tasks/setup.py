@@ -93,7 +93,7 @@ def open_loader(config: Settings, *, tokenizer: Tokenizer, mesh: Mesh) -> Loader
         seq_len=config.data.seq_len,
         batch_size=config.data.batch_size,
         seed=config.seed,
-        phases=phases(config),
+        phases=as_dict(config.data.phases),
         lanes=config.data.lanes or None,
         # Processes that differ along the tensor axis only read the same rows.
         process_index=start // rows,
@@ -117,8 +117,3 @@ def _known_targets(entry: dict[str, Any]) -> int:
     if entry["tokens"] or not entry["epochs"] or not is_token_cache(entry["path"]):
         return entry["tokens"]
     return TokenSource(entry["path"], split=entry["split"]).targets
-
-
-def phases(config: Settings) -> dict[str, dict[str, Any]]:
-    """`config.data.phases` as plain dicts."""
-    return as_dict(config.data.phases)
