@@ -157,7 +157,7 @@ def parameter_shardings(
     """
 
     def one(path: tuple, logical: LogicalAxes, param: Any) -> NamedSharding:
-        spec = logical_to_spec(logical, mesh=mesh, rules=rules, shape=param.shape, name=_path_name(path))
+        spec = logical_to_spec(logical, mesh=mesh, rules=rules, shape=param.shape, name=path_name(path))
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(one, axes, abstract_params, is_leaf=lambda leaf: isinstance(leaf, tuple))
@@ -177,15 +177,15 @@ def optimizer_shardings(abstract_state: Any, *, abstract_params: Any, shardings:
     flat_params = jax.tree_util.tree_leaves_with_path(abstract_params)
     flat_shardings = jax.tree.leaves(shardings)
     known = {
-        tuple(map(_key_name, path)): (param.shape, sharding)
+        path_name(path): (param.shape, sharding)
         for (path, param), sharding in zip(flat_params, flat_shardings, strict=True)
     }
     replicated = NamedSharding(flat_shardings[0].mesh, PartitionSpec())
 
     def one(path: tuple, leaf: Any) -> NamedSharding:
-        keys = tuple(map(_key_name, path))
+        keys = path_name(path).split("/")
         for start in range(len(keys)):
-            shape, sharding = known.get(keys[start:], (None, replicated))
+            shape, sharding = known.get("/".join(keys[start:]), (None, replicated))
             if shape == leaf.shape:
                 return sharding
         return replicated
@@ -202,9 +202,6 @@ def bytes_per_device(tree: Any) -> dict[jax.Device, int]:
     return total
 
 
-def _key_name(key: Any) -> str:
-    return jax.tree_util.keystr((key,), simple=True)
-
-
-def _path_name(path: tuple) -> str:
+def path_name(path: tuple[Any, ...]) -> str:
+    """The place of a leaf in a tree, such as "layers/attention/query"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

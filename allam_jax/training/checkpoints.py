@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 from allam_jax.errors import UserError
 from allam_jax.files import check_file_sizes, file_sizes, read_json, write_json
 from allam_jax.parallel.distributed import barrier, gather, is_main_process
+from allam_jax.parallel.sharding import path_name
 from allam_jax.training.settings import CheckpointSettings
 from allam_jax.weights.orbax_arrays import save_args
 from allam_jax.weights.orbax_logs import quiet_orbax
@@ -55,13 +56,10 @@ class Checkpointer:
     """
 
     def __init__(self, directory: Path, settings: CheckpointSettings):
-        """Opens `directory` (created if missing) and removes what interrupted saves and removals have left.
-
-        The settings say which checkpoints stay.
-        """
+        """Opens `directory` (created if missing) and removes what interrupted saves and removals have left in it."""
         quiet_orbax()
         self.directory = Path(directory).absolute()
-        self._keep_last, self._keep_every = settings.keep_last, settings.keep_every
+        self._settings = settings  # say which checkpoints stay
         self._saving: int | None = None  # the step that is being written in the background
         self._newest: int | None = None  # the newest complete one that this run knows of
         self._saved: int | None = None  # the last one that it wrote itself
@@ -73,8 +71,13 @@ class Checkpointer:
         with self._reporting(step=None):
             self._folder = os.open(self.directory, os.O_RDONLY)
         self._newest = self.latest_step()
+        handler = ocp.CompositeCheckpointHandler(
+            state=ocp.PyTreeCheckpointHandler(),
+            data=ocp.JsonCheckpointHandler(_JSON_FILE),
+            metadata=ocp.JsonCheckpointHandler(_JSON_FILE),
+        )
         self._orbax = ocp.AsyncCheckpointer(
-            _handler(), async_options=ocp.AsyncOptions(post_finalization_callback=self._list_files)
+            handler, async_options=ocp.AsyncOptions(post_finalization_callback=self._list_files)
         )
 
     def save(self, step: int, *, state: Any, data: dict[str, Any], metadata: dict[str, Any]) -> None:
@@ -86,7 +89,7 @@ class Checkpointer:
             step: updates made so far; the name of the checkpoint.
             state: pytree of jax arrays (random keys as key data).
             data: this process's data position, a JSON-able dict; those of all processes are merged.
-            metadata: JSON-able, see provenance.py; `step` is added.
+            metadata: JSON-able, such as that of run_metadata.py; `step` is added.
         """
         self.wait()
         if step == self._saved:
@@ -99,14 +102,16 @@ class Checkpointer:
                 f"{path}: a checkpoint of this step is there already, written by an earlier run; use another --workdir "
                 "or move the checkpoints after the restored step away"
             )
-        data = _merge_over_processes(data)
+        merged: dict[str, Any] = {}
+        for part in gather(data):
+            _merge_into(merged, part)
         with self._reporting(step=step):
             self._saving = step
             self._orbax.save(
                 path,
                 args=ocp.args.Composite(
                     state=ocp.args.PyTreeSave(state, save_args=save_args(state)),
-                    data=ocp.args.JsonSave(data),
+                    data=ocp.args.JsonSave(merged),
                     metadata=ocp.args.JsonSave({"step": step, **metadata}),
                 ),
             )
@@ -144,15 +149,7 @@ class Checkpointer:
         return steps[-1] if steps else None
 
     def restore(self, abstract_state: Any, *, step: int | None = None) -> Restored:
-        """Reads a checkpoint onto any mesh.
-
-        Args:
-            abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings; decides where every array goes.
-            step: which checkpoint; None = the newest.
-
-        Raises:
-            UserError: no such checkpoint, one that is damaged, or one whose arrays have other names, shapes or dtypes.
-        """
+        """Reads the checkpoint of `step` (None = the newest) as `restore_checkpoint` does."""
         self.wait()
         return restore_checkpoint(find_checkpoint(self.directory, step=step), abstract_state=abstract_state)
 
@@ -172,8 +169,9 @@ class Checkpointer:
 
     def _remove_old(self) -> None:
         steps = list_steps(self.directory)
-        for step in steps[: -self._keep_last]:
-            if not (self._keep_every and step % self._keep_every == 0):
+        keep_every = self._settings.keep_every
+        for step in steps[: -self._settings.keep_last]:
+            if not (keep_every and step % keep_every == 0):
                 path = step_path(self.directory, step)
                 doomed = path.with_name(path.name + _DELETED)
                 os.replace(path, doomed)
@@ -185,7 +183,7 @@ class Checkpointer:
                 shutil.rmtree(path)
 
     def _folder_was_removed(self) -> bool:
-        """Also when it is there again: Orbax creates it anew, without the checkpoints that were in it."""
+        """True also if the folder is there again: Orbax creates it anew, without the checkpoints that were in it."""
         try:
             same = os.path.samestat(os.stat(self.directory), os.fstat(self._folder))
         except OSError:
@@ -203,7 +201,7 @@ class Checkpointer:
 
     @contextmanager
     def _reporting(self, *, step: int | None) -> Iterator[None]:
-        """Turns what goes wrong with the disk into one line, and gives the space of a failed save back."""
+        """Turns errors of the disk into one line, and gives the space of a failed save back."""
         try:
             yield
         except UserError:
@@ -225,7 +223,15 @@ class Checkpointer:
 
 
 def restore_checkpoint(path: Path, *, abstract_state: Any) -> Restored:
-    """Reads the checkpoint directory `path`; see `Checkpointer.restore`."""
+    """Reads the checkpoint directory `path` onto any mesh.
+
+    Args:
+        path: of one checkpoint; see `find_checkpoint`.
+        abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings; decides where every array goes.
+
+    Raises:
+        UserError: the checkpoint is damaged, or its arrays have other names, shapes or dtypes.
+    """
     return Restored(
         state=_restore_state(path, abstract_state, partial=False),
         data=read_json(path / "data" / _JSON_FILE),
@@ -244,12 +250,7 @@ def params_folder(path: Path, *, abstract_params: Any) -> Path:
     Raises:
         UserError: files are missing or cut, or the parameters have other names or shapes than `abstract_params`.
     """
-    _check_complete(path)
-    folder = path / _STATE
-    with _unreadable_is_reported(folder):
-        stored = ocp.PyTreeCheckpointHandler().metadata(folder).tree
-    _check_matches(stored, {"params": abstract_params}, path=folder, partial=True)
-    return folder
+    return _checked_state(path, {"params": abstract_params}, partial=True)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -289,44 +290,31 @@ def find_checkpoint(path: Path, *, step: int | None = None) -> Path:
     return step_path(path, steps[-1] if step is None else step)
 
 
-def _handler() -> ocp.CompositeCheckpointHandler:
-    return ocp.CompositeCheckpointHandler(
-        state=ocp.PyTreeCheckpointHandler(),
-        data=ocp.JsonCheckpointHandler(_JSON_FILE),
-        metadata=ocp.JsonCheckpointHandler(_JSON_FILE),
-    )
-
-
 def _restore_state(path: Path, abstract: Any, *, partial: bool) -> Any:
-    _check_complete(path)
-    path = path / _STATE
-    handler = ocp.PyTreeCheckpointHandler()
-    with _unreadable_is_reported(path):
-        stored = handler.metadata(path).tree
-        _check_matches(stored, abstract, path=path, partial=partial)
-        return handler.restore(
-            path,
-            args=ocp.args.PyTreeRestore(
-                abstract,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-                partial_restore=partial,
-            ),
-        )
+    folder = _checked_state(path, abstract, partial=partial)
+    restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
+    args = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=partial)
+    with _unreadable_is_reported(folder):
+        return ocp.PyTreeCheckpointHandler().restore(folder, args=args)
 
 
-def _check_complete(path: Path) -> None:
+def _checked_state(path: Path, abstract: Any, *, partial: bool) -> Path:
+    """The folder of the state; UserError if files are missing or cut, or if it is not like `abstract`."""
     quiet_orbax()
     remedy = "this checkpoint is damaged or was not copied completely; use another"
     check_file_sizes(path, expected=read_json(path / _FILE_LIST), remedy=remedy)
+    folder = path / _STATE
+    with _unreadable_is_reported(folder):
+        stored = ocp.PyTreeCheckpointHandler().metadata(folder).tree
+    _check_matches(stored, abstract, path=folder, partial=partial)
+    return folder
 
 
 @contextmanager
 def _unreadable_is_reported(path: Path) -> Iterator[None]:
     try:
         yield
-    except UserError:
-        raise
-    except Exception as error:  # Orbax raises bare ones
+    except Exception as error:  # Orbax raises Exception itself
         raise UserError(
             f"{path}: this checkpoint cannot be read: {_reason(error)}; it is damaged or incomplete; use another"
         ) from error
@@ -334,8 +322,10 @@ def _unreadable_is_reported(path: Path) -> Iterator[None]:
 
 def _check_matches(stored: Any, abstract: Any, *, path: Path, partial: bool) -> None:
     """UserError at the first array whose name, shape or (unless partial) dtype is not that of the checkpoint."""
-    have = {_name(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(stored)}
-    want = {_name(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
+    have, want = (
+        {path_name(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (stored, abstract)
+    )
     for name, leaf in want.items():
         if name not in have:
             raise UserError(
@@ -351,18 +341,6 @@ def _check_matches(stored: Any, abstract: Any, *, path: Path, partial: bool) -> 
     for name in have:
         if not partial and name not in want:
             raise UserError(f"{path}: holds an array {name} that this model and optimizer do not have")
-
-
-def _name(keys: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(keys, simple=True, separator="/")
-
-
-def _merge_over_processes(data: dict[str, Any]) -> dict[str, Any]:
-    """The union of every process's `data`, on all of them."""
-    merged: dict[str, Any] = {}
-    for part in gather(data):
-        _merge_into(merged, part)
-    return merged
 
 
 def _merge_into(merged: dict[str, Any], part: dict[str, Any]) -> None:

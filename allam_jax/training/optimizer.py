@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from allam_jax.errors import UserError
+from allam_jax.parallel.sharding import path_name
 from allam_jax.training.guard import GuardState, SpikeGuard, guard_metrics
 from allam_jax.training.schedules import Schedule, rewarm_factor
 from allam_jax.training.settings import GuardSettings, OptimizerSettings
@@ -123,7 +124,7 @@ def decay_mask(params: optax.Params, *, no_decay: tuple[str, ...] = ("scale",)) 
     found: set[str] = set()
 
     def decays(path: tuple[Any, ...], _: Any) -> bool:
-        matches = set(_names(path)) & set(no_decay)
+        matches = set(path_name(path).split("/")) & set(no_decay)
         found.update(matches)
         return not matches
 
@@ -143,7 +144,7 @@ def grad_norms(grads: Any) -> dict[str, jax.Array]:
     groups: dict[str, list[jax.Array]] = {}
     layers: dict[str, list[jax.Array]] = {}
     for path, gradient in jax.tree_util.tree_leaves_with_path(grads):
-        names = _names(path)
+        names = path_name(path).split("/")
         stacked = names[0] == "layers"
         squares = jnp.square(gradient.astype(jnp.float32))
         sums = jnp.sum(squares, axis=tuple(range(1, gradient.ndim)) if stacked else None)
@@ -156,7 +157,3 @@ def grad_norms(grads: Any) -> dict[str, jax.Array]:
     squared = {name: sum(sums) for name, sums in {**groups, **layers}.items()}
     squared["global"] = sum(squared[name] for name in groups)
     return {name: jnp.sqrt(jnp.asarray(value)) for name, value in squared.items()}
-
-
-def _names(path: tuple[Any, ...]) -> list[str]:
-    return [str(getattr(entry, "key", getattr(entry, "name", entry))) for entry in path]

@@ -119,9 +119,8 @@ def open_session(
         writer = stack.enter_context(
             MetricsWriter(
                 workdir,
+                config.metrics,
                 resume_step=int(state.step) if origin.resuming else None,
-                tensorboard=config.metrics.tensorboard,
-                wandb_project=config.metrics.wandb_project,
                 config=as_dict(config),
             )
         )

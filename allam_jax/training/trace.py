@@ -9,8 +9,6 @@ from typing import Any
 import jax
 from absl import logging
 
-from allam_jax.errors import UserError
-
 PROFILE_FOLDER = "profile"
 
 
@@ -25,14 +23,9 @@ class Tracer:
 
         Args:
             workdir: of the run.
-            steps: (start, stop), counting from 1; () traces nothing.
+            steps: `metrics.profile_steps`: (start, stop), counting from 1; () traces nothing.
             pause: entered while a trace is started or written: that time is not training.
-
-        Raises:
-            UserError: `steps` is neither.
         """
-        if steps and (len(steps) != 2 or not 1 <= steps[0] < steps[1]):
-            raise UserError(f"config.metrics.profile_steps = {steps}: expected (start, stop) with 1 <= start < stop")
         self._steps = range(*steps) if steps else range(0)
         self._folder = Path(workdir) / PROFILE_FOLDER
         if jax.process_count() > 1:

@@ -41,7 +41,7 @@ TOKENIZER_FOLDER = "tokenizer"
 class LoadedWeights:
     """Parameters and what was stored with them."""
 
-    params: Params
+    params: Any  # arrays, or what stands for them: see the function that gives this
     config: LlamaConfig
     metadata: dict[str, Any]
     tokenizer_dir: Path | None  # None when there was no tokenizer
