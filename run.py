@@ -144,7 +144,7 @@ def main(_) -> None:
     if CONFIG.value.task == "plan":
         import jax
 
-        # It compiles for GPUs that are described, and would wait for those that it finds, or fail for want of one.
+        # The planner compiles for GPUs that are only described. It must not wait for real GPUs, or fail without one.
         jax.config.update("jax_platforms", "cpu")
     distributed.initialize(
         coordinator=COORDINATOR.value, num_processes=NUM_PROCESSES.value, process_id=PROCESS_ID.value

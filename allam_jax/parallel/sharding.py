@@ -141,24 +141,15 @@ def constrain(x: jax.Array, *layouts: LogicalAxes) -> jax.Array:
     return x
 
 
-def parameter_shardings(
-    axes: Any, *, abstract_params: Any, mesh: Mesh | AbstractMesh, rules: ShardingRules = DEFAULT_RULES
-) -> Any:
-    """The tree of NamedShardings for a tree of parameters.
+def parameter_shardings(axes: Any, *, abstract_params: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """The tree of NamedShardings for a tree of parameters (arrays or `jax.ShapeDtypeStruct`s).
 
-    Args:
-        axes: a tree like the parameters' with a tuple of logical axes at each leaf.
-        abstract_params: arrays or `jax.ShapeDtypeStruct`s.
-        mesh: where they go.
-        rules: the table.
-
-    Raises:
-        UserError, ValueError: as `logical_to_spec`, naming the parameter by its path ("layers/attention/query").
+    `axes` is a tree like theirs with a tuple of logical axes at each leaf. Errors as in `logical_to_spec`; they name
+    the parameter by its path ("layers/attention/query").
     """
 
     def one(path: tuple, logical: LogicalAxes, param: Any) -> NamedSharding:
-        spec = logical_to_spec(logical, mesh=mesh, rules=rules, shape=param.shape, name=path_name(path))
-        return NamedSharding(mesh, spec)
+        return NamedSharding(mesh, logical_to_spec(logical, mesh=mesh, shape=param.shape, name=path_name(path)))
 
     return jax.tree_util.tree_map_with_path(one, axes, abstract_params, is_leaf=lambda leaf: isinstance(leaf, tuple))
 
@@ -166,13 +157,9 @@ def parameter_shardings(
 def optimizer_shardings(abstract_state: Any, *, abstract_params: Any, shardings: Any) -> Any:
     """The shardings of an optimizer's state, from those of the parameters.
 
-    A leaf lies as a parameter does if its path ends like the parameter's (`.../mu/layers/attention/query`) and it has
-    the parameter's shape. All others (counters, factored moments) are small and replicated.
-
-    Args:
-        abstract_state: `jax.eval_shape(optimizer.init, abstract_params)`.
-        abstract_params: arrays or `jax.ShapeDtypeStruct`s.
-        shardings: from `parameter_shardings`.
+    A leaf of `abstract_state`, which is `jax.eval_shape(optimizer.init, abstract_params)`, lies as a parameter does if
+    its path ends like the parameter's (`.../mu/layers/attention/query`) and it has the parameter's shape. All others
+    (counters, factored moments) are small and replicated.
     """
     flat_params = jax.tree_util.tree_leaves_with_path(abstract_params)
     flat_shardings = jax.tree.leaves(shardings)

@@ -134,10 +134,10 @@ def _write(
                 caption="Bits per byte during continued pre-training, by language; dashed: the base model.",
                 report=report,
             ),
-            "At step 0 random output rows give logits near 0 whatever the context, and take probability from every "
-            "English token. Averaged rows rise and fall with the pieces they are made of: on the new language they can "
-            "get nearly all the probability, not yet on the right tokens, so that the even guess of random rows may "
-            "score better there before the first steps. The step-0 table says how much each takes.",
+            "At step 0, random output rows give logits near 0 in every context, and so take probability from every "
+            "English token. Averaged rows get logits like those of the pieces that they average. On the new language "
+            "they can get nearly all the probability, but not yet on the right tokens. There the even guess of random "
+            "rows may score better before the first steps. The step-0 table shows how much probability each takes.",
             "Steps before the end at which a method reached the final score of random initialisation:",
             table(earlier, ["method", *languages]),
         ),

@@ -46,7 +46,7 @@ def run(config: ConfigDict, *, workdir: Path, only: Sequence[str] = (), store: P
 
 
 def check(config: ConfigDict) -> None:
-    """UserError for what no task can use, in any stage of a recipe, before the first one runs for an hour."""
+    """UserError for a value that its task cannot use, in any stage of a recipe, before the first stage starts."""
     if config.task == "recipe":
         for name in config.stages:
             check(config.stage[name])
@@ -79,7 +79,7 @@ def _run_task(config: ConfigDict, *, workdir: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _disk_errors(workdir: Path) -> Iterator[None]:
-    """What the disk refuses, wherever it happens, is the user's to fix."""
+    """Turns errors of the disk into a UserError, wherever they happen."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What several tasks begin with: config sections turned into the objects they describe."""
+"""Turns sections of a config into the objects that they describe, for several tasks."""
 
 import dataclasses
 from collections.abc import Callable

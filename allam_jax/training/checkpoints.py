@@ -1,10 +1,10 @@
-"""Checkpoints: all that a run needs to go on, written in the background, complete or not there at all.
+"""Checkpoints hold all that a run needs to continue. They are written in the background and are complete or absent.
 
 A checkpoint is a directory named by its step (`00001200`), with three items: `state` (arrays, Orbax), `data` (JSON, the
 position in every document stream) and `metadata` (JSON: what made it). Orbax writes to a temporary name and renames it
-when everything is on disk, so a directory with a step's name is complete, whatever killed the run. Removing goes the
-other way round: rename, then delete. Leftovers of either are cleaned up by the next run. `files.json` lists every file
-with its size, so that a checkpoint that was only half copied or half deleted is told at once and by name.
+when everything is on disk, so a directory with a step's name is complete, whatever killed the run. Before a checkpoint
+is deleted it is renamed. The next run removes the leftovers of both. `files.json` lists every file with its size: if a
+checkpoint was only partly copied or deleted, reading it fails at once and names the file.
 
 On many hosts all processes must see the same directory and call the same methods at the same steps.
 """
@@ -52,7 +52,7 @@ class Restored(NamedTuple):
 class Checkpointer:
     """Writes and restores the checkpoints of one run, in one directory; a context manager.
 
-    Raises UserError, in whichever call comes next, when a save failed in the background; earlier checkpoints stay.
+    If a save fails in the background, the next call raises UserError. Earlier checkpoints stay.
     """
 
     def __init__(self, directory: Path, settings: CheckpointSettings):
@@ -352,7 +352,7 @@ def _merge_into(merged: dict[str, Any], part: dict[str, Any]) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The gist of an error on one line; tensorstore's run over many."""
+    """The reason of an error on one line, at most 200 characters; tensorstore's messages have many lines."""
     text = " ".join(str(error).split()) or type(error).__name__
     for known in ("No space left on device", "File too large", "Permission denied", "Read-only file system"):
         if known in text:

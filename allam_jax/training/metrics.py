@@ -1,8 +1,8 @@
-"""Where the numbers of a run go: metrics.jsonl always, TensorBoard by default, Weights & Biases when asked.
+"""Writes the numbers of a run to metrics.jsonl, by default also to TensorBoard, and on request to Weights & Biases.
 
-One JSON object a line, `{"step": 120, "loss": 3.41, ...}`, where `step` counts the updates made. Two identical runs
+Each line is a JSON object, `{"step": 120, "loss": 3.41, ...}`, where `step` counts the updates made. Two identical runs
 write identical files except for the keys in `TIMING_KEYS`. Not-a-numbers are written as NaN and Infinity, as Python
-reads them. Values may be device arrays: they are fetched a few steps later, so that the device never waits for logging.
+reads them. Values may be device arrays. They are fetched a few steps later, so that no device waits for logging.
 """
 
 import importlib
@@ -76,7 +76,7 @@ class MetricsWriter:
         """
         timing = timing or {}
         if wrong := (set(values) & set(TIMING_KEYS)) | (set(timing) - set(TIMING_KEYS)):
-            raise ValueError(f"timing and values are kept apart; wrong place for {sorted(wrong)}")
+            raise ValueError(f"values and timing must not hold each other's keys: {sorted(wrong)}")
         for value in values.values():
             if isinstance(value, jax.Array):
                 value.copy_to_host_async()

@@ -1,4 +1,4 @@
-"""AdamW as Llama was trained with: clipped by global norm, decoupled decay on matrices, guarded against spikes.
+"""AdamW as in Llama's training: clipped by global norm, decoupled decay on matrices, guarded against spikes.
 
 One update, with gradients g, n updates made before, at step s (Loshchilov & Hutter 2019, 1711.05101; equal to
 torch's `clip_grad_norm_` followed by `AdamW`):
@@ -78,9 +78,9 @@ def make_optimizer(
         learning_rate = schedule(step) * rewarm(state.updates)
         clip = jnp.minimum(1.0, clip_norm / (grad_norm + 1e-6)) if clip_norm else 1.0
 
-        # Skipping: coefficients 1 and 0 keep the moments, -0.0 for the gradients (x + -0.0 has the bits of x, for every
-        # x) keeps not-a-numbers out. Selecting between the new and the old moments instead would read the old ones a
-        # second time, for which XLA copies both in front of the update: 5 times its cost on a CPU.
+        # A skipped update uses the coefficients 1 and 0, which keep the moments, and gradients of -0.0, which keep
+        # not-a-numbers out (x + -0.0 has the bits of x for every x). To select between the new and the old moments
+        # would read the old ones twice. XLA would copy both before the update, at 5 times its cost on a CPU.
         keep1, add1 = jnp.where(accept, b1, 1.0), jnp.where(accept, 1 - b1, 0.0)
         keep2, add2 = jnp.where(accept, b2, 1.0), jnp.where(accept, 1 - b2, 0.0)
         n = state.updates + 1

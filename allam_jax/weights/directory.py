@@ -157,14 +157,7 @@ def config_from_json(values: Any, *, file: Path) -> LlamaConfig:
 
 
 def check_vocabulary(config: LlamaConfig, *, tokenizer_size: int, tokenizer: str, weights: str) -> None:
-    """Raises UserError if the tokenizer and the weights have different numbers of tokens.
-
-    Args:
-        config: architecture of the weights.
-        tokenizer_size: number of the tokenizer's ids.
-        tokenizer: name of the tokenizer in the message, such as its path.
-        weights: name of the weights in the message.
-    """
+    """UserError if the tokenizer and the weights have different numbers of tokens; names both, for instance by path."""
     if tokenizer_size != config.vocab_size:
         raise UserError(
             f"{weights} has {config.vocab_size} tokens but {tokenizer} has {tokenizer_size}: give the tokenizer that "
