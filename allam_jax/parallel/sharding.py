@@ -59,9 +59,9 @@ class ShardingRules:
 DEFAULT_RULES = ShardingRules()
 
 
-def pieces(logical: str | None, sizes: Mapping[str, int], *, rules: ShardingRules = DEFAULT_RULES) -> int:
+def pieces(logical: str | None, sizes: Mapping[str, int]) -> int:
     """Into how many pieces a mesh with these axis sizes (`mesh.shape`) cuts a logical axis."""
-    return math.prod(sizes[axis] for axis in rules.mesh_axes(logical))
+    return math.prod(sizes[axis] for axis in DEFAULT_RULES.mesh_axes(logical))
 
 
 # Grouped-query attention often has fewer key/value heads than `tensor` devices. Each device then keeps all of them:
@@ -80,7 +80,6 @@ def logical_to_spec(
     axes: LogicalAxes,
     *,
     mesh: Mesh | AbstractMesh,
-    rules: ShardingRules = DEFAULT_RULES,
     shape: Sequence[int] | None = None,
     name: str = "array",
     whole_if_uneven: bool = False,
@@ -90,7 +89,6 @@ def logical_to_spec(
     Args:
         axes: a logical name, or None, for each dimension.
         mesh: its axis sizes decide which dimensions can be cut.
-        rules: the table.
         shape: the array's shape. If it is given, its mesh axes must divide each dimension.
         name: what the array is called in messages.
         whole_if_uneven: leaves a dimension whole if its mesh axes do not divide it.
@@ -104,7 +102,7 @@ def logical_to_spec(
     owner: dict[str, str | None] = {}
     entries: list[MeshAxes] = []
     for dimension, logical in enumerate(axes):
-        mesh_axes = rules.mesh_axes(logical)
+        mesh_axes = DEFAULT_RULES.mesh_axes(logical)
         for mesh_axis in mesh_axes:
             if mesh_axis not in mesh.shape:
                 raise ValueError(f"{name}: rule {logical!r} -> {mesh_axis!r}, but the mesh has {tuple(mesh.shape)}")
@@ -114,7 +112,7 @@ def logical_to_spec(
                     "which can cut one dimension of an array only"
                 )
             owner[mesh_axis] = logical
-        cut_into = pieces(logical, mesh.shape, rules=rules)
+        cut_into = pieces(logical, mesh.shape)
         if shape is not None and shape[dimension] % cut_into:
             if not whole_if_uneven and logical not in REPLICATED_IF_UNEVEN:
                 remedy = _REMEDIES.get(str(logical), "choose another mesh")

@@ -95,12 +95,8 @@ def _common_tokenizer(config: Settings, inputs: list[_Input]) -> tuple[Tokenizer
                 f"merge: {name} has another tokenizer than {first_name}: a token would mean different things to them; "
                 "expand the one to the other's vocabulary first (task expand)"
             )
-    check_vocabulary(
-        inputs[0].model.config,
-        tokenizer_size=tokenizer.vocab_size,
-        tokenizer=first_name,
-        weights=str(inputs[0].path),
-    )
+    first = inputs[0]
+    check_vocabulary(first.model.config, tokenizer.vocab_size, tokenizer=first_name, weights=str(first.path))
     return tokenizer, first_dir if first_dir.is_dir() else first_dir.parent
 
 

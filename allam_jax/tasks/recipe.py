@@ -31,18 +31,14 @@ _FINGERPRINT_DIGITS = 12  # in the name of a directory: enough for billions of s
 class Stage:
     """One stage of a recipe.
 
-    Attributes:
-        name: in the recipe.
-        config: as the recipe states it, with `@references`.
-        fingerprint: hex SHA-256 of the values that its task reads and that differ from defaults, and of the
-            fingerprints of `uses`.
-        uses: the earlier stages that it reads directly.
+    The fingerprint is the hex SHA-256 of the values that its task reads and that differ from defaults, and of the
+    fingerprints of `uses`.
     """
 
     name: str
-    config: ConfigDict
+    config: ConfigDict  # as the recipe states it, with `@references`
     fingerprint: str
-    uses: tuple[str, ...]
+    uses: tuple[str, ...]  # the earlier stages that it reads directly
 
     def directory(self, *, workdir: Path, store: Path | None) -> Path:
         """Where it lies; see the module."""

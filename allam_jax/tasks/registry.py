@@ -37,19 +37,12 @@ from allam_jax.weights.settings import ExportSettings, MergeSettings, WeightsSet
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One row.
+    """One row. The task's module has `run(config, workdir) -> dict` and is imported when the task runs."""
 
-    Attributes:
-        sections: what it reads of a config.
-        on_devices: whether all processes take part; otherwise the first one works alone.
-        looks_at: another task, whose configs this one can run on too.
-        module: has `run(config, workdir) -> dict`; imported when the task runs. Empty: `allam_jax.tasks.NAME`.
-    """
-
-    sections: tuple[type[Section], ...]
-    on_devices: bool = False
-    looks_at: str = ""
-    module: str = ""
+    sections: tuple[type[Section], ...]  # what it reads of a config
+    on_devices: bool = False  # whether all processes take part; otherwise the first one works alone
+    looks_at: str = ""  # another task, whose configs this one can run on too
+    module: str = ""  # empty: allam_jax.tasks.NAME
 
 
 _STEP = (  # what the compiled training step follows from

@@ -22,8 +22,8 @@ from allam_jax.settings import Settings, as_dict
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.training.load import load_model
 from allam_jax.training.loop import Evaluation
-from allam_jax.training.origin import open_tokenizer
-from allam_jax.weights.directory import LoadedWeights, check_vocabulary
+from allam_jax.training.origin import open_fitting_tokenizer
+from allam_jax.weights.directory import LoadedWeights
 
 
 def open_mesh(config: Settings) -> Mesh:
@@ -35,9 +35,8 @@ def open_model(config: Settings, *, mesh: Mesh) -> tuple[LoadedWeights, Tokenize
     """The model at `config.init.weights`, its tokenizer and the tokenizer's directory; they fit together."""
     weights = Path(require(config.init.weights, key="init.weights", hint="give the path of a model"))
     loaded = load_model(weights, mesh=mesh)
-    tokenizer, tokenizer_dir = open_tokenizer(config, beside_weights=loaded.tokenizer_dir)
-    check_vocabulary(
-        loaded.config, tokenizer_size=tokenizer.vocab_size, tokenizer=str(tokenizer_dir), weights=str(weights)
+    tokenizer, tokenizer_dir = open_fitting_tokenizer(
+        config, loaded.config, beside_weights=loaded.tokenizer_dir, weights=str(weights)
     )
     return loaded, tokenizer, tokenizer_dir
 

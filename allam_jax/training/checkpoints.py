@@ -27,7 +27,7 @@ from allam_jax.files import check_file_sizes, file_sizes, read_json, write_json
 from allam_jax.parallel.distributed import barrier, gather, is_main_process
 from allam_jax.parallel.sharding import path_name
 from allam_jax.training.settings import CheckpointSettings
-from allam_jax.weights.orbax_arrays import save_args
+from allam_jax.weights.orbax_arrays import reading, save_args
 from allam_jax.weights.orbax_logs import quiet_orbax
 
 _TEMPORARY = ".orbax-checkpoint-tmp"
@@ -35,6 +35,7 @@ _DELETED = ".deleted"
 _JSON_FILE = "content.json"  # of the items `data` and `metadata`; Orbax wants one name for both
 _FILE_LIST = "files.json"
 _STATE = "state"
+_DAMAGED = "the checkpoint is damaged or was not copied completely; use another"
 _REMOVED = (
     "the checkpoint folder has been removed or emptied during the run; put it back and run the same command again to "
     "resume, or start anew with another --workdir"
@@ -294,30 +295,19 @@ def _restore_state(path: Path, abstract: Any, *, partial: bool) -> Any:
     folder = _checked_state(path, abstract, partial=partial)
     restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
     args = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=partial)
-    with _unreadable_is_reported(folder):
+    with reading(f"{folder}: this checkpoint", remedy=_DAMAGED):
         return ocp.PyTreeCheckpointHandler().restore(folder, args=args)
 
 
 def _checked_state(path: Path, abstract: Any, *, partial: bool) -> Path:
     """The folder of the state; UserError if files are missing or cut, or if it is not like `abstract`."""
     quiet_orbax()
-    remedy = "this checkpoint is damaged or was not copied completely; use another"
-    check_file_sizes(path, expected=read_json(path / _FILE_LIST), remedy=remedy)
+    check_file_sizes(path, expected=read_json(path / _FILE_LIST), remedy=_DAMAGED)
     folder = path / _STATE
-    with _unreadable_is_reported(folder):
+    with reading(f"{folder}: this checkpoint", remedy=_DAMAGED):
         stored = ocp.PyTreeCheckpointHandler().metadata(folder).tree
     _check_matches(stored, abstract, path=folder, partial=partial)
     return folder
-
-
-@contextmanager
-def _unreadable_is_reported(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # Orbax raises Exception itself
-        raise UserError(
-            f"{path}: this checkpoint cannot be read: {_reason(error)}; it is damaged or incomplete; use another"
-        ) from error
 
 
 def _check_matches(stored: Any, abstract: Any, *, path: Path, partial: bool) -> None:

@@ -35,7 +35,7 @@ class SpikeGuard:
         self._window, self._sigma, self._min_history = settings.window, settings.sigma, settings.min_history
 
     def init(self) -> GuardState:
-        """The state before the first step. Every leaf is its own array: a donated state must not hold a buffer twice."""
+        """The first state. Every leaf is its own array: a donated state must not hold a buffer twice."""
         return GuardState(
             losses_W=jnp.zeros(self._window, jnp.float32),
             grad_norms_W=jnp.zeros(self._window, jnp.float32),

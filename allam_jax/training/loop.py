@@ -22,17 +22,11 @@ from allam_jax.training.trace import Tracer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Scores of a suite, at intervals of its own; they are logged as `eval/SUITE/NAME/METRIC`.
-
-    Attributes:
-        suite: its name in the keys.
-        every: steps; 0: only at the end. Otherwise it also runs before the first step.
-        scores: parameters -> name -> metric -> number; called by all processes.
-    """
+    """Scores of a suite, at intervals of its own; they are logged as `eval/SUITE/NAME/METRIC`."""
 
     suite: str
-    every: int
-    scores: Callable[[Params], Mapping[str, Mapping[str, float]]]
+    every: int  # steps; 0: only at the end. Otherwise it also runs before the first step
+    scores: Callable[[Params], Mapping[str, Mapping[str, float]]]  # name -> metric -> number; all processes call it
 
     def is_due(self, step: int, *, last: bool) -> bool:
         """Whether it runs after `step` updates."""
@@ -102,9 +96,8 @@ def run_loop(
 
     with StopSignal() as stop, contextlib.ExitStack() as stack:
         stack.callback(progress.end)
-        tracer = stack.enter_context(
-            Tracer(session.workdir, steps=config.metrics.profile_steps, pause=throughput.pause)
-        )
+        tracer = Tracer(session.workdir, steps=config.metrics.profile_steps, pause=throughput.pause)
+        stack.callback(tracer.stop)
         if step == 0:
             evaluate(last=False)
 

@@ -41,7 +41,7 @@ def make_schedule(settings: ScheduleSettings, *, total_steps: int) -> Schedule:
     peak_lr, warmup_steps, final_fraction = settings.peak_lr, settings.warmup_steps, settings.final_fraction
     if settings.name == "cosine" and warmup_steps >= total_steps:
         raise UserError(
-            f"config.schedule.warmup_steps = {warmup_steps}: leaves none of {total_steps} steps for the cosine; lower it"
+            f"config.schedule.warmup_steps = {warmup_steps}: leaves none of {total_steps} steps for the cosine"
         )
     pieces: list[optax.Schedule] = []
     boundaries: list[int] = []

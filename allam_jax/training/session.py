@@ -32,27 +32,17 @@ from allam_jax.training.state import TrainState, random_params, start_state
 
 @dataclasses.dataclass(kw_only=True)
 class Session:
-    """An open run.
-
-    Attributes:
-        run: the description of its step.
-        state: as of the last step. The step donates its buffers: whoever runs a step puts the new state here.
-        loader: yields this process's rows as numpy batches, from the next step on.
-        checkpointer: where `save` writes.
-        writer: where metrics go; opened for the step of `state`.
-        metadata: of every checkpoint, without the tokens by source.
-        tokens: trained on so far, by source.
-    """
+    """An open run. A step donates the buffers of `state`: whoever runs a step puts the new state there."""
 
     workdir: Path
     run: RunDescription
     mesh: Mesh
-    state: TrainState
-    loader: Loader
+    state: TrainState  # after the last step
+    loader: Loader  # yields this process's rows as numpy batches, from the next step on
     checkpointer: Checkpointer
-    writer: MetricsWriter
-    metadata: dict[str, Any]
-    tokens: "TokenCounts"
+    writer: MetricsWriter  # opened for the step of `state`
+    metadata: dict[str, Any]  # of every checkpoint, without the tokens by source
+    tokens: "TokenCounts"  # trained on so far, by source
 
     def next_batch(self) -> Batch:
         """The batch of the next step, on all devices."""

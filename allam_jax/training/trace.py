@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -13,10 +12,7 @@ PROFILE_FOLDER = "profile"
 
 
 class Tracer:
-    """Traces the steps `start` to `stop - 1`; a context manager. Each process traces its own devices.
-
-    The traces lie in `WORKDIR/profile`, those of many processes in a folder each.
-    """
+    """Traces the steps `start` to `stop - 1` into `WORKDIR/profile`; with many processes, each into its own folder."""
 
     def __init__(self, workdir: Path, *, steps: tuple[int, ...], pause: Callable[[], AbstractContextManager]):
         """Traces nothing yet.
@@ -45,18 +41,12 @@ class Tracer:
         """Call after a step. Writes the trace once the devices have done the step."""
         if self._tracing and step + 1 not in self._steps:
             jax.block_until_ready(waits_for)
-            self._stop()
+            self.stop()
 
-    def __enter__(self) -> "Tracer":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._tracing:  # the run ends in the middle of the steps
-            self._stop()
-
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Writes the trace, if one is under way; also for a run that ends in the middle of the steps."""
+        if not self._tracing:
+            return
         self._tracing = False
         with self._pause():
             jax.profiler.stop_trace()
