@@ -8,7 +8,7 @@
 A section imports nothing heavy, so that a config can be written, read and explained without JAX. Every key has a
 comment and every number has a bound: a section without them is refused, so no key can be forgotten. Values
 are checked whenever a section is made. A config file sees the same keys as an `ml_collections.ConfigDict`
-(`defaults`), and `read` turns that back into the dataclass.
+(`to_config`), and `read` turns that back into the dataclass.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ Bound = tuple[str, float]  # one of these words, and a number
 
 
 class BadSetting(UserError):
-    """A value that cannot be used. `key` grows by one part for every section around it."""
+    """A value that cannot be used."""
 
     def __init__(self, key: str, problem: str):
         super().__init__(f"config.{key}{problem}")
@@ -59,7 +59,7 @@ def setting(
     Args:
         default: its value where the config says nothing; `...` for a key that must be given.
         comment: what it is, with its unit; shown by `--help_config`.
-        least, above: the smallest value, and the bound that values must exceed; a number needs one of them.
+        least, above: the smallest value, or the bound that values must exceed; a number needs one of them.
         most, below: the same at the upper end. Whole numbers are at most `LARGEST_INT` unless `most` says otherwise.
         choices: the strings it can be; for a tuple, those that its elements can be.
     """

@@ -14,6 +14,7 @@ from allam_jax.files import sha256_of_json
 from allam_jax.settings import LARGEST_INT, Section, as_dict, changed, entries, nested, read, setting
 from allam_jax.tasks import config_help, registry, runner
 from allam_jax.tasks.registry import TASKS, Task, changed_settings, settings_of
+from allam_jax.training.settings import MetricsSettings
 from configs import base, quickstart
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,6 +56,12 @@ def test_values_are_checked_wherever_a_section_is_made():
         with pytest.raises(UserError) as error:
             read(Outer, values, where="outer")
         assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize("steps", [(3,), (3, 3), (0, 2), (1, 2, 3)])
+def test_steps_that_cannot_be_profiled_are_refused(steps):
+    with pytest.raises(UserError, match="config.metrics.profile_steps = "):
+        MetricsSettings(profile_steps=steps)
 
 
 def test_errors_name_the_whole_key():

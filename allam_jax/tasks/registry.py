@@ -45,7 +45,7 @@ class Task:
     module: str = ""  # empty: allam_jax.tasks.NAME
 
 
-_STEP = (  # what the compiled training step follows from
+_STEP = (  # what decides the compiled training step
     LlamaConfig,
     ComputeOptions,
     ParameterSettings,

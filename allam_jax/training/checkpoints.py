@@ -140,7 +140,7 @@ class Checkpointer:
         try:
             self.wait()
         finally:
-            with suppress(OSError, ValueError, RuntimeError):  # echoes of a save that has failed, and was reported
+            with suppress(OSError, ValueError, RuntimeError):  # repeats the error of a failed save, already reported
                 self._orbax.close()
             os.close(self._folder)
 

@@ -1,4 +1,4 @@
-"""What a path to a model means: a weights directory, a Hugging Face directory, a run, or one of its checkpoints."""
+"""Opens the model at a path: a weights directory, a Hugging Face directory, a run, or one of its checkpoints."""
 
 import dataclasses
 from pathlib import Path
@@ -37,7 +37,7 @@ CHECKPOINTS_FOLDER = "checkpoints"
 
 
 def load_model(path: Path, *, mesh: Mesh | None = None, param_dtype: str | None = None) -> LoadedWeights:
-    """Loads parameters from any of the places they can be, each device only what it will hold.
+    """Loads a model from any of these places; each device reads only the parameters that it will hold.
 
     Args:
         path: a weights directory, a Hugging Face directory, a run's workdir (its newest checkpoint) or a checkpoint.
@@ -130,7 +130,7 @@ def _what_is_there(path: Path) -> str:
     if not path.is_dir():
         return f"{path}: is a file; {expected}"
     if (path / CHECKPOINTS_FOLDER).is_dir():
-        return f"{path}: a run without a complete checkpoint; let it reach its first, or give another path"
+        return f"{path}: a run without a complete checkpoint; wait for its first, or give another path"
     pickles = sorted(path.glob("*.bin")) + sorted(path.glob("*.pth"))
     if pickles:
         return f"{path}: holds pickled weights ({pickles[0].name}), which can run code; convert them to safetensors"
