@@ -26,10 +26,10 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with `:AR
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run writes; by default runs/<name of the config>.")
 STAGE = flags.DEFINE_list("stage", [], "Run only this stage of a recipe, or these, with commas between.")
 STORE = flags.DEFINE_string("store", None, "Where stages lie that recipes share; by default each workdir has its own.")
-COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, where no scheduler tells.")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes, where no scheduler tells.")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, if no scheduler gives it.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes, if no scheduler gives it.")
 HELP_CONFIG = flags.DEFINE_string("help_config", None, "Print all keys of this task (or of `all`) and exit.")
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, where no scheduler tells.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, if no scheduler gives it.")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -144,7 +144,7 @@ def main(_) -> None:
     if CONFIG.value.task == "plan":
         import jax
 
-        # It compiles for GPUs that are described, and would wait for those that it finds, or fail for want of one.
+        # The planner compiles for GPUs that are only described. It must not wait for real GPUs, or fail without one.
         jax.config.update("jax_platforms", "cpu")
     distributed.initialize(
         coordinator=COORDINATOR.value, num_processes=NUM_PROCESSES.value, process_id=PROCESS_ID.value

@@ -1,6 +1,6 @@
 """Configs as trees: stage references, saving, comparing. What keys mean and accept: `settings.py` of each room."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +11,6 @@ from allam_jax.errors import UserError
 from allam_jax.settings import as_dict
 
 
-def map_strings(config: ConfigDict, function: Callable[[str, str], str]) -> ConfigDict:
-    """A copy with every string leaf replaced by `function(dotted_key, value)`."""
-    copy = config.copy_and_resolve_references()
-
-    def visit(node: ConfigDict, prefix: str) -> None:
-        for key, value in node.items():
-            dotted = f"{prefix}{key}"
-            if isinstance(value, ConfigDict):
-                visit(value, f"{dotted}.")
-            elif isinstance(value, str):
-                node[key] = function(dotted, value)
-
-    visit(copy, "")
-    return copy
-
-
 def resolve_stages(config: ConfigDict, *, stage_dirs: Mapping[str, Path]) -> tuple[ConfigDict, list[str]]:
     """Replaces `@stage/rest` in string values by a path inside that stage's directory.
 
@@ -34,21 +18,26 @@ def resolve_stages(config: ConfigDict, *, stage_dirs: Mapping[str, Path]) -> tup
     (the stages that come earlier in the recipe).
     """
     used: list[str] = []
+    copy = config.copy_and_resolve_references()
 
-    def resolve(key: str, value: str) -> str:
-        if not value.startswith("@"):
-            return value
-        name, _, rest = value[1:].partition("/")
-        if name not in stage_dirs:
-            earlier = ", ".join(stage_dirs) or "none"
-            raise UserError(
-                f"config.{key} = {value!r}: no earlier stage is called {name!r} (earlier stages: {earlier})"
-            )
-        if name not in used:
-            used.append(name)
-        return str(stage_dirs[name] / rest)
+    def visit(node: ConfigDict, prefix: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, ConfigDict):
+                visit(value, f"{prefix}{key}.")
+            elif isinstance(value, str) and value.startswith("@"):
+                name, _, rest = value[1:].partition("/")
+                if name not in stage_dirs:
+                    earlier = ", ".join(stage_dirs) or "none"
+                    raise UserError(
+                        f"config.{prefix}{key} = {value!r}: no earlier stage is called {name!r} "
+                        f"(earlier stages: {earlier})"
+                    )
+                if name not in used:
+                    used.append(name)
+                node[key] = str(stage_dirs[name] / rest)
 
-    return map_strings(config, resolve), used
+    visit(copy, "")
+    return copy, used
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

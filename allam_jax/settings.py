@@ -8,12 +8,12 @@
 A section imports nothing heavy, so that a config can be written, read and explained without JAX. Every key has a
 comment and every number has a bound: a section without them is refused, so no key can be forgotten. Values
 are checked whenever a section is made. A config file sees the same keys as an `ml_collections.ConfigDict`
-(`defaults`), and `read` turns that back into the dataclass.
+(`to_config`), and `read` turns that back into the dataclass.
 """
 
 import dataclasses
-import difflib
 import math
+import operator
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -21,15 +21,16 @@ from typing import Any, ClassVar, Self
 
 from ml_collections import ConfigDict
 
-from allam_jax.errors import UserError
+from allam_jax.errors import UserError, nearest
 
 LARGEST_INT = 2**31 - 1  # the bound of whole numbers that state none: more would not fit an int32 on a device
 
-Comparison = tuple[str, float, str]  # name, bound, and how an error says it
+_COMPARISONS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
+Bound = tuple[str, float]  # one of these words, and a number
 
 
 class BadSetting(UserError):
-    """A value that cannot be used. `key` grows by one part for every section around it."""
+    """A value that cannot be used."""
 
     def __init__(self, key: str, problem: str):
         super().__init__(f"config.{key}{problem}")
@@ -58,34 +59,24 @@ def setting(
     Args:
         default: its value where the config says nothing; `...` for a key that must be given.
         comment: what it is, with its unit; shown by `--help_config`.
-        least, above: the smallest value, and the bound that values must exceed; a number needs one of them.
+        least, above: the smallest value, or the bound that values must exceed; a number needs one of them.
         most, below: the same at the upper end. Whole numbers are at most `LARGEST_INT` unless `most` says otherwise.
         choices: the strings it can be; for a tuple, those that its elements can be.
     """
-    bounds: list[Comparison] = [
-        (name, bound, text)
-        for name, bound, text in (
-            ("least", least, f"at least {least}"),
-            ("above", above, f"above {above}"),
-            ("most", most, f"at most {most}"),
-            ("below", below, f"below {below}"),
-        )
-        if bound is not None
-    ]
-    metadata = {"comment": comment, "bounds": bounds, "choices": tuple(choices) if choices else None}
-    if default is ...:
-        return dataclasses.field(metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+    limits = zip(_COMPARISONS, (least, above, most, below), strict=True)
+    bounds = [(words, bound) for words, bound in limits if bound is not None]
+    metadata = {"comment": comment, "bounds": bounds, "choices": tuple(choices or ())}
+    return dataclasses.field(default=dataclasses.MISSING if default is ... else default, metadata=metadata)
 
 
 def entries(comment: str) -> Any:
     """A key that holds named entries, `Mapping[str, KIND]`, empty by default; users choose the names."""
-    return dataclasses.field(default_factory=dict, metadata={"comment": comment, "bounds": [], "choices": None})
+    return nested(dict, comment)
 
 
 def nested(kind: type, comment: str) -> Any:
     """A key that holds a section of its own."""
-    return dataclasses.field(default_factory=kind, metadata={"comment": comment, "bounds": [], "choices": None})
+    return dataclasses.field(default_factory=kind, metadata={"comment": comment, "bounds": [], "choices": ()})
 
 
 class Section:
@@ -119,7 +110,7 @@ class Section:
                 raise TypeError(
                     f"{cls.__name__}.{field.name} has no comment: define it with setting, entries or nested"
                 )
-            lower = [bound for bound in field.metadata["bounds"] if bound[0] in ("least", "above")]
+            lower = [words for words, _ in field.metadata["bounds"] if words in ("at least", "above")]
             if _element(kind) in (int, float) and not lower:
                 raise TypeError(f"{cls.__name__}.{field.name} is a number without a lower bound")
 
@@ -189,10 +180,7 @@ def read(cls: type[Section], values: Mapping[str, Any] | ConfigDict, *, where: s
     for key, value in values.items():
         dotted = f"{where}.{key}".lstrip(".")
         if key not in kinds:
-            close = difflib.get_close_matches(key, kinds, n=1)
-            raise UserError(
-                f"config.{dotted}: no such key; " + (f"did you mean {close[0]!r}?" if close else _keys(kinds))
-            )
+            raise UserError(f"config.{dotted}: no such key; {nearest(key, kinds)}")
         given[key] = _converted(kinds[key], value, where=dotted)
     try:
         return dataclasses.replace(cls.default(), **given)
@@ -202,7 +190,16 @@ def read(cls: type[Section], values: Mapping[str, Any] | ConfigDict, *, where: s
 
 def changed(instance: Section) -> dict[str, Any]:
     """The values of a section that differ from its defaults, as JSON-able nested dicts."""
-    return _difference(instance, type(instance).default())
+    found: dict[str, Any] = {}
+    default = type(instance).default()
+    for field, kind in fields_of(type(instance)):
+        value = getattr(instance, field.name)
+        if _is_section(kind):
+            different = changed(value) if kind.changes_results else {}
+            found |= {field.name: different} if different else {}
+        elif value != getattr(default, field.name):
+            found[field.name] = _changed_entries(kind, value)
+    return found
 
 
 def as_dict(value: Any) -> Any:
@@ -239,21 +236,9 @@ def explain(cls: type[Section], *, prefix: str = "") -> list[str]:
 def _limits(field: dataclasses.Field) -> str:
     choices, bounds = field.metadata["choices"], field.metadata["bounds"]
     # Bounds that only keep a number in the range of its type tell a reader nothing.
-    shown = [text for _, bound, text in bounds if abs(bound) < LARGEST_INT]
+    shown = [f"{words} {bound}" for words, bound in bounds if abs(bound) < LARGEST_INT]
     said = [" | ".join(choice or "''" for choice in choices)] if choices else shown
     return f" ({', '.join(said)})" if said else ""
-
-
-def _difference(instance: Section, default: Section) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for field, kind in fields_of(type(instance)):
-        value, usual = getattr(instance, field.name), getattr(default, field.name)
-        if _is_section(kind):
-            different = _difference(value, usual) if kind.changes_results else {}
-            found |= {field.name: different} if different else {}
-        elif value != usual:
-            found[field.name] = _changed_entries(kind, value)
-    return found
 
 
 def _changed_entries(kind: Any, value: Any) -> Any:
@@ -281,7 +266,7 @@ def _converted(kind: Any, value: Any, *, where: str) -> Any:
     return made
 
 
-def _problem(kind: Any, value: Any, *, bounds: Sequence[Comparison] = (), choices: Sequence[str] | None = None) -> str:
+def _problem(kind: Any, value: Any, *, bounds: Sequence[Bound] = (), choices: Sequence[str] = ()) -> str:
     """What was expected of a value that does not fit; empty if it does."""
     if _is_section(kind) or _is_entries(kind):
         return ""
@@ -294,9 +279,9 @@ def _problem(kind: Any, value: Any, *, bounds: Sequence[Comparison] = (), choice
     if plural and not isinstance(value, tuple | list):
         return noun
     limits = list(bounds)
-    if element is int and not any(name in ("most", "below") for name, _, _ in bounds):
-        limits.append(("most", LARGEST_INT, f"at most {LARGEST_INT}"))
-    expected = ", ".join([noun, *(text for _, _, text in bounds)])
+    if element is int and not any(words in ("at most", "below") for words, _ in bounds):
+        limits.append(("at most", LARGEST_INT))
+    expected = ", ".join([noun, *(f"{words} {bound}" for words, bound in bounds)])
     for item in value if plural else (value,):
         number = isinstance(item, int | float) and not isinstance(item, bool)
         fits = number if element is float else isinstance(item, element) and (number or element is not int)
@@ -304,9 +289,9 @@ def _problem(kind: Any, value: Any, *, bounds: Sequence[Comparison] = (), choice
             return expected
         if number and not math.isfinite(item):
             return f"{expected}, and a finite one"
-        for name, bound, text in limits:
-            if not {"least": item >= bound, "above": item > bound, "most": item <= bound, "below": item < bound}[name]:
-                return expected if text in expected else f"{noun}, {text}"
+        for words, bound in limits:
+            if not _COMPARISONS[words](item, bound):
+                return expected if (words, bound) in bounds else f"{noun}, {words} {bound}"
     return ""
 
 
@@ -321,7 +306,3 @@ def _element(kind: Any) -> Any:
 
 def _is_entries(kind: Any) -> bool:
     return typing.get_origin(kind) is Mapping
-
-
-def _keys(kinds: Mapping[str, Any]) -> str:
-    return f"there are {', '.join(kinds)}"

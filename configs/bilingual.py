@@ -21,7 +21,7 @@ def corpus(*, code_bytes: int) -> ConfigDict:
 
 
 def base_tokenizer(*, vocab_size: int) -> ConfigDict:
-    """Of an English model."""
+    """The tokenizer of an English model."""
     config = base.get_config("tokenizer")
     config.tokenizer_training.sources.en = base.texts(path="@corpus/en")
     # A trace of Arabic, about 2 % of the text, as in Llama-2's training data.
@@ -33,7 +33,7 @@ def base_tokenizer(*, vocab_size: int) -> ConfigDict:
 
 
 def arabic_tokenizer(*, vocab_size: int) -> ConfigDict:
-    """Whose pieces the merge adds to the base's."""
+    """The tokenizer whose pieces the merge adds to the base's."""
     config = base.get_config("tokenizer")
     config.tokenizer_training.sources.ar = base.texts(path="@corpus/ar")
     config.tokenizer_training.vocab_size = vocab_size

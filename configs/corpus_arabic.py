@@ -1,12 +1,12 @@
-"""A corpus from raw texts, with damage planted to see what is found: cleaning, rules, deduplication, report.
+"""A corpus from raw texts with planted damage: cleaning, rules, deduplication, report, and how much damage was found.
 
     python run.py --config configs/corpus_arabic.py
 
-All Arabic and English texts of the catalog (44 MB and 27 MB: hadith, a Quran commentary, the Bible, Shakespeare)
-as if they had been crawled, with copies, near copies, repeated addresses, mojibake, advertisements,
-Persian and source code among them; the Quran, which is to stay as it is. ALLaM's rules for each language; deduplicated
-over all sources. `check/report.md` says how much of each kind of damage was found and how much of what was flagged was
-damage; `corpus/report.md` says the rest.
+It takes all Arabic and English texts of the catalog (44 MB and 27 MB: hadith, a Quran commentary, the Bible,
+Shakespeare) as if they had been crawled, with copies, near copies, repeated addresses, mojibake, advertisements,
+Persian and source code among them. The Quran is stored untouched. Each language has ALLaM's rules, and duplicates are
+searched over all sources. `check/report.md` gives the recall and the precision for each kind of damage;
+`corpus/report.md` reports on the corpus.
 
 `--config configs/corpus_arabic.py:small` takes a tenth of the texts. 91 MB of downloads (73 of them the Bible's).
 """

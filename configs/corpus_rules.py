@@ -28,8 +28,8 @@ def english() -> ConfigDict:
 def arabic() -> ConfigDict:
     """ALLaM's rules for Arabic. The paper gives no threshold for spam and stop words; these are ours.
 
-    A language score of 0.95 is strict: of hadith, whose vowel marks are set aside for it, lid.176 gives one in ten
-    less than 0.94. Lower it for classical text.
+    A language score of 0.95 is strict. lid.176 gives one in ten hadith less than 0.94, although it sees them without
+    vowel marks. Lower it for classical text.
     """
     return _unlocked(
         language=rule("language_score", "<", 0.95),

@@ -3,7 +3,7 @@
     python run.py --config configs/generate.py --config.init.weights=runs/quickstart/export/orbax \
         --config.generate.prompts='("The Messenger of Allah said",)'
 
-Greedy unless --config.generate.temperature is above 0. Seconds for the quickstart's model on two cores.
+Decoding is greedy unless --config.generate.temperature is above 0. The quickstart's model takes seconds on two cores.
 """
 
 from ml_collections import ConfigDict

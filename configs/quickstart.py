@@ -6,9 +6,9 @@ English text -> base tokenizer -> a tiny Llama trained on English -> Arabic toke
 pre-training on 55 % English and 45 % Arabic, once with new embeddings averaged from the base's pieces (subword_mean)
 and once drawn at random -> evaluate -> export -> report.md with figures. ALLaM paper, sections 2.1 and 2.2.
 
-4 to 8 minutes and 1.5 GB on two cores; 3.3 MB of downloads (hadith in English, a modern Arabic commentary). What to
-expect: docs/quickstart.md. `--config configs/quickstart.py:smoke` runs every stage with a few steps and proves nothing
-else.
+It takes 4 to 8 minutes and 1.5 GB on two cores, and downloads 3.3 MB (hadith in English, a modern Arabic commentary).
+docs/quickstart.md says what to expect. `--config configs/quickstart.py:smoke` runs every stage with a few steps, only
+to show that it runs.
 """
 
 from ml_collections import ConfigDict

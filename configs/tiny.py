@@ -6,7 +6,7 @@ The quickstart's path with a smaller model, smaller tokenizers and one arm: Engl
 trained on English -> Arabic tokenizer -> merge -> expand -> continued pre-training on 55 % English and 45 % Arabic.
 `experiments/*.py` vary it (docs/sweeps.md); all of them share its first stages.
 
-A minute and a half on two cores. 3.3 MB of downloads.
+It takes a minute and a half on two cores, and downloads 3.3 MB.
 """
 
 from ml_collections import ConfigDict

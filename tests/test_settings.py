@@ -14,6 +14,7 @@ from allam_jax.files import sha256_of_json
 from allam_jax.settings import LARGEST_INT, Section, as_dict, changed, entries, nested, read, setting
 from allam_jax.tasks import config_help, registry, runner
 from allam_jax.tasks.registry import TASKS, Task, changed_settings, settings_of
+from allam_jax.training.settings import MetricsSettings
 from configs import base, quickstart
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,6 +58,12 @@ def test_values_are_checked_wherever_a_section_is_made():
         assert str(error.value).startswith(message)
 
 
+@pytest.mark.parametrize("steps", [(3,), (3, 3), (0, 2), (1, 2, 3)])
+def test_steps_that_cannot_be_profiled_are_refused(steps):
+    with pytest.raises(UserError, match="config.metrics.profile_steps = "):
+        MetricsSettings(profile_steps=steps)
+
+
 def test_errors_name_the_whole_key():
     class Sources(Section, name="data"):
         """Named entries."""
@@ -66,7 +73,7 @@ def test_errors_name_the_whole_key():
     for values, message in (
         ({"inner": {"weight": -1}}, "config.outer.inner.weight = -1: expected a number, at least 0"),
         ({"inner": {"names": ["c"]}}, "config.outer.inner.names = ('c',): expected a tuple of 'a', 'b'"),
-        ({"inner": {"wieght": 1}}, "config.outer.inner.wieght: no such key; did you mean 'weight'?"),
+        ({"inner": {"wieght": 1}}, "config.outer.inner.wieght: no such key; did you mean weight?"),
         ({"inner": 3}, "config.outer.inner = 3: expected a section with the keys weight, names"),
     ):
         with pytest.raises(UserError) as error:
@@ -145,7 +152,7 @@ def run(config, workdir):
 
 
 def test_a_new_task_is_a_module_its_settings_and_one_row(monkeypatch, tmp_path):
-    monkeypatch.setitem(registry.TASKS, "toy", Task(__name__, (ToySettings,)))
+    monkeypatch.setitem(registry.TASKS, "toy", Task((ToySettings,), module=__name__))
     config = base.get_config("toy")
     config.toy.text = "good evening"
     assert runner.run(config, workdir=tmp_path / "alone") == {"said": "good evening"}
@@ -159,7 +166,7 @@ def test_a_new_task_is_a_module_its_settings_and_one_row(monkeypatch, tmp_path):
 
 
 def with_row(monkeypatch, cls):
-    monkeypatch.setitem(registry.TASKS, "toy", Task(__name__, (cls,)))
+    monkeypatch.setitem(registry.TASKS, "toy", Task((cls,), module=__name__))
     config = base.get_config("toy")
     config.toy.text = "changed"
     return changed_settings(config)
@@ -184,7 +191,7 @@ def test_a_new_key_with_a_default_changes_no_fingerprint_but_a_value_and_a_versi
 
 
 def test_a_finished_stage_outlives_a_new_key(monkeypatch, tmp_path):
-    monkeypatch.setitem(registry.TASKS, "toy", Task(__name__, (ToySettings,)))
+    monkeypatch.setitem(registry.TASKS, "toy", Task((ToySettings,), module=__name__))
     runner.run(base.recipe(greeting=base.get_config("toy")), workdir=tmp_path)
     said = tmp_path / "greeting" / "said.txt"
     said.unlink()  # a stage that runs again writes it again
@@ -195,7 +202,7 @@ def test_a_finished_stage_outlives_a_new_key(monkeypatch, tmp_path):
         text: str = setting("hello", "what is said")
         times: int = setting(1, "how often", least=1)
 
-    monkeypatch.setitem(registry.TASKS, "toy", Task(__name__, (More,)))
+    monkeypatch.setitem(registry.TASKS, "toy", Task((More,), module=__name__))
     config = base.get_config("toy")
     runner.run(base.recipe(greeting=config), workdir=tmp_path)
     assert not said.exists()

@@ -63,13 +63,10 @@ def step0_report(
         make_evaluator(config=config, options=options, mesh=mesh, batch_size=batch_size, num_chunks=num_chunks)
         for _, config in (base, expanded)
     )
-    divergence, new_probability = (
-        token_sums(function, mesh=mesh, batch_size=batch_size)
-        for function in (
-            _divergence(base[1], expanded[1], plan=plan, options=options, num_chunks=num_chunks),
-            _new_probability(expanded[1], plan=plan, options=options, num_chunks=num_chunks),
-        )
-    )
+    divergence_of = _divergence(base[1], expanded[1], plan=plan, options=options, num_chunks=num_chunks)
+    new_probability_of = _new_probability(expanded[1], plan=plan, options=options, num_chunks=num_chunks)
+    divergence = token_sums(divergence_of, mesh=mesh, batch_size=batch_size)
+    new_probability = token_sums(new_probability_of, mesh=mesh, batch_size=batch_size)
     report = {}
     for name, rows in base_rows.items():
         _check_kept(rows, plan, name=name)

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from allam_jax.errors import UserError
+from allam_jax.generation.settings import GenerateSettings
 from allam_jax.model.llama import Params, bind
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
 
@@ -29,15 +30,12 @@ def generate(
     config: LlamaConfig,
     options: ComputeOptions,
     prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
+    settings: GenerateSettings,
     eos_id: int | None = None,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
     seed: int = 0,
     mesh: Mesh | None = None,
 ) -> list[list[int]]:
-    """Continues every prompt until `eos_id` or for `max_new_tokens` tokens.
+    """Continues every prompt until `eos_id` or for `settings.max_new_tokens` tokens.
 
     What a prompt gets depends on the parameters, the prompt and the seed, and not on the prompts beside it (up to
     rounding: matrix products of other shapes may differ in the last bit). Equal prompts get different samples.
@@ -47,11 +45,9 @@ def generate(
         config: shapes. Prompt and continuation together must fit its `max_position`.
         options: how to compute; dropout is off.
         prompts: token ids, each prompt at least one.
-        max_new_tokens: the longest continuation.
+        settings: how tokens are chosen, and how many. Logits are divided by the temperature before they are filtered;
+            at temperature 0 the likeliest token is taken. The prompts are not read from here.
         eos_id: ends a continuation; None never does.
-        temperature: 0 takes the likeliest token; otherwise logits are divided by it before filtering.
-        top_k: samples from so many likeliest tokens; 0 from all.
-        top_p: samples from the fewest likeliest tokens that have this probability together (Holtzman et al. 2020).
         seed: of the samples.
         mesh: the mesh of sharded parameters. With several processes, all call this with equal arguments.
 
@@ -59,13 +55,12 @@ def generate(
         The new ids of each prompt, without `eos_id`.
 
     Raises:
-        UserError: an argument out of range, an empty prompt, an id outside of the vocabulary, or too long a text.
+        UserError: an empty prompt, an id outside of the vocabulary, or too long a text.
     """
-    _check_sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
     if not prompts:
         return []
-    lengths = _check_prompts(prompts, config=config, max_new_tokens=max_new_tokens)
-    buffer = -(-(max(lengths) + max_new_tokens) // BUFFER_MULTIPLE) * BUFFER_MULTIPLE
+    lengths = _check_prompts(prompts, config=config, max_new_tokens=settings.max_new_tokens)
+    buffer = -(-(max(lengths) + settings.max_new_tokens) // BUFFER_MULTIPLE) * BUFFER_MULTIPLE
     tokens_BT = np.zeros((len(prompts), buffer), np.int32)
     for row, prompt in enumerate(prompts):
         tokens_BT[row, : len(prompt)] = prompt
@@ -78,12 +73,12 @@ def generate(
             row_keys(prompts, seed=seed),
             config=config,
             options=options,
-            greedy=temperature == 0.0,
-            max_new_tokens=max_new_tokens,
+            greedy=settings.temperature == 0.0,
+            max_new_tokens=settings.max_new_tokens,
             eos_id=-1 if eos_id is None else eos_id,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
         )
     tokens_BT, ends_B = map(np.asarray, decoded)
     continuations = [row[start:end].tolist() for row, start, end in zip(tokens_BT, lengths, ends_B, strict=True)]
@@ -93,10 +88,10 @@ def generate(
 def filter_logits(
     logits_BV: Float[Array, "B V"], *, top_k: Array | int = 0, top_p: Array | float = 1.0
 ) -> Float[Array, "B V"]:
-    """Sets all but the likeliest tokens to -inf: first to the `top_k` best, then to the nucleus of mass `top_p`.
+    """Keeps the `top_k` likeliest tokens, and of these the nucleus of mass `top_p`; sets all other logits to -inf.
 
-    The nucleus is measured on what top-k left. Between equal logits the lower id counts as likelier; the likeliest
-    token always stays.
+    The nucleus is the fewest likeliest tokens that have this probability together, after top-k (Holtzman et al. 2020).
+    Between equal logits the lower id counts as likelier. The likeliest token always stays.
     """
     order_BV = jnp.argsort(-logits_BV, axis=-1, stable=True)
     ranks_BV = jnp.argsort(order_BV, axis=-1)
@@ -176,17 +171,6 @@ def _decode(
         tokens_BT = jax.lax.with_sharding_constraint(tokens_BT, PartitionSpec())
         ends_B = jax.lax.with_sharding_constraint(ends_B, PartitionSpec())
     return tokens_BT, ends_B
-
-
-def _check_sampling(*, max_new_tokens: int, temperature: float, top_k: int, top_p: float) -> None:
-    if max_new_tokens < 0:
-        raise UserError(f"max_new_tokens = {max_new_tokens}: expected 0 or more")
-    if not 0 <= temperature < float("inf"):
-        raise UserError(f"temperature = {temperature}: expected 0 (greedy) or a positive number")
-    if top_k < 0:
-        raise UserError(f"top_k = {top_k}: expected a number of tokens, or 0 for all")
-    if not 0 < top_p <= 1:
-        raise UserError(f"top_p = {top_p}: expected a probability in (0, 1]")
 
 
 def _check_prompts(prompts: Sequence[Sequence[int]], *, config: LlamaConfig, max_new_tokens: int) -> list[int]:

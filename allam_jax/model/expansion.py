@@ -20,9 +20,9 @@ from jaxtyping import Array
 from allam_jax.errors import UserError
 from allam_jax.model.llama import Params
 from allam_jax.model.llama_config import LlamaConfig
+from allam_jax.model.settings import ExpandSettings
 from allam_jax.tokenizer.provenance import ExpansionPlan
 
-METHODS = ("subword_mean", "first_piece", "last_piece", "mean_noise", "mean_all", "random")
 _CHUNK = 512  # rows at a time: bounds what exists besides the tables themselves
 
 
@@ -31,11 +31,8 @@ def expand(
     *,
     config: LlamaConfig,
     plan: ExpansionPlan,
-    method: str = "subword_mean",
-    head_method: str | None = None,
-    seed: int = 0,
-    noise_std: float = 0.02,
-    covariance_scale: float = 1e-9,
+    settings: ExpandSettings,
+    seed: int,
 ) -> tuple[Params, LlamaConfig]:
     """Gives the network the vocabulary of `plan`.
 
@@ -55,23 +52,17 @@ def expand(
             lie on the devices as the old ones do.
         config: of `params`.
         plan: which old rows the new ones come from.
-        method: for the input table.
-        head_method: for the output table; None or "" uses `method`. Tied tables cannot differ.
+        settings: the methods for the input and the output table; tied tables cannot differ.
         seed: of all random numbers; those of the input and output tables differ.
-        noise_std: see mean_noise.
-        covariance_scale: see mean_all.
 
     Returns:
         The parameters and the configuration with the new vocabulary.
 
     Raises:
-        UserError: an unknown method, different methods for tied tables, a plan for another vocabulary, or a new
-            vocabulary that the mesh does not divide.
+        UserError: different methods for tied tables, a plan for another vocabulary, or a new vocabulary that the mesh
+            does not divide.
     """
-    head_method = head_method or method
-    for key, name in (("method", method), ("head_method", head_method)):
-        if name not in METHODS:
-            raise UserError(f"expand.{key} = {name!r}: expected one of {', '.join(METHODS)}")
+    method, head_method = settings.method, settings.head_method or settings.method
     if config.tie_embeddings and head_method != method:
         raise UserError(
             f"expand.head_method = {head_method!r}: the tables of this model are tied, so it must equal expand.method "
@@ -86,7 +77,7 @@ def expand(
     table = functools.partial(
         _expand_table,
         spelling=_spelling(plan, rows=new_config.padded_vocab_size),
-        scales=_Scales(config.init_std, noise_std, covariance_scale),
+        scales=_Scales(config.init_std, settings.noise_std, settings.covariance_scale),
         num_old=config.vocab_size,
     )
     input_key, output_key = jax.random.split(jax.random.key(seed))

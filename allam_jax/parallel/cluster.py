@@ -17,23 +17,14 @@ from allam_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """What a launcher tells a process about its job.
+    """What a launcher tells a process about its job."""
 
-    Attributes:
-        source: the launcher's name, for messages.
-        num_processes: how many processes the job has.
-        process_id: which one this is, from 0.
-        coordinator: `host:port` of process 0, or None if the launcher does not say.
-        local_rank: which one this is among the processes of its host, if known.
-        local_size: how many processes of the job run on this host, if known.
-    """
-
-    source: str
+    source: str  # the launcher's name, for messages
     num_processes: int
-    process_id: int
-    coordinator: str | None
-    local_rank: int | None = None
-    local_size: int | None = None
+    process_id: int  # from 0
+    coordinator: str | None  # `host:port` of process 0, if the launcher says it
+    local_rank: int | None = None  # which one this is among the processes of its host, if known
+    local_size: int | None = None  # how many processes of the job run on this host, if known
 
 
 def detect(environ: Mapping[str, str] = os.environ) -> Launch | None:

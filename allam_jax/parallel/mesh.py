@@ -101,11 +101,6 @@ def _tpu_grid(shape: Mapping[str, int], devices: Sequence[Any]) -> np.ndarray:
     return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
 
 
-def batch_shards(mesh: Mesh | AbstractMesh) -> int:
-    """Into how many pieces the rows of a batch are cut."""
-    return pieces("batch", mesh.shape)
-
-
 def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The sharding of `[B, T]` arrays: rows are cut as the table says for "batch", positions are not."""
     return NamedSharding(mesh, PartitionSpec(DEFAULT_RULES.mesh_axes("batch")))
@@ -113,9 +108,7 @@ def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
 
 def check_batch(global_batch: int, *, accumulation: int, mesh: Mesh | AbstractMesh) -> None:
     """UserError unless every device gets the same number of whole rows of every microbatch."""
-    if accumulation < 1:
-        raise UserError(f"gradient accumulation is {accumulation}: expected a number of microbatches, at least 1")
-    shards = batch_shards(mesh)
+    shards = pieces("batch", mesh.shape)
     unit = shards * accumulation
     if global_batch > 0 and global_batch % unit == 0:
         return

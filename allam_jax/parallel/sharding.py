@@ -59,9 +59,9 @@ class ShardingRules:
 DEFAULT_RULES = ShardingRules()
 
 
-def pieces(logical: str | None, sizes: Mapping[str, int], *, rules: ShardingRules = DEFAULT_RULES) -> int:
+def pieces(logical: str | None, sizes: Mapping[str, int]) -> int:
     """Into how many pieces a mesh with these axis sizes (`mesh.shape`) cuts a logical axis."""
-    return math.prod(sizes[axis] for axis in rules.mesh_axes(logical))
+    return math.prod(sizes[axis] for axis in DEFAULT_RULES.mesh_axes(logical))
 
 
 # Grouped-query attention often has fewer key/value heads than `tensor` devices. Each device then keeps all of them:
@@ -80,7 +80,6 @@ def logical_to_spec(
     axes: LogicalAxes,
     *,
     mesh: Mesh | AbstractMesh,
-    rules: ShardingRules = DEFAULT_RULES,
     shape: Sequence[int] | None = None,
     name: str = "array",
     whole_if_uneven: bool = False,
@@ -90,7 +89,6 @@ def logical_to_spec(
     Args:
         axes: a logical name, or None, for each dimension.
         mesh: its axis sizes decide which dimensions can be cut.
-        rules: the table.
         shape: the array's shape. If it is given, its mesh axes must divide each dimension.
         name: what the array is called in messages.
         whole_if_uneven: leaves a dimension whole if its mesh axes do not divide it.
@@ -104,7 +102,7 @@ def logical_to_spec(
     owner: dict[str, str | None] = {}
     entries: list[MeshAxes] = []
     for dimension, logical in enumerate(axes):
-        mesh_axes = rules.mesh_axes(logical)
+        mesh_axes = DEFAULT_RULES.mesh_axes(logical)
         for mesh_axis in mesh_axes:
             if mesh_axis not in mesh.shape:
                 raise ValueError(f"{name}: rule {logical!r} -> {mesh_axis!r}, but the mesh has {tuple(mesh.shape)}")
@@ -114,7 +112,7 @@ def logical_to_spec(
                     "which can cut one dimension of an array only"
                 )
             owner[mesh_axis] = logical
-        cut_into = pieces(logical, mesh.shape, rules=rules)
+        cut_into = pieces(logical, mesh.shape)
         if shape is not None and shape[dimension] % cut_into:
             if not whole_if_uneven and logical not in REPLICATED_IF_UNEVEN:
                 remedy = _REMEDIES.get(str(logical), "choose another mesh")
@@ -141,24 +139,15 @@ def constrain(x: jax.Array, *layouts: LogicalAxes) -> jax.Array:
     return x
 
 
-def parameter_shardings(
-    axes: Any, *, abstract_params: Any, mesh: Mesh | AbstractMesh, rules: ShardingRules = DEFAULT_RULES
-) -> Any:
-    """The tree of NamedShardings for a tree of parameters.
+def parameter_shardings(axes: Any, *, abstract_params: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """The tree of NamedShardings for a tree of parameters (arrays or `jax.ShapeDtypeStruct`s).
 
-    Args:
-        axes: a tree like the parameters' with a tuple of logical axes at each leaf.
-        abstract_params: arrays or `jax.ShapeDtypeStruct`s.
-        mesh: where they go.
-        rules: the table.
-
-    Raises:
-        UserError, ValueError: as `logical_to_spec`, naming the parameter by its path ("layers/attention/query").
+    `axes` is a tree like theirs with a tuple of logical axes at each leaf. Errors as in `logical_to_spec`; they name
+    the parameter by its path ("layers/attention/query").
     """
 
     def one(path: tuple, logical: LogicalAxes, param: Any) -> NamedSharding:
-        spec = logical_to_spec(logical, mesh=mesh, rules=rules, shape=param.shape, name=_path_name(path))
-        return NamedSharding(mesh, spec)
+        return NamedSharding(mesh, logical_to_spec(logical, mesh=mesh, shape=param.shape, name=path_name(path)))
 
     return jax.tree_util.tree_map_with_path(one, axes, abstract_params, is_leaf=lambda leaf: isinstance(leaf, tuple))
 
@@ -166,26 +155,22 @@ def parameter_shardings(
 def optimizer_shardings(abstract_state: Any, *, abstract_params: Any, shardings: Any) -> Any:
     """The shardings of an optimizer's state, from those of the parameters.
 
-    A leaf lies as a parameter does if its path ends like the parameter's (`.../mu/layers/attention/query`) and it has
-    the parameter's shape. All others (counters, factored moments) are small and replicated.
-
-    Args:
-        abstract_state: `jax.eval_shape(optimizer.init, abstract_params)`.
-        abstract_params: arrays or `jax.ShapeDtypeStruct`s.
-        shardings: from `parameter_shardings`.
+    A leaf of `abstract_state`, which is `jax.eval_shape(optimizer.init, abstract_params)`, lies as a parameter does if
+    its path ends like the parameter's (`.../mu/layers/attention/query`) and it has the parameter's shape. All others
+    (counters, factored moments) are small and replicated.
     """
     flat_params = jax.tree_util.tree_leaves_with_path(abstract_params)
     flat_shardings = jax.tree.leaves(shardings)
     known = {
-        tuple(map(_key_name, path)): (param.shape, sharding)
+        path_name(path): (param.shape, sharding)
         for (path, param), sharding in zip(flat_params, flat_shardings, strict=True)
     }
     replicated = NamedSharding(flat_shardings[0].mesh, PartitionSpec())
 
     def one(path: tuple, leaf: Any) -> NamedSharding:
-        keys = tuple(map(_key_name, path))
+        keys = path_name(path).split("/")
         for start in range(len(keys)):
-            shape, sharding = known.get(keys[start:], (None, replicated))
+            shape, sharding = known.get("/".join(keys[start:]), (None, replicated))
             if shape == leaf.shape:
                 return sharding
         return replicated
@@ -202,9 +187,6 @@ def bytes_per_device(tree: Any) -> dict[jax.Device, int]:
     return total
 
 
-def _key_name(key: Any) -> str:
-    return jax.tree_util.keystr((key,), simple=True)
-
-
-def _path_name(path: tuple) -> str:
+def path_name(path: tuple[Any, ...]) -> str:
+    """The place of a leaf in a tree, such as "layers/attention/query"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

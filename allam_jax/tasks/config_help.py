@@ -26,8 +26,8 @@ def _page() -> str:
         for cls in row.sections:
             readers.setdefault(cls, []).append(name)
     blocks = [
-        f"## {cls.section_name or next(iter(_keys(cls)))}\n\nRead by {', '.join(f'`{name}`' for name in names)}.\n\n"
-        + "\n".join(["```python", *_section(cls), "```"])
+        f"## {cls.section_name or settings.fields_of(cls)[0][0].name}\n\n"
+        f"Read by {', '.join(f'`{name}`' for name in names)}.\n\n" + "\n".join(["```text", *_section(cls), "```"])
         for cls, names in readers.items()
     ]
     return "\n\n".join([_INTRODUCTION.rstrip(), *blocks])
@@ -36,7 +36,3 @@ def _page() -> str:
 def _section(cls: type[Section]) -> list[str]:
     prefix = f"{cls.section_name}." if cls.section_name else ""
     return [f"# {(cls.__doc__ or '').splitlines()[0]}", *settings.explain(cls, prefix=prefix)]
-
-
-def _keys(cls: type[Section]) -> list[str]:
-    return [field.name for field, _ in settings.fields_of(cls)]

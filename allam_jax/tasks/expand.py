@@ -35,11 +35,8 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         loaded.params,
         config=loaded.config,
         plan=plan,
-        method=config.expand.method,
-        head_method=config.expand.head_method or None,
+        settings=config.expand,
         seed=config.seed,
-        noise_std=config.expand.noise_std,
-        covariance_scale=config.expand.covariance_scale,
     )
     save_weights(
         workdir / WEIGHTS_FOLDER,

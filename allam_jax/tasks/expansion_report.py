@@ -16,7 +16,7 @@ from allam_jax.report.markdown import figure, section, table, write_report
 from allam_jax.settings import Settings
 from allam_jax.tasks.merge_tokenizer import FERTILITY_FIGURE
 from allam_jax.tasks.recipe import RESULT_FILE
-from allam_jax.training.metrics import Row, read_metrics
+from allam_jax.training.metrics import read_metrics
 from allam_jax.training.run_report import evaluation_curves
 
 STEP0_COLUMNS = {
@@ -36,7 +36,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Writes `report.md` and `figures/`; see the module."""
     stages = config.report
     tokenizers = _result(stages.tokenizers)
-    base = _final(_result(stages.base)["bits_per_byte"])
+    base = {name: value for name, value in _result(stages.base)["bits_per_byte"][-1].items() if name != "step"}
     # The baseline comes last: figures and tables compare the others with the first.
     arms = {method: stages.arms[method] for method in sorted(stages.arms, key=lambda name: (name == "random", name))}
     metrics = {method: read_metrics(Path(arm.continued) / "metrics.jsonl") for method, arm in arms.items()}
@@ -58,7 +58,10 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         "export": _result(stages.export)["huggingface"],
         "tokens_per_second": _result(next(iter(arms.values())).continued)["tokens_per_second"],
     }
-    _write(workdir, result=result, metrics=metrics, curves=curves, fertility=Path(stages.tokenizers) / FERTILITY_FIGURE)
+    figures.bits_per_byte_curves(curves, base=base, path=workdir / "figures" / "bits_per_byte.png")
+    figures.training_curves(metrics, workdir / "figures" / "training.png")
+    shutil.copyfile(Path(stages.tokenizers) / FERTILITY_FIGURE, workdir / "figures" / "fertility.png")
+    _write_report(workdir, result=result, curves=curves)
     return result
 
 
@@ -92,24 +95,10 @@ def _result(stage: str) -> dict[str, Any]:
     return read_json(Path(stage) / RESULT_FILE)["result"]
 
 
-def _final(evaluations: list[dict[str, float]]) -> dict[str, float]:
-    return {name: value for name, value in evaluations[-1].items() if name != "step"}
-
-
-def _write(
-    workdir: Path,
-    *,
-    result: dict[str, Any],
-    metrics: dict[str, list[Row]],
-    curves: dict[str, Curves],
-    fertility: Path,
-) -> None:
+def _write_report(workdir: Path, *, result: dict[str, Any], curves: dict[str, Curves]) -> None:
     report = workdir / "report.md"
     folder = workdir / "figures"
     scores = result["bits_per_byte"]
-    figures.bits_per_byte_curves(curves, base=scores["base"], path=folder / "bits_per_byte.png")
-    figures.training_curves(metrics, folder / "training.png")
-    shutil.copyfile(fertility, folder / "fertility.png")
     languages = list(scores["base"])
     summary = [{"model": "base, before", **scores["base"]}]
     for method in curves:
@@ -134,10 +123,10 @@ def _write(
                 caption="Bits per byte during continued pre-training, by language; dashed: the base model.",
                 report=report,
             ),
-            "At step 0 random output rows give logits near 0 whatever the context, and take probability from every "
-            "English token. Averaged rows rise and fall with the pieces they are made of: on the new language they can "
-            "get nearly all the probability, not yet on the right tokens, so that the even guess of random rows may "
-            "score better there before the first steps. The step-0 table says how much each takes.",
+            "At step 0, random output rows give logits near 0 in every context, and so take probability from every "
+            "English token. Averaged rows get logits like those of the pieces that they average. On the new language "
+            "they can get nearly all the probability, but not yet on the right tokens. There the even guess of random "
+            "rows may score better before the first steps. The step-0 table shows how much probability each takes.",
             "Steps before the end at which a method reached the final score of random initialisation:",
             table(earlier, ["method", *languages]),
         ),

@@ -43,20 +43,13 @@ def write_formats(
     tokenizer_dir: Path,
     metadata: dict[str, Any],
 ) -> dict[str, str]:
-    """Writes a model in each of `config.export.formats`; returns the directory of each.
+    """Writes a model into `workdir/huggingface` and `workdir/orbax`, as `config.export` says; returns the directories.
 
-    Args:
-        config: its section `export` says how.
-        workdir: what it writes is `huggingface` and `orbax` in there.
-        params: arrays, or a `StreamedArray` for each.
-        architecture: of the parameters.
-        tokenizer: of the model.
-        tokenizer_dir: whose files go along.
-        metadata: of the weights directory; the tokenizer's fingerprint is added.
+    `params` are arrays, or a `StreamedArray` for each. The tokenizer's fingerprint is added to the metadata.
     """
     options = config.export
-    paths = {}
-    if "huggingface" in options.formats:
+    paths = {name: str(workdir / name) for name in ("huggingface", "orbax") if name in options.formats}
+    if "huggingface" in paths:
         special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
         export_huggingface(
             workdir / "huggingface",
@@ -67,8 +60,7 @@ def write_formats(
             max_shard_bytes=int(options.max_shard_gb * 1e9),
             generation={name: value for name, value in special.items() if value is not None},
         )
-        paths["huggingface"] = str(workdir / "huggingface")
-    if "orbax" in options.formats:
+    if "orbax" in paths:
         if options.dtype:
             params = jax.tree.map(lambda p: p.astype(jnp.dtype(options.dtype)), params)
         save_weights(
@@ -78,6 +70,5 @@ def write_formats(
             tokenizer_dir=tokenizer_dir,
             metadata=metadata | {"tokenizer": tokenizer.fingerprint},
         )
-        paths["orbax"] = str(workdir / "orbax")
     logging.info("exported to %s", ", ".join(paths.values()))
     return paths

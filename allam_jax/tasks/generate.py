@@ -21,11 +21,8 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         config=loaded.config,
         options=config.compute,
         prompts=tokenizer.encode_batch(prompts, bos=tokenizer.bos_id is not None),
-        max_new_tokens=options.max_new_tokens,
+        settings=options,
         eos_id=tokenizer.eos_id,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
         seed=config.seed,
         mesh=mesh,
     )

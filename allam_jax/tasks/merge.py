@@ -14,11 +14,11 @@ from allam_jax.settings import Settings
 from allam_jax.tasks.export import write_formats
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.training.checkpoints import find_checkpoint
-from allam_jax.training.load import CHECKPOINTS_FOLDER, StoredModel, open_stored
+from allam_jax.training.load import CHECKPOINTS_FOLDER, open_stored
 from allam_jax.training.run_metadata import code_revision
 from allam_jax.training.schedules import decay
-from allam_jax.weights.directory import check_vocabulary
-from allam_jax.weights.merged import Slerp, WeightedSum, check_same_architecture, merged_params
+from allam_jax.weights.directory import LoadedWeights, check_vocabulary
+from allam_jax.weights.merged import Method, Slerp, check_same_architecture, merged_params
 from allam_jax.weights.merging import decay_coefficients, normalised, update_weights
 from allam_jax.weights.settings import MergeSettings
 
@@ -27,7 +27,7 @@ from allam_jax.weights.settings import MergeSettings
 class _Input:
     path: Path
     weight: float
-    model: StoredModel
+    model: LoadedWeights
 
     @property
     def step(self) -> int | None:
@@ -95,47 +95,43 @@ def _common_tokenizer(config: Settings, inputs: list[_Input]) -> tuple[Tokenizer
                 f"merge: {name} has another tokenizer than {first_name}: a token would mean different things to them; "
                 "expand the one to the other's vocabulary first (task expand)"
             )
-    check_vocabulary(
-        inputs[0].model.config,
-        tokenizer_size=tokenizer.vocab_size,
-        tokenizer=first_name,
-        weights=str(inputs[0].path),
-    )
+    first = inputs[0]
+    check_vocabulary(first.model.config, tokenizer.vocab_size, tokenizer=first_name, weights=str(first.path))
     return tokenizer, first_dir if first_dir.is_dir() else first_dir.parent
 
 
-def _method(config: Settings, inputs: list[_Input]) -> WeightedSum | Slerp:
+def _method(config: Settings, inputs: list[_Input]) -> Method:
     name, t = config.merge.method, config.merge.t
     if len(inputs) < 2:
         raise UserError(f"config.merge.models: {len(inputs)} model; a merge needs at least two")
     if name in ("linear", "slerp"):
         if len(inputs) != 2:
             raise UserError(f"config.merge.models: {len(inputs)} models; method {name!r} is between two")
-        return Slerp(t) if name == "slerp" else WeightedSum((1 - t, t))
+        return Slerp(t) if name == "slerp" else (1 - t, t)
     if name == "decay":
-        return WeightedSum(tuple(decay_coefficients(_decay_weights(config, inputs))))
-    return WeightedSum(tuple(normalised([one.weight for one in inputs])))
+        return decay_coefficients(_decay_weights(config, inputs))
+    return normalised([one.weight for one in inputs])
 
 
 def _decay_weights(config: Settings, inputs: list[_Input]) -> list[float]:
-    """The decay from the first checkpoint to the last; evenly spaced ones if no step is known."""
+    """The decay from the first checkpoint to the last; they count as evenly spaced if no step is known."""
     steps = [one.step for one in inputs]
     known = [step for step in steps if step is not None]
     if known and len(known) < len(steps):
         unknown = inputs[steps.index(None)].path
-        raise UserError(f"{unknown}: its step is not known, that of others is; give checkpoints, for the decay's pace")
+        raise UserError(f"{unknown}: its step is not known, but those of others are; a decay needs the steps of all")
     known = known or list(range(len(steps)))
     length = max(known[-1] - known[0], 1)
     shape = decay(1.0, steps=length, shape=config.merge.decay_shape, final_fraction=config.merge.final_fraction)
     return update_weights(known, shape=lambda updates: np.asarray(shape(updates)))
 
 
-def _describe(config: Settings, inputs: list[_Input], method: WeightedSum | Slerp) -> dict[str, Any]:
+def _describe(config: Settings, inputs: list[_Input], method: Method) -> dict[str, Any]:
     record: dict[str, Any] = {"method": config.merge.method}
     record["models"] = [{"path": str(one.path), "step": one.step} for one in inputs]
     if isinstance(method, Slerp):
         return record | {"t": method.t}
-    for source, coefficient in zip(record["models"], method.coefficients, strict=True):
+    for source, coefficient in zip(record["models"], method, strict=True):
         source["coefficient"] = coefficient
     if config.merge.method == "decay":
         record["decay"] = {"decay_shape": config.merge.decay_shape, "final_fraction": config.merge.final_fraction}

@@ -1,4 +1,4 @@
-"""Task `merge_tokenizer`: adds a language's pieces to a base tokenizer, proves that no more changed, measures it."""
+"""Task `merge_tokenizer`: adds a language's pieces to a base tokenizer, checks that nothing else changed, measures."""
 
 import os
 from pathlib import Path
@@ -52,7 +52,7 @@ def _require_equal(proof: dict[str, Any], *, script: str, target: str) -> None:
         at = len(os.path.commonprefix([expected, got]))
         share = 1 - proof[f"{kind}_equal"]
         raise UserError(
-            f"tokenizer_merge: {share:.2%} of {proof[f'{kind}_lines']} {kind} lines are cut otherwise than before, "
+            f"tokenizer_merge: {share:.2%} of {proof[f'{kind}_lines']} {kind} lines are segmented unlike before, "
             f"first {first['line'][:60]!r} ({got[at : at + 5]}, expected {expected[at : at + 5]}); train {target} with "
             f"tokenizer_training.like = the base and tokenizer_training.script = {script!r}"
         )

@@ -16,7 +16,6 @@ from allam_jax.data.sources import open_source, stated_weights, targets_of
 from allam_jax.errors import UserError
 from allam_jax.files import write_json, write_text
 from allam_jax.settings import Settings, as_dict
-from allam_jax.tasks.setup import phases
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.training.origin import open_tokenizer
 
@@ -31,7 +30,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     available = _available(config, sources)
     weights = stated_weights(sources, targets={name: size or 0 for name, size in available.items()})
     by_epochs = any(entry["epochs"] for entry in sources.values())
-    all_phases = make_phases(weights, phases(config))
+    all_phases = make_phases(weights, as_dict(config.data.phases))
     if by_epochs and len(all_phases) > 1:
         raise UserError("config.data.phases: epochs state a whole run; with phases, state the sources by weight")
     if config.mixture.sum_of_weights and not by_epochs:
@@ -73,8 +72,6 @@ def _available(config: Settings, sources: dict[str, dict[str, Any]]) -> dict[str
     tokenizer: Tokenizer | None = None
     sizes: dict[str, int | None] = {}
     for name, entry in sources.items():
-        if entry["tokens"] < 0:
-            raise UserError(f"config.data.sources.{name}.tokens = {entry['tokens']}: expected at least 0")
         if entry["tokens"] or not entry["path"]:
             sizes[name] = entry["tokens"] or None
             continue

@@ -31,7 +31,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
             truths = stack.enter_context(open(temporary / "truth", "w", encoding="utf-8"))
             for row, truth in rows:
                 counts[name]["documents"] += "#" not in row["id"]
-                # What is planted beside a document follows it in the same file.
+                # Rows planted beside a document follow it in the same file.
                 target = targets[counts[name]["documents"] % len(targets)]
                 target.write(f"{json.dumps(row, ensure_ascii=False)}\n".encode())
                 if truth is not None:
@@ -42,6 +42,6 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _target(folder: Path, number: int) -> Iterator[gzip.GzipFile]:
-    # Neither name nor time inside: the same rows give the same bytes.
+    # The file stores no name and no time, so that the same rows give the same bytes.
     with open(folder / f"{number}.jsonl.gz", "wb") as file, gzip.GzipFile("", "wb", 3, file, mtime=0) as target:
         yield target

@@ -1,8 +1,9 @@
 """Recipes: stages in order, each in a directory of its own; finished ones are skipped.
 
-A stage is what its config says and what the stages it reads were: its fingerprint is a hash of both. It lies in
-`WORKDIR/NAME`, and a changed config is refused there. With a store it lies in `STORE/NAME-FINGERPRINT`, with a link in
-the workdir: recipes that agree on a stage share it, whichever comes first computes it, and the others wait for it.
+The fingerprint of a stage is a hash of its config and of the fingerprints of the stages that it reads. The stage lies
+in `WORKDIR/NAME`; if it is finished there with another config, the recipe is refused. With a store it lies in
+`STORE/NAME-FINGERPRINT`, with a link in the workdir: recipes that have the same stage share it. The first one computes
+it, and the others wait.
 """
 
 import contextlib
@@ -30,17 +31,14 @@ _FINGERPRINT_DIGITS = 12  # in the name of a directory: enough for billions of s
 class Stage:
     """One stage of a recipe.
 
-    Attributes:
-        name: in the recipe.
-        config: as the recipe states it, with `@references`.
-        fingerprint: hex SHA-256 of what its task reads of the config and is no default, and of those of `uses`.
-        uses: the earlier stages it reads, directly.
+    The fingerprint is the hex SHA-256 of the values that its task reads and that differ from defaults, and of the
+    fingerprints of `uses`.
     """
 
     name: str
-    config: ConfigDict
+    config: ConfigDict  # as the recipe states it, with `@references`
     fingerprint: str
-    uses: tuple[str, ...]
+    uses: tuple[str, ...]  # the earlier stages that it reads directly
 
     def directory(self, *, workdir: Path, store: Path | None) -> Path:
         """Where it lies; see the module."""

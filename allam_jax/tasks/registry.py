@@ -4,7 +4,6 @@ A new task is its module, its settings and one row here. Nothing in this file im
 """
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from ml_collections import ConfigDict
 from allam_jax import settings
 from allam_jax.corpus.settings import CorpusSettings, PlantedCheckSettings, PlantedSettings, QualitySettings
 from allam_jax.data.settings import DataSettings, MixtureSettings
-from allam_jax.errors import UserError
+from allam_jax.errors import UserError, nearest
 from allam_jax.evaluation.settings import EvalSettings
 from allam_jax.generation.settings import GenerateSettings
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
@@ -38,22 +37,15 @@ from allam_jax.weights.settings import ExportSettings, MergeSettings, WeightsSet
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One row.
+    """One row. The task's module has `run(config, workdir) -> dict` and is imported when the task runs."""
 
-    Attributes:
-        module: has `run(config, workdir) -> dict`; imported when the task runs.
-        sections: what it reads of a config.
-        on_devices: whether all processes take part; otherwise the first one works alone.
-        looks_at: another task, whose configs this one can run on too.
-    """
-
-    module: str
-    sections: tuple[type[Section], ...]
-    on_devices: bool = False
-    looks_at: str = ""
+    sections: tuple[type[Section], ...]  # what it reads of a config
+    on_devices: bool = False  # whether all processes take part; otherwise the first one works alone
+    looks_at: str = ""  # another task, whose configs this one can run on too
+    module: str = ""  # empty: allam_jax.tasks.NAME
 
 
-_STEP = (  # what the compiled training step follows from
+_STEP = (  # what decides the compiled training step
     LlamaConfig,
     ComputeOptions,
     ParameterSettings,
@@ -67,43 +59,32 @@ _STEP = (  # what the compiled training step follows from
 _MODEL = (TokenizerSettings, WeightsSettings, MeshSettings, ComputeOptions)  # a finished model on devices
 
 TASKS: dict[str, Task] = {
-    "corpus": Task("allam_jax.tasks.corpus", (SeedSettings, CorpusSettings)),
-    "plant": Task("allam_jax.tasks.plant", (SeedSettings, PlantedSettings)),
-    "check_planted": Task("allam_jax.tasks.check_planted", (PlantedCheckSettings,)),
-    "quality_classifier": Task("allam_jax.tasks.quality_classifier", (SeedSettings, QualitySettings)),
-    "tokenizer": Task("allam_jax.tasks.tokenizer", (TokenizerTrainingSettings,)),
-    "merge_tokenizer": Task("allam_jax.tasks.merge_tokenizer", (TokenizerMergeSettings,)),
+    "corpus": Task((SeedSettings, CorpusSettings)),
+    "plant": Task((SeedSettings, PlantedSettings)),
+    "check_planted": Task((PlantedCheckSettings,)),
+    "quality_classifier": Task((SeedSettings, QualitySettings)),
+    "tokenizer": Task((TokenizerTrainingSettings,)),
+    "merge_tokenizer": Task((TokenizerMergeSettings,)),
     "train": Task(
-        "allam_jax.tasks.train",
         (SeedSettings, TokenizerSettings, InitSettings, *_STEP, EvalSettings, CheckpointSettings, MetricsSettings),
         on_devices=True,
     ),
-    "tokenize": Task("allam_jax.tasks.tokenize", (TokenizerSettings, DataSettings), looks_at="train"),
-    "mixture": Task(
-        "allam_jax.tasks.mixture",
-        (TokenizerSettings, DataSettings, TrainSettings, MixtureSettings),
-        looks_at="train",
-    ),
-    "plan": Task("allam_jax.tasks.plan", (*_STEP, PlanSettings), looks_at="train"),
-    "expand": Task("allam_jax.tasks.expand", (SeedSettings, *_MODEL, ExpandSettings, EvalSettings), on_devices=True),
-    "evaluate": Task("allam_jax.tasks.evaluate", (*_MODEL, EvalSettings), on_devices=True),
-    "generate": Task("allam_jax.tasks.generate", (SeedSettings, *_MODEL, GenerateSettings), on_devices=True),
-    "export": Task(
-        "allam_jax.tasks.export",
-        (TokenizerSettings, WeightsSettings, MeshSettings, ExportSettings),
-        on_devices=True,
-    ),
-    "merge": Task("allam_jax.tasks.merge", (TokenizerSettings, MergeSettings, ExportSettings), on_devices=True),
-    "expansion_report": Task("allam_jax.tasks.expansion_report", (ReportSettings,)),
+    "tokenize": Task((TokenizerSettings, DataSettings), looks_at="train"),
+    "mixture": Task((TokenizerSettings, DataSettings, TrainSettings, MixtureSettings), looks_at="train"),
+    "plan": Task((*_STEP, PlanSettings), looks_at="train"),
+    "expand": Task((SeedSettings, *_MODEL, ExpandSettings, EvalSettings), on_devices=True),
+    "evaluate": Task((*_MODEL, EvalSettings), on_devices=True),
+    "generate": Task((SeedSettings, *_MODEL, GenerateSettings), on_devices=True),
+    "export": Task((TokenizerSettings, WeightsSettings, MeshSettings, ExportSettings), on_devices=True),
+    "merge": Task((TokenizerSettings, MergeSettings, ExportSettings), on_devices=True),
+    "expansion_report": Task((ReportSettings,)),
 }
 
 
 def task_named(name: str) -> Task:
     """The row of a task; UserError for a name that there is not."""
     if name not in TASKS:
-        close = difflib.get_close_matches(name, TASKS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(TASKS)}, and recipe"
-        raise UserError(f"no task is called {name!r}; {hint}")
+        raise UserError(f"no task is called {name!r}; {nearest(name, [*TASKS, 'recipe'])}")
     return TASKS[name]
 
 
@@ -145,8 +126,7 @@ def settings_of(config: Mapping[str, Any] | ConfigDict, *, task: str = "") -> Se
     name = task or config["task"]
     found: dict[str, Any] = {"task": name}
     for cls in task_named(name).sections:
-        for attribute, value in _section_of(config, cls, task=name).items():
-            found[attribute] = value
+        found |= _section_of(config, cls, task=name)
     return Settings(**found)
 
 
@@ -158,9 +138,7 @@ def changed_settings(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
     name = config["task"]
     found: dict[str, Any] = {"task": name}
     for cls in task_named(name).sections:
-        if not cls.changes_results:
-            continue
-        read = _section_of(config, cls, task=name)
+        read = _section_of(config, cls, task=name) if cls.changes_results else {}
         for attribute, value in read.items():
             if isinstance(value, Section):
                 values = settings.changed(value)

@@ -46,7 +46,7 @@ def run(config: ConfigDict, *, workdir: Path, only: Sequence[str] = (), store: P
 
 
 def check(config: ConfigDict) -> None:
-    """UserError for what no task can use, in any stage of a recipe, before the first one runs for an hour."""
+    """UserError for a value that its task cannot use, in any stage of a recipe, before the first stage starts."""
     if config.task == "recipe":
         for name in config.stages:
             check(config.stage[name])
@@ -58,7 +58,8 @@ def _run_task(config: ConfigDict, *, workdir: Path) -> dict[str, Any]:
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir {workdir}: is a file, not a directory")
     task = task_named(config.task)
-    module = importlib.import_module(task.module)  # only now: a tokenizer task does not wait for JAX
+    name = task.module or f"allam_jax.tasks.{config.task}"
+    module = importlib.import_module(name)  # only now: a tokenizer task does not wait for JAX
     with contextlib.ExitStack() as stack:
         if is_main_process():
             try:
@@ -78,7 +79,7 @@ def _run_task(config: ConfigDict, *, workdir: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _disk_errors(workdir: Path) -> Iterator[None]:
-    """What the disk refuses, wherever it happens, is the user's to fix."""
+    """Turns errors of the disk into a UserError, wherever they happen."""
     try:
         yield
     except OSError as error:

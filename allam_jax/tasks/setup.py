@@ -1,4 +1,4 @@
-"""What several tasks begin with: config sections turned into the objects they describe."""
+"""Turns sections of a config into the objects that they describe, for several tasks."""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,8 +22,8 @@ from allam_jax.settings import Settings, as_dict
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.training.load import load_model
 from allam_jax.training.loop import Evaluation
-from allam_jax.training.origin import open_tokenizer
-from allam_jax.weights.directory import LoadedWeights, check_vocabulary
+from allam_jax.training.origin import open_fitting_tokenizer
+from allam_jax.weights.directory import LoadedWeights
 
 
 def open_mesh(config: Settings) -> Mesh:
@@ -35,9 +35,8 @@ def open_model(config: Settings, *, mesh: Mesh) -> tuple[LoadedWeights, Tokenize
     """The model at `config.init.weights`, its tokenizer and the tokenizer's directory; they fit together."""
     weights = Path(require(config.init.weights, key="init.weights", hint="give the path of a model"))
     loaded = load_model(weights, mesh=mesh)
-    tokenizer, tokenizer_dir = open_tokenizer(config, beside_weights=loaded.tokenizer_dir)
-    check_vocabulary(
-        loaded.config, tokenizer_size=tokenizer.vocab_size, tokenizer=str(tokenizer_dir), weights=str(weights)
+    tokenizer, tokenizer_dir = open_fitting_tokenizer(
+        config, loaded.config, beside_weights=loaded.tokenizer_dir, weights=str(weights)
     )
     return loaded, tokenizer, tokenizer_dir
 
@@ -93,7 +92,7 @@ def open_loader(config: Settings, *, tokenizer: Tokenizer, mesh: Mesh) -> Loader
         seq_len=config.data.seq_len,
         batch_size=config.data.batch_size,
         seed=config.seed,
-        phases=phases(config),
+        phases=as_dict(config.data.phases),
         lanes=config.data.lanes or None,
         # Processes that differ along the tensor axis only read the same rows.
         process_index=start // rows,
@@ -117,8 +116,3 @@ def _known_targets(entry: dict[str, Any]) -> int:
     if entry["tokens"] or not entry["epochs"] or not is_token_cache(entry["path"]):
         return entry["tokens"]
     return TokenSource(entry["path"], split=entry["split"]).targets
-
-
-def phases(config: Settings) -> dict[str, dict[str, Any]]:
-    """`config.data.phases` as plain dicts."""
-    return as_dict(config.data.phases)

@@ -9,7 +9,7 @@ from allam_jax.data.documents import DocumentSource
 
 
 def read_texts(sources: Mapping[str, TextsSettings], *, key: str) -> dict[str, list[str]]:
-    """The documents of each of `sources` , in stored order, up to their max_bytes.
+    """The documents of each of `sources`, in stored order, up to their max_bytes.
 
     `key` names the config section in errors.
     """

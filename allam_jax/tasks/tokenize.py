@@ -1,6 +1,6 @@
 """Task `tokenize`: every source of `data.sources` becomes a token cache, `workdir/NAME`, that `path` may name instead.
 
-Optional: training from documents gives the same batches, and pays for the tokenizer again in every epoch and run.
+The task is optional: training from documents gives the same batches, but runs the tokenizer in every epoch and run.
 """
 
 from pathlib import Path

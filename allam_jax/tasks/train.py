@@ -15,7 +15,7 @@ from allam_jax.parallel.mesh import check_batch
 from allam_jax.planning.fit import check_fits
 from allam_jax.settings import Settings
 from allam_jax.tasks.setup import open_evaluations, open_loader, open_mesh
-from allam_jax.training.loop import Intervals, run_loop
+from allam_jax.training.loop import run_loop
 from allam_jax.training.origin import open_origin
 from allam_jax.training.run_description import described_run
 from allam_jax.training.run_report import training_result, write_run_report
@@ -41,14 +41,8 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     ):
         run_loop(
             session,
+            config,
             train_step=description.make_step(mesh),
-            intervals=Intervals(
-                steps=config.train.steps,
-                log=config.train.log_every,
-                save=config.checkpoint.every,
-                trace=tuple(config.metrics.profile_steps),
-                give_up=config.guard.max_in_a_row,
-            ),
             evaluations=evaluations,
             peak_flops=config.metrics.peak_tflops * 1e12 or data_sheet,
         )

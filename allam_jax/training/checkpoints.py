@@ -1,10 +1,10 @@
-"""Checkpoints: all that a run needs to go on, written in the background, complete or not there at all.
+"""Checkpoints hold all that a run needs to continue. They are written in the background and are complete or absent.
 
 A checkpoint is a directory named by its step (`00001200`), with three items: `state` (arrays, Orbax), `data` (JSON, the
 position in every document stream) and `metadata` (JSON: what made it). Orbax writes to a temporary name and renames it
-when everything is on disk, so a directory with a step's name is complete, whatever killed the run. Removing goes the
-other way round: rename, then delete. Leftovers of either are cleaned up by the next run. `files.json` lists every file
-with its size, so that a checkpoint that was only half copied or half deleted is told at once and by name.
+when everything is on disk, so a directory with a step's name is complete, whatever killed the run. Before a checkpoint
+is deleted it is renamed. The next run removes the leftovers of both. `files.json` lists every file with its size: if a
+checkpoint was only partly copied or deleted, reading it fails at once and names the file.
 
 On many hosts all processes must see the same directory and call the same methods at the same steps.
 """
@@ -25,8 +25,9 @@ import orbax.checkpoint as ocp
 from allam_jax.errors import UserError
 from allam_jax.files import check_file_sizes, file_sizes, read_json, write_json
 from allam_jax.parallel.distributed import barrier, gather, is_main_process
+from allam_jax.parallel.sharding import path_name
 from allam_jax.training.settings import CheckpointSettings
-from allam_jax.weights.orbax_arrays import save_args
+from allam_jax.weights.orbax_arrays import reading, save_args
 from allam_jax.weights.orbax_logs import quiet_orbax
 
 _TEMPORARY = ".orbax-checkpoint-tmp"
@@ -34,6 +35,7 @@ _DELETED = ".deleted"
 _JSON_FILE = "content.json"  # of the items `data` and `metadata`; Orbax wants one name for both
 _FILE_LIST = "files.json"
 _STATE = "state"
+_DAMAGED = "the checkpoint is damaged or was not copied completely; use another"
 _REMOVED = (
     "the checkpoint folder has been removed or emptied during the run; put it back and run the same command again to "
     "resume, or start anew with another --workdir"
@@ -51,17 +53,14 @@ class Restored(NamedTuple):
 class Checkpointer:
     """Writes and restores the checkpoints of one run, in one directory; a context manager.
 
-    Raises UserError, in whichever call comes next, when a save failed in the background; earlier checkpoints stay.
+    If a save fails in the background, the next call raises UserError. Earlier checkpoints stay.
     """
 
     def __init__(self, directory: Path, settings: CheckpointSettings):
-        """Opens `directory` (created if missing) and removes what interrupted saves and removals have left.
-
-        The settings say which checkpoints stay.
-        """
+        """Opens `directory` (created if missing) and removes what interrupted saves and removals have left in it."""
         quiet_orbax()
         self.directory = Path(directory).absolute()
-        self._keep_last, self._keep_every = settings.keep_last, settings.keep_every
+        self._settings = settings  # say which checkpoints stay
         self._saving: int | None = None  # the step that is being written in the background
         self._newest: int | None = None  # the newest complete one that this run knows of
         self._saved: int | None = None  # the last one that it wrote itself
@@ -73,8 +72,13 @@ class Checkpointer:
         with self._reporting(step=None):
             self._folder = os.open(self.directory, os.O_RDONLY)
         self._newest = self.latest_step()
+        handler = ocp.CompositeCheckpointHandler(
+            state=ocp.PyTreeCheckpointHandler(),
+            data=ocp.JsonCheckpointHandler(_JSON_FILE),
+            metadata=ocp.JsonCheckpointHandler(_JSON_FILE),
+        )
         self._orbax = ocp.AsyncCheckpointer(
-            _handler(), async_options=ocp.AsyncOptions(post_finalization_callback=self._list_files)
+            handler, async_options=ocp.AsyncOptions(post_finalization_callback=self._list_files)
         )
 
     def save(self, step: int, *, state: Any, data: dict[str, Any], metadata: dict[str, Any]) -> None:
@@ -86,7 +90,7 @@ class Checkpointer:
             step: updates made so far; the name of the checkpoint.
             state: pytree of jax arrays (random keys as key data).
             data: this process's data position, a JSON-able dict; those of all processes are merged.
-            metadata: JSON-able, see provenance.py; `step` is added.
+            metadata: JSON-able, such as that of run_metadata.py; `step` is added.
         """
         self.wait()
         if step == self._saved:
@@ -99,14 +103,16 @@ class Checkpointer:
                 f"{path}: a checkpoint of this step is there already, written by an earlier run; use another --workdir "
                 "or move the checkpoints after the restored step away"
             )
-        data = _merge_over_processes(data)
+        merged: dict[str, Any] = {}
+        for part in gather(data):
+            _merge_into(merged, part)
         with self._reporting(step=step):
             self._saving = step
             self._orbax.save(
                 path,
                 args=ocp.args.Composite(
                     state=ocp.args.PyTreeSave(state, save_args=save_args(state)),
-                    data=ocp.args.JsonSave(data),
+                    data=ocp.args.JsonSave(merged),
                     metadata=ocp.args.JsonSave({"step": step, **metadata}),
                 ),
             )
@@ -134,7 +140,7 @@ class Checkpointer:
         try:
             self.wait()
         finally:
-            with suppress(OSError, ValueError, RuntimeError):  # echoes of a save that has failed, and was reported
+            with suppress(OSError, ValueError, RuntimeError):  # repeats the error of a failed save, already reported
                 self._orbax.close()
             os.close(self._folder)
 
@@ -144,15 +150,7 @@ class Checkpointer:
         return steps[-1] if steps else None
 
     def restore(self, abstract_state: Any, *, step: int | None = None) -> Restored:
-        """Reads a checkpoint onto any mesh.
-
-        Args:
-            abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings; decides where every array goes.
-            step: which checkpoint; None = the newest.
-
-        Raises:
-            UserError: no such checkpoint, one that is damaged, or one whose arrays have other names, shapes or dtypes.
-        """
+        """Reads the checkpoint of `step` (None = the newest) as `restore_checkpoint` does."""
         self.wait()
         return restore_checkpoint(find_checkpoint(self.directory, step=step), abstract_state=abstract_state)
 
@@ -172,8 +170,9 @@ class Checkpointer:
 
     def _remove_old(self) -> None:
         steps = list_steps(self.directory)
-        for step in steps[: -self._keep_last]:
-            if not (self._keep_every and step % self._keep_every == 0):
+        keep_every = self._settings.keep_every
+        for step in steps[: -self._settings.keep_last]:
+            if not (keep_every and step % keep_every == 0):
                 path = step_path(self.directory, step)
                 doomed = path.with_name(path.name + _DELETED)
                 os.replace(path, doomed)
@@ -185,7 +184,7 @@ class Checkpointer:
                 shutil.rmtree(path)
 
     def _folder_was_removed(self) -> bool:
-        """Also when it is there again: Orbax creates it anew, without the checkpoints that were in it."""
+        """True also if the folder is there again: Orbax creates it anew, without the checkpoints that were in it."""
         try:
             same = os.path.samestat(os.stat(self.directory), os.fstat(self._folder))
         except OSError:
@@ -203,7 +202,7 @@ class Checkpointer:
 
     @contextmanager
     def _reporting(self, *, step: int | None) -> Iterator[None]:
-        """Turns what goes wrong with the disk into one line, and gives the space of a failed save back."""
+        """Turns errors of the disk into one line, and gives the space of a failed save back."""
         try:
             yield
         except UserError:
@@ -225,7 +224,15 @@ class Checkpointer:
 
 
 def restore_checkpoint(path: Path, *, abstract_state: Any) -> Restored:
-    """Reads the checkpoint directory `path`; see `Checkpointer.restore`."""
+    """Reads the checkpoint directory `path` onto any mesh.
+
+    Args:
+        path: of one checkpoint; see `find_checkpoint`.
+        abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings; decides where every array goes.
+
+    Raises:
+        UserError: the checkpoint is damaged, or its arrays have other names, shapes or dtypes.
+    """
     return Restored(
         state=_restore_state(path, abstract_state, partial=False),
         data=read_json(path / "data" / _JSON_FILE),
@@ -244,12 +251,7 @@ def params_folder(path: Path, *, abstract_params: Any) -> Path:
     Raises:
         UserError: files are missing or cut, or the parameters have other names or shapes than `abstract_params`.
     """
-    _check_complete(path)
-    folder = path / _STATE
-    with _unreadable_is_reported(folder):
-        stored = ocp.PyTreeCheckpointHandler().metadata(folder).tree
-    _check_matches(stored, {"params": abstract_params}, path=folder, partial=True)
-    return folder
+    return _checked_state(path, {"params": abstract_params}, partial=True)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -289,53 +291,31 @@ def find_checkpoint(path: Path, *, step: int | None = None) -> Path:
     return step_path(path, steps[-1] if step is None else step)
 
 
-def _handler() -> ocp.CompositeCheckpointHandler:
-    return ocp.CompositeCheckpointHandler(
-        state=ocp.PyTreeCheckpointHandler(),
-        data=ocp.JsonCheckpointHandler(_JSON_FILE),
-        metadata=ocp.JsonCheckpointHandler(_JSON_FILE),
-    )
-
-
 def _restore_state(path: Path, abstract: Any, *, partial: bool) -> Any:
-    _check_complete(path)
-    path = path / _STATE
-    handler = ocp.PyTreeCheckpointHandler()
-    with _unreadable_is_reported(path):
-        stored = handler.metadata(path).tree
-        _check_matches(stored, abstract, path=path, partial=partial)
-        return handler.restore(
-            path,
-            args=ocp.args.PyTreeRestore(
-                abstract,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-                partial_restore=partial,
-            ),
-        )
+    folder = _checked_state(path, abstract, partial=partial)
+    restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
+    args = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=partial)
+    with reading(f"{folder}: this checkpoint", remedy=_DAMAGED):
+        return ocp.PyTreeCheckpointHandler().restore(folder, args=args)
 
 
-def _check_complete(path: Path) -> None:
+def _checked_state(path: Path, abstract: Any, *, partial: bool) -> Path:
+    """The folder of the state; UserError if files are missing or cut, or if it is not like `abstract`."""
     quiet_orbax()
-    remedy = "this checkpoint is damaged or was not copied completely; use another"
-    check_file_sizes(path, expected=read_json(path / _FILE_LIST), remedy=remedy)
-
-
-@contextmanager
-def _unreadable_is_reported(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # Orbax raises bare ones
-        raise UserError(
-            f"{path}: this checkpoint cannot be read: {_reason(error)}; it is damaged or incomplete; use another"
-        ) from error
+    check_file_sizes(path, expected=read_json(path / _FILE_LIST), remedy=_DAMAGED)
+    folder = path / _STATE
+    with reading(f"{folder}: this checkpoint", remedy=_DAMAGED):
+        stored = ocp.PyTreeCheckpointHandler().metadata(folder).tree
+    _check_matches(stored, abstract, path=folder, partial=partial)
+    return folder
 
 
 def _check_matches(stored: Any, abstract: Any, *, path: Path, partial: bool) -> None:
     """UserError at the first array whose name, shape or (unless partial) dtype is not that of the checkpoint."""
-    have = {_name(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(stored)}
-    want = {_name(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
+    have, want = (
+        {path_name(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (stored, abstract)
+    )
     for name, leaf in want.items():
         if name not in have:
             raise UserError(
@@ -353,18 +333,6 @@ def _check_matches(stored: Any, abstract: Any, *, path: Path, partial: bool) -> 
             raise UserError(f"{path}: holds an array {name} that this model and optimizer do not have")
 
 
-def _name(keys: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(keys, simple=True, separator="/")
-
-
-def _merge_over_processes(data: dict[str, Any]) -> dict[str, Any]:
-    """The union of every process's `data`, on all of them."""
-    merged: dict[str, Any] = {}
-    for part in gather(data):
-        _merge_into(merged, part)
-    return merged
-
-
 def _merge_into(merged: dict[str, Any], part: dict[str, Any]) -> None:
     for key, value in part.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict):
@@ -374,7 +342,7 @@ def _merge_into(merged: dict[str, Any], part: dict[str, Any]) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The gist of an error on one line; tensorstore's run over many."""
+    """The reason of an error on one line, at most 200 characters; tensorstore's messages have many lines."""
     text = " ".join(str(error).split()) or type(error).__name__
     for known in ("No space left on device", "File too large", "Permission denied", "Read-only file system"):
         if known in text:

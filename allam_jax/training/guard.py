@@ -2,10 +2,10 @@
 
 An update is skipped (parameters and moments keep their bits) when the loss or the gradient norm is not finite, or lies
 above mean + sigma * std of its last `window` finite values (OLMo 2's SkipStep, 2501.00656). Values of skipped steps
-enter the statistics too. A spike must be rare: values that lie apart from the rest, however far, pass from about
-n / (1 + sigma^2) of n on (4 of 128 at sigma 6), so that no kind of batch is skipped for ever, such as the few that hold
-a rare language. All state is on device and part of the optimizer state: no host sync, and a resumed run guards as the
-uninterrupted one would.
+enter the statistics too. Only rare values can be spikes: when about n / (1 + sigma^2) of the last n values (4 of 128 at
+sigma 6) lie apart from the rest, such values pass, however large they are. So no kind of batch is skipped for ever,
+such as the few batches with a rare language. All state is on the devices and part of the optimizer's state: the host
+never waits for it, and a resumed run skips what the uninterrupted run would.
 """
 
 from typing import NamedTuple
@@ -32,11 +32,10 @@ class SpikeGuard:
     """Decides which updates to make; `init` and `judge` are pure functions of the guard's state."""
 
     def __init__(self, settings: GuardSettings):
-        """Mean and standard deviation (unbiased) are taken over the window of the settings."""
         self._window, self._sigma, self._min_history = settings.window, settings.sigma, settings.min_history
 
     def init(self) -> GuardState:
-        """Nothing seen yet. Every leaf is an array of its own: a donated state must not name a buffer twice."""
+        """The first state. Every leaf is its own array: a donated state must not hold a buffer twice."""
         return GuardState(
             losses_W=jnp.zeros(self._window, jnp.float32),
             grad_norms_W=jnp.zeros(self._window, jnp.float32),
@@ -70,7 +69,7 @@ class SpikeGuard:
         )
 
     def _is_spike(self, value: jax.Array, history_W: jax.Array, finite: jax.Array) -> jax.Array:
-        # Until the window is full its tail is unused.
+        # The standard deviation is unbiased. Until the window is full, its tail is unused.
         n = jnp.minimum(finite, self._window)
         valid_W = jnp.arange(self._window) < n
         mean = jnp.sum(history_W, where=valid_W) / jnp.maximum(n, 1)

@@ -1,8 +1,7 @@
-"""What a path to a model means: a weights directory, a Hugging Face directory, a run, or one of its checkpoints."""
+"""Opens the model at a path: a weights directory, a Hugging Face directory, a run, or one of its checkpoints."""
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -32,13 +31,13 @@ from allam_jax.weights.directory import (
 )
 from allam_jax.weights.huggingface import import_huggingface
 from allam_jax.weights.output_directory import copy_tokenizer
-from allam_jax.weights.stored_parameters import StoredParameters, huggingface_parameters, orbax_parameters
+from allam_jax.weights.stored_parameters import huggingface_parameters, orbax_parameters
 
 CHECKPOINTS_FOLDER = "checkpoints"
 
 
 def load_model(path: Path, *, mesh: Mesh | None = None, param_dtype: str | None = None) -> LoadedWeights:
-    """Loads parameters from any of the places they can be, each device only what it will hold.
+    """Loads a model from any of these places; each device reads only the parameters that it will hold.
 
     Args:
         path: a weights directory, a Hugging Face directory, a run's workdir (its newest checkpoint) or a checkpoint.
@@ -54,42 +53,28 @@ def load_model(path: Path, *, mesh: Mesh | None = None, param_dtype: str | None 
     if _is_huggingface(path):
         params, config = import_huggingface(path, mesh=mesh, param_dtype=param_dtype)
         return LoadedWeights(params, config, {"source": str(path)}, _tokenizer_beside(path))
-    checkpoint = _checkpoint_at(path)
-    workdir = run_of(checkpoint)
-    config = read_run(workdir)
-    dtype = param_dtype or read_metadata(checkpoint)["config"]["param_dtype"]
-    stored = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), abstract_params(config))
-    abstract = abstract_on_devices(stored, config=config, mesh=mesh)
-    params = restore_params(checkpoint, abstract_params=abstract)
-    return LoadedWeights(params, config, read_metadata(checkpoint), _tokenizer_beside(workdir / TOKENIZER_FOLDER))
+    checkpoint, opened = _open_run(path)
+    dtype = param_dtype or opened.metadata["config"]["param_dtype"]
+    stored = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), opened.params)
+    abstract = abstract_on_devices(stored, config=opened.config, mesh=mesh)
+    return dataclasses.replace(opened, params=restore_params(checkpoint, abstract_params=abstract))
 
 
-@dataclasses.dataclass(frozen=True)
-class StoredModel:
-    """A model whose parameters stay on disk; the rest as in LoadedWeights."""
+def open_stored(path: Path) -> LoadedWeights:
+    """What `load_model` loads, but the parameters stay on disk, as `StoredParameters`.
 
-    params: StoredParameters
-    config: LlamaConfig
-    metadata: dict[str, Any]
-    tokenizer_dir: Path | None
-
-
-def open_stored(path: Path) -> StoredModel:
-    """What `load_model` loads, opened only; the same errors, but for what comes to light when blocks are read."""
+    It raises the same errors, except those that only reading the values can bring to light.
+    """
     path = Path(path)
     if _is_weights(path):
         opened = open_weights(path)
-        params = orbax_parameters(path / PARAMS_FOLDER, config=opened.config)
-        return StoredModel(params, opened.config, opened.metadata, opened.tokenizer_dir)
+        return dataclasses.replace(opened, params=orbax_parameters(path / PARAMS_FOLDER, config=opened.config))
     if _is_huggingface(path):
         params, config = huggingface_parameters(path)
-        return StoredModel(params, config, {"source": str(path)}, _tokenizer_beside(path))
-    checkpoint = _checkpoint_at(path)
-    workdir = run_of(checkpoint)
-    config = read_run(workdir)
-    folder = params_folder(checkpoint, abstract_params=abstract_params(config))
-    params = orbax_parameters(folder, config=config, under=("params",))
-    return StoredModel(params, config, read_metadata(checkpoint), _tokenizer_beside(workdir / TOKENIZER_FOLDER))
+        return LoadedWeights(params, config, {"source": str(path)}, _tokenizer_beside(path))
+    checkpoint, opened = _open_run(path)
+    folder = params_folder(checkpoint, abstract_params=opened.params)
+    return dataclasses.replace(opened, params=orbax_parameters(folder, config=opened.config, under=("params",)))
 
 
 def checkpoint_of(path: Path) -> Path | None:
@@ -125,11 +110,13 @@ def _is_huggingface(path: Path) -> bool:
     return (path / "config.json").is_file() and any(path.glob("*.safetensors"))
 
 
-def _checkpoint_at(path: Path) -> Path:
+def _open_run(path: Path) -> tuple[Path, LoadedWeights]:
+    """The checkpoint that `path` means, and its model with abstract parameters."""
     checkpoint = checkpoint_of(path)
     if checkpoint is None:
         raise UserError(_what_is_there(path))
-    return checkpoint
+    config, tokenizer = read_run(run_of(checkpoint)), _tokenizer_beside(run_of(checkpoint) / TOKENIZER_FOLDER)
+    return checkpoint, LoadedWeights(abstract_params(config), config, read_metadata(checkpoint), tokenizer)
 
 
 def _tokenizer_beside(path: Path) -> Path | None:
@@ -143,7 +130,7 @@ def _what_is_there(path: Path) -> str:
     if not path.is_dir():
         return f"{path}: is a file; {expected}"
     if (path / CHECKPOINTS_FOLDER).is_dir():
-        return f"{path}: a run without a complete checkpoint; let it reach its first, or give another path"
+        return f"{path}: a run without a complete checkpoint; wait for its first, or give another path"
     pickles = sorted(path.glob("*.bin")) + sorted(path.glob("*.pth"))
     if pickles:
         return f"{path}: holds pickled weights ({pickles[0].name}), which can run code; convert them to safetensors"

@@ -10,6 +10,7 @@ from absl import logging
 from allam_jax.errors import Stopped
 from allam_jax.evaluation.metric_keys import metric_key
 from allam_jax.model.llama import Params
+from allam_jax.settings import Settings
 from allam_jax.training.guard import check_skips
 from allam_jax.training.metrics import Row
 from allam_jax.training.progress import ProgressLine, Throughput, peak_memory
@@ -20,29 +21,12 @@ from allam_jax.training.trace import Tracer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Intervals:
-    """When things happen, in steps."""
-
-    steps: int  # updates of the whole run
-    log: int
-    save: int  # 0: only at the end
-    trace: tuple[int, ...] = ()  # (start, stop): a profile of steps start to stop - 1; (): none
-    give_up: int = 0  # skipped updates in a row that end the run with an error; 0: never
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Scores of a suite, at intervals of its own; they are logged as `eval/SUITE/NAME/METRIC`.
-
-    Attributes:
-        suite: its name in the keys.
-        every: steps; 0: only at the end. Otherwise it also runs before the first step.
-        scores: parameters -> name -> metric -> number; called by all processes.
-    """
+    """Scores of a suite, at intervals of its own; they are logged as `eval/SUITE/NAME/METRIC`."""
 
     suite: str
-    every: int
-    scores: Callable[[Params], Mapping[str, Mapping[str, float]]]
+    every: int  # steps; 0: only at the end. Otherwise it also runs before the first step
+    scores: Callable[[Params], Mapping[str, Mapping[str, float]]]  # name -> metric -> number; all processes call it
 
     def is_due(self, step: int, *, last: bool) -> bool:
         """Whether it runs after `step` updates."""
@@ -59,18 +43,18 @@ class Evaluation:
 
 def run_loop(
     session: Session,
+    config: Settings,
     *,
     train_step: TrainStep,
-    intervals: Intervals,
     evaluations: Sequence[Evaluation] = (),
     peak_flops: float = 0.0,
 ) -> None:
-    """Trains from the session's state to `intervals.steps`; the last state has been saved on return.
+    """Trains from the session's state to `config.train.steps`; the last state has been saved on return.
 
     Args:
         session: the open run.
+        config: its sections `train`, `checkpoint`, `metrics` and `guard` say when to log, save, trace and give up.
         train_step: of `session.run`.
-        intervals: when to log, save, trace and give up.
         evaluations: what is scored on the way and at the end.
         peak_flops: of one device, per second, for the model FLOP utilisation; 0: unknown, not shown.
 
@@ -79,19 +63,20 @@ def run_loop(
         UserError: the guard gave up, or saving failed.
     """
     run, loader, checkpointer, writer = session.run, session.loader, session.checkpointer, session.writer
+    total_steps, save_every = config.train.steps, config.checkpoint.every
     throughput = Throughput(
-        total_steps=intervals.steps,
+        total_steps=total_steps,
         tokens_per_step=run.tokens_per_step,
         flops_per_token=run.model.flops_per_token(run.seq_len),
         peak_flops=peak_flops * run.device_count,
     )
-    progress = ProgressLine(total_steps=intervals.steps)
+    progress = ProgressLine(total_steps=total_steps)
     first_step = step = int(session.state.step)
 
     def show(rows: list[Row]) -> None:
         for row in rows:
             if "loss" in row:
-                check_skips(row["skipped_in_a_row"], limit=intervals.give_up, step=row["step"])
+                check_skips(row["skipped_in_a_row"], limit=config.guard.max_in_a_row, step=row["step"])
                 progress.show(row)
 
     def evaluate(*, last: bool) -> None:
@@ -104,32 +89,33 @@ def run_loop(
             progress.print(f"step {step}: " + "  ".join(f"{key} {value:.4f}" for key, value in row.items()))
 
     def save() -> None:
-        # Everything up to this step is on disk before the checkpoint is: a resume drops later rows and none twice.
+        # The rows up to this step are on disk before the checkpoint is: a resume loses no row and repeats none.
         with throughput.pause():
             show(writer.flush())
             session.save(step)
 
     with StopSignal() as stop, contextlib.ExitStack() as stack:
         stack.callback(progress.end)
-        tracer = stack.enter_context(Tracer(session.workdir, steps=intervals.trace, pause=throughput.pause))
+        tracer = Tracer(session.workdir, steps=config.metrics.profile_steps, pause=throughput.pause)
+        stack.callback(tracer.stop)
         if step == 0:
             evaluate(last=False)
 
-        while step < intervals.steps:
+        while step < total_steps:
             # ---- step ----
             batch = session.next_batch()
             tracer.before(step + 1, waits_for=session.state)
             session.state, metrics = train_step(session.state, batch)
             step += 1
             session.tokens.add(metrics.pop("source_tokens"))
-            last = step == intervals.steps
+            last = step == total_steps
 
             # ---- log ----
             timing = throughput.step(step)
             if step == first_step + 1:
                 jax.block_until_ready(metrics)  # this step compiled: its time says nothing about the next
                 throughput.restart()
-            if last or step % intervals.log == 0:
+            if last or step % config.train.log_every == 0:
                 values = {**metrics, **loader.mixture_at(step - 1)}
                 show(writer.write(step, values, timing={**timing, **peak_memory(session.mesh)}))
                 session.tokens.settle(keep=2)
@@ -141,11 +127,11 @@ def run_loop(
 
             # ---- save, stop ----
             signal = stop.requested(step)
-            if last or signal or (intervals.save and step % intervals.save == 0):
+            if last or signal or (save_every and step % save_every == 0):
                 save()
             if signal and not last:
                 checkpointer.wait()
-                raise Stopped(f"{signal}: saved step {step} of {intervals.steps}; run the same command again to go on")
+                raise Stopped(f"{signal}: saved step {step} of {total_steps}; run the same command again to go on")
         checkpointer.wait()
     epochs = {name: round(value, 3) for name, value in loader.epochs().items()}
     tokens = session.tokens.settle(keep=0)

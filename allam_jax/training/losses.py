@@ -1,4 +1,4 @@
-"""Cross-entropy of a language model without ever holding all logits: a chunk of the sequence at a time.
+"""Cross-entropy of a language model, one chunk of the sequence at a time, so that all logits never exist together.
 
 For a token with logits l, target y and weight w, with Z = sum(exp(l)):
 
@@ -177,7 +177,7 @@ def _statistics(logits_BtV, is_target_BtV, shards):
     """log Z and the target's logit over all devices' columns, float32 [B, t]."""
     parts = jax.lax.platform_dependent(logits_BtV, is_target_BtV, cpu=_three_passes, default=_one_pass)
     if shards.vocab:
-        # The devices' columns are put together as columns are: one exchange, of three numbers a token.
+        # Devices combine their columns in one exchange of three numbers a token.
         parts = jax.lax.all_gather(jnp.stack(parts), shards.vocab)  # [devices, 3, B, t]
         largest = jnp.max(parts[:, 0], axis=0)
         parts = largest, jnp.sum(parts[:, 1] * jnp.exp(parts[:, 0] - largest), axis=0), jnp.sum(parts[:, 2], axis=0)
@@ -193,7 +193,7 @@ def _three_passes(logits_BtV, is_target_BtV):
 
 
 def _one_pass(logits_BtV, is_target_BtV):
-    """As `_three_passes`, in one reduction: memory is what limits a GPU here, exponentials what limits a CPU."""
+    """As `_three_passes`, in one reduction: here memory limits a GPU, and exponentials limit a CPU."""
 
     def join(a, b):
         largest = jnp.maximum(a[0], b[0])
@@ -226,7 +226,7 @@ def _join(a_CBt, T):
 
 
 class _Shards(NamedTuple):
-    """Mesh axes over which rows, the head's columns and its width are cut, and what devices exchange over them.
+    """The mesh axes that cut the rows, the head's columns and its width, and what devices exchange over them.
 
     Axes that do not divide an array are left out: it is then whole on every device.
     """
@@ -278,13 +278,13 @@ class _Shards(NamedTuple):
         return jax.lax.all_gather(head_DV, self.width, axis=0, tiled=True) if self.width else head_DV
 
     def sum_rows(self, d_x_BTD):
-        """Over the devices that hold other columns; each keeps its positions, where they can be cut."""
+        """The sum over the devices that hold other columns; each keeps its own positions, if the mesh divides them."""
         if self.positions:
             return jax.lax.psum_scatter(d_x_BTD, self.positions, scatter_dimension=1, tiled=True)
         return jax.lax.psum(d_x_BTD, self.vocab) if self.vocab else d_x_BTD
 
     def sum_head(self, d_head_DV, *, dtype):
-        """Over the devices that hold other rows, in `dtype` as all gradients are; each keeps its slice of the width."""
+        """The sum over the devices that hold other rows, in `dtype`; each keeps its own slice of the width."""
         if self.batch:
             d_head_DV = d_head_DV.astype(dtype)
         if self.width:

@@ -1,8 +1,8 @@
-"""Where the numbers of a run go: metrics.jsonl always, TensorBoard by default, Weights & Biases when asked.
+"""Writes the numbers of a run to metrics.jsonl, by default also to TensorBoard, and on request to Weights & Biases.
 
-One JSON object a line, `{"step": 120, "loss": 3.41, ...}`, where `step` counts the updates made. Two identical runs
+Each line is a JSON object, `{"step": 120, "loss": 3.41, ...}`, where `step` counts the updates made. Two identical runs
 write identical files except for the keys in `TIMING_KEYS`. Not-a-numbers are written as NaN and Infinity, as Python
-reads them. Values may be device arrays: they are fetched a few steps later, so that the device never waits for logging.
+reads them. Values may be device arrays. They are fetched a few steps later, so that no device waits for logging.
 """
 
 import importlib
@@ -12,13 +12,15 @@ import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 
 from allam_jax.errors import UserError
 from allam_jax.files import atomic_path, read_json, write_json
+from allam_jax.parallel.distributed import is_main_process
+from allam_jax.training.settings import MetricsSettings
 
 TIMING_KEYS = ("seconds", "tokens_per_second", "mfu", "eta", "peak_memory_bytes")
 
@@ -34,38 +36,35 @@ class MetricsWriter:
     def __init__(
         self,
         workdir: Path,
+        settings: MetricsSettings,
         *,
         resume_step: int | None = None,
         lag: int = 2,
-        tensorboard: bool = True,
-        wandb_project: str = "",
         config: Mapping[str, Any] | None = None,
     ):
-        """Opens `workdir/metrics.jsonl` and `workdir/tensorboard`.
+        """Opens `workdir/metrics.jsonl` and what the settings name beside it.
 
         Args:
             workdir: of the run; created if missing.
-            resume_step: step of the checkpoint that the run goes on from: later rows are dropped. None starts afresh
-                and drops all.
+            settings: whether TensorBoard and Weights & Biases get the numbers too.
+            resume_step: step of the checkpoint that the run continues: later rows are dropped. None drops all rows.
             lag: how many rows wait before the oldest is fetched from the device.
-            tensorboard: also write event files for TensorBoard.
-            wandb_project: also log to this Weights & Biases project; "" does not.
             config: shown beside the run in Weights & Biases.
         """
         self._queue: deque[Row] = deque()
         self._lag = lag
         self._file = None
-        self._sinks: list[_Sink] = []
-        if jax.process_index() != 0:
+        self._sinks: list[_TensorBoard | _WeightsAndBiases] = []
+        if not is_main_process():
             return
         workdir = Path(workdir)
         path = workdir / "metrics.jsonl"
         truncate_metrics(path, last_step=-1 if resume_step is None else resume_step)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
-        if tensorboard:
+        if settings.tensorboard:
             self._sinks.append(_TensorBoard(workdir / "tensorboard", resume_step=resume_step))
-        if wandb_project:
-            self._sinks.append(_WeightsAndBiases(workdir, project=wandb_project, config=config or {}))
+        if settings.wandb_project:
+            self._sinks.append(_WeightsAndBiases(workdir, project=settings.wandb_project, config=config or {}))
 
     def write(self, step: int, values: Mapping[str, Any], *, timing: Mapping[str, float] | None = None) -> list[Row]:
         """Queues a row; returns the rows that have been fetched and written by now, oldest first.
@@ -77,7 +76,7 @@ class MetricsWriter:
         """
         timing = timing or {}
         if wrong := (set(values) & set(TIMING_KEYS)) | (set(timing) - set(TIMING_KEYS)):
-            raise ValueError(f"timing and values are kept apart; wrong place for {sorted(wrong)}")
+            raise ValueError(f"values and timing must not hold each other's keys: {sorted(wrong)}")
         for value in values.values():
             if isinstance(value, jax.Array):
                 value.copy_to_host_async()
@@ -85,7 +84,7 @@ class MetricsWriter:
         return self._drain(keep=self._lag)
 
     def flush(self) -> list[Row]:
-        """Fetches and writes all that waits, to the disk; returns those rows."""
+        """Fetches all waiting rows and writes them to the disk; returns them."""
         rows = self._drain(keep=0)
         if self._file:
             self._file.flush()
@@ -165,19 +164,13 @@ def _plain(value: Any) -> Any:
     return array.item()
 
 
-class _Sink(Protocol):
-    def write(self, row: Row) -> None: ...
-    def flush(self) -> None: ...
-    def close(self) -> None: ...
-
-
 class _TensorBoard:
     def __init__(self, directory: Path, *, resume_step: int | None):
         from tensorboardX import SummaryWriter  # slow to import
 
-        # Rows after the restored step (all, if there is none) will come again: hide their first version.
+        # Rows after the restored step (all, if there is none) will come again. TensorBoard hides their first version.
         purge_step = 0 if resume_step is None else resume_step + 1
-        # The suffix: files are named by the second, and a quick resume must not overwrite its predecessor's.
+        # Files are named by the second. The suffix keeps a quick resume from overwriting its predecessor's file.
         self._writer = SummaryWriter(str(directory), purge_step=purge_step, filename_suffix=f".{purge_step}")
 
     def write(self, row: Row) -> None:

@@ -50,19 +50,12 @@ class Objective(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NextToken:
-    """Cross-entropy of the next token over the weighted targets of a batch, in nats; named sums `loss` and `z_loss`.
-
-    Attributes:
-        model: the architecture.
-        options: how it is run; dropout included.
-        z_loss: coefficient of (log Z)^2; see `losses.py`.
-        num_chunks: pieces of the sequence; logits exist for one at a time.
-    """
+    """Cross-entropy of the next token over the weighted targets of a batch, in nats; named sums `loss` and `z_loss`."""
 
     model: LlamaConfig
     options: ComputeOptions
-    z_loss: float = 0.0
-    num_chunks: int = 1
+    z_loss: float = 0.0  # coefficient of (log Z)^2; see `losses.py`
+    num_chunks: int = 1  # pieces of the sequence; logits exist for one at a time
 
     @property
     def batch_dtypes(self) -> Mapping[str, np.dtype]:

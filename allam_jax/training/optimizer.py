@@ -1,4 +1,4 @@
-"""AdamW as Llama was trained with: clipped by global norm, decoupled decay on matrices, guarded against spikes.
+"""AdamW as in Llama's training: clipped by global norm, decoupled decay on matrices, guarded against spikes.
 
 One update, with gradients g, n updates made before, at step s (Loshchilov & Hutter 2019, 1711.05101; equal to
 torch's `clip_grad_norm_` followed by `AdamW`):
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from allam_jax.errors import UserError
+from allam_jax.parallel.sharding import path_name
 from allam_jax.training.guard import GuardState, SpikeGuard, guard_metrics
 from allam_jax.training.schedules import Schedule, rewarm_factor
 from allam_jax.training.settings import GuardSettings, OptimizerSettings
@@ -77,9 +78,9 @@ def make_optimizer(
         learning_rate = schedule(step) * rewarm(state.updates)
         clip = jnp.minimum(1.0, clip_norm / (grad_norm + 1e-6)) if clip_norm else 1.0
 
-        # Skipping: coefficients 1 and 0 keep the moments, -0.0 for the gradients (x + -0.0 has the bits of x, for every
-        # x) keeps not-a-numbers out. Selecting between the new and the old moments instead would read the old ones a
-        # second time, for which XLA copies both in front of the update: 5 times its cost on a CPU.
+        # A skipped update uses the coefficients 1 and 0, which keep the moments, and gradients of -0.0, which keep
+        # not-a-numbers out (x + -0.0 has the bits of x for every x). To select between the new and the old moments
+        # would read the old ones twice. XLA would copy both before the update, at 5 times its cost on a CPU.
         keep1, add1 = jnp.where(accept, b1, 1.0), jnp.where(accept, 1 - b1, 0.0)
         keep2, add2 = jnp.where(accept, b2, 1.0), jnp.where(accept, 1 - b2, 0.0)
         n = state.updates + 1
@@ -123,7 +124,7 @@ def decay_mask(params: optax.Params, *, no_decay: tuple[str, ...] = ("scale",)) 
     found: set[str] = set()
 
     def decays(path: tuple[Any, ...], _: Any) -> bool:
-        matches = set(_names(path)) & set(no_decay)
+        matches = set(path_name(path).split("/")) & set(no_decay)
         found.update(matches)
         return not matches
 
@@ -143,7 +144,7 @@ def grad_norms(grads: Any) -> dict[str, jax.Array]:
     groups: dict[str, list[jax.Array]] = {}
     layers: dict[str, list[jax.Array]] = {}
     for path, gradient in jax.tree_util.tree_leaves_with_path(grads):
-        names = _names(path)
+        names = path_name(path).split("/")
         stacked = names[0] == "layers"
         squares = jnp.square(gradient.astype(jnp.float32))
         sums = jnp.sum(squares, axis=tuple(range(1, gradient.ndim)) if stacked else None)
@@ -156,7 +157,3 @@ def grad_norms(grads: Any) -> dict[str, jax.Array]:
     squared = {name: sum(sums) for name, sums in {**groups, **layers}.items()}
     squared["global"] = sum(squared[name] for name in groups)
     return {name: jnp.sqrt(jnp.asarray(value)) for name, value in squared.items()}
-
-
-def _names(path: tuple[Any, ...]) -> list[str]:
-    return [str(getattr(entry, "key", getattr(entry, "name", entry))) for entry in path]

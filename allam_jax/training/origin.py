@@ -20,22 +20,15 @@ from allam_jax.weights.directory import TOKENIZER_FOLDER, check_vocabulary
 class Origin:
     """What a run begins with; nothing is trained yet.
 
-    Attributes:
-        model: the architecture.
-        tokenizer: fits the model's vocabulary.
-        tokenizer_dir: where the tokenizer lies.
-        params: to start from; None if they are random or come from a checkpoint. The session takes them away: the
-            first step overwrites their memory.
-        checkpoint: that the run descends from, or None.
-        resuming: whether the run itself has a checkpoint already.
+    The session takes `params` away, because the first step overwrites their memory.
     """
 
     model: LlamaConfig
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer  # fits the model's vocabulary
     tokenizer_dir: Path
-    params: Params | None = None
-    checkpoint: Path | None = None
-    resuming: bool = False
+    params: Params | None = None  # to start from; None if they are random or come from a checkpoint
+    checkpoint: Path | None = None  # from which the run descends
+    resuming: bool = False  # whether the run itself has a checkpoint already
 
 
 def open_origin(config: Settings, *, workdir: Path, mesh: Mesh) -> Origin:
@@ -52,7 +45,8 @@ def open_origin(config: Settings, *, workdir: Path, mesh: Mesh) -> Origin:
             raise UserError("config.init.optimizer, step and data need init.weights: the path of a checkpoint")
         tokenizer, tokenizer_dir = open_tokenizer(config)
         model = architecture(config, tokenizer=tokenizer)
-        return _checked(Origin(model=model, tokenizer=tokenizer, tokenizer_dir=tokenizer_dir), weights="config.model")
+        check_vocabulary(model, tokenizer.vocab_size, tokenizer=str(tokenizer_dir), weights="config.model")
+        return Origin(model=model, tokenizer=tokenizer, tokenizer_dir=tokenizer_dir)
     path = Path(config.init.weights)
     checkpoint = checkpoint_of(path)
     if is_branch(config):
@@ -66,9 +60,8 @@ def open_origin(config: Settings, *, workdir: Path, mesh: Mesh) -> Origin:
     else:
         loaded = load_model(path, mesh=mesh, param_dtype=config.param_dtype)
         model, params, beside = loaded.config, loaded.params, loaded.tokenizer_dir
-    tokenizer, tokenizer_dir = open_tokenizer(config, beside_weights=beside)
-    origin = Origin(model=model, tokenizer=tokenizer, tokenizer_dir=tokenizer_dir, params=params, checkpoint=checkpoint)
-    return _checked(origin, weights=str(path))
+    tokenizer, tokenizer_dir = open_fitting_tokenizer(config, model, beside_weights=beside, weights=str(path))
+    return Origin(model=model, tokenizer=tokenizer, tokenizer_dir=tokenizer_dir, params=params, checkpoint=checkpoint)
 
 
 def is_branch(config: Settings) -> bool:
@@ -88,6 +81,15 @@ def open_tokenizer(config: Settings, *, beside_weights: Path | None = None) -> t
     return Tokenizer.load(path), path if path.is_dir() else path.parent
 
 
+def open_fitting_tokenizer(
+    config: Settings, model: LlamaConfig, *, beside_weights: Path | None, weights: str
+) -> tuple[Tokenizer, Path]:
+    """As `open_tokenizer`; UserError unless it has the vocabulary of the model, whose weights are called `weights`."""
+    tokenizer, directory = open_tokenizer(config, beside_weights=beside_weights)
+    check_vocabulary(model, tokenizer.vocab_size, tokenizer=str(directory), weights=weights)
+    return tokenizer, directory
+
+
 def architecture(config: Settings, *, tokenizer: Tokenizer) -> LlamaConfig:
     """`config.model`; vocab_size 0 takes the tokenizer's."""
     return dataclasses.replace(config.model, vocab_size=config.model.vocab_size or tokenizer.vocab_size)
@@ -95,22 +97,13 @@ def architecture(config: Settings, *, tokenizer: Tokenizer) -> LlamaConfig:
 
 def _own(config: Settings, workdir: Path) -> Origin:
     """The run's own architecture and tokenizer; its parameters come from its checkpoint."""
-    tokenizer, tokenizer_dir = open_tokenizer(config, beside_weights=workdir / TOKENIZER_FOLDER)
-    origin = Origin(model=read_run(workdir), tokenizer=tokenizer, tokenizer_dir=tokenizer_dir, resuming=True)
-    _checked(origin, weights=f"the run in {workdir}")
+    model = read_run(workdir)
+    tokenizer, tokenizer_dir = open_fitting_tokenizer(
+        config, model, beside_weights=workdir / TOKENIZER_FOLDER, weights=f"the run in {workdir}"
+    )
     if not config.init.weights:  # otherwise the weights decide, and config.model says nothing
         wanted = architecture(config, tokenizer=tokenizer)
-        changed = differences(dataclasses.asdict(origin.model), dataclasses.asdict(wanted), "config.model.")
+        changed = differences(dataclasses.asdict(model), dataclasses.asdict(wanted), "config.model.")
         if changed:
             raise UserError(f"{workdir} holds a run of another model ({'; '.join(changed)}); use another --workdir")
-    return origin
-
-
-def _checked(origin: Origin, *, weights: str) -> Origin:
-    check_vocabulary(
-        origin.model,
-        tokenizer_size=origin.tokenizer.vocab_size,
-        tokenizer=str(origin.tokenizer_dir),
-        weights=weights,
-    )
-    return origin
+    return Origin(model=model, tokenizer=tokenizer, tokenizer_dir=tokenizer_dir, resuming=True)

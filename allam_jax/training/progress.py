@@ -1,4 +1,4 @@
-"""How fast a run is and how much memory it takes, and the line that says so on a terminal."""
+"""Measures the speed and the memory of a run, and shows its progress on a terminal."""
 
 import sys
 import time
@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 class Throughput:
     """Tokens per second, model FLOP utilisation and time left, over the last steps; pauses do not count.
 
-    JAX returns from a step before the device has done it; over a few steps the times agree because the loop waits for
-    the metrics of earlier steps.
+    JAX returns from a step before the device has finished it. Over a few steps the times agree, because the loop waits
+    for the metrics of earlier steps.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Throughput:
             flops_per_token: model FLOPs of forward and backward; 0 = unknown, no MFU.
             peak_flops: of all devices together, per second; 0 = unknown, no MFU.
             window: how many steps the mean is taken over.
-            clock: seconds, monotonic.
+            clock: gives seconds.
         """
         self._total_steps, self._tokens_per_step = total_steps, tokens_per_step
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
@@ -52,11 +52,7 @@ class Throughput:
         self._window.append(seconds)
         mean_seconds = max(sum(self._window), 1e-9) / len(self._window)
         rate = self._tokens_per_step / mean_seconds
-        timing = {
-            "seconds": seconds,
-            "tokens_per_second": rate,
-            "eta": mean_seconds * (self._total_steps - step),
-        }
+        timing = {"seconds": seconds, "tokens_per_second": rate, "eta": mean_seconds * (self._total_steps - step)}
         if self._flops_per_token and self._peak_flops:
             timing["mfu"] = rate * self._flops_per_token / self._peak_flops
         return timing
@@ -86,7 +82,7 @@ def peak_memory(mesh: Mesh) -> dict[str, int]:
 
 
 class ProgressLine:
-    """One line that is rewritten on a terminal; elsewhere a plain line now and then."""
+    """One line that is rewritten on a terminal; elsewhere a plain line every half minute."""
 
     def __init__(
         self,
@@ -106,7 +102,7 @@ class ProgressLine:
         self._open = False
 
     def show(self, row: Mapping[str, Any]) -> None:
-        """Shows a row of metrics (step, loss, and timing where it is known) if it is time, or the last step."""
+        """Shows a row of metrics (step, loss, timing if known) when it is due, and always that of the last step."""
         now = self._clock()
         if now < self._next and row["step"] < self._total_steps:
             return

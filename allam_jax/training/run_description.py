@@ -110,8 +110,12 @@ def described_run(config: Settings, *, device_count: int, model: LlamaConfig | N
 
     Neither tokenizer nor weights are opened: without `model`, `config.model` must say everything, the vocabulary too.
     """
+    if model is None and not config.model.vocab_size:
+        raise UserError(
+            "config.model.vocab_size = 0: a plan opens no tokenizer; give the number of ids that it will have"
+        )
     return RunDescription(
-        model=model or _model_of(config),
+        model=model or config.model,
         options=config.compute,
         optimizer=make_optimizer(
             config.optimizer,
@@ -127,11 +131,3 @@ def described_run(config: Settings, *, device_count: int, model: LlamaConfig | N
         loss_chunks=config.train.loss_chunks,
         num_sources=max(len(config.data.sources), 1),
     )
-
-
-def _model_of(config: Settings) -> LlamaConfig:
-    if not config.model.vocab_size:
-        raise UserError(
-            "config.model.vocab_size = 0: a plan opens no tokenizer; give the number of ids that it will have"
-        )
-    return config.model

@@ -20,13 +20,10 @@ def run_metadata(
 ) -> dict[str, Any]:
     """Metadata of every checkpoint of a run, beside the tokens by source.
 
-    Args:
-        config: the resolved config.
-        mesh: size of each mesh axis.
-        tokenizer: fingerprint.
-        mixture: hash of the data mixture.
-        parent: `{"path", "step"}` of the checkpoint that this run was started from; a branch points to its main run.
+    `mesh` has the size of each axis, `tokenizer` is a fingerprint and `mixture` a hash. `parent` is `{"path", "step"}`
+    of the checkpoint that this run was started from: a branch points to its main run.
     """
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
     return {
         "mesh": mesh,
         "processes": jax.process_count(),
@@ -34,13 +31,8 @@ def run_metadata(
         "tokenizer": tokenizer,
         "mixture": mixture,
         "parent": parent,
-        "versions": {
-            "python": platform.python_version(),
-            **{
-                name: importlib.metadata.version(name)
-                for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
-            },
-        },
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in packages},
         "config": config,
     }
 
@@ -50,10 +42,10 @@ def code_revision() -> str | None:
     """Git revision of this code, with "+changes" if the work tree differs from it; None outside a git checkout."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
-        status = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True, timeout=10
+        revision, changes = (
+            subprocess.run([*git, *command], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return revision.stdout.strip() + ("+changes" if status.stdout.strip() else "")
+    return revision + ("+changes" if changes else "")

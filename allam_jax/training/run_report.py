@@ -19,6 +19,14 @@ _TITLES = {
     "learning_rate": "Learning rate",
     "tokens_per_second": "Tokens/s (median)",
 }
+_CURVE_TITLES = {
+    "language": "Language",
+    "first_step": "First step",
+    "first": "Bits/byte",
+    "last_step": "Last step",
+    "last": "Bits/byte",
+    "change": "Change",
+}
 
 
 def evaluation_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
@@ -57,17 +65,14 @@ def training_result(workdir: Path, *, tokens_per_step: int) -> dict[str, Any]:
     }
 
 
-def write_run_report(
-    workdir: Path, *, command: str, title: str = "Training run", seconds: float | None = None, **facts: Any
-) -> Path:
+def write_run_report(workdir: Path, *, command: str, seconds: float, parameters: int) -> Path:
     """Writes `report.md` and `figures/*.png` of a training run from its `metrics.jsonl`; for one process to call.
 
     Args:
-        workdir: where the metrics are and the report goes.
+        workdir: of the run.
         command: the command line that produced the run.
-        title: the heading.
         seconds: wall-clock time of the run.
-        facts: further lines of the first table, for instance `parameters=3_200_000`.
+        parameters: how many the model has.
 
     Returns:
         The path of the report.
@@ -80,10 +85,10 @@ def write_run_report(
     rows = read_metrics(workdir / "metrics.jsonl")
     training = [row for row in rows if "loss" in row]
     curves = evaluation_curves(rows)
-    summary = [{"what": what.replace("_", " ").capitalize(), "value": number(value)} for what, value in facts.items()]
-    sections = [section("Command", code(command, language="sh"))]
-    if summary:
-        sections.append(section("Run", table(summary, {"what": "", "value": ""})))
+    sections = [
+        section("Command", code(command, language="sh")),
+        section("Run", table([{"what": "Parameters", "value": number(parameters)}], {"what": "", "value": ""})),
+    ]
     if training:
         curves_path = workdir / "figures" / "training.png"
         figures.training_curves({"training": training}, curves_path)
@@ -101,33 +106,19 @@ def write_run_report(
         sections.append(
             section(
                 "Bits per byte",
-                table(
-                    [
-                        {
-                            "language": language_name(language),
-                            "first_step": points[0][0],
-                            "first": points[0][1],
-                            "last_step": points[-1][0],
-                            "last": points[-1][1],
-                            "change": f"{100 * (points[-1][1] / points[0][1] - 1):+.1f} %",
-                        }
-                        for language, points in curves.items()
-                    ],
-                    {
-                        "language": "Language",
-                        "first_step": "First step",
-                        "first": "Bits/byte",
-                        "last_step": "Last step",
-                        "last": "Bits/byte",
-                        "change": "Change",
-                    },
-                ),
+                table([_first_and_last(language, points) for language, points in curves.items()], _CURVE_TITLES),
                 figure(curves_path, caption="Bits per byte of held-out text, by language.", report=report),
             )
         )
     sections.append(section("Environment", environment(seconds=seconds)))
-    write_report(report, title=title, sections=sections)
+    write_report(report, title="Training run", sections=sections)
     return report
+
+
+def _first_and_last(language: str, points: Sequence[tuple[int, float]]) -> dict[str, Any]:
+    (first_step, first), (last_step, last) = points[0], points[-1]
+    change = f"{100 * (last / first - 1):+.1f} %"
+    return dict(zip(_CURVE_TITLES, (language_name(language), first_step, first, last_step, last, change), strict=True))
 
 
 def _median(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:

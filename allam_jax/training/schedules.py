@@ -3,7 +3,7 @@
 The update made at `step` (counted from 0 before the update) uses `schedule(step)`. With w warm-up steps, T total steps,
 decay from step k over d steps, peak p and final fraction f:
 
-    warm-up   s < w        p * (s + 1) / (w + 1)      no update is lost at zero, and step w is the first at the peak
+    warm-up   s < w        p * (s + 1) / (w + 1)      never 0; step w is the first at the peak
     constant  s >= w       p
     cosine    s >= w       p * (f + (1 - f) * (1 + cos(pi * r)) / 2)        r = clip((s - w) / (T - w), 0, 1)
     wsd       w <= s < k   p
@@ -65,8 +65,8 @@ def rewarm_factor(*, mode: str, steps: int) -> Schedule:
     """Builds the factor on the learning rate while fresh Adam moments fill, from the updates made with these moments.
 
     Continued pre-training without the base run's optimizer state starts with moments at zero, whose first estimates
-    are those of a few batches; ALLaM (2407.15390) warms the optimizer state up first. The count must be Adam's own
-    (`OptimizerState.updates`), which is in the checkpoint, so that a resumed run goes on where it was.
+    come from a few batches; ALLaM (2407.15390) warms the optimizer state up first. The count must be Adam's own
+    (`OptimizerState.updates`), which is in the checkpoint, so that a resumed run continues the ramp.
 
     Args:
         mode: "linear" ramps (u + 1) / (steps + 1) for u < steps; "freeze" holds 0 while the moments fill. Then 1.

@@ -1,7 +1,7 @@
-"""A run that is open: its state, its data and where its checkpoints and metrics go. It knows no task.
+"""An open run: its state, its data, and where its checkpoints and metrics go. Every kind of training uses it.
 
 A run is fresh (random or loaded parameters), resumed (from its own newest checkpoint) or a branch (parts of another
-run's checkpoint). What the loop needs is the same in all three cases.
+run's checkpoint). The loop needs the same objects in all three cases.
 """
 
 import contextlib
@@ -32,29 +32,17 @@ from allam_jax.training.state import TrainState, random_params, start_state
 
 @dataclasses.dataclass(kw_only=True)
 class Session:
-    """An open run.
-
-    Attributes:
-        workdir: of the run.
-        run: the description of its step.
-        mesh: of its devices.
-        state: as of the last step. The step donates its buffers: whoever runs a step puts the new state here.
-        loader: yields this process's rows as numpy batches; stands at the batch of the next step.
-        checkpointer: where `save` writes.
-        writer: where metrics go; opened for the step of `state`.
-        metadata: of every checkpoint, without the tokens by source.
-        tokens: trained on so far, by source.
-    """
+    """An open run. A step donates the buffers of `state`: whoever runs a step puts the new state there."""
 
     workdir: Path
     run: RunDescription
     mesh: Mesh
-    state: TrainState
-    loader: Loader
+    state: TrainState  # after the last step
+    loader: Loader  # yields this process's rows as numpy batches, from the next step on
     checkpointer: Checkpointer
-    writer: MetricsWriter
-    metadata: dict[str, Any]
-    tokens: "TokenCounts"
+    writer: MetricsWriter  # opened for the step of `state`
+    metadata: dict[str, Any]  # of every checkpoint, without the tokens by source
+    tokens: "TokenCounts"  # trained on so far, by source
 
     def next_batch(self) -> Batch:
         """The batch of the next step, on all devices."""
@@ -72,13 +60,8 @@ def open_session(
 ) -> Iterator[Session]:
     """Opens the run in `workdir`; on leaving, waits for the last checkpoint and closes the metrics.
 
-    Args:
-        config: its sections `init`, `train`, `checkpoint` and `metrics`, and the seed, are read; all of it is recorded.
-        workdir: of the run.
-        origin: from `open_origin`; its parameters are taken away.
-        run: the description of the step.
-        mesh: of the run's devices.
-        loader: of the run's data, at its beginning; is set to where the run is.
+    All of `config` is recorded; its sections `init`, `train`, `checkpoint` and `metrics`, and the seed, are read. The
+    origin loses its parameters, and the loader is moved to the position of the run.
 
     Raises:
         UserError: a checkpoint is damaged or of another run, or the run is beyond `config.train.steps`.
@@ -114,14 +97,13 @@ def open_session(
                 f"config.train.steps = {config.train.steps}: {workdir} is at step {int(state.step)} already; give "
                 "more, or branch from one of its checkpoints into another --workdir"
             )
-        loader.set_step(int(state.step))  # of this run: what its phases go by
+        loader.set_step(int(state.step))  # the phases of the mixture follow the steps of this run
         logging.info("%s parameters on mesh %s", f"{run.model.num_parameters:,}", dict(mesh.shape))
         writer = stack.enter_context(
             MetricsWriter(
                 workdir,
+                config.metrics,
                 resume_step=int(state.step) if origin.resuming else None,
-                tensorboard=config.metrics.tensorboard,
-                wandb_project=config.metrics.wandb_project,
                 config=as_dict(config),
             )
         )

@@ -1,8 +1,8 @@
 """A training run that is asked to stop finishes the step, saves, and leaves with status 0.
 
-SIGTERM (a scheduler, before it takes the machine away) and SIGINT (Ctrl-C) are noted; the loop looks after every step.
-A second SIGINT stops at once. On many hosts one process may be told before the others, and all must save the same step:
-there JAX's preemption service catches SIGTERM and lets all processes agree on a step to stop at.
+SIGTERM (which a scheduler sends before it takes the machine away) and SIGINT (Ctrl-C) are noted. The loop asks for them
+after every step. A second SIGINT stops at once. On many hosts the signal may reach one process before the others, but
+all must save the same step: there JAX's preemption service catches SIGTERM, and all processes agree on a step.
 """
 
 import os

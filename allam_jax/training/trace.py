@@ -3,36 +3,25 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
 from absl import logging
 
-from allam_jax.errors import UserError
-
 PROFILE_FOLDER = "profile"
 
 
 class Tracer:
-    """Traces the steps `start` to `stop - 1`; a context manager. Each process traces its own devices.
-
-    The traces lie in `WORKDIR/profile`, those of many processes in a folder each.
-    """
+    """Traces the steps `start` to `stop - 1` into `WORKDIR/profile`; with many processes, each into its own folder."""
 
     def __init__(self, workdir: Path, *, steps: tuple[int, ...], pause: Callable[[], AbstractContextManager]):
         """Traces nothing yet.
 
         Args:
             workdir: of the run.
-            steps: (start, stop), counting from 1; () traces nothing.
+            steps: `metrics.profile_steps`: (start, stop), counting from 1; () traces nothing.
             pause: entered while a trace is started or written: that time is not training.
-
-        Raises:
-            UserError: `steps` is neither.
         """
-        if steps and (len(steps) != 2 or not 1 <= steps[0] < steps[1]):
-            raise UserError(f"config.metrics.profile_steps = {steps}: expected (start, stop) with 1 <= start < stop")
         self._steps = range(*steps) if steps else range(0)
         self._folder = Path(workdir) / PROFILE_FOLDER
         if jax.process_count() > 1:
@@ -52,18 +41,12 @@ class Tracer:
         """Call after a step. Writes the trace once the devices have done the step."""
         if self._tracing and step + 1 not in self._steps:
             jax.block_until_ready(waits_for)
-            self._stop()
+            self.stop()
 
-    def __enter__(self) -> "Tracer":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._tracing:  # the run ends in the middle of the steps
-            self._stop()
-
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Writes the trace, if one is under way; also for a run that ends in the middle of the steps."""
+        if not self._tracing:
+            return
         self._tracing = False
         with self._pause():
             jax.profiler.stop_trace()

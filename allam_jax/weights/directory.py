@@ -24,7 +24,7 @@ from allam_jax.model.llama import Params, abstract_params, param_axes
 from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.parallel.distributed import barrier, is_main_process
 from allam_jax.parallel.sharding import parameter_shardings
-from allam_jax.weights.orbax_arrays import flatten, save_args, unreadable, write_arrays
+from allam_jax.weights.orbax_arrays import flatten, reading, save_args, write_arrays
 from allam_jax.weights.orbax_logs import quiet_orbax
 from allam_jax.weights.output_directory import collective_directory, copy_tokenizer, tokenizer_files
 from allam_jax.weights.streamed import StreamedArray
@@ -41,7 +41,7 @@ TOKENIZER_FOLDER = "tokenizer"
 class LoadedWeights:
     """Parameters and what was stored with them."""
 
-    params: Params
+    params: Any  # arrays, or what stands for them: see the function that gives this
     config: LlamaConfig
     metadata: dict[str, Any]
     tokenizer_dir: Path | None  # None when there was no tokenizer
@@ -111,13 +111,8 @@ def load_weights(directory: Path, *, param_dtype: str | None = None, mesh: Mesh 
     opened = open_weights(directory)
     folder = (Path(directory) / PARAMS_FOLDER).absolute()
     target = abstract_on_devices(opened.params, config=opened.config, param_dtype=param_dtype, mesh=mesh)
-    with _checkpointer() as checkpointer:
-        try:
-            params = checkpointer.restore(folder, target)
-        except jax.errors.JaxRuntimeError:  # such as: out of memory
-            raise
-        except Exception as error:  # for damaged arrays, Orbax raises Exception itself
-            raise unreadable(f"{folder}:", error) from error
+    with _checkpointer() as checkpointer, reading(f"{folder}:"):
+        params = checkpointer.restore(folder, target)
     return dataclasses.replace(opened, params=params)
 
 
@@ -130,11 +125,8 @@ def open_weights(directory: Path) -> LoadedWeights:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; the weights directory is incomplete, copy or export it again")
     check_file_sizes(folder, expected=read_json(directory / FILE_LIST), remedy="copy or export the weights again")
-    with _checkpointer() as checkpointer:
-        try:
-            stored = checkpointer.metadata(folder).item_metadata.tree
-        except Exception as error:  # for damaged files, Orbax raises Exception itself
-            raise unreadable(f"{folder}:", error) from error
+    with _checkpointer() as checkpointer, reading(f"{folder}:"):
+        stored = checkpointer.metadata(folder).item_metadata.tree
     _check_shapes(stored, config, where=str(folder))
     tokenizer_dir = directory / TOKENIZER_FOLDER
     return LoadedWeights(stored, config, metadata, tokenizer_dir if tokenizer_dir.is_dir() else None)
@@ -156,15 +148,8 @@ def config_from_json(values: Any, *, file: Path) -> LlamaConfig:
         raise UserError(f"{file}: `architecture` does not describe a Llama ({error})") from None
 
 
-def check_vocabulary(config: LlamaConfig, *, tokenizer_size: int, tokenizer: str, weights: str) -> None:
-    """Raises UserError if the tokenizer and the weights have different numbers of tokens.
-
-    Args:
-        config: architecture of the weights.
-        tokenizer_size: number of the tokenizer's ids.
-        tokenizer: name of the tokenizer in the message, such as its path.
-        weights: name of the weights in the message.
-    """
+def check_vocabulary(config: LlamaConfig, tokenizer_size: int, *, tokenizer: str, weights: str) -> None:
+    """UserError if the tokenizer and the weights have different numbers of tokens; names both, for instance by path."""
     if tokenizer_size != config.vocab_size:
         raise UserError(
             f"{weights} has {config.vocab_size} tokens but {tokenizer} has {tokenizer_size}: give the tokenizer that "

@@ -191,17 +191,14 @@ def _check_tensors(
                 f"{directory}: {len(names)} {kind} tensors: {listed}; config.json does not fit the safetensors"
             )
     for name, piece in expected.items():
-        if stored[name].shape != piece.stored_shape:
+        shape = stored[name].shape
+        if shape != piece.stored_shape:
+            is_table = piece.layer is None and shape[1:] == piece.stored_shape[1:]
+            hint = f": the weights hold {shape[0]} tokens, vocab_size is {config.vocab_size}" if is_table else ""
             raise UserError(
-                f"{stored[name].file}: tensor {name} has shape {stored[name].shape}, but config.json implies "
-                f"{piece.stored_shape}" + _vocabulary_hint(stored[name], piece, config)
+                f"{stored[name].file}: tensor {name} has shape {shape}, but config.json implies "
+                f"{piece.stored_shape}{hint}"
             )
-
-
-def _vocabulary_hint(tensor: StoredTensor, piece: Piece, config: LlamaConfig) -> str:
-    if "layers" in piece.name or tensor.shape[1:] != piece.stored_shape[1:]:
-        return ""
-    return f": the weights hold {tensor.shape[0]} tokens, vocab_size is {config.vocab_size}"
 
 
 def _equal(first: StoredTensor, second: StoredTensor | None) -> bool:

@@ -14,7 +14,24 @@ _UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "quantization_config": ((None,), "quantised weights are not supported; export them unquantised"),
     "partial_rotary_factor": ((1, 1.0, None), "partial rotary embeddings are not supported"),
 }
-_LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+# Our fields -> key in config.json, its type, and what a file means that does not have it (...: it must).
+_FIELDS: dict[str, tuple[str, type, Any]] = {
+    "vocab_size": ("vocab_size", int, ...),
+    "dim": ("hidden_size", int, ...),
+    "mlp_dim": ("intermediate_size", int, ...),
+    "num_layers": ("num_hidden_layers", int, ...),
+    "num_heads": ("num_attention_heads", int, ...),
+    "max_position": ("max_position_embeddings", int, 2048),
+    "init_std": ("initializer_range", float, 0.02),
+    "norm_eps": ("rms_norm_eps", float, 1e-6),
+    "tie_embeddings": ("tie_word_embeddings", bool, False),
+}
+_LLAMA3 = {  # our fields -> keys of Llama 3's scaling
+    "rope_scaling_factor": "factor",
+    "rope_low_freq_factor": "low_freq_factor",
+    "rope_high_freq_factor": "high_freq_factor",
+    "rope_original_max_position": "original_max_position_embeddings",
+}
 
 
 def config_from_huggingface(values: dict[str, Any], *, file: Path, vocab_multiple: int) -> LlamaConfig:
@@ -34,28 +51,19 @@ def config_from_huggingface(values: dict[str, Any], *, file: Path, vocab_multipl
         if key in values and values[key] not in accepted:
             raise UserError(f"{file}: {key} = {values[key]!r}: {message}")
 
-    def get(key: str, kind: type, default: Any = None) -> Any:
+    def get(key: str, kind: type, default: Any) -> Any:
         value = values.get(key)
-        value = default if value is None else value
+        value = default if value is None and default is not ... else value
         if isinstance(value, bool) is not (kind is bool) or not isinstance(value, (kind, int)):
             raise UserError(f"{file}: {key} = {value!r}; expected a value of type {kind.__name__}")
         return kind(value)
 
-    num_heads = get("num_attention_heads", int)
-    dim = get("hidden_size", int)
+    fields = {ours: get(*theirs) for ours, theirs in _FIELDS.items()}
     return LlamaConfig(
-        vocab_size=get("vocab_size", int),
+        **fields,
         vocab_multiple=vocab_multiple,
-        dim=dim,
-        num_layers=get("num_hidden_layers", int),
-        num_heads=num_heads,
-        num_kv_heads=get("num_key_value_heads", int, num_heads),
-        head_dim=get("head_dim", int, dim // max(num_heads, 1)),
-        mlp_dim=get("intermediate_size", int),
-        tie_embeddings=get("tie_word_embeddings", bool, False),
-        norm_eps=get("rms_norm_eps", float, 1e-6),
-        max_position=get("max_position_embeddings", int, 2048),
-        init_std=get("initializer_range", float, 0.02),
+        num_kv_heads=get("num_key_value_heads", int, fields["num_heads"]),
+        head_dim=get("head_dim", int, fields["dim"] // max(fields["num_heads"], 1)),
         **_rope_from_huggingface(values, file=file),
     )
 
@@ -71,20 +79,13 @@ def _rope_from_huggingface(values: dict[str, Any], *, file: Path) -> dict[str, A
         raise UserError(f"{file}: {spelling}.rope_type = {kind!r}; supported are 'default' and 'llama3'")
     if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
         raise UserError(f"{file}: {spelling}.partial_rotary_factor: partial rotary embeddings are not supported")
-    keys = ("rope_theta", *(_LLAMA3_KEYS if kind == "llama3" else ()))
     rope = {"rope_theta": values.get("rope_theta", 10_000.0)} | rope
-    for key in keys:
+    found: dict[str, Any] = {}
+    for ours, key in {"rope_theta": "rope_theta", **(_LLAMA3 if kind == "llama3" else {})}.items():
         if isinstance(rope.get(key), bool) or not isinstance(rope.get(key), (int, float)):
             raise UserError(f"{file}: {spelling}.{key} = {rope.get(key)!r}; expected a number (rope_type {kind!r})")
-    if kind == "default":
-        return {"rope_theta": float(rope["rope_theta"])}
-    return {
-        "rope_theta": float(rope["rope_theta"]),
-        "rope_scaling_factor": float(rope["factor"]),
-        "rope_low_freq_factor": float(rope["low_freq_factor"]),
-        "rope_high_freq_factor": float(rope["high_freq_factor"]),
-        "rope_original_max_position": int(rope["original_max_position_embeddings"]),
-    }
+        found[ours] = int(rope[key]) if ours == "rope_original_max_position" else float(rope[key])
+    return found
 
 
 def config_to_huggingface(config: LlamaConfig, *, dtype: str, token_ids: dict[str, Any]) -> dict[str, Any]:
@@ -97,36 +98,20 @@ def config_to_huggingface(config: LlamaConfig, *, dtype: str, token_ids: dict[st
     """
     rope_scaling = None
     if config.rope_scaling_factor != 1.0:
-        rope_scaling = {
-            "rope_type": "llama3",
-            "factor": config.rope_scaling_factor,
-            "low_freq_factor": config.rope_low_freq_factor,
-            "high_freq_factor": config.rope_high_freq_factor,
-            "original_max_position_embeddings": config.rope_original_max_position,
-        }
+        rope_scaling = {"rope_type": "llama3"} | {key: getattr(config, ours) for ours, key in _LLAMA3.items()}
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.dim,
-        "intermediate_size": config.mlp_dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
+        **{key: getattr(config, ours) for ours, (key, _, _) in _FIELDS.items()},
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
         "hidden_act": "silu",
-        "max_position_embeddings": config.max_position,
-        "initializer_range": config.init_std,
-        "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
         "rope_scaling": rope_scaling,
         "attention_bias": False,
         "attention_dropout": 0.0,
         "mlp_bias": False,
-        "tie_word_embeddings": config.tie_embeddings,
-        "bos_token_id": token_ids.get("bos_token_id"),
-        "eos_token_id": token_ids.get("eos_token_id"),
-        "pad_token_id": token_ids.get("pad_token_id"),
+        **{key: token_ids.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")},
         "torch_dtype": dtype,
         "use_cache": True,
     }

@@ -19,31 +19,17 @@ _FREE = ("vocab_multiple", "init_std")
 
 
 @dataclasses.dataclass(frozen=True)
-class WeightedSum:
-    """The merge sum_j c_j theta_j."""
-
-    coefficients: tuple[float, ...]  # one for each model; they sum to 1
-
-    def coefficients_of(self, piece: Piece, parameters: Sequence[StoredParameter]) -> tuple[float, ...]:
-        """The coefficients of one tensor, which are the same for all tensors."""
-        return self.coefficients
-
-
-@dataclasses.dataclass(frozen=True)
 class Slerp:
     """Spherical interpolation of two models, for each tensor: one layer of a matrix, a table, or a norm's scale."""
 
     t: float  # 0 is the first model, 1 the second
 
-    def coefficients_of(self, piece: Piece, parameters: Sequence[StoredParameter]) -> tuple[float, ...]:
-        """The coefficients of one tensor; reads the tensor of both models to compute them."""
-        first, second = parameters
-        pairs = ((first.read(piece, *block), second.read(piece, *block)) for block in _blocks(piece))
-        return slerp_coefficients(pairs, t=self.t)
+
+Method = Sequence[float] | Slerp  # the coefficients c_j of sum_j c_j theta_j, one for each model, or an interpolation
 
 
 def merged_params(
-    models: Sequence[StoredParameters], *, config: LlamaConfig, method: WeightedSum | Slerp, dtype: str | None = None
+    models: Sequence[StoredParameters], *, config: LlamaConfig, method: Method, dtype: str | None = None
 ) -> Params:
     """The parameters of the merge as `StreamedArray`s, in the layout of `config`, with padding rows.
 
@@ -91,14 +77,19 @@ def _merge_piece(
     piece: Piece,
     parameters: Sequence[StoredParameter],
     *,
-    method: WeightedSum | Slerp,
+    method: Method,
     shape: tuple[int, ...],
     dtype: np.dtype,
 ) -> np.ndarray:
     """One tensor of the result. `shape` is the piece's shape with padding rows, which are zero."""
-    coefficients = method.coefficients_of(piece, parameters)
+    blocks = list(piece.blocks(np.dtype(np.float64).itemsize))
+    coefficients = method
+    if isinstance(method, Slerp):
+        first_model, second_model = parameters
+        pairs = ((first_model.read(piece, *block), second_model.read(piece, *block)) for block in blocks)
+        coefficients = slerp_coefficients(pairs, t=method.t)
     result: np.ndarray | None = None
-    for first, last in _blocks(piece):
+    for first, last in blocks:
         total = weighted_sum((parameter.read(piece, first, last) for parameter in parameters), coefficients)
         if result is None:
             result = _zeros(shape, dtype, like=total)
@@ -107,10 +98,6 @@ def _merge_piece(
         result[tuple(index)] = rounded(total, dtype, name=piece.name)
     assert result is not None
     return result
-
-
-def _blocks(piece: Piece) -> list[tuple[int, int]]:
-    return list(piece.blocks(np.dtype(np.float64).itemsize))
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype, *, like: np.ndarray) -> np.ndarray:

@@ -5,7 +5,9 @@ key-value store for each directory. This module opens single arrays with TensorS
 is the smallest part that can be read; by default, Orbax makes one chunk of a whole array.
 """
 
+import contextlib
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +57,14 @@ def open_array(folder: Path, name: str, *, context: ts.Context | None = None, wr
     """
     base = {"driver": "file", "path": f"{Path(folder).absolute()}/"}
     spec = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}}
-    try:
+    with reading(f"{folder}: array {name}"):
         return ts.open(spec, open=True, read=True, write=write, context=context, recheck_cached_data=False).result()
-    except (ValueError, RuntimeError, OSError) as error:
-        raise unreadable(f"{folder}: array {name}", error) from error
 
 
 def read_part(array: ts.TensorStore, index: tuple[int | slice, ...], *, folder: Path, name: str) -> np.ndarray:
     """`array[index]` in the stored dtype; UserError (naming `folder` and `name`) if its chunks are damaged."""
-    try:
+    with reading(f"{folder}: array {name}"):
         return array[index].read().result()
-    except (ValueError, RuntimeError, OSError) as error:
-        raise unreadable(f"{folder}: array {name}", error) from error
 
 
 def chunk_shape(array: ts.TensorStore) -> tuple[int, ...]:
@@ -114,7 +112,13 @@ def _write(array: ts.TensorStore, values: np.ndarray, *, chunk: tuple[int, ...])
         array[part].write(values[part]).result()
 
 
-def unreadable(what: str, error: Exception) -> UserError:
-    """The error for files of Orbax that cannot be read, with the first line of the reason."""
-    reason = str(error).strip().splitlines()[0][:200]
-    return UserError(f"{what} cannot be read ({reason}); copy or export it again")
+@contextlib.contextmanager
+def reading(what: str, *, remedy: str = "copy or export it again") -> Iterator[None]:
+    """Turns errors of files of Orbax into a UserError with the first line of the reason; `what` begins the message."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError):  # such as: out of memory on a device
+        raise
+    except Exception as error:  # for damaged files, Orbax raises Exception itself
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"{what} cannot be read ({reason}); {remedy}") from error

@@ -38,7 +38,7 @@ class MergeInputSettings(Section):
 
 
 class MergeSettings(Section, name="merge"):
-    """How models become one. decay: the checkpoints of a constant learning rate become those of a decay."""
+    """How models are merged. decay: combines checkpoints of a constant learning rate as if the rate had decayed."""
 
     method: str = setting("average", "linear and slerp are between two models", choices=MERGE_METHODS)
     models: Mapping[str, MergeInputSettings] = entries("base.merge_input(...), in the order of the names")

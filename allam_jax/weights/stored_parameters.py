@@ -24,13 +24,10 @@ ParameterPath = tuple[str, ...]  # the keys that lead to a parameter in the tree
 class StoredParameter:
     """One parameter on disk.
 
-    Attributes:
-        dtype: the narrowest dtype that holds all of it.
-        read: `read(piece, first, last)` reads the range first..last of the block axis of one of its pieces, in the
-            stored dtype.
+    `read(piece, first, last)` reads the range first..last of the block axis of one of its pieces, in the stored dtype.
     """
 
-    dtype: np.dtype
+    dtype: np.dtype  # the narrowest that holds all of it
     read: Callable[[Piece, int, int], np.ndarray]
 
 

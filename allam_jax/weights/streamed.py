@@ -13,18 +13,13 @@ import numpy as np
 class StreamedArray:
     """Takes the place of an array in `save_weights` and `export_huggingface`; each reading computes its values anew.
 
-    A stack of layers is computed one layer at a time.
-
-    Attributes:
-        shape: of the array, with the layer axis and with padding rows.
-        dtype: of the values that are read.
-        stacked: whether axis 0 counts layers.
-        compute: `compute(layer, dtype)` returns one layer, or the whole of an array that is not stacked (layer None).
+    A stack of layers is computed one layer at a time: `compute(layer, dtype)` returns one layer, or the whole of an
+    array that is not stacked (layer None).
     """
 
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    stacked: bool
+    shape: tuple[int, ...]  # with the layer axis and with padding rows
+    dtype: np.dtype  # of the values that are read
+    stacked: bool  # whether axis 0 counts layers
     compute: Callable[[int | None, np.dtype], np.ndarray]
 
     @property

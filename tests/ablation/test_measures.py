@@ -20,13 +20,14 @@ from allam_jax.ablation.measures import (
 from allam_jax.errors import UserError
 from allam_jax.files import write_json
 from allam_jax.training.metrics import MetricsWriter
+from allam_jax.training.settings import MetricsSettings
 
 LOSSES = {1: 5.0, 2: math.nan, 3: 3.0, 4: 2.0}
 
 
 @pytest.fixture
 def directories(tmp_path):
-    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+    with MetricsWriter(tmp_path, MetricsSettings(tensorboard=False)) as writer:
         writer.write(0, {"eval/held_out/ar/bits_per_byte": 9.0})
         for step, loss in LOSSES.items():
             writer.write(step, {"loss": loss, "norms": np.array([step, 2.0 * step])})
@@ -89,7 +90,7 @@ def test_spikes_stand_out_of_the_window_before_them():
 
 def test_a_curve_over_branches_goes_on_where_the_branch_begins(directories, tmp_path):
     branch = tmp_path / "branch"
-    with MetricsWriter(branch, tensorboard=False) as writer:
+    with MetricsWriter(branch, MetricsSettings(tensorboard=False)) as writer:
         for step, loss in ((3, 2.9), (4, 2.8), (5, 2.7)):
             writer.write(step, {"loss": loss})
     joined = curve("x", key="loss", stage=("train", "branch"), title="")

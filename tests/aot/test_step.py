@@ -18,7 +18,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from allam_jax.data.batch import DTYPES
 from allam_jax.model.llama_config import ComputeOptions, preset
-from allam_jax.parallel.mesh import batch_sharding, batch_shards, make_mesh
+from allam_jax.parallel.mesh import batch_sharding, make_mesh
+from allam_jax.parallel.sharding import pieces
 from allam_jax.planning.collectives import Collective, collectives_of, device_groups
 from allam_jax.planning.hlo import Module, parse_program
 from allam_jax.training.objective import NextToken
@@ -60,7 +61,7 @@ def compiled(
     mesh = make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor}, devices=devices)
     optimizer = make_optimizer(OptimizerSettings(), schedule=lambda step: jnp.float32(3e-4), guard=GuardSettings())
     state = abstract_state(CONFIG, optimizer=optimizer, mesh=mesh)
-    shape = (batch_shards(mesh) * accumulation * rows, T)
+    shape = (pieces("batch", mesh.shape) * accumulation * rows, T)
     batch = {key: jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh)) for key, dtype in DTYPES.items()}
     step = make_train_step(
         NextToken(

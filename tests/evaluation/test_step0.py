@@ -16,6 +16,7 @@ from allam_jax.evaluation.step0 import step0_report
 from allam_jax.model.expansion import expand
 from allam_jax.model.llama import init_params
 from allam_jax.model.llama_config import ComputeOptions
+from allam_jax.model.settings import ExpandSettings
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.tokenizer.provenance import ExpansionPlan
 from allam_jax.weights.directory import shardings_on
@@ -101,7 +102,7 @@ def report(base, expanded, config, *, mesh_sizes=(1, 1, 1), batch_size=2) -> dic
 @pytest.fixture(scope="module")
 def networks():
     base = init_params(jax.random.key(0), config=CONFIG)
-    expanded, config = expand(base, config=CONFIG, plan=PLAN)
+    expanded, config = expand(base, config=CONFIG, plan=PLAN, settings=ExpandSettings(), seed=0)
     return base, expanded, config
 
 

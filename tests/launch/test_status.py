@@ -13,6 +13,7 @@ from allam_jax.launch import status
 from allam_jax.launch.jobs import plan_jobs
 from allam_jax.launch.runs import expand_runs
 from allam_jax.training.metrics import MetricsWriter
+from allam_jax.training.settings import MetricsSettings
 from configs import tiny
 
 
@@ -36,7 +37,7 @@ def note(folder, job, *attempts, log="said something\n", age=0.0):
 
 
 def train(job, *, steps):
-    with MetricsWriter(job.directories[-1], tensorboard=False) as writer:
+    with MetricsWriter(job.directories[-1], MetricsSettings(tensorboard=False)) as writer:
         for step in range(1, steps + 1):
             writer.write(step, {"loss": 7.0 - step / 100}, timing={"seconds": 0.5, "eta": 0.5 * (200 - step)})
         writer.write(steps, {"eval/held_out/ar/bits_per_byte": 2.0})

@@ -15,6 +15,7 @@ from allam_jax.launch.jobs import plan_jobs
 from allam_jax.launch.runs import expand_runs
 from allam_jax.launch.trackers import log_to_mlflow, wandb_environment
 from allam_jax.training.metrics import MetricsWriter
+from allam_jax.training.settings import MetricsSettings
 from configs import tiny
 
 
@@ -27,7 +28,7 @@ def runs(tmp_path):
     runs = expand_runs(experiment, tiny.get_config(), workdir=tmp_path, store=tmp_path / "stages", overrides={})
     for run in runs:
         directory = run.directories["continued"]
-        with MetricsWriter(directory, tensorboard=False) as writer:
+        with MetricsWriter(directory, MetricsSettings(tensorboard=False)) as writer:
             for step in (1, 2, 3):
                 writer.write(step, {"loss": run.labels["steps"] / step, "by_layer": np.array([1.0, step])})
         write_json(directory / "result.json", {})

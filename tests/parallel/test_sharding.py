@@ -55,8 +55,8 @@ def test_unknown_names():
     mesh = mesh_of((2, 2, 2))
     with pytest.raises(ValueError, match="unknown logical axis 'hedas'"):
         logical_to_spec(("hedas",), mesh=mesh)
-    with pytest.raises(ValueError, match="'expert', but the mesh has"):
-        logical_to_spec(("mlp",), mesh=mesh, rules=ShardingRules(mlp="expert"))
+    with pytest.raises(ValueError, match="'tensor', but the mesh has"):
+        logical_to_spec(("mlp",), mesh=jax.make_mesh((8,), ("data",)))
     with pytest.raises(ValueError, match="1 logical axes"):
         logical_to_spec(("mlp",), mesh=mesh, shape=(2, 3))
 

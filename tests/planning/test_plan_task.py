@@ -171,10 +171,10 @@ def test_from_the_command_line(tmp_path):
 @pytest.mark.parametrize("gpu", GPUS)
 def test_every_known_gpu_can_be_planned_for(tmp_path, gpu):
     config = large_config(data=1, fsdp=16, tensor=1)
-    config.model = base.model(base.preset("1b"))
+    config.model = base.model(preset("1b"))
     config.plan.gpu = gpu
     config.train.accumulation = 4
-    result = plan.run(config, tmp_path)
+    result = plan.run(settings_of(config), tmp_path)
     saved = json.loads((tmp_path / "plan.json").read_text())
     assert GPUS[gpu].name in saved["cluster"]["description"]
     assert saved["assumptions"]["peak_flops"] == GPUS[gpu].peak_flops["bfloat16"]

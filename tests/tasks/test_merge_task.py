@@ -345,7 +345,7 @@ BAD = {
         {"merge.models.m0.steps": (6, 4), "merge.method": "decay"},
         "the checkpoints have steps [6, 4]; each must be later",
     ),
-    "unknown steps": (("a/orbax", "trunk"), {"merge.method": "decay"}, "a/orbax: its step is not known, that of"),
+    "unknown steps": (("a/orbax", "trunk"), {"merge.method": "decay"}, "a/orbax: its step is not known, but those of"),
     "shape": (
         TWO,
         {"merge.method": "decay", "merge.decay_shape": "square"},

@@ -9,6 +9,7 @@ import pytest
 
 from allam_jax.errors import UserError
 from allam_jax.training.metrics import MetricsWriter, read_metrics
+from allam_jax.training.settings import MetricsSettings
 
 
 def lines(workdir):
@@ -16,7 +17,7 @@ def lines(workdir):
 
 
 def write_steps(workdir, steps, *, resume_step=None, flush=True):
-    writer = MetricsWriter(workdir, resume_step=resume_step, tensorboard=False)
+    writer = MetricsWriter(workdir, MetricsSettings(tensorboard=False), resume_step=resume_step)
     for step in steps:
         writer.write(step, {"loss": jnp.float32(1 / step)}, timing={"seconds": 0.5})
     if flush:
@@ -25,7 +26,7 @@ def write_steps(workdir, steps, *, resume_step=None, flush=True):
 
 
 def test_rows_are_fetched_late_and_none_is_lost(tmp_path):
-    with MetricsWriter(tmp_path, lag=2, tensorboard=False) as writer:
+    with MetricsWriter(tmp_path, MetricsSettings(tensorboard=False), lag=2) as writer:
         assert writer.write(1, {"loss": jnp.float32(4)}) == []
         assert writer.write(2, {"loss": 3}) == []
         assert lines(tmp_path) == []
@@ -44,7 +45,7 @@ def test_float32_comes_back_bit_for_bit(tmp_path):
     special = np.array([0.0, -0.0, np.inf, -np.inf, 1e-45, np.finfo(np.float32).max, 0.1], np.float32)
     values = np.concatenate([special, bits.view(np.float32)])
     values = values[~np.isnan(values)]
-    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+    with MetricsWriter(tmp_path, MetricsSettings(tensorboard=False)) as writer:
         writer.write(1, {"vector": values, "scalar": jnp.float32(0.1), "half": jnp.bfloat16(0.1), "nan": jnp.nan})
         writer.write(2, {"double": 0.1 + 0.2, "count": np.int64(2**60), "int": jnp.int32(7)})
     first, second = read_metrics(tmp_path / "metrics.jsonl")
@@ -84,7 +85,7 @@ def test_reading_names_the_bad_line_and_forgives_only_a_cut_last_one(tmp_path):
 
 
 def test_timing_and_values_are_kept_apart(tmp_path):
-    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+    with MetricsWriter(tmp_path, MetricsSettings(tensorboard=False)) as writer:
         with pytest.raises(ValueError, match="seconds"):
             writer.write(1, {"loss": 1.0, "seconds": 2.0})
         with pytest.raises(ValueError, match="loss"):
@@ -107,7 +108,7 @@ def test_tensorboard_gets_the_same_numbers_and_hides_what_comes_again(tmp_path):
         return found
 
     def run(steps, resume_step):
-        with MetricsWriter(tmp_path, resume_step=resume_step) as writer:
+        with MetricsWriter(tmp_path, MetricsSettings(), resume_step=resume_step) as writer:
             for step in steps:
                 writer.write(step, {"loss": jnp.float32(1 / step), "layers": jnp.arange(2) * step})
 
@@ -124,7 +125,7 @@ def test_tensorboard_gets_the_same_numbers_and_hides_what_comes_again(tmp_path):
 def test_asking_for_wandb_without_it_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
     with pytest.raises(UserError, match=r"metrics\.wandb_project: 'arabic' needs the package wandb"):
-        MetricsWriter(tmp_path, tensorboard=False, wandb_project="arabic")
+        MetricsWriter(tmp_path, MetricsSettings(tensorboard=False, wandb_project="arabic"))
 
 
 def test_rows_are_json_objects(tmp_path):

@@ -54,7 +54,7 @@ def test_run_report_shows_the_last_values_and_the_change(workdir):
 
 
 def test_every_linked_figure_exists_and_is_a_png(workdir):
-    text = run_report.write_run_report(workdir, command="x").read_text(encoding="utf-8")
+    text = run_report.write_run_report(workdir, command="x", seconds=1.0, parameters=1).read_text(encoding="utf-8")
     links = re.findall(r"!\[.*?\]\((.*?)\)", text)
     assert len(links) == 2
     for link in links:
@@ -63,14 +63,14 @@ def test_every_linked_figure_exists_and_is_a_png(workdir):
 
 def test_a_run_without_evaluations_has_no_such_section(workdir):
     write_metrics(workdir, [{"step": 1, "loss": 2.0, "grad_norm": 1.0, "learning_rate": 0.1}])
-    text = run_report.write_run_report(workdir, command="x").read_text(encoding="utf-8")
+    text = run_report.write_run_report(workdir, command="x", seconds=1.0, parameters=1).read_text(encoding="utf-8")
     assert "Bits per byte" not in text
     assert table_under(text, "Training")[2] == ["1", "2.000", "1.000", "0.1000", "–"]
 
 
 def test_the_report_comes_from_the_metrics_and_nothing_is_left_behind(workdir):
-    run_report.write_run_report(workdir, command="x")
-    run_report.write_run_report(workdir, command="x")
+    run_report.write_run_report(workdir, command="x", seconds=1.0, parameters=1)
+    run_report.write_run_report(workdir, command="x", seconds=1.0, parameters=1)
     assert sorted(str(p.relative_to(workdir)) for p in workdir.rglob("*") if p.is_file()) == [
         "figures/bits_per_byte.png",
         "figures/training.png",
@@ -81,7 +81,7 @@ def test_the_report_comes_from_the_metrics_and_nothing_is_left_behind(workdir):
 
 def test_missing_metrics_are_named(tmp_path):
     with pytest.raises(UserError, match="metrics.jsonl"):
-        run_report.write_run_report(tmp_path, command="x")
+        run_report.write_run_report(tmp_path, command="x", seconds=1.0, parameters=1)
     assert list(tmp_path.iterdir()) == []
 
 

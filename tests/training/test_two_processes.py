@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 rank, port, workdir = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 jax.distributed.initialize("localhost:" + port, num_processes=2, process_id=rank)
 from allam_jax.training.checkpoints import Checkpointer
-from allam_jax.training.settings import CheckpointSettings
+from allam_jax.training.settings import CheckpointSettings, MetricsSettings
 from allam_jax.training.metrics import MetricsWriter
 from allam_jax.training.signals import StopSignal
 
@@ -31,7 +31,7 @@ state = {
 }
 abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 c = Checkpointer(workdir + "/c", CheckpointSettings(keep_last=2))
-m, stop = MetricsWriter(workdir, tensorboard=False), StopSignal()
+m, stop = MetricsWriter(workdir, MetricsSettings(tensorboard=False)), StopSignal()
 with c, m, stop:
     open(f"{workdir}/ready{rank}", "w").close()
     for step in range(1, 600):

@@ -163,9 +163,9 @@ def test_damaged_directories(saved):
 
 
 def test_vocabulary_that_does_not_match():
-    check_vocabulary(CONFIG, tokenizer_size=125, tokenizer="t", weights="w")
+    check_vocabulary(CONFIG, 125, tokenizer="t", weights="w")
     with pytest.raises(UserError, match="w has 125 tokens but t has 126"):
-        check_vocabulary(CONFIG, tokenizer_size=126, tokenizer="t", weights="w")
+        check_vocabulary(CONFIG, 126, tokenizer="t", weights="w")
 
 
 _NO_SPACE = """

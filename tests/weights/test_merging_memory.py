@@ -35,7 +35,7 @@ MEASURE = """
 import json, resource, sys
 from pathlib import Path
 from allam_jax.weights.huggingface import export_huggingface
-from allam_jax.weights.merged import WeightedSum, merged_params
+from allam_jax.weights.merged import merged_params
 from allam_jax.weights.directory import save_weights
 from allam_jax.training.load import open_stored
 
@@ -45,7 +45,7 @@ def peak():
 first, second, out = map(Path, sys.argv[1:])
 before = peak()
 models = [open_stored(path) for path in (first, second)]
-params = merged_params([m.params for m in models], config=models[0].config, method=WeightedSum((0.25, 0.75)))
+params = merged_params([m.params for m in models], config=models[0].config, method=(0.25, 0.75))
 save_weights(out / "orbax", params=params, config=models[0].config)
 export_huggingface(out / "huggingface", params=params, config=models[0].config, max_shard_bytes=2 * 10**8)
 print(json.dumps({"before": before, "peak": peak()}))
