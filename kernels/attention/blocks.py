@@ -11,10 +11,19 @@ without a trip through shared memory; in `dkv` that spills, and two programs sha
 multiplied without tensor cores, in small blocks that spill at most a few registers.
 """
 
-from typing import Literal, NamedTuple
+import re
+from typing import Literal, NamedTuple, cast
 
 Pass = Literal["forward", "dq", "dkv"]
+# Products of T x T with H: scores, output; scores, d probabilities, dQ; scores, dV, d probabilities, dK.
+MATMULS: dict[Pass, int] = {"forward": 2, "dq": 3, "dkv": 4}
 LARGEST_HEAD_DIM = 256
+
+
+def pass_of(kernel: str) -> Pass | None:
+    """Which pass a kernel of ours computes, by its name, such as `mosaic_attention_dq`; None for other kernels."""
+    found = re.fullmatch(r"(?:mosaic_)?attention_(forward|dq|dkv)", kernel)
+    return cast(Pass, found[1]) if found else None
 
 
 class Blocks(NamedTuple):

@@ -45,7 +45,7 @@ def d_queries(
             jax.ShapeDtypeStruct(out_BTNH.shape, out_BTNH.dtype),
             jax.ShapeDtypeStruct(log_z_BNT.shape, jnp.float32),
         ],
-        name="attention_d_queries",
+        name="attention_dq",
     )(operands, out_BTNH, log_z_BNT, d_out_BTNH, d_log_z_BNT)
 
 
@@ -129,7 +129,7 @@ def d_keys(inputs: tuple, log_z_BNT: Array, delta_BNT: Array, d_out_BTNH: Array,
         in_specs=[specs, vectors, vectors, queries],
         out_specs=[sums, sums],
         out_shape=[shape, shape],
-        name="attention_d_keys",
+        name="attention_dkv",
     )(operands, log_z_BNT, delta_BNT, d_out_BTNH)
     return jnp.sum(d_k_PBTKH, axis=0).astype(k_BTKH.dtype), jnp.sum(d_v_PBTKH, axis=0).astype(v_BTKH.dtype)
 

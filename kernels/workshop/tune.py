@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from kernels import aot, device, ptx
 from kernels.attention import blocks as table
 from kernels.attention.backends import MODULES
-from kernels.attention.blocks import Blocks, Key, Pass
+from kernels.attention.blocks import Blocks, Key, Pass, pass_of
 from kernels.workshop import cost, measure, tables
 from kernels.workshop.cases import Case, packed
 
@@ -130,7 +130,7 @@ def search(key: Key, kind: str) -> tuple[Candidate | None, list[Candidate]]:
         tried.append(candidate)
         if (best is None or candidate.rank < best.rank) and _sound_everywhere(key, kind, candidate):
             best = candidate
-            if aot.occupancy(candidate.kernel, kind).bound != "shared memory":
+            if candidate.kernel.occupancy(aot.limits(kind)).bound != "shared memory":
                 deep_enough.add(blocks[:3])  # fewer stages would make no room for another block
     return best, sorted(tried, key=lambda candidate: candidate.rank)
 
@@ -156,7 +156,7 @@ def _candidate(key: Key, kind: str, blocks: Blocks) -> Candidate | None:
     """Compiled, and timed where there is a GPU; None if that cannot be."""
     case = of_key(CASE, key)
     try:
-        kernel = compiled(key, kind, case, blocks)
+        kernel = compiled_kernel(key, kind, case, blocks)
     except (NotImplementedError, ValueError, jax.errors.JaxRuntimeError):  # too much shared memory, or too small
         return None
     if kernel.shared_memory > aot.limits(kind).shared_memory_per_block:
@@ -168,7 +168,7 @@ def _candidate(key: Key, kind: str, blocks: Blocks) -> Candidate | None:
 
 def _sound_everywhere(key: Key, kind: str, candidate: Candidate) -> bool:
     return _sound(candidate.kernel) and all(
-        _sound(compiled(key, kind, of_key(variant, key), candidate.blocks)) for variant in VARIANTS
+        _sound(compiled_kernel(key, kind, of_key(variant, key), candidate.blocks)) for variant in VARIANTS
     )
 
 
@@ -237,7 +237,7 @@ def _program(key: Key, case: Case, blocks: Blocks, others: dict[Pass, Blocks]):
     return run
 
 
-def compiled(key: Key, kind: str, case: Case, blocks: Blocks) -> ptx.Kernel:
+def compiled_kernel(key: Key, kind: str, case: Case, blocks: Blocks) -> ptx.Kernel:
     """The kernel of one pass, compiled with these blocks.
 
     Raises:
@@ -245,7 +245,7 @@ def compiled(key: Key, kind: str, case: Case, blocks: Blocks) -> ptx.Kernel:
     """
     program = _program(key, case, blocks, SMALL[key.backend])
     report = measure.compile_for(kind, program, case.shapes(_dtype(key)))
-    (kernel,) = (kernel for kernel in report.kernels if measure.pass_of(kernel.name) == key.kernel_pass)
+    (kernel,) = (kernel for kernel in report.kernels if pass_of(kernel.name) == key.kernel_pass)
     return kernel
 
 
@@ -276,7 +276,7 @@ def _print(key: Key, kind: str, tried: Sequence[Candidate], count: int, found: C
                 "registers": kernel.registers,
                 "spills, B": kernel.spills,
                 "shared, KiB": kernel.shared_memory / 1024,
-                "blocks a core": aot.occupancy(kernel, kind).blocks,
+                "blocks a core": kernel.occupancy(aot.limits(kind)).blocks,
                 "MMA": kernel.mma_kind + (", serialised" if kernel.wgmma_serialised else ""),
                 "modelled, us": candidate.modelled * 1e6,
                 "measured, us": None if candidate.measured is None else candidate.measured * 1e6,

@@ -26,7 +26,7 @@ def _candidate(modelled=1.0, measured=None, **changes) -> tune.Candidate:
 
 
 def test_spills_weigh_more_than_instructions_and_these_more_than_the_model():
-    spilling = _candidate(modelled=0.1, spill_stores=8, wgmma=8, mma_sync=0)
+    spilling = _candidate(modelled=0.1, spills=8, wgmma=8, mma_sync=0)
     quick, slow = _candidate(modelled=0.2), _candidate(modelled=0.3)
     wgmma = _candidate(modelled=0.4, wgmma=8, mma_sync=0)
     ranked = sorted([spilling, slow, quick, wgmma], key=lambda candidate: candidate.rank)
@@ -34,7 +34,7 @@ def test_spills_weigh_more_than_instructions_and_these_more_than_the_model():
 
 
 def test_a_measured_time_decides_over_everything_else():
-    ranked = sorted([_candidate(0.1, measured=2.0), _candidate(0.9, measured=1.0, spill_loads=8)], key=lambda c: c.rank)
+    ranked = sorted([_candidate(0.1, measured=2.0), _candidate(0.9, measured=1.0, spills=8)], key=lambda c: c.rank)
     assert [candidate.measured for candidate in ranked] == [1.0, 2.0]
 
 
