@@ -171,10 +171,10 @@ def test_from_the_command_line(tmp_path):
 @pytest.mark.parametrize("gpu", GPUS)
 def test_every_known_gpu_can_be_planned_for(tmp_path, gpu):
     config = large_config(data=1, fsdp=16, tensor=1)
-    config.model = base.model(base.preset("1b"))
+    config.model = base.model(preset("1b"))
     config.plan.gpu = gpu
     config.train.accumulation = 4
-    result = plan.run(config, tmp_path)
+    result = plan.run(settings_of(config), tmp_path)
     saved = json.loads((tmp_path / "plan.json").read_text())
     assert GPUS[gpu].name in saved["cluster"]["description"]
     assert saved["assumptions"]["peak_flops"] == GPUS[gpu].peak_flops["bfloat16"]
@@ -186,4 +186,4 @@ def test_what_the_compiler_has_no_description_of_is_planned_by_formulas_alone(tm
     config = small_config(data=8, fsdp=1, tensor=1)
     config.plan.update(gpu=gpu, compile=True)
     with pytest.raises(UserError, match=f"{GPUS[gpu].name}: .*set config.plan.compile=False"):
-        plan.run(config, tmp_path)
+        plan.run(settings_of(config), tmp_path)
