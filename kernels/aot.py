@@ -20,6 +20,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -31,7 +32,6 @@ TARGETS = {path.stem: path for path in sorted((Path(__file__).parent / "targets"
 
 INSTALL = "pip install -r requirements-aot.txt"
 
-
 _GPU_FILES = ("/dev/nvidia0", "/dev/dxg")  # the driver's, under Linux and under WSL
 
 
@@ -39,21 +39,8 @@ class Unavailable(RuntimeError):
     """This machine cannot compile for described GPUs; the message says in one line what to do."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What one kind of GPU offers to kernels: bytes, registers of 32 bits, threads."""
-
-    capability: str  # "sm80", "sm90"
-    shared_memory_per_block: int
-    shared_memory_per_core: int
-    registers_per_core: int
-    threads_per_core: int
-    cores: int
-    memory_bandwidth: int  # bytes per second, of the data sheet
-
-
 @functools.cache
-def limits(kind: str) -> Limits:
+def limits(kind: str) -> ptx.Limits:
     """The limits in a GPU's description. Raises ValueError for an unknown kind."""
     text = _description(kind)
 
@@ -63,14 +50,12 @@ def limits(kind: str) -> Limits:
         return int(found[1])
 
     minor = re.search(r"cuda_compute_capability \{[^}]*minor: (\d+)", text)
-    return Limits(
+    return ptx.Limits(
         capability=f"sm{number('cuda_compute_capability { major')}{minor[1] if minor else 0}",
         shared_memory_per_block=number("shared_memory_per_block_optin"),
         shared_memory_per_core=number("shared_memory_per_core"),
         registers_per_core=number("registers_per_core_limit"),
         threads_per_core=number("threads_per_core_limit"),
-        cores=number("core_count"),
-        memory_bandwidth=number("memory_bandwidth"),
     )
 
 
@@ -115,45 +100,38 @@ def unavailable() -> str | None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompileReport:
-    """What a program needs of each device, and its kernels in the order of their names.
+    """What a program needs of each device.
 
     Attributes:
-        kernels: empty if they were not asked for.
-        argument_bytes, output_bytes, alias_bytes, temp_bytes: of one device; outputs that reuse an argument's memory
-            are counted in all of the first three.
+        argument_bytes, temp_bytes: of one device.
         hlo_text: after all of XLA's passes, for one device.
-        seconds: that the compile took.
+        seconds: the time of the compile.
+        kernels: in the order of their names; empty if they were not asked for.
     """
 
-    kernels: tuple[ptx.Kernel, ...]
     argument_bytes: int
-    output_bytes: int
-    alias_bytes: int
     temp_bytes: int
     hlo_text: str = dataclasses.field(repr=False)
     seconds: float
-
-    def kernel(self, name: str) -> ptx.Kernel:
-        """The kernel of that name. Raises KeyError, naming those that there are."""
-        for kernel in self.kernels:
-            if kernel.name == name:
-                return kernel
-        raise KeyError(f"no kernel {name!r} among {', '.join(k.name for k in self.kernels)}")
+    kernels: tuple[ptx.Kernel, ...] = ()
 
 
-def compile_report(lowered: jax.stages.Lowered, *, kernels: bool = True) -> CompileReport:
+def compile_report(
+    lowered: jax.stages.Lowered, *, kernels: bool = True, options: dict[str, Any] | None = None
+) -> CompileReport:
     """Compiles a program that was lowered for devices of `topology`.
 
     Args:
         lowered: `jax.jit(f).lower(...)` of arguments with shardings on such devices.
         kernels: read the kernels as well; a large program compiles quicker without.
+        options: XLA's options.
 
     Raises:
         Unavailable: `ptxas` is missing.
         RuntimeError: a Mosaic kernel of this program was compiled in this process before, outside of this function.
     """
     if not kernels:
-        return _report(lowered, {}, ())
+        return _report(lowered, options or {})
     assembler = _ptxas()
     with tempfile.TemporaryDirectory(prefix="aot-") as folder, _no_compilation_cache():
         xla, mosaic = Path(folder, "xla"), Path(folder, "mosaic")
@@ -161,33 +139,22 @@ def compile_report(lowered: jax.stages.Lowered, *, kernels: bool = True) -> Comp
         with _mosaic_dumps(mosaic):
             # From jax 0.11 the assembly text is dumped only with the last one.
             dump = {"xla_dump_to": str(xla), "xla_dump_hlo_as_text": True, "xla_dump_emitter_re": "ptx"}
-            report = _report(lowered, dump, ())
+            report = _report(lowered, dump | (options or {}))
         read = ptx.read_dumps(xla, mosaic, hlo_text=report.hlo_text, ptxas=lambda file: _assemble(assembler, file))
         return dataclasses.replace(report, kernels=read)
 
 
-def occupancy(kernel: ptx.Kernel, kind: str) -> ptx.Occupancy:
-    """How many blocks of a kernel fit on a core of the described GPU."""
-    has = limits(kind)
-    return kernel.occupancy(
-        registers_per_core=has.registers_per_core,
-        shared_memory_per_core=has.shared_memory_per_core,
-        threads_per_core=has.threads_per_core,
-    )
-
-
-def _report(lowered, options, kernels) -> CompileReport:
+def _report(lowered: jax.stages.Lowered, options: dict[str, Any]) -> CompileReport:
     start = time.perf_counter()
     compiled = lowered.compile(compiler_options=options)
     seconds = time.perf_counter() - start
-    memory = compiled.memory_analysis()
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    assert memory is not None
+    assert text is not None
     return CompileReport(
-        kernels=kernels,
         argument_bytes=memory.argument_size_in_bytes,
-        output_bytes=memory.output_size_in_bytes,
-        alias_bytes=memory.alias_size_in_bytes,
         temp_bytes=memory.temp_size_in_bytes,
-        hlo_text=compiled.as_text(),
+        hlo_text=text,
         seconds=seconds,
     )
 

@@ -29,6 +29,17 @@ _MMA = re.compile(r"\b(?P<kind>mma\.sync|wgmma\.mma_async)\.\S*?m(?P<m>\d+)n(?P<
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one kind of GPU offers to kernels: bytes, registers of 32 bits, threads."""
+
+    capability: str  # "sm80", "sm90"
+    shared_memory_per_block: int
+    shared_memory_per_core: int
+    registers_per_core: int
+    threads_per_core: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Occupancy:
     """How many blocks of a kernel fit on one core (SM), and what keeps out the next one."""
 
@@ -49,11 +60,10 @@ class Kernel:
         threads: of a block.
         shared_memory: bytes of a block, static and dynamic.
         registers: of a thread at launch.
-        spill_stores, spill_loads: bytes of a thread that do not fit into registers.
+        spills: bytes of a thread that are stored to or loaded from memory for want of registers.
         mma_sync, wgmma: tensor-core instructions in the text, each counted once, whatever loop it is in.
         wgmma_serialised: ptxas has put a wait behind every wgmma, for want of registers or of a provable order.
         tensor_macs: multiply-adds of a block if all its warps run each of these once. With Triton they do.
-        fma: float32 multiply-adds that are not the tensor cores', in the text.
     """
 
     name: str
@@ -63,18 +73,11 @@ class Kernel:
     threads: int
     shared_memory: int
     registers: int
-    spill_stores: int = 0
-    spill_loads: int = 0
+    spills: int = 0
     mma_sync: int = 0
     wgmma: int = 0
     wgmma_serialised: bool = False
     tensor_macs: int = 0
-    fma: int = 0
-
-    @property
-    def spills(self) -> int:
-        """Bytes of a thread that are stored to or loaded from memory for want of registers."""
-        return self.spill_stores + self.spill_loads
 
     @property
     def mma_kind(self) -> str:
@@ -82,19 +85,19 @@ class Kernel:
         kinds = [name for name, count in (("wgmma", self.wgmma), ("mma", self.mma_sync)) if count]
         return "+".join(kinds) or "none"
 
-    def occupancy(self, *, registers_per_core: int, shared_memory_per_core: int, threads_per_core: int) -> Occupancy:
+    def occupancy(self, limits: Limits) -> Occupancy:
         """Blocks on one core. Source: NVIDIA's occupancy calculator (CUDA C++ Programming Guide, 5.2.3)."""
         warps = math.ceil(self.threads / 32)
         registers_of_a_warp = math.ceil(max(self.registers, 1) * 32 / REGISTERS_PER_GRAIN) * REGISTERS_PER_GRAIN
-        resident_warps = registers_per_core // registers_of_a_warp // WARPS_PER_GRAIN * WARPS_PER_GRAIN
+        resident_warps = limits.registers_per_core // registers_of_a_warp // WARPS_PER_GRAIN * WARPS_PER_GRAIN
         fits = {
             "registers": resident_warps // warps,
-            "shared memory": shared_memory_per_core // (self.shared_memory + SHARED_MEMORY_OF_A_BLOCK),
-            "threads": threads_per_core // (warps * 32),
+            "shared memory": limits.shared_memory_per_core // (self.shared_memory + SHARED_MEMORY_OF_A_BLOCK),
+            "threads": limits.threads_per_core // (warps * 32),
             "blocks": BLOCKS_PER_CORE,
         }
         bound = min(fits, key=lambda name: fits[name])
-        return Occupancy(blocks=fits[bound], share=fits[bound] * warps * 32 / threads_per_core, bound=bound)
+        return Occupancy(blocks=fits[bound], share=fits[bound] * warps * 32 / limits.threads_per_core, bound=bound)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,12 +187,11 @@ def _kernels_of(file: Path, ptxas, launches: dict[str, _Launch], *, mosaic: bool
             found = re.search(pattern, said[2])
             return int(found[1]) if found else 0
 
-        macs = {"mma.sync": 0, "wgmma.mma_async": 0}
-        counts = dict(macs)
+        # Multiply-adds of each instruction, of a warp (mma) or of a warpgroup (wgmma).
+        macs: dict[str, list[int]] = {"mma.sync": [], "wgmma.mma_async": []}
         for m in _MMA.finditer(part):
-            counts[m["kind"]] += 1
-            macs[m["kind"]] += int(m["m"]) * int(m["n"]) * int(m["k"])
-        tensor_macs = macs["mma.sync"] * launch.threads // 32 + macs["wgmma.mma_async"] * launch.threads // 128
+            macs[m["kind"]].append(int(m["m"]) * int(m["n"]) * int(m["k"]))
+        mma, wgmma = macs.values()
         static = 0 if mosaic else number(r"(\d+) bytes smem")  # Mosaic's static byte stands for the dynamic ones
         kernels.append(
             Kernel(
@@ -200,13 +202,11 @@ def _kernels_of(file: Path, ptxas, launches: dict[str, _Launch], *, mosaic: bool
                 threads=launch.threads,
                 shared_memory=launch.shared_memory + static,
                 registers=number(r"Used (\d+) registers"),
-                spill_stores=number(r"(\d+) bytes spill stores"),
-                spill_loads=number(r"(\d+) bytes spill loads"),
-                mma_sync=counts["mma.sync"],
-                wgmma=counts["wgmma.mma_async"],
+                spills=number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads"),
+                mma_sync=len(mma),
+                wgmma=len(wgmma),
                 wgmma_serialised=bool(re.search(rf"wgmma\.mma_async instructions are serialized.*'{name}'", words)),
-                tensor_macs=tensor_macs,
-                fma=len(re.findall(r"\bfma\.rn(?:\.ftz)?\.f32(?:x2)?\b", part)),
+                tensor_macs=sum(mma) * launch.threads // 32 + sum(wgmma) * launch.threads // 128,
             )
         )
     return kernels

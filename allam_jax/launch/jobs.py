@@ -6,8 +6,11 @@ whose results it reads. Its command is an ordinary call of run.py, which can be 
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from allam_jax.files import read_json
 from allam_jax.launch.runs import RECIPE_FILE, SweepRun
 from allam_jax.tasks.recipe import Stage, is_finished
 
@@ -24,6 +27,8 @@ class Job:
         runs: the names of all runs that need the stages.
         stages: the stages in order.
         after: the names of the jobs that must finish first.
+        folder: the folder of logs and records.
+        environment: variables of the command, in addition to those of the launcher.
     """
 
     name: str
@@ -31,6 +36,8 @@ class Job:
     runs: tuple[str, ...]
     stages: tuple[Stage, ...]
     after: tuple[str, ...]
+    folder: Path
+    environment: Mapping[str, str]
 
     @property
     def directories(self) -> list[Path]:
@@ -54,9 +61,27 @@ class Job:
             f"--stage={','.join(stage.name for stage in self.stages)}",
         ]
 
+    @property
+    def log(self) -> Path:
+        """The file with the output of all attempts."""
+        return self.folder / f"{self.name}.log"
 
-def plan_jobs(runs: list[SweepRun]) -> list[Job]:
-    """The jobs of a sweep; each comes after the jobs that it waits for."""
+    @property
+    def record(self) -> Path:
+        """The file with the record of all attempts."""
+        return self.folder / f"{self.name}.json"
+
+    @property
+    def attempts(self) -> list[dict[str, Any]]:
+        """The attempts, oldest first: started, host and, after the end, ended, status and error (or "")."""
+        return read_json(self.record)["attempts"] if self.record.exists() else []
+
+
+def plan_jobs(runs: list[SweepRun], *, folder: Path, environment: Mapping[str, str]) -> list[Job]:
+    """The jobs of a sweep; each comes after the jobs that it waits for.
+
+    All get `folder` and `environment`, and each a variable with its name for Weights & Biases.
+    """
     users: dict[str, list[str]] = {}
     for run in runs:
         for stage in run.stages:
@@ -76,7 +101,8 @@ def plan_jobs(runs: list[SweepRun]) -> list[Job]:
         fingerprints = {stage.name: stage.fingerprint for stage in run.stages}
         reads = {tuple(users[fingerprints[used]]) for _, stage in group for used in stage.uses} - {users_of}
         after = tuple(sorted(names[other] for other in reads))
-        jobs.append(Job(names[users_of], run, users_of, tuple(stage for _, stage in group), after))
+        name, stages = names[users_of], tuple(stage for _, stage in group)
+        jobs.append(Job(name, run, users_of, stages, after, folder, {**environment, "WANDB_NAME": name}))
     return jobs
 
 

@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from absl import logging
 
@@ -64,16 +63,12 @@ def make_slots(number: int | None, *, gpus_per_job: int | None = None) -> list[S
     ]
 
 
-def run_jobs(
-    jobs: list[Job], *, slots: list[Slot], folder: Path, environment: Mapping[str, Mapping[str, str]], retries: int
-) -> dict[str, str]:
+def run_jobs(jobs: list[Job], *, slots: list[Slot], retries: int) -> dict[str, str]:
     """Runs the unfinished jobs in order. A job starts when a slot is free and the jobs before it have finished.
 
     Args:
         jobs: the jobs of the sweep.
         slots: the shares of the machine; one job runs in each.
-        folder: the folder of logs and records.
-        environment: job -> its additional variables.
         retries: the number of further attempts at a job that fails. A UserError is final.
 
     Returns:
@@ -95,11 +90,9 @@ def run_jobs(
                     continue
                 del waiting[ready.name]
                 logging.info("start %s (%s)", ready.name, ", ".join(stage.name for stage in ready.stages))
-                variables = dict(environment[ready.name])
-                if slot.gpus is not None:
-                    variables["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
+                gpus = {} if slot.gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(slot.gpus)}
                 with _pinned(slot.cores):
-                    running[index] = attempts.start(ready, folder=folder, environment=variables)
+                    running[index] = attempts.start(ready, environment=gpus)
             if stop.received:
                 _stop(list(running.values()), stop)
                 name = stop.received[0].replace("SIGINT", "Ctrl-C")
@@ -117,15 +110,14 @@ def _judge(attempt: Attempt, *, waiting: dict[str, Job], failed: dict[str, str],
     if job.finished:
         logging.info("done %s", job.name)
         return
-    error = attempts.read_attempts(attempt.folder, job.name)[-1]["error"]
-    log = attempts.log_path(attempt.folder, job.name)
+    error = job.attempts[-1]["error"]
     if attempt.process.returncode == attempts.USER_ERROR or not left[job.name]:
-        failed[job.name] = f"{error} (log: {log})"
+        failed[job.name] = f"{error} (log: {job.log})"
         logging.error("failed %s: %s", job.name, failed[job.name])
         return
     left[job.name] -= 1
     waiting[job.name] = job
-    logging.warning("failed %s: %s; starting it again (log: %s)", job.name, error, log)
+    logging.warning("failed %s: %s; starting it again (log: %s)", job.name, error, job.log)
 
 
 def _is_waiting_for(job: Job, waiting: Mapping[str, Job], running: Mapping[int, Attempt]) -> bool:

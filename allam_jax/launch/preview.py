@@ -9,7 +9,7 @@ from allam_jax.errors import UserError
 from allam_jax.launch.jobs import Job
 from allam_jax.launch.runs import SweepRun
 from allam_jax.planning.gpu_cluster import cluster_of
-from allam_jax.planning.run_plan import RunPlan, analytic_plan
+from allam_jax.planning.run_plan import RunPlan
 from allam_jax.report.markdown import number, table
 from allam_jax.settings import as_dict
 from allam_jax.tasks.recipe import Stage
@@ -71,7 +71,7 @@ def _plans(runs: Sequence[SweepRun]) -> tuple[dict[str, RunPlan], str]:
                 settings = settings_of(stage.config, task="plan")
                 cluster = cluster_of(settings.plan)
                 layout = described_run(settings, device_count=cluster.size)
-                plans[stage.fingerprint] = analytic_plan(layout, cluster=cluster, tokens=training_tokens(stage))
+                plans[stage.fingerprint] = RunPlan(run=layout, cluster=cluster, tokens=training_tokens(stage))
             except UserError as error:
                 return {}, f"stage {stage.name}: {error}"
     return plans, ""

@@ -44,37 +44,30 @@ class SlurmTask:
     """The callable of each Slurm task. submitit pickles it and calls `checkpoint` when the signal comes.
 
     Attributes:
-        job: the job to run.
-        folder: the folder of logs and records.
-        environment: additional variables of the command.
+        job: the job to run; its folder is on a file system that all hosts share.
         retries: the number of further attempts if the command fails.
     """
 
     job: Job
-    folder: Path
-    environment: Mapping[str, str]
     retries: int
     _attempt: attempts.Attempt | None = dataclasses.field(default=None, init=False)
 
     def __call__(self) -> None:
         """Runs the job's command until its stages have finished. Raises JobFailed or JobStopped."""
         rank = int(os.environ.get("SLURM_PROCID", "0"))
-        folder = self.folder if rank == 0 else self.folder / "ranks" / str(rank)
+        job = dataclasses.replace(self.job, folder=self.job.folder / "ranks" / str(rank)) if rank else self.job
         for attempt in range(self.retries + 1):
-            self._attempt = attempts.start(
-                self.job, folder=folder, environment=self.environment, before=_WITHOUT_THE_SIGNAL
-            )
+            self._attempt = attempts.start(job, before=_WITHOUT_THE_SIGNAL)
             while not self._attempt.ended():
                 time.sleep(_LOOK_EVERY_SECONDS)
             status = self._attempt.process.returncode
-            if self.job.finished or (rank and status == 0):
+            if job.finished or (rank and status == 0):
                 return
             if status == 0:
-                raise JobStopped(f"{self.job.name} was stopped; submit the sweep again to continue")
+                raise JobStopped(f"{job.name} was stopped; submit the sweep again to continue")
             if status == attempts.USER_ERROR or attempt == self.retries:
                 break
-        error = attempts.read_attempts(folder, self.job.name)[-1]["error"]
-        raise JobFailed(f"{self.job.name}: {error} (log: {attempts.log_path(folder, self.job.name)})")
+        raise JobFailed(f"{job.name}: {job.attempts[-1]['error']} (log: {job.log})")
 
     def checkpoint(self) -> Any:
         """Asks the command to save and waits for its end. Returns what to run after the requeue."""
@@ -85,25 +78,14 @@ class SlurmTask:
                 self._attempt.process.send_signal(signal.SIGTERM)  # JAX's preemption service tells the other hosts
                 self._attempt.process.wait()
             self._attempt.ended()
-        again = SlurmTask(self.job, self.folder, self.environment, self.retries)
-        return submitit.helpers.DelayedSubmission(again)
+        return submitit.helpers.DelayedSubmission(SlurmTask(self.job, self.retries))
 
 
-def submit(
-    jobs: Sequence[Job],
-    *,
-    folder: Path,
-    environment: Mapping[str, Mapping[str, str]],
-    retries: int,
-    options: Mapping[str, Any],
-    name: str,
-) -> dict[str, str]:
+def submit(jobs: Sequence[Job], *, retries: int, options: Mapping[str, Any], name: str) -> dict[str, str]:
     """Submits the jobs that have not finished and are not in the queue.
 
     Args:
-        jobs: the jobs of the sweep; each comes after the jobs that it waits for.
-        folder: the folder of logs and records, on a file system that all hosts share.
-        environment: job -> its additional variables.
+        jobs: the jobs of the sweep, at least one; each comes after the jobs that it waits for.
         retries: the number of further attempts at a job that fails.
         options: the options of submitit's Slurm executor, from `parse_options`.
         name: the name of the sweep in the queue.
@@ -114,7 +96,7 @@ def submit(
     Raises:
         UserError: submitit or srun is missing, or submitit rejects an option.
     """
-    executor_class = _executor_class()
+    executor_class, folder = _executor_class(), jobs[0].folder
     ids: dict[str, str] = {job: slurm_id for job, (slurm_id, _) in queue(folder).items()}
     arrays: dict[tuple[str, ...], list[Job]] = {}
     for job in jobs:
@@ -129,7 +111,7 @@ def submit(
         except (ValueError, TypeError) as error:
             raise UserError(f"--slurm: {' '.join(str(error).split())}") from None
         with executor.batch():
-            handles = [executor.submit(SlurmTask(job, folder, dict(environment[job.name]), retries)) for job in members]
+            handles = [executor.submit(SlurmTask(job, retries)) for job in members]
         for job, handle in zip(members, handles, strict=True):
             ids[job.name] = handle.job_id
             logging.info("submitted %s as Slurm job %s", job.name, handle.job_id)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from allam_jax.ablation.measures import METRICS_FILE
-from allam_jax.launch import attempts
 from allam_jax.launch.jobs import Job
 from allam_jax.launch.runs import SweepRun
 from allam_jax.report.markdown import duration, number
@@ -34,21 +33,13 @@ class RunState:
     note: str
 
 
-def run_states(
-    runs: Sequence[SweepRun], jobs: Sequence[Job], *, folder: Path, queued: Mapping[str, str]
-) -> list[RunState]:
-    """The state of every run.
-
-    Args:
-        runs, jobs: the runs and jobs of the sweep.
-        folder: the folder of the jobs' logs and records.
-        queued: job -> its state in a scheduler's queue, for the jobs in the queue.
-    """
+def run_states(runs: Sequence[SweepRun], jobs: Sequence[Job], *, queued: Mapping[str, str]) -> list[RunState]:
+    """The state of every run. `queued`: job -> its state in a scheduler's queue, for the jobs in the queue."""
     job_of = {directory: job for job in jobs for directory in job.directories}
-    return [_run_state(run, job_of, folder=folder, queued=queued) for run in runs]
+    return [_run_state(run, job_of, queued=queued) for run in runs]
 
 
-def _run_state(run: SweepRun, job_of: Mapping[Path, Job], *, folder: Path, queued: Mapping[str, str]) -> RunState:
+def _run_state(run: SweepRun, job_of: Mapping[Path, Job], *, queued: Mapping[str, str]) -> RunState:
     left = [stage for stage in run.stages if not is_finished(run.directories[stage.name])]
     counted = f"{len(run.stages) - len(left)}/{len(run.stages)}"
     if not left:
@@ -57,16 +48,16 @@ def _run_state(run: SweepRun, job_of: Mapping[Path, Job], *, folder: Path, queue
     stage = left[0]
     directory = run.directories[stage.name]
     job = job_of[directory]
-    tries = attempts.read_attempts(folder, job.name)
+    tries = job.attempts
     step, loss, eta = _progress(stage, directory)
-    state, note = _state(job, tries, directory=directory, folder=folder, queued=queued)
+    state, note = _state(job, tries, directory=directory, queued=queued)
     notes = [f"attempt {len(tries)}" if len(tries) > 1 else "", job.name if job.name != run.name else "", note]
     note = " ".join(filter(None, notes))
     return RunState(run.name, state, f"{counted} {stage.name}", step, loss, eta if state == "running" else "", note)
 
 
 def _state(
-    job: Job, tries: Sequence[Mapping[str, Any]], *, directory: Path, folder: Path, queued: Mapping[str, str]
+    job: Job, tries: Sequence[Mapping[str, Any]], *, directory: Path, queued: Mapping[str, str]
 ) -> tuple[str, str]:
     if job.name in queued and (not tries or "ended" in tries[-1]):
         return "queued", queued[job.name].lower()
@@ -75,7 +66,7 @@ def _state(
     if "ended" in tries[-1]:
         error = tries[-1]["error"]
         return ("waiting", "") if not error else ("stopped" if tries[-1]["status"] == 0 else "failed", error)
-    written = (attempts.log_path(folder, job.name), directory / METRICS_FILE)
+    written = (job.log, directory / METRICS_FILE)
     silent = time.time() - max(path.stat().st_mtime for path in written if path.exists())
     if silent > _SILENT_SECONDS:
         return "silent", f"nothing written for {duration(silent)}; started on {tries[-1]['host']}"

@@ -20,7 +20,7 @@ from allam_jax.launch.collect import FOLDER, collect, read_outcomes
 from allam_jax.launch.jobs import Job, plan_jobs
 from allam_jax.launch.overrides import parse
 from allam_jax.launch.runs import SweepRun, expand_runs
-from allam_jax.launch.trackers import log_to_mlflow, wandb_environment
+from allam_jax.launch.trackers import log_to_mlflow
 from allam_jax.report.markdown import duration
 
 _COMPILED = "JAX_COMPILATION_CACHE_DIR"
@@ -57,8 +57,8 @@ def run_sweep(base: ConfigDict, options: Options) -> dict[str, Any]:
     experiment = load_experiment(options.sweep)
     overrides = parse(list(options.overrides))
     runs = expand_runs(experiment, base, workdir=options.workdir, store=options.store, overrides=overrides)
-    jobs = plan_jobs(runs)
     folder = options.workdir / "jobs"
+    jobs = plan_jobs(runs, folder=folder, environment=_environment(options))
     if options.dry_run:
         from allam_jax.launch.preview import preview  # imports JAX
 
@@ -68,7 +68,7 @@ def run_sweep(base: ConfigDict, options: Options) -> dict[str, Any]:
 
         def read_states() -> list[status.RunState]:
             queued = {job: state for job, (_, state) in slurm.queue(folder).items()}
-            return status.run_states(runs, jobs, folder=folder, queued=queued)
+            return status.run_states(runs, jobs, queued=queued)
 
         status.watch(read_states)
         return {"runs": len(runs), "finished": sum(run.finished for run in runs)}
@@ -76,7 +76,7 @@ def run_sweep(base: ConfigDict, options: Options) -> dict[str, Any]:
         for each in runs:
             each.save()
         files.write_json(options.workdir / _RECORD, {"experiment": options.sweep, "command": _command()})
-        failed = _launch(jobs, folder=folder, options=options)
+        failed = _launch(jobs, options)
         if failed is None:
             return {"runs": len(runs), "submitted": len(slurm.queue(folder))}
         if failed:
@@ -89,28 +89,25 @@ def run_sweep(base: ConfigDict, options: Options) -> dict[str, Any]:
     return _collect(experiment, runs, options)
 
 
-def _launch(jobs: list[Job], *, folder: Path, options: Options) -> dict[str, str] | None:
+def _environment(options: Options) -> dict[str, str]:
+    environment = {"WANDB_RUN_GROUP": options.workdir.name}  # for Weights & Biases, if metrics.wandb_project is set
+    if options.launcher == "local":
+        # Many runs of a sweep compile the same programs: with a shared cache each is compiled once.
+        environment[_COMPILED] = os.environ.get(_COMPILED, str(options.store / ".compiled"))
+    return environment
+
+
+def _launch(jobs: list[Job], options: Options) -> dict[str, str] | None:
     """Starts the unfinished jobs. Returns job -> reason for the failed ones, or None if a scheduler has the jobs."""
-    sweep = options.workdir.name
-    environment = {job.name: wandb_environment(job, sweep=sweep) for job in jobs}
     todo = [job for job in jobs if not job.finished]
     logging.info("%d jobs, %d to do", len(jobs), len(todo))
     if options.launcher == "slurm":
         if todo:
             chosen = slurm.parse_options(options.slurm)
-            slurm.submit(
-                jobs, folder=folder, environment=environment, retries=options.retries, options=chosen, name=sweep
-            )
+            slurm.submit(jobs, retries=options.retries, options=chosen, name=options.workdir.name)
         return None if todo else {}
-    # Many runs of a sweep compile the same programs: with a shared cache each is compiled once.
-    cache = {_COMPILED: os.environ.get(_COMPILED, str(options.store / ".compiled"))}
-    return local.run_jobs(
-        jobs,
-        slots=local.make_slots(options.jobs, gpus_per_job=options.gpus_per_job),
-        folder=folder,
-        environment={name: cache | variables for name, variables in environment.items()},
-        retries=options.retries,
-    )
+    slots = local.make_slots(options.jobs, gpus_per_job=options.gpus_per_job)
+    return local.run_jobs(jobs, slots=slots, retries=options.retries)
 
 
 def _collect(experiment: Experiment, runs: list[SweepRun], options: Options) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Trackers beside the files: Weights & Biases groups the runs of a sweep, MLflow gets runs when they are collected."""
+"""Tracker MLflow: it gets the runs of a sweep when they are collected."""
 
 import importlib
 from collections.abc import Iterator, Sequence
@@ -8,18 +8,12 @@ from allam_jax.ablation.measures import METRICS_FILE, all_metrics
 from allam_jax.ablation.outcomes import Outcome
 from allam_jax.config import flatten
 from allam_jax.errors import UserError
-from allam_jax.launch.jobs import Job
 from allam_jax.launch.runs import SweepRun
 from allam_jax.settings import as_dict
 
 _RUN_TAG = "allam_jax.run"
 _BATCH = 1000  # metrics in one call; MLflow accepts no more
 _PARAM_BATCH = 100
-
-
-def wandb_environment(job: Job, *, sweep: str) -> dict[str, str]:
-    """Variables that make Weights & Biases group the runs of a sweep, if `metrics.wandb_project` is set."""
-    return {"WANDB_RUN_GROUP": sweep, "WANDB_NAME": job.name}
 
 
 def log_to_mlflow(runs: Sequence[SweepRun], outcomes: Sequence[Outcome], *, sweep: str, uri: str = "") -> int:

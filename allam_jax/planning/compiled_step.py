@@ -6,7 +6,6 @@ makes the program of one GPU of the cluster. Nothing is allocated, and no GPU, d
 
 import dataclasses
 import re
-import time
 
 from allam_jax.errors import UserError
 from allam_jax.parallel.gpus import GPUS
@@ -19,20 +18,11 @@ from allam_jax.planning.step_work import Work, work_of
 from allam_jax.planning.workload import attention_flops, workload_of
 from allam_jax.training.run_description import RunDescription
 from kernels import aot
+from kernels.attention.blocks import MATMULS, pass_of
 
 _MEMORY_LIMIT = "xla_gpu_memory_limit_slop_factor"
 _SLOP = 95  # XLA's default, percent
 _DESCRIBED_SHARE = 0.80  # of a described GPU's memory is XLA's limit; on a real GPU the limit is what JAX may use
-
-# Matrix products of T x T with H in each attention kernel (kernels/attention).
-KERNEL_MATMULS = {
-    "attention_forward": 2,
-    "attention_d_queries": 3,  # scores, d probabilities, d queries
-    "attention_d_keys": 4,  # scores, d values, d probabilities, d keys
-    "mosaic_attention_forward": 2,
-    "mosaic_attention_dq": 3,
-    "mosaic_attention_dkv": 4,
-}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,22 +59,18 @@ def compile_step(run: RunDescription, *, cluster: Cluster) -> CompiledStep:
         lowered = run.make_step(mesh).lower(run.abstract_state(mesh), run.abstract_batch(mesh))
     except NotImplementedError as error:
         raise UserError(f"config.compute.attention = {run.options.attention!r}: {error}") from None
-    started = time.monotonic()
-    program = lowered.compile(compiler_options={_MEMORY_LIMIT: str(memory_limit(run, cluster=cluster))})
-    seconds = time.monotonic() - started
-    sizes, text = program.memory_analysis(), program.as_text()
-    assert sizes is not None
-    assert text is not None
-    module = parse_program(text)
+    limit = {_MEMORY_LIMIT: str(memory_limit(run, cluster=cluster))}
+    report = aot.compile_report(lowered, kernels=False, options=limit)
+    module = parse_program(report.hlo_text)
     work, kernels, uncounted = counted_work(module, run=run)
     return CompiledStep(
-        memory=compiled_memory(run, cluster=cluster, module=module, temp_bytes=sizes.temp_size_in_bytes),
-        argument_bytes=sizes.argument_size_in_bytes,
+        memory=compiled_memory(run, cluster=cluster, module=module, temp_bytes=report.temp_bytes),
+        argument_bytes=report.argument_bytes,
         work=work,
         collectives=tuple(collectives_of(module, mesh=mesh, gpus_per_node=cluster.gpus_per_node)),
         kernels=kernels,
         uncounted=uncounted,
-        seconds=seconds,
+        seconds=report.seconds,
     )
 
 
@@ -109,10 +95,10 @@ def counted_work(module: Module, *, run: RunDescription) -> tuple[tuple[Work, ..
         if piece.kind == "kernel":
             # In the path the kernel's name comes before that of JAX's primitive, such as pallas_call or mpmd_map.
             path = [re.sub(r"[.\d]+$", "", part) for part in piece.source.split("/")]
-            name = next((part for part in path if part in KERNEL_MATMULS), path[-1])
+            name = next(filter(pass_of, path), path[-1])
             names.add(name)
-            if name in KERNEL_MATMULS:
-                flops = attention_flops(workload_of(run), matmuls=KERNEL_MATMULS[name])
+            if kernel_pass := pass_of(name):
+                flops = attention_flops(workload_of(run), matmuls=MATMULS[kernel_pass])
                 piece = dataclasses.replace(piece, flops=flops)
             else:
                 uncounted.add(name)

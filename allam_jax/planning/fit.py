@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from allam_jax.parallel.gpus import GPUS, known_gpu
 from allam_jax.planning.gpu_cluster import Cluster
-from allam_jax.planning.run_plan import analytic_plan
+from allam_jax.planning.run_plan import RunPlan
 from allam_jax.planning.search import does_not_fit, gib, ranked
 from allam_jax.training.run_description import RunDescription
 
@@ -39,11 +39,11 @@ def cluster_like(device: jax.Device, *, limit: int, nodes: int, gpus_per_node: i
 
 def check_fits_cluster(run: RunDescription, *, cluster: Cluster) -> None:
     """Does the same as `check_fits` for a described cluster."""
-    plan = analytic_plan(run, cluster=cluster)
+    plan = RunPlan(run=run, cluster=cluster)
     if plan.memory.fits:
         return
     if plan.memory.total > TOLERANCE * plan.memory.usable:
-        raise does_not_fit(run, plan, plans=ranked(run, cluster=cluster))
+        raise does_not_fit(plan, plans=ranked(run, cluster=cluster))
     logging.warning(
         "the step may not fit: by formula it needs %s of the %s that a device has",
         gib(plan.memory.total),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 from allam_jax.planning.collectives import Collective
@@ -23,20 +24,35 @@ class RunPlan:
     Attributes:
         run: the training step and its layout.
         cluster: the GPUs, links and efficiencies.
-        memory: bytes by class.
-        work: all computation of a step.
-        collectives: all communication of a step.
-        compiled: the compiled step; None if the figures come from formulas alone.
         tokens: the tokens of the whole training.
+        compiled: the compiled step; None if the figures come from formulas alone.
+        arguments: exact bytes of the step's arguments, if the caller has counted them.
     """
 
     run: RunDescription
     cluster: Cluster
-    memory: Memory
-    work: tuple[Work, ...]
-    collectives: tuple[Collective, ...]
-    compiled: CompiledStep | None = None
     tokens: float = 0.0
+    compiled: CompiledStep | None = None
+    arguments: dict[str, int] | None = None
+
+    @functools.cached_property
+    def memory(self) -> Memory:
+        """Bytes by class."""
+        if self.compiled is not None:
+            return self.compiled.memory
+        return estimated_memory(self.run, cluster=self.cluster, arguments=self.arguments)
+
+    @functools.cached_property
+    def work(self) -> Sequence[Work]:
+        """All computation of a step."""
+        return work_of_step(workload_of(self.run)) if self.compiled is None else self.compiled.work
+
+    @functools.cached_property
+    def collectives(self) -> Sequence[Collective]:
+        """All communication of a step."""
+        if self.compiled is not None:
+            return self.compiled.collectives
+        return collectives_of_step(workload_of(self.run), cluster=self.cluster)
 
     @functools.cached_property
     def time(self) -> StepTime:
@@ -148,30 +164,3 @@ class RunPlan:
                 "seconds": self.compiled.seconds,
             },
         }
-
-
-def analytic_plan(
-    run: RunDescription, *, cluster: Cluster, tokens: float = 0.0, arguments: dict[str, int] | None = None
-) -> RunPlan:
-    """A plan from formulas alone. `arguments`: exact bytes of the step's arguments, if the caller has counted them."""
-    return RunPlan(
-        run=run,
-        cluster=cluster,
-        memory=estimated_memory(run, cluster=cluster, arguments=arguments),
-        work=tuple(work_of_step(workload_of(run))),
-        collectives=tuple(collectives_of_step(workload_of(run), cluster=cluster)),
-        tokens=tokens,
-    )
-
-
-def compiled_plan(run: RunDescription, step: CompiledStep, *, cluster: Cluster, tokens: float) -> RunPlan:
-    """A plan from the compiled program of the run's step."""
-    return RunPlan(
-        run=run,
-        cluster=cluster,
-        memory=step.memory,
-        work=step.work,
-        collectives=step.collectives,
-        compiled=step,
-        tokens=tokens,
-    )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from allam_jax.errors import UserError
 from allam_jax.planning.gpu_cluster import Cluster
 from allam_jax.planning.memory import argument_bytes
-from allam_jax.planning.run_plan import RunPlan, analytic_plan
+from allam_jax.planning.run_plan import RunPlan
 from allam_jax.planning.workload import REMAT
 from allam_jax.training.run_description import RunDescription
 
@@ -50,7 +50,7 @@ def layouts(run: RunDescription, *, cluster: Cluster) -> Iterator[tuple[RunDescr
 def ranked(run: RunDescription, *, cluster: Cluster, tokens: float = 0.0) -> list[RunPlan]:
     """The plans of all layouts that fit by formula, the fastest first."""
     plans = [
-        analytic_plan(layout, cluster=cluster, tokens=tokens, arguments=arguments)
+        RunPlan(run=layout, cluster=cluster, tokens=tokens, arguments=arguments)
         for layout, arguments in layouts(run, cluster=cluster)
     ]
     return sorted((plan for plan in plans if plan.memory.fits), key=lambda plan: plan.time.total)
@@ -66,20 +66,16 @@ def changes(old: RunDescription, new: RunDescription) -> list[str]:
     return found
 
 
-def nearest_layout(run: RunDescription, *, plans: list[RunPlan]) -> RunPlan | None:
-    """The plan with the fewest changes to `run`, and of several such the fastest. None if `plans` is empty."""
-    return min(plans, key=lambda plan: (len(changes(run, plan.run)), plan.time.total), default=None)
-
-
-def does_not_fit(run: RunDescription, plan: RunPlan, *, plans: list[RunPlan]) -> UserError:
-    """The error for a `plan` of `run` that does not fit, with the nearest of `plans`, which fit."""
-    memory = plan.memory
+def does_not_fit(plan: RunPlan, *, plans: list[RunPlan]) -> UserError:
+    """The error for a plan that does not fit. It names the nearest of `plans`, which fit: that with the fewest changes,
+    and of several such the fastest."""
+    run, memory = plan.run, plan.memory
     message = (
         f"{run.describe()} does not fit: it needs {gib(memory.total)} of {gib(memory.usable)} on each "
         f"{plan.cluster.gpu.name} (parameters {gib(memory.parameters)}, optimizer {gib(memory.optimizer)}, gradients "
         f"{gib(memory.gradients)}, activations {gib(memory.activations)}, temporary {gib(memory.temporary)})"
     )
-    fitting = nearest_layout(run, plans=plans)
+    fitting = min(plans, key=lambda each: (len(changes(run, each.run)), each.time.total), default=None)
     if fitting is None:
         return UserError(
             f"{message}; no mesh, remat policy or accumulation of this batch fits on {plan.cluster.size} GPUs"

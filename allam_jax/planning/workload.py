@@ -191,19 +191,14 @@ def work_of_step(workload: Workload) -> list[Work]:
 
 
 def _attention_work(workload: Workload, *, matmuls: float, io: float) -> Work:
+    c = workload.model
+    if workload.attention == "materialized":
+        # Scores are written, masked, normalised, dropped out in one or two passes, and read again; so is the backward.
+        scores = workload.tokens * workload.seq_len * c.num_heads / workload.t * BYTES[workload.compute_dtype]
+        touches = 6 * (1 + workload.policy.attention) + 9
+        io = io + touches * scores
     flops = attention_flops(workload, matmuls=matmuls)
-    if workload.attention == "fused":
-        return Work(kind="kernel", flops=flops, bytes=io, count=workload.accumulation * workload.model.num_layers)
-    # Scores are written, masked, normalised and dropped out in one or two passes, and read again; so is the backward.
-    c, t = workload.model, workload.t
-    scores = workload.tokens * workload.seq_len * c.num_heads / t * BYTES[workload.compute_dtype]
-    touches = 6 * (1 + workload.policy.attention) + 9
-    return Work(
-        kind="kernel",
-        flops=flops,
-        bytes=io + touches * scores,
-        count=workload.accumulation * workload.model.num_layers,
-    )
+    return Work(kind="kernel", flops=flops, bytes=io, count=workload.accumulation * c.num_layers)
 
 
 def collectives_of_step(workload: Workload, *, cluster: Cluster) -> list[Collective]:

@@ -16,7 +16,7 @@ from allam_jax.planning.compiled_step import compile_step
 from allam_jax.planning.gpu_cluster import Cluster, cluster_of
 from allam_jax.planning.plan_figure import draw_plans
 from allam_jax.planning.plan_report import plan_markdown
-from allam_jax.planning.run_plan import RunPlan, analytic_plan, compiled_plan
+from allam_jax.planning.run_plan import RunPlan
 from allam_jax.planning.search import does_not_fit, ranked
 from allam_jax.settings import Settings
 from allam_jax.training.run_description import RunDescription, described_run
@@ -35,11 +35,10 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     tokens = config.plan.tokens or config.train.steps * wanted.tokens_per_step
 
     def planned(layout: RunDescription) -> RunPlan:
-        if not config.plan.compile:
-            return analytic_plan(layout, cluster=cluster, tokens=tokens)
-        step = compile_step(layout, cluster=cluster)
-        logging.info("compiled %s in %.0f s", layout.describe(), step.seconds)
-        return compiled_plan(layout, step, cluster=cluster, tokens=tokens)
+        step = compile_step(layout, cluster=cluster) if config.plan.compile else None
+        if step:
+            logging.info("compiled %s in %.0f s", layout.describe(), step.seconds)
+        return RunPlan(run=layout, cluster=cluster, tokens=tokens, compiled=step)
 
     # ---- plan, or search ----
     candidates: list[RunPlan] = []
@@ -56,8 +55,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     write_json(workdir / "plan.json", plan.to_dict() | {"candidates": [each.to_dict() for each in candidates[:SHOWN]]})
     sys.stderr.write(report)
     if not plan.memory.fits:
-        fitting = ranked(wanted, cluster=cluster, tokens=tokens)
-        raise does_not_fit(plan.run, plan, plans=fitting)
+        raise does_not_fit(plan, plans=ranked(wanted, cluster=cluster))
     return {
         "step_seconds": round(plan.time.total, 3),
         "tokens_per_second_per_gpu": round(plan.tokens_per_second_per_gpu),
@@ -83,8 +81,7 @@ def _searched(
     """The plans of layouts that fit: first the compiled ones, then those by formula, each group the fastest first."""
     by_formula = ranked(wanted, cluster=cluster, tokens=tokens)
     if not by_formula:
-        plan = analytic_plan(wanted, cluster=cluster, tokens=tokens)
-        raise does_not_fit(wanted, plan, plans=[])
+        raise does_not_fit(RunPlan(run=wanted, cluster=cluster), plans=[])
     logging.info("%d layouts fit by formula", len(by_formula))
     best = [planned(plan.run) for plan in by_formula[: config.plan.search_compiles]]
     confirmed = sorted((plan for plan in best if plan.memory.fits), key=lambda plan: plan.time.total)

@@ -1,7 +1,6 @@
-"""Block sizes of the attention kernels, per device and shape: data, and the rule for what the data does not name.
+"""Block sizes of the attention kernels, per device and shape: a table, and the rule for what the table does not name.
 
-`python -m kernels.workshop.tune` ranks candidates and rewrites the lines between the two marks below: one entry a
-line, sorted, nothing else between them.
+The table is `blocks.csv`. `python -m kernels.workshop.tune` ranks candidates and rewrites it.
 
 What the entries of `triton` for 16 bits rest on, as long as nobody has timed them: none spills a register at T = 4096,
 with or without dropout, at the head counts of Llama models. On H100, three stages: with two, the loads for the next
@@ -11,10 +10,23 @@ without a trip through shared memory; in `dkv` that spills, and two programs sha
 multiplied without tensor cores, in small blocks that spill at most a few registers.
 """
 
-from typing import Literal, NamedTuple
+import csv
+import re
+from pathlib import Path
+from typing import Literal, NamedTuple, cast
 
 Pass = Literal["forward", "dq", "dkv"]
+# Products of T x T with H: scores, output; scores, d probabilities, dQ; scores, dV, d probabilities, dK.
+MATMULS: dict[Pass, int] = {"forward": 2, "dq": 3, "dkv": 4}
+PASSES = tuple(MATMULS)
+FILE = Path(__file__).with_name("blocks.csv")
 LARGEST_HEAD_DIM = 256
+
+
+def pass_of(kernel: str) -> Pass | None:
+    """Which pass a kernel of ours computes, by its name, such as `mosaic_attention_dq`; None for other kernels."""
+    found = re.fullmatch(r"(?:mosaic_)?attention_(forward|dq|dkv)", kernel)
+    return cast(Pass, found[1]) if found else None
 
 
 class Blocks(NamedTuple):
@@ -36,45 +48,17 @@ class Key(NamedTuple):
     kernel_pass: Pass
 
 
-# fmt: off
-TABLE: dict[Key, Blocks] = {
-    # table begins
-    Key("mosaic", "sm90", 2, 64, "dkv"): Blocks(64, 128, 12, 3),
-    Key("mosaic", "sm90", 2, 64, "dq"): Blocks(128, 128, 12, 3),
-    Key("mosaic", "sm90", 2, 64, "forward"): Blocks(128, 128, 12, 3),
-    Key("mosaic", "sm90", 2, 128, "dkv"): Blocks(64, 128, 12, 3),
-    Key("mosaic", "sm90", 2, 128, "dq"): Blocks(128, 64, 12, 3),
-    Key("mosaic", "sm90", 2, 128, "forward"): Blocks(128, 64, 12, 3),
-    Key("triton", "sm80", 2, 64, "dkv"): Blocks(64, 64, 4, 3),
-    Key("triton", "sm80", 2, 64, "dq"): Blocks(64, 32, 4, 3),
-    Key("triton", "sm80", 2, 64, "forward"): Blocks(64, 64, 4, 3),
-    Key("triton", "sm80", 2, 128, "dkv"): Blocks(32, 64, 4, 2),
-    Key("triton", "sm80", 2, 128, "dq"): Blocks(64, 64, 4, 2),
-    Key("triton", "sm80", 2, 128, "forward"): Blocks(64, 64, 4, 2),
-    Key("triton", "sm80", 2, 256, "dkv"): Blocks(32, 32, 8, 3),
-    Key("triton", "sm80", 2, 256, "dq"): Blocks(32, 32, 4, 2),
-    Key("triton", "sm80", 2, 256, "forward"): Blocks(32, 32, 4, 2),
-    Key("triton", "sm80", 4, 64, "dkv"): Blocks(32, 16, 4, 2),
-    Key("triton", "sm80", 4, 64, "dq"): Blocks(32, 16, 4, 2),
-    Key("triton", "sm80", 4, 64, "forward"): Blocks(32, 16, 4, 2),
-    Key("triton", "sm80", 4, 128, "dkv"): Blocks(32, 16, 4, 2),
-    Key("triton", "sm80", 4, 128, "dq"): Blocks(32, 16, 4, 2),
-    Key("triton", "sm80", 4, 128, "forward"): Blocks(32, 16, 4, 2),
-    Key("triton", "sm80", 4, 256, "dkv"): Blocks(16, 16, 4, 2),
-    Key("triton", "sm80", 4, 256, "dq"): Blocks(32, 16, 4, 2),
-    Key("triton", "sm80", 4, 256, "forward"): Blocks(32, 16, 4, 2),
-    Key("triton", "sm90", 2, 64, "dkv"): Blocks(32, 64, 4, 3),
-    Key("triton", "sm90", 2, 64, "dq"): Blocks(128, 32, 8, 3),
-    Key("triton", "sm90", 2, 64, "forward"): Blocks(128, 64, 8, 3),
-    Key("triton", "sm90", 2, 128, "dkv"): Blocks(64, 128, 8, 3),
-    Key("triton", "sm90", 2, 128, "dq"): Blocks(128, 128, 8, 2),
-    Key("triton", "sm90", 2, 128, "forward"): Blocks(128, 64, 8, 3),
-    Key("triton", "sm90", 2, 256, "dkv"): Blocks(32, 32, 8, 3),
-    Key("triton", "sm90", 2, 256, "dq"): Blocks(128, 32, 8, 3),
-    Key("triton", "sm90", 2, 256, "forward"): Blocks(128, 32, 8, 3),
-    # table ends
-}
-# fmt: on
+def read_table(file: Path = FILE) -> dict[Key, Blocks]:
+    """The block sizes in a CSV file: the columns are the fields of `Key` and those of `Blocks`."""
+    with file.open(encoding="utf-8", newline="") as lines:
+        _, *rows = csv.reader(lines)
+    return {
+        Key(backend, generation, int(size), int(head_dim), cast(Pass, kernel_pass)): Blocks(*map(int, sizes))
+        for backend, generation, size, head_dim, kernel_pass, *sizes in rows
+    }
+
+
+TABLE = read_table()
 
 
 def blocks_for(backend: str, generation: str, bytes_per_element: int, head_dim: int, kernel_pass: Pass) -> Blocks:

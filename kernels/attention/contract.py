@@ -5,11 +5,12 @@ head size; S is T on the side of the keys.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from kernels.attention.dropout import Dropout
 
@@ -34,6 +35,15 @@ class Request:
     scale: float = dataclasses.field(metadata={"static": True})
     dropout: Dropout | None = None
 
+    @property
+    def dropout_rate(self) -> float:
+        """The share of the probabilities that are dropped."""
+        return 0.0 if self.dropout is None else float(self.dropout.rate)
+
+    def streams_BN(self, num_heads: int) -> UInt32[Array, "B N"] | None:
+        """The numbers from which `dropout.keep` goes on; None without dropout."""
+        return None if self.dropout is None else self.dropout.streams_BN(self.segment_ids_BT.shape[0], num_heads)
+
     def visible_BtS(self, first: int = 0, end: int | None = None) -> Bool[Array, "B t S"]:
         """Which keys s < `end` the queries `first` <= t < `end` may see; of the whole row without bounds.
 
@@ -43,6 +53,13 @@ class Request:
         queries_Bt, keys_BS = self.segment_ids_BT[:, first:end], self.segment_ids_BT[:, :end]
         causal_tS = jnp.arange(first, end)[:, None] >= jnp.arange(end)[None, :]
         return causal_tS & (queries_Bt[:, :, None] == keys_BS[:, None, :]) & (queries_Bt != 0)[:, :, None]
+
+
+def check_dtypes(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, *, expected: Sequence[str]) -> None:
+    """Raises NotImplementedError unless q, k and v have the same dtype, one of those expected."""
+    found = [str(a.dtype) for a in (q_BTNH, k_BTKH, v_BTKH)]
+    if len(set(found)) > 1 or found[0] not in expected:
+        raise NotImplementedError(f"q, k and v are {', '.join(found)}; expected the same of {', '.join(expected)}")
 
 
 class AttentionOutput(NamedTuple):

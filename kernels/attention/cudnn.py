@@ -12,9 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from kernels import device
 from kernels.attention import xla_chunked
-from kernels.attention.contract import AttentionOutput, Request
-
-DTYPES = (jnp.bfloat16, jnp.float16)
+from kernels.attention.contract import AttentionOutput, Request, check_dtypes
 
 
 def attention(
@@ -58,9 +56,8 @@ def refuse_unsupported(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, request: Req
         q_BTNH, k_BTKH, v_BTKH, request: as for `attention`.
         capability: first number of the GPU's compute capability.
     """
-    (_, T, _, H), dtype = q_BTNH.shape, q_BTNH.dtype
-    if dtype not in DTYPES or k_BTKH.dtype != dtype or v_BTKH.dtype != dtype:
-        raise NotImplementedError(f"cuDNN takes bfloat16 or float16, not {dtype}, {k_BTKH.dtype} and {v_BTKH.dtype}")
+    check_dtypes(q_BTNH, k_BTKH, v_BTKH, expected=("bfloat16", "float16"))
+    _, T, _, H = q_BTNH.shape
     largest = 128 if capability < 9 else 256
     if H % 8 or largest < H:
         raise NotImplementedError(f"cuDNN takes heads of a multiple of 8 up to {largest} on this GPU, not {H}")

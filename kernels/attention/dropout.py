@@ -46,7 +46,7 @@ class Dropout:
         """The masks for a part of the batch and of the heads that starts so many rows and heads further on."""
         return dataclasses.replace(self, first_row=self.first_row + rows, first_head=self.first_head + heads)
 
-    def streams_BN(self, *, batch: int, num_heads: int) -> UInt32[Array, "B N"]:
+    def streams_BN(self, batch: int, num_heads: int) -> UInt32[Array, "B N"]:
         """One number for each row and query head, from which `keep` goes on."""
         rows_B = (self.first_row + jnp.arange(batch, dtype=jnp.int32)).astype(jnp.uint32)
         heads_N = (self.first_head + jnp.arange(num_heads, dtype=jnp.int32)).astype(jnp.uint32)

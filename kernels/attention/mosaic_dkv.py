@@ -19,14 +19,14 @@ from jaxtyping import Array, Float
 
 from kernels.attention import dropout
 from kernels.attention import mosaic_parts as parts
-from kernels.attention.mosaic_parts import COMPUTE, PER_COLUMN, PER_ROW, ROWS, WARPGROUPS, BackwardOperands, Call
+from kernels.attention.mosaic_parts import COMPUTE, PER_COLUMN, PER_ROW, ROWS, WARPGROUPS, BackwardOperands
+from kernels.attention.passes import Call
 
 
 def gradients(operands: BackwardOperands, call: Call) -> tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]]:
     """Gradients of k and v; the ranges are `ranges.query_ranges`."""
-    B, _, K, H = operands.k.shape
     block_q, stages = call.blocks.block_q, call.blocks.num_stages
-    group, dtype, width = operands.q.shape[2] // K, operands.q.dtype, parts.tile_width(H)
+    group, dtype, width = call.group, operands.q.dtype, parts.tile_width(call.H)
     shape = (ROWS, block_q)
 
     def kernel(*all_refs):
@@ -34,7 +34,7 @@ def gradients(operands: BackwardOperands, call: Call) -> tuple[Float[Array, "B T
         b, kv_head = lax.axis_index("row"), lax.axis_index("head")
         j = lax.axis_index("keys")  # the first keys are seen by most queries: the longest programs come first
         w = lax.axis_index(WARPGROUPS)
-        columns = parts.head_columns(b * 0, H)
+        columns = parts.head_columns(b * 0, call.H)
         ranges = tuple(refs.ranges[b, j, r] for r in range(4))
         first, _, _, end = ranges
         steps_of_head = end - first
@@ -106,7 +106,7 @@ def gradients(operands: BackwardOperands, call: Call) -> tuple[Float[Array, "B T
                         plgpu.wgmma(d_v_acc, jnp.maximum(signed_p_MS, 0.0).astype(dtype), smem.d_out.at[slot])
                         multiply_d_p(d_p_acc)
                         d_p_MS = plgpu.wgmma_accumulator_load(d_p_acc, wait_n=0)
-                        d_p_MS = jnp.where(signed_p_MS > 0.0, d_p_MS * call.kept_scale, 0.0)
+                        d_p_MS = jnp.where(signed_p_MS > 0.0, d_p_MS * (1.0 / call.keep_rate), 0.0)
                         return (jnp.abs(signed_p_MS) * (d_p_MS + column(smem.minus_delta))).astype(dtype)
 
                     sums = plgpu.ACC(shape, jnp.float32)
@@ -125,7 +125,7 @@ def gradients(operands: BackwardOperands, call: Call) -> tuple[Float[Array, "B T
             sums = plgpu.ACC((ROWS, width), jnp.float32)
             d_k_MH, d_v_MH = pl.run_scoped(all_blocks, sums, sums)
             smem.k.at[w][...] = (d_k_MH * call.scale).astype(dtype)
-            smem.v.at[w][...] = (d_v_MH * call.kept_scale).astype(dtype)
+            smem.v.at[w][...] = (d_v_MH * (1.0 / call.keep_rate)).astype(dtype)
             plgpu.commit_smem()
             plgpu.copy_smem_to_gmem(smem.k.at[w], d_k_ref.at[b, rows, kv_head, columns])
             plgpu.copy_smem_to_gmem(smem.v.at[w], d_v_ref.at[b, rows, kv_head, columns])
@@ -167,6 +167,6 @@ def gradients(operands: BackwardOperands, call: Call) -> tuple[Float[Array, "B T
         kernel,
         (like_k, like_k),
         name="mosaic_attention_dkv",
-        grid={"row": B, "head": K, "keys": operands.ranges.shape[1]},
+        grid={"row": call.B, "head": call.K, "keys": call.key_blocks},
         call=call,
     )(*operands)

@@ -15,15 +15,14 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
 from kernels.attention import mosaic_parts as parts
-from kernels.attention.mosaic_parts import COMPUTE, PER_ROW, ROWS, WARPGROUPS, BackwardOperands, Call
+from kernels.attention.mosaic_parts import COMPUTE, PER_ROW, ROWS, WARPGROUPS, BackwardOperands
+from kernels.attention.passes import Call
 
 
 def gradient(operands: BackwardOperands, call: Call) -> Float[Array, "B T N H"]:
     """Gradient of q; the ranges are `ranges.key_ranges`."""
-    B, _, N, H = operands.q.shape
     block_k, stages = call.blocks.block_k, call.blocks.num_stages
-    group, dtype, width = N // operands.k.shape[2], operands.q.dtype, parts.tile_width(H)
-    num_q_blocks = operands.ranges.shape[1]
+    dtype, width, num_q_blocks = operands.q.dtype, parts.tile_width(call.H), call.query_blocks
     shape = (ROWS, block_k)
 
     def kernel(*all_refs):
@@ -31,7 +30,7 @@ def gradient(operands: BackwardOperands, call: Call) -> Float[Array, "B T N H"]:
         b, n = lax.axis_index("row"), lax.axis_index("head")
         i = num_q_blocks - 1 - lax.axis_index("queries")
         w = lax.axis_index(WARPGROUPS)
-        columns = parts.head_columns(b * 0, H)
+        columns = parts.head_columns(b * 0, call.H)
         ranges = tuple(refs.ranges[b, i, r] for r in range(4))
         first, _, _, end = ranges
 
@@ -74,7 +73,7 @@ def gradient(operands: BackwardOperands, call: Call) -> Float[Array, "B T N H"]:
                             place = {"first_query": q_first, "first_key": j * block_k}
                             stream, own_columns = refs.streams[b, n], smem.columns.at[w]
                             keep_MS = parts.kept_keys(stream, own_columns, **place, shape=shape, call=call)
-                            d_p_MS = jnp.where(keep_MS, d_p_MS * call.kept_scale, 0.0)
+                            d_p_MS = jnp.where(keep_MS, d_p_MS * (1.0 / call.keep_rate), 0.0)
                             d_p_MS = d_p_MS + parts.per_row(minus_delta_M, shape)
                         return (p_MS * d_p_MS).astype(dtype)
 
@@ -95,7 +94,7 @@ def gradient(operands: BackwardOperands, call: Call) -> Float[Array, "B T N H"]:
             plgpu.wait_smem_to_gmem(0)
 
         def load(smem):
-            kv_head = lax.div(n, jnp.int32(group))
+            kv_head = lax.div(n, jnp.int32(call.group))
 
             def copies(step):
                 keys = pl.ds((first + step) * block_k, block_k)
@@ -127,6 +126,6 @@ def gradient(operands: BackwardOperands, call: Call) -> Float[Array, "B T N H"]:
         kernel,
         jax.ShapeDtypeStruct(operands.q.shape, dtype),
         name="mosaic_attention_dq",
-        grid={"row": B, "head": N, "queries": num_q_blocks},
+        grid={"row": call.B, "head": call.N, "queries": num_q_blocks},
         call=call,
     )(*operands)

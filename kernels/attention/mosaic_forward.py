@@ -13,40 +13,33 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, Int
 
 from kernels.attention import mosaic_parts as parts
-from kernels.attention.mosaic_parts import COMPUTE, LOG2_E, MATRIX, PER_ROW, ROWS, WARPGROUPS, Call
+from kernels.attention.mosaic_parts import COMPUTE, MATRIX, PER_ROW, ROWS, WARPGROUPS
+from kernels.attention.passes import LOG2_E, Call, Inputs
 
 
 def forward(
-    q_BTNH: Float[Array, "B T N H"],
-    k_BTKH: Float[Array, "B T K H"],
-    v_BTKH: Float[Array, "B T K H"],
-    ids_BT: Int[Array, "B padded"],
-    ranges_BI4: Int[Array, "B I 4"],
-    streams_BN: UInt32[Array, "B N"],
-    call: Call,
+    inputs: Inputs, ranges_BI4: Int[Array, "B I 4"], call: Call
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N padded"]]:
     """Output, and the log of each softmax's denominator (0 for a query that sees nothing), T padded as the ids are.
 
     Args:
-        q_BTNH, k_BTKH, v_BTKH: 16-bit floats.
-        ids_BT: segment ids, padded with zeros to `parts.VECTOR_MULTIPLE`.
+        inputs: q, k and v are 16-bit floats; segment ids are padded with zeros to `parts.VECTOR_MULTIPLE`; streams are
+            not read without dropout.
         ranges_BI4: `ranges.key_ranges` for blocks of 128 queries and `block_k` keys, stacked.
-        streams_BN: of dropout; not read without it.
+        call: the static facts.
     """
-    B, T, N, H = q_BTNH.shape
     block_k, stages = call.blocks.block_k, call.blocks.num_stages
-    group, dtype, width = N // k_BTKH.shape[2], q_BTNH.dtype, parts.tile_width(H)
-    num_q_blocks = ranges_BI4.shape[1]
+    dtype, width, num_q_blocks = inputs.q_BTNH.dtype, parts.tile_width(call.H), call.query_blocks
     scores_shape, out_shape = (ROWS, block_k), (ROWS, width)
 
     def kernel(q_ref, k_ref, v_ref, ids_ref, ranges_ref, streams_ref, out_ref, log_z_ref):
         b, n = lax.axis_index("row"), lax.axis_index("head")
         i = num_q_blocks - 1 - lax.axis_index("queries")  # the longest programs first
         w = lax.axis_index(WARPGROUPS)
-        columns = parts.head_columns(b * 0, H)
+        columns = parts.head_columns(b * 0, call.H)
         ranges = tuple(ranges_ref[b, i, r] for r in range(4))
         first, _, _, end = ranges
 
@@ -115,7 +108,7 @@ def forward(
 
             some_M = sum_M > 0.0
             sum_M = jnp.where(some_M, sum_M, 1.0)
-            smem.q.at[w][...] = (acc_MH * parts.per_row(call.kept_scale / sum_M, out_shape)).astype(dtype)
+            smem.q.at[w][...] = (acc_MH * parts.per_row((1.0 / call.keep_rate) / sum_M, out_shape)).astype(dtype)
             smem.log_z.at[w][...] = jnp.where(some_M, max_M * (1.0 / LOG2_E) + jnp.log(sum_M), 0.0)
             plgpu.commit_smem()
             plgpu.copy_smem_to_gmem(smem.q.at[w], out_ref.at[b, rows, n, columns])
@@ -123,7 +116,7 @@ def forward(
             plgpu.wait_smem_to_gmem(0)
 
         def load(smem):
-            kv_head = lax.div(n, jnp.int32(group))
+            kv_head = lax.div(n, jnp.int32(call.group))
             keys = lambda step: pl.ds((first + step) * block_k, block_k)  # noqa: E731
             k_copies = lambda step: [  # noqa: E731
                 (k_ref.at[b, keys(step), kv_head, columns], smem.k),
@@ -148,11 +141,11 @@ def forward(
         }
         parts.by_role(w, scratch, compute, load)
 
-    log_z = jax.ShapeDtypeStruct((B, N, ids_BT.shape[1]), jnp.float32)
+    log_z = jax.ShapeDtypeStruct((call.B, call.N, inputs.segment_ids_BT.shape[1]), jnp.float32)
     return parts.launch(
         kernel,
-        (jax.ShapeDtypeStruct(q_BTNH.shape, dtype), log_z),
+        (jax.ShapeDtypeStruct(inputs.q_BTNH.shape, dtype), log_z),
         name="mosaic_attention_forward",
-        grid={"row": B, "head": N, "queries": num_q_blocks},
+        grid={"row": call.B, "head": call.N, "queries": num_q_blocks},
         call=call,
-    )(q_BTNH, k_BTKH, v_BTKH, ids_BT, ranges_BI4, streams_BN)
+    )(*inputs[:4], ranges_BI4, inputs.streams_BN)

@@ -8,7 +8,6 @@ the arrays is read as zeros and not written, so that T and small head sizes need
 Shapes: M rows of a warpgroup, S columns of one step, H head size.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int, UInt32
 
 from kernels.attention import dropout
-from kernels.attention.blocks import Blocks
+from kernels.attention.passes import Call
 from kernels.attention.ranges import BlockRanges
 
 ROWS = 64
@@ -31,7 +30,6 @@ WARPGROUPS = "warpgroup"  # the axis over them
 COMPUTE_REGISTERS = 240
 LOADER_REGISTERS = 24
 LARGEST_HEAD_DIM = 128
-LOG2_E = math.log2(math.e)
 # Far below every real score, but finite: exp2 of it is 0 and no NaN arises. A row's maximum starts above it, so that a
 # row that sees nothing has a sum of 0.
 HIDDEN = -1e30
@@ -44,25 +42,6 @@ VECTOR_MULTIPLE = 128
 MATRIX = plgpu.Layout.WGMMA
 PER_ROW = MATRIX.reduce(1)
 PER_COLUMN = MATRIX.reduce(0)
-
-
-class Call(NamedTuple):
-    """What is static in one call of a kernel."""
-
-    scale: float  # of the scores, positive
-    dropout_rate: float
-    blocks: Blocks
-    interpret: Any  # None to run on the GPU, or parameters of the simulator
-
-    @property
-    def log2_scale(self) -> float:
-        """Of scores in base 2."""
-        return self.scale * LOG2_E
-
-    @property
-    def kept_scale(self) -> float:
-        """Of the probabilities that dropout keeps."""
-        return 1.0 / (1.0 - self.dropout_rate)
 
 
 class BackwardOperands(NamedTuple):

@@ -27,9 +27,9 @@ def attention(
     # Where no key is visible the softmax is uniform over masked keys, and log Z about MASKED.
     probs_BKGTS = jnp.where(visible_B11TS, jnp.exp(scores_BKGTS - log_z_BKGT[..., None]), 0.0)
     log_z_BKGT = jnp.where(jnp.any(visible_B11TS, axis=-1), log_z_BKGT, 0.0)
-    if request.dropout is not None:
-        rate = request.dropout.rate
-        streams = request.dropout.streams_BN(batch=B, num_heads=N).reshape(B, K, N // K, 1, 1)
+    streams_BN = request.streams_BN(N)
+    if streams_BN is not None:
+        rate, streams = request.dropout_rate, streams_BN.reshape(B, K, N // K, 1, 1)
         positions = jnp.arange(T, dtype=jnp.int32)
         kept_BKGTS = keep(streams, positions[:, None], positions[None, :], rate=rate)
         probs_BKGTS = jnp.where(kept_BKGTS, probs_BKGTS / (1.0 - rate), 0.0)

@@ -20,38 +20,31 @@ from jaxtyping import Array
 
 from kernels.attention import dropout
 from kernels.attention import triton_tiles as tiles
-from kernels.attention.contract import MASKED
+from kernels.attention.contract import MASKED, AttentionOutput
+from kernels.attention.passes import LOG2_E, Call, Inputs
 from kernels.attention.ranges import BlockRanges, query_ranges
-from kernels.attention.triton_tiles import LOG2_E, Call, Operands, exp2, horizon, load, matmul, store
+from kernels.attention.triton_tiles import Operands, exp2, horizon, load, matmul, store
 
 # Programs that fill the largest GPU served (H100: 132 multiprocessors) twice over.
 ENOUGH_PROGRAMS = 264
 
 
-def d_queries(
-    inputs: tuple, out_BTNH: Array, log_z_BNT: Array, d_out_BTNH: Array, d_log_z_BNT: Array, call: Call
-) -> tuple[Array, Array]:
-    """Returns d_q_BTNH, and delta_BNT (float32, times 1 - dropout rate) for `d_keys`.
-
-    `inputs` are those of `forward`: q, k, v, segment ids and streams.
-    """
-    grid, specs, operands, vector = tiles.over_queries(*inputs, call=call)
-    return call.pallas_call(
+def d_queries(inputs: Inputs, output: AttentionOutput, cotangents: AttentionOutput, call: Call) -> tuple[Array, Array]:
+    """Returns d_q_BTNH, and delta_BNT (float32, times 1 - dropout rate) for `d_keys`."""
+    grid, specs, operands, vector = tiles.over_queries(inputs, call)
+    return tiles.pallas_call(
         _d_queries_kernel,
+        call,
         grid=grid,
         in_specs=[specs, specs.q, vector, specs.q, vector],
         out_specs=[specs.q, vector],
-        out_shape=[
-            jax.ShapeDtypeStruct(out_BTNH.shape, out_BTNH.dtype),
-            jax.ShapeDtypeStruct(log_z_BNT.shape, jnp.float32),
-        ],
-        name="attention_d_queries",
-    )(operands, out_BTNH, log_z_BNT, d_out_BTNH, d_log_z_BNT)
+        out_shape=[jax.ShapeDtypeStruct(a.shape, a.dtype) for a in output],
+        name="attention_dq",
+    )(operands, *output, *cotangents)
 
 
 def _d_queries_kernel(refs: Operands, out_ref, log_z_ref, d_out_ref, d_log_z_ref, d_q_ref, delta_ref, *, call: Call):
-    block_q, block_k = call.blocks.block_q, call.blocks.block_k
-    to_exponent, keep_rate = call.scale * LOG2_E, 1.0 - call.dropout_rate
+    block_k, to_exponent, keep_rate = call.blocks.block_k, call.log2_scale, call.keep_rate
     t = tiles.query_positions(call)
     q_th, d_out_th = load(refs.q, t, call), load(d_out_ref, t, call)
     delta_t = jnp.sum(d_out_th.astype(jnp.float32) * load(out_ref, t, call).astype(jnp.float32), axis=1)
@@ -79,22 +72,23 @@ def _d_queries_kernel(refs: Operands, out_ref, log_z_ref, d_out_ref, d_log_z_ref
         d_scores_ts = probs_ts * (d_probs_ts - delta_t[:, None])
         return d_q_th + matmul(d_scores_ts.astype(k_sh.dtype), k_sh)
 
-    start = jnp.zeros((block_q, call.h), jnp.float32)
+    start = jnp.zeros(q_th.shape, jnp.float32)
     d_q_th = tiles.over_blocks([ref[...] for ref in refs.ranges], step, start)
     store(d_q_ref, d_q_th * (call.scale / keep_rate), t, call)
 
 
-def d_keys(inputs: tuple, log_z_BNT: Array, delta_BNT: Array, d_out_BTNH: Array, call: Call) -> tuple[Array, Array]:
+def d_keys(inputs: Inputs, log_z_BNT: Array, delta_BNT: Array, d_out_BTNH: Array, call: Call) -> tuple[Array, Array]:
     """Returns d_k_BTKH and d_v_BTKH, summed over the query heads of each group.
 
     A program sums over the heads of its group. Where that leaves too few programs for the device, the group is split
-    into P parts, whose float32 sums are added outside the kernel. `inputs` are those of `forward`.
+    into P parts, whose float32 sums are added outside the kernel.
     """
     q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, streams_BN = inputs
     block_k, all_queries = call.blocks.block_k, call.query_blocks * call.blocks.block_q
     splits = _splits(call)
     heads = call.group // splits
-    at_once = call.heads_at_once(2 * call.group * call.T * call.H * q_BTNH.dtype.itemsize)
+    h = tiles.padded_head_dim(call)
+    at_once = tiles.heads_at_once(call, 2 * call.group * call.T * call.H * q_BTNH.dtype.itemsize)
     sections = call.K // at_once
 
     def at(choose):
@@ -106,10 +100,10 @@ def d_keys(inputs: tuple, log_z_BNT: Array, delta_BNT: Array, d_out_BTNH: Array,
 
         return index
 
-    queries = pl.BlockSpec((None, all_queries, heads, call.h), at(lambda b, k, p, j: (b, 0, k * splits + p, 0)))
+    queries = pl.BlockSpec((None, all_queries, heads, h), at(lambda b, k, p, j: (b, 0, k * splits + p, 0)))
     vectors = pl.BlockSpec((None, heads, all_queries), at(lambda b, k, p, j: (b, k * splits + p, 0)))
-    keys = pl.BlockSpec((None, block_k, None, call.h), at(lambda b, k, p, j: (b, j, k, 0)))
-    sums = pl.BlockSpec((None, None, block_k, None, call.h), at(lambda b, k, p, j: (p, b, j, k, 0)))
+    keys = pl.BlockSpec((None, block_k, None, h), at(lambda b, k, p, j: (b, j, k, 0)))
+    sums = pl.BlockSpec((None, None, block_k, None, h), at(lambda b, k, p, j: (p, b, j, k, 0)))
     streams = pl.BlockSpec((None, heads), at(lambda b, k, p, j: (b, k * splits + p)))
     specs = Operands(
         ranges=BlockRanges._make([pl.BlockSpec((None, None), at(lambda b, k, p, j: (b, j)))] * 4),
@@ -123,13 +117,14 @@ def d_keys(inputs: tuple, log_z_BNT: Array, delta_BNT: Array, d_out_BTNH: Array,
     ranges = query_ranges(segment_ids_BT, block_q=call.blocks.block_q, block_k=block_k)
     operands = Operands(ranges, segment_ids_BT, segment_ids_BT, q_BTNH, k_BTKH, v_BTKH, streams_BN)
     shape = jax.ShapeDtypeStruct((splits, *k_BTKH.shape), k_BTKH.dtype if splits == 1 else jnp.float32)
-    d_k_PBTKH, d_v_PBTKH = call.pallas_call(
+    d_k_PBTKH, d_v_PBTKH = tiles.pallas_call(
         _d_keys_kernel,
+        call,
         grid=(at_once * splits, call.key_blocks, call.B * sections),
         in_specs=[specs, vectors, vectors, queries],
         out_specs=[sums, sums],
         out_shape=[shape, shape],
-        name="attention_d_keys",
+        name="attention_dkv",
     )(operands, log_z_BNT, delta_BNT, d_out_BTNH)
     return jnp.sum(d_k_PBTKH, axis=0).astype(k_BTKH.dtype), jnp.sum(d_v_PBTKH, axis=0).astype(v_BTKH.dtype)
 
@@ -143,7 +138,7 @@ def _splits(call: Call) -> int:
 
 def _d_keys_kernel(refs: Operands, log_z_ref, delta_ref, d_out_ref, d_k_ref, d_v_ref, *, call: Call):
     block_q, block_k = call.blocks.block_q, call.blocks.block_k
-    to_exponent, keep_rate = call.scale * LOG2_E, 1.0 - call.dropout_rate
+    to_exponent, keep_rate = call.log2_scale, call.keep_rate
     s = pl.program_id(1) * block_k + jnp.arange(block_k)
     k_sh, v_sh = load(refs.k, s, call), load(refs.v, s, call)
     ids_s = load(refs.key_ids, s, call)
@@ -176,7 +171,7 @@ def _d_keys_kernel(refs: Operands, log_z_ref, delta_ref, d_out_ref, d_k_ref, d_v
         d_scores_st = probs_st * (d_probs_st - load(delta_ref.at[g, block], t, call, inside=inside)[None, :])
         return d_k_sh + matmul(d_scores_st.astype(q_th.dtype), q_th), d_v_sh
 
-    zeros = jnp.zeros((block_k, call.h), jnp.float32)
+    zeros = jnp.zeros(k_sh.shape, jnp.float32)
     heads = log_z_ref.shape[0]
     d_k_sh, d_v_sh = tiles.over_blocks([ref[...] for ref in refs.ranges], step, (zeros, zeros), heads=heads)
     store(d_k_ref, d_k_sh * (call.scale / keep_rate), s, call)

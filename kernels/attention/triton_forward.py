@@ -13,28 +13,28 @@ from jaxtyping import Array
 from kernels.attention import dropout
 from kernels.attention import triton_tiles as tiles
 from kernels.attention.contract import MASKED
-from kernels.attention.triton_tiles import LOG2_E, Call, Operands, exp2, horizon, load, matmul, store
+from kernels.attention.passes import Call, Inputs
+from kernels.attention.triton_tiles import Operands, exp2, horizon, load, matmul, store
 
 
-def forward(
-    q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_ids_BT: Array, streams_BN: Array | None, call: Call
-) -> tuple[Array, Array]:
+def forward(inputs: Inputs, call: Call) -> tuple[Array, Array]:
     """Returns out_BTNH in the dtype of q and log_z_BNT in float32."""
-    grid, specs, operands, vector = tiles.over_queries(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, streams_BN, call=call)
+    grid, specs, operands, vector = tiles.over_queries(inputs, call)
     log_z_BNT = jax.ShapeDtypeStruct((call.B, call.N, call.T), jnp.float32)
-    return call.pallas_call(
+    return tiles.pallas_call(
         _kernel,
+        call,
         grid=grid,
         in_specs=[specs],
         out_specs=[specs.q, vector],
-        out_shape=[jax.ShapeDtypeStruct(q_BTNH.shape, q_BTNH.dtype), log_z_BNT],
+        out_shape=[jax.ShapeDtypeStruct(inputs.q_BTNH.shape, inputs.q_BTNH.dtype), log_z_BNT],
         name="attention_forward",
     )(operands)
 
 
 def _kernel(refs: Operands, out_ref, log_z_ref, *, call: Call):
     block_q, block_k = call.blocks.block_q, call.blocks.block_k
-    to_exponent = call.scale * LOG2_E
+    to_exponent = call.log2_scale
     t = tiles.query_positions(call)
     q_th = load(refs.q, t, call)
     ids_t = load(refs.query_ids, t, call)
@@ -64,12 +64,12 @@ def _kernel(refs: Operands, out_ref, log_z_ref, *, call: Call):
         return mixed_th, new_max_t, sum_t
 
     start = (
-        jnp.zeros((block_q, call.h), jnp.float32),
+        jnp.zeros(q_th.shape, jnp.float32),
         jnp.full((block_q,), MASKED, jnp.float32),
         jnp.zeros((block_q,), jnp.float32),
     )
     mixed_th, max_t, sum_t = tiles.over_blocks([ref[...] for ref in refs.ranges], step, start)
     blind_t = sum_t == 0.0
     sum_t = jnp.where(blind_t, 1.0, sum_t)
-    store(out_ref, mixed_th * (1.0 / ((1.0 - call.dropout_rate) * sum_t))[:, None], t, call)
+    store(out_ref, mixed_th * (1.0 / (call.keep_rate * sum_t))[:, None], t, call)
     store(log_z_ref, jnp.where(blind_t, 0.0, max_t * call.scale + jnp.log(sum_t)), t, call)

@@ -7,9 +7,7 @@ Shapes: B batch, T sequence, N query heads, K key/value heads, H head size, h = 
 and s keys of one block.
 """
 
-import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,58 +18,29 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array
 
-from kernels.attention.blocks import Blocks
+from kernels.attention.passes import Call, Inputs
 from kernels.attention.ranges import BlockRanges, key_ranges
 
-LOG2_E = math.log2(math.e)
 # Half of the smallest L2 cache served (A100: 40 MiB, H100: 50 MiB), so that what streams through leaves room.
 L2_BYTES = 20 * 2**20
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Call:
-    """Everything static about one kernel call."""
+def padded_head_dim(call: Call) -> int:
+    """h: H padded to a power of two that tensor cores take."""
+    return max(16, pl.next_power_of_2(call.H))
 
-    B: int
-    T: int
-    N: int
-    K: int
-    H: int
-    scale: float
-    dropout_rate: float  # 0: no dropout, and no streams among the operands
-    blocks: Blocks
-    interpret: bool
 
-    @property
-    def group(self) -> int:
-        """Query heads that share a key/value head."""
-        return self.N // self.K
+def heads_at_once(call: Call, bytes_per_kv_head: int) -> int:
+    """Key/value heads whose working set stays in the L2 cache together; divides K."""
+    fitting = max(1, L2_BYTES // bytes_per_kv_head)
+    return max(k for k in range(1, call.K + 1) if call.K % k == 0 and k <= fitting)
 
-    @property
-    def h(self) -> int:
-        """H padded to a power of two that tensor cores take."""
-        return max(16, pl.next_power_of_2(self.H))
 
-    @property
-    def query_blocks(self) -> int:
-        """Blocks of queries in a row, the last one possibly over its edge."""
-        return pl.cdiv(self.T, self.blocks.block_q)
-
-    @property
-    def key_blocks(self) -> int:
-        """Blocks of keys in a row, the last one possibly over its edge."""
-        return pl.cdiv(self.T, self.blocks.block_k)
-
-    def heads_at_once(self, bytes_per_kv_head: int) -> int:
-        """Key/value heads whose working set stays in the L2 cache together; divides K."""
-        fitting = max(1, L2_BYTES // bytes_per_kv_head)
-        return max(k for k in range(1, self.K + 1) if self.K % k == 0 and k <= fitting)
-
-    def pallas_call(self, kernel: Callable, **specs) -> Callable:
-        """`pl.pallas_call` of `kernel(*refs, call=self)` with the compiler parameters of the blocks."""
-        params = plgpu.CompilerParams(num_warps=self.blocks.num_warps, num_stages=self.blocks.num_stages)
-        kernel = functools.partial(kernel, call=self)
-        return pl.pallas_call(kernel, compiler_params=params, interpret=self.interpret, **specs)
+def pallas_call(kernel: Callable, call: Call, **specs) -> Callable:
+    """`pl.pallas_call` of `kernel(*refs, call=call)` with the compiler parameters of the blocks."""
+    params = plgpu.CompilerParams(num_warps=call.blocks.num_warps, num_stages=call.blocks.num_stages)
+    kernel = functools.partial(kernel, call=call)
+    return pl.pallas_call(kernel, compiler_params=params, interpret=call.interpret, **specs)
 
 
 class Operands(NamedTuple):
@@ -86,7 +55,7 @@ class Operands(NamedTuple):
     streams: Any  # None without dropout
 
 
-class Launch(NamedTuple):
+class QueryGrid(NamedTuple):
     """A grid whose programs own blocks of queries, and what all such kernels read."""
 
     grid: tuple[int, int, int]
@@ -95,10 +64,11 @@ class Launch(NamedTuple):
     vector: pl.BlockSpec  # of a float32 number for each query [B, N, T]
 
 
-def over_queries(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, streams_BN, *, call: Call) -> Launch:
+def over_queries(inputs: Inputs, call: Call) -> QueryGrid:
     """Heads that share the L2 cache run side by side, the longest blocks of them first: short ones fill the end."""
     block_q, all_keys = call.blocks.block_q, call.key_blocks * call.blocks.block_k
-    at_once = call.heads_at_once(2 * call.T * call.H * k_BTKH.dtype.itemsize)
+    q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, streams_BN = inputs
+    at_once, h = heads_at_once(call, 2 * call.T * call.H * k_BTKH.dtype.itemsize), padded_head_dim(call)
     sections = call.K // at_once
 
     def at(choose):
@@ -110,12 +80,12 @@ def over_queries(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, streams_BN, *, call: Ca
 
         return index
 
-    keys = pl.BlockSpec((None, all_keys, None, call.h), at(lambda b, n, i: (b, 0, lax.div(n, call.group), 0)))
+    keys = pl.BlockSpec((None, all_keys, None, h), at(lambda b, n, i: (b, 0, lax.div(n, call.group), 0)))
     specs = Operands(
         ranges=BlockRanges._make([pl.BlockSpec((None, None), at(lambda b, n, i: (b, i)))] * 4),
         query_ids=pl.BlockSpec((None, block_q), at(lambda b, n, i: (b, i))),
         key_ids=pl.BlockSpec((None, all_keys), at(lambda b, n, i: (b, 0))),
-        q=pl.BlockSpec((None, block_q, None, call.h), at(lambda b, n, i: (b, i, n, 0))),
+        q=pl.BlockSpec((None, block_q, None, h), at(lambda b, n, i: (b, i, n, 0))),
         k=keys,
         v=keys,
         streams=None if streams_BN is None else pl.BlockSpec((None, None), at(lambda b, n, i: (b, n))),
@@ -123,7 +93,7 @@ def over_queries(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, streams_BN, *, call: Ca
     ranges = key_ranges(segment_ids_BT, block_q=block_q, block_k=call.blocks.block_k)
     operands = Operands(ranges, segment_ids_BT, segment_ids_BT, q_BTNH, k_BTKH, v_BTKH, streams_BN)
     vector = pl.BlockSpec((None, None, block_q), at(lambda b, n, i: (b, n, i)))
-    return Launch((at_once * call.group, call.query_blocks, call.B * sections), specs, operands, vector)
+    return QueryGrid((at_once * call.group, call.query_blocks, call.B * sections), specs, operands, vector)
 
 
 def matmul(a: Array, b: Array, *, transpose_b: bool = False) -> Array:
@@ -177,7 +147,8 @@ def _mask(positions: Array, ndim: int, call: Call, *, inside: bool) -> Array | N
     rows = None if inside or call.T % len(positions) == 0 else positions < call.T
     if ndim == 1:
         return rows
-    columns = None if call.h == call.H else jnp.arange(call.h)[None, :] < call.H
+    h = padded_head_dim(call)
+    columns = None if h == call.H else jnp.arange(h)[None, :] < call.H
     if rows is None or columns is None:
         return columns if rows is None else rows[:, None]
     return rows[:, None] & columns

@@ -47,8 +47,9 @@ def _attention(q_BKGTH, k_BKTH, v_BKTH, request):
 
 def _forward(q_BKGTH, k_BKTH, v_BKTH, request):
     out, log_z = [], []
-    streams_BKG = _streams(request, q_BKGTH)
-    for block in _blocks(q_BKGTH.shape[3]):
+    _, K, G, T, _ = q_BKGTH.shape
+    streams_BN = request.streams_BN(K * G)
+    for block in _blocks(T):
         start, end = block
         q_BKGtH, k_BKSH, v_BKSH = q_BKGTH[:, :, :, start:end], k_BKTH[:, :, :end], v_BKTH[:, :, :end]
         scores_BKGtS = _scores(q_BKGtH, k_BKSH, request, block)
@@ -57,21 +58,21 @@ def _forward(q_BKGTH, k_BKTH, v_BKTH, request):
         sum_BKGt = jnp.sum(probs_BKGtS, axis=-1)
         # Padding sees nothing: its row of ones is cancelled here, and is exp(MASKED - 0) = 0 in the backward pass.
         real_B11t = request.segment_ids_BT[:, None, None, start:end] != 0
-        drop = _dropper(request, streams_BKG, block)
+        drop = _dropper(request, streams_BN, block, K)
         mixed_BKGtH = _rows_times(drop(probs_BKGtS).astype(v_BKSH.dtype), v_BKSH)
         out.append((mixed_BKGtH * jnp.where(real_B11t, 1.0 / sum_BKGt, 0.0)[..., None]).astype(q_BKGTH.dtype))
         log_z.append(jnp.where(real_B11t, max_BKGt + jnp.log(sum_BKGt), 0.0))
     # Named, so that a rematerialisation policy can keep them and with them the whole forward pass.
     out_BKGTH = checkpoint_name(jnp.concatenate(out, axis=3), "attention")
     log_z_BKGT = checkpoint_name(jnp.concatenate(log_z, axis=3), "attention")
-    return (out_BKGTH, log_z_BKGT), (q_BKGTH, k_BKTH, v_BKTH, request, streams_BKG, out_BKGTH, log_z_BKGT)
+    return (out_BKGTH, log_z_BKGT), (q_BKGTH, k_BKTH, v_BKTH, request, streams_BN, out_BKGTH, log_z_BKGT)
 
 
 def _backward(residuals, cotangents):
     d_out_BKGTH, d_log_z_BKGT = cotangents
-    q_BKGTH, k_BKTH, v_BKTH, request, streams_BKG, out_BKGTH, log_z_BKGT = residuals
+    q_BKGTH, k_BKTH, v_BKTH, request, streams_BN, out_BKGTH, log_z_BKGT = residuals
     delta_BKGT = jnp.sum(d_out_BKGTH.astype(jnp.float32) * out_BKGTH.astype(jnp.float32), axis=-1) - d_log_z_BKGT
-    T, dtype = q_BKGTH.shape[3], q_BKGTH.dtype
+    (_, K, _, T, _), dtype = q_BKGTH.shape, q_BKGTH.dtype
     d_q, d_k_BKTH, d_v_BKTH = [], jnp.float32(0), jnp.float32(0)
     for block in _blocks(T):
         start, end = block
@@ -79,7 +80,7 @@ def _backward(residuals, cotangents):
         q_BKGtH, d_out_BKGtH, k_BKSH, v_BKSH = rows(q_BKGTH), rows(d_out_BKGTH), k_BKTH[:, :, :end], v_BKTH[:, :, :end]
         scores_BKGtS = _scores(q_BKGtH, k_BKSH, request, block)
         probs_BKGtS = jnp.exp(scores_BKGtS - rows(log_z_BKGT)[..., None])
-        drop = _dropper(request, streams_BKG, block)
+        drop = _dropper(request, streams_BN, block, K)
         d_probs_BKGtS = drop(_rows_by_keys(d_out_BKGtH, v_BKSH))
         d_scores_BKGtS = request.scale * probs_BKGtS * (d_probs_BKGtS - rows(delta_BKGT)[..., None])
         d_scores_BKGtS = d_scores_BKGtS.astype(dtype)
@@ -99,19 +100,13 @@ def _scores(q_BKGtH, k_BKSH, request, block):
     return jnp.where(visible_BtS[:, None, None], request.scale * _rows_by_keys(q_BKGtH, k_BKSH), MASKED)
 
 
-def _streams(request, q_BKGTH):
-    if request.dropout is None:
-        return None
-    B, K, G = q_BKGTH.shape[:3]
-    return request.dropout.streams_BN(batch=B, num_heads=K * G).reshape(B, K, G)
-
-
-def _dropper(request, streams_BKG, block):
+def _dropper(request, streams_BN, block, num_kv_heads):
     """Dropout of probabilities (or of their gradient) as a function: the same mask each time it is called."""
-    if request.dropout is None:
+    if streams_BN is None:
         return lambda probs: probs
     start, end = block
-    rate, queries_t1, keys_1S = request.dropout.rate, jnp.arange(start, end)[:, None], jnp.arange(end)[None, :]
+    streams_BKG = streams_BN.reshape(len(streams_BN), num_kv_heads, -1)
+    rate, queries_t1, keys_1S = request.dropout_rate, jnp.arange(start, end)[:, None], jnp.arange(end)[None, :]
     kept_BKGtS = keep(streams_BKG[..., None, None], queries_t1, keys_1S, rate=rate)
     return lambda probs: jnp.where(kept_BKGtS, probs / (1.0 - rate), 0.0)
 

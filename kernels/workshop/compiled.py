@@ -19,7 +19,7 @@ from pathlib import Path
 import jax
 
 from kernels import aot
-from kernels.attention.blocks import blocks_for
+from kernels.attention.blocks import blocks_for, pass_of
 from kernels.workshop import measure, tables
 from kernels.workshop.cases import REAL_CASES, Case
 from kernels.workshop.subjects import KERNELS, Subject, subjects
@@ -27,19 +27,6 @@ from kernels.workshop.work import loaded_bytes
 
 # For the compiler, shapes that differ in batch, length or number of heads only are the same kernel.
 DEFAULT_CASES = ("7b_t4096_whole", "7b_t4096", "7b_t4096_dropout", "8b_t8192", "small_h64_whole", "small_h64")
-MIB, GIB = 2**20, 2**30
-COLUMNS = (
-    "",
-    "kernel",
-    "threads",
-    "registers",
-    "spills, B",
-    "shared, KiB",
-    "blocks a core",
-    "MMA",
-    "loads, GiB",
-    "temp, MiB",
-)
 COMPILED = (
     "Compiled, not run: registers, spills, shared memory, instructions in the text and memory are the compiler's; "
     "blocks on a core are computed from them, loads are modelled. Speed and numbers on hardware are not known."
@@ -60,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cases = [case for case in REAL_CASES if case.name in args.cases]
     try:
         chosen = subjects(args.subjects)
-        records = [row for kind in args.kinds for row in compiled(kind, cases, chosen)]
+        records = [record for kind in args.kinds for case in cases for record in _records(kind, case, chosen)]
     except (aot.Unavailable, ValueError) as error:
         print(f"kernels.workshop.compiled: {error}", file=sys.stderr)
         return 1
@@ -71,16 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def compiled(kind: str, cases: Sequence[Case], subjects: Sequence[Subject]) -> list[dict]:
-    """Prints and gives what a compile for the described GPU says of every subject that is made of kernels."""
-    records = []
-    for case in cases:
-        title = f"\n{kind} ({aot.limits(kind).capability}), {case.name}, bfloat16, forward and backward"
-        print(f"{title}\n{tables.head(COLUMNS)}")
-        for subject in subjects:
-            for record in _compiled(kind, case, subject):
-                print(tables.row(_cells(record)), flush=True)
-                records.append(record)
+def _records(kind: str, case: Case, subjects: Sequence[Subject]) -> list[dict]:
+    """Prints and gives what a compile for the described GPU says of every subject."""
+    print(f"\n{kind} ({aot.limits(kind).capability}), {case.name}, bfloat16, forward and backward")
+    records = [record for subject in subjects for record in _compiled(kind, case, subject)]
+    print(tables.of_records([_shown(record) for record in records]), flush=True)
     return records
 
 
@@ -95,7 +77,7 @@ def _compiled(kind: str, case: Case, subject: Subject) -> list[dict]:
         program = subject.program(case, backward=backward)
         report = measure.compile_for(kind, program, case.shapes(subject.dtype))
     except (NotImplementedError, ExceptionGroup, jax.errors.JaxRuntimeError) as error:
-        return [{**about, "refused": _one_line(error)}]
+        return [{**about, "refused": tables.first_line(error)}]
     about |= {"backward": backward, "temp_bytes": report.temp_bytes}
     return [
         {
@@ -116,13 +98,13 @@ def _compiled(kind: str, case: Case, subject: Subject) -> list[dict]:
         }
         for kernel in report.kernels
         if kernel.tensor_macs
-        for occupancy in [aot.occupancy(kernel, kind)]
+        for occupancy in [kernel.occupancy(aot.limits(kind))]
     ] or [{**about, "refused": "no kernel with tensor-core instructions"}]
 
 
 def _loads(kind: str, case: Case, subject: Subject, kernel: str) -> int | None:
     """Bytes that the kernel's blocks move; known for kernels of ours, whose block sizes we know."""
-    kernel_pass = measure.pass_of(kernel) if subject.ours else None
+    kernel_pass = pass_of(kernel) if subject.ours else None
     if kernel_pass is None:
         return None
     size = subject.dtype.itemsize
@@ -130,27 +112,21 @@ def _loads(kind: str, case: Case, subject: Subject, kernel: str) -> int | None:
     return loaded_bytes(case, blocks=blocks, kernel_pass=kernel_pass, bytes_per_element=size)
 
 
-def _cells(record: dict) -> list:
+def _shown(record: dict) -> dict:
     if "refused" in record:
-        return [record["subject"], record["refused"], *[""] * (len(COLUMNS) - 2)]
+        return {"": record["subject"], "kernel": record["refused"]}
     mma = "+".join(f"{record[key]} {name}" for key, name in (("wgmma", "wgmma"), ("mma_sync", "mma")) if record[key])
     loads = record["modelled_load_bytes"]
-    return [
-        record["subject"] + ("" if record["backward"] else " (forward)"),
-        record["kernel"],
-        record["threads"],
-        record["registers"],
-        record["spill_bytes"],
-        f"{record['shared_memory'] / 1024:.1f}",
-        f"{record['blocks_per_core']} ({record['occupancy']:.0%}, {record['bound']})",
-        mma + (", serialised" if record["wgmma_serialised"] else ""),
-        f"{loads / GIB:.2f}" if loads else "",
-        f"{record['temp_bytes'] / MIB:.1f}",
-    ]
-
-
-def _one_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:160]
+    return {
+        "": record["subject"] + ("" if record["backward"] else " (forward)"),
+        **{key: record[key] for key in ("kernel", "threads", "registers")},
+        "spills, B": record["spill_bytes"],
+        "shared, KiB": f"{record['shared_memory'] / 1024:.1f}",
+        "blocks a core": f"{record['blocks_per_core']} ({record['occupancy']:.0%}, {record['bound']})",
+        "MMA": mma + (", serialised" if record["wgmma_serialised"] else ""),
+        "loads, GiB": f"{loads / 2**30:.2f}" if loads else "",
+        "temp, MiB": f"{record['temp_bytes'] / 2**20:.1f}",
+    }
 
 
 if __name__ == "__main__":

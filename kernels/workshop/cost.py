@@ -9,11 +9,10 @@ import dataclasses
 import math
 
 from kernels import aot, ptx
-from kernels.attention.blocks import Blocks, Pass
+from kernels.attention.blocks import MATMULS, Blocks, Pass
 from kernels.workshop.cases import Case
 from kernels.workshop.work import loaded_bytes, touched_tiles
 
-MATMULS: dict[Pass, int] = {"forward": 2, "dq": 3, "dkv": 4}
 # Float32 instructions on each score, beside its exponential: scale, maximum, sum, differences, products, conversion.
 ARITHMETIC: dict[Pass, float] = {"forward": 3.5, "dq": 3.5, "dkv": 4.0}
 # Cycles of a step that depend on each other, however small its tiles: two matmuls, two reductions over lanes, an
@@ -60,8 +59,9 @@ def modelled_seconds(case: Case, *, kernel: ptx.Kernel, kind: str, blocks: Block
         kind: of the GPU, a key of `aot.TARGETS`.
         blocks, kernel_pass: what the kernel was compiled with.
     """
-    rates, matmul_kind = RATES[aot.limits(kind).capability], kernel.mma_kind.split("+")[0]
-    occupancy = aot.occupancy(kernel, kind)
+    limits = aot.limits(kind)
+    rates, matmul_kind = RATES[limits.capability], kernel.mma_kind.split("+")[0]
+    occupancy = kernel.occupancy(limits)
     if not occupancy.blocks:
         return math.inf
     steps = touched_tiles(case, block_q=blocks.block_q, block_k=blocks.block_k) * case.num_heads

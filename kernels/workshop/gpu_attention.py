@@ -1,8 +1,7 @@
 """Attention on this machine's accelerator: errors against float64, and times beside other libraries' kernels."""
 
 import dataclasses
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +11,11 @@ from kernels.attention.api import attend
 from kernels.attention.contract import AttentionOutput
 from kernels.workshop import measure, truth
 from kernels.workshop.cases import REAL_CASES, Case, packed
+from kernels.workshop.measure import PartOptions
 from kernels.workshop.subjects import Subject, subjects
+from kernels.workshop.tables import Record, first_line
 from kernels.workshop.work import flops
 
-Record = dict[str, object]
 # A result may deviate from float64 by this share of the largest true value.
 BOUNDS = {"bfloat16": 2e-2, "float16": 2e-2, "float32": 1e-4}
 _CASE = Case(name="packed", batch=2, seq_len=1024, num_heads=8, num_kv_heads=8, head_dim=128, documents=packed(1024))
@@ -40,20 +40,14 @@ def tiny(case: Case) -> Case:
     )
 
 
-def numbers(*backends: str, small: bool, deadline: float) -> Iterator[Record]:
-    """The error of every result of every case, by each backend.
-
-    Args:
-        backends: names of `kernels.attention`.
-        small: short rows, for a machine without a GPU.
-        deadline: nothing is started after it, by `time.monotonic`.
-    """
+def numbers(options: PartOptions, *, backends: Sequence[str]) -> Iterator[Record]:
+    """The error of every result of every case, by each of these backends of `kernels.attention`."""
     for case, dtype in NUMBERS:
-        case = tiny(case) if small else case
+        case = tiny(case) if options.small else case
         arguments = _arguments(case, jnp.dtype(dtype))
         expected = truth.in_float64(case, *arguments)
         for backend in backends:
-            if time.monotonic() > deadline:
+            if options.is_over:
                 return
             yield {"backend": backend, "case": case.name, "dtype": dtype, **_errors(backend, case, arguments, expected)}
 
@@ -75,7 +69,7 @@ def _errors(backend: str, case: Case, arguments, expected: truth.Results) -> Rec
     try:
         first, second = (truth.Results(*jax.device_get(run(*arguments))) for _ in range(2))
     except Exception as error:  # whatever a backend or its compiler raises is a result
-        return {"refused": _one_line(error)}
+        return {"refused": first_line(error)}
     errors = dict(truth.relative_errors(first, expected))
     bound = BOUNDS[str(first.out.dtype)]
     return {
@@ -86,26 +80,28 @@ def _errors(backend: str, case: Case, arguments, expected: truth.Results) -> Rec
     }
 
 
-def times(*, small: bool, deadline: float) -> Iterator[Record]:
+def times(options: PartOptions) -> Iterator[Record]:
     """Median seconds and TFLOP/s of every subject that serves a case, and why the others do not.
 
     TFLOP/s count the matmuls of visible pairs, two forward and five backward, so that skipped blocks and repeated work
-    are not paid for. Subjects take turns. `small` and `deadline` are as for `numbers`.
+    are not paid for. Subjects take turns.
     """
     by_name = {case.name: case for case in REAL_CASES}
-    for case in map(by_name.__getitem__, TIMED[:1] if small else TIMED):
-        case = tiny(case) if small else case
+    for case in map(by_name.__getitem__, TIMED[:1] if options.small else TIMED):
+        case = tiny(case) if options.small else case
         for backward in (True, False):
             functions = {}
             for subject in subjects(("triton", "mosaic", *PEERS, "xla_chunked", "xla")):
-                if time.monotonic() > deadline:
+                if options.is_over:
                     return
                 try:
                     functions[subject.name] = _ready(subject, case, backward=backward)
                 except Exception as error:  # a kernel too large, memory that ends, a library that is not there
-                    yield _row(case, backward, subject.name) | {"refused": _one_line(error)}
+                    yield _row(case, backward, subject.name) | {"refused": first_line(error)}
             work = flops(case, backward=False) + (flops(case, backward=True) if backward else 0)
-            for name, seconds in measure.seconds(functions, at_least=0.0 if small else 0.02, deadline=deadline).items():
+            at_least = 0.0 if options.small else 0.02
+            measured = measure.seconds(functions, at_least=at_least, deadline=options.deadline)
+            for name, seconds in measured.items():
                 speed = {"milliseconds": seconds * 1e3, "TFLOP/s": work / seconds / 1e12}
                 yield _row(case, backward, name) | speed
 
@@ -123,7 +119,3 @@ def _ready(subject: Subject, case: Case, *, backward: bool):
     run = jax.jit(subject.program(case, backward=backward))
     jax.block_until_ready(run(*arguments))
     return lambda: run(*arguments)
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".strip().split("\n")[0][:300]

@@ -10,6 +10,7 @@ Times are medians after a warm-up; errors are relative to float64.
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import platform
@@ -22,36 +23,28 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from kernels import aot
-from kernels.workshop import tables
+import jax
 
-Record = dict[str, object]
+from kernels import aot
+from kernels.workshop import gpu_attention, gpu_step, tables
+from kernels.workshop.measure import PartOptions
+from kernels.workshop.tables import Record
+
 SHORTEST = 5.0  # seconds that a part must have left to be started
 PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "flax", "tokamax", "torch", "transformers")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-    """What every part is given: tiny shapes or full ones, the report's folder, an end by `time.monotonic`."""
-
-    small: bool
-    out: Path
-    deadline: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Part:
+@dataclasses.dataclass(frozen=True)
+class ReportPart:
     """One part of the report: it must have ended when the share `until` of all the time is over."""
 
     name: str
     title: str
     until: float
-    run: Callable[[Options], Iterator[Record]]
+    run: Callable[[PartOptions], Iterator[Record]]
 
 
-def _machine(options: Options) -> Iterator[Record]:
-    import jax
-
+def _machine(options: PartOptions) -> Iterator[Record]:
     device = jax.devices()[0]
     if not options.small and device.platform != "gpu":
         raise RuntimeError('there is an NVIDIA driver, but JAX does not use the GPU: pip install "jax[cuda13]"')
@@ -69,50 +62,20 @@ def _machine(options: Options) -> Iterator[Record]:
         yield {"device": "nvidia-smi", "says": subprocess.run(query, capture_output=True, text=True).stdout}
 
 
-def _numbers(*backends: str) -> Callable[[Options], Iterator[Record]]:
-    def run(options: Options) -> Iterator[Record]:
-        from kernels.workshop import gpu_attention
-
-        return gpu_attention.numbers(*backends, small=options.small, deadline=options.deadline)
-
-    return run
+def _numbers(*backends: str) -> Callable[[PartOptions], Iterator[Record]]:
+    return functools.partial(gpu_attention.numbers, backends=backends)
 
 
-def _times(options: Options) -> Iterator[Record]:
-    from kernels.workshop import gpu_attention
-
-    return gpu_attention.times(small=options.small, deadline=options.deadline)
-
-
-def _our_step(options: Options) -> Iterator[Record]:
-    from kernels.workshop import gpu_step
-
-    return gpu_step.our_step(small=options.small, deadline=options.deadline, folder=options.out)
-
-
-def _torch_step(options: Options) -> Iterator[Record]:
-    from kernels.workshop import gpu_step
-
-    return gpu_step.torch_step(small=options.small, deadline=options.deadline)
-
-
-PARTS = {
-    part.name: part
-    for part in (
-        Part(name="machine", title="Machine", until=0.1, run=_machine),
-        Part(name="triton", title="Triton kernels against float64", until=0.25, run=_numbers("triton")),
-        Part(name="mosaic", title="Mosaic kernels against float64", until=0.4, run=_numbers("mosaic")),
-        Part(name="times", title="Times of attention", until=0.6, run=_times),
-        Part(name="step", title="A training step", until=0.85, run=_our_step),
-        Part(name="torch", title="The same step by transformers and torch", until=0.95, run=_torch_step),
-        Part(
-            name="others",
-            title="Other backends against float64",
-            until=1.0,
-            run=_numbers("xla_chunked", "xla", "cudnn", "tokamax"),
-        ),
-    )
-}
+_PARTS = (
+    ReportPart("machine", "Machine", 0.1, _machine),
+    ReportPart("triton", "Triton kernels against float64", 0.25, _numbers("triton")),
+    ReportPart("mosaic", "Mosaic kernels against float64", 0.4, _numbers("mosaic")),
+    ReportPart("times", "Times of attention", 0.6, gpu_attention.times),
+    ReportPart("step", "A training step", 0.85, gpu_step.our_step),
+    ReportPart("torch", "The same step by transformers and torch", 0.95, gpu_step.torch_step),
+    ReportPart("others", "Other backends against float64", 1.0, _numbers("xla_chunked", "xla", "cudnn", "tokamax")),
+)
+PARTS = {part.name: part for part in _PARTS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     small = args.tiny or not aot.has_gpu()
     end = time.monotonic() + 60 * args.minutes
     if args.part:
-        return run_part(PARTS[args.part], Options(small=small, out=args.out, deadline=end))
+        return run_part(PARTS[args.part], PartOptions(small=small, folder=args.out, deadline=end))
     args.out.mkdir(parents=True, exist_ok=True)
     started, results = time.monotonic(), []
     total = end - started - 1.0  # a second to write and to stop
@@ -143,9 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run_part(part: Part, options: Options) -> int:
+def run_part(part: ReportPart, options: PartOptions) -> int:
     """Runs a part in this process and appends its records to a file as they come; 1 where it raises."""
-    with _records_file(part, options.out).open("a", encoding="utf-8") as file:
+    with _records_file(part, options.folder).open("a", encoding="utf-8") as file:
         try:
             for record in part.run(options):
                 file.write(json.dumps(record) + "\n")
@@ -156,7 +119,7 @@ def run_part(part: Part, options: Options) -> int:
     return 0
 
 
-def _in_process(part: Part, out: Path, seconds: float, *, small: bool) -> Record:
+def _in_process(part: ReportPart, out: Path, seconds: float, *, small: bool) -> Record:
     """Runs a part in a process that is killed when its time is over; what came of it."""
     if seconds < SHORTEST:
         return {"status": "not started: no time was left", "seconds": 0.0, "records": []}
@@ -187,7 +150,7 @@ def _in_process(part: Part, out: Path, seconds: float, *, small: bool) -> Record
     return {"status": status, "seconds": time.monotonic() - started, "records": records}
 
 
-def _records_file(part: Part, out: Path) -> Path:
+def _records_file(part: ReportPart, out: Path) -> Path:
     return out / f"{part.name}.jsonl"
 
 

@@ -1,19 +1,21 @@
 """A training step of a 1B Llama on this machine's accelerator, ours and torch's: speed, memory and a profile.
 
-This is the only file of `kernels` that uses `allam_jax`, and only `_our_step` and `_planned` do.
+This is the only file of `kernels` that uses `allam_jax`, and it imports it where it is used: attention alone does not
+need its packages.
 """
 
 import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-Record = dict[str, object]
+from kernels.workshop.measure import PartOptions
+from kernels.workshop.tables import Record
+
 ROWS, SEQ_LEN = 4, 2048  # 8,192 tokens: fits a GPU of 40 GB with all of AdamW's state in float32
 WARM_UP, STEPS, PROFILED = 2, 15, 3
 
@@ -27,6 +29,13 @@ class Sizes:
     seq_len: int
     num_layers: int | None = None
 
+    def config(self) -> Any:
+        """The model's LlamaConfig."""
+        from allam_jax.model.llama_config import preset
+
+        model = preset(self.model)
+        return dataclasses.replace(model, num_layers=self.num_layers or model.num_layers)
+
 
 FULL = Sizes(model="1b", rows=ROWS, seq_len=SEQ_LEN)
 TINY = Sizes(model="tiny", rows=2, seq_len=32, num_layers=1)
@@ -39,23 +48,17 @@ class _Step:
     description: Any  # an allam_jax.training.run_description.RunDescription
 
 
-def our_step(*, small: bool, deadline: float, folder: Path) -> Iterator[Record]:
-    """Seconds and MFU of a step, then its memory beside the planner's figure, then a profile in `folder`.
-
-    Args:
-        small: a tiny model, for a machine without a GPU.
-        deadline: no step is timed after it, by `time.monotonic`.
-        folder: for the profile and the compilation cache.
-    """
-    sizes = TINY if small else FULL
-    jax.config.update("jax_compilation_cache_dir", str(folder / "compilation_cache"))
+def our_step(options: PartOptions) -> Iterator[Record]:
+    """Seconds and MFU of a step, then its memory beside the planner's figure, then a profile in the report's folder."""
+    sizes = TINY if options.small else FULL
+    jax.config.update("jax_compilation_cache_dir", str(options.folder / "compilation_cache"))
     step = _our_step(sizes)
     started = time.monotonic()
     first_loss = step.run()
     compile_seconds = time.monotonic() - started
-    speed = _speed(step.run, sizes, step.description.model, deadline=deadline, steps=3 if small else STEPS)
-    yield {"what": "allam_jax", "first loss": first_loss, "first step, s": compile_seconds, **speed}
     device = jax.devices()[0]
+    speed = _speed(step.run, sizes, step.description.model, options, device_kind=device.device_kind)
+    yield {"what": "allam_jax", "first loss": first_loss, "first step, s": compile_seconds, **speed}
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
     yield {
         "what": "memory, bytes",
@@ -63,26 +66,26 @@ def our_step(*, small: bool, deadline: float, folder: Path) -> Iterator[Record]:
         "planner's estimate": _planned(step),
         "compiler's count": step.compiled_bytes(),
     }
-    with jax.profiler.trace(str(folder / "profile")):
+    profile = str(options.folder / "profile")
+    with jax.profiler.trace(profile):
         for _ in range(PROFILED):
             step.run()
-    yield {"what": f"profile of {PROFILED} steps", "folder": str(folder / "profile")}
+    yield {"what": f"profile of {PROFILED} steps", "folder": profile}
 
 
 def _our_step(sizes: Sizes) -> _Step:
     """The step that `task = "train"` runs, on one device, with random weights and tokens."""
     import jax.numpy as jnp
 
-    from allam_jax.model.llama_config import ComputeOptions, preset
+    from allam_jax.model.llama_config import ComputeOptions
     from allam_jax.parallel.mesh import batch_sharding, make_mesh
     from allam_jax.training.optimizer import make_optimizer
     from allam_jax.training.run_description import RunDescription
     from allam_jax.training.settings import GuardSettings, OptimizerSettings
     from allam_jax.training.state import random_params, start_state
 
-    model = preset(sizes.model)
     run = RunDescription(
-        model=dataclasses.replace(model, num_layers=sizes.num_layers or model.num_layers),
+        model=sizes.config(),
         options=ComputeOptions(compute_dtype="bfloat16", remat="dots"),
         optimizer=make_optimizer(OptimizerSettings(), schedule=lambda step: jnp.float32(3e-4), guard=GuardSettings()),
         mesh={"data": 1, "fsdp": 1, "tensor": 1},
@@ -133,18 +136,16 @@ def _planned(step: _Step) -> int:
     return estimated_memory(step.description, cluster=Cluster(gpu=GPUS["h100"], nodes=1, gpus_per_node=1)).total
 
 
-def torch_step(*, small: bool, deadline: float) -> Iterator[Record]:
-    """The same sizes by transformers and torch: compiled, bfloat16 autocast, fused AdamW, nothing recomputed.
+def torch_step(options: PartOptions) -> Iterator[Record]:
+    """The same sizes by transformers and torch: bfloat16 autocast, fused AdamW, nothing recomputed.
 
-    With `small`, torch is not asked to compile. Otherwise the arguments are as for `our_step`.
+    The model is compiled, except with `options.small`.
     """
     import torch
     import transformers
 
-    from allam_jax.model.llama_config import preset
-
-    sizes, model = (TINY, preset(TINY.model)) if small else (FULL, preset(FULL.model))
-    model = dataclasses.replace(model, num_layers=sizes.num_layers or model.num_layers)
+    sizes = TINY if options.small else FULL
+    model = sizes.config()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     network = transformers.LlamaForCausalLM(
@@ -162,7 +163,7 @@ def torch_step(*, small: bool, deadline: float) -> Iterator[Record]:
         )
     ).to(device)  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    forward = network if small else torch.compile(network)
+    forward = network if options.small else torch.compile(network)
     ids_BT = torch.tensor(tokens(sizes, model.vocab_size), device=device).long()
     inputs, targets = ids_BT[:, :-1].contiguous(), ids_BT[:, 1:].contiguous()
 
@@ -179,8 +180,8 @@ def torch_step(*, small: bool, deadline: float) -> Iterator[Record]:
     first_loss = run()
     compile_seconds = time.monotonic() - started
     kind = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    speed = _speed(run, sizes, model, deadline=deadline, steps=3 if small else STEPS, device_kind=kind)
-    name = f"transformers {transformers.__version__}, torch {torch.__version__}{'' if small else ', compiled'}"
+    speed = _speed(run, sizes, model, options, device_kind=kind)
+    name = f"transformers {transformers.__version__}, torch {torch.__version__}{'' if options.small else ', compiled'}"
     yield {"what": name, "first loss": first_loss, "first step, s": compile_seconds, **speed}
     if device == "cuda":
         yield {"what": "torch's memory, bytes", "peak in use": torch.cuda.max_memory_allocated()}
@@ -191,19 +192,21 @@ def tokens(sizes: Sizes, vocab_size: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, vocab_size, (sizes.rows, sizes.seq_len + 1)).astype(np.int32)
 
 
-def _speed(run: Callable[[], float], sizes: Sizes, model, *, deadline: float, steps: int, device_kind="") -> Record:
+def _speed(run: Callable[[], float], sizes: Sizes, model, options: PartOptions, *, device_kind: str) -> Record:
     """Median seconds of a step after the warm-up, and what follows from them."""
+    from allam_jax.parallel.gpus import peak_flops
+
     for _ in range(WARM_UP):
         loss = run()
     seconds: list[float] = []
-    while len(seconds) < steps and (not seconds or time.monotonic() < deadline):
+    while len(seconds) < (3 if options.small else STEPS) and not (seconds and options.is_over):
         started = time.perf_counter()
         loss = run()
         seconds.append(time.perf_counter() - started)
     median = statistics.median(seconds)
     num_tokens = sizes.rows * sizes.seq_len
     flops = model.flops_per_token(sizes.seq_len) * num_tokens
-    peak = _peak_flops(device_kind or jax.devices()[0].device_kind)
+    peak = peak_flops(device_kind, compute_dtype="bfloat16")
     return {
         "last loss": loss,
         "model": f"{model.num_parameters / 1e9:.2f}B, {sizes.rows} x {sizes.seq_len}",
@@ -213,12 +216,3 @@ def _speed(run: Callable[[], float], sizes: Sizes, model, *, deadline: float, st
         "model TFLOP/s": flops / median / 1e12,
         "MFU": flops / median / peak if peak else None,
     }
-
-
-def _peak_flops(device_kind: str) -> float | None:
-    """Dense bfloat16 rate of the data sheet; None for a device that the planner does not describe."""
-    from allam_jax.planning.gpu_cluster import GPUS
-
-    described = {"A100": "a100", "H100": "h100", "H200": "h100"}  # H200 has H100's tensor cores
-    found = next((key for name, key in described.items() if name in device_kind), None)
-    return GPUS[found].peak_flops["bfloat16"] if found else None

@@ -1,23 +1,36 @@
 """Compiles a call of attention for a described GPU, and times calls on a real one."""
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kernels import aot
-from kernels.attention.blocks import Pass
 
 
-def pass_of(kernel: str) -> Pass | None:
-    """Which pass a kernel of ours is, by its name; None for others."""
-    ends: dict[str, Pass] = {"forward": "forward", "dq": "dq", "d_queries": "dq", "dkv": "dkv", "d_keys": "dkv"}
-    if "attention_" not in kernel:
-        return None
-    return ends.get(kernel.split("attention_")[1])
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PartOptions:
+    """What each part of the report for a GPU (`gpu_report`) is given.
+
+    Attributes:
+        small: tiny shapes, for a machine without a GPU.
+        folder: the report's.
+        deadline: nothing is started after it, by `time.monotonic`.
+    """
+
+    small: bool
+    folder: Path
+    deadline: float
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the deadline has passed."""
+        return time.monotonic() > self.deadline
 
 
 def compile_for(kind: str, function: Callable, arguments: Sequence[jax.ShapeDtypeStruct]) -> aot.CompileReport:

@@ -2,21 +2,26 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-
-def head(columns: Sequence[str]) -> str:
-    """The two lines that start a table."""
-    return f"{row(columns)}\n|{'---|' * len(columns)}"
-
-
-def row(cells: Iterable[object]) -> str:
-    """One line; floats with four digits, None as an empty cell."""
-    return f"| {' | '.join(map(_text, cells))} |"
+Record = dict[str, object]
 
 
 def of_records(records: Sequence[Mapping[str, object]]) -> str:
-    """A table with a column for every key, in the order in which the keys first come."""
+    """A table with a column for every key, in the order in which the keys first come.
+
+    Floats have four digits; None and keys that a record lacks are empty cells.
+    """
     columns = list(dict.fromkeys(key for record in records for key in record))
-    return "\n".join([head(columns), *(row(record.get(column) for column in columns) for record in records)])
+    rows = [_row(record.get(column) for column in columns) for record in records]
+    return "\n".join([_row(columns), f"|{'---|' * len(columns)}", *rows])
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the first line of its message."""
+    return f"{type(error).__name__}: {error}".strip().split("\n")[0][:300]
+
+
+def _row(cells: Iterable[object]) -> str:
+    return f"| {' | '.join(map(_text, cells))} |"
 
 
 def _text(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Ranks block sizes of the attention kernels and writes the best into `blocks.py`.
+"""Ranks block sizes of the attention kernels and writes the best into `kernels/attention/blocks.csv`.
 
     python -m kernels.workshop.tune                                    # all kernels, for the GPUs described
     python -m kernels.workshop.tune --backends triton --head-dims 128 --kinds a100 --write
@@ -10,22 +10,20 @@ time decides. The best one that is sound in all of `VARIANTS` is taken.
 """
 
 import argparse
+import csv
 import dataclasses
 import importlib
 import itertools
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import get_args
 
 import jax
 import jax.numpy as jnp
 
 from kernels import aot, device, ptx
-from kernels.attention import blocks as table
 from kernels.attention.backends import MODULES
-from kernels.attention.blocks import Blocks, Key, Pass
+from kernels.attention.blocks import FILE, PASSES, Blocks, Key, Pass, pass_of, read_table
 from kernels.workshop import cost, measure, tables
 from kernels.workshop.cases import Case, packed
 
@@ -38,7 +36,7 @@ MOST_ACCUMULATORS = {"sm80": 160, "sm90": 192}
 FEWEST_OTHERS = 56  # registers for operands, addresses and rows' maxima; kernels of all sizes have more
 # For the passes that are compiled but not looked at.
 SMALL: dict[str, dict[Pass, Blocks]] = {
-    "triton": dict.fromkeys(get_args(Pass), Blocks(16, 16, 4, 1)),
+    "triton": dict.fromkeys(PASSES, Blocks(16, 16, 4, 1)),
     "mosaic": {"forward": Blocks(128, 64, 12, 2), "dq": Blocks(128, 64, 12, 2), "dkv": Blocks(64, 128, 12, 2)},
 }
 CASE = Case(name="tuning", batch=2, seq_len=4096, num_heads=16, num_kv_heads=16, head_dim=128, documents=packed(4096))
@@ -52,7 +50,6 @@ VARIANTS = (
     dataclasses.replace(CASE, num_heads=8, num_kv_heads=1, seq_len=8192),
     dataclasses.replace(CASE, num_heads=8, num_kv_heads=8, batch=1),
 )
-MARKS = ("    # table begins\n", "    # table ends\n")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,9 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     help_dtypes = "float32 is worth it only where a GPU times it: the model knows no matmuls without tensor cores"
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=["bfloat16"], help=help_dtypes)
     parser.add_argument("--head-dims", nargs="+", type=int, choices=HEAD_DIMS, default=list(HEAD_DIMS))
-    parser.add_argument("--passes", nargs="+", choices=get_args(Pass), default=list(get_args(Pass)))
+    parser.add_argument("--passes", nargs="+", choices=PASSES, default=list(PASSES))
     parser.add_argument("--top", type=int, default=5, help="candidates to print of each kernel")
-    parser.add_argument("--write", action="store_true", help="put the best ones into blocks.py")
+    parser.add_argument("--write", action="store_true", help="put the best ones into blocks.csv")
     args = parser.parse_args(argv)
     if aot.has_gpu():
         here = device.of_device(jax.devices()[0])
@@ -130,7 +127,7 @@ def search(key: Key, kind: str) -> tuple[Candidate | None, list[Candidate]]:
         tried.append(candidate)
         if (best is None or candidate.rank < best.rank) and _sound_everywhere(key, kind, candidate):
             best = candidate
-            if aot.occupancy(candidate.kernel, kind).bound != "shared memory":
+            if candidate.kernel.occupancy(aot.limits(kind)).bound != "shared memory":
                 deep_enough.add(blocks[:3])  # fewer stages would make no room for another block
     return best, sorted(tried, key=lambda candidate: candidate.rank)
 
@@ -156,7 +153,7 @@ def _candidate(key: Key, kind: str, blocks: Blocks) -> Candidate | None:
     """Compiled, and timed where there is a GPU; None if that cannot be."""
     case = of_key(CASE, key)
     try:
-        kernel = compiled(key, kind, case, blocks)
+        kernel = compiled_kernel(key, kind, case, blocks)
     except (NotImplementedError, ValueError, jax.errors.JaxRuntimeError):  # too much shared memory, or too small
         return None
     if kernel.shared_memory > aot.limits(kind).shared_memory_per_block:
@@ -168,7 +165,7 @@ def _candidate(key: Key, kind: str, blocks: Blocks) -> Candidate | None:
 
 def _sound_everywhere(key: Key, kind: str, candidate: Candidate) -> bool:
     return _sound(candidate.kernel) and all(
-        _sound(compiled(key, kind, of_key(variant, key), candidate.blocks)) for variant in VARIANTS
+        _sound(compiled_kernel(key, kind, of_key(variant, key), candidate.blocks)) for variant in VARIANTS
     )
 
 
@@ -237,7 +234,7 @@ def _program(key: Key, case: Case, blocks: Blocks, others: dict[Pass, Blocks]):
     return run
 
 
-def compiled(key: Key, kind: str, case: Case, blocks: Blocks) -> ptx.Kernel:
+def compiled_kernel(key: Key, kind: str, case: Case, blocks: Blocks) -> ptx.Kernel:
     """The kernel of one pass, compiled with these blocks.
 
     Raises:
@@ -245,7 +242,7 @@ def compiled(key: Key, kind: str, case: Case, blocks: Blocks) -> ptx.Kernel:
     """
     program = _program(key, case, blocks, SMALL[key.backend])
     report = measure.compile_for(kind, program, case.shapes(_dtype(key)))
-    (kernel,) = (kernel for kernel in report.kernels if measure.pass_of(kernel.name) == key.kernel_pass)
+    (kernel,) = (kernel for kernel in report.kernels if pass_of(kernel.name) == key.kernel_pass)
     return kernel
 
 
@@ -276,7 +273,7 @@ def _print(key: Key, kind: str, tried: Sequence[Candidate], count: int, found: C
                 "registers": kernel.registers,
                 "spills, B": kernel.spills,
                 "shared, KiB": kernel.shared_memory / 1024,
-                "blocks a core": aot.occupancy(kernel, kind).blocks,
+                "blocks a core": kernel.occupancy(aot.limits(kind)).blocks,
                 "MMA": kernel.mma_kind + (", serialised" if kernel.wgmma_serialised else ""),
                 "modelled, us": candidate.modelled * 1e6,
                 "measured, us": None if candidate.measured is None else candidate.measured * 1e6,
@@ -285,21 +282,12 @@ def _print(key: Key, kind: str, tried: Sequence[Candidate], count: int, found: C
     print(tables.of_records(records), flush=True)
 
 
-def write(best: dict[Key, Blocks], path: Path = Path(table.__file__)) -> None:
-    """Replaces the entries of these keys between the marks of `blocks.py`; all others stay."""
-    entries = {**table.TABLE, **best}
-    lines = "".join(f"    {_call(key)}: {_call(entries[key])},\n" for key in sorted(entries))
-    text = path.read_text(encoding="utf-8")
-    begin, end = (re.escape(mark) for mark in MARKS)
-    new, count = re.subn(f"{begin}.*?{end}", lambda _: MARKS[0] + lines + MARKS[1], text, flags=re.DOTALL)
-    if count != 1:
-        raise ValueError(f"{path}: the marks of the table are missing")
-    path.write_text(new, encoding="utf-8")
-
-
-def _call(values: Key | Blocks) -> str:
-    arguments = ", ".join(f'"{value}"' if isinstance(value, str) else str(value) for value in values)
-    return f"{type(values).__name__}({arguments})"
+def write(best: dict[Key, Blocks], file: Path = FILE) -> None:
+    """Replaces the entries of these keys in the table; all others stay."""
+    table = read_table(file) | best
+    with file.open("w", encoding="utf-8", newline="") as lines:
+        writer = csv.writer(lines, lineterminator="\n")
+        writer.writerows([(*Key._fields, *Blocks._fields), *((*key, *table[key]) for key in sorted(table))])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 
 from allam_jax.planning.compiled_step import compile_step
 from allam_jax.planning.gpu_cluster import cluster_of
-from allam_jax.planning.run_plan import analytic_plan
+from allam_jax.planning.run_plan import RunPlan
 from allam_jax.training.run_description import described_run
 from configs import allam_70b
 from kernels import aot
@@ -51,7 +51,7 @@ def formula():
     config = allam_70b.get_config()
     cluster = cluster_of(config.plan)
     run = described_run(config, device_count=cluster.size)
-    return analytic_plan(run, cluster=cluster)
+    return RunPlan(run=run, cluster=cluster)
 
 
 def test_it_answers_within_two_minutes_and_6_gb(planned):

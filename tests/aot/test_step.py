@@ -235,7 +235,7 @@ def kernel_runs(step: Step) -> dict[str, int]:
     runs: dict[str, int] = {}
     for name, times in step.module.runs().items():
         for instruction in step.module.computations[name].instructions.values():
-            found = re.search(r"attention_(forward|d_queries|d_keys)", instruction.attributes + instruction.name)
+            found = re.search(r"attention_(forward|dq|dkv)", instruction.attributes + instruction.name)
             if instruction.opcode == "custom-call" and found:
                 runs[found[1]] = runs.get(found[1], 0) + times
     return runs
@@ -245,7 +245,7 @@ def kernel_runs(step: Step) -> dict[str, int]:
 def test_attention_is_repeated_only_under_full_rematerialisation(remat, forward):
     L = CONFIG.num_layers
     runs = kernel_runs(compiled(**FSDP_8_TENSOR_8, remat=remat))
-    assert runs == {"forward": forward * L, "d_queries": L, "d_keys": L}
+    assert runs == {"forward": forward * L, "dq": L, "dkv": L}
 
 
 def test_matmuls_are_bfloat16():

@@ -9,6 +9,7 @@ import pytest
 
 from kernels.workshop import gpu_report, truth
 from kernels.workshop.cases import Case
+from kernels.workshop.measure import PartOptions
 from tests.kernels.attention_truth import cotangents, in_float64
 
 
@@ -67,8 +68,8 @@ def test_a_part_that_raises_keeps_what_it_had(tmp_path):
         yield {"seen": 1}
         raise ValueError("broken kernel")
 
-    part = gpu_report.Part(name="broken", title="", until=1.0, run=run)
-    options = gpu_report.Options(small=True, out=tmp_path, deadline=time.monotonic() + 60)
+    part = gpu_report.ReportPart("broken", title="", until=1.0, run=run)
+    options = PartOptions(small=True, folder=tmp_path, deadline=time.monotonic() + 60)
     assert gpu_report.run_part(part, options) == 1
     assert (tmp_path / "broken.jsonl").read_text() == '{"seen": 1}\n'
 

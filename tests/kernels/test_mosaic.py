@@ -135,7 +135,7 @@ def test_simulator_finds_reads_by_wgmma_that_do_not_wait(waits):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dtype": jnp.float32}, "float32.*wgmma takes bfloat16 or float16"),
+        ({"dtype": jnp.float32}, "float32.*expected the same of bfloat16, float16"),
         ({"head_dim": 256}, "heads of 256.*registers"),
         ({"head_dim": 72}, "heads of 72.*multiples of 16"),
         ({"scale": -1.0}, "scale -1.0 is not positive"),

@@ -15,6 +15,7 @@ from kernels.attention import triton, triton_backward, triton_tiles
 from kernels.attention.api import attend
 from kernels.attention.blocks import Blocks
 from kernels.attention.contract import Request
+from kernels.attention.passes import Call
 from kernels.workshop.cases import Case
 from tests.kernels.attention_truth import Truth, assert_true, with_gradients
 
@@ -80,9 +81,7 @@ def test_grids_cover_every_head_once(monkeypatch, enough_programs, l2_bytes):
 def test_parts_of_a_group():
     def parts(B, K, G, T):
         blocks = Blocks(64, 128, 8, 2)
-        call = triton_tiles.Call(
-            B=B, T=T, N=K * G, K=K, H=128, scale=1.0, dropout_rate=0.0, blocks=blocks, interpret=True
-        )
+        call = Call(B=B, T=T, N=K * G, K=K, H=128, scale=1.0, dropout_rate=0.0, blocks=blocks, interpret=True)
         return triton_backward._splits(call)
 
     assert parts(B=1, K=1, G=8, T=4096) == 8  # 32 programs for 132 multiprocessors

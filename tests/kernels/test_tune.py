@@ -1,10 +1,8 @@
 """Choosing block sizes: what is tried, what wins, and what is written."""
 
 import dataclasses
-import runpy
 import shutil
 import time
-from pathlib import Path
 
 import pytest
 
@@ -26,7 +24,7 @@ def _candidate(modelled=1.0, measured=None, **changes) -> tune.Candidate:
 
 
 def test_spills_weigh_more_than_instructions_and_these_more_than_the_model():
-    spilling = _candidate(modelled=0.1, spill_stores=8, wgmma=8, mma_sync=0)
+    spilling = _candidate(modelled=0.1, spills=8, wgmma=8, mma_sync=0)
     quick, slow = _candidate(modelled=0.2), _candidate(modelled=0.3)
     wgmma = _candidate(modelled=0.4, wgmma=8, mma_sync=0)
     ranked = sorted([spilling, slow, quick, wgmma], key=lambda candidate: candidate.rank)
@@ -34,7 +32,7 @@ def test_spills_weigh_more_than_instructions_and_these_more_than_the_model():
 
 
 def test_a_measured_time_decides_over_everything_else():
-    ranked = sorted([_candidate(0.1, measured=2.0), _candidate(0.9, measured=1.0, spill_loads=8)], key=lambda c: c.rank)
+    ranked = sorted([_candidate(0.1, measured=2.0), _candidate(0.9, measured=1.0, spills=8)], key=lambda c: c.rank)
     assert [candidate.measured for candidate in ranked] == [1.0, 2.0]
 
 
@@ -44,23 +42,19 @@ def test_what_the_table_holds_is_among_what_is_tried(key):
 
 
 def test_written_entries_are_read_back_and_others_stay(tmp_path):
-    copy = tmp_path / "blocks.py"
-    shutil.copy(blocks.__file__, copy)
+    copy = tmp_path / "blocks.csv"
+    shutil.copy(blocks.FILE, copy)
     old, new = next(iter(blocks.TABLE)), Key("triton", "sm75", 2, 64, "forward")
     tune.write({old: Blocks(1, 2, 3, 4), new: Blocks(5, 6, 7, 8)}, copy)
-    table = runpy.run_path(str(copy))["TABLE"]
-    assert {tuple(key): tuple(value) for key, value in table.items()} == {
-        **{tuple(key): tuple(value) for key, value in blocks.TABLE.items()},
-        tuple(old): (1, 2, 3, 4),
-        tuple(new): (5, 6, 7, 8),
-    }
+    assert blocks.read_table(copy) == {**blocks.TABLE, old: Blocks(1, 2, 3, 4), new: Blocks(5, 6, 7, 8)}
+    assert "triton,sm75,2,64,forward,5,6,7,8" in copy.read_text().splitlines()
 
 
 def test_writing_what_is_there_changes_nothing(tmp_path):
-    copy = tmp_path / "blocks.py"
-    shutil.copy(blocks.__file__, copy)
+    copy = tmp_path / "blocks.csv"
+    shutil.copy(blocks.FILE, copy)
     tune.write({}, copy)
-    assert copy.read_bytes() == Path(blocks.__file__).read_bytes()
+    assert copy.read_bytes() == blocks.FILE.read_bytes()
 
 
 def _modelled(sizes=(64, 64, 4, 2), kernel_pass="forward", kind="a100", case=CASE, **changes) -> float:

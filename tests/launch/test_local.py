@@ -63,28 +63,24 @@ def make_jobs(tmp_path, **failing):
     vary = param("stage.continued.train.steps", 1, 2, 3, 4)
     experiment = Experiment(title="", claim="", config="", vary=vary, measures=(measure,))
     runs = expand_runs(experiment, tiny.get_config(), workdir=tmp_path, store=tmp_path / "stages", overrides={})
+    planned = plan_jobs(runs, folder=tmp_path / "jobs", environment={"WANDB_RUN_GROUP": "sweep"})
     jobs = []
-    for number, job in enumerate(plan_jobs(runs)):
+    for number, job in enumerate(planned):
         failures, status = failing.get(f"job{number}", (0, 1))
         fields = {field.name: getattr(job, field.name) for field in dataclasses.fields(job)}
         jobs.append(Moment(**fields, failures=failures, status=status))
     return jobs
 
 
-def run(jobs, tmp_path, *, slots=None, retries=1):
-    return run_jobs(
-        jobs,
-        slots=slots or [Slot((core,), None) for core in sorted(os.sched_getaffinity(0))[:2]],
-        folder=tmp_path / "jobs",
-        environment={job.name: {"WANDB_RUN_GROUP": "sweep"} for job in jobs},
-        retries=retries,
-    )
+def run(jobs, *, slots=None, retries=1):
+    slots = slots or [Slot((core,), None) for core in sorted(os.sched_getaffinity(0))[:2]]
+    return run_jobs(jobs, slots=slots, retries=retries)
 
 
 def test_shared_stages_come_first_and_jobs_run_side_by_side(tmp_path):
     jobs = make_jobs(tmp_path)
     before = os.sched_getaffinity(0)
-    assert run(jobs, tmp_path) == {}
+    assert run(jobs) == {}
     assert os.sched_getaffinity(0) == before
     notes = [job.notes[0] for job in jobs]
     assert all(len(job.notes) == 1 for job in jobs)
@@ -99,7 +95,7 @@ def test_shared_stages_come_first_and_jobs_run_side_by_side(tmp_path):
 
 def test_every_job_has_gpus_of_its_own(tmp_path):
     cores = tuple(sorted(os.sched_getaffinity(0)))
-    run(make_jobs(tmp_path), tmp_path, slots=[Slot(cores, ("0", "1")), Slot(cores, ("2", "3"))])
+    run(make_jobs(tmp_path), slots=[Slot(cores, ("0", "1")), Slot(cores, ("2", "3"))])
     notes = [job.notes[0] for job in make_jobs(tmp_path)]
     assert {note["gpus"] for note in notes} == {"0,1", "2,3"}
     for one in notes:
@@ -124,19 +120,19 @@ def test_cores_and_gpus_are_shared_out(monkeypatch):
 
 def test_a_failed_job_is_tried_again_within_bounds(tmp_path):
     jobs = make_jobs(tmp_path, job1=(1, 1), job2=(9, 1), job3=(9, attempts.USER_ERROR))
-    failed = run(jobs, tmp_path, retries=2)
+    failed = run(jobs, retries=2)
     assert [len(job.notes) for job in jobs] == [1, 2, 3, 1, 1]
     assert set(failed) == {jobs[2].name, jobs[3].name}
     log = tmp_path / "jobs" / f"{jobs[2].name}.log"
     assert failed[jobs[2].name] == f"something went wrong (log: {log})"
     assert log.read_text().count("\nsomething went wrong") == 3
-    tries = attempts.read_attempts(tmp_path / "jobs", jobs[1].name)
+    tries = jobs[1].attempts
     assert [(attempt["status"], attempt["error"]) for attempt in tries] == [(1, "something went wrong"), (0, "")]
 
 
 def test_what_waits_for_a_failed_job_is_not_started(tmp_path):
     jobs = make_jobs(tmp_path, job0=(9, 1))
-    failed = run(jobs, tmp_path, retries=0)
+    failed = run(jobs, retries=0)
     assert set(failed) == {job.name for job in jobs}
     assert failed[jobs[4].name] == f"needs {jobs[0].name}, which failed"
     assert [len(job.notes) for job in jobs] == [1, 0, 0, 0, 0]
@@ -144,7 +140,7 @@ def test_what_waits_for_a_failed_job_is_not_started(tmp_path):
 
 def test_finished_jobs_are_not_started(tmp_path):
     jobs = make_jobs(tmp_path)
-    run(jobs[:2], tmp_path)
+    run(jobs[:2])
     time.sleep(0.1)
-    assert run(jobs, tmp_path) == {}
+    assert run(jobs) == {}
     assert [len(job.notes) for job in jobs] == [1, 1, 1, 1, 1]

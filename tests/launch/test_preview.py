@@ -30,7 +30,7 @@ def make(overrides, tmp_path):
 
 def test_the_cost_is_that_of_task_plan_with_shared_stages_once(tmp_path):
     experiment, runs = make(SIZE | CLUSTER, tmp_path)
-    text = preview(experiment, runs, plan_jobs(runs))
+    text = preview(experiment, runs, plan_jobs(runs, folder=tmp_path, environment={}))
     hours = {}
     for name in ("base", "continued"):
         plan.run(settings_of(runs[0].config.stage[name], task="plan"), tmp_path / name)
@@ -44,7 +44,7 @@ def test_the_cost_is_that_of_task_plan_with_shared_stages_once(tmp_path):
 
 def test_an_unknown_vocabulary_leaves_the_cost_unknown(tmp_path):
     experiment, runs = make({}, tmp_path)
-    text = preview(experiment, runs, plan_jobs(runs))
+    text = preview(experiment, runs, plan_jobs(runs, folder=tmp_path, environment={}))
     assert "Cost unknown: stage base: config.model.vocab_size = 0" in text
     assert "GPU-hours" not in text
 

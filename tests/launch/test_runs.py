@@ -85,7 +85,7 @@ def test_an_experiment_can_add_stages(tmp_path):
     runs = runs_of(vary, measures=(measure,), extend=extend, overrides={"stage.branch.seed": 9}, tmp_path=tmp_path)
     assert [run.config.stage.branch.schedule.decay_shape for run in runs] == ["linear", "cosine"]
     assert [run.config.stage.branch.seed for run in runs] == [9, 9]
-    jobs = plan_jobs(runs)
+    jobs = plan_jobs(runs, folder=tmp_path, environment={})
     assert [stage.name for job in jobs for stage in job.stages].count("continued") == 1
 
 
@@ -117,7 +117,7 @@ def test_what_cannot_run_is_told_before_anything_does(vary, message, tmp_path):
 def test_jobs_compute_every_stage_once_and_in_order(tmp_path):
     vary = grid(METHODS, seeds(0, 1, 2, keys=("stage.base.seed", "stage.expand.seed", "stage.continued.seed")))
     runs = runs_of(vary, tmp_path=tmp_path)
-    jobs = plan_jobs(runs)
+    jobs = plan_jobs(runs, folder=tmp_path, environment={})
     directories = [directory for job in jobs for directory in job.directories]
     assert len(directories) == len(set(directories)) == 4 + 3 + 2 * 6
     assert set(directories) == {directory for run in runs for directory in run.directories.values()}

@@ -38,19 +38,16 @@ def scheduler(tmp_path, monkeypatch):
             process.kill()
 
 
-def jobs_of(sweeper, workdir, arg=""):
+def jobs_of(sweeper, workdir, arg="", **variables):
+    """The jobs of the experiment, with the variables of a tiny run and these."""
     experiment = load_experiment(f"{EXPERIMENT}{arg and ':'}{arg}")
     config = tiny_recipe.get_config(str(sweeper.texts))
     runs = expand_runs(experiment, config, workdir=workdir, store=workdir.parent / "stages", overrides={})
     for run in runs:
         run.save()
-    return plan_jobs(runs)
-
-
-def environment_of(sweeper, jobs, **variables):
     mine = sweeper.environment()
     wanted = {name: mine[name] for name in ("JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS")}
-    return {job.name: wanted | variables for job in jobs}
+    return plan_jobs(runs, folder=workdir / "jobs", environment=wanted | variables)
 
 
 def wait_until(condition, *, timeout=400):
@@ -75,7 +72,7 @@ def uninterrupted(sweeper, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("uninterrupted") / "sweep"
     jobs = jobs_of(sweeper, workdir, LONG)
     for job in jobs:
-        subprocess.run(job.command, check=True, env=os.environ | environment_of(sweeper, jobs)[job.name])
+        subprocess.run(job.command, check=True, env=os.environ | job.environment)
     return jobs[-1], metrics_of(jobs[-1].directories[-1])
 
 
@@ -96,9 +93,7 @@ def test_without_slurm_it_says_so(sweeper, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     jobs = jobs_of(sweeper, tmp_path / "sweep")
     with pytest.raises(UserError, match="srun is not on the path"):
-        slurm.submit(
-            jobs, folder=tmp_path / "jobs", environment=environment_of(sweeper, jobs), retries=0, options={}, name="x"
-        )
+        slurm.submit(jobs, retries=0, options={}, name="x")
 
 
 @pytest.mark.slow
@@ -136,14 +131,7 @@ def test_a_preempted_job_is_requeued_and_goes_on_bit_for_bit(sweeper, uninterrup
     state, _ = scheduler
     workdir = tmp_path / "sweep"
     jobs = jobs_of(sweeper, workdir, LONG)
-    ids = slurm.submit(
-        jobs,
-        folder=workdir / "jobs",
-        environment=environment_of(sweeper, jobs),
-        retries=0,
-        options=slurm.parse_options(["time=60"]),
-        name="steps",
-    )
+    ids = slurm.submit(jobs, retries=0, options=slurm.parse_options(["time=60"]), name="steps")
     (job,) = jobs  # one run: its stages are one job
     for times in (1, 2):
         wait_until(lambda: checkpoints(job))
@@ -167,10 +155,9 @@ def test_a_preempted_job_is_requeued_and_goes_on_bit_for_bit(sweeper, uninterrup
 def test_two_hosts_through_srun_are_preempted_together(sweeper, scheduler, tmp_path):
     state, _ = scheduler
     workdir = tmp_path / "sweep"
-    jobs = jobs_of(sweeper, workdir, LONG)
-    environment = environment_of(sweeper, jobs, XLA_FLAGS=UNOPTIMISED)
+    jobs = jobs_of(sweeper, workdir, LONG, XLA_FLAGS=UNOPTIMISED)
     options = slurm.parse_options(["nodes=2", "time=60"])
-    ids = slurm.submit(jobs, folder=workdir / "jobs", environment=environment, retries=0, options=options, name="two")
+    ids = slurm.submit(jobs, retries=0, options=options, name="two")
     (job,) = jobs
     wait_until(lambda: checkpoints(job))
     fake_slurm.preempt(state, ids[job.name])
@@ -192,11 +179,10 @@ def test_submitits_local_executor_requeues_at_the_signal(sweeper, uninterrupted,
     import submitit
 
     workdir = tmp_path / "sweep"
-    (job,) = jobs = jobs_of(sweeper, workdir, LONG)
+    (job,) = jobs_of(sweeper, workdir, LONG)
     executor = submitit.LocalExecutor(folder=tmp_path / "submitit")
     executor.update_parameters(timeout_min=30)
-    environment = environment_of(sweeper, jobs)[job.name]
-    handle = executor.submit(slurm.SlurmTask(job, workdir / "jobs", environment, 0))
+    handle = executor.submit(slurm.SlurmTask(job, 0))
     wait_until(lambda: checkpoints(job))
     (task,) = psutil.Process(int(handle.job_id)).children()
     task.send_signal(signal.SIGUSR1)
@@ -211,9 +197,8 @@ def test_submitits_local_executor_requeues_at_the_signal(sweeper, uninterrupted,
 def test_a_job_that_fails_is_tried_again_and_then_named(sweeper, scheduler, tmp_path):
     state, _ = scheduler
     workdir = tmp_path / "sweep"
-    jobs = jobs_of(sweeper, workdir)[:2]
-    environment = {job.name: {"JAX_PLATFORMS": "nonsense"} for job in jobs}
-    ids = slurm.submit(jobs, folder=workdir / "jobs", environment=environment, retries=1, options={}, name="bad")
+    jobs = jobs_of(sweeper, workdir, JAX_PLATFORMS="nonsense")[:2]
+    ids = slurm.submit(jobs, retries=1, options={}, name="bad")
     wait_until(lambda: fake_slurm_state(state, ids[jobs[1].name]) == "CANCELLED")
     assert fake_slurm_state(state, ids[jobs[0].name]) == "FAILED"
     attempts = json.loads((workdir / "jobs" / f"{jobs[0].name}.json").read_text())["attempts"]

@@ -19,21 +19,21 @@ from configs import tiny
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Seven runs whose shared stages have finished, their last jobs by number, and the folder of the records."""
+    """Seven runs whose shared stages have finished, and their jobs: the shared one and the last ones by number."""
     measure = metric("loss", key="loss", stage="continued", title="Loss")
     vary = param("stage.continued.train.steps", *range(200, 207))
     experiment = Experiment(title="", claim="", config="", vary=vary, measures=(measure,))
     runs = expand_runs(experiment, tiny.get_config(), workdir=tmp_path, store=tmp_path / "stages", overrides={})
-    shared, *own = plan_jobs(runs)
+    shared, *own = plan_jobs(runs, folder=tmp_path / "jobs", environment={})
     for directory in shared.directories:
         write_json(directory / "result.json", {})
-    return runs, [shared, *own], tmp_path / "jobs"
+    return runs, [shared, *own]
 
 
-def note(folder, job, *attempts, log="said something\n", age=0.0):
-    write_json(folder / f"{job.name}.json", {"stages": [], "attempts": list(attempts)})
-    (folder / f"{job.name}.log").write_text(log)
-    os.utime(folder / f"{job.name}.log", (time.time() - age,) * 2)
+def note(job, *attempts, log="said something\n", age=0.0):
+    write_json(job.folder / f"{job.name}.json", {"stages": [], "attempts": list(attempts)})
+    (job.folder / f"{job.name}.log").write_text(log)
+    os.utime(job.folder / f"{job.name}.log", (time.time() - age,) * 2)
 
 
 def train(job, *, steps):
@@ -44,21 +44,20 @@ def train(job, *, steps):
 
 
 def test_every_state_is_told_apart(sweep):
-    runs, jobs, folder = sweep
+    runs, jobs = sweep
     started = {"started": time.time(), "host": "node1"}
     train(jobs[1], steps=50)
     write_json(jobs[1].directories[-1] / "result.json", {})
     train(jobs[2], steps=120)
-    note(folder, jobs[2], started)
-    note(folder, jobs[3], started, age=4230)
+    note(jobs[2], started)
+    note(jobs[3], started, age=4230)
     note(
-        folder,
         jobs[4],
         started | {"ended": 1.0, "status": 1, "error": "out of memory"},
         started | {"ended": 2.0, "status": 1, "error": "x"},
     )
-    note(folder, jobs[5], started | {"ended": 2.0, "status": 0, "error": "it can go on"})
-    rows = status.run_states(runs, jobs, folder=folder, queued={jobs[6].name: "PENDING"})
+    note(jobs[5], started | {"ended": 2.0, "status": 0, "error": "it can go on"})
+    rows = status.run_states(runs, jobs, queued={jobs[6].name: "PENDING"})
     states = ["finished", "running", "silent", "failed", "stopped", "queued", "waiting"]
     assert [row.state for row in rows] == states
     assert (rows[1].stages, rows[1].step, rows[1].loss, rows[1].left) == ("6/7 continued", "120/201", "5.800", "40.0 s")
@@ -71,15 +70,15 @@ def test_every_state_is_told_apart(sweep):
 
 
 def test_before_the_shared_stages_all_wait_for_their_job(sweep):
-    runs, jobs, folder = sweep
+    runs, jobs = sweep
     for directory in jobs[0].directories:
         (directory / "result.json").unlink()
-    note(folder, jobs[0], {"started": time.time(), "host": "node1"})
-    rows = status.run_states(runs, jobs, folder=folder, queued={})
+    note(jobs[0], {"started": time.time(), "host": "node1"})
+    rows = status.run_states(runs, jobs, queued={})
     assert {(row.state, row.stages, row.note) for row in rows} == {("running", "0/7 corpus", jobs[0].name)}
 
 
 def test_without_a_terminal_it_is_shown_once(sweep, capsys):
-    runs, jobs, folder = sweep
-    status.watch(lambda: status.run_states(runs, jobs, folder=folder, queued={}))
+    runs, jobs = sweep
+    status.watch(lambda: status.run_states(runs, jobs, queued={}))
     assert capsys.readouterr().out.startswith("7 runs: 7 waiting\n")

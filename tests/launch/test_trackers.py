@@ -1,4 +1,4 @@
-"""Trackers: MLflow gets what the files say, once; without it, one line says so."""
+"""Trackers: MLflow gets what the files say, once; without it, one line says so. Weights & Biases gets names."""
 
 import sys
 
@@ -13,7 +13,7 @@ from allam_jax.errors import UserError
 from allam_jax.files import write_json
 from allam_jax.launch.jobs import plan_jobs
 from allam_jax.launch.runs import expand_runs
-from allam_jax.launch.trackers import log_to_mlflow, wandb_environment
+from allam_jax.launch.trackers import log_to_mlflow
 from allam_jax.training.metrics import MetricsWriter
 from allam_jax.training.settings import MetricsSettings
 from configs import tiny
@@ -61,8 +61,6 @@ def test_mlflow_gets_every_metric_once(runs, tmp_path):
         assert run.data.metrics["loss"] == pytest.approx(steps / 3)
 
 
-def test_the_runs_of_a_sweep_are_a_group_of_weights_and_biases(runs):
-    assert wandb_environment(plan_jobs(runs)[-1], sweep="sweep") == {
-        "WANDB_RUN_GROUP": "sweep",
-        "WANDB_NAME": "steps-2",
-    }
+def test_weights_and_biases_knows_every_job_by_its_name(runs, tmp_path):
+    jobs = plan_jobs(runs, folder=tmp_path, environment={"WANDB_RUN_GROUP": "sweep"})
+    assert jobs[-1].environment == {"WANDB_RUN_GROUP": "sweep", "WANDB_NAME": "steps-2"}

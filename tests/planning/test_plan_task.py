@@ -186,4 +186,4 @@ def test_what_the_compiler_has_no_description_of_is_planned_by_formulas_alone(tm
     config = small_config(data=8, fsdp=1, tensor=1)
     config.plan.update(gpu=gpu, compile=True)
     with pytest.raises(UserError, match=f"{GPUS[gpu].name}: .*set config.plan.compile=False"):
-        plan.run(config, tmp_path)
+        plan.run(settings_of(config), tmp_path)
