@@ -51,8 +51,9 @@ def ours(words: Sequence[Sequence[str]], texts: Sequence[str]) -> int:
     """The number of documents that allam_jax.corpus removes."""
     from allam_jax.corpus.duplicates import band_pairs, clusters
     from allam_jax.corpus.minhash import MinHash
+    from allam_jax.corpus.settings import DedupSettings
 
-    minhash = MinHash(shingle=SHINGLE, bands=BANDS, rows=ROWS)
+    minhash = MinHash(DedupSettings(shingle=SHINGLE, bands=BANDS, rows=ROWS))
     keys = minhash.band_keys(np.stack([minhash.signature(shingles) for shingles in minhash.shingles(words)]))
     rows = np.arange(len(keys))
     pairs = [band_pairs(keys[:, band], rows, every=False) for band in range(BANDS)]
@@ -154,9 +155,9 @@ def compare(arms: dict[str, Callable[[], int]], *, rounds: int) -> dict[str, flo
 
 def pipeline_share(texts: Sequence[str], *, rounds: int) -> None:
     """Prints the speed of the pipeline with several settings as shares of that of reading the same JSON Lines."""
-    from allam_jax.config import to_dict
     from allam_jax.corpus import pipeline
     from allam_jax.corpus.corpus_plan import make_corpus_plan
+    from allam_jax.tasks.registry import settings_of
     from configs import base, corpus_arabic
 
     def run(folder: Path, *, rules: bool, dedup: bool) -> int:
@@ -166,11 +167,9 @@ def pipeline_share(texts: Sequence[str], *, rounds: int) -> None:
             path=str(folder / "texts.jsonl"), language="ar", rules="classical" if rules else "", validation_share=0.0
         )
         config.corpus.dedup.update(url=dedup, text=dedup, minhash=dedup)
-        settings = to_dict(config.corpus)
-        sources, executor = settings.pop("sources"), settings.pop("executor")
         with tempfile.TemporaryDirectory() as workdir:
-            plan = make_corpus_plan(sources, settings, workdir=Path(workdir))
-            tally = pipeline.run(plan, workdir=Path(workdir), executor=executor)["texts"]
+            plan = make_corpus_plan(settings_of(config).corpus, workdir=Path(workdir))
+            tally = pipeline.run(plan, workdir=Path(workdir))["texts"]
         return int(tally["read"]["documents"] - tally["written"]["documents"])
 
     def read(path: Path) -> int:

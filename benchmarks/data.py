@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from allam_jax.corpus import catalog
 from allam_jax.corpus.shards import write_dataset
 from allam_jax.data.loader import Loader, make_loader
+from allam_jax.data.settings import DataSettings, SourceSettings
 from allam_jax.data.token_writer import write_tokens
 from allam_jax.tokenizer.tokenizer import Tokenizer
 
@@ -80,10 +81,12 @@ def _ratio(some: list[float], others: list[float]) -> float:
 
 def _loader(root: Path, tokenizer: Tokenizer) -> Loader:
     return make_loader(
-        sources={name: {"path": root / name, "weight": 1.0} for name in SOURCES},
+        DataSettings(
+            sources={name: SourceSettings(path=str(root / name)) for name in SOURCES},
+            seq_len=SEQ_LEN.value,
+            batch_size=BATCH_SIZE.value,
+        ),
         tokenizer=tokenizer,
-        seq_len=SEQ_LEN.value,
-        batch_size=BATCH_SIZE.value,
         seed=0,
         prefetch=0,
     )

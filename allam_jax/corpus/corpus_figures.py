@@ -68,7 +68,7 @@ def _drops(sets: Mapping[str, Mapping[str, Any]]) -> Any:
 def _tags(plan: CorpusPlan, language: str, tags: Mapping[str, Mapping[str, float]]) -> Any:
     from matplotlib.figure import Figure
 
-    rules = [rule for name in plan.sources if plan.language(name) == language for rule in plan.rules(name)]
+    rules = [rule for name in plan.sources if plan.language(name) == language for rule in plan.rules(name).values()]
     rows = math.ceil(len(tags) / _COLUMNS)
     figure = Figure(figsize=(9.6, 2.2 * rows), layout="constrained")
     panels = figure.subplots(rows, _COLUMNS, squeeze=False)

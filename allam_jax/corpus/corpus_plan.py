@@ -15,15 +15,15 @@ from allam_jax.corpus import catalog
 from allam_jax.corpus.fasttext_classifier import MODEL_FILE
 from allam_jax.corpus.minhash import MinHash
 from allam_jax.corpus.readers import FileReader, find_files
-from allam_jax.corpus.rules import Rule, read_rules
-from allam_jax.corpus.shards import FIELDS, check_dataset
+from allam_jax.corpus.rules import Rules
+from allam_jax.corpus.settings import CorpusSettings, DocumentsSettings
+from allam_jax.corpus.shards import FIELDS, check_name
 from allam_jax.corpus.tags import check_names
 from allam_jax.errors import UserError
 from allam_jax.files import sha256_of_file, sha256_of_json
+from allam_jax.settings import as_dict
 
-SCOPES = ("corpus", "source")
 _QUALITY_SIGNALS = "quality_signals"  # the field of a record in which RedPajama-v2 keeps its tags
-_READER_SETTINGS = ("language", "text_field", "text_unit", "max_bad_share", "max_damaged_share")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,20 +40,23 @@ class CorpusPlan:
     """Everything that the steps need to know. It holds plain values only, so it can be sent to any machine.
 
     Attributes:
-        sources: source -> values of `config.corpus.sources.NAME`.
-        settings: values of `config.corpus` that decide what is written: rules, tags, dedup, features, block lists.
+        settings: `config.corpus`.
         parts: in the order of the corpus; a task's rank is its index here.
         work: directory for the files that one step writes and another reads.
         seed: selects the documents that are held out.
         files: key of the config -> SHA-256 of the block list or the quality classifier that its value names.
     """
 
-    sources: Mapping[str, Mapping[str, Any]]
-    settings: Mapping[str, Any]
+    settings: CorpusSettings
     parts: tuple[Part, ...]
     work: Path
     seed: int = 0
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def sources(self) -> Mapping[str, DocumentsSettings]:
+        """The settings of each source."""
+        return self.settings.sources
 
     def directory(self, rank: int) -> Path:
         """The directory that the task of this rank writes to."""
@@ -61,115 +64,99 @@ class CorpusPlan:
 
     def language(self, source: str) -> str:
         """ISO 639-1 code of the source's language, or `code`."""
-        facts = self.sources[source]
-        return catalog.SOURCES[facts["catalog"]].language if facts["catalog"] else facts["language"]
+        settings = self.sources[source]
+        return catalog.SOURCES[settings.catalog].language if settings.catalog else settings.language
 
-    def rules(self, source: str) -> tuple[Rule, ...]:
-        """The rules that the source's documents must pass; UserError if the config has no such set of rules."""
-        name = self.sources[source]["rules"]
+    def rules(self, source: str) -> Rules:
+        """The rules that the source's documents must pass, by name; UserError for an unknown set of rules or tag."""
+        name = self.sources[source].rules
         if not name:
-            return ()
-        if name not in self.settings["rules"]:
-            known = ", ".join(self.settings["rules"]) or "none"
+            return {}
+        if name not in self.settings.rules:
+            known = ", ".join(self.settings.rules) or "none"
             raise UserError(
                 f"config.corpus.sources.{source}.rules = {name!r}: no such set in config.corpus.rules (known: {known})"
             )
-        return read_rules(self.settings["rules"][name], key=f"corpus.rules.{name}")
+        rules = dict(sorted(self.settings.rules[name].items()))
+        for key, rule in rules.items():
+            check_names([rule.tag], key=f"corpus.rules.{name}.{key}.tag")
+        return rules
 
     def tags(self, source: str) -> tuple[str, ...]:
         """The tags computed for the source's documents: those of its rules, then those of `config.corpus.tags`."""
-        return tuple(dict.fromkeys([rule.tag for rule in self.rules(source)] + list(self.settings["tags"])))
+        return tuple(dict.fromkeys([rule.tag for rule in self.rules(source).values()] + list(self.settings.tags)))
 
     @property
     def features(self) -> tuple[str, ...]:
         """Names of the fields of the records that are written, in order."""
-        return (*FIELDS, *self.settings["features"])
+        return (*FIELDS, *self.settings.features)
 
     @property
     def deduplicates(self) -> bool:
         """Whether the pipeline looks for any kind of duplicate."""
-        dedup = self.settings["dedup"]
-        return bool(dedup["url"] or dedup["text"] or dedup["minhash"])
+        dedup = self.settings.dedup
+        return dedup.url or dedup.text or dedup.minhash
 
     @property
     def shares_duplicates(self) -> bool:
         """Whether the documents that one source keeps depend on the other sources."""
-        return self.deduplicates and self.settings["dedup"]["scope"] == "corpus"
+        return self.deduplicates and self.settings.dedup.scope == "corpus"
 
     @functools.cached_property
     def minhash(self) -> MinHash:
-        """The signatures' parameters; UserError if they do not fit together."""
-        return MinHash(**{key: self.settings["dedup"][key] for key in ("shingle", "hashes", "bands", "rows")})
+        """Makes the signatures."""
+        return MinHash(self.settings.dedup)
 
     def record_fields(self, source: str) -> tuple[str, ...]:
         """The fields to read from a record besides its text and id."""
-        facts = self.sources[source]
-        fields = [facts["url_field"], facts["date_field"]] if self.deduplicates or self.settings["features"] else []
+        settings, features = self.sources[source], self.settings.features
+        fields = [settings.url_field, settings.date_field] if self.deduplicates or features else []
         tags = self.tags(source)
-        return tuple(filter(None, (*fields, *self.settings["features"], *tags, *([_QUALITY_SIGNALS] if tags else []))))
+        return tuple(filter(None, (*fields, *features, *tags, *([_QUALITY_SIGNALS] if tags else []))))
 
     def facts(self, source: str) -> dict[str, Any]:
         """Everything that determines the dataset of a source: equal facts give equal shards."""
-        facts = {"source": dict(self.sources[source]), "pipeline": dict(self.settings), "seed": self.seed}
+        sources, pipeline = _values(self.settings)
+        facts = {"source": sources.pop(source), "pipeline": pipeline, "seed": self.seed}
         if self.files:
             facts["files"] = dict(self.files)
         if self.shares_duplicates:
-            facts["others"] = {name: dict(values) for name, values in self.sources.items() if name != source}
+            facts["others"] = sources
         return facts
 
     def reader(self, part: Part) -> Any:
         """An iterable of the part's documents: a `FileReader`, or documents of the catalog."""
-        facts = self.sources[part.source]
-        if facts["catalog"]:
-            return catalog.documents(facts["catalog"])
-        return FileReader(
-            facts["path"],
-            source=part.source,
-            fields=self.record_fields(part.source),
-            part=part.index,
-            parts=part.count,
-            **{key: facts[key] for key in _READER_SETTINGS},
-        )
+        settings = self.sources[part.source]
+        if settings.catalog:
+            return catalog.documents(settings.catalog)
+        fields = self.record_fields(part.source)
+        return FileReader(settings, source=part.source, fields=fields, part=part.index, parts=part.count)
 
 
-def make_corpus_plan(
-    sources: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], *, workdir: Path, seed: int = 0
-) -> CorpusPlan:
-    """Checks the values and divides the sources into parts.
+def make_corpus_plan(settings: CorpusSettings, *, workdir: Path, seed: int = 0) -> CorpusPlan:
+    """Checks `config.corpus` and divides the sources into parts.
 
-    Args:
-        sources: source -> values, as in `config.corpus.sources`.
-        settings: the other values of `config.corpus`, without `executor`.
-        workdir: of the task. `CorpusPlan.work` is a hidden directory in it, whose name is a hash of the work.
-        seed: another seed holds out other documents.
-
-    Raises:
-        UserError: a value cannot be used, or a source has no files.
+    `CorpusPlan.work` is a hidden directory in `workdir`, whose name is a hash of the work. Another seed holds out other
+    documents. UserError if values do not fit together, or a source has no files.
     """
-    if settings["dedup"]["scope"] not in SCOPES:
-        raise UserError(
-            f"config.corpus.dedup.scope = {settings['dedup']['scope']!r}: expected one of {', '.join(SCOPES)}"
-        )
-    check_names(settings["tags"], key="corpus.tags")
+    check_names(settings.tags, key="corpus.tags")
     parts: list[Part] = []
     read: list[tuple[str, int, int]] = []
-    for name, facts in sources.items():
-        _check_source(name, facts)
+    for name, source in settings.sources.items():
+        _check_source(name, source)
         count = 1
-        if facts["path"]:
-            files = find_files(facts["path"])
+        if source.path:
+            files = find_files(source.path)
             read += [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
             # Only a task that reads the whole source can keep a limit on it.
-            count = 1 if facts["max_bytes"] else max(1, min(settings["parts"], len(files)))
+            count = 1 if source.max_bytes else min(settings.parts, len(files))
         parts += [Part(name, index, count) for index in range(count)]
     used = _sha256_of_files(settings)
     # The hash covers the files that are read, so that a run never continues the work of another run on other files.
-    work = workdir / f".work-{sha256_of_json([sources, settings, seed, read, used])[:12]}"
-    plan = CorpusPlan(sources, settings, tuple(parts), work, seed, used)
-    for name in sources:
-        plan.tags(name)
-    if settings["dedup"]["minhash"]:
-        _ = plan.minhash
+    work = workdir / f".work-{sha256_of_json([*_values(settings), seed, read, used])[:12]}"
+    plan = CorpusPlan(settings, tuple(parts), work, seed, used)
+    for name in settings.sources:
+        plan.rules(name)  # raises an error for rules that there are not
     return plan
 
 
@@ -195,9 +182,16 @@ def known_tags(record: Mapping[str, Any], tags: Sequence[str]) -> dict[str, floa
     return found
 
 
-def _sha256_of_files(settings: Mapping[str, Any]) -> dict[str, str]:
-    files = {f"block_lists.{language}": Path(path) for language, path in settings["block_lists"].items()}
-    for language, directory in settings["quality_models"].items():
+def _values(settings: CorpusSettings) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The values of the sources, and the other values that decide what is written."""
+    values = as_dict(settings)
+    del values["executor"]
+    return values.pop("sources"), values
+
+
+def _sha256_of_files(settings: CorpusSettings) -> dict[str, str]:
+    files = {f"block_lists.{language}": Path(path) for language, path in settings.block_lists.items()}
+    for language, directory in settings.quality_models.items():
         files[f"quality_models.{language}"] = Path(directory) / MODEL_FILE
     for key, path in files.items():
         if not path.is_file():
@@ -205,12 +199,12 @@ def _sha256_of_files(settings: Mapping[str, Any]) -> dict[str, str]:
     return {key: sha256_of_file(path) for key, path in files.items()}
 
 
-def _check_source(name: str, facts: Mapping[str, Any]) -> None:
+def _check_source(name: str, source: DocumentsSettings) -> None:
     key = f"config.corpus.sources.{name}"
-    check_dataset(name, validation_share=facts["validation_share"])
-    if bool(facts["catalog"]) == bool(facts["path"]):
+    check_name(name)
+    if bool(source.catalog) == bool(source.path):
         raise UserError(f"{key}: give either catalog (a source of the catalog) or path (your own files)")
-    if facts["path"] and not facts["language"]:
+    if source.path and not source.language:
         raise UserError(f"{key}.language is empty: give the ISO 639-1 code of the texts, such as ar")
-    if facts["catalog"]:
-        catalog.check_source(facts["catalog"])
+    if source.catalog:
+        catalog.check_source(source.catalog)

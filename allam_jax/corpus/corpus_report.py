@@ -7,7 +7,7 @@ from typing import Any
 from allam_jax.corpus.corpus_figures import draw_corpus
 from allam_jax.corpus.corpus_plan import CorpusPlan
 from allam_jax.corpus.resolve import groups_of, took
-from allam_jax.corpus.rules import Rule
+from allam_jax.corpus.rules import Rules, describe
 from allam_jax.corpus.tally import merge_tallies
 from allam_jax.files import write_json, write_text
 from allam_jax.report.markdown import section, table
@@ -79,7 +79,7 @@ def _rules(plan: CorpusPlan, sets: Tallies, images: Mapping[str, str]) -> str:
             row = {
                 "language, set": label,
                 "rule": name,
-                "what it does": str(known[name]),
+                "what it does": describe(known[name]),
                 "failed": fails,
                 "of all (%)": 100 * fails / max(int(tally["read"]["documents"]), 1),
                 "dropped": int(counts.get("dropped", 0)),
@@ -173,7 +173,7 @@ def _samples(plan: CorpusPlan, sets: Tallies) -> str:
         rules = _rules_of(plan, label)
         for kind in ("dropped", "kept"):
             for name, rows in sorted(tally.get("samples", {}).get(kind, {}).items()):
-                what = f" ({rules[name]})" if name in rules else ""
+                what = f" ({describe(rules[name])})" if name in rules else ""
                 lines += ["", f"## {label}: {kind}, {name}{what}"]
                 for *_, row in rows:
                     value = "" if row["value"] is None else f", value {row['value']:.4g}"
@@ -183,12 +183,12 @@ def _samples(plan: CorpusPlan, sets: Tallies) -> str:
 
 
 def _set_of(plan: CorpusPlan, source: str) -> str:
-    rules = plan.sources[source]["rules"]
+    rules = plan.sources[source].rules
     return f"{plan.language(source)}, {rules}" if rules else plan.language(source)
 
 
-def _rules_of(plan: CorpusPlan, label: str) -> dict[str, Rule]:
-    return {rule.name: rule for name in plan.sources if _set_of(plan, name) == label for rule in plan.rules(name)}
+def _rules_of(plan: CorpusPlan, label: str) -> Rules:
+    return plan.rules(next(name for name in plan.sources if _set_of(plan, name) == label))
 
 
 def _images(images: Mapping[str, str], names: Sequence[str]) -> list[str]:

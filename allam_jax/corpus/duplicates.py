@@ -12,9 +12,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import sparse
 
-from allam_jax.errors import UserError
-
-POLICIES = ("longest", "newest", "first")
 _ALL_PAIRS = 32  # the largest group of rows with one key of which every pair is verified
 
 
@@ -40,12 +37,7 @@ def preference(policy: str, *, lengths: np.ndarray, dates: np.ndarray) -> np.nda
         policy: `longest`, `newest` or `first`.
         lengths: bytes of text of each row.
         dates: numbers that grow with time; documents without a date have a smaller number than all others.
-
-    Raises:
-        UserError: the policy is unknown.
     """
-    if policy not in POLICIES:
-        raise UserError(f"config.corpus.dedup.keep = {policy!r}: expected one of {', '.join(POLICIES)}")
     if policy == "first":
         return np.zeros(len(lengths), np.int64)
     return -(lengths if policy == "longest" else dates).astype(np.int64)

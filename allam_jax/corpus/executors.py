@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -22,41 +22,31 @@ from datatrove.executor.ray import RayPipelineExecutor
 from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 
+from allam_jax.corpus.settings import ExecutorSettings
 from allam_jax.errors import UserError
 
-KINDS = ("local", "slurm", "ray")
+Stages = Sequence[tuple[str, Sequence[PipelineStep], int]]  # name, steps and number of tasks of each
+
 _ROOT = Path(__file__).resolve().parents[2]
 _POLL_SECONDS = 5.0
 
 
-def run_stages(
-    stages: Sequence[tuple[str, Sequence[PipelineStep], int]], *, logs: Path, settings: Mapping[str, Any]
-) -> None:
+def run_stages(stages: Stages, *, logs: Path, settings: ExecutorSettings) -> None:
     """Runs the stages one after another; returns when all their tasks have ended.
 
-    Args:
-        stages: (name, steps, number of tasks) of each.
-        logs: directory for markers, logs and batch scripts, with one folder for each stage.
-        settings: values of `config.corpus.executor`.
-
-    Raises:
-        UserError: the kind of executor is unknown, or a task did not end (the message names its log). Errors that tasks
-            raise pass through.
+    `logs` gets a folder of markers, logs and batch scripts for each stage. UserError if a task did not end; the message
+    names its log. Errors that tasks raise pass through.
     """
-    if settings["kind"] not in KINDS:
-        raise UserError(f"config.corpus.executor.kind = {settings['kind']!r}: expected one of {', '.join(KINDS)}")
-    if settings["workers"] == 0 or settings["workers"] < -1:
-        raise UserError(f"config.corpus.executor.workers = {settings['workers']}: expected 1 or more, or -1 for all")
-    if settings["kind"] == "slurm":
+    if settings.kind == "slurm":
         _run_on_slurm(stages, logs=logs, settings=settings)
         return
     for name, steps, tasks in stages:
-        options = {"tasks": tasks, "workers": settings["workers"], "logging_dir": str(logs / name)}
-        if settings["kind"] == "local":
+        options = {"tasks": tasks, "workers": settings.workers, "logging_dir": str(logs / name)}
+        if settings.kind == "local":
             executor: PipelineExecutor = _Local(list(steps), **options)
         else:
             _start_ray(settings)
-            executor = RayPipelineExecutor(list(steps), mem_per_cpu_gb=settings["memory_gb"], **options)
+            executor = RayPipelineExecutor(list(steps), mem_per_cpu_gb=settings.memory_gb, **options)
         executor.run()
         _check(executor, name=name, logs=logs)
         logging.info("corpus: %s done (%d tasks)", name, tasks)
@@ -94,12 +84,8 @@ class _Slurm(SlurmPipelineExecutor):
         )
 
 
-def _run_on_slurm(
-    stages: Sequence[tuple[str, Sequence[PipelineStep], int]], *, logs: Path, settings: Mapping[str, Any]
-) -> None:
+def _run_on_slurm(stages: Stages, *, logs: Path, settings: ExecutorSettings) -> None:
     """Submits all stages, each to start when the stage before it has succeeded; waits for the last."""
-    if not settings["partition"]:
-        raise UserError("config.corpus.executor.partition is empty: name the Slurm partition to run on")
     search_path = f"{Path(sys.executable).parent}:$PATH"
     previous = None
     executors = []
@@ -107,15 +93,15 @@ def _run_on_slurm(
         previous = _Slurm(
             list(steps),
             tasks=tasks,
-            workers=settings["workers"],
-            time=settings["time"],
-            partition=settings["partition"],
-            cpus_per_task=settings["cpus"],
-            mem_per_cpu_gb=settings["memory_gb"],
+            workers=settings.workers,
+            time=settings.time,
+            partition=settings.partition,
+            cpus_per_task=settings.cpus,
+            mem_per_cpu_gb=settings.memory_gb,
             job_name=f"corpus-{name}",
-            qos=settings["qos"],
+            qos=settings.qos,
             # Without this option, a job that depends on a failed job waits for ever.
-            sbatch_args={"kill-on-invalid-dep": "yes", **dict(option.split("=", 1) for option in settings["options"])},
+            sbatch_args={"kill-on-invalid-dep": "yes", **dict(option.split("=", 1) for option in settings.options)},
             env_command=f"export PATH={search_path} PYTHONPATH={shlex.quote(str(_ROOT))}:$PYTHONPATH",
             logging_dir=str(logs / name),
             depends=previous,
@@ -150,7 +136,7 @@ def _check(executor: PipelineExecutor, *, name: str, logs: Path) -> None:
         )
 
 
-def _start_ray(settings: Mapping[str, Any]) -> None:
+def _start_ray(settings: ExecutorSettings) -> None:
     try:
         import ray
     except ImportError:
@@ -158,6 +144,6 @@ def _start_ray(settings: Mapping[str, Any]) -> None:
     if not ray.is_initialized():
         path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
         options: dict[str, Any] = {"runtime_env": {"env_vars": {"PYTHONPATH": path}}, "log_to_driver": False}
-        if settings["ray_address"]:
-            options["address"] = settings["ray_address"]
+        if settings.ray_address:
+            options["address"] = settings.ray_address
         ray.init(include_dashboard=False, **options)

@@ -11,7 +11,6 @@ Most documents with a high score are kept, and also a few with a low one, which 
 alpha so that the kept web text has the score distribution of the reference texts; `fit_alpha` does so for the mean.
 """
 
-import dataclasses
 import itertools
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from allam_jax.corpus.settings import QualitySettings
 from allam_jax.errors import UserError
 from allam_jax.files import atomic_path, read_json, sha256_of_file, unit_hash, write_json
 
@@ -27,17 +27,8 @@ MODEL_FILE, FACTS_FILE = "model.bin", "classifier.json"
 GPT3_ALPHA = 9.0
 _GOOD, _WEB = "__label__good", "__label__web"
 _LARGEST_ALPHA = 1e4
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FastTextOptions:
-    """How the classifier is trained. Names and meanings are fastText's."""
-
-    epochs: int = 5
-    learning_rate: float = 0.5
-    word_ngrams: int = 2
-    dim: int = 32
-    buckets: int = 2**18
+# Settings and fastText's names for them.
+_OPTIONS = {"epochs": "epoch", "learning_rate": "lr", "word_ngrams": "wordNgrams", "dim": "dim", "buckets": "bucket"}
 
 
 class QualityClassifier:
@@ -113,22 +104,14 @@ def train_classifier(
     negatives: Iterable[str],
     *,
     directory: Path,
-    held_out: float = 0.1,
+    settings: QualitySettings,
     seed: int = 0,
-    options: FastTextOptions | None = None,
 ) -> dict[str, Any]:
-    """Trains a classifier and writes it to `directory` (model.bin, classifier.json).
+    """Trains a classifier on texts of known quality and unfiltered web; writes model.bin, classifier.json.
 
     Training uses one thread, so the same texts give the same bytes. The score assumes that both kinds are as frequent
-    as in training; give about as much text of each.
-
-    Args:
-        positives: texts of known quality.
-        negatives: unfiltered web text.
-        directory: directory to write to.
-        held_out: expected share of texts that are held out for testing; a hash of the text selects them.
-        seed: of that selection, of the order of the texts, and of fastText.
-        options: fastText's options.
+    as in training; give about as much text of each. A hash of the text selects those that are held out for testing;
+    `seed` is that of the hash, of the order of the texts, and of fastText.
 
     Returns:
         `{"trained_on", "held_out": {"good", "web"} counts, "accuracy", "auc", "mean_score": {"good", "web"}, "options",
@@ -137,15 +120,13 @@ def train_classifier(
     Raises:
         UserError: one kind has no text to train on or no text to test on, or fastText fails.
     """
-    if not 0 < held_out < 1:
-        raise UserError(f"quality: held_out is {held_out}; expected a share between 0 and 1")
-    options = options or FastTextOptions()
+    options = {key: getattr(settings, key) for key in _OPTIONS}
     training: list[tuple[float, str]] = []  # (order, labelled line)
     tests: dict[str, list[str]] = {_GOOD: [], _WEB: []}
     counts = {_GOOD: 0, _WEB: 0}
     for label, text in itertools.chain(((_GOOD, text) for text in positives), ((_WEB, text) for text in negatives)):
         line = one_line(text)
-        if unit_hash(f"{seed}:held_out:{line}") < held_out:
+        if unit_hash(f"{seed}:held_out:{line}") < settings.held_out:
             tests[label].append(line)
         else:
             counts[label] += 1
@@ -164,11 +145,7 @@ def train_classifier(
         try:
             model = _fasttext().train_supervised(
                 input=str(file),
-                epoch=options.epochs,
-                lr=options.learning_rate,
-                wordNgrams=options.word_ngrams,
-                dim=options.dim,
-                bucket=options.buckets,
+                **{_OPTIONS[key]: value for key, value in options.items()},
                 thread=1,
                 seed=seed,
                 verbose=0,
@@ -184,7 +161,7 @@ def train_classifier(
         "trained_on": _by_name(counts),
         "held_out": _by_name({label: len(some) for label, some in tests.items()}),
         **_quality({label: _scores(model, some) for label, some in tests.items()}),
-        "options": dataclasses.asdict(options),
+        "options": options,
         "seed": seed,
         "sha256": sha256_of_file(directory / MODEL_FILE),
     }

@@ -10,50 +10,29 @@ probability 1 - (1 - s^r)^b: for 14 bands of 9 rows 0.44 at s = 0.7 and 0.87 at 
 needed, `jaccard` verifies the pairs.
 """
 
-import dataclasses
-import functools
 import itertools
 from collections.abc import Sequence
 
 import numpy as np
 import xxhash
 
-from allam_jax.errors import UserError
+from allam_jax.corpus.settings import DedupSettings
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _BLOCK = 1024  # shingles at a time, so that the table of their permutations stays in the processor's cache
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class MinHash:
-    """Parameters of the signatures. Documents can be compared only if they have the same parameters.
+    """Makes signatures. Those of two documents can be compared only if they were made with the same settings.
 
-    Attributes:
-        shingle: number of words in a shingle; a shorter document has no signature.
-        hashes: number of permutations. The bands use the first `bands * rows` (126 of RedPajama-v2's 128).
-        bands, rows: two documents that agree in all rows of a band are a candidate pair.
-        seed: of the permutations.
+    Of the `hashes` permutations, the bands use the first `bands * rows` (126 of RedPajama-v2's 128).
     """
 
-    shingle: int = 13
-    hashes: int = 128
-    bands: int = 14
-    rows: int = 9
-    seed: int = 0
-
-    def __post_init__(self):
-        if min(self.shingle, self.bands, self.rows) < 1 or self.bands * self.rows > self.hashes:
-            raise UserError(
-                f"config.corpus.dedup: {self.bands} bands of {self.rows} rows need {self.bands * self.rows} hashes, "
-                f"there are {self.hashes}; all numbers must be positive"
-            )
-
-    @functools.cached_property
-    def _permutations(self) -> tuple[np.ndarray, np.ndarray]:
-        """uint32 `[bands * rows]` each: the odd factors, and the summands."""
-        draws = np.random.default_rng(self.seed).integers(0, 2**32, size=(2, self.hashes), dtype=np.uint32)
+    def __init__(self, settings: DedupSettings):
+        self.shingle, self.bands, self.rows = settings.shingle, settings.bands, settings.rows
+        draws = np.random.default_rng(0).integers(0, 2**32, size=(2, settings.hashes), dtype=np.uint32)
         used = self.bands * self.rows
-        return draws[0, :used] | np.uint32(1), draws[1, :used]
+        self._factors, self._summands = draws[0, :used] | np.uint32(1), draws[1, :used]
 
     def shingles(self, documents: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """The shingles of each document, given its words, in order and with repeats: uint64 `[words - shingle + 1]`.
@@ -76,12 +55,11 @@ class MinHash:
 
     def signature(self, shingles: np.ndarray) -> np.ndarray:
         """uint32 `[bands * rows]` for a document with at least one shingle."""
-        factors, summands = self._permutations
         values = (shingles >> np.uint64(32)).astype(np.uint32)
         least = None
         for start in range(0, len(values), _BLOCK):
-            permuted = values[start : start + _BLOCK, np.newaxis] * factors
-            permuted += summands
+            permuted = values[start : start + _BLOCK, np.newaxis] * self._factors
+            permuted += self._summands
             block = permuted.min(axis=0)
             least = block if least is None else np.minimum(least, block)
         assert least is not None

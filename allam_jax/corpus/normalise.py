@@ -4,8 +4,6 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from allam_jax.errors import UserError
-
 # Short vowels, tanwin, shadda, sukun; the superscript alef; further vowel signs; honorifics; Quranic annotation.
 # Maddah and hamza above or below (U+0653-0655) are spelling and stay. So do the Quran's small waw and yeh (U+06E5,
 # U+06E6), which are letters.
@@ -29,29 +27,20 @@ TATWEEL = "\u0640"
 DIRECTION_MARKS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
 
 _MARKS = re.compile("[" + "".join(sorted(TASHKEEL | DIRECTION_MARKS)) + TATWEEL + "]+")
-_REMOVABLE = {"tashkeel": TASHKEEL, "tatweel": frozenset(TATWEEL), "direction_marks": DIRECTION_MARKS}
+_REMOVABLE = {
+    name: dict.fromkeys(map(ord, marks))
+    for name, marks in (("tashkeel", TASHKEEL), ("tatweel", TATWEEL), ("direction_marks", DIRECTION_MARKS))
+}
 
 
 def normalise(text: str, *, remove: Iterable[str] = (), compose: bool = True) -> str:
     """The text without the given classes of marks, composed to NFC. Applying it twice changes nothing more.
 
-    Marks are removed first, so that letters which a mark kept apart are composed.
-
-    Args:
-        text: any text.
-        remove: classes of marks: `tashkeel`, `tatweel`, `direction_marks`.
-        compose: whether to compose to NFC.
-
-    Raises:
-        UserError: a class is unknown.
+    The classes are `tashkeel`, `tatweel` and `direction_marks`. Marks are removed first, so that letters which a mark
+    kept apart are composed.
     """
-    unwanted: set[str] = set()
     for name in remove:
-        if name not in _REMOVABLE:
-            raise UserError(f"normalisation: cannot remove {name!r}; choose from {', '.join(_REMOVABLE)}")
-        unwanted |= _REMOVABLE[name]
-    if unwanted:
-        text = text.translate(dict.fromkeys(map(ord, unwanted)))
+        text = text.translate(_REMOVABLE[name])
     return unicodedata.normalize("NFC", text) if compose else text
 
 

@@ -9,7 +9,6 @@ that the stage before has written.
 
 import gzip
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +26,17 @@ def outdated(plan: CorpusPlan, *, workdir: Path) -> list[str]:
     return [name for name, found in manifests.items() if found is None or found["metadata"] != plan.facts(name)]
 
 
-def run(plan: CorpusPlan, *, workdir: Path, executor: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Runs all stages and writes a dataset for every source of the plan; returns source -> tally.
+def run(plan: CorpusPlan, *, workdir: Path) -> dict[str, dict[str, Any]]:
+    """Runs all stages and writes a dataset `workdir/NAME` for every source of the plan; returns source -> tally.
 
     `NAME.dropped.jsonl.gz` beside the dataset NAME has the `id` and the `reasons` of every document that was dropped.
-    A run that was killed continues: tasks that had ended are not repeated.
-
-    Args:
-        plan: what to do.
-        workdir: the datasets are written to `workdir/NAME`.
-        executor: values of `config.corpus.executor`.
-
-    Raises:
-        UserError: a file is unreadable or has too many bad records; a split has no document; the disk is full.
+    A run that was killed continues: tasks that had ended are not repeated. UserError if a file is unreadable or has too
+    many bad records, a split has no document, or the disk is full.
     """
     # Here, because datatrove takes a second to import, and a run that has nothing left to do does not need it.
     from allam_jax.corpus import executors
 
-    executors.run_stages(_stages(plan), logs=plan.work / "logs", settings=executor)
+    executors.run_stages(_stages(plan), logs=plan.work / "logs", settings=plan.settings.executor)
     tallies = {}
     for name in plan.sources:
         directories = [plan.directory(rank) for rank, part in enumerate(plan.parts) if part.source == name]
@@ -54,7 +46,7 @@ def run(plan: CorpusPlan, *, workdir: Path, executor: Mapping[str, Any]) -> dict
             [(directory / "shards", read_json(directory / "counts.json")) for directory in directories],
             directory=workdir / name,
             name=name,
-            validation_share=plan.sources[name]["validation_share"],
+            validation_share=plan.sources[name].validation_share,
             seed=plan.seed,
             metadata=plan.facts(name),
             fields=plan.features,
@@ -83,7 +75,7 @@ def _stages(plan: CorpusPlan) -> list[tuple[str, list[Any], int]]:
         ("clean", [*judged, steps.Sign(plan, tally), steps.Keep(plan, tally)], parts),
         ("exact", [resolve.Exact(plan)], 1),
     ]
-    if plan.settings["dedup"]["minhash"]:
+    if plan.settings.dedup.minhash:
         stages.append(("bands", [resolve.Bands(plan)], plan.minhash.bands))
         stages.append(("clusters", [resolve.Clusters(plan)], 1))
     return [*stages, ("write", [steps.Load(plan, tally), steps.Write(plan, tally)], parts)]

@@ -19,10 +19,11 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from allam_jax.corpus import web_archives
 from allam_jax.corpus.document import Document
+from allam_jax.corpus.settings import DocumentsSettings
 from allam_jax.errors import UserError
 
 _PLAIN = tuple(f".{kind}{compressed}" for kind in ("jsonl", "csv", "txt") for compressed in ("", ".gz", ".zst"))
@@ -65,58 +66,35 @@ class _DamagedFile(UserError):
 
 
 class FileReader:
-    """Iterates over the documents of files, directories and glob patterns, in sorted order.
+    """Iterates over the documents of the files of one source, in sorted order.
 
-    `counts` maps each file read so far to its `FileCounts`. A document's id is the record's `id_field` if it has one.
+    `counts` maps each file read so far to its `FileCounts`. A document's id is the record's `id` if it has one.
     Otherwise it is the file's name (its path below the deepest common directory) and the record's number, from 1.
     """
 
     def __init__(
-        self,
-        paths: str | Path | Sequence[str | Path],
-        *,
-        source: str,
-        language: str,
-        text_field: str = "text",
-        id_field: str = "id",
-        text_unit: Literal["line", "paragraph", "file"] = "line",
-        max_bad_share: float = 0.0,
-        max_damaged_share: float = 0.0,
-        fields: Sequence[str] = (),
-        part: int = 0,
-        parts: int = 1,
+        self, settings: DocumentsSettings, *, source: str, fields: Sequence[str] = (), part: int = 0, parts: int = 1
     ):
         """Finds the files.
 
         Args:
-            paths: a file, a directory (searched for files with `SUFFIXES`), a glob pattern (`**` allowed), or several.
-            source: name of the source, for the documents.
-            language: language of the documents.
-            text_field: field (JSON Lines) or column (CSV, Parquet) with the text.
-            id_field: field or column with the id; records may lack it.
-            text_unit: what one document is in a .txt file: a line, a paragraph (separated by blank lines) or the file.
-            max_bad_share: largest accepted share of bad records in a file, 0 to 1.
-            max_damaged_share: largest accepted share of damaged files; their documents up to the damage are kept.
+            settings: of the source.
+            source: its name, for the documents.
             fields: more fields or columns for the documents' metadata, where a record has them.
             part: which of `parts` to read, from 0.
             parts: number of parts, which are consecutive files of about equal bytes; some may be empty.
 
         Raises:
-            UserError: a path does not exist (the message names the nearest), a pattern has no match, or a suffix is
-                unknown.
+            UserError: as `find_files`.
         """
-        if text_unit not in ("line", "paragraph", "file"):
-            raise UserError(f"{source}: text_unit is {text_unit!r}; expected line, paragraph or file")
-        found = find_files(paths)
+        found = find_files(settings.path)
         self._root = Path(os.path.commonpath([file.absolute().parent for file in found]))
-        self._max_damaged = int(max_damaged_share * len(found))
+        self._max_damaged = int(settings.max_damaged_share * len(found))
         self.files = _part_of(found, part=part, parts=parts)
         self._parts = parts
         self.counts: dict[Path, FileCounts] = {}
-        self._source, self._language = source, language
-        self._text_field, self._id_field, self._text_unit = text_field, id_field, text_unit
-        self._max_bad_share = max_bad_share
-        self._fields = [field for field in fields if field not in (text_field, id_field)]
+        self._source, self._settings, self._text_field = source, settings, settings.text_field
+        self._fields = [field for field in fields if field not in (settings.text_field, "id")]
 
     def __iter__(self) -> Iterator[Document]:
         self.counts = {}
@@ -152,7 +130,7 @@ class FileReader:
 
     def _records(self, file: Path) -> Iterator[_Record]:
         if file.name.endswith(".parquet"):
-            return _parquet_records(file, text_field=self._text_field, optional=(self._id_field, *self._fields))
+            return _parquet_records(file, text_field=self._text_field, optional=("id", *self._fields))
         if file.name.endswith(web_archives.SUFFIXES):
             return _archive_records(file, text_field=self._text_field)
         if file.name.endswith((".csv", ".csv.gz", ".csv.zst")):
@@ -160,7 +138,7 @@ class FileReader:
         if file.name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
             return map(_json_record, _units(_lines(file), unit="line"))
         to_record = functools.partial(_text_record, field=self._text_field)
-        return map(to_record, _units(_lines(file), unit=self._text_unit))
+        return map(to_record, _units(_lines(file), unit=self._settings.text_unit))
 
     def _document(self, record: _Record, *, default_id: str) -> Document | str:
         if isinstance(record, str):
@@ -172,48 +150,46 @@ class FileReader:
             return f"with field {self._text_field!r} not a string"
         if not text.strip():
             return "empty"
-        id_ = default_id if record.get(self._id_field) is None else str(record[self._id_field])
+        id_ = default_id if record.get("id") is None else str(record["id"])
         try:
             f"{text}{id_}".encode()
         except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell as an escape
             return "with invalid Unicode"
         metadata = {field: record[field] for field in self._fields if record.get(field) is not None}
-        return Document(text=text, id=id_, source=self._source, language=self._language, metadata=metadata)
+        return Document(text=text, id=id_, source=self._source, language=self._settings.language, metadata=metadata)
 
     def _check_share(self, file: Path) -> None:
         counts = self.counts[file]
-        bad = counts.bad.total()
-        if bad > self._max_bad_share * (bad + counts.documents):
+        bad, accepted = counts.bad.total(), self._settings.max_bad_share
+        if bad > accepted * (bad + counts.documents):
             raise UserError(
-                f"{file}: too many bad records ({counts}; accepted share {self._max_bad_share:g}); "
+                f"{file}: too many bad records ({counts}; accepted share {accepted:g}); "
                 f"repair the file, or raise max_bad_share"
             )
 
 
-def find_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The files below the given files, directories and glob patterns, sorted; UserError for one that does not exist."""
-    files: set[Path] = set()
-    for given in [paths] if isinstance(paths, str | Path) else paths:
-        path = Path(given).expanduser()
-        if path.is_dir():
-            found = [file for file in path.rglob("*") if file.name.endswith(SUFFIXES) and file.is_file()]
-            if not found:
-                raise UserError(f"{path}: no files to read in this directory; expected {', '.join(SUFFIXES)}")
-        elif path.exists():
-            found = [path]
-        elif glob.has_magic(str(path)):
-            found = [Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file()]
-            if not found:
-                raise UserError(f"{path}: no file matches this pattern")
-        else:
-            raise UserError(f"{path}: no such file or directory{_near(path)}")
-        for file in found:
-            if not file.name.endswith(SUFFIXES):
-                raise UserError(f"{file}: cannot read this kind of file; expected {', '.join(SUFFIXES)}")
-        files.update(found)
-    if not files:
-        raise UserError("corpus: no paths given; expected files, directories or glob patterns")
-    return sorted(files)
+def find_files(given: str) -> list[Path]:
+    """The files of a path (a file, a directory, or a glob pattern, `**` allowed), sorted.
+
+    UserError if there is none (the message names the nearest path), or for a file without one of `SUFFIXES`.
+    """
+    path = Path(given).expanduser()
+    if path.is_dir():
+        found = [file for file in path.rglob("*") if file.name.endswith(SUFFIXES) and file.is_file()]
+        if not found:
+            raise UserError(f"{path}: no files to read in this directory; expected {', '.join(SUFFIXES)}")
+    elif path.exists():
+        found = [path]
+    elif glob.has_magic(given):
+        found = [Path(match) for match in set(glob.glob(str(path), recursive=True)) if Path(match).is_file()]
+        if not found:
+            raise UserError(f"{path}: no file matches this pattern")
+    else:
+        raise UserError(f"{path}: no such file or directory{_near(path)}")
+    for file in found:
+        if not file.name.endswith(SUFFIXES):
+            raise UserError(f"{file}: cannot read this kind of file; expected {', '.join(SUFFIXES)}")
+    return sorted(found)
 
 
 def _part_of(files: Sequence[Path], *, part: int, parts: int) -> list[Path]:

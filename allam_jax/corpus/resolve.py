@@ -26,7 +26,7 @@ class _Resolver(PipelineStep):
 
     def __init__(self, plan: CorpusPlan):
         super().__init__()
-        self.plan, self.dedup = plan, plan.settings["dedup"]
+        self.plan, self.dedup = plan, plan.settings.dedup
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[None]:
         """Does the task's work; records how many documents it compared and the seconds of processor time."""
@@ -57,7 +57,7 @@ class _Resolver(PipelineStep):
 
     def _preferences(self) -> np.ndarray:
         lengths, dates = self._columns("length", "date")
-        return duplicates.preference(self.dedup["keep"], lengths=lengths, dates=dates)
+        return duplicates.preference(self.dedup.keep, lengths=lengths, dates=dates)
 
     def _write_removed(self, removed: np.ndarray, reasons: np.ndarray) -> None:
         """Writes for each part which of its rows are removed, and why (an index into `steps.REASONS`)."""
@@ -83,7 +83,7 @@ class Exact(_Resolver):
         left = np.arange(len(preferences))
         removed, reasons, groups = [np.empty(0, np.int64)], [np.empty(0, np.uint8)], {}
         for reason, kind in enumerate(("url", "text")):
-            if self.dedup[kind]:
+            if getattr(self.dedup, kind):
                 (keys,) = self._columns(kind)
                 among = left[keys[left].any(axis=1)]  # a document without an address has no duplicate by address
                 found = duplicates.equal_keys(keys, preferences, among=among)
@@ -107,7 +107,7 @@ class Bands(_Resolver):
         rows = np.concatenate([*map(np.add, self._load(steps.SIGNED), self._offsets())])
         keys = np.concatenate([part[:, rank] for part in self._load(steps.BANDS, mmap_mode="r")])
         left = ~np.isin(rows, np.load(self.plan.work / EXACT)["removed"])
-        pairs = duplicates.band_pairs(keys[left], rows[left], every=self.dedup["verify"] > 0)
+        pairs = duplicates.band_pairs(keys[left], rows[left], every=self.dedup.verify > 0)
         save_arrays(_pairs(self.plan, rank), pairs)
         return len(rows)
 
@@ -119,7 +119,7 @@ class Clusters(_Resolver):
 
     def _resolve(self, rank: int) -> int:
         pairs = [np.load(_pairs(self.plan, band)) for band in range(self.plan.minhash.bands)]
-        verify = self._verifier() if self.dedup["verify"] > 0 else None
+        verify = self._verifier() if self.dedup.verify > 0 else None
         found = duplicates.clusters(pairs, self._preferences(), verify=verify)
         exact = np.load(self.plan.work / EXACT)
         near = np.full(len(found.removed), steps.REASONS.index("near-duplicate"), np.uint8)
@@ -137,7 +137,7 @@ class Clusters(_Resolver):
             place = int(np.searchsorted(signed[part], row - offsets[part]))
             return flat[part][ends[part][place - 1] if place else 0 : ends[part][place]]
 
-        return lambda first, second: jaccard(shingles(first), shingles(second)) >= self.dedup["verify"]
+        return lambda first, second: jaccard(shingles(first), shingles(second)) >= self.dedup.verify
 
 
 def took(plan: CorpusPlan) -> dict[str, Any]:

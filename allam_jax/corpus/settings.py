@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from allam_jax.settings import Section, entries, nested, setting
+from allam_jax.errors import UserError
+from allam_jax.settings import BadSetting, Section, entries, nested, setting
 
 _ANY_NUMBER = -1e300  # thresholds of tags have no bound of their own
 _TERABYTES = 2**53
@@ -64,6 +65,14 @@ class DedupSettings(Section):
         0.0, "smallest Jaccard similarity of true duplicates; 0 believes the candidates", least=0, most=1
     )
 
+    def check(self) -> None:
+        """UserError for more rows than there are hashes."""
+        if self.bands * self.rows > self.hashes:
+            raise UserError(
+                f"config.corpus.dedup: {self.bands} bands of {self.rows} rows need {self.bands * self.rows} hashes, "
+                f"there are {self.hashes}"
+            )
+
 
 class ExecutorSettings(Section, changes_results=False):
     """Where the corpus is made. What is written is the same everywhere."""
@@ -77,6 +86,13 @@ class ExecutorSettings(Section, changes_results=False):
     qos: str = setting("", "slurm: quality of service")
     options: tuple[str, ...] = setting((), 'slurm: further sbatch options, such as "account=me"')
     ray_address: str = setting("", "ray: address of a running cluster; empty starts one here")
+
+    def check(self) -> None:
+        """UserError for no worker, and for Slurm without a partition."""
+        if self.workers == 0:
+            raise BadSetting("workers", " = 0: expected 1 or more, or -1 for all")
+        if self.kind == "slurm" and not self.partition:
+            raise BadSetting("partition", " is empty: name the Slurm partition to run on")
 
 
 class CorpusSettings(Section, name="corpus"):

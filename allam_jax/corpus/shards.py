@@ -55,10 +55,10 @@ def write_dataset(
             text.
 
     Raises:
-        UserError: a split has no document; the disk is full; the name or the share is invalid.
+        UserError: a split has no document; the disk is full; the name is invalid.
     """
     directory = Path(directory)
-    check_dataset(name, validation_share=validation_share)
+    check_name(name)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as part:
         with PartWriter(
@@ -76,12 +76,10 @@ def write_dataset(
         )
 
 
-def check_dataset(name: str, *, validation_share: float) -> None:
-    """Raises UserError for an invalid name or share."""
+def check_name(name: str) -> None:
+    """Raises UserError for an invalid name of a dataset."""
     if not (name.isascii() and name.isidentifier() and name.islower()):
         raise UserError(f"dataset name {name!r}: expected lower-case letters, digits and underscores, a letter first")
-    if not 0 <= validation_share < 1:
-        raise UserError(f"{name}: validation share is {validation_share}; expected 0 <= share < 1")
 
 
 class PartWriter:
@@ -200,20 +198,6 @@ def check_shard(path: Path, *, documents: int, size: int | None = None) -> None:
         # close() raises an error if the reader failed to open.
         if reader.ok():
             reader.close()
-
-
-def verify_hashes(directory: Path) -> None:
-    """Reads every shard in full and compares its SHA-256 with the manifest; UserError for the first that differs."""
-    directory = Path(directory)
-    manifest = read_manifest(directory)
-    if manifest is None:
-        raise UserError(f"{directory / MANIFEST}: no such file, so there are no hashes to compare with")
-    for split in manifest["splits"].values():
-        for shard in split["shards"]:
-            path = directory / shard["file"]
-            check_shard(path, documents=shard["documents"], size=shard["size"])
-            if sha256_of_file(path) != shard["sha256"]:
-                raise UserError(f"{path}: its bytes differ from those written (sha256); write the dataset again")
 
 
 class _SplitWriter:

@@ -46,7 +46,7 @@ class Step(PipelineStep):
     """A step that receives documents one after another.
 
     Subclasses define `_process`, and `_begin` and `_end` where they need them. While a task runs, `part` is its part of
-    the corpus, `facts` are the settings of the part's source, and `directory` is where the task writes.
+    the corpus, `settings` are those of the part's source, and `directory` is where the task writes.
     """
 
     type = "corpus"
@@ -81,7 +81,7 @@ class Step(PipelineStep):
 
     def _enter(self, rank: int) -> None:
         self.part = self.plan.parts[rank]
-        self.facts = self.plan.sources[self.part.source]
+        self.settings = self.plan.sources[self.part.source]
         self.directory = self.plan.directory(rank)
         self._begin()
 
@@ -132,13 +132,13 @@ class Read(Source):
             metadata = {
                 "source": read.source,
                 "language": read.language,
-                "url": _string(read.metadata.get(self.facts["url_field"])),
-                "date": _string(read.metadata.get(self.facts["date_field"])),
+                "url": _string(read.metadata.get(self.settings.url_field)),
+                "date": _string(read.metadata.get(self.settings.date_field)),
                 "bytes": size,
                 "known_tags": known_tags(read.metadata, tags),
             }
-            metadata["domain"] = _string(read.metadata.get("domain")) or self.facts["domain"] or _host(metadata["url"])
-            for name in self.plan.settings["features"]:
+            metadata["domain"] = _string(read.metadata.get("domain")) or self.settings.domain or _host(metadata["url"])
+            for name in self.plan.settings.features:
                 metadata.setdefault(name, _string(read.metadata.get(name)))
             self.tally.add("domains", "before", metadata["domain"])
             yield size, PipelineDocument(text=read.text, id=read.id, metadata=metadata)
@@ -160,7 +160,7 @@ class Clean(Step):
         """Returns the document with its cleaned text, or None when nothing visible is left of it."""
         self.tally.add("read", "documents")
         self.tally.add("read", "bytes", amount=document.metadata["bytes"])
-        text = document.text if self.facts["untouched"] else self._cleaned(document)
+        text = document.text if self.settings.untouched else self._cleaned(document)
         if not text.strip():
             self.tally.add("empty")
             self.tally.dropped.append((document.id, ["left empty"]))
@@ -168,14 +168,14 @@ class Clean(Step):
         document.text = text
         document.metadata["bytes"] = len(text.encode())
         self.total += document.metadata["bytes"]
-        self.tally.enough = 0 < self.facts["max_bytes"] <= self.total
+        self.tally.enough = 0 < self.settings.max_bytes <= self.total
         return document
 
     def _cleaned(self, document: PipelineDocument) -> str:
-        text, repairs = repair(document.text, switches=self.facts["repair"], language=document.metadata["language"])
+        text, repairs = repair(document.text, switches=self.settings.repair, language=document.metadata["language"])
         for name in repairs:
             self.tally.add("care", name)
-        for name in self.facts["remove"]:
+        for name in self.settings.remove:
             # Each class of marks is removed by itself, so that it can be counted; the classes do not overlap.
             without = normalise(text, remove=[name], compose=False)
             if without != text:
@@ -184,7 +184,7 @@ class Clean(Step):
         composed = normalise(text)
         if composed != text:
             self.tally.add("care", "nfc")
-        text, redacted = redact(composed, kinds=self.facts["redact"]) if self.facts["redact"] else (composed, {})
+        text, redacted = redact(composed, kinds=self.settings.redact)
         for kind, count in redacted.items():
             self.tally.add("redacted", kind, amount=count)
         return text
@@ -199,8 +199,8 @@ class Judge(Step):
         self.rules = self.plan.rules(self.part.source)
         self.tags = self.plan.tags(self.part.source)
         language = self.plan.language(self.part.source)
-        files = (self.plan.settings[kind].get(language, "") for kind in ("block_lists", "quality_models"))
-        self.resources = Resources(*files)
+        settings = self.plan.settings
+        self.resources = Resources(settings.block_lists.get(language, ""), settings.quality_models.get(language, ""))
 
     def _process(self, document: PipelineDocument) -> PipelineDocument | None:
         """Returns the document with its tags, or None if it fails a rule. The first such rule counts it as dropped."""
@@ -210,16 +210,16 @@ class Judge(Step):
         for name, value in tags.items():
             self.tally.tag(name, value)
         against = failed(self.rules, tags, key=document.id)
-        for rule in against:
-            self.tally.add("rules", rule.name, "fails")
-            self.tally.sample_dropped(rule.name, tags[rule.tag], id_=document.id, text=document.text)
+        for name in against:
+            self.tally.add("rules", name, "fails")
+            self.tally.sample_dropped(name, tags[self.rules[name].tag], id_=document.id, text=document.text)
         if against:
-            self.tally.dropped.append((document.id, [rule.name for rule in against]))
-            self.tally.add("rules", against[0].name, "dropped")
-            self.tally.add("rules", against[0].name, "bytes", amount=metadata["bytes"])
+            self.tally.dropped.append((document.id, against))
+            self.tally.add("rules", against[0], "dropped")
+            self.tally.add("rules", against[0], "bytes", amount=metadata["bytes"])
             return None
-        for rule in self.rules:
-            self.tally.sample_kept(rule, tags[rule.tag], id_=document.id, text=document.text)
+        for name, rule in self.rules.items():
+            self.tally.sample_kept(name, rule, tags[rule.tag], id_=document.id, text=document.text)
         metadata["tags"], metadata["words"] = tags, words
         return document
 
@@ -230,9 +230,9 @@ class Sign(Step):
     name = "sign"
 
     def _begin(self) -> None:
-        dedup = self.plan.settings["dedup"]
-        salt = "" if dedup["scope"] == "corpus" else self.part.source
-        self.columns = keys.Columns(minhash=self.plan.minhash if dedup["minhash"] else None, salt=salt)
+        dedup = self.plan.settings.dedup
+        salt = "" if dedup.scope == "corpus" else self.part.source
+        self.columns = keys.Columns(minhash=self.plan.minhash if dedup.minhash else None, salt=salt)
 
     def _process(self, document: PipelineDocument) -> PipelineDocument:
         metadata = document.metadata
@@ -243,7 +243,7 @@ class Sign(Step):
         return document
 
     def _end(self) -> None:
-        shingles = SHINGLES if self.plan.settings["dedup"]["verify"] > 0 else ""
+        shingles = SHINGLES if self.plan.settings.dedup.verify > 0 else ""
         self.columns.write(self.directory, names=(KEYS, SIGNED, BANDS, shingles))
 
 
@@ -312,9 +312,9 @@ class Write(Step):
             temporary.mkdir(parents=True)
             with PartWriter(
                 temporary,
-                validation_share=self.plan.sources[source]["validation_share"],
+                validation_share=self.plan.sources[source].validation_share,
                 seed=self.plan.seed,
-                shard_bytes=self.plan.settings["shard_bytes"],
+                shard_bytes=self.plan.settings.shard_bytes,
                 dataset=self.plan.work.parent / source,
             ) as self.writer:
                 yield from super().run(data, rank, world_size)

@@ -5,7 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from allam_jax.corpus.rules import PARETO, Rule
+from allam_jax.corpus.rules import PARETO
+from allam_jax.corpus.settings import RuleSettings
 from allam_jax.corpus.tags import TAGS
 from allam_jax.files import unit_hash
 
@@ -44,10 +45,10 @@ class Tally:
         """Adds a value to the histogram of a tag."""
         self.add("tags", name, "undefined" if value is None else str(bin_of(name, value)))
 
-    def sample_kept(self, rule: Rule, value: float | None, *, id_: str, text: str) -> None:
+    def sample_kept(self, name: str, rule: RuleSettings, value: float | None, *, id_: str, text: str) -> None:
         """Samples a document that a rule keeps: those nearest to the threshold, or any if the rule draws at random."""
         distance = 0.0 if value is None or rule.drop == PARETO else abs(value - rule.threshold)
-        self._sample("kept", rule.name, (distance, unit_hash(id_)), id_=id_, text=text, value=value)
+        self._sample("kept", name, (distance, unit_hash(id_)), id_=id_, text=text, value=value)
 
     def sample_dropped(self, name: str, value: float | None, *, id_: str, text: str) -> None:
         """Samples a document that was dropped for the reason `name`, at random."""

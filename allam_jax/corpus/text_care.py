@@ -5,12 +5,10 @@ The repairs leave spelling alone: the salawat sign and similar signs (from U+FDF
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container
 
 import ftfy
 from ftfy.badness import is_bad
-
-from allam_jax.errors import UserError
 
 # Letter shapes and ligatures of letters, which NFKC spells out. Signs that stand for a phrase are not among them.
 _PRESENTATION_FORMS = re.compile("[\ufb50-\ufbb1\ufbd3-\ufd3d\ufd50-\ufd8f\ufd92-\ufdc7\ufe70-\ufefc]+")
@@ -40,20 +38,14 @@ _LATIN_1_LETTERS = re.compile("[À-ÿ]")
 _ARABIC_LETTERS = re.compile("[\u0621-\u064a]")
 
 
-def repair(text: str, *, switches: Iterable[str], language: str) -> tuple[str, list[str]]:
+def repair(text: str, *, switches: Container[str], language: str) -> tuple[str, list[str]]:
     """Applies the given repairs (names of `REPAIRS`); returns the text and the names of those that changed it.
 
     Look-alike letters are replaced only in Arabic (`language` ar), because they are correct in other languages.
-
-    Raises:
-        UserError: a repair is unknown.
     """
-    wanted = set(switches)
-    for name in wanted - set(REPAIRS):
-        raise UserError(f"text care: no repair {name!r}; choose from {', '.join(REPAIRS)}")
     changed = []
     for name, function in REPAIRS.items():
-        if name in wanted and not (name == "look_alikes" and language != "ar"):
+        if name in switches and not (name == "look_alikes" and language != "ar"):
             repaired = function(text)
             if repaired != text:
                 changed.append(name)

@@ -38,10 +38,6 @@ class Encoder(Protocol):
         """Ids of a text, with BOS before it and EOS after it where asked for."""
         ...
 
-
-class BatchEncoder(Encoder, Protocol):
-    """What the writer of a token cache needs as well."""
-
     @property
     def vocab_size(self) -> int:
         """All ids are smaller."""

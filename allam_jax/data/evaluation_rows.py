@@ -6,7 +6,6 @@ that fits into a row. A longer document is scored in windows of `seq_len`, each 
 """
 
 import dataclasses
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,7 +56,6 @@ def make_evaluation_rows(
     tokenizer: Encoder,
     seq_len: int,
     split: str = "validation",
-    max_documents: int | None = None,
     max_bytes: int | None = None,
 ) -> EvaluationRows:
     """Tokenises a split into rows, or a fixed random sample of its documents that is the same for every tokenizer.
@@ -67,19 +65,15 @@ def make_evaluation_rows(
         tokenizer: makes the ids.
         seq_len: tokens in a row.
         split: name of the split.
-        max_documents: largest number of documents; None for all.
         max_bytes: stops before the document that would exceed this many bytes of text, but takes at least one.
 
     Raises:
         UserError: there is no such dataset or split, a shard is damaged, or there is no text.
     """
     source = DocumentSource(path, split=split)
-    limit = min(len(source), max_documents if max_documents is not None else len(source))
-    if limit < 1:
-        raise UserError(f"{path}: no documents to evaluate on in split {split!r} (max_documents {max_documents})")
     packer = _FirstFit(seq_len)
     documents = size = words = tokens = 0
-    for text in itertools.islice(grain.MapDataset.source(source).shuffle(seed=0), limit):
+    for text in grain.MapDataset.source(source).shuffle(seed=0) if len(source) else ():
         text_bytes = len(text.encode())
         if max_bytes is not None and documents and size + text_bytes > max_bytes:
             break
@@ -91,7 +85,7 @@ def make_evaluation_rows(
         words += len(text.split())
         tokens += len(ids) - 1
     if not tokens:
-        raise UserError(f"{path}: the documents of split {split!r} have no text to evaluate on")
+        raise UserError(f"{path}: split {split!r} has no text to evaluate on")
     rows = {key: np.stack([row[key] for row in packer.rows]) for key in DTYPES}
     return EvaluationRows(rows=rows, documents=documents, bytes=size, words=words, tokens=tokens)
 

@@ -27,9 +27,11 @@ from allam_jax.data.batch import DTYPES, Batch, Encoder
 from allam_jax.data.interleave import MixedRows
 from allam_jax.data.packing import PackedRows
 from allam_jax.data.phases import Phase, make_phases, phase_at
-from allam_jax.data.sources import check_sources, open_source, tokenised
+from allam_jax.data.settings import DataSettings
+from allam_jax.data.sources import open_source, tokenised
 from allam_jax.errors import UserError
 from allam_jax.files import sha256_of_json
+from allam_jax.settings import as_dict
 
 DEFAULT_LANES = 8  # without a number in the config; less if the batch size has fewer common factors with it
 
@@ -149,14 +151,10 @@ class Loader(Iterator[Batch]):
 
 
 def make_loader(
+    data: DataSettings,
     *,
-    sources: Mapping[str, Mapping[str, Any]],
     tokenizer: Encoder,
-    seq_len: int,
-    batch_size: int,
     seed: int,
-    phases: Mapping[str, Mapping[str, Any]] | None = None,
-    lanes: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
     prefetch: int = 2,
@@ -164,31 +162,25 @@ def make_loader(
     """Makes this process's loader.
 
     Args:
-        sources: name -> `{"path": dataset directory or token cache, "weight": share of tokens (default 1), "split":
-            default "train"}`. Weights need not sum to 1. A source of weight 0 keeps its place in `source_ids`.
+        data: sources, their weights (epochs do not count here), phases, and the shape of a batch of all processes. A
+            source of weight 0 keeps its place in `source_ids`. The number of lanes divides `batch_size` and is fixed
+            for a run; if `process_count` divides it, no two processes read the same documents.
         tokenizer: its fingerprint is compared with those of resumed states and of token caches.
-        seq_len: tokens in a row.
-        batch_size: rows in a step, of all processes together.
         seed: of the order of documents and of the mixture.
-        phases: mixtures of later steps: name -> `{"from_step": number of updates before it, "weights": {source:
-            weight}}`.
-        lanes: divisor of `batch_size`, fixed for a run; default: its greatest common divisor with 8. If `process_count`
-            divides it, no two processes read the same documents.
         process_index: of this process.
         process_count: divisor of `batch_size`; process p gets rows [p, p + 1) * batch_size / process_count.
         prefetch: number of batches that a thread prepares ahead; 0 for none.
 
     Raises:
-        UserError: numbers that do not divide, unknown keys, bad weights, paths or splits, or empty sources.
+        UserError: numbers that do not divide, bad weights, paths or splits, or empty sources.
     """
-    lanes = math.gcd(batch_size, DEFAULT_LANES) if lanes is None else lanes
+    sources, batch_size = data.sources, data.batch_size
+    lanes = data.lanes or math.gcd(batch_size, DEFAULT_LANES)
     for name, divisor in (("lanes", lanes), ("process_count", process_count)):
-        if divisor < 1 or batch_size < 1 or batch_size % divisor:
+        if batch_size % divisor:
             raise UserError(f"data: batch_size {batch_size} cannot be divided by {name} {divisor}; make it a multiple")
-    if seq_len < 1:
-        raise UserError(f"data: seq_len is {seq_len}; expected at least 1")
-    all_phases = make_phases(check_sources(sources), phases or {})
-    opened = {name: open_source(name, entry, tokenizer=tokenizer.fingerprint) for name, entry in sources.items()}
+    all_phases = make_phases({name: float(source.weight) for name, source in sources.items()}, data.phases)
+    opened = {name: open_source(name, source, tokenizer=tokenizer.fingerprint) for name, source in sources.items()}
     local_rows = batch_size // process_count
     rows = range(process_index * local_rows, (process_index + 1) * local_rows)
     rows_per_lane = batch_size // lanes
@@ -199,7 +191,7 @@ def make_loader(
         for name, source in opened.items():
             documents = grain.MapDataset.source(source).shuffle(seed=_source_seed(seed, name)).repeat()
             of_lane = tokenised(documents[lane::lanes], of=source, tokenizer=tokenizer)
-            packed[name] = PackedRows(of_lane, seq_len=seq_len, name=name, period=len(source))
+            packed[name] = PackedRows(of_lane, seq_len=data.seq_len, name=name, period=len(source))
         return MixedRows(packed, weights=all_phases[0].weights, lane=lane, seed=seed)
 
     batches = _Batches(
@@ -215,8 +207,8 @@ def make_loader(
     sizes = {name: len(source) for name, source in opened.items()}
     iterator = ThreadPrefetchDatasetIterator(batches, prefetch) if prefetch else batches
     # Without phases the hash is that of the sources alone, as it was before there were phases.
-    read = {name: {**entry, "path": str(entry["path"])} for name, entry in sources.items()}
-    mixture = sha256_of_json([read, phases] if phases else read)
+    read = {name: {"path": some.path, "split": some.split, "weight": some.weight} for name, some in sources.items()}
+    mixture = sha256_of_json([read, as_dict(data.phases)] if data.phases else read)
     return Loader(iterator, identity=identity, lanes=local_lanes, sizes=sizes, phases=all_phases, mixture=mixture)
 
 

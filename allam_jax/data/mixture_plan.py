@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from allam_jax.data.phases import Phase
+from allam_jax.data.settings import SourceSettings
 from allam_jax.errors import UserError
 
 _SUM_TOLERANCE = 1e-3  # papers print rounded shares; a larger deviation is a mistake
@@ -74,7 +75,7 @@ class MixturePlan:
 
 
 def plan_mixture(
-    sources: Mapping[str, Mapping[str, str]],
+    sources: Mapping[str, SourceSettings],
     *,
     phases: Sequence[Phase],
     available: Mapping[str, int | None],
@@ -85,7 +86,7 @@ def plan_mixture(
     """Computes the plan of a mixture.
 
     Args:
-        sources: name -> its labels `{"language", "domain", "origin"}`.
+        sources: name -> settings, of which the plan takes the labels.
         phases: from `make_phases`.
         available: name -> tokens of one epoch; None if unknown.
         budget: tokens of the run.
@@ -96,8 +97,6 @@ def plan_mixture(
         UserError: a source that is drawn has no tokens, or would be used more than `max_epochs` times; the message has
             the largest possible budget.
     """
-    if budget < 1:
-        raise UserError(f"mixture: the budget is {budget} tokens; expected at least 1 (config.mixture.tokens)")
     reached = _lengths(phases, budget=budget, tokens_per_step=tokens_per_step)
     seen = {name: sum(phase.shares[name] * tokens for phase, tokens in reached) for name in sources}
     drawn = [name for name, tokens in seen.items() if tokens]
@@ -129,12 +128,14 @@ def plan_mixture(
             )
     total = sum(sizes.values()) if len(sizes) == len(drawn) else None
     lines = []
-    for name, labels in sources.items():
+    for name, source in sources.items():
         size, tokens = available[name], seen[name]
         lines.append(
             Line(
                 name=name,
-                **{key: labels[key] for key in ("language", "domain", "origin")},
+                language=source.language,
+                domain=source.domain,
+                origin=source.origin,
                 available=size,
                 share=tokens / budget,
                 tokens=tokens,

@@ -7,9 +7,9 @@ resumed run changes phase at the same step as the original one.
 import bisect
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from allam_jax.data.interleave import check_weights
+from allam_jax.data.settings import PhaseSettings
 from allam_jax.errors import UserError, nearest
 
 FIRST = "start"  # name of the phase with the sources' own weights
@@ -36,31 +36,23 @@ class Phase:
         return {name: weight / total for name, weight in self.weights.items()}
 
 
-def make_phases(weights: Mapping[str, float], later: Mapping[str, Mapping[str, Any]]) -> tuple[Phase, ...]:
-    """The phases of a run, in the order of their steps.
+def make_phases(weights: Mapping[str, float], later: Mapping[str, PhaseSettings]) -> tuple[Phase, ...]:
+    """The phases of a run, in the order of their steps; the first has these `weights` of all sources.
 
-    Args:
-        weights: of all sources, for the first phase.
-        later: name -> `{"from_step": int, "weights": {source: weight}}`; sources that are not named get weight 0.
-
-    Raises:
-        UserError: no weights or bad ones, an unknown source, a step below 1, or two phases at one step.
+    UserError for no weights or bad ones, an unknown source, or two phases at one step.
     """
     check_weights(weights)
     phases = [Phase(name=FIRST, from_step=0, weights=dict(weights))]
-    for name, entry in later.items():
-        step, given = entry["from_step"], entry["weights"]
-        if isinstance(step, bool) or not isinstance(step, int) or step < 1:
-            raise UserError(f"data.phases.{name}: from_step is {step!r}; expected the number of a step, 1 or more")
-        for source in given:
+    for name, phase in later.items():
+        for source in phase.weights:
             if source not in weights:
                 raise UserError(f"data.phases.{name}: unknown source {source!r}; {nearest(source, weights)}")
-        complete = {source: float(given.get(source, 0.0)) for source in weights}
+        complete = {source: float(phase.weights.get(source, 0.0)) for source in weights}
         try:
             check_weights(complete)
         except UserError as error:
             raise UserError(f"data.phases.{name}: {str(error).removeprefix('data: ')}") from None
-        phases.append(Phase(name=name, from_step=step, weights=complete))
+        phases.append(Phase(name=name, from_step=phase.from_step, weights=complete))
     phases.sort(key=lambda phase: phase.from_step)
     for before, after in zip(phases, phases[1:], strict=False):
         if before.from_step == after.from_step:

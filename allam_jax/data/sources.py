@@ -1,33 +1,23 @@
 """The path of a source: documents, which are tokenised while reading, or a token cache; and the number of tokens."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import grain
 import numpy as np
 
-from allam_jax.data.batch import BatchEncoder, Encoder
+from allam_jax.data.batch import Encoder
 from allam_jax.data.documents import DocumentSource
+from allam_jax.data.settings import SourceSettings
 from allam_jax.data.token_cache import TokenSource, is_token_cache
 from allam_jax.data.token_writer import encoded
 from allam_jax.errors import UserError
 
 
-def check_sources(sources: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Name -> weight of the sources; UserError for an unknown key or a missing path."""
-    weights = {}
-    for name, entry in sources.items():
-        if unknown := sorted(set(entry) - {"path", "weight", "split"}):
-            raise UserError(f"data: source {name} has unknown keys {unknown}; expected path, weight, split")
-        if not entry.get("path"):
-            raise UserError(f"data: source {name} has no path; expected a dataset directory or a token cache")
-        weights[name] = float(entry.get("weight", 1.0))
-    return weights
-
-
-def open_source(name: str, entry: Mapping[str, Any], *, tokenizer: str) -> DocumentSource | TokenSource:
-    """Opens `entry["path"]`; UserError if it is empty, or a token cache that another tokenizer (fingerprint) made."""
-    path, split = entry["path"], entry.get("split", "train")
+def open_source(name: str, settings: SourceSettings, *, tokenizer: str) -> DocumentSource | TokenSource:
+    """Opens a source; UserError if it has no document, or is the cache of another tokenizer (a fingerprint)."""
+    path, split = settings.path, settings.split
+    if not path:
+        raise UserError(f"data: source {name} has no path; expected a dataset directory or a token cache")
     cached = is_token_cache(path)
     source = TokenSource(path, split=split, tokenizer=tokenizer) if cached else DocumentSource(path, split=split)
     if not len(source):
@@ -42,29 +32,25 @@ def tokenised(documents: grain.MapDataset, *, of: DocumentSource | TokenSource, 
     return documents.map(lambda text: np.asarray(tokenizer.encode(text, bos=True, eos=True), np.int32))
 
 
-def targets_of(source: DocumentSource | TokenSource, *, tokenizer: BatchEncoder) -> int:
+def targets_of(source: DocumentSource | TokenSource, *, tokenizer: Encoder) -> int:
     """The number of tokens that one epoch of a source trains on: known to a cache, counted by tokenising documents."""
     if isinstance(source, TokenSource):
         return source.targets
     return sum(len(ids) - 1 for ids in encoded(source, tokenizer=tokenizer))
 
 
-def stated_weights(sources: Mapping[str, Mapping[str, Any]], *, targets: Mapping[str, int]) -> dict[str, float]:
+def stated_weights(sources: Mapping[str, SourceSettings], *, targets: Mapping[str, int]) -> dict[str, float]:
     """The weights of a mixture, which is stated by weights or by epochs.
 
-    Args:
-        sources: name -> `{"weight", "epochs"}`. Epochs above 0 state how often each source is used, relative to the
-            others; its weight is then its epochs times its tokens.
-        targets: name -> tokens of one epoch; needed for a mixture stated by epochs.
-
-    Raises:
-        UserError: only some sources have epochs, or the number of a source's tokens is unknown.
+    Epochs above 0 state how often each source is used, relative to the others; its weight is then its epochs times its
+    tokens. `targets` are the tokens of one epoch, which only that needs. UserError if only some sources have epochs, or
+    the number of a source's tokens is unknown.
     """
-    by_epochs = [name for name, entry in sources.items() if entry["epochs"]]
+    by_epochs = [name for name, source in sources.items() if source.epochs]
     if not by_epochs:
-        return {name: float(entry["weight"]) for name, entry in sources.items()}
-    for name, entry in sources.items():
-        if not entry["epochs"]:
+        return {name: float(source.weight) for name, source in sources.items()}
+    for name, source in sources.items():
+        if not source.epochs:
             raise UserError(
                 f"data.sources.{name}: has no epochs, but {by_epochs[0]} has; state all sources by epochs, or all by "
                 f"weight (epochs 0)"
@@ -74,4 +60,4 @@ def stated_weights(sources: Mapping[str, Mapping[str, Any]], *, targets: Mapping
                 f"data.sources.{name}: epochs need the number of its tokens; set its path to a token cache (task "
                 f"tokenize), or set its tokens"
             )
-    return {name: float(entry["epochs"]) * targets[name] for name, entry in sources.items()}
+    return {name: float(source.epochs) * targets[name] for name, source in sources.items()}

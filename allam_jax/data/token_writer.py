@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from allam_jax.data.batch import BatchEncoder
+from allam_jax.data.batch import Encoder
 from allam_jax.data.documents import DocumentSource
 from allam_jax.data.token_cache import MANIFEST, VERSION, damaged_files, is_token_cache, verify_tokens
 from allam_jax.errors import UserError
@@ -28,7 +28,7 @@ def write_tokens(
     documents: str | Path,
     *,
     split: str,
-    tokenizer: BatchEncoder,
+    tokenizer: Encoder,
     directory: Path,
     shard_tokens: int = SHARD_TOKENS,
 ) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _open_unfinished(directory: Path, plan: dict[str, Any]) -> Path:
     return unfinished
 
 
-def encoded(source: DocumentSource, *, tokenizer: BatchEncoder, first: int = 0) -> Iterator[np.ndarray]:
+def encoded(source: DocumentSource, *, tokenizer: Encoder, first: int = 0) -> Iterator[np.ndarray]:
     """Yields the ids (BOS text EOS) of every document from number `first` on, tokenised on all cores."""
     texts: list[str] = []
     characters = 0

@@ -1,5 +1,6 @@
 """Task `corpus`: every source becomes a dataset directory of document shards, `workdir/NAME`, with a report."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from allam_jax.corpus import pipeline
 from allam_jax.corpus.corpus_plan import make_corpus_plan
 from allam_jax.corpus.corpus_report import write_corpus_report
 from allam_jax.corpus.shards import read_manifest
-from allam_jax.settings import Settings, as_dict
+from allam_jax.settings import Settings
 
 
 def run(config: Settings, workdir: Path) -> dict[str, Any]:
@@ -18,17 +19,14 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
 
     Datasets that are there and follow from the same config are left as they are.
     """
-    require(config.corpus.sources, key="corpus.sources", hint="name at least one source")
-    settings = as_dict(config.corpus)
-    sources, executor = settings.pop("sources"), settings.pop("executor")
-    plan = make_corpus_plan(sources, settings, workdir=workdir, seed=config.seed)
+    sources = require(config.corpus.sources, key="corpus.sources", hint="name at least one source")
+    plan = make_corpus_plan(config.corpus, workdir=workdir, seed=config.seed)
     wanted = pipeline.outdated(plan, workdir=workdir)
     if wanted:
         if not plan.shares_duplicates:
-            plan = make_corpus_plan(
-                {name: sources[name] for name in wanted}, settings, workdir=workdir, seed=config.seed
-            )
-        tallies = pipeline.run(plan, workdir=workdir, executor=executor)
+            settings = dataclasses.replace(config.corpus, sources={name: sources[name] for name in wanted})
+            plan = make_corpus_plan(settings, workdir=workdir, seed=config.seed)
+        tallies = pipeline.run(plan, workdir=workdir)
         write_corpus_report(plan, tallies, workdir=workdir)
         pipeline.clear(plan)
     return {name: _counts(workdir / name) for name in sources}

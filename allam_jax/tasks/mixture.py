@@ -15,7 +15,7 @@ from allam_jax.data.phases import make_phases
 from allam_jax.data.sources import open_source, stated_weights, targets_of
 from allam_jax.errors import UserError
 from allam_jax.files import write_json, write_text
-from allam_jax.settings import Settings, as_dict
+from allam_jax.settings import Settings
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.training.origin import open_tokenizer
 
@@ -25,12 +25,11 @@ _BUDGET_TOLERANCE = 0.01
 
 def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Plans the mixture, prints a table and returns shares and epochs by source. UserError if it is impossible."""
-    require(config.data.sources, key="data.sources", hint="name at least one source")
-    sources = as_dict(config.data.sources)
-    available = _available(config, sources)
+    sources = require(config.data.sources, key="data.sources", hint="name at least one source")
+    available = _available(config)
     weights = stated_weights(sources, targets={name: size or 0 for name, size in available.items()})
-    by_epochs = any(entry["epochs"] for entry in sources.values())
-    all_phases = make_phases(weights, as_dict(config.data.phases))
+    by_epochs = any(source.epochs for source in sources.values())
+    all_phases = make_phases(weights, config.data.phases)
     if by_epochs and len(all_phases) > 1:
         raise UserError("config.data.phases: epochs state a whole run; with phases, state the sources by weight")
     if config.mixture.sum_of_weights and not by_epochs:
@@ -67,17 +66,17 @@ def _budget(config: Settings, *, epochs_add_up_to: int) -> int:
     return stated or epochs_add_up_to
 
 
-def _available(config: Settings, sources: dict[str, dict[str, Any]]) -> dict[str, int | None]:
+def _available(config: Settings) -> dict[str, int | None]:
     """Tokens of one epoch of every source, as given or counted; None where there is neither a number nor a path."""
     tokenizer: Tokenizer | None = None
     sizes: dict[str, int | None] = {}
-    for name, entry in sources.items():
-        if entry["tokens"] or not entry["path"]:
-            sizes[name] = entry["tokens"] or None
+    for name, settings in config.data.sources.items():
+        if settings.tokens or not settings.path:
+            sizes[name] = settings.tokens or None
             continue
         if tokenizer is None:
             tokenizer, _ = open_tokenizer(config)
-        source = open_source(name, entry, tokenizer=tokenizer.fingerprint)
+        source = open_source(name, settings, tokenizer=tokenizer.fingerprint)
         sizes[name] = targets_of(source, tokenizer=tokenizer)
         logging.info("%s: %s tokens an epoch", name, f"{sizes[name]:,}")
     return sizes

@@ -3,13 +3,13 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from jax.sharding import Mesh
 
 from allam_jax.config import require
 from allam_jax.data.evaluation_rows import EvaluationRows, make_evaluation_rows
 from allam_jax.data.loader import Loader, make_loader
+from allam_jax.data.settings import DataSettings, SourceSettings
 from allam_jax.data.sources import stated_weights
 from allam_jax.data.token_cache import TokenSource, is_token_cache
 from allam_jax.evaluation.bits_per_byte import Result, make_evaluator
@@ -18,7 +18,7 @@ from allam_jax.model.llama import Params
 from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.parallel.distributed import process_rows
 from allam_jax.parallel.mesh import make_mesh
-from allam_jax.settings import Settings, as_dict
+from allam_jax.settings import Settings
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.training.load import load_model
 from allam_jax.training.loop import Evaluation
@@ -87,32 +87,25 @@ def open_loader(config: Settings, *, tokenizer: Tokenizer, mesh: Mesh) -> Loader
     start, stop = process_rows(mesh, global_batch=config.data.batch_size)
     rows = stop - start
     return make_loader(
-        sources=mixture(config),
+        weighted(config.data),
         tokenizer=tokenizer,
-        seq_len=config.data.seq_len,
-        batch_size=config.data.batch_size,
         seed=config.seed,
-        phases=as_dict(config.data.phases),
-        lanes=config.data.lanes or None,
         # Processes that differ along the tensor axis only read the same rows.
         process_index=start // rows,
         process_count=config.data.batch_size // rows,
     )
 
 
-def mixture(config: Settings) -> dict[str, dict[str, Any]]:
-    """What `make_loader` needs of `config.data.sources`; epochs have become weights."""
-    require(config.data.sources, key="data.sources", hint="name at least one source")
-    sources = as_dict(config.data.sources)
-    weights = stated_weights(sources, targets={name: _known_targets(entry) for name, entry in sources.items()})
-    return {
-        name: {"path": entry["path"], "split": entry["split"], "weight": weights[name]}
-        for name, entry in sources.items()
-    }
+def weighted(data: DataSettings) -> DataSettings:
+    """The same settings with the weights of the sources that their epochs come to, if epochs state the mixture."""
+    sources = require(data.sources, key="data.sources", hint="name at least one source")
+    weights = stated_weights(sources, targets={name: _known_targets(source) for name, source in sources.items()})
+    replaced = {name: dataclasses.replace(source, weight=weights[name]) for name, source in sources.items()}
+    return dataclasses.replace(data, sources=replaced)
 
 
-def _known_targets(entry: dict[str, Any]) -> int:
+def _known_targets(source: SourceSettings) -> int:
     """Tokens of an epoch, where they are given or a token cache knows them; else 0."""
-    if entry["tokens"] or not entry["epochs"] or not is_token_cache(entry["path"]):
-        return entry["tokens"]
-    return TokenSource(entry["path"], split=entry["split"]).targets
+    if source.tokens or not source.epochs or not is_token_cache(source.path):
+        return source.tokens
+    return TokenSource(source.path, split=source.split).targets

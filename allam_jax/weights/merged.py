@@ -83,11 +83,12 @@ def _merge_piece(
 ) -> np.ndarray:
     """One tensor of the result. `shape` is the piece's shape with padding rows, which are zero."""
     blocks = list(piece.blocks(np.dtype(np.float64).itemsize))
-    coefficients = method
     if isinstance(method, Slerp):
         first_model, second_model = parameters
         pairs = ((first_model.read(piece, *block), second_model.read(piece, *block)) for block in blocks)
-        coefficients = slerp_coefficients(pairs, t=method.t)
+        coefficients: Sequence[float] = slerp_coefficients(pairs, t=method.t)
+    else:
+        coefficients = method
     result: np.ndarray | None = None
     for first, last in blocks:
         total = weighted_sum((parameter.read(piece, first, last) for parameter in parameters), coefficients)

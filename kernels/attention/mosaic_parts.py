@@ -55,7 +55,7 @@ class BackwardOperands(NamedTuple):
     minus_delta: Float[Array, "B N padded"]  # the cotangent of log_z less the sum of out * d_out: the same for dP
     ids: Int[Array, "B padded"]
     ranges: Int[Array, "B blocks 4"]  # of the blocks that a program walks over
-    streams: UInt32[Array, "B N"]
+    streams: UInt32[Array, "B N"] | None
 
 
 def tile_width(head_dim: int) -> int:

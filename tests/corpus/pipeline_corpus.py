@@ -5,7 +5,8 @@ import random
 
 from allam_jax.corpus import pipeline
 from allam_jax.corpus.corpus_plan import make_corpus_plan
-from allam_jax.settings import as_dict
+from allam_jax.corpus.settings import CorpusSettings
+from allam_jax.settings import read
 from configs import base, corpus_rules
 
 ALL_WORDS = """
@@ -63,22 +64,15 @@ def config(folder, **dedup):
 
 def plan_of(value, *, workdir):
     """The plan of a config."""
-    settings = as_dict(value.corpus)
-    sources = settings.pop("sources")
-    settings.pop("executor")
-    return make_corpus_plan(sources, settings, workdir=workdir)
-
-
-def executor_of(value, **changes):
-    """The executor's settings of a config."""
-    return {**as_dict(value.corpus.executor), **changes}
+    return make_corpus_plan(read(CorpusSettings, value.corpus, where="corpus"), workdir=workdir)
 
 
 def run(value, workdir, **executor):
     """Runs the pipeline (without the report); returns its plan and tallies."""
     workdir.mkdir(parents=True, exist_ok=True)
+    value.corpus.executor.update(executor)
     plan = plan_of(value, workdir=workdir)
-    return plan, pipeline.run(plan, workdir=workdir, executor=executor_of(value, **executor))
+    return plan, pipeline.run(plan, workdir=workdir)
 
 
 def files_of(directory):

@@ -13,6 +13,7 @@ from pipeline_corpus import config, texts
 from allam_jax.errors import UserError
 from allam_jax.files import read_json
 from allam_jax.tasks import corpus as task
+from allam_jax.tasks.registry import settings_of
 
 
 def rows(count, *, prefix):
@@ -38,7 +39,7 @@ def run(folder, workdir, **source):
     value.corpus.features = ()
     value.corpus.parts = 2
     workdir.mkdir()
-    result = task.run(value, workdir)["crawl"]
+    result = task.run(settings_of(value), workdir)["crawl"]
     files = read_json(workdir / "report.json")["sources"]["crawl"]["files"]
     counts = {name.rpartition("/")[2]: counts for name, counts in files.items()}
     written = sum(split["documents"] for split in result.values())

@@ -12,7 +12,6 @@ from allam_jax.corpus.document import Document
 from allam_jax.corpus.fasttext_classifier import (
     FACTS_FILE,
     MODEL_FILE,
-    FastTextOptions,
     QualityClassifier,
     _quality,
     fit_alpha,
@@ -20,12 +19,13 @@ from allam_jax.corpus.fasttext_classifier import (
     keeps,
     train_classifier,
 )
+from allam_jax.corpus.settings import QualitySettings
 from allam_jax.corpus.shards import write_dataset
 from allam_jax.errors import UserError
 from allam_jax.tasks import runner
 from configs import base
 
-SMALL = FastTextOptions(dim=8, buckets=2**12, epochs=10)
+SMALL = QualitySettings(dim=8, buckets=2**12, epochs=10)
 
 
 @pytest.mark.parametrize("alpha", [3.0, 9.0])
@@ -87,7 +87,7 @@ def hadiths(start, stop):
 @pytest.fixture(scope="module")
 def trained(real, tmp_path_factory):
     directory = tmp_path_factory.mktemp("quality")
-    return directory, train_classifier(*real, directory=directory, options=SMALL, seed=3)
+    return directory, train_classifier(*real, directory=directory, settings=SMALL, seed=3)
 
 
 def test_it_tells_real_texts_apart_that_it_has_not_seen(real, trained):
@@ -110,7 +110,7 @@ def test_it_tells_real_texts_apart_that_it_has_not_seen(real, trained):
 def test_the_same_texts_give_the_same_bytes_in_any_order(real, trained, tmp_path):
     directory, facts = trained
     prose, code = real
-    again = train_classifier(prose[::-1], code[::-1], directory=tmp_path, options=SMALL, seed=3)
+    again = train_classifier(prose[::-1], code[::-1], directory=tmp_path, settings=SMALL, seed=3)
     assert again == facts
     assert (tmp_path / MODEL_FILE).read_bytes() == (directory / MODEL_FILE).read_bytes()
 
@@ -138,7 +138,7 @@ def test_bad_input(trained, tmp_path):
         ((["good text"], [f"web {i}" for i in range(100)]), "positives to train on and"),
     ):
         with pytest.raises(UserError, match=message):
-            train_classifier(*texts, directory=tmp_path / "x", options=SMALL)
+            train_classifier(*texts, directory=tmp_path / "x", settings=SMALL)
     assert not (tmp_path / "x").exists()
     with pytest.raises(UserError, match="no such file"):
         QualityClassifier(tmp_path / "x")

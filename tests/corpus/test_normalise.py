@@ -4,7 +4,6 @@ import unicodedata
 import pytest
 
 from allam_jax.corpus.normalise import DIRECTION_MARKS, TASHKEEL, normalise, without_marks
-from allam_jax.errors import UserError
 
 
 def test_nfc_alone_is_unicodedata():
@@ -58,11 +57,6 @@ def test_idempotent():
         once = normalise(text, remove=remove)
         assert normalise(once, remove=remove) == once
         assert unicodedata.is_normalized("NFC", once)
-
-
-def test_unknown_class():
-    with pytest.raises(UserError, match="cannot remove 'vowels'; choose from tashkeel"):
-        normalise("x", remove=["vowels"])
 
 
 def test_without_marks_is_the_removal_of_all_classes():

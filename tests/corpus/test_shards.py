@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from allam_jax.corpus.document import Document
-from allam_jax.corpus.shards import check_shard, read_manifest, verify_hashes, write_dataset
+from allam_jax.corpus.shards import check_shard, read_manifest, write_dataset
 from allam_jax.errors import UserError
 
 
@@ -63,7 +63,6 @@ def test_counts_are_those_of_the_documents(dataset):
             content = (directory / shard["file"]).read_bytes()
             assert (len(content), hashlib.sha256(content).hexdigest()) == (shard["size"], shard["sha256"])
     assert len(manifest["splits"]["train"]["shards"]) > 2
-    verify_hashes(directory)
 
 
 def test_the_split_depends_on_the_id_alone(dataset, tmp_path):
@@ -102,7 +101,6 @@ def test_bad_arguments_and_empty_splits_leave_nothing_behind(tmp_path):
     for documents, options, message in (
         ([], {}, "the split 'train' has no document"),
         (corpus(3), {"validation_share": 1e-9}, "the split 'validation' has no document"),
-        (corpus(3), {"validation_share": 1}, "validation share is 1; expected"),
         (corpus(3), {"name": "Books-2"}, "dataset name 'Books-2'"),
     ):
         with pytest.raises(UserError, match=message):
@@ -141,7 +139,7 @@ def test_a_failed_rewrite_keeps_the_old_dataset(tmp_path):
     write_dataset(corpus(100), directory=tmp_path / "a", name="a", validation_share=0.1)
     with pytest.raises(UserError):
         write_dataset([], directory=tmp_path / "a", name="a")
-    verify_hashes(tmp_path / "a")
+    assert tfds.builder_from_directory(tmp_path / "a").info.splits.total_num_examples == 100
     assert write_dataset(corpus(200), directory=tmp_path / "a", name="a") == read_manifest(tmp_path / "a")
 
 
@@ -159,9 +157,6 @@ def test_check_shard_names_what_is_wrong(tmp_path):
             check_shard(path, documents=200, size=shard["size"])
         with pytest.raises(UserError, match="damaged or cut short, not a readable ArrayRecord file"):
             check_shard(path, documents=200)
-    path.write_bytes(content[:30_000] + bytes([content[30_000] ^ 1]) + content[30_001:])
-    with pytest.raises(UserError, match="its bytes differ from those written"):
-        verify_hashes(tmp_path / "a")
     path.unlink()
     with pytest.raises(UserError, match="no such shard"):
-        verify_hashes(tmp_path / "a")
+        check_shard(path, documents=200)

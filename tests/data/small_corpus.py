@@ -2,6 +2,9 @@
 
 import numpy as np
 
+from allam_jax.data.loader import make_loader
+from allam_jax.data.settings import DataSettings, PhaseSettings, SourceSettings
+
 BOS, EOS = 256, 257
 
 
@@ -28,6 +31,18 @@ def make_texts(prefix: str, count: int, *, seed: int) -> list[str]:
 
 
 TEXTS = {"en": make_texts("e", 101, seed=1), "ar": make_texts("ع", 40, seed=2), "code": make_texts("c", 24, seed=3)}
+
+
+def load(*, sources, phases=None, seq_len, batch_size, lanes=0, **options):
+    """`make_loader`, with dicts for sources and phases."""
+    data = DataSettings(
+        sources={name: SourceSettings(**{**entry, "path": str(entry["path"])}) for name, entry in sources.items()},
+        phases={name: PhaseSettings(**entry) for name, entry in (phases or {}).items()},
+        seq_len=seq_len,
+        batch_size=batch_size,
+        lanes=lanes,
+    )
+    return make_loader(data, **options)
 
 
 def take(loader, count):

@@ -10,15 +10,16 @@ from allam_jax.corpus.shards import write_dataset
 from allam_jax.data.loader import make_loader
 from allam_jax.data.mixture_plan import check_sum, plan_mixture
 from allam_jax.data.phases import make_phases
+from allam_jax.data.settings import PhaseSettings, SourceSettings
 from allam_jax.errors import UserError
 from allam_jax.tasks import runner
-from allam_jax.tasks.setup import mixture
+from allam_jax.tasks.registry import settings_of
+from allam_jax.tasks.setup import weighted
 from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from configs import base
 from configs.mixtures import allam
 
-NO_LABELS = {"language": "", "domain": "", "origin": ""}
 # The paper's Table 1, last column, and the talk's, as printed; and where the products of the columns say otherwise.
 OVERALL = {"web": 48, "books": 11, "wiki": 0.3, "news": 3, "science": 14, "code": 21, "math": 2.5, "other": 0.2}
 PRODUCTS = {"math": 0.55 * 5, "other": 0.225 * (1.3 + 0.39)}
@@ -27,8 +28,8 @@ SCRATCH = {"web": 71, "books": 3, "wiki": 0.1, "science": 6, "code": 17, "math":
 
 def plan(weights, *, available, budget, later=None, max_epochs=0.0, tokens_per_step=10):
     return plan_mixture(
-        dict.fromkeys(weights, NO_LABELS),
-        phases=make_phases(weights, later or {}),
+        dict.fromkeys(weights, SourceSettings()),
+        phases=make_phases(weights, {name: PhaseSettings(**phase) for name, phase in (later or {}).items()}),
         available=available,
         budget=budget,
         tokens_per_step=tokens_per_step,
@@ -116,7 +117,6 @@ def test_impossible_mixtures():
     for options, message in (
         ({"available": {"a": 10, "b": 0}}, "source b has no tokens, but 25.00% of the run"),
         ({"available": {"a": 10, "b": None}, "max_epochs": 2.0}, "tokens of source b are not known"),
-        ({"available": {"a": 10, "b": 10}, "budget": 0}, "the budget is 0 tokens"),
     ):
         with pytest.raises(UserError, match=message):
             plan({"a": 3.0, "b": 1.0}, **{"budget": 10, **options})
@@ -124,7 +124,7 @@ def test_impossible_mixtures():
     with pytest.raises(UserError, match="add up to 1.1, not 1; for instance make a 0.55 instead of 0.65"):
         check_sum(make_phases({"a": 0.65, "b": 0.45}, {}), expected=1.0)
     with pytest.raises(UserError, match="phase mid add up to 50, not 100"):
-        check_sum(make_phases({"a": 100}, {"mid": {"from_step": 1, "weights": {"a": 50}}}), expected=100.0)
+        check_sum(make_phases({"a": 100}, {"mid": PhaseSettings(from_step=1, weights={"a": 50})}), expected=100.0)
 
 
 @pytest.fixture(scope="module")
@@ -172,11 +172,8 @@ def test_the_epochs_are_those_that_the_loader_goes_through(corpus, tmp_path):
         config.data.sources[name].path = str(tmp_path / "tokens" / name)
     assert runner.run(config, workdir=tmp_path / "cached") == planned
 
-    phases = {name: phase.to_dict() for name, phase in config.data.phases.items()}
-    loader = make_loader(
-        sources=mixture(config), tokenizer=tokenizer, phases=phases, seq_len=32, batch_size=4, seed=0, lanes=1
-    )
-    with loader:
+    config.data.lanes = 1
+    with make_loader(weighted(settings_of(config).data), tokenizer=tokenizer, seed=0) as loader:
         for _ in range(150):
             next(loader)
         seen = loader.epochs()
@@ -197,12 +194,13 @@ def test_stated_by_epochs(corpus, tmp_path):
     assert result["shares"]["small"] == pytest.approx(4 * small / (big + 4 * small), abs=1e-6)
     # Training takes the same mixture, once the numbers are known to it.
     with pytest.raises(UserError, match="data.sources.big: epochs need the number of its tokens"):
-        mixture(config)
+        weighted(settings_of(config).data)
     config.task = "tokenize"
     runner.run(config, workdir=tmp_path / "tokens")
     for name in ("big", "small"):
         config.data.sources[name].path = str(tmp_path / "tokens" / name)
-    weights = {name: entry["weight"] for name, entry in mixture(config).items()}
+    data = weighted(settings_of(config, task="mixture").data)
+    weights = {name: source.weight for name, source in data.sources.items()}
     assert weights == {"big": big, "small": 4 * small}
     config.task = "mixture"
     config.mixture.tokens = 2 * (big + 4 * small)

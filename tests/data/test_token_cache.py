@@ -11,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_corpus import BOS, EOS, TEXTS, ByteTokenizer
+from small_corpus import BOS, EOS, TEXTS, ByteTokenizer, load
 
 from allam_jax.corpus.document import Document
 from allam_jax.corpus.shards import write_dataset
 from allam_jax.data.batch import DTYPES
 from allam_jax.data.documents import DocumentSource
-from allam_jax.data.loader import make_loader
 from allam_jax.data.token_cache import MANIFEST, TokenSource, is_token_cache, verify_tokens
 from allam_jax.data.token_writer import write_tokens
 from allam_jax.errors import UserError
@@ -47,7 +46,7 @@ def sources(*roots, weights=(0.5, 0.3, 0.2)):
 
 def batches(count, *, state=None, **options):
     defaults = {"tokenizer": ByteTokenizer(), "seq_len": 48, "batch_size": 8, "seed": 3}
-    with make_loader(**{**defaults, **options}) as loader:
+    with load(**{**defaults, **options}) as loader:
         if state is not None:
             loader.set_state(state)
         return [next(loader) for _ in range(count)], loader.get_state()
