@@ -86,12 +86,10 @@ def _merge_piece(
     if isinstance(method, Slerp):
         first_model, second_model = parameters
         pairs = ((first_model.read(piece, *block), second_model.read(piece, *block)) for block in blocks)
-        coefficients: Sequence[float] = slerp_coefficients(pairs, t=method.t)
-    else:
-        coefficients = method
+        method = slerp_coefficients(pairs, t=method.t)
     result: np.ndarray | None = None
     for first, last in blocks:
-        total = weighted_sum((parameter.read(piece, first, last) for parameter in parameters), coefficients)
+        total = weighted_sum((parameter.read(piece, first, last) for parameter in parameters), method)
         if result is None:
             result = _zeros(shape, dtype, like=total)
         index = [slice(0, size) for size in piece.shape]
