@@ -29,13 +29,9 @@ def attention(
 ) -> AttentionOutput:
     """As `reference.attention`, up to rounding; differentiable in q, k and v by both outputs.
 
-    Args:
-        q_BTNH, k_BTKH, v_BTKH, request: see `contract`.
-        simulator: parameters of a simulator that runs the kernels on the CPU, for tests (`workshop/mosaic_simulator`).
-        blocks: other blocks than those of the table, for tuning and tests.
-
-    Raises:
-        NotImplementedError: the kernels cannot serve this; says why.
+    Tests run the kernels on the CPU, with the parameters of a `simulator` (`workshop/mosaic_simulator`). Tuning and
+    tests choose other `blocks` than those of the table. Raises NotImplementedError, with the reason, for what the
+    kernels cannot serve.
     """
     B, _, N, H = q_BTNH.shape
     target = device.current_target(q_BTNH)
@@ -57,7 +53,7 @@ def attention(
             raise NotImplementedError(f"blocks of {owned} x {streamed} for {kernel_pass}: expected 128 x 64 or 128")
     streams_BN = request.streams_BN(N)
     streams_BN = jnp.zeros((B, N), jnp.uint32) if streams_BN is None else streams_BN
-    return _attention(q_BTNH, k_BTKH, v_BTKH, request.segment_ids_BT.astype(jnp.int32), streams_BN, calls)
+    return _attention(Inputs(q_BTNH, k_BTKH, v_BTKH, request.segment_ids_BT.astype(jnp.int32), streams_BN), calls)
 
 
 def _forward(inputs: Inputs, call: Call) -> tuple[Array, Array]:

@@ -51,13 +51,8 @@ def modelled_seconds(case: Case, *, kernel: ptx.Kernel, kind: str, blocks: Block
 
     A scheduler with one warp runs matmul and softmax one after the other; with w warps, all but 1 / w of the lesser
     hides behind the greater. A step's chain of latencies is filled by the other blocks of the core. Loads hide where
-    the pipeline has more than one stage.
-
-    Args:
-        case: shapes and documents, which say how many tiles are computed in vain.
-        kernel: compiled; its matmul instructions, registers and shared memory count.
-        kind: of the GPU, a key of `aot.TARGETS`.
-        blocks, kernel_pass: what the kernel was compiled with.
+    the pipeline has more than one stage. The case's documents say how many tiles are computed in vain. Of the compiled
+    kernel, matmul instructions, registers and shared memory count. `kind` is a key of `aot.TARGETS`.
     """
     limits = aot.limits(kind)
     rates, matmul_kind = RATES[limits.capability], kernel.mma_kind.split("+")[0]

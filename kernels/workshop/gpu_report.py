@@ -25,10 +25,10 @@ from pathlib import Path
 
 import jax
 
+from allam_jax.report.markdown import table
 from kernels import aot
-from kernels.workshop import gpu_attention, gpu_step, tables
-from kernels.workshop.measure import PartOptions
-from kernels.workshop.tables import Record
+from kernels.workshop import gpu_attention, gpu_step
+from kernels.workshop.measure import PartOptions, Record
 
 SHORTEST = 5.0  # seconds that a part must have left to be started
 PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "flax", "tokamax", "torch", "transformers")
@@ -165,7 +165,7 @@ def _write(out: Path, results: list[Record], *, small: bool, minutes: float) -> 
         kinds: dict[tuple, list[Record]] = {}
         for record in part["records"]:  # type: ignore[attr-defined]
             kinds.setdefault((*record.keys(),), []).append(record)
-        page += [tables.of_records(records) for records in kinds.values()]
+        page += map(table, kinds.values())
     (out / "report.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
 
 

@@ -21,10 +21,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from allam_jax.report.markdown import table
 from kernels import aot, device, ptx
 from kernels.attention.backends import MODULES
 from kernels.attention.blocks import FILE, PASSES, Blocks, Key, Pass, pass_of, read_table
-from kernels.workshop import cost, measure, tables
+from kernels.workshop import cost, measure
 from kernels.workshop.cases import Case, packed
 
 BACKENDS = ("triton", "mosaic")
@@ -279,15 +280,15 @@ def _print(key: Key, kind: str, tried: Sequence[Candidate], count: int, found: C
                 "measured, us": None if candidate.measured is None else candidate.measured * 1e6,
             }
         )
-    print(tables.of_records(records), flush=True)
+    print(table(records), flush=True)
 
 
 def write(best: dict[Key, Blocks], file: Path = FILE) -> None:
     """Replaces the entries of these keys in the table; all others stay."""
-    table = read_table(file) | best
+    entries = read_table(file) | best
     with file.open("w", encoding="utf-8", newline="") as lines:
         writer = csv.writer(lines, lineterminator="\n")
-        writer.writerows([(*Key._fields, *Blocks._fields), *((*key, *table[key]) for key in sorted(table))])
+        writer.writerows([(*Key._fields, *Blocks._fields), *((*key, *entries[key]) for key in sorted(entries))])
 
 
 if __name__ == "__main__":
