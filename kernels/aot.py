@@ -85,15 +85,6 @@ def topology(kind: str, *, slices: int = 1, hosts: int = 1, gpus_per_host: int =
         ) from error
 
 
-def unavailable() -> str | None:
-    """Why `topology` cannot work here, or None if it can."""
-    try:
-        topology("a100")
-    except Unavailable as error:
-        return str(error)
-    return None
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompileReport:
     """What a program needs of each device.

@@ -59,7 +59,7 @@ def attention(
 def _forward(inputs: Inputs, call: Call) -> tuple[Array, Array]:
     ids_BT = inputs.segment_ids_BT
     padded = inputs._replace(segment_ids_BT=parts.padded_vectors(ids_BT))
-    ranges_BI4 = parts.stacked(ranges.key_ranges(ids_BT, **_sizes(call)))
+    ranges_BI4 = parts.stacked(ranges.key_ranges(ids_BT, call.blocks))
     out_BTNH, log_z_BNT = mosaic_forward.forward(padded, ranges_BI4, call)
     return out_BTNH, log_z_BNT[..., : call.T]
 
@@ -75,17 +75,13 @@ def _backward(inputs: Inputs, output: AttentionOutput, cotangents: AttentionOutp
         minus_log_z=parts.padded_vectors(output.log_z_BNT * (-1.0 / calls.dq.scale)),
         minus_delta=parts.padded_vectors(cotangents.log_z_BNT - delta_BNT),
         ids=parts.padded_vectors(ids_BT),
-        ranges=parts.stacked(ranges.key_ranges(ids_BT, **_sizes(calls.dq))),
+        ranges=parts.stacked(ranges.key_ranges(ids_BT, calls.dq.blocks)),
         streams=inputs.streams_BN,
     )
     d_q_BTNH = mosaic_dq.gradient(operands, calls.dq)
-    query_ranges = parts.stacked(ranges.query_ranges(ids_BT, **_sizes(calls.dkv)))
+    query_ranges = parts.stacked(ranges.query_ranges(ids_BT, calls.dkv.blocks))
     d_k_BTKH, d_v_BTKH = mosaic_dkv.gradients(operands._replace(ranges=query_ranges), calls.dkv)
     return d_q_BTNH, d_k_BTKH, d_v_BTKH
 
 
 _attention = differentiable(_forward, _backward)
-
-
-def _sizes(call: Call) -> dict[str, int]:
-    return {"block_q": call.blocks.block_q, "block_k": call.blocks.block_k}

@@ -90,7 +90,7 @@ def over_queries(inputs: Inputs, call: Call) -> QueryGrid:
         v=keys,
         streams=None if streams_BN is None else pl.BlockSpec((None, None), at(lambda b, n, i: (b, n))),
     )
-    ranges = key_ranges(segment_ids_BT, block_q=block_q, block_k=call.blocks.block_k)
+    ranges = key_ranges(segment_ids_BT, call.blocks)
     operands = Operands(ranges, segment_ids_BT, segment_ids_BT, q_BTNH, k_BTKH, v_BTKH, streams_BN)
     vector = pl.BlockSpec((None, None, block_q), at(lambda b, n, i: (b, n, i)))
     return QueryGrid((at_once * call.group, call.query_blocks, call.B * sections), specs, operands, vector)

@@ -59,7 +59,7 @@ def modelled_seconds(case: Case, *, kernel: ptx.Kernel, kind: str, blocks: Block
     occupancy = kernel.occupancy(limits)
     if not occupancy.blocks:
         return math.inf
-    steps = touched_tiles(case, block_q=blocks.block_q, block_k=blocks.block_k) * case.num_heads
+    steps = touched_tiles(case, blocks) * case.num_heads
     scores, warps = steps * blocks.block_q * blocks.block_k, kernel.threads // 32
     own, other = (blocks.block_k, blocks.block_q) if kernel_pass == "dkv" else (blocks.block_q, blocks.block_k)
     # With mma.sync each warp owns rows of a tile, 16 at least: a block with fewer rows than that computes some twice.

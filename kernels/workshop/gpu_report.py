@@ -20,11 +20,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 
 import jax
 
+from allam_jax.report.environment import package_versions
 from allam_jax.report.markdown import table
 from kernels import aot
 from kernels.workshop import gpu_attention, gpu_step
@@ -48,15 +48,9 @@ def _machine(options: PartOptions) -> Iterator[Record]:
     device = jax.devices()[0]
     if not options.small and device.platform != "gpu":
         raise RuntimeError('there is an NVIDIA driver, but JAX does not use the GPU: pip install "jax[cuda13]"')
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
     about = {"device": device.device_kind, "devices": jax.device_count(), "platform": device.platform}
     yield {**about, "capability": getattr(device, "compute_capability", None), "python": platform.python_version()}
-    yield {"device": "packages", **versions}
+    yield {"device": "packages", **dict.fromkeys(PACKAGES, "not installed"), **package_versions(PACKAGES)}
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,power.limit,clocks.max.sm", "--format=csv"]
     if not options.small:
         yield {"device": "nvidia-smi", "says": subprocess.run(query, capture_output=True, text=True).stdout}
