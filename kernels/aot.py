@@ -65,11 +65,7 @@ def has_gpu() -> bool:
 
 
 def topology(kind: str, *, slices: int = 1, hosts: int = 1, gpus_per_host: int = 1) -> list[jax.Device]:
-    """Devices to put in a mesh and compile for; nothing can be placed on them.
-
-    Args:
-        kind: a key of `TARGETS`.
-        slices, hosts, gpus_per_host: 1 x 8 x 8 are 64 GPUs.
+    """Devices of a `kind` in `TARGETS` to put in a mesh and compile for; nothing can be placed on them.
 
     Raises:
         ValueError: an unknown kind.
@@ -87,15 +83,6 @@ def topology(kind: str, *, slices: int = 1, hosts: int = 1, gpus_per_host: int =
             "JAX started without its CUDA plugin: set JAX_PLATFORMS=cpu before Python starts, to compile for a GPU "
             "on a machine without one"
         ) from error
-
-
-def unavailable() -> str | None:
-    """Why `topology` cannot work here, or None if it can."""
-    try:
-        topology("a100")
-    except Unavailable as error:
-        return str(error)
-    return None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,12 +106,9 @@ class CompileReport:
 def compile_report(
     lowered: jax.stages.Lowered, *, kernels: bool = True, options: dict[str, Any] | None = None
 ) -> CompileReport:
-    """Compiles a program that was lowered for devices of `topology`.
+    """Compiles a program that was lowered for devices of `topology`, with XLA's `options`.
 
-    Args:
-        lowered: `jax.jit(f).lower(...)` of arguments with shardings on such devices.
-        kernels: read the kernels as well; a large program compiles quicker without.
-        options: XLA's options.
+    `kernels` asks to read the kernels as well; a large program compiles quicker without.
 
     Raises:
         Unavailable: `ptxas` is missing.

@@ -47,11 +47,7 @@ class Target:
 
 
 def current_target(array: jax.Array | None = None) -> Target:
-    """The target of the surrounding trace, or of eager code.
-
-    Args:
-        array: asked for its mesh where no mesh surrounds the call.
-    """
+    """The target of the surrounding trace, or of eager code. `array` is asked where no mesh surrounds the call."""
     on = None if array is None else getattr(jax.typeof(array).sharding, "mesh", None)
     for mesh in (jax.sharding.get_abstract_mesh(), on):
         device = getattr(mesh, "abstract_device", None)

@@ -112,16 +112,12 @@ _mosaic_kernels: dict[str, Kernel] = {}
 
 
 def read_dumps(xla: Path, mosaic: Path, *, hlo_text: str, ptxas: Callable[[Path], str]) -> tuple[Kernel, ...]:
-    """The kernels of a program, by name.
+    """The kernels of a program, by name. Raises RuntimeError for a kernel without a dump.
 
     Args:
-        xla: folder of XLA's dumps: text of the thunks, PTX.
-        mosaic: folder of Mosaic's dumps: PTX, text of its passes.
+        xla, mosaic: folders with the dumps of XLA (text of the thunks, PTX) and of Mosaic (PTX, text of its passes).
         hlo_text: the optimised program, which names the Mosaic kernels.
         ptxas: gives the words of `ptxas -v` on a PTX file.
-
-    Raises:
-        RuntimeError: a kernel without a dump.
     """
     launches: dict[str, _Launch] = {}
     for file in xla.glob("*thunk_sequence.txt"):

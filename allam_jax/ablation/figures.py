@@ -150,20 +150,37 @@ class Curves(_Compared):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Against(_Compared):
-    """Numbers against a swept setting: the mean over seeds with a band, a dot per seed, a panel per measure.
+class _Swept(Figure):
+    """A figure with a swept setting along the x axis.
 
     Attributes:
-        x: the axis of the sweep along the x axis; its settings are numbers.
+        x: the axis of the sweep; its settings are numbers.
         x_label: the label of the x axis, with its unit.
-        log_x: whether the x axis is logarithmic.
-        from_zero: whether the y axes begin at 0, as amounts need it.
-        reference: axis -> setting of an arm. A second row shows the difference to this arm, seed by seed.
+        log_x: whether the x axis is logarithmic, with a tick at each setting.
     """
 
     x: str
     x_label: str
     log_x: bool = False
+
+    def _name_x(self, ax, outcomes: Sequence[Outcome]) -> None:
+        ax.set_xlabel(self.x_label)
+        if self.log_x:
+            settings = sorted({run.labels[self.x] for run in outcomes})
+            ax.set_xscale("log")
+            ax.set_xticks(settings, [f"{setting:g}" for setting in settings])
+            ax.minorticks_off()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Against(_Swept, _Compared):
+    """Numbers against a swept setting: the mean over seeds with a band, a dot per seed, a panel per measure.
+
+    Attributes:
+        from_zero: whether the y axes begin at 0, as amounts need it.
+        reference: axis -> setting of an arm. A second row shows the difference to this arm, seed by seed.
+    """
+
     from_zero: bool = False
 
     @property
@@ -190,9 +207,7 @@ class Against(_Compared):
             _name(ax, measure)
             if self.from_zero:
                 ax.set_ylim(bottom=0)
-            below.set_xlabel(self.x_label)
-            if self.log_x:
-                _logarithmic(below, {run.labels[self.x] for run in outcomes})
+            self._name_x(below, outcomes)
         return figure, axes
 
     @property
@@ -201,22 +216,18 @@ class Against(_Compared):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Together(Figure):
+class Together(_Swept):
     """Several measures of one unit against a swept setting, each a line with a band. The y axes begin at 0.
 
     Attributes:
         panels: title -> the measures of the panel; replaces `measures`.
         lines: the label of each measure of a panel, the same in all panels.
         lines_title: what the labels are, for the legend.
-        x, x_label, log_x: see Against.
     """
 
     panels: Mapping[str, tuple[str, ...]]
     lines: tuple[str, ...]
     lines_title: str = ""
-    x: str
-    x_label: str
-    log_x: bool = False
 
     @property
     def measure_names(self) -> tuple[str, ...]:
@@ -237,11 +248,9 @@ class Together(Figure):
                 # Lines may coincide: different dashes keep both visible.
                 _band(ax, *_over(outcomes, x=self.x, measure=name), index=index, label=label, style=index)
             ax.set_title(title)
-            ax.set_xlabel(self.x_label)
             ax.set_ylabel(units[names[0]])
             ax.set_ylim(bottom=0)
-            if self.log_x:
-                _logarithmic(ax, {run.labels[self.x] for run in outcomes})
+            self._name_x(ax, outcomes)
         return figure, axes
 
     @property
@@ -313,13 +322,6 @@ def _minus(runs: Sequence[Outcome], base: Sequence[Outcome], measure: str) -> li
             shared, ours, theirs = np.intersect1d(steps, base_steps, return_indices=True)
             paired.append(dataclasses.replace(outcome, curves={measure: (shared, values[ours] - base_values[theirs])}))
     return paired
-
-
-def _logarithmic(ax, settings: set[float]) -> None:
-    """A logarithmic x axis with a tick at each setting."""
-    ax.set_xscale("log")
-    ax.set_xticks(sorted(settings), [f"{setting:g}" for setting in sorted(settings)])
-    ax.minorticks_off()
 
 
 def _colour(index: int) -> str:

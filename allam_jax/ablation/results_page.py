@@ -30,14 +30,10 @@ The experiments of `experiments/`. `--collect --results docs/results.md` wrote e
 
 
 def update(page: Path, *, name: str, file: str, collected: Path, command: str) -> None:
-    """Writes the section of one experiment, its figures and the table of verdicts.
+    """Writes the section of one experiment, its figures and the table of verdicts into a Markdown page, new or old.
 
-    Args:
-        page: the Markdown file; created if it does not exist.
-        name: the name of the experiment, one word.
-        file: the experiment file, whose docstring says how the experiment is done.
-        collected: the folder that `collect` wrote.
-        command: the command that started the sweep.
+    `name` is that of the experiment, one word; `file` is its file, whose docstring says how it is done. `collected` is
+    the folder that `collect` wrote, and `command` started the sweep.
 
     Raises:
         UserError: some runs have not finished; the page shows complete experiments only.
@@ -64,12 +60,8 @@ def update(page: Path, *, name: str, file: str, collected: Path, command: str) -
 def findings(summary: Mapping[str, Any], *, table: str, figures: str, report: Path, command: str) -> list[str]:
     """Collected results as Markdown blocks: claim, verdicts, figures, table, command and time.
 
-    Args:
-        summary: what `collect` returned.
-        table: the Markdown table over seeds.
-        figures: the beginning of the path of every figure; NAME.png follows.
-        report: the file that gets the blocks; links are relative to it.
-        command: the command line that repeats the sweep.
+    `summary` is what `collect` returned, `table` the Markdown table over seeds, `figures` the beginning of the path of
+    every figure (NAME.png follows), and `command` repeats the sweep. Links are relative to the file `report`.
     """
     pictures = [
         markdown.figure(Path(f"{figures}{name}.png"), caption=caption, report=report)

@@ -43,10 +43,7 @@ class Attempt:
 def start(job: Job, *, environment: dict[str, str] | None = None, before: Sequence[str] = ()) -> Attempt:
     """Starts the job's command in its own session, so that Ctrl-C at the terminal reaches only the launcher.
 
-    Args:
-        job: the job to start.
-        environment: variables to add to those of the job.
-        before: a command that execs the command in its arguments.
+    `environment` is added to the job's. `before` is a command that execs the command in its arguments.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
     record = {"started": time.time(), "host": socket.gethostname()}

@@ -26,16 +26,9 @@ _WIDE = 8  # a table with more measures than this has a line per measure and a c
 
 
 def collect(experiment: Experiment, runs: Sequence[SweepRun], *, workdir: Path, command: str) -> dict[str, Any]:
-    """Writes the files that the module describes.
+    """Writes the files that the module describes and returns the content of `summary.json`.
 
-    Args:
-        experiment: what to measure, draw and judge.
-        runs: the runs of the sweep; unfinished runs are named and left out.
-        workdir: the directory of the sweep.
-        command: the command line that repeats the sweep, for the report.
-
-    Returns:
-        The content of `summary.json`: title, claim, verdict, verdicts, table, unfinished runs, seconds and others.
+    Unfinished runs are named and left out. The report shows the command line that repeats the sweep.
     """
     finished = [run for run in runs if run.finished]
     unfinished = [run.name for run in runs if not run.finished]

@@ -7,7 +7,7 @@ from absl import flags
 
 _SWEEP = flags.DEFINE_string("sweep", None, "Experiment file, with `:ARG` for its argument: runs all that it varies.")
 _SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE for every run, after the experiment's stages are added.")
-# `sweep.Options` has a field for each of these.
+# `sweep.SweepOptions` has a field for each of these.
 _OPTIONS = (
     flags.DEFINE_enum("launcher", "local", ["local", "slurm"], "What starts the runs of a sweep."),
     flags.DEFINE_integer("jobs", None, "local: jobs at a time, which share cores and GPUs; by default one per GPU."),
@@ -48,7 +48,7 @@ def run(config: Any, *, workdir: str | None, store: str | None) -> dict[str, Any
     assert _SWEEP.value is not None
     path, _, arg = _SWEEP.value.partition(":")
     folder = Path(workdir or Path("runs") / (Path(path).stem + (f"-{arg}" if arg else ""))).absolute()
-    options = sweep.Options(
+    options = sweep.SweepOptions(
         sweep=_SWEEP.value,
         workdir=folder,
         store=Path(store).absolute() if store else folder.parent / _STORE,

@@ -66,13 +66,8 @@ def make_slots(number: int | None, *, gpus_per_job: int | None = None) -> list[S
 def run_jobs(jobs: list[Job], *, slots: list[Slot], retries: int) -> dict[str, str]:
     """Runs the unfinished jobs in order. A job starts when a slot is free and the jobs before it have finished.
 
-    Args:
-        jobs: the jobs of the sweep.
-        slots: the shares of the machine; one job runs in each.
-        retries: the number of further attempts at a job that fails. A UserError is final.
-
-    Returns:
-        Job -> reason, for every job that has not finished.
+    A job that fails gets `retries` further attempts, unless a UserError ended it. Returns job -> reason, for every job
+    that has not finished.
 
     Raises:
         Stopped: SIGTERM or Ctrl-C came. The running jobs have saved.

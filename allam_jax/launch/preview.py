@@ -46,7 +46,7 @@ def preview(experiment: Experiment, runs: Sequence[SweepRun], jobs: Sequence[Job
         }
         for job in jobs
     ]
-    tables = [table(rows, list(rows[0])) for rows in (run_rows, job_rows)]
+    tables = [table(rows) for rows in (run_rows, job_rows)]
     return "\n\n".join([experiment.title, experiment.claim, *tables, _total(jobs, plans, unknown)])
 
 

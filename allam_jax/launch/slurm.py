@@ -43,9 +43,7 @@ class JobStopped(RuntimeError):
 class SlurmTask:
     """The callable of each Slurm task. submitit pickles it and calls `checkpoint` when the signal comes.
 
-    Attributes:
-        job: the job to run; its folder is on a file system that all hosts share.
-        retries: the number of further attempts if the command fails.
+    The job's folder is on a file system that all hosts share. If the command fails, it gets `retries` further attempts.
     """
 
     job: Job
@@ -84,14 +82,9 @@ class SlurmTask:
 def submit(jobs: Sequence[Job], *, retries: int, options: Mapping[str, Any], name: str) -> dict[str, str]:
     """Submits the jobs that have not finished and are not in the queue.
 
-    Args:
-        jobs: the jobs of the sweep, at least one; each comes after the jobs that it waits for.
-        retries: the number of further attempts at a job that fails.
-        options: the options of submitit's Slurm executor, from `parse_options`.
-        name: the name of the sweep in the queue.
-
-    Returns:
-        Job -> Slurm id, for all jobs in the queue.
+    There must be at least one job, and each must come after the jobs that it waits for. A job that fails gets `retries`
+    further attempts. `options` are those of submitit's Slurm executor, and `name` is that of the sweep in the queue.
+    Returns job -> Slurm id, for all jobs in the queue.
 
     Raises:
         UserError: submitit or srun is missing, or submitit rejects an option.

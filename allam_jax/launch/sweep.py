@@ -28,7 +28,7 @@ _RECORD = "sweep.json"  # the command that last started the sweep
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class SweepOptions:
     """The values of the flags in `launch/flags.py`, which describes them."""
 
     sweep: str
@@ -47,7 +47,7 @@ class Options:
     tracker: str
 
 
-def run_sweep(base: ConfigDict, options: Options) -> dict[str, Any]:
+def run_sweep(base: ConfigDict, options: SweepOptions) -> dict[str, Any]:
     """Runs, shows or collects a sweep and returns the values for the last line of stdout.
 
     Raises:
@@ -89,7 +89,7 @@ def run_sweep(base: ConfigDict, options: Options) -> dict[str, Any]:
     return _collect(experiment, runs, options)
 
 
-def _environment(options: Options) -> dict[str, str]:
+def _environment(options: SweepOptions) -> dict[str, str]:
     environment = {"WANDB_RUN_GROUP": options.workdir.name}  # for Weights & Biases, if metrics.wandb_project is set
     if options.launcher == "local":
         # Many runs of a sweep compile the same programs: with a shared cache each is compiled once.
@@ -97,7 +97,7 @@ def _environment(options: Options) -> dict[str, str]:
     return environment
 
 
-def _launch(jobs: list[Job], options: Options) -> dict[str, str] | None:
+def _launch(jobs: list[Job], options: SweepOptions) -> dict[str, str] | None:
     """Starts the unfinished jobs. Returns job -> reason for the failed ones, or None if a scheduler has the jobs."""
     todo = [job for job in jobs if not job.finished]
     logging.info("%d jobs, %d to do", len(jobs), len(todo))
@@ -110,7 +110,7 @@ def _launch(jobs: list[Job], options: Options) -> dict[str, str] | None:
     return local.run_jobs(jobs, slots=slots, retries=options.retries)
 
 
-def _collect(experiment: Experiment, runs: list[SweepRun], options: Options) -> dict[str, Any]:
+def _collect(experiment: Experiment, runs: list[SweepRun], options: SweepOptions) -> dict[str, Any]:
     finished = [each for each in runs if each.finished]
     if not finished:
         raise UserError(f"{options.workdir}: no run has finished; run the sweep without --collect first")

@@ -22,13 +22,8 @@ def log_to_mlflow(runs: Sequence[SweepRun], outcomes: Sequence[Outcome], *, swee
     Each run becomes a run of the MLflow experiment `sweep`. Its settings and config keys are the parameters; its
     measures and all metrics of its stages are the metrics.
 
-    Args:
-        runs, outcomes: finished runs and their outcomes, in the same order.
-        sweep: the name of the experiment.
-        uri: the tracking server or directory; empty takes MLFLOW_TRACKING_URI or MLflow's default.
-
-    Returns:
-        The number of runs that were logged.
+    Runs and outcomes are in the same order. `uri` is the tracking server or directory; empty takes MLFLOW_TRACKING_URI
+    or MLflow's default. Returns the number of runs that were logged.
 
     Raises:
         UserError: the package mlflow is not installed, or MLflow reports an error.

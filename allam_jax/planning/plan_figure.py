@@ -22,9 +22,7 @@ _LABEL_FROM = 0.06  # share of the axis that a part needs to carry its number in
 def draw_plans(plans: Sequence[RunPlan], path: Path) -> None:
     """Draws a bar for each plan in two panels, the fastest first. Each label says whether the step was compiled.
 
-    Args:
-        plans: at least one; their clusters may differ.
-        path: the PNG to write.
+    There must be at least one plan. Their clusters may differ.
     """
     import matplotlib
 

@@ -10,13 +10,7 @@ from allam_jax.report.markdown import section, table
 
 
 def plan_markdown(plan: RunPlan, *, figure: str, candidates: Sequence[RunPlan] = ()) -> str:
-    """The whole report.
-
-    Args:
-        plan: the plan to report.
-        figure: the file name of its picture.
-        candidates: the layouts that a search has found, the fastest first.
-    """
+    """The whole report. `figure` is its picture's file name; `candidates` are a search's layouts, the fastest first."""
     run = plan.run
     source = "from formulas alone" if plan.compiled is None else "from the compiled step"
     blocks = [

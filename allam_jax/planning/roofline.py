@@ -38,13 +38,9 @@ class StepTime:
 
 
 def step_time(work: Iterable[Work], collectives: Iterable[Collective], *, cluster: Cluster, dtype: str) -> StepTime:
-    """Predicts the time of a step.
+    """Predicts the time of a step from work and collectives of one GPU; kernels need their operations.
 
-    Args:
-        work: the work of one GPU; kernels need their operations.
-        collectives: the collectives of one GPU.
-        cluster: the rates and efficiencies.
-        dtype: the dtype of the matmuls: "bfloat16", "float16" or "float32".
+    `dtype` is that of the matmuls: "bfloat16", "float16" or "float32".
     """
     seconds = {"matmul": 0.0, "kernel": 0.0, "memory": 0.0}
     for piece in work:

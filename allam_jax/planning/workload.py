@@ -204,9 +204,7 @@ def _attention_work(workload: Workload, *, matmuls: float, io: float) -> Work:
 def collectives_of_step(workload: Workload, *, cluster: Cluster) -> list[Collective]:
     """The collectives that XLA derives from the sharding rules (parallel/sharding.py) in one step.
 
-    Args:
-        workload: the step.
-        cluster: decides which groups leave a node. GPUs along the mesh's last axis are neighbours.
+    The cluster decides which groups leave a node. GPUs along the mesh's last axis are neighbours.
     """
     mesh, A, L = workload.mesh, workload.accumulation, workload.model.num_layers
     fsdp, tensor = DEFAULT_RULES.mesh_axes("embed"), DEFAULT_RULES.mesh_axes("heads")

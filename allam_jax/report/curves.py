@@ -33,11 +33,8 @@ _PANELS = {
 def training_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     """Draws loss, gradient norm and learning rate over the steps, in three panels above each other.
 
-    Long runs show loss and gradient norm as faint lines with their running means.
-
-    Args:
-        runs: rows of metrics.jsonl (`step`, `loss`, `grad_norm`, `learning_rate`) for each named run.
-        path: the PNG to write.
+    `runs` has the rows of each run's metrics.jsonl (`step`, `loss`, `grad_norm`, `learning_rate`). Long runs show loss
+    and gradient norm as faint lines with their running means.
     """
     import matplotlib
 
@@ -78,7 +75,7 @@ def bits_per_byte_curves(
     Args:
         runs: for each run and language the (step, bits per byte) of its evaluations.
         base: bits per byte before the runs, for each language that gets a dashed line; may be empty.
-        path: the PNG to write.
+        path: the PNG.
     """
     import matplotlib
 

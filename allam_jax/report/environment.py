@@ -1,8 +1,10 @@
 """The environment of a measurement: package versions, devices and host."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 
 from allam_jax.report.markdown import duration, table
@@ -28,7 +30,7 @@ def environment_facts() -> dict[str, str]:
     cores = _count(os.cpu_count() or 1, "CPU core", "CPU cores")
     return {
         "Python": platform.python_version(),
-        **{name: version for name in PACKAGES if (version := _version(name))},
+        **package_versions(PACKAGES),
         "Devices": f"{len(devices)} × {kinds} ({devices[0].platform}), {processes}",
         "Host": f"{platform.system()} {platform.machine()}, {cores}" + (f" ({name})" if (name := _processor()) else ""),
     }
@@ -45,8 +47,10 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def package_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Package -> version, for those that are installed."""
+    versions = {}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions

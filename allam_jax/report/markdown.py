@@ -24,13 +24,14 @@ def number(value: Any) -> str:
     return f"{value:,.0f}" if size >= 1000 else f"{value:#.4g}"
 
 
-def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | Sequence[str]) -> str:
+def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | Sequence[str] = ()) -> str:
     """A Markdown table with one line per row. Columns that hold text are aligned left, all others right.
 
     Args:
         rows: key -> value; a missing key gives a dash.
-        columns: the keys in order, or a mapping key -> heading.
+        columns: the keys in order, or a mapping key -> heading; by default all keys, in the order of their first rows.
     """
+    columns = columns or list(dict.fromkeys(key for row in rows for key in row))
     headings = dict(columns) if isinstance(columns, Mapping) else {key: key for key in columns}
     keys = list(headings)
     texts = [key for key in keys if any(isinstance(row.get(key), str) for row in rows)]

@@ -92,14 +92,10 @@ def save_figure(figure, path: Path) -> None:
 
 
 def early_step_axes(axes: Iterable[Any], curves: Sequence[Sequence[int]]) -> str:
-    """Gives all `axes` one step axis that shows the first steps widely; returns its label.
+    """Gives all matplotlib `axes` one step axis that shows the first steps of `curves` widely; returns its label.
 
     The axis is smooth (inverse hyperbolic sine): close to linear from step 0 to the first positive step, close to
     logarithmic later. With fewer than two positive steps the axes stay linear.
-
-    Args:
-        axes: matplotlib axes.
-        curves: the steps of each curve in them.
     """
     from matplotlib.ticker import FixedLocator, NullLocator
 

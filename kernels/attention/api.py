@@ -31,7 +31,6 @@ def attention(
     key/value head n // (N / K). The softmax is computed in float32; a query that sees nothing gives zeros.
 
     Args:
-        q_BTNH, k_BTKH, v_BTKH: queries, keys and values; N is a multiple of K.
         segment_ids_BT: 0 for padding, equal numbers for the tokens of one document.
         scale: of the scores before the softmax; H ** -0.5 by default.
         dropout_rate: share of the probabilities that are dropped; needs `dropout_key`.
@@ -64,11 +63,8 @@ def attend(
 ) -> AttentionOutput:
     """The output of a request, and the log of each softmax's denominator.
 
-    Args:
-        q_BTNH, k_BTKH, v_BTKH: queries, keys and values; N is a multiple of K.
-        request: which keys are visible, scale and dropout.
-        backend: one of `BACKENDS`.
-        partition: how the arguments lie on the surrounding mesh; each device then works on its own shard.
+    `backend` is one of `BACKENDS`. `partition` says how the arguments lie on the surrounding mesh; each device then
+    works on its own shard. N is a multiple of K.
 
     Raises:
         ValueError: shapes that do not fit, or an unknown backend.

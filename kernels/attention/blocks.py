@@ -15,7 +15,7 @@ import re
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
-Pass = Literal["forward", "dq", "dkv"]
+Pass = Literal["forward", "dq", "dkv"]  # output; gradient of the queries; gradients of keys and values
 # Products of T x T with H: scores, output; scores, d probabilities, dQ; scores, dV, d probabilities, dK.
 MATMULS: dict[Pass, int] = {"forward": 2, "dq": 3, "dkv": 4}
 PASSES = tuple(MATMULS)
@@ -41,7 +41,7 @@ class Blocks(NamedTuple):
 class Key(NamedTuple):
     """What an entry is for. `head_dim` is the size padded to a power of two; `generation` is "sm80" or "sm90"."""
 
-    backend: str
+    backend: str  # "triton" or "mosaic"
     generation: str
     bytes_per_element: int
     head_dim: int
@@ -64,18 +64,9 @@ TABLE = read_table()
 def blocks_for(backend: str, generation: str, bytes_per_element: int, head_dim: int, kernel_pass: Pass) -> Blocks:
     """The entry of the table, or the nearest one that is safe.
 
-    The head size is rounded up to one that the table has: its blocks fit a smaller head too. A generation that the
-    table lacks takes the newest one that is older ("sm100" runs the blocks of "sm90").
-
-    Args:
-        backend: "triton" or "mosaic".
-        generation: "sm" and the compute capability, such as "sm80".
-        bytes_per_element: of q, k and v.
-        head_dim: H, not padded.
-        kernel_pass: "forward", "dq" (gradient of the queries) or "dkv" (of keys and values).
-
-    Raises:
-        NotImplementedError: the table has nothing to offer; says what is missing.
+    The arguments are those of a `Key`, but `head_dim` need not be padded. It is rounded up to a head size that the
+    table has, whose blocks fit a smaller head too. A generation that the table lacks takes the newest one that is older
+    ("sm100" runs the blocks of "sm90"). Raises NotImplementedError if the table has nothing to offer.
     """
     kin = [
         key

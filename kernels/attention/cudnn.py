@@ -20,8 +20,7 @@ def attention(
 ) -> AttentionOutput:
     """As `reference.attention`, up to rounding. `log_z_BNT` costs a second forward pass where it is used.
 
-    Raises:
-        NotImplementedError: cuDNN cannot serve this, or is not there; says why.
+    Raises NotImplementedError, with the reason, if cuDNN cannot serve this or is not there.
     """
     target = device.current_target(q_BTNH)
     if target.platform != "cuda" or target.major < 8:
@@ -50,12 +49,7 @@ def library_attention(
 
 
 def refuse_unsupported(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, request: Request, *, capability: int) -> None:
-    """Raises NotImplementedError for what cuDNN lacks or would do otherwise.
-
-    Args:
-        q_BTNH, k_BTKH, v_BTKH, request: as for `attention`.
-        capability: first number of the GPU's compute capability.
-    """
+    """Raises NotImplementedError for what cuDNN lacks or does otherwise on GPUs of this (major) compute capability."""
     check_dtypes(q_BTNH, k_BTKH, v_BTKH, expected=("bfloat16", "float16"))
     _, T, _, H = q_BTNH.shape
     largest = 128 if capability < 9 else 256

@@ -59,11 +59,9 @@ def keep(
 ) -> Bool[Array, "*shape"]:
     """True where the probability of query position t and key position s is kept, with probability 1 - rate.
 
-    Args:
-        stream: from `Dropout.streams_BN`.
-        t, s: positions in the row (int32); all three are broadcast against each other. The hash of (stream, t) is
-            computed in their shape: hand in columns and rows, not full tiles.
-        rate: share that is dropped, in [0, 1); exact to 2^-32.
+    `stream` is from `Dropout.streams_BN`, t and s are int32 positions in the row; the three are broadcast against each
+    other. The hash of (stream, t) is computed in their shape: hand in columns and rows, not full tiles. The rate, in
+    [0, 1), is exact to 2^-32.
     """
     of_query = _mix(stream + t.astype(jnp.uint32) * jnp.uint32(_ODD))
     bits = _mix(of_query ^ (s.astype(jnp.uint32) * jnp.uint32(_ODD)))

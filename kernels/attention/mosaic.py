@@ -29,13 +29,9 @@ def attention(
 ) -> AttentionOutput:
     """As `reference.attention`, up to rounding; differentiable in q, k and v by both outputs.
 
-    Args:
-        q_BTNH, k_BTKH, v_BTKH, request: see `contract`.
-        simulator: parameters of a simulator that runs the kernels on the CPU, for tests (`workshop/mosaic_simulator`).
-        blocks: other blocks than those of the table, for tuning and tests.
-
-    Raises:
-        NotImplementedError: the kernels cannot serve this; says why.
+    Tests run the kernels on the CPU, with the parameters of a `simulator` (`workshop/mosaic_simulator`). Tuning and
+    tests choose other `blocks` than those of the table. Raises NotImplementedError, with the reason, for what the
+    kernels cannot serve.
     """
     B, _, N, H = q_BTNH.shape
     target = device.current_target(q_BTNH)
@@ -57,13 +53,13 @@ def attention(
             raise NotImplementedError(f"blocks of {owned} x {streamed} for {kernel_pass}: expected 128 x 64 or 128")
     streams_BN = request.streams_BN(N)
     streams_BN = jnp.zeros((B, N), jnp.uint32) if streams_BN is None else streams_BN
-    return _attention(q_BTNH, k_BTKH, v_BTKH, request.segment_ids_BT.astype(jnp.int32), streams_BN, calls)
+    return _attention(Inputs(q_BTNH, k_BTKH, v_BTKH, request.segment_ids_BT.astype(jnp.int32), streams_BN), calls)
 
 
 def _forward(inputs: Inputs, call: Call) -> tuple[Array, Array]:
     ids_BT = inputs.segment_ids_BT
     padded = inputs._replace(segment_ids_BT=parts.padded_vectors(ids_BT))
-    ranges_BI4 = parts.stacked(ranges.key_ranges(ids_BT, **_sizes(call)))
+    ranges_BI4 = parts.stacked(ranges.key_ranges(ids_BT, call.blocks))
     out_BTNH, log_z_BNT = mosaic_forward.forward(padded, ranges_BI4, call)
     return out_BTNH, log_z_BNT[..., : call.T]
 
@@ -79,17 +75,13 @@ def _backward(inputs: Inputs, output: AttentionOutput, cotangents: AttentionOutp
         minus_log_z=parts.padded_vectors(output.log_z_BNT * (-1.0 / calls.dq.scale)),
         minus_delta=parts.padded_vectors(cotangents.log_z_BNT - delta_BNT),
         ids=parts.padded_vectors(ids_BT),
-        ranges=parts.stacked(ranges.key_ranges(ids_BT, **_sizes(calls.dq))),
+        ranges=parts.stacked(ranges.key_ranges(ids_BT, calls.dq.blocks)),
         streams=inputs.streams_BN,
     )
     d_q_BTNH = mosaic_dq.gradient(operands, calls.dq)
-    query_ranges = parts.stacked(ranges.query_ranges(ids_BT, **_sizes(calls.dkv)))
+    query_ranges = parts.stacked(ranges.query_ranges(ids_BT, calls.dkv.blocks))
     d_k_BTKH, d_v_BTKH = mosaic_dkv.gradients(operands._replace(ranges=query_ranges), calls.dkv)
     return d_q_BTNH, d_k_BTKH, d_v_BTKH
 
 
 _attention = differentiable(_forward, _backward)
-
-
-def _sizes(call: Call) -> dict[str, int]:
-    return {"block_q": call.blocks.block_q, "block_k": call.blocks.block_k}

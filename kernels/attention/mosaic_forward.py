@@ -25,11 +25,8 @@ def forward(
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N padded"]]:
     """Output, and the log of each softmax's denominator (0 for a query that sees nothing), T padded as the ids are.
 
-    Args:
-        inputs: q, k and v are 16-bit floats; segment ids are padded with zeros to `parts.VECTOR_MULTIPLE`; streams are
-            not read without dropout.
-        ranges_BI4: `ranges.key_ranges` for blocks of 128 queries and `block_k` keys, stacked.
-        call: the static facts.
+    q, k and v are 16-bit floats; segment ids are padded with zeros to `parts.VECTOR_MULTIPLE`; streams are not read
+    without dropout. `ranges_BI4` are `ranges.key_ranges`, stacked.
     """
     block_k, stages = call.blocks.block_k, call.blocks.num_stages
     dtype, width, num_q_blocks = inputs.q_BTNH.dtype, parts.tile_width(call.H), call.query_blocks

@@ -99,25 +99,24 @@ def differentiable(
     forward: Callable[[Inputs, Call], tuple[Array, Array]],
     backward: Callable[[Inputs, AttentionOutput, AttentionOutput, Calls], tuple[Array, Array, Array]],
 ) -> Callable[..., AttentionOutput]:
-    """A function of the fields of `Inputs` and of Calls, with gradients for q, k and v.
+    """A function of Inputs and Calls, with gradients for q, k and v.
 
     Args:
         forward: gives out_BTNH and log_z_BNT.
         backward: gives the gradients of q, k and v from the output and its cotangents.
     """
 
-    @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-    def attention(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, streams_BN, calls):
-        return run(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, streams_BN, calls)[0]
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+    def attention(inputs, calls):
+        return run(inputs, calls)[0]
 
-    def run(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, streams_BN, calls):
-        inputs = Inputs(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, streams_BN)
+    def run(inputs, calls):
         # Named, so that a rematerialisation policy can keep them and with them the whole forward pass.
         output = AttentionOutput(*(checkpoint_name(a, "attention") for a in forward(inputs, calls.forward)))
         return output, (inputs, output)
 
     def pull(calls, residuals, cotangents):
-        return (*backward(*residuals, cotangents, calls), None, None)
+        return (Inputs(*backward(*residuals, cotangents, calls), None, None),)
 
     attention.defvjp(run, pull)
     return attention

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from kernels.attention.blocks import Blocks
+
 
 class BlockRanges(NamedTuple):
     """Half-open ranges of blocks, int32 [B, I]: `first <= plain_first <= plain_end <= end`; empty ones are equal."""
@@ -26,20 +28,21 @@ class BlockRanges(NamedTuple):
     end_BI: Int[Array, "B I"]
 
 
-def key_ranges(segment_ids_BT: Int[Array, "B T"], *, block_q: int, block_k: int) -> BlockRanges:
-    """For every block of `block_q` queries, the blocks of `block_k` keys that it meets."""
-    meet_BQK, plain_BQK = _interactions(segment_ids_BT, block_q, block_k)
+def key_ranges(segment_ids_BT: Int[Array, "B T"], blocks: Blocks) -> BlockRanges:
+    """For every block of queries, the blocks of keys that it meets."""
+    meet_BQK, plain_BQK = _interactions(segment_ids_BT, blocks)
     return _ranges(meet_BQK, plain_BQK)
 
 
-def query_ranges(segment_ids_BT: Int[Array, "B T"], *, block_q: int, block_k: int) -> BlockRanges:
-    """For every block of `block_k` keys, the blocks of `block_q` queries that meet it."""
-    meet_BQK, plain_BQK = _interactions(segment_ids_BT, block_q, block_k)
+def query_ranges(segment_ids_BT: Int[Array, "B T"], blocks: Blocks) -> BlockRanges:
+    """For every block of keys, the blocks of queries that meet it."""
+    meet_BQK, plain_BQK = _interactions(segment_ids_BT, blocks)
     return _ranges(meet_BQK.swapaxes(1, 2), plain_BQK.swapaxes(1, 2))
 
 
-def _interactions(segment_ids_BT: Array, block_q: int, block_k: int) -> tuple[Array, Array]:
+def _interactions(segment_ids_BT: Array, blocks: Blocks) -> tuple[Array, Array]:
     """Can a query of the block see a key of the other; and does every query see every key. Bool [B, Q, K] in blocks."""
+    block_q, block_k = blocks[:2]
     low_BQ1, high_BQ1, same_BQ1 = (a[:, :, None] for a in _id_bounds(segment_ids_BT, block_q))
     low_B1K, high_B1K, same_B1K = (a[:, None, :] for a in _id_bounds(segment_ids_BT, block_k))
     query_Q1 = jnp.arange(low_BQ1.shape[1])[:, None] * block_q  # the first position of each block

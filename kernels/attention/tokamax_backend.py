@@ -31,14 +31,8 @@ def attention(
 ) -> AttentionOutput:
     """As `reference.attention`, up to rounding, for segments that are runs: no id comes back after another one.
 
-    `log_z_BNT` costs a second forward pass where it is used.
-
-    Args:
-        q_BTNH, k_BTKH, v_BTKH, request: see `contract`.
-        implementations: tokamax's names, tried in this order.
-
-    Raises:
-        NotImplementedError: tokamax is not installed, or none of its implementations serves this; says why.
+    `log_z_BNT` costs a second forward pass where it is used. tokamax's `implementations` are tried in this order.
+    Raises NotImplementedError, with the reason, if tokamax is not installed or none of them serves this.
     """
     target = device.current_target(q_BTNH)
     _operations()

@@ -30,13 +30,8 @@ def attention(
 ) -> AttentionOutput:
     """As `reference.attention`, up to rounding; differentiable in q, k and v by both outputs.
 
-    Args:
-        q_BTNH, k_BTKH, v_BTKH, request: see `contract`.
-        interpret: run the kernels on the CPU, for tests.
-        blocks: other blocks than those of the table, for tuning and tests.
-
-    Raises:
-        NotImplementedError: the kernels cannot serve this; says why.
+    Tests run the kernels on the CPU (`interpret`). Tuning and tests choose other `blocks` than those of the table.
+    Raises NotImplementedError, with the reason, for what the kernels cannot serve.
     """
     check_dtypes(q_BTNH, k_BTKH, v_BTKH, expected=("bfloat16", "float16", "float32"))
     _, T, N, H = q_BTNH.shape
@@ -49,7 +44,7 @@ def attention(
         q_BTNH, k_BTKH, request, backend="triton", generation=generation, blocks=blocks, interpret=interpret
     )
     calls = Calls(*(dataclasses.replace(call, blocks=_no_longer_than(call.blocks, T)) for call in calls))
-    return _attention(q_BTNH, k_BTKH, v_BTKH, request.segment_ids_BT, request.streams_BN(N), calls)
+    return _attention(Inputs(q_BTNH, k_BTKH, v_BTKH, request.segment_ids_BT, request.streams_BN(N)), calls)
 
 
 def _generation(q_BTNH: Array, *, interpret: bool) -> str:

@@ -114,7 +114,7 @@ def d_keys(inputs: Inputs, log_z_BNT: Array, delta_BNT: Array, d_out_BTNH: Array
         v=keys,
         streams=None if streams_BN is None else streams,
     )
-    ranges = query_ranges(segment_ids_BT, block_q=call.blocks.block_q, block_k=block_k)
+    ranges = query_ranges(segment_ids_BT, call.blocks)
     operands = Operands(ranges, segment_ids_BT, segment_ids_BT, q_BTNH, k_BTKH, v_BTKH, streams_BN)
     shape = jax.ShapeDtypeStruct((splits, *k_BTKH.shape), k_BTKH.dtype if splits == 1 else jnp.float32)
     d_k_PBTKH, d_v_PBTKH = tiles.pallas_call(

@@ -90,7 +90,7 @@ def over_queries(inputs: Inputs, call: Call) -> QueryGrid:
         v=keys,
         streams=None if streams_BN is None else pl.BlockSpec((None, None), at(lambda b, n, i: (b, n))),
     )
-    ranges = key_ranges(segment_ids_BT, block_q=block_q, block_k=call.blocks.block_k)
+    ranges = key_ranges(segment_ids_BT, call.blocks)
     operands = Operands(ranges, segment_ids_BT, segment_ids_BT, q_BTNH, k_BTKH, v_BTKH, streams_BN)
     vector = pl.BlockSpec((None, None, block_q), at(lambda b, n, i: (b, n, i)))
     return QueryGrid((at_once * call.group, call.query_blocks, call.B * sections), specs, operands, vector)
@@ -124,11 +124,7 @@ def exp2(x: Array, call: Call) -> Array:
 def load(ref, positions: Array, call: Call, *, inside: bool = False) -> Array:
     """A tile [rows, h] or a vector [rows]; what lies beyond T or H reads as 0.
 
-    Args:
-        ref: reference of that shape.
-        positions: int32 [rows], where in the sequence the rows are.
-        call: the call.
-        inside: promises that no row is beyond T.
+    `positions`, int32 [rows], are those of the rows in the sequence. `inside` promises that no row is beyond T.
     """
     mask = _mask(positions, len(ref.shape), call, inside=inside)
     if mask is None:
@@ -167,15 +163,10 @@ def horizon(positions: Array, ids: Array) -> Array:
 def over_blocks(ranges: Sequence, step: Callable, carry, *, heads: int = 1):
     """`carry = step(j, g, carry, masked=...)` for every head g and every block j of the ranges.
 
-    First all blocks that need a mask, on either side of the plain ones; then the plain ones, which are most and skip
-    the mask's comparisons. (Both kinds for one head after the other take more registers; one long loop over heads and
-    blocks makes the compiler run the matmuls of an H100 one by one.)
-
-    Args:
-        ranges: the four scalars of a `BlockRanges`.
-        step: called twice while tracing.
-        carry: anything that `jax.lax.fori_loop` takes.
-        heads: static.
+    `ranges` are the four scalars of a `BlockRanges`; `step` is traced twice. First come all blocks that need a mask, on
+    either side of the plain ones; then the plain ones, which are most and skip the mask's comparisons. (Both kinds for
+    one head after the other take more registers; one long loop over heads and blocks makes the compiler run the matmuls
+    of an H100 one by one.)
     """
     first, plain_first, plain_end, end = ranges
     before = plain_first - first

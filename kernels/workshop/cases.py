@@ -55,9 +55,7 @@ class Case:
     def arrays(self, *, dtype: jnp.dtype = jnp.float32, seed: int = 0) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Standard normal q_BTNH, k_BTKH, v_BTKH."""
         rng = np.random.default_rng(seed)
-        heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
-        shapes = [(self.batch, self.seq_len, n, self.head_dim) for n in heads]
-        q, k, v = (jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes)
+        q, k, v = (jnp.asarray(rng.standard_normal(a.shape), dtype) for a in self.shapes(dtype)[:3])
         return q, k, v
 
 

@@ -18,11 +18,12 @@ from pathlib import Path
 
 import jax
 
+from allam_jax.report.markdown import table
 from kernels import aot
 from kernels.attention.blocks import blocks_for, pass_of
-from kernels.workshop import measure, tables
+from kernels.workshop import measure
 from kernels.workshop.cases import REAL_CASES, Case
-from kernels.workshop.subjects import KERNELS, Subject, subjects
+from kernels.workshop.subjects import KERNELS, SUBJECTS, Subject
 from kernels.workshop.work import loaded_bytes
 
 # For the compiler, shapes that differ in batch, length or number of heads only are the same kernel.
@@ -40,15 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m kernels.workshop.compiled", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--cases", nargs="+", choices=names, default=DEFAULT_CASES, help="shapes; default: six of them")
-    parser.add_argument("--subjects", nargs="+", default=KERNELS, help="backends of ours and peers")
+    parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=KERNELS, help="backends of ours and peers")
     parser.add_argument("--kinds", nargs="+", choices=list(aot.TARGETS), default=list(aot.TARGETS), help="GPUs")
     parser.add_argument("--json", type=Path, help="write all records to this file")
     args = parser.parse_args(argv)
     cases = [case for case in REAL_CASES if case.name in args.cases]
+    subjects = [Subject(name) for name in args.subjects]
     try:
-        chosen = subjects(args.subjects)
-        records = [record for kind in args.kinds for case in cases for record in _records(kind, case, chosen)]
-    except (aot.Unavailable, ValueError) as error:
+        records = [record for kind in args.kinds for case in cases for record in _records(kind, case, subjects)]
+    except aot.Unavailable as error:
         print(f"kernels.workshop.compiled: {error}", file=sys.stderr)
         return 1
     print(f"\n{COMPILED}")
@@ -62,7 +63,7 @@ def _records(kind: str, case: Case, subjects: Sequence[Subject]) -> list[dict]:
     """Prints and gives what a compile for the described GPU says of every subject."""
     print(f"\n{kind} ({aot.limits(kind).capability}), {case.name}, bfloat16, forward and backward")
     records = [record for subject in subjects for record in _compiled(kind, case, subject)]
-    print(tables.of_records([_shown(record) for record in records]), flush=True)
+    print(table([_shown(record) for record in records]), flush=True)
     return records
 
 
@@ -77,7 +78,7 @@ def _compiled(kind: str, case: Case, subject: Subject) -> list[dict]:
         program = subject.program(case, backward=backward)
         report = measure.compile_for(kind, program, case.shapes(subject.dtype))
     except (NotImplementedError, ExceptionGroup, jax.errors.JaxRuntimeError) as error:
-        return [{**about, "refused": tables.first_line(error)}]
+        return [{**about, "refused": measure.first_line(error)}]
     about |= {"backward": backward, "temp_bytes": report.temp_bytes}
     return [
         {

@@ -51,20 +51,15 @@ def modelled_seconds(case: Case, *, kernel: ptx.Kernel, kind: str, blocks: Block
 
     A scheduler with one warp runs matmul and softmax one after the other; with w warps, all but 1 / w of the lesser
     hides behind the greater. A step's chain of latencies is filled by the other blocks of the core. Loads hide where
-    the pipeline has more than one stage.
-
-    Args:
-        case: shapes and documents, which say how many tiles are computed in vain.
-        kernel: compiled; its matmul instructions, registers and shared memory count.
-        kind: of the GPU, a key of `aot.TARGETS`.
-        blocks, kernel_pass: what the kernel was compiled with.
+    the pipeline has more than one stage. The case's documents say how many tiles are computed in vain. Of the compiled
+    kernel, matmul instructions, registers and shared memory count. `kind` is a key of `aot.TARGETS`.
     """
     limits = aot.limits(kind)
     rates, matmul_kind = RATES[limits.capability], kernel.mma_kind.split("+")[0]
     occupancy = kernel.occupancy(limits)
     if not occupancy.blocks:
         return math.inf
-    steps = touched_tiles(case, block_q=blocks.block_q, block_k=blocks.block_k) * case.num_heads
+    steps = touched_tiles(case, blocks) * case.num_heads
     scores, warps = steps * blocks.block_q * blocks.block_k, kernel.threads // 32
     own, other = (blocks.block_k, blocks.block_q) if kernel_pass == "dkv" else (blocks.block_q, blocks.block_k)
     # With mma.sync each warp owns rows of a tile, 16 at least: a block with fewer rows than that computes some twice.

@@ -11,9 +11,8 @@ from kernels.attention.api import attend
 from kernels.attention.contract import AttentionOutput
 from kernels.workshop import measure, truth
 from kernels.workshop.cases import REAL_CASES, Case, packed
-from kernels.workshop.measure import PartOptions
-from kernels.workshop.subjects import Subject, subjects
-from kernels.workshop.tables import Record, first_line
+from kernels.workshop.measure import PartOptions, Record, first_line
+from kernels.workshop.subjects import Subject
 from kernels.workshop.work import flops
 
 # A result may deviate from float64 by this share of the largest true value.
@@ -91,7 +90,7 @@ def times(options: PartOptions) -> Iterator[Record]:
         case = tiny(case) if options.small else case
         for backward in (True, False):
             functions = {}
-            for subject in subjects(("triton", "mosaic", *PEERS, "xla_chunked", "xla")):
+            for subject in map(Subject, ("triton", "mosaic", *PEERS, "xla_chunked", "xla")):
                 if options.is_over:
                     return
                 try:

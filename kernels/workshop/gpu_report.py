@@ -20,15 +20,15 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 
 import jax
 
+from allam_jax.report.environment import package_versions
+from allam_jax.report.markdown import table
 from kernels import aot
-from kernels.workshop import gpu_attention, gpu_step, tables
-from kernels.workshop.measure import PartOptions
-from kernels.workshop.tables import Record
+from kernels.workshop import gpu_attention, gpu_step
+from kernels.workshop.measure import PartOptions, Record
 
 SHORTEST = 5.0  # seconds that a part must have left to be started
 PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "flax", "tokamax", "torch", "transformers")
@@ -48,15 +48,9 @@ def _machine(options: PartOptions) -> Iterator[Record]:
     device = jax.devices()[0]
     if not options.small and device.platform != "gpu":
         raise RuntimeError('there is an NVIDIA driver, but JAX does not use the GPU: pip install "jax[cuda13]"')
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
     about = {"device": device.device_kind, "devices": jax.device_count(), "platform": device.platform}
     yield {**about, "capability": getattr(device, "compute_capability", None), "python": platform.python_version()}
-    yield {"device": "packages", **versions}
+    yield {"device": "packages", **dict.fromkeys(PACKAGES, "not installed"), **package_versions(PACKAGES)}
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,power.limit,clocks.max.sm", "--format=csv"]
     if not options.small:
         yield {"device": "nvidia-smi", "says": subprocess.run(query, capture_output=True, text=True).stdout}
@@ -165,7 +159,7 @@ def _write(out: Path, results: list[Record], *, small: bool, minutes: float) -> 
         kinds: dict[tuple, list[Record]] = {}
         for record in part["records"]:  # type: ignore[attr-defined]
             kinds.setdefault((*record.keys(),), []).append(record)
-        page += [tables.of_records(records) for records in kinds.values()]
+        page += map(table, kinds.values())
     (out / "report.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
 
 

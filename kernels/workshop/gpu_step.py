@@ -1,7 +1,6 @@
 """A training step of a 1B Llama on this machine's accelerator, ours and torch's: speed, memory and a profile.
 
-This is the only file of `kernels` that uses `allam_jax`, and it imports it where it is used: attention alone does not
-need its packages.
+It imports `allam_jax` where it is used: attention alone does not need its packages.
 """
 
 import dataclasses
@@ -13,8 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kernels.workshop.measure import PartOptions
-from kernels.workshop.tables import Record
+from kernels.workshop.measure import PartOptions, Record
 
 ROWS, SEQ_LEN = 4, 2048  # 8,192 tokens: fits a GPU of 40 GB with all of AdamW's state in float32
 WARM_UP, STEPS, PROFILED = 2, 15, 3
@@ -41,40 +39,41 @@ FULL = Sizes(model="1b", rows=ROWS, seq_len=SEQ_LEN)
 TINY = Sizes(model="tiny", rows=2, seq_len=32, num_layers=1)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Step:
-    run: Callable[[], float]  # one step; its loss
-    compiled_bytes: Callable[[], int]  # arguments and temporary memory, by the compiler's count
-    description: Any  # an allam_jax.training.run_description.RunDescription
-
-
 def our_step(options: PartOptions) -> Iterator[Record]:
     """Seconds and MFU of a step, then its memory beside the planner's figure, then a profile in the report's folder."""
+    from allam_jax.planning.gpu_cluster import GPUS, Cluster
+    from allam_jax.planning.memory import estimated_memory
+
     sizes = TINY if options.small else FULL
     jax.config.update("jax_compilation_cache_dir", str(options.folder / "compilation_cache"))
-    step = _our_step(sizes)
+    run, one_step, compiled_bytes = _our_step(sizes)
+    cluster = Cluster(gpu=GPUS["h100"], nodes=1, gpus_per_node=1)
     started = time.monotonic()
-    first_loss = step.run()
+    first_loss = one_step()
     compile_seconds = time.monotonic() - started
     device = jax.devices()[0]
-    speed = _speed(step.run, sizes, step.description.model, options, device_kind=device.device_kind)
+    speed = _speed(one_step, sizes, run.model, options, device_kind=device.device_kind)
     yield {"what": "allam_jax", "first loss": first_loss, "first step, s": compile_seconds, **speed}
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
     yield {
         "what": "memory, bytes",
         "peak in use": peak if peak else f"not known on {device.device_kind}",
-        "planner's estimate": _planned(step),
-        "compiler's count": step.compiled_bytes(),
+        "planner's estimate": estimated_memory(run, cluster=cluster).total,
+        "compiler's count": compiled_bytes(),
     }
     profile = str(options.folder / "profile")
     with jax.profiler.trace(profile):
         for _ in range(PROFILED):
-            step.run()
+            one_step()
     yield {"what": f"profile of {PROFILED} steps", "folder": profile}
 
 
-def _our_step(sizes: Sizes) -> _Step:
-    """The step that `task = "train"` runs, on one device, with random weights and tokens."""
+def _our_step(sizes: Sizes) -> tuple[Any, Callable[[], float], Callable[[], int]]:
+    """The step that `task = "train"` runs, on one device, with random weights and tokens.
+
+    Returns its RunDescription; a function that runs a step and gives its loss; and one that gives the bytes of
+    arguments and temporary memory, by the compiler's count.
+    """
     import jax.numpy as jnp
 
     from allam_jax.model.llama_config import ComputeOptions
@@ -125,15 +124,7 @@ def _our_step(sizes: Sizes) -> _Step:
         assert memory is not None
         return memory.argument_size_in_bytes + memory.temp_size_in_bytes
 
-    return _Step(run=one_step, compiled_bytes=compiled_bytes, description=run)
-
-
-def _planned(step: _Step) -> int:
-    """Bytes that the planner's formulas expect of a step on one GPU."""
-    from allam_jax.planning.gpu_cluster import GPUS, Cluster
-    from allam_jax.planning.memory import estimated_memory
-
-    return estimated_memory(step.description, cluster=Cluster(gpu=GPUS["h100"], nodes=1, gpus_per_node=1)).total
+    return run, one_step, compiled_bytes
 
 
 def torch_step(options: PartOptions) -> Iterator[Record]:

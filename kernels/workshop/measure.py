@@ -12,6 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kernels import aot
 
+Record = dict[str, object]  # a row of a report
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PartOptions:
@@ -31,6 +33,11 @@ class PartOptions:
     def is_over(self) -> bool:
         """Whether the deadline has passed."""
         return time.monotonic() > self.deadline
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the first line of its message, for a record."""
+    return f"{type(error).__name__}: {error}".strip().split("\n")[0][:300]
 
 
 def compile_for(kind: str, function: Callable, arguments: Sequence[jax.ShapeDtypeStruct]) -> aot.CompileReport:
@@ -59,14 +66,9 @@ def seconds(
 ) -> dict[str, float]:
     """Median seconds of a call of each function, on an accelerator; empty where the deadline leaves no round.
 
-    The functions take turns, so that a change of clock or heat meets all of them alike. A turn is as many calls, queued
-    one after the other, as take `at_least` seconds, and ends when the device has finished the last one.
-
-    Args:
-        functions: each queues its work and returns its result.
-        rounds: turns of each function, at most.
-        at_least: seconds of a turn.
-        deadline: no round starts after it, by `time.monotonic`.
+    Each function queues its work and returns its result. The functions take turns, `rounds` each, so that a change of
+    clock or heat meets all of them alike. A turn is as many calls, queued one after the other, as take `at_least`
+    seconds, and ends when the device has finished the last one. No round starts after the deadline (`time.monotonic`).
     """
 
     def turn(function: Callable[[], object], calls: int) -> float:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,8 @@ PEERS: dict[str, Callable[..., Array]] = {
 }
 """Functions of q_BTNH, k_BTKH, v_BTKH, segment_ids_BT (None: one document a row) and scale -> out_BTNH."""
 
+SUBJECTS = (*OURS, *PEERS)
+
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
@@ -89,12 +91,3 @@ class Subject:
             return (out_BTNH, *pull(d_out_BTNH))
 
         return run
-
-
-def subjects(names: Sequence[str] | None = None) -> tuple[Subject, ...]:
-    """All of our backends and all peers, or those named. Raises ValueError for a name that is neither."""
-    every = (*OURS, *PEERS)
-    for name in names or ():
-        if name not in every:
-            raise ValueError(f"nothing to measure is called {name!r}; expected one of {', '.join(every)}")
-    return tuple(Subject(name) for name in names or every)

@@ -21,10 +21,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from allam_jax.report.markdown import table
 from kernels import aot, device, ptx
 from kernels.attention.backends import MODULES
 from kernels.attention.blocks import FILE, PASSES, Blocks, Key, Pass, pass_of, read_table
-from kernels.workshop import cost, measure, tables
+from kernels.workshop import cost, measure
 from kernels.workshop.cases import Case, packed
 
 BACKENDS = ("triton", "mosaic")
@@ -179,11 +180,16 @@ def of_key(case: Case, key: Key) -> Case:
 
 
 def sizes(key: Key) -> Iterator[Blocks]:
-    """Block sizes worth compiling: those whose accumulators can fit into registers."""
-    if key.backend == "mosaic":
-        yield from _mosaic_sizes(key)
-        return
+    """Block sizes worth compiling: those whose accumulators can fit into registers.
+
+    In Mosaic kernels two warpgroups of 64 rows compute, and only the length of the side that is streamed is free.
+    """
     half = key.bytes_per_element == 2
+    if key.backend == "mosaic":
+        if half and key.generation == "sm90" and key.head_dim <= 128:
+            for other, num_stages in itertools.product((64, 128), (3, 2)):
+                yield Blocks(*((other, 128) if key.kernel_pass == "dkv" else (128, other)), 12, num_stages)
+        return
     owned: tuple[int, ...] = (64, 128) if half else (16, 32)
     streamed: tuple[int, ...] = (32, 64, 128) if half else (16, 32)
     if half and key.head_dim > 128:
@@ -201,15 +207,6 @@ def _accumulators(key: Key, blocks: Blocks) -> float:
     sums = own * key.head_dim * (2 if key.kernel_pass == "dkv" else 1)
     scores = blocks.block_q * blocks.block_k * (1 if key.kernel_pass == "forward" else 2)
     return (sums + scores) / (32 * blocks.num_warps)
-
-
-def _mosaic_sizes(key: Key) -> Iterator[Blocks]:
-    """Two warpgroups of 64 rows compute; only the length of the side that is streamed is free."""
-    if key.generation != "sm90" or key.bytes_per_element != 2 or key.head_dim > 128:
-        return
-    for other, num_stages in itertools.product((64, 128), (3, 2)):
-        block_q, block_k = (other, 128) if key.kernel_pass == "dkv" else (128, other)
-        yield Blocks(block_q, block_k, 12, num_stages)
 
 
 def _program(key: Key, case: Case, blocks: Blocks, others: dict[Pass, Blocks]):
@@ -279,15 +276,15 @@ def _print(key: Key, kind: str, tried: Sequence[Candidate], count: int, found: C
                 "measured, us": None if candidate.measured is None else candidate.measured * 1e6,
             }
         )
-    print(tables.of_records(records), flush=True)
+    print(table(records), flush=True)
 
 
 def write(best: dict[Key, Blocks], file: Path = FILE) -> None:
     """Replaces the entries of these keys in the table; all others stay."""
-    table = read_table(file) | best
+    entries = read_table(file) | best
     with file.open("w", encoding="utf-8", newline="") as lines:
         writer = csv.writer(lines, lineterminator="\n")
-        writer.writerows([(*Key._fields, *Blocks._fields), *((*key, *table[key]) for key in sorted(table))])
+        writer.writerows([(*Key._fields, *Blocks._fields), *((*key, *entries[key]) for key in sorted(entries))])
 
 
 if __name__ == "__main__":

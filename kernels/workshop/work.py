@@ -21,12 +21,12 @@ def flops(case: Case, *, backward: bool) -> int:
     return 2 * matmuls * visible_pairs(case) * case.num_heads * case.head_dim
 
 
-def touched_tiles(case: Case, *, block_q: int, block_k: int) -> int:
-    """Tiles of `block_q` queries by `block_k` keys, of one head and all rows, that hold a visible pair.
+def touched_tiles(case: Case, blocks: Blocks) -> int:
+    """Tiles of a block of queries by a block of keys, of one head and all rows, that hold a visible pair.
 
     For ids that are runs, as here: exactly those a kernel cannot skip.
     """
-    count = 0
+    count, (block_q, block_k) = 0, blocks[:2]
     for ids_T in case.segment_ids_BT():
         starts = np.maximum.accumulate(np.where(np.diff(ids_T, prepend=-1) != 0, np.arange(len(ids_T)), 0))
         real = ids_T != 0
@@ -44,7 +44,7 @@ def loaded_bytes(case: Case, *, blocks: Blocks, kernel_pass: Pass, bytes_per_ele
     A program keeps its own tile and streams the other side, two tiles of H for every tile of scores: K and V past a
     block of queries (forward, dq), Q and the output's gradient past a block of keys (dkv).
     """
-    tiles = touched_tiles(case, block_q=blocks.block_q, block_k=blocks.block_k) * case.num_heads
+    tiles = touched_tiles(case, blocks) * case.num_heads
     streamed = blocks.block_q if kernel_pass == "dkv" else blocks.block_k
     own = {"forward": 2 * case.num_heads, "dq": 3 * case.num_heads, "dkv": 4 * case.num_kv_heads}[kernel_pass]
     rows = 2 * tiles * streamed + own * case.batch * case.seq_len

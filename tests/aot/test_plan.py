@@ -16,10 +16,7 @@ from allam_jax.planning.gpu_cluster import cluster_of
 from allam_jax.planning.run_plan import RunPlan
 from allam_jax.training.run_description import described_run
 from configs import allam_70b
-from kernels import aot
 
-REASON = aot.unavailable()
-pytestmark = [pytest.mark.aot, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
 ROOT = Path(__file__).resolve().parents[2]
 
 

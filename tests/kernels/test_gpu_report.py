@@ -68,7 +68,7 @@ def test_a_part_that_raises_keeps_what_it_had(tmp_path):
         yield {"seen": 1}
         raise ValueError("broken kernel")
 
-    part = gpu_report.ReportPart("broken", title="", until=1.0, run=run)
+    part = gpu_report.ReportPart("broken", "", 1.0, run)
     options = PartOptions(small=True, folder=tmp_path, deadline=time.monotonic() + 60)
     assert gpu_report.run_part(part, options) == 1
     assert (tmp_path / "broken.jsonl").read_text() == '{"seen": 1}\n'
@@ -91,5 +91,5 @@ def test_records_of_another_kind_start_another_table(tmp_path):
     results = [{"part": "p", "title": "Title", "status": "done", "seconds": 1.0, "records": records}]
     gpu_report._write(tmp_path, results, small=False, minutes=8)
     page = (tmp_path / "report.md").read_text()
-    assert "| a |\n|---|\n| 1.235 |\n|  |\n\n| b |\n|---|\n| x/y |\n" in page
+    assert "| a |\n| ---: |\n| 1.235 |\n| – |\n\n| b |\n| --- |\n| x\\|y |\n" in page
     assert jnp.allclose(json.loads((tmp_path / "report.json").read_text())["parts"][0]["records"][0]["a"], 1.23456)

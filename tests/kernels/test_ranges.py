@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from kernels.attention.blocks import Blocks
 from kernels.attention.ranges import key_ranges, query_ranges
 
 ROWS = {
@@ -28,7 +29,7 @@ def visible_TS(ids_T):
 def test_nothing_visible_is_skipped_and_plain_blocks_are_visible_throughout(name, block_q, block_k, side):
     ids_BT = np.array(ROWS[name], np.int64).astype(np.int32)
     function = key_ranges if side == "queries_own" else query_ranges
-    ranges = [np.asarray(a) for a in function(ids_BT, block_q=block_q, block_k=block_k)]
+    ranges = [np.asarray(a) for a in function(ids_BT, Blocks(block_q, block_k, 4, 2))]
     own, other = (block_q, block_k) if side == "queries_own" else (block_k, block_q)
     for b, ids_T in enumerate(ids_BT):
         visible = visible_TS(ids_T) if side == "queries_own" else visible_TS(ids_T).T
@@ -47,7 +48,7 @@ def test_nothing_visible_is_skipped_and_plain_blocks_are_visible_throughout(name
 def test_ids_that_count_up_skip_all_that_can_be_skipped():
     ids_BT = np.repeat(np.arange(1, 6), [16, 24, 8, 40, 40])[None].astype(np.int32)
     visible = visible_TS(ids_BT[0])
-    first, plain_first, plain_end, end = key_ranges(ids_BT, block_q=16, block_k=8)
+    first, plain_first, plain_end, end = key_ranges(ids_BT, Blocks(16, 8, 4, 2))
     plain_blocks = 0
     for i in range(8):
         (seen,) = np.nonzero(visible[i * 16 : (i + 1) * 16].any(axis=0))
@@ -59,5 +60,5 @@ def test_ids_that_count_up_skip_all_that_can_be_skipped():
 
 def test_a_row_of_padding_gives_empty_ranges():
     for function in (key_ranges, query_ranges):
-        ranges = function(np.zeros((1, 40), np.int32), block_q=16, block_k=16)
+        ranges = function(np.zeros((1, 40), np.int32), Blocks(16, 16, 4, 2))
         np.testing.assert_array_equal(ranges.first_BI, ranges.end_BI)

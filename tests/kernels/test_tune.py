@@ -9,7 +9,7 @@ import pytest
 from kernels import ptx
 from kernels.attention import blocks
 from kernels.attention.blocks import Blocks, Key
-from kernels.workshop import cost, measure, subjects, tune
+from kernels.workshop import compiled, cost, measure, tune
 from kernels.workshop.cases import Case
 
 KERNEL = ptx.Kernel(
@@ -88,6 +88,7 @@ def test_seconds_are_those_of_the_functions():
     assert 0.002 <= times["short"] < times["long"]  # on a machine with other things to do both can take longer
 
 
-def test_an_unknown_subject_is_named():
-    with pytest.raises(ValueError, match="'tritn'"):
-        subjects.subjects(["tritn"])
+def test_an_unknown_subject_is_named(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        compiled.main(["--subjects", "tritn"])
+    assert "invalid choice: 'tritn'" in capsys.readouterr().err

@@ -41,7 +41,7 @@ def test_touched_tiles_are_those_with_a_visible_pair(case, block_q, block_k):
     tiles = padded.reshape(case.batch, -(-T // block_q), block_q, -(-T // block_k), block_k).any(axis=(2, 4))
     # What lies between the first and the last tile of a row of tiles is walked over, whether seen or not.
     walked = sum(np.ptp(np.flatnonzero(row)) + 1 for row in tiles.reshape(-1, tiles.shape[2]) if row.any())
-    assert work.touched_tiles(case, block_q=block_q, block_k=block_k) == walked
+    assert work.touched_tiles(case, Blocks(block_q, block_k, 4, 2)) == walked
 
 
 def test_loaded_bytes_of_one_block_are_its_operands():
