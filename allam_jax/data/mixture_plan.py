@@ -70,7 +70,7 @@ class MixturePlan:
         return {
             "budget": self.budget,
             "phases": [{"name": name, "tokens": tokens} for name, tokens in self.phases],
-            "sources": {line.name: _facts(line) for line in self.lines},
+            "sources": {line.name: {k: v for k, v in vars(line).items() if k != "name"} for line in self.lines},
         }
 
 
@@ -185,9 +185,3 @@ def _lengths(phases: Sequence[Phase], *, budget: float, tokens_per_step: int) ->
         for phase, start, end in zip(phases, starts, ends, strict=True)
         if start < budget
     ]
-
-
-def _facts(line: Line) -> dict[str, Any]:
-    values = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(line).items()}
-    del values["name"]
-    return values
