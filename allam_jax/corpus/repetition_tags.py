@@ -61,7 +61,7 @@ def grams(tokens: Sequence[str], n: int) -> zip:
 
 def _finished_lines(words: Words, _: object) -> float | None:
     """Share of non-empty lines that end a sentence."""
-    lines = words.filled_lines
+    lines = [line.strip() for line in words.text.split("\n") if line.strip()]
     return sum(map(ends_sentence, lines)) / len(lines) if lines else None
 
 

@@ -83,19 +83,11 @@ def plan_mixture(
     tokens_per_step: int,
     max_epochs: float = 0.0,
 ) -> MixturePlan:
-    """Computes the plan of a mixture.
+    """The plan of a mixture for a `budget` of tokens, given the tokens of one epoch of each source (None if unknown).
 
-    Args:
-        sources: name -> settings, of which the plan takes the labels.
-        phases: from `make_phases`.
-        available: name -> tokens of one epoch; None if unknown.
-        budget: tokens of the run.
-        tokens_per_step: batch_size * seq_len, which turns the steps of phases into tokens.
-        max_epochs: limit for every source; 0 for none.
-
-    Raises:
-        UserError: a source that is drawn has no tokens, or would be used more than `max_epochs` times; the message has
-            the largest possible budget.
+    `tokens_per_step` is batch_size * seq_len, which turns the steps of phases into tokens. UserError if a source that
+    is drawn has no tokens, or would be used more than `max_epochs` times (0: no limit); the message has the largest
+    possible budget.
     """
     reached = _lengths(phases, budget=budget, tokens_per_step=tokens_per_step)
     seen = {name: sum(phase.shares[name] * tokens for phase, tokens in reached) for name in sources}

@@ -55,10 +55,8 @@ def train_sentencepiece(
     The result depends on the texts and the arguments, but not on the number of cores.
 
     Args:
-        texts: any number of texts.
-        output: directory to save the tokenizer to, if any.
+        texts, output: what it is trained on; the directory to save the tokenizer to, if any.
         vocab_size: number of pieces; with `like` and `script`, more pieces follow (see `script`).
-        control_tokens: control tokens to include.
         required_characters: characters that get a piece of their own even if they are rare.
         character_coverage: share of the text's characters that get a piece; the rest is spelled in bytes.
         like: SentencePiece tokenizer whose normaliser, flags and special ids to copy; a merge with it needs that.
