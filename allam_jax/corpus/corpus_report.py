@@ -21,10 +21,7 @@ Tallies = Mapping[str, Mapping[str, Any]]
 def write_corpus_report(plan: CorpusPlan, tallies: Tallies, *, workdir: Path) -> None:
     """Writes `report.md`, `report.json` (the numbers), `samples.md` and figures into `workdir`.
 
-    Args:
-        plan: what was done; its work directory must still exist.
-        tallies: source -> tally, as `pipeline.run` returns them.
-        workdir: directory to write to.
+    The tallies are those that `pipeline.run` returned. The plan's work directory must still exist.
     """
     languages: dict[str, dict[str, Any]] = {}
     sets: dict[str, dict[str, Any]] = {}  # sources of one language under one set of rules

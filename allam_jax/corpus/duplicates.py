@@ -21,22 +21,18 @@ class Duplicates:
 
     Attributes:
         removed: int64, ascending.
-        kept: int64; for each removed row, the row of its group that stays.
         sizes: size of a group (2 or more) -> number of groups of that size.
     """
 
     removed: np.ndarray
-    kept: np.ndarray
     sizes: dict[int, int]
 
 
 def preference(policy: str, *, lengths: np.ndarray, dates: np.ndarray) -> np.ndarray:
     """int64 `[rows]`: each group keeps the row with the smallest value, and the first of those that have it.
 
-    Args:
-        policy: `longest`, `newest` or `first`.
-        lengths: bytes of text of each row.
-        dates: numbers that grow with time; documents without a date have a smaller number than all others.
+    `policy` is `longest`, `newest` or `first`. `lengths` are bytes of text. `dates` grow with time, and are smallest
+    for documents without a date.
     """
     if policy == "first":
         return np.zeros(len(lengths), np.int64)
@@ -44,27 +40,16 @@ def preference(policy: str, *, lengths: np.ndarray, dates: np.ndarray) -> np.nda
 
 
 def equal_keys(keys: np.ndarray, preferences: np.ndarray, *, among: np.ndarray) -> Duplicates:
-    """Finds rows with the same key.
-
-    Args:
-        keys: uint64 `[rows, words of a key]`.
-        preferences: int64 `[rows]`, from `preference`.
-        among: the rows to compare, ascending.
-    """
+    """Finds the rows with the same key, uint64 `[rows, words of a key]`, `among` these rows (ascending)."""
     return _groups(among, keys[among], preferences)
 
 
 def band_pairs(keys: np.ndarray, rows: np.ndarray, *, every: bool) -> np.ndarray:
-    """Candidate pairs of one band: rows with the same key.
+    """Candidate pairs of one band, int64 `[pairs, 2]`: rows with the same key, the smaller first, without repeats.
 
-    Args:
-        keys: uint64 `[n]`.
-        rows: int64 `[n]`, ascending.
-        every: gives all pairs of a group of up to 32 rows. Otherwise, and for larger groups, each row is paired with
-            the first row of its group and with the row before it, which suffices to connect the group.
-
-    Returns:
-        int64 `[pairs, 2]`, the smaller row first, without repeats.
+    `keys` are uint64 `[n]`, `rows` int64 `[n]`, ascending. `every` gives all pairs of a group of up to 32 rows.
+    Otherwise, and for larger groups, each row is paired with the first row of its group and with the row before it,
+    which suffices to connect the group.
     """
     order = np.argsort(keys, kind="stable")
     ordered, numbers = keys[order], rows[order]
@@ -87,19 +72,16 @@ def clusters(
     *,
     verify: Callable[[int, int], bool] | None = None,
 ) -> Duplicates:
-    """Finds the connected components of the candidate pairs; each component keeps one row.
+    """Finds the connected components of the candidate pairs, int64 `[pairs, 2]` of each band; each keeps one row.
 
-    Args:
-        pairs: int64 `[pairs, 2]` of each band.
-        preferences: int64 `[rows]`, from `preference`.
-        verify: tells whether the rows of a pair are similar enough; None accepts all pairs.
+    `verify` tells whether the rows of a pair are similar enough; None accepts all pairs.
     """
     joined = np.unique(np.concatenate(pairs), axis=0) if pairs else np.empty((0, 2), np.int64)
     if verify is not None:
         confirmed = np.fromiter((verify(int(a), int(b)) for a, b in joined), bool, len(joined))
         joined = joined[confirmed]
     if not len(joined):
-        return Duplicates(np.empty(0, np.int64), np.empty(0, np.int64), {})
+        return Duplicates(np.empty(0, np.int64), {})
     members, positions = np.unique(joined, return_inverse=True)
     first, second = positions.reshape(joined.shape).T
     graph = sparse.coo_matrix((np.ones(len(first), np.int8), (first, second)), shape=(len(members), len(members)))
@@ -118,12 +100,8 @@ def _groups(rows: np.ndarray, keys: np.ndarray, preferences: np.ndarray) -> Dupl
     ordered, keys = rows[order], keys[order]
     starts = np.ones(len(order), bool)
     starts[1:] = (keys[1:] != keys[:-1]).any(axis=1)
-    group = np.cumsum(starts) - 1
-    keepers = ordered[starts][group]
-    removed = np.argsort(ordered[~starts])
-    sizes, counts = np.unique(np.bincount(group), return_counts=True)
+    sizes, counts = np.unique(np.bincount(np.cumsum(starts) - 1), return_counts=True)
     return Duplicates(
-        removed=ordered[~starts][removed],
-        kept=keepers[~starts][removed],
+        removed=np.sort(ordered[~starts]),
         sizes={int(size): int(count) for size, count in zip(sizes, counts, strict=True) if size > 1},
     )

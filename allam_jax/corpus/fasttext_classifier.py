@@ -71,12 +71,8 @@ def keeps(document_id: str, score: float, *, alpha: float = GPT3_ALPHA, seed: in
 def fit_alpha(web: Sequence[float], reference: Sequence[float]) -> float:
     """The alpha for which the kept web text has, on average, the score of the reference texts.
 
-    Args:
-        web: scores of a sample of web documents.
-        reference: scores of held-out documents of the first kind.
-
-    Raises:
-        UserError: there are no scores, or no alpha reaches the reference's mean.
+    Give the scores of a sample of web documents, and of held-out documents of the first kind. UserError without scores,
+    or if no alpha reaches the reference's mean.
     """
     if not len(web) or not len(reference):
         raise UserError("quality: no scores to fit alpha to; give documents of both kinds")

@@ -16,6 +16,8 @@ import numpy as np
 from allam_jax.corpus.minhash import MinHash
 from allam_jax.files import atomic_path
 
+KEYS, SIGNED, BANDS, SHINGLES = "keys.npz", "signed.npy", "bands.npy", "shingles.npz"
+
 NO_DATE = np.iinfo(np.int64).min + 1  # below all dates, and its negative is an int64 too
 _WORDS_AT_ONCE = 1 << 16
 _SCHEME = re.compile(r"^[a-z][a-z0-9+.-]*://(?:www\.)?", re.IGNORECASE)
@@ -64,16 +66,15 @@ class Columns:
                 self._shingles.append(shingles)
         self._waiting, self._words_waiting = [], 0
 
-    def write(self, directory: Path, *, names: tuple[str, str, str, str]) -> None:
-        """Writes the files under these names: keys, signed rows, bands, shingles (skipped if the last is empty)."""
-        keys, signed, band_keys, shingles = (directory / name for name in names)
+    def write(self, directory: Path, *, with_shingles: bool) -> None:
+        """Writes the files."""
         columns = {
             "text": np.frombuffer(b"".join(self._text), np.uint64).reshape(-1, 2),
             "url": np.frombuffer(b"".join(self._url), np.uint64).reshape(-1, 2),
             "length": np.array(self._length, np.int64),
             "date": np.array(self._date, np.int64),
         }
-        save_arrays(keys, columns)
+        save_arrays(directory / KEYS, columns)
         if self._minhash is None:
             return
         self._sign(self._minhash)
@@ -82,12 +83,12 @@ class Columns:
             table = self._minhash.band_keys(np.stack(self._signatures))
         if self._salt:
             table = table ^ np.frombuffer(digest("bands", salt=self._salt)[:8], np.uint64)
-        save_arrays(signed, np.array(self._signed, np.int64))
-        save_arrays(band_keys, table)
-        if names[3]:
+        save_arrays(directory / SIGNED, np.array(self._signed, np.int64))
+        save_arrays(directory / BANDS, table)
+        if with_shingles:
             ends = np.cumsum([len(some) for some in self._shingles], dtype=np.int64)
             flat = np.concatenate(self._shingles) if self._shingles else np.empty(0, np.uint64)
-            save_arrays(shingles, {"flat": flat, "ends": ends})
+            save_arrays(directory / SHINGLES, {"flat": flat, "ends": ends})
 
 
 def text_key(text: str, words: Sequence[str]) -> str:

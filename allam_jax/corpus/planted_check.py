@@ -23,7 +23,7 @@ def scores(
     *,
     repaired: int,
     similarity: float,
-    shingle: int = 13,
+    shingle: int,
 ) -> dict[str, dict[str, float]]:
     """Kind -> {planted, found, flagged, right, recall, precision}.
 
@@ -35,8 +35,7 @@ def scores(
         dropped: id -> reasons.
         stored: id -> text of each document that was kept.
         repaired: number of texts that the repair of mojibake changed.
-        similarity: the smallest similarity of near-duplicates.
-        shingle: number of words in an n-gram.
+        similarity, shingle: `verify` and `shingle` of the pipeline's `DedupSettings`.
     """
     kinds: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for entry in truth:

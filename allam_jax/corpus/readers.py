@@ -75,17 +75,10 @@ class FileReader:
     def __init__(
         self, settings: DocumentsSettings, *, source: str, fields: Sequence[str] = (), part: int = 0, parts: int = 1
     ):
-        """Finds the files.
+        """Finds the files of number `part` (from 0) of `parts`; UserError as for `find_files`.
 
-        Args:
-            settings: of the source.
-            source: its name, for the documents.
-            fields: more fields or columns for the documents' metadata, where a record has them.
-            part: which of `parts` to read, from 0.
-            parts: number of parts, which are consecutive files of about equal bytes; some may be empty.
-
-        Raises:
-            UserError: as `find_files`.
+        Parts are consecutive files of about equal bytes; some may be empty. `fields` are more fields or columns for the
+        documents' metadata, where a record has them.
         """
         found = find_files(settings.path)
         self._root = Path(os.path.commonpath([file.absolute().parent for file in found]))

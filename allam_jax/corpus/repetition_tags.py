@@ -32,10 +32,10 @@ def _duplicate_line_characters(words: Words, _: object) -> float | None:
 
 def _top_gram(words: Words, _: object, *, n: int) -> float | None:
     """Characters in all occurrences of the most frequent n-gram, as a share of the text's characters."""
-    grams = Counter(" ".join(gram) for gram in _grams(words.tokens, n))
-    if not grams:
+    counts = Counter(" ".join(gram) for gram in grams(words.tokens, n))
+    if not counts:
         return 0.0
-    gram, count = grams.most_common(1)[0]
+    gram, count = counts.most_common(1)[0]
     return len(gram) * count / len(words.text)
 
 
@@ -54,13 +54,14 @@ def _duplicate_grams(words: Words, _: object, *, n: int) -> float | None:
     return repeated / len(words.text) if words.text else None
 
 
-def _grams(tokens: Sequence[str], n: int) -> zip:
+def grams(tokens: Sequence[str], n: int) -> zip:
+    """The n-grams of the tokens, as tuples."""
     return zip(*(tokens[start:] for start in range(n)), strict=False)
 
 
 def _finished_lines(words: Words, _: object) -> float | None:
     """Share of non-empty lines that end a sentence."""
-    lines = words.filled_lines
+    lines = [line.strip() for line in words.text.split("\n") if line.strip()]
     return sum(map(ends_sentence, lines)) / len(lines) if lines else None
 
 

@@ -13,7 +13,7 @@ from datatrove.pipeline.base import PipelineStep
 
 from allam_jax.corpus import duplicates, steps
 from allam_jax.corpus.corpus_plan import CorpusPlan
-from allam_jax.corpus.keys import save_arrays
+from allam_jax.corpus.keys import BANDS, KEYS, SHINGLES, SIGNED, save_arrays
 from allam_jax.corpus.minhash import jaccard
 from allam_jax.corpus.tally import merge_tallies
 from allam_jax.files import read_json, write_json
@@ -46,14 +46,12 @@ class _Resolver(PipelineStep):
 
     def _columns(self, *names: str) -> list[np.ndarray]:
         """Columns of `keys.npz`: the rows of all parts, one part after another."""
-        parts = self._load(steps.KEYS)
+        parts = self._load(KEYS)
         return [np.concatenate([part[name] for part in parts]) for name in names]
 
     def _offsets(self) -> np.ndarray:
         """int64 `[parts + 1]`: the number of rows before each part, and of all."""
-        return np.concatenate(
-            [[0], np.cumsum([len(part["length"]) for part in self._load(steps.KEYS)], dtype=np.int64)]
-        )
+        return np.concatenate([[0], np.cumsum([len(part["length"]) for part in self._load(KEYS)], dtype=np.int64)])
 
     def _preferences(self) -> np.ndarray:
         lengths, dates = self._columns("length", "date")
@@ -104,8 +102,8 @@ class Bands(_Resolver):
     name = "bands"
 
     def _resolve(self, rank: int) -> int:
-        rows = np.concatenate([*map(np.add, self._load(steps.SIGNED), self._offsets())])
-        keys = np.concatenate([part[:, rank] for part in self._load(steps.BANDS, mmap_mode="r")])
+        rows = np.concatenate([*map(np.add, self._load(SIGNED), self._offsets())])
+        keys = np.concatenate([part[:, rank] for part in self._load(BANDS, mmap_mode="r")])
         left = ~np.isin(rows, np.load(self.plan.work / EXACT)["removed"])
         pairs = duplicates.band_pairs(keys[left], rows[left], every=self.dedup.verify > 0)
         save_arrays(_pairs(self.plan, rank), pairs)
@@ -129,7 +127,7 @@ class Clusters(_Resolver):
         return sum(map(len, pairs))
 
     def _verifier(self) -> Callable[[int, int], bool]:
-        offsets, signed, stored = self._offsets(), self._load(steps.SIGNED), self._load(steps.SHINGLES)
+        offsets, signed, stored = self._offsets(), self._load(SIGNED), self._load(SHINGLES)
         flat, ends = ([part[name] for part in stored] for name in ("flat", "ends"))
 
         def shingles(row: int) -> np.ndarray:

@@ -37,25 +37,10 @@ def write_dataset(
 ) -> dict[str, Any]:
     """Writes the documents into a new dataset directory, which replaces an existing one; returns its manifest.
 
-    A hash of the seed and of the document's id decides whether a document goes to `validation`. The other documents and
-    their order do not matter.
-
-    Args:
-        documents: any number of documents.
-        directory: directory to write; it appears when everything is written.
-        name: dataset name: lower-case letters, digits and underscores, a letter first.
-        validation_share: expected share of documents in `validation`, from 0 (no such split) to below 1.
-        seed: another seed gives another division into splits.
-        shard_bytes: a shard is closed when it holds this many bytes of text.
-        metadata: JSON-able facts to keep in the manifest: origin, licence, normalisation.
-
-    Returns:
-        `{"name", "splits": {split: {"documents", "bytes", "words", "shards": [{"file", "documents", "bytes", "size",
-            "sha256"}]}}, "seed", "validation_share", "fingerprint", "metadata"}`, where `bytes` are UTF-8 bytes of
-            text.
-
-    Raises:
-        UserError: a split has no document; the disk is full; the name is invalid.
+    The directory appears when everything is written. A hash of the seed and of the document's id decides whether a
+    document goes to `validation`, the expected share of the documents (0: there is no such split). The other documents
+    and their order do not matter. A shard is closed when it holds `shard_bytes` bytes of text. UserError as for
+    `assemble`, or for an invalid name.
     """
     directory = Path(directory)
     check_name(name)
@@ -89,9 +74,7 @@ class PartWriter:
         counts: at the end, `{split: {"words", "shards": [{"file", "documents", "bytes"}]}}`.
     """
 
-    def __init__(
-        self, directory: Path, *, validation_share: float, seed: int = 0, shard_bytes: int = 256_000_000, dataset: Path
-    ):
+    def __init__(self, directory: Path, *, validation_share: float, seed: int, shard_bytes: int, dataset: Path):
         """`directory` must exist and be empty; error messages name `dataset`, the directory of the whole dataset."""
         self.counts: dict[str, Any] = {}
         self._validation_share, self._seed, self._dataset = validation_share, seed, dataset
@@ -133,8 +116,14 @@ def assemble(
     Args:
         parts: directory and counts of each `PartWriter`. Their files are linked, not moved, so that a run that is
             killed here can do this step again.
-        directory, name, validation_share, seed, metadata: as in `write_dataset`.
+        directory: directory to write.
+        name, validation_share, seed: of the dataset, as its parts were written.
+        metadata: JSON-able facts to keep in the manifest.
         fields: names of the records' fields, which are all strings.
+
+    Returns:
+        `{"name", "splits": {split: {"documents", "bytes", "words", "shards": [{"file", "documents", "bytes", "size",
+            "sha256"}]}}, "seed", "validation_share", "fingerprint", "metadata"}`; `bytes` are UTF-8 bytes of text.
 
     Raises:
         UserError: a split has no document, or the disk is full.

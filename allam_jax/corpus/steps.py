@@ -35,8 +35,7 @@ from allam_jax.files import atomic_path, write_json, write_text
 logger.disable("datatrove")
 
 CLEAN_TALLY, WRITE_TALLY, COUNTS = "clean.json", "write.json", "counts.json"
-DOCUMENTS, KEYS, REMOVED = "documents.array_record", "keys.npz", "removed.npz"
-SIGNED, BANDS, SHINGLES = "signed.npy", "bands.npy", "shingles.npz"
+DOCUMENTS, REMOVED = "documents.array_record", "removed.npz"
 REASONS = ("duplicate URL", "duplicate text", "near-duplicate")
 
 Documents = Iterator[PipelineDocument]
@@ -243,8 +242,7 @@ class Sign(Step):
         return document
 
     def _end(self) -> None:
-        shingles = SHINGLES if self.plan.settings.dedup.verify > 0 else ""
-        self.columns.write(self.directory, names=(KEYS, SIGNED, BANDS, shingles))
+        self.columns.write(self.directory, with_shingles=self.plan.settings.dedup.verify > 0)
 
 
 class Keep(Step):

@@ -140,12 +140,11 @@ def _block_list(words: Words, resources: Resources) -> str:
 
 def _blocked(words: Words, resources: Resources) -> float:
     """Number of n-grams of norm words in the block list, for each n that occurs in the list."""
-    blocked = word_lists.redpajama_block_list(_block_list(words, resources))
-    found = 0
-    for n in {entry.count(" ") + 1 for entry in blocked}:
-        grams = zip(*(words.norm_words[start:] for start in range(n)), strict=False)
-        found += sum(" ".join(gram) in blocked for gram in grams)
-    return float(found)
+    return float(_listed(words.norm_words, word_lists.redpajama_block_list(_block_list(words, resources))))
+
+
+def _listed(words: Sequence[str], listed: frozenset[tuple[str, ...]]) -> int:
+    return sum(gram in listed for n in set(map(len, listed)) for gram in repetition_tags.grams(words, n))
 
 
 def _blocked_share(words: Words, resources: Resources) -> float | None:
@@ -155,10 +154,7 @@ def _blocked_share(words: Words, resources: Resources) -> float | None:
 def _bare_blocked_share(words: Words, resources: Resources) -> float | None:
     """Like `_blocked_share`, on words without vowel marks and Arabic punctuation, and with their hamza."""
     blocked = word_lists.bare_block_list(_block_list(words, resources))
-    found = 0
-    for n in {len(entry) for entry in blocked}:
-        found += sum(gram in blocked for gram in zip(*(words.words[start:] for start in range(n)), strict=False))
-    return _share(found, len(words.words))
+    return _share(_listed(words.words, blocked), len(words.words))
 
 
 def _spam(words: Words, _: Resources) -> float | None:

@@ -52,9 +52,9 @@ def read_block_list(path: str) -> frozenset[str]:
 
 
 @functools.lru_cache(maxsize=8)
-def redpajama_block_list(path: str) -> frozenset[str]:
-    """The list, normalised like the text that is searched for it; so NFD splits أ in both or in neither."""
-    return frozenset(filter(None, map(redpajama_normalise, read_block_list(path))))
+def redpajama_block_list(path: str) -> frozenset[tuple[str, ...]]:
+    """The entries as tuples of words, normalised like the text that is searched; NFD splits أ in both or in neither."""
+    return frozenset(filter(None, (tuple(redpajama_normalise(entry).split()) for entry in read_block_list(path))))
 
 
 @functools.lru_cache(maxsize=8)

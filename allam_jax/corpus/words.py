@@ -93,11 +93,6 @@ class Words:
         """Probabilities of the text's languages, from `identify`."""
         return identify(self.unmarked)
 
-    @functools.cached_property
-    def filled_lines(self) -> list[str]:
-        """Lines that are not blank, without white space at their ends."""
-        return [line.strip() for line in self.text.split("\n") if line.strip()]
-
 
 def ends_sentence(line: str) -> bool:
     """Whether a line without trailing white space ends in a sentence mark, before any closing quotes and brackets."""

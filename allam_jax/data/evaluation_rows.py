@@ -28,14 +28,12 @@ class EvaluationRows:
         rows: arrays of [number of rows, seq_len], with the keys of a batch.
         documents: number of documents.
         bytes: UTF-8 bytes of their texts, the denominator of bits per byte.
-        words: number of words (between white space) of their texts.
         tokens: number of predicted tokens, the sum of all loss weights.
     """
 
     rows: Batch
     documents: int
     bytes: int
-    words: int
     tokens: int
 
     def batches(self, batch_size: int, *, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
@@ -60,19 +58,12 @@ def make_evaluation_rows(
 ) -> EvaluationRows:
     """Tokenises a split into rows, or a fixed random sample of its documents that is the same for every tokenizer.
 
-    Args:
-        path: dataset directory.
-        tokenizer: makes the ids.
-        seq_len: tokens in a row.
-        split: name of the split.
-        max_bytes: stops before the document that would exceed this many bytes of text, but takes at least one.
-
-    Raises:
-        UserError: there is no such dataset or split, a shard is damaged, or there is no text.
+    The sample ends before the document that would exceed `max_bytes` of text, but has at least one. UserError if there
+    is no such dataset or split, a shard is damaged, or there is no text.
     """
     source = DocumentSource(path, split=split)
     packer = _FirstFit(seq_len)
-    documents = size = words = tokens = 0
+    documents = size = tokens = 0
     for text in grain.MapDataset.source(source).shuffle(seed=0) if len(source) else ():
         text_bytes = len(text.encode())
         if max_bytes is not None and documents and size + text_bytes > max_bytes:
@@ -82,12 +73,11 @@ def make_evaluation_rows(
             packer.add(ids[start : start + seq_len + 1])
         documents += 1
         size += text_bytes
-        words += len(text.split())
         tokens += len(ids) - 1
     if not tokens:
         raise UserError(f"{path}: split {split!r} has no text to evaluate on")
     rows = {key: np.stack([row[key] for row in packer.rows]) for key in DTYPES}
-    return EvaluationRows(rows=rows, documents=documents, bytes=size, words=words, tokens=tokens)
+    return EvaluationRows(rows=rows, documents=documents, bytes=size, tokens=tokens)
 
 
 class _FirstFit:

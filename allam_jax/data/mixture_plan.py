@@ -70,7 +70,7 @@ class MixturePlan:
         return {
             "budget": self.budget,
             "phases": [{"name": name, "tokens": tokens} for name, tokens in self.phases],
-            "sources": {line.name: _facts(line) for line in self.lines},
+            "sources": {line.name: {k: v for k, v in vars(line).items() if k != "name"} for line in self.lines},
         }
 
 
@@ -83,19 +83,11 @@ def plan_mixture(
     tokens_per_step: int,
     max_epochs: float = 0.0,
 ) -> MixturePlan:
-    """Computes the plan of a mixture.
+    """The plan of a mixture for a `budget` of tokens, given the tokens of one epoch of each source (None if unknown).
 
-    Args:
-        sources: name -> settings, of which the plan takes the labels.
-        phases: from `make_phases`.
-        available: name -> tokens of one epoch; None if unknown.
-        budget: tokens of the run.
-        tokens_per_step: batch_size * seq_len, which turns the steps of phases into tokens.
-        max_epochs: limit for every source; 0 for none.
-
-    Raises:
-        UserError: a source that is drawn has no tokens, or would be used more than `max_epochs` times; the message has
-            the largest possible budget.
+    `tokens_per_step` is batch_size * seq_len, which turns the steps of phases into tokens. UserError if a source that
+    is drawn has no tokens, or would be used more than `max_epochs` times (0: no limit); the message has the largest
+    possible budget.
     """
     reached = _lengths(phases, budget=budget, tokens_per_step=tokens_per_step)
     seen = {name: sum(phase.shares[name] * tokens for phase, tokens in reached) for name in sources}
@@ -185,9 +177,3 @@ def _lengths(phases: Sequence[Phase], *, budget: float, tokens_per_step: int) ->
         for phase, start, end in zip(phases, starts, ends, strict=True)
         if start < budget
     ]
-
-
-def _facts(line: Line) -> dict[str, Any]:
-    values = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(line).items()}
-    del values["name"]
-    return values

@@ -35,22 +35,14 @@ def write_tokens(
     """Tokenises a split of a dataset directory into a cache directory; returns its manifest.
 
     A finished cache of the same documents, tokenizer and shard size is kept, after its files have been compared with
-    their hashes. An unfinished one is continued. Any other cache is replaced.
+    their hashes. An unfinished one is continued. Any other cache is replaced. A shard is closed when it holds
+    `shard_tokens` tokens.
 
-    Args:
-        documents: dataset directory.
-        split: name of its split.
-        tokenizer: makes the ids.
-        directory: the cache directory to write.
-        shard_tokens: a shard is closed when it holds this many tokens.
+    The manifest is `{"version", "tokenizer", "dataset", "origin", "split", "documents", "tokens", "targets", "dtype",
+    "shards"}`. `targets` is the number of tokens that one epoch trains on. A shard is `{"documents", "tokens", "files":
+    {name: {"size", "sha256"}}}`.
 
-    Returns:
-        `{"version", "tokenizer", "dataset", "origin", "split", "documents", "tokens", "targets", "dtype", "shards"}`.
-            `targets` is the number of tokens that one epoch trains on. A shard is `{"documents", "tokens", "files":
-            {name: {"size", "sha256"}}}`.
-
-    Raises:
-        UserError: there is no such dataset or split, or the split has no documents.
+    UserError if there is no such dataset or split, or the split has no documents.
     """
     source = DocumentSource(documents, split=split)
     if not len(source):

@@ -39,12 +39,7 @@ def fertility_table(tokenizers: Mapping[str, Tokenizer], domains: Mapping[str, I
 
 
 def fertility_bars(table: FertilityTable, path: Path) -> None:
-    """Draws fertility as in the paper's Figure 1: a group of bars for each domain, with a bar for each tokenizer.
-
-    Args:
-        table: from `fertility_table`.
-        path: the PNG to write.
-    """
+    """Draws fertility as in the paper's Figure 1 (a PNG): a group of bars for each domain, one for each tokenizer."""
     import matplotlib
 
     names = list(table)

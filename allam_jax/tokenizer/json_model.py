@@ -14,15 +14,10 @@ _BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 
 
 class JsonModel:
-    """Text <-> ids with a BPE `tokenizer.json`.
+    """Text <-> ids with a BPE `tokenizer.json`, of which `serialized` is the text.
 
-    Args:
-        serialized: the text of `tokenizer.json`.
-        settings: the content of `tokenizer_config.json`, which names the bos, eos, unk and pad tokens.
-        source: name of the model in error messages.
-
-    Raises:
-        UserError: the text is no tokenizer.json, or its model is not BPE.
+    `settings` is the content of `tokenizer_config.json`, which names the bos, eos, unk and pad tokens. `source` names
+    the model in error messages. UserError if the text is no tokenizer.json, or its model is not BPE.
     """
 
     def __init__(self, serialized: str, *, settings: Mapping[str, Any], source: str):

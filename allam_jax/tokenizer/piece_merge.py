@@ -9,13 +9,13 @@ priority.
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from allam_jax.errors import UserError
 from allam_jax.tokenizer.kinds import Kind
-from allam_jax.tokenizer.scripts import Script, has_letter_outside, script_pattern
+from allam_jax.tokenizer.scripts import has_letter_outside, script_pattern
 from allam_jax.tokenizer.sentencepiece_model import ModelProto, Piece, SentencePieceModel
 from allam_jax.tokenizer.tokenizer import Tokenizer, with_control_tokens
 
@@ -24,16 +24,14 @@ _MUST_AGREE = {
     "trainer_spec": ("byte_fallback", "split_digits", "split_by_unicode_script", "treat_whitespace_as_suffix"),
     "normalizer_spec": ("precompiled_charsmap", "add_dummy_prefix", "remove_extra_whitespaces", "escape_whitespaces"),
 }
-_OUTLIER = -1e8  # scores below are no ranks: Llama-2 gives white space -1e9
 
 
 def merge_vocabularies(
     base: Tokenizer,
     target: Tokenizer,
     *,
-    script: Script = "arabic",
+    script: str = "arabic",
     control_tokens: Sequence[str] = CHAT_TOKENS,
-    base_only: Literal["retire", "demote"] = "retire",
 ) -> Tokenizer:
     """The base vocabulary, extended by the target's pieces of `script`, then by `control_tokens`.
 
@@ -41,18 +39,10 @@ def merge_vocabularies(
     gets exactly the base's ids. If the target was trained with `like=base, script=script`, text of the script, with
     spaces, digits and signs, gets exactly the target's pieces; in text of several scripts, each side keeps its own (see
     `verify_merge`). Other targets can have pieces that mix the script with other characters. Pieces with a character
-    that the base lacks are left out; `verify_merge` shows the effect.
+    that the base lacks are left out; `verify_merge` shows the effect. The base's pieces of the script, of several
+    characters, that the target lacks become unreachable, which exactness needs.
 
-    Args:
-        base: the base tokenizer.
-        target: the second language's tokenizer.
-        script: the second language's writing system.
-        control_tokens: control tokens to append.
-        base_only: treatment of the base's pieces of the script, of several characters, that the target lacks. "retire"
-            makes them unreachable, which exactness needs; "demote" gives them less priority than all other pieces.
-
-    Raises:
-        UserError: the two are not SentencePiece BPE models with the same normaliser and flags, and with byte fallback.
+    UserError if the two are not SentencePiece BPE models with the same normaliser and flags, and with byte fallback.
     """
     base_model, target_model = _comparable(base, target)
     pattern = script_pattern(script)
@@ -74,23 +64,11 @@ def merge_vocabularies(
             raise UserError(f"{base_model.source}: piece {text!r} is a special piece there; expected an ordinary one")
         if len(text) > 1:
             base_pieces[text].type, base_pieces[text].score = Piece.NORMAL, scores[text]
-    orphans = [
-        piece
-        for piece in proto.pieces
-        if piece.type == Piece.NORMAL
-        and len(piece.piece) > 1
-        and piece.piece not in scores
-        and pattern.search(piece.piece)
-    ]
-    if base_only == "retire":
-        for piece in orphans:
+    for piece in proto.pieces:
+        lacking = len(piece.piece) > 1 and piece.piece not in scores
+        if lacking and piece.type == Piece.NORMAL and pattern.search(piece.piece):
             # CONTROL, because SentencePiece still merges through UNUSED pieces. The negative score marks the piece.
             piece.type, piece.score = Piece.CONTROL, min(piece.score, -1.0)
-    elif orphans:
-        floor = min(piece.score for piece in proto.pieces if piece.score > _OUTLIER)
-        floor = min(floor, min(scores.values()))
-        for rank, piece in enumerate(sorted(orphans, key=lambda p: -p.score)):
-            piece.score = floor - 1.0 - rank
     for piece in target_pieces:
         if piece.piece not in shared:
             proto.pieces.add(piece=piece.piece, score=scores[piece.piece], type=Piece.NORMAL)
@@ -138,7 +116,7 @@ def _target_scores(pieces: Sequence[Piece], others: Sequence[Piece]) -> dict[str
 
 
 def verify_merge(
-    base: Tokenizer, target: Tokenizer, merged: Tokenizer, lines: Iterable[str], *, script: Script = "arabic"
+    base: Tokenizer, target: Tokenizer, merged: Tokenizer, lines: Iterable[str], *, script: str = "arabic"
 ) -> dict[str, Any]:
     """Compares the segmentation of real lines before and after the merge, piece by piece over the whole line.
 
@@ -153,9 +131,8 @@ def verify_merge(
         `{KIND_lines: number, KIND_equal: share of these lines that are as expected (None without lines), "differing"}`;
             `differing` has up to five lines of each kind that are not as expected, as {line, kind, expected, got}.
     """
-    name = script if isinstance(script, str) else "script"
     pattern = script_pattern(script)
-    lines_of, equal_of = (dict.fromkeys((name, "mixed", f"non_{name}"), 0) for _ in range(2))
+    lines_of, equal_of = (dict.fromkeys((script, "mixed", f"non_{script}"), 0) for _ in range(2))
     differing: list[dict[str, Any]] = []
     for line in lines:
         if not line:
@@ -163,14 +140,14 @@ def verify_merge(
         base_ids = base.encode(line)
         normalized = base.decode(base_ids)
         if not pattern.search(normalized):
-            kind, expected = f"non_{name}", _pieces(base, base_ids)
+            kind, expected = f"non_{script}", _pieces(base, base_ids)
         elif not has_letter_outside(script, normalized):
-            kind, expected = name, _pieces(target, target.encode(line))
+            kind, expected = script, _pieces(target, target.encode(line))
         else:
             kind, expected = "mixed", _pieces_of_both(base, target, line, pattern)
         got_ids = merged.encode(line)
         got = _pieces(merged, got_ids)
-        equal = got == expected and (kind != f"non_{name}" or got_ids == base_ids)
+        equal = got == expected and (kind != f"non_{script}" or got_ids == base_ids)
         lines_of[kind] += 1
         equal_of[kind] += equal
         if not equal and lines_of[kind] - equal_of[kind] <= 5:

@@ -19,8 +19,6 @@ class ExpansionPlan:
         new: merged id -> the base ids of its text.
         special: merged id -> base ids, for control and chat tokens that the base lacks. Their strings never occurred in
             training text at the places where the tokens will stand.
-        spelled_in_bytes: ids of `new` or `special` whose base ids are all bytes. The means of such ids are nearly
-            equal, so they say little.
     """
 
     base_size: int
@@ -28,7 +26,6 @@ class ExpansionPlan:
     kept: np.ndarray
     new: dict[int, list[int]]
     special: dict[int, list[int]]
-    spelled_in_bytes: frozenset[int]
 
 
 def expansion_plan(base: Tokenizer, merged: Tokenizer) -> ExpansionPlan:
@@ -63,9 +60,6 @@ def expansion_plan(base: Tokenizer, merged: Tokenizer) -> ExpansionPlan:
         kept=np.asarray(kept, dtype=np.int64).reshape(-1, 2),
         new=new,
         special=special,
-        spelled_in_bytes=frozenset(
-            index for index, ids in (new | special).items() if ids and all(base.is_byte(i) for i in ids)
-        ),
     )
 
 

@@ -1,7 +1,6 @@
 """Writing systems as ranges of Unicode: the characters of the language by which a vocabulary is extended."""
 
 import re
-from collections.abc import Sequence
 
 from allam_jax.errors import UserError
 
@@ -26,28 +25,24 @@ SCRIPTS: dict[str, tuple[tuple[int, int], ...]] = {
     "thai": ((0x0E00, 0x0E7F),),
 }
 
-Script = str | Sequence[tuple[int, int]]
-
 # Characters that a base vocabulary needs to spell Arabic in letters rather than bytes: the letters of Modern Standard
 # Arabic, short vowels, tatweel, Arabic-Indic digits and punctuation.
 ARABIC_LETTERS = "".join(map(chr, [*range(0x0621, 0x063B), *range(0x0640, 0x0653), 0x0670, 0x0671]))
 ARABIC_SIGNS = "".join(map(chr, [0x060C, 0x061B, 0x061F, 0x066A, 0x066B, 0x066C, *range(0x0660, 0x066A)]))
 
 
-def character_class(script: Script) -> str:
+def character_class(script: str) -> str:
     """The inside of a regular expression's character class, `\\u0600-\\u06ff...`; UserError for an unknown script."""
-    if isinstance(script, str):
-        if script not in SCRIPTS:
-            raise UserError(f"script: unknown script {script!r}; expected one of {', '.join(sorted(SCRIPTS))}")
-        script = SCRIPTS[script]
-    return "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in script)
+    if script not in SCRIPTS:
+        raise UserError(f"script: unknown script {script!r}; expected one of {', '.join(sorted(SCRIPTS))}")
+    return "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in SCRIPTS[script])
 
 
-def script_pattern(script: Script) -> re.Pattern[str]:
+def script_pattern(script: str) -> re.Pattern[str]:
     """A pattern that finds one character of the script: `script_pattern("arabic").search(text)`."""
     return re.compile(f"[{character_class(script)}]")
 
 
-def has_letter_outside(script: Script, text: str) -> bool:
+def has_letter_outside(script: str, text: str) -> bool:
     """Whether `text` has a letter (Unicode category L) of another script; signs and digits are not letters."""
     return any(map(str.isalpha, script_pattern(script).sub("", text)))

@@ -11,7 +11,7 @@ import sentencepiece
 
 from allam_jax.errors import UserError
 from allam_jax.tokenizer.kinds import Kind
-from allam_jax.tokenizer.scripts import Script, character_class, has_letter_outside, script_pattern
+from allam_jax.tokenizer.scripts import character_class, has_letter_outside, script_pattern
 from allam_jax.tokenizer.sentencepiece_model import ModelProto, Piece, SentencePieceModel
 from allam_jax.tokenizer.tokenizer import Tokenizer
 
@@ -48,18 +48,15 @@ def train_sentencepiece(
     required_characters: str = "",
     character_coverage: float = 0.99995,
     like: Tokenizer | None = None,
-    script: Script | None = None,
-    threads: int | None = None,
+    script: str | None = None,
 ) -> Tokenizer:
     """Trains a BPE tokenizer of `vocab_size` pieces on `texts`, in memory, with each line as a sentence.
 
-    The result depends on the texts and the arguments, but not on `threads`.
+    The result depends on the texts and the arguments, but not on the number of cores.
 
     Args:
-        texts: any number of texts.
-        output: directory to save the tokenizer to, if any.
+        texts, output: what it is trained on; the directory to save the tokenizer to, if any.
         vocab_size: number of pieces; with `like` and `script`, more pieces follow (see `script`).
-        control_tokens: control tokens to include.
         required_characters: characters that get a piece of their own even if they are rare.
         character_coverage: share of the text's characters that get a piece; the rest is spelled in bytes.
         like: SentencePiece tokenizer whose normaliser, flags and special ids to copy; a merge with it needs that.
@@ -67,7 +64,6 @@ def train_sentencepiece(
             between them only; no piece crosses a place where other text stood. With `like`, the `vocab_size` pieces are
             followed by those of `like` that text of the script also uses (see `_signs`). They cost the merged
             vocabulary nothing, and make both tokenizers segment every text whose letters are all of the script alike.
-        threads: default: all cores.
 
     Raises:
         UserError: the texts have no line (of the script), the vocabulary is too large or too small for them, or `like`
@@ -107,7 +103,7 @@ def train_sentencepiece(
             pretokenization_delimiter=_DELIMITER if script else "",
             max_sentence_length=1 << 30,  # bytes; the default drops longer lines silently
             shuffle_input_sentence=False,
-            num_threads=threads or os.cpu_count() or 1,
+            num_threads=os.cpu_count() or 1,
             minloglevel=2,
             **trainer,
             **normalizer,
@@ -126,7 +122,7 @@ def train_sentencepiece(
     return tokenizer
 
 
-def _signs(base: SentencePieceModel, *, script: Script) -> list[Piece]:
+def _signs(base: SentencePieceModel, *, script: str) -> list[Piece]:
     """The pieces of the base that text of the script uses, besides the script's own merges.
 
     These are pieces without a letter and without a character of the script (digits, punctuation, symbols, runs of
@@ -157,7 +153,7 @@ def _append_below(proto: ModelProto, pieces: Sequence[Piece]) -> None:
 class _Sentences:
     """Iterates over the lines of texts in the form that the trainer needs; counts them; keeps the source's error."""
 
-    def __init__(self, texts: Iterable[str], *, script: Script | None):
+    def __init__(self, texts: Iterable[str], *, script: str | None):
         self.lines = 0
         self.failure: Exception | None = None
         self.wanted = f"characters of script {script!r}" if script else "characters"

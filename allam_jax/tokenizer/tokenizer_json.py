@@ -97,10 +97,7 @@ def tokenizer_json(model: SentencePieceModel) -> dict[str, Any]:
             {
                 "id": index,
                 "content": token,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
+                **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
                 "special": True,
             }
             for token, index in sorted(model.special_tokens.items(), key=lambda item: item[1])

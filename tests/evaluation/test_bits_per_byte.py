@@ -102,7 +102,7 @@ def rows_by_hand(pieces_of_rows, *, num_bytes):
             batch["positions"][place] = np.arange(len(ids) - 1)
             column += len(ids) - 1
     tokens = int(batch["loss_weights"].sum())
-    return EvaluationRows(rows=batch, documents=1, bytes=num_bytes, words=1, tokens=tokens)
+    return EvaluationRows(rows=batch, documents=1, bytes=num_bytes, tokens=tokens)
 
 
 def test_equals_whole_document_log_probabilities(params, rows, one_device):

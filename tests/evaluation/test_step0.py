@@ -31,7 +31,6 @@ PLAN = ExpansionPlan(
     np.stack([PLACES[:OLD], np.arange(OLD)], axis=1).astype(np.int64),
     {int(i): rng.integers(0, OLD, 3).tolist() for i in PLACES[OLD:]},
     {},
-    frozenset(),
 )
 BASE_DOCUMENTS = [rng.integers(0, OLD, length) for length in (24, 9, 3, 17)]
 MERGED_DOCUMENTS = [rng.integers(0, NEW, length) for length in (19, 12, 7)]
@@ -48,7 +47,6 @@ def rows_of(documents: list[np.ndarray]) -> EvaluationRows:
         rows={key: np.stack([row[key] for row in rows]) for key in DTYPES},
         documents=len(documents),
         bytes=100,
-        words=1,
         tokens=tokens,
     )
 

