@@ -2,6 +2,7 @@
 
 from allam_jax.data.documents import DocumentSource
 from allam_jax.tasks import corpus
+from allam_jax.tasks.registry import settings_of
 from configs import base
 
 
@@ -10,7 +11,7 @@ def held_out(tmp_path, *, seed, workdir="a"):
     config = base.get_config("corpus")
     config.seed = seed
     config.corpus.sources.en = base.documents(path=str(tmp_path / "en.txt"), language="en", validation_share=0.2)
-    corpus.run(config, tmp_path / workdir)
+    corpus.run(settings_of(config), tmp_path / workdir)
     sources = [DocumentSource(tmp_path / workdir / "en", split=split) for split in ("train", "validation")]
     return [[source[index] for index in range(len(source))] for source in sources]
 
