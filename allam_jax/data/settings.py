@@ -14,7 +14,7 @@ class SourceSettings(Section):
     split: str = setting("train", "train or validation")
     weight: float = setting(1.0, "share of the tokens, relative to the sum over sources", least=0)
     epochs: float = setting(
-        0.0, "how often the source is gone through, if every source says so; weights then do not count", least=0
+        0.0, "how often the source is read, if every source says so; weights then do not count", least=0
     )
     tokens: int = setting(
         0,

@@ -218,7 +218,7 @@ class Checkpointer:
                 self._remove_leftovers()
             latest = "none" if self._newest is None else f"step {self._newest}"
             raise UserError(
-                f"{self.directory}: {what}: {_reason(error)}; see to the disk and run the same command again to resume "
+                f"{self.directory}: {what}: {_reason(error)}; check the disk and run the same command again to resume "
                 f"(last complete checkpoint: {latest})"
             ) from error
 

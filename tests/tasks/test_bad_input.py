@@ -77,11 +77,11 @@ CASES = {
     ),
     "unknown key": ({"train.stepz": 3}, "--config.train.stepz: the config has no key 'stepz'; did you mean 'steps'?"),
     "wrong type": ({"train.steps": "many"}, "--config.train.steps=many: invalid literal for int()"),
-    "number too small": ({"train.log_every": 0}, "config.train.log_every = 0: expected at least 1"),
+    "number too small": ({"train.log_every": 0}, "config.train.log_every = 0: expected a whole number, at least 1"),
     "unknown name": ({"param_dtype": "float99"}, "config.param_dtype = 'float99': expected one of 'float32'"),
     "unknown preset": ({"config": "{bad}/preset.py:7B"}, "model preset '7B' is unknown; choose from tiny"),
-    "unknown attention": ({"compute.attention": "fast"}, "compute.attention = 'fast': expected one of auto"),
-    "unknown task": ({"task": "trian"}, "config.task = 'trian': expected one of corpus"),
+    "unknown attention": ({"compute.attention": "fast"}, "compute.attention = 'fast': expected one of 'auto'"),
+    "unknown task": ({"task": "trian"}, "no task is called 'trian'; did you mean train?"),
     "unknown stage": ({"config": QUICKSTART, "flag_stage": "bse"}, "--stage bse: the recipe's stages are corpus"),
     "stage of no recipe": ({"flag_stage": "base"}, "--stage base: task 'train' has no stages"),
     "workdir is a file": ({"workdir": "{bad}/file"}, "--workdir {bad}/file: is a file, not a directory"),
@@ -133,7 +133,7 @@ CASES = {
                 "ALLAM_JAX_CACHE": "{bad}/cache",
             },
         },
-        "run once with a network (or a pip index that has it), or put",
+        "run once with a network or a pip index that",
     ),
 }
 # What may be there after a failed start: what was asked for, and the empty folder of the checkpoints.
