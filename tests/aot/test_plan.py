@@ -14,6 +14,7 @@ import pytest
 from allam_jax.planning.compiled_step import compile_step
 from allam_jax.planning.gpu_cluster import cluster_of
 from allam_jax.planning.run_plan import RunPlan
+from allam_jax.tasks.registry import settings_of
 from allam_jax.training.run_description import described_run
 from configs import allam_70b
 
@@ -45,7 +46,7 @@ def planned(tmp_path_factory) -> Planned:
 
 @pytest.fixture(scope="module")
 def formula():
-    config = allam_70b.get_config()
+    config = settings_of(allam_70b.get_config(), task="plan")
     cluster = cluster_of(config.plan)
     run = described_run(config, device_count=cluster.size)
     return RunPlan(run=run, cluster=cluster)
@@ -77,18 +78,21 @@ def test_products_and_kernels(planned, formula):
     assert planned.saved["flops"]["model"] == pytest.approx(formula.model_flops)
 
 
-@pytest.mark.parametrize(("gpu", "kernels"), [("a100", "attention_"), ("h100", "mosaic_attention_")])
-def test_the_kernels_of_both_backends_are_counted(gpu, kernels):
+@pytest.mark.parametrize(
+    ("gpu", "backend", "kernels"), [("a100", "triton", "attention_"), ("h100", "mosaic", "mosaic_attention_")]
+)
+def test_the_kernels_of_both_backends_are_counted(gpu, backend, kernels):
     """By hand: under full rematerialisation, two matmuls on visible pairs in each forward pass, seven backward."""
     rows, T, N, H, layers = 8, 512, 4, 128, 2
     config = allam_70b.get_config()
     config.model.update(vocab_size=512, dim=N * H, num_layers=layers, num_heads=N, num_kv_heads=N, mlp_dim=1024)
-    config.compute.remat = "full"
+    config.compute.update(remat="full", attention=backend)
     config.mesh.update(data=1, fsdp=1, tensor=1)
     config.data.update(seq_len=T, batch_size=rows)
     config.train.accumulation = 1
     config.plan.update(gpu=gpu, nodes=1, gpus_per_node=1)
-    compiled = compile_step(described_run(config, device_count=1), cluster=cluster_of(config.plan))
+    settings = settings_of(config, task="plan")
+    compiled = compile_step(described_run(settings, device_count=1), cluster=cluster_of(settings.plan))
     assert compiled.uncounted == ()
     assert {name.startswith(kernels) for name in compiled.kernels} == {True}
     counted = sum(piece.flops * piece.count for piece in compiled.work if piece.kind == "kernel")
