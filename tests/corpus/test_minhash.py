@@ -53,6 +53,13 @@ def test_documents_do_not_reach_into_their_neighbours():
     assert len(set(value.values())) == len(value)
 
 
+@pytest.mark.parametrize("size", [1, 7, 2500])
+def test_a_signature_is_the_minimum_over_the_shingles(size):
+    shingles = np.random.default_rng(2).integers(0, 1 << 63, size, dtype=np.uint64)
+    alone = [MINHASH.signature(shingles[place : place + 1]) for place in range(size)]
+    np.testing.assert_array_equal(MINHASH.signature(shingles), np.min(alone, axis=0))
+
+
 def test_jaccard_is_that_of_sets():
     rng = np.random.default_rng(1)
     for _ in range(50):
