@@ -5,7 +5,6 @@ import dataclasses
 import matplotlib
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from allam_jax.ablation.figures import Against, Curves, Dots, Together
 from allam_jax.ablation.measures import curve, metric
@@ -15,20 +14,6 @@ METHODS = ("random", "subword_mean", "mean_all")
 STEPS = np.array([0, 5, 10, 20, 40])
 CURVES = [curve(key, key=key, title=title, unit="bits/byte") for key, title in (("en", "English"), ("ar", "Arabic"))]
 NUMBERS = [metric("bits", key="x", title="Arabic", unit="bits/byte"), metric("norm", key="x", title="Gradient norm")]
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that were saved, as matplotlib objects."""
-    saved = []
-    save = Figure.savefig
-
-    def remember(figure, *args, **kwargs):
-        save(figure, *args, **kwargs)
-        saved.append(figure)
-
-    monkeypatch.setattr(Figure, "savefig", remember)
-    return saved
 
 
 @pytest.fixture

@@ -5,25 +5,10 @@ import math
 import matplotlib
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from allam_jax.report import curves, style
 from allam_jax.tokenizer.fertility import fertility_bars
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that were saved, as matplotlib objects."""
-    saved = []
-    save = Figure.savefig
-
-    def remember(figure, *args, **kwargs):
-        save(figure, *args, **kwargs)
-        saved.append(figure)
-
-    monkeypatch.setattr(Figure, "savefig", remember)
-    return saved
 
 
 def run(steps, *, loss=lambda step: 5.0 / step):
