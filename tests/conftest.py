@@ -1,12 +1,23 @@
 """Every test sees eight CPU devices, so that meshes can be tested on a laptop."""
 
 import os
+import shutil
+import tempfile
 
 import pytest
-from processes import UNOPTIMISED
+from processes import CACHE_EVERYTHING, UNOPTIMISED
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers of xdist inherit it
+    _COMPILED = tempfile.mkdtemp(prefix="allam_jax_tests_")
+    os.environ.update(CACHE_EVERYTHING, JAX_COMPILATION_CACHE_DIR=_COMPILED)
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count=8 {UNOPTIMISED}"
+
+
+def pytest_unconfigure():
+    """Removes the programs that the tests have compiled; many of them compile the same ones."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(_COMPILED, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):

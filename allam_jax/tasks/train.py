@@ -53,4 +53,4 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         seconds = time.monotonic() - started
         write_run_report(workdir, command=command, seconds=seconds, parameters=origin.model.num_parameters)
     barrier("trained")
-    return training_result(workdir, tokens_per_step=description.tokens_per_step)
+    return training_result(workdir)

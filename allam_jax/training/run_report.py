@@ -40,12 +40,13 @@ def evaluation_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple
     return curves
 
 
-def training_result(workdir: Path, *, tokens_per_step: int) -> dict[str, Any]:
+def training_result(workdir: Path) -> dict[str, Any]:
     """What a training task returns, from its metrics.jsonl.
 
     Returns:
         step and loss (of the last update); bits_per_byte (of held-out text: one `{"step", LANGUAGE: value, ...}` for
-        each evaluation); evaluations (the last value of every `eval/SUITE/NAME/METRIC`); tokens_per_second.
+        each evaluation); evaluations (the last value of every `eval/SUITE/NAME/METRIC`); tokens_per_second (the median
+        over rows, each the mean of up to 20 steps; JAX returns early from single steps, whose times say little).
     """
     rows = read_metrics(Path(workdir) / "metrics.jsonl")
     training = [row for row in rows if "loss" in row]
@@ -53,15 +54,12 @@ def training_result(workdir: Path, *, tokens_per_step: int) -> dict[str, Any]:
     for language, points in evaluation_curves(rows).items():
         for step, value in points:
             by_step.setdefault(step, {"step": step})[language] = value
-    seconds = sum(row["seconds"] for row in training[1:])
-    # A row holds the seconds of its own step, not of those since the row before.
-    tokens = (len(training) - 1) * tokens_per_step
     return {
         "step": training[-1]["step"],
         "loss": training[-1]["loss"],
         "bits_per_byte": [by_step[step] for step in sorted(by_step)],
         "evaluations": {key: value for row in rows for key, value in row.items() if parse_metric_key(key)},
-        "tokens_per_second": training[-1]["tokens_per_second"] if not seconds else tokens / seconds,
+        "tokens_per_second": _median(training, "tokens_per_second"),
     }
 
 

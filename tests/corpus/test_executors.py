@@ -101,6 +101,7 @@ def test_no_slurm_here(crawl, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is optional")
+@pytest.mark.long
 def test_ray_writes_the_same_bytes(crawl, reference, tmp_path):
     import ray
 

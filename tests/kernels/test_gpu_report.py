@@ -14,6 +14,7 @@ from tests.kernels.attention_truth import cotangents, in_float64
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_part_of_the_report_runs_on_a_cpu(tmp_path):
     assert gpu_report.main(["--out", str(tmp_path), "--minutes", "9", "--tiny"]) == 0
     report = json.loads((tmp_path / "report.json").read_text())

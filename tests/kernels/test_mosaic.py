@@ -40,8 +40,8 @@ SMALL_CASES = (
     Scattered("scattered", *SHAPE),
     Case("one_kv_head_dropping", 2, 96, 3, 1, 80, documents=(7, 60), dropout_rate=0.3),
     Case("single_token", 1, 1, 2, 2, 24),
-    Case("many_blocks", 1, 520, 1, 1, 8, documents=(450, 50)),
 )
+MANY_BLOCKS = Case("many_blocks", 1, 520, 1, 1, 8, documents=(450, 50))
 WIDE = Case("wide", 1, 300, 2, 1, 128, documents=(50, 33, 45))
 
 
@@ -49,6 +49,12 @@ WIDE = Case("wide", 1, 300, 2, 1, 128, documents=(50, 33, 45))
 @pytest.mark.parametrize("case", SMALL_CASES, ids=lambda case: case.name)
 def test_case_in_bfloat16(case):
     check(case, jnp.bfloat16, "small")
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_many_blocks_in_bfloat16():
+    check(MANY_BLOCKS, jnp.bfloat16, "small")
 
 
 @pytest.mark.slow

@@ -97,6 +97,7 @@ def test_without_slurm_it_says_so(sweeper, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_through_sbatch(sweeper, finished, scheduler, tmp_path):
     state, environment = scheduler
     workdir = tmp_path / "sweep"
@@ -152,6 +153,7 @@ def test_a_preempted_job_is_requeued_and_goes_on_bit_for_bit(sweeper, uninterrup
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_hosts_through_srun_are_preempted_together(sweeper, scheduler, tmp_path):
     state, _ = scheduler
     workdir = tmp_path / "sweep"
@@ -173,6 +175,7 @@ def test_two_hosts_through_srun_are_preempted_together(sweeper, scheduler, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_submitits_local_executor_requeues_at_the_signal(sweeper, uninterrupted, tmp_path, monkeypatch):
     monkeypatch.setenv("SUBMITIT_PREEMPT_SIGNAL", slurm.SIGNAL)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

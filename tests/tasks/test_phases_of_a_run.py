@@ -26,6 +26,7 @@ MID = "from configs import base\nfrom tests.tasks import tiny\n\n\n" + (
 )
 
 
+@pytest.mark.long
 def test_killed_before_at_and_after_the_change(launcher, tmp_path):
     (tmp_path / "mid.py").write_text(MID)
     text = f"{tmp_path / 'mid.py'}:{launcher.root}"

@@ -1,6 +1,7 @@
 """What the task train says of a run."""
 
 import json
+import statistics
 
 import pytest
 from launcher import read_rows
@@ -13,5 +14,4 @@ def test_speed_does_not_depend_on_how_often_it_is_logged(launcher, tmp_path):
     assert [row["step"] for row in read_rows(tmp_path / "run") if "loss" in row] == [8, 16, 24, 32, 40]
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     rates = [row["tokens_per_second"] for row in map(json.loads, lines) if "loss" in row]
-    # Means over the last 20 steps in every row, over single steps in the result: alike but not equal.
-    assert min(rates) / 4 < result["tokens_per_second"] < 4 * max(rates)
+    assert result["tokens_per_second"] == statistics.median(rates)

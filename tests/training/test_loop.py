@@ -106,7 +106,7 @@ def test_each_evaluation_has_its_interval_and_its_keys(tmp_path):
     assert seen_in(rows, "eval/exams/ar/bits_per_byte") == [(0, 9.0), (3, 9.0), (6, 9.0)]
     assert seen_in(rows, "eval/at_the_end/ar/accuracy") == [(6, 1.0)]
     assert len(set(calls)) == 3, "each time with the parameters of that step"
-    result = training_result(tmp_path, tokens_per_step=128)
+    result = training_result(tmp_path)
     assert result["bits_per_byte"] == [{"step": s, "ar": n, "en": 0.5} for n, s in enumerate((0, 4, 6), start=1)]
     assert result["evaluations"] == {
         "eval/held_out/ar/bits_per_byte": 3,

@@ -15,7 +15,7 @@ from allam_jax.weights.huggingface import export_huggingface
 from allam_jax.weights.orbax_arrays import open_array, read_part
 from allam_jax.weights.streamed import StreamedArray
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 LARGE = LlamaConfig(
     vocab_size=16_000,
