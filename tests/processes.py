@@ -19,7 +19,10 @@ ROOT = Path(__file__).parents[1]
 # LLVM's optimiser would take a third of the time of all tests, most of whose programs run once.
 UNOPTIMISED = "--xla_backend_optimization_level=0"
 # A compilation cache keeps even the smallest program.
-CACHE_EVERYTHING = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}
+CACHE_EVERYTHING = {
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 # What a launcher or a user may have set for their own runs, and a child must not see.
 _FOREIGN = ("SLURM_", "OMPI_", "PMIX_", "JAX_", "XLA_", "MASTER_", "KUBERNETES_", "JOB_COMPLETION", "CUDA_VISIBLE")
 
