@@ -158,7 +158,7 @@ def main(_) -> None:
 
 def leave(message: str, *, status: int) -> None:
     """Prints one line to stderr and exits, without waiting for other threads."""
-    print(message, file=sys.stderr, flush=True)
+    print("".join(c if c.isprintable() else repr(c)[1:-1] for c in message), file=sys.stderr, flush=True)
     logging.flush()
     sys.stdout.flush()
     os._exit(status)

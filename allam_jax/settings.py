@@ -287,6 +287,8 @@ def _problem(kind: Any, value: Any, *, bounds: Sequence[Bound] = (), choices: Se
         fits = number if element is float else isinstance(item, element) and (number or element is not int)
         if not fits or (choices and item not in choices):
             return expected
+        if element is str and "\0" in item:
+            return f"{expected} without NUL characters"
         if number and not math.isfinite(item):
             return f"{expected}, and a finite one"
         for words, bound in limits:

@@ -118,7 +118,7 @@ class PlantedSettings(Section, name="planted"):
     sources: Mapping[str, tuple[str, ...]] = entries("name -> catalog sources of one language, in a tuple")
     foreign: tuple[str, ...] = setting((), "catalog sources of documents that do not belong there")
     share: float = setting(0.02, "of the documents, for each kind of damage", least=0, most=1)
-    files: int = setting(4, "files that each source is written to", least=1)
+    files: int = setting(4, "files that each source is written to, all open at once", least=1, most=256)
 
 
 class PlantedCheckSettings(Section, name="planted"):

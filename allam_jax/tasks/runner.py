@@ -22,6 +22,7 @@ from allam_jax.tasks.registry import settings_of, task_named
 _OF_THE_DISK = {
     getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE")
 }
+_OF_THE_PATH = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENOENT, errno.EINVAL, errno.EMFILE}
 
 
 def run(config: ConfigDict, *, workdir: Path, only: Sequence[str] = (), store: Path | None = None) -> dict[str, Any]:
@@ -83,9 +84,10 @@ def _disk_errors(workdir: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is None or error.errno not in _OF_THE_DISK:
+        if error.errno in _OF_THE_DISK:
+            remedy = "check the disk and its permissions, and run the same command again to go on"
+        elif error.filename is not None and error.errno in _OF_THE_PATH:
+            remedy = "check this path in the config"
+        else:
             raise
-        raise UserError(
-            f"{error.filename or workdir}: {os.strerror(error.errno).lower()}; check the disk and its permissions, "
-            "and run the same command again to go on"
-        ) from error
+        raise UserError(f"{error.filename or workdir}: {os.strerror(error.errno).lower()}; {remedy}") from error

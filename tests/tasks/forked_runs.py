@@ -1,12 +1,13 @@
 """run.py many times out of one process that has imported what its tasks import, which takes longer than most errors.
 
-Reads lines of JSON, each with a command, an environment and files for its output; for each it forks a process that is
-run.py, and prints that process's exit status.
+Reads lines of JSON, each with a command, an environment, files for its output and, if wanted, the seconds after which
+it is killed; for each it forks a process that is run.py, and prints that process's exit status.
 """
 
 import json
 import os
 import runpy
+import signal
 import sys
 
 import allam_jax.tasks.corpus
@@ -19,6 +20,7 @@ for line in sys.stdin:
         for stream, path in ((1, run["out"]), (2, run["err"])):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
         os.environ.update(run["environment"])
+        signal.alarm(run.get("seconds", 0))
         sys.argv = run["command"]
         runpy.run_path(run["command"][0], run_name="__main__")
         os._exit(0)

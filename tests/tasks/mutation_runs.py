@@ -1,0 +1,129 @@
+"""Runs many configs of mutated.py, forked out of warm processes, and says what each fault was:
+
+PYTHONPATH=tests:tests/tasks:. python tests/tasks/mutation_runs.py --root DIR --out DIR --count 3000
+"""
+
+import argparse
+import concurrent.futures
+import itertools
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from conftest import fill
+from launcher import Launcher
+from processes import ROOT, child_environment
+
+from allam_jax.tasks.registry import TASKS
+
+MUTATED = Path(__file__).with_name("mutated.py")
+
+
+def fault_of(status: int, out: str, err: str, workdir: Path) -> str:
+    """What was wrong with a run; empty if nothing was."""
+    last = err.strip().splitlines()[-1:] or [""]
+    if "Traceback" in err or "Exception ignored" in err:
+        return f"traceback: {last[0][:300]}"
+    if left := [path.name for path in workdir.rglob("*") if path.name.endswith((".tmp", ".old", "-tmp"))]:
+        return f"left behind: {left}"
+    if status == 2:
+        return "" if last[0].startswith("error: ") and not out.strip() else f"no one-line error: {last[0][:300]}"
+    if status != 0:
+        return f"status {status}: {last[0][:300]}"
+    try:
+        _read_strictly(out.strip().splitlines()[-1])
+        for path in workdir.rglob("*.json*"):
+            for line in (
+                path.read_text(encoding="utf-8").splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+            ):
+                _read_strictly(line)
+    except (ValueError, IndexError) as error:
+        return f"result is not JSON of finite numbers: {error}"
+    return ""
+
+
+def _read_strictly(text: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} in JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def prepare(launcher: Launcher) -> None:
+    """Adds a trained model, a tokenizer for a merge, and the merged one to the folder of a launcher."""
+    root = launcher.root
+    for name, task, overrides in (
+        ("trained", "train", {"checkpoint.every": 1, "checkpoint.keep_last": 3}),
+        ("target", "tokenizer", {"tokenizer_training.script": "arabic", "tokenizer_training.sources.en.max_bytes": 1}),
+        ("merged", "merge_tokenizer", {}),
+    ):
+        launcher.train(root / name, config=f"{MUTATED}:{root},{task},none", **overrides)
+
+
+def run_all(
+    jobs: list[tuple[str, int]], *, root: Path, folder: Path, environment: Mapping[str, str]
+) -> Iterator[tuple]:
+    """Runs mutation SEED of TASK for each job in forks of one warm process; yields (task, seed, fault, status)."""
+    server = subprocess.Popen(
+        [sys.executable, MUTATED.with_name("forked_runs.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=dict(environment),
+        cwd=ROOT,
+        text=True,
+    )
+    assert server.stdin is not None
+    assert server.stdout is not None
+    for task, seed in jobs:
+        place = folder / f"{task}-{seed}"
+        place.mkdir(parents=True)
+        command = ["run.py", f"--config={MUTATED}:{root},{task},{seed}", f"--workdir={place / 'workdir'}"]
+        streams = {"out": str(place / "out"), "err": str(place / "err")}
+        print(
+            json.dumps({"command": command, "environment": {}, "seconds": 120, **streams}),
+            file=server.stdin,
+            flush=True,
+        )
+        status = int(server.stdout.readline())
+        out, err = ((place / name).read_text(encoding="utf-8", errors="replace") for name in ("out", "err"))
+        yield task, seed, fault_of(status, out, err, place / "workdir"), status
+    server.stdin.close()
+    server.wait()
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=3000)
+    parser.add_argument("--first", type=int, default=0)
+    options = parser.parse_args()
+    tasks = itertools.cycle(sorted(TASKS))
+    jobs = [(next(tasks), options.first + number) for number in range(options.count)]
+    environment = child_environment(cache=options.root / "compilation_cache")
+    if not (options.root / "merged").exists():
+        options.root.mkdir(parents=True)
+        fill(options.root)
+        prepare(Launcher(options.root, options.root / "compilation_cache"))
+    statuses: Counter[int] = Counter()
+
+    def work(half: int) -> None:
+        for task, seed, fault, status in run_all(
+            jobs[half::2], root=options.root, folder=options.out, environment=environment
+        ):
+            statuses[status] += 1
+            if fault:
+                print(f"{task} {seed}: {fault}", flush=True)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, (0, 1)))
+    print(dict(statuses))
+
+
+if __name__ == "__main__":
+    main()
