@@ -127,6 +127,9 @@ def settings_of(config: Mapping[str, Any] | ConfigDict, *, task: str = "") -> Se
     found: dict[str, Any] = {"task": name}
     for cls in task_named(name).sections:
         found |= _section_of(config, cls, task=name)
+    for cls in sections_in_config(name):  # those of tasks that look at the same config are checked too
+        if cls.section_name in config:
+            _section_of(config, cls, task=name)
     return Settings(**found)
 
 
