@@ -215,7 +215,8 @@ class Checkpointer:
             if step is not None and self._folder_was_removed():
                 raise UserError(f"{self.directory}: {what}: {_REMOVED}") from error
             if is_main_process() and self.directory.is_dir():
-                self._remove_leftovers()
+                with suppress(OSError):  # other writers of Orbax may still add files; the next start removes them
+                    self._remove_leftovers()
             latest = "none" if self._newest is None else f"step {self._newest}"
             raise UserError(
                 f"{self.directory}: {what}: {_reason(error)}; check the disk and run the same command again to resume "

@@ -128,6 +128,7 @@ def fake_slurm_state(state, task):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_preempted_job_is_requeued_and_goes_on_bit_for_bit(sweeper, uninterrupted, scheduler, tmp_path):
     state, _ = scheduler
     workdir = tmp_path / "sweep"

@@ -91,6 +91,7 @@ def training(rows):
     return [row for row in rows if "loss" in row]
 
 
+@pytest.mark.long
 def test_two_processes_train_the_curve_of_one(train, tmp_path):
     one = train(tmp_path / "one", processes=1, devices=1)
     losses = [row["loss"] for row in training(one)]

@@ -157,6 +157,7 @@ def test_stopped_while_there_is_nothing_to_save(launcher, tmp_path):
         assert "Traceback" not in finished.err
 
 
+@pytest.mark.long
 def test_it_goes_on_on_another_mesh(launcher, reference, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(reference, workdir)
