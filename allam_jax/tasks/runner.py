@@ -84,9 +84,9 @@ def _disk_errors(workdir: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _OF_THE_DISK:
+        if error.errno is not None and error.errno in _OF_THE_DISK:
             remedy = "check the disk and its permissions, and run the same command again to go on"
-        elif error.filename is not None and error.errno in _OF_THE_PATH:
+        elif error.errno is not None and error.errno in _OF_THE_PATH and error.filename is not None:
             remedy = "check this path in the config"
         else:
             raise

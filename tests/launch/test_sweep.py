@@ -91,6 +91,7 @@ def test_table_and_parquet_are_what_the_runs_wrote(finished):
         assert row["seconds"] > 0
 
 
+@pytest.mark.long
 def test_stopped_and_then_killed_only_what_is_left_is_done(sweeper, finished, tmp_path):
     workdir = tmp_path / "sweep"
     process = sweeper.start(workdir, "--jobs=2")
