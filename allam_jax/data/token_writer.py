@@ -18,7 +18,7 @@ from allam_jax.data.batch import Encoder
 from allam_jax.data.documents import DocumentSource
 from allam_jax.data.token_cache import MANIFEST, VERSION, damaged_files, is_token_cache, verify_tokens
 from allam_jax.errors import UserError
-from allam_jax.files import atomic_path, read_json, sha256_of_file, write_json
+from allam_jax.files import atomic_path, read_json, sha256_of_file, write_array, write_json
 
 SHARD_TOKENS = 2**26  # 128 MiB of uint16
 _BATCH_CHARACTERS = 4_000_000  # for one call of the tokenizer: enough work for all cores, and little memory
@@ -139,9 +139,6 @@ def _write_shard(directory: Path, name: str, documents: list[np.ndarray], *, dty
     files = {}
     for kind, array in (("tokens", tokens), ("index", index)):
         path = directory / f"{name}.{kind}.npy"
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            np.save(file, array)
-            file.flush()
-            os.fsync(file.fileno())
+        write_array(path, array)
         files[path.name] = {"size": path.stat().st_size, "sha256": sha256_of_file(path)}
     return {"documents": len(documents), "tokens": len(tokens), "files": files}

@@ -86,6 +86,6 @@ def _disk_errors(workdir: Path) -> Iterator[None]:
         if error.errno is None or error.errno not in _OF_THE_DISK:
             raise
         raise UserError(
-            f"{error.filename or workdir}: {os.strerror(error.errno).lower()}; check the disk and its permissions, "
+            f"{error.filename2 or error.filename or workdir}: {os.strerror(error.errno).lower()}; check the disk and its permissions, "
             "and run the same command again to go on"
         ) from error
