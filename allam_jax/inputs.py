@@ -14,7 +14,6 @@ from typing import Any
 
 import xxhash
 
-from allam_jax.errors import UserError
 from allam_jax.files import shown
 
 _BLOCK = 1 << 22
@@ -50,19 +49,16 @@ class InputFiles:
             elif modified != record[name][1]:
                 touched.append(name)
         # Nothing is read where the answer is known already.
-        different = (
-            [] if lines else [n for n, h in zip(touched, self._hashes(touched), strict=True) if h != record[n][2]]
-        )
+        hashes = [] if lines else self._hashes(touched)
+        different = [name for name, hash_ in zip(touched, hashes, strict=False) if hash_ != record[name][2]]
         lines += [f"{name} has changed" for name in different]
         return sorted(lines), bool(touched) and not lines
 
     def record(self) -> Record:
-        """The record of these files; UserError for one that has changed since."""
+        """The record of these files. One that has changed since has an empty hash, which equals none."""
         hashes = self._hashes(self.states)
         now = look(self.root, self.files.values())
-        for name, state in self.states.items():
-            if now.states.get(name) != state:
-                raise UserError(f"{shown(self.files[name])}: changed while it was read; run the same command again")
+        hashes = [h if now.states.get(n) == s else "" for h, (n, s) in zip(hashes, self.states.items(), strict=True)]
         return {name: [*state, hash_] for (name, state), hash_ in zip(self.states.items(), hashes, strict=True)}
 
     def _hashes(self, names: Iterable[str]) -> list[str]:
@@ -91,6 +87,6 @@ def _hash(file: Path, state: tuple[int, int]) -> str:
         with open(file, "rb") as stream:
             while size := stream.readinto(buffer):
                 digest.update(buffer[:size])
-    except OSError as error:
-        raise UserError(f"{file}: cannot read ({error.strerror or error})") from None
+    except OSError:  # it went or cannot be read: no hash is equal to this
+        return ""
     return digest.hexdigest()

@@ -64,7 +64,7 @@ def setting(
         least, above: the smallest value, or the bound that values must exceed; a number needs one of them.
         most, below: the same at the upper end. Whole numbers are at most `LARGEST_INT` unless `most` says otherwise.
         choices: the strings it can be; for a tuple, those that its elements can be.
-        path: for a path of the user's, what lies there (tasks/inputs.py lists the kinds); `~` is expanded.
+        path: for a path of the user's, what lies there (tasks/inputs_of_task.py lists the kinds); `~` is expanded.
     """
     limits = zip(_COMPARISONS, (least, above, most, below), strict=True)
     bounds = [(words, bound) for words, bound in limits if bound is not None]

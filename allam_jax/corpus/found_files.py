@@ -55,10 +55,10 @@ def find_files(given: str) -> Found:
     if path.is_dir():
         what, found = "no files to read in this directory", _sorted_out(_below(path))
     elif path.exists() or path.is_symlink():
-        what, found = "cannot read this kind of file", _sorted_out([(path, "")], hidden=True)
+        what, found = "cannot read it", _sorted_out([(path, "")], hidden=True)
     elif glob.has_magic(given):
         asked_for_hidden = any(part.startswith(".") and glob.has_magic(part) for part in path.parts)
-        what, found = "no file that can be read matches this pattern", _sorted_out(_matched(path), asked_for_hidden)
+        what, found = "no file matches this pattern", _sorted_out(_matched(path), asked_for_hidden)
     else:
         raise UserError(f"{path}: no such file or directory{_near(path)}")
     if not found.files:

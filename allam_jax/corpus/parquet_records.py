@@ -1,5 +1,6 @@
 """From Parquet to records of plain values: dates, times and durations become ISO 8601 strings."""
 
+import contextlib
 import datetime
 import decimal
 from collections.abc import Iterator, Sequence
@@ -25,18 +26,30 @@ def parquet_records(file: Path, *, text_field: str, optional: Sequence[str], lim
         DamagedFile: the file is damaged or not Parquet; all rows before that point have been yielded.
         UserError: there is no column `text_field`.
     """
+    with _opened(file) as parquet:
+        names = parquet.schema_arrow.names
+        check_columns(file, names, text_field=text_field)
+        columns = [text_field] + [name for name in optional if name in names and name != text_field]
+        for group in range(parquet.num_row_groups):
+            rows = _rows_of_batch(parquet.metadata.row_group(group), columns)
+            for batch in parquet.iter_batches(batch_size=rows, row_groups=[group], columns=columns):
+                values = [_values(batch.column(name), limit=limit) for name in columns]
+                for row in zip(*values, strict=True):
+                    yield str(row[0]) if isinstance(row[0], Unreadable) else dict(zip(columns, row, strict=True))
+
+
+def check_schema(file: Path, *, text_field: str) -> None:
+    """Raises what `parquet_records` raises for the file's schema."""
+    with _opened(file) as parquet:
+        check_columns(file, parquet.schema_arrow.names, text_field=text_field)
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
     try:
         # The buffers are those of a page, not of a row group.
         with pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as parquet:
-            names = parquet.schema_arrow.names
-            check_columns(file, names, text_field=text_field)
-            columns = [text_field] + [name for name in optional if name in names and name != text_field]
-            for group in range(parquet.num_row_groups):
-                rows = _rows_of_batch(parquet.metadata.row_group(group), columns)
-                for batch in parquet.iter_batches(batch_size=rows, row_groups=[group], columns=columns):
-                    values = [_values(batch.column(name), limit=limit) for name in columns]
-                    for row in zip(*values, strict=True):
-                        yield str(row[0]) if isinstance(row[0], Unreadable) else dict(zip(columns, row, strict=True))
+            yield parquet
     except (pyarrow.ArrowException, OSError) as error:
         raise DamagedFile(f"{file}: damaged or not Parquet ({' '.join(str(error).split())}); fetch it again") from None
 
@@ -74,7 +87,9 @@ def _values(column: Any, *, limit: int) -> list[Any]:
         values = [_value(scalar) for scalar in column]
     if not (types.is_string(column.type) or types.is_large_string(column.type)):
         values = [_plain(value) for value in values]
-    return [Unreadable(TOO_LONG) if long else v for long, v in zip(too_long, values, strict=True)] or values
+    if too_long:
+        values = [Unreadable(TOO_LONG) if long else value for long, value in zip(too_long, values, strict=True)]
+    return values
 
 
 def _in_python_s_range(column: Any) -> Any:

@@ -128,7 +128,7 @@ class FileReader:
             return json_records(file, limit=limit)
         if kind == "txt":
             return text_records(file, text_field=field, unit=self._settings.text_unit, limit=limit)
-        return csv_records(file, text_field=field, dialect="excel-tab" if kind == "tsv" else "excel", limit=limit)
+        return csv_records(file, text_field=field, dialect=str(kind), limit=limit)
 
     def _document(self, record: Record, counts: FileCounts, *, default_id: str) -> Document | str:
         if isinstance(record, str):

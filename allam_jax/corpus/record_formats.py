@@ -40,7 +40,7 @@ def text_records(file: Path, *, text_field: str, unit: str, limit: int) -> Itera
 
 
 def csv_records(file: Path, *, text_field: str, dialect: str, limit: int) -> Iterator[Record]:
-    """Rows as records, with the names in the first line; `dialect` is one of Python's csv.
+    """Rows as records, with the names in the first line; the dialect is `csv` or `tsv`.
 
     A row is a bad record if its quoting is broken or it has more or fewer values than there are names.
 
@@ -50,7 +50,7 @@ def csv_records(file: Path, *, text_field: str, dialect: str, limit: int) -> Ite
     """
     csv.field_size_limit(sys.maxsize)  # rows are limited by _RowLines
     lines = _RowLines(lines_of_file(file, limit=limit), limit=limit)
-    rows = csv.reader(lines, dialect, strict=True)
+    rows = csv.reader(lines, delimiter="\t" if dialect == "tsv" else ",", strict=True)
     names: list[str] | None = None
     while True:
         lines.size = lines.count = 0

@@ -41,8 +41,7 @@ def archive_records(file: Path, *, text_field: str, limit: int) -> Iterator[Reco
     check_installed(file)
     from warcio.archiveiterator import ArchiveIterator
 
-    opened = gzip.open(file) if file.suffix.lower() == ".gz" else open(file, "rb")
-    with opened as raw:
+    with gzip.open(file) if file.suffix.lower() == ".gz" else open(file, "rb") as raw:
         stream = _Whole(raw)
         # HTTP headers are parsed record by record here, so that a broken one costs its record only.
         records = ArchiveIterator(stream, no_record_parse=True)
@@ -84,7 +83,8 @@ class _Whole:
     """
 
     def __init__(self, stream: Any):
-        self._stream, self.headers_left = stream, None
+        self._stream = stream
+        self.headers_left: int | None = None
         self.tell = stream.tell
 
     def read(self, size: int) -> bytes:

@@ -44,9 +44,7 @@ def write_tokens(
 
     UserError if there is no such dataset or split, or the split has no documents.
     """
-    source = DocumentSource(documents, split=split)
-    if not len(source):
-        raise UserError(f"{documents}: no documents in split {split!r} to tokenise")
+    source = open_documents(documents, split=split)
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
     plan = {
         "version": VERSION,
@@ -91,6 +89,14 @@ def write_tokens(
     with atomic_path(directory) as temporary:
         os.replace(unfinished, temporary)
     return manifest
+
+
+def open_documents(documents: str | Path, *, split: str) -> DocumentSource:
+    """The documents to tokenise; UserError if there is no such dataset or split, or the split has no documents."""
+    source = DocumentSource(documents, split=split)
+    if not len(source):
+        raise UserError(f"{documents}: no documents in split {split!r} to tokenise")
+    return source
 
 
 def _open_unfinished(directory: Path, plan: dict[str, Any]) -> Path:

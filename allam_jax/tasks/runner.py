@@ -85,7 +85,9 @@ def _disk_errors(workdir: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno is None or error.errno not in _OF_THE_DISK:
             raise
+        # Of a copy, the second name is that of the target.
+        place = error.filename2 or error.filename or workdir
         raise UserError(
-            f"{error.filename2 or error.filename or workdir}: {os.strerror(error.errno).lower()}; check the disk and its permissions, "
+            f"{place}: {os.strerror(error.errno).lower()}; check the disk and its permissions, "
             "and run the same command again to go on"
         ) from error

@@ -66,7 +66,7 @@ def test_bad_records_are_counted_by_file_and_reason(folder, tmp_path):
     reasons = sorted(set(BAD_LINES.values()))
     assert sorted(counts["b.jsonl"]["bad"]) == reasons
     assert counts["b.jsonl"]["bad"]["with invalid UTF-8"] == 2
-    assert counts["a.jsonl"] == {"documents": 100, "bad": {}, "other": {}, "damage": ""}
+    assert counts["a.jsonl"] == {"documents": 100, "bad": {}, "other": {}, "unread": {}, "damage": ""}
     assert "b.jsonl" in report
     assert all(reason in report for reason in reasons)
 
@@ -118,7 +118,7 @@ def test_empty_files_are_no_error(folder, tmp_path):
         counts["e.jsonl"]
         == counts["e.jsonl.gz"]
         == counts["e.txt"]
-        == {"documents": 0, "bad": {}, "other": {}, "damage": ""}
+        == {"documents": 0, "bad": {}, "other": {}, "unread": {}, "damage": ""}
     )
 
 

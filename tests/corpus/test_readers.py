@@ -177,7 +177,7 @@ def test_paths_that_do_not_exist(tmp_path):
     with pytest.raises(UserError, match="no file matches this pattern"):
         read(tmp_path / "*.txt")
     (tmp_path / "a.doc").write_text("x")
-    with pytest.raises(UserError, match="cannot read this kind of file; expected .jsonl"):
+    with pytest.raises(UserError, match=r"a.doc: cannot read it \(.*of another kind \(.doc\)\); expected .jsonl"):
         read(tmp_path / "a.doc")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no files to read in this directory"):

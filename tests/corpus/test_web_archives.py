@@ -74,7 +74,7 @@ def test_pages(write_warc, name):
     assert documents[0].id.startswith("<urn:uuid:")
     counts = reader.counts[path]
     assert counts.other == {"status 404": 1, "of type image/png": 1}
-    assert counts.bad == {"with an unknown character set": 1, "a page without text": 1}
+    assert counts.bad == {"with invalid UTF-8": 1, "a page without text": 1}
 
 
 def test_wet(write_warc):
