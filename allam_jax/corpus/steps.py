@@ -40,6 +40,8 @@ CLEAN_TALLY, WRITE_TALLY, COUNTS = "clean.json", "write.json", "counts.json"
 DOCUMENTS, REMOVED = "documents.array_record", "removed.npz"
 REASONS = ("duplicate URL", "duplicate text", "near-duplicate")
 
+_FORMS = 20  # of dates that cannot be read, counted each by itself
+
 Documents = Iterator[PipelineDocument]
 
 
@@ -142,7 +144,8 @@ class Read(Source):
             }
             metadata["domain"] = _string(read.metadata.get("domain")) or self.settings.domain or _host(metadata["url"])
             if metadata["date"] and parse_date(metadata["date"]) is None:
-                self.tally.add("unread", f"date like {_form(metadata['date'])}")
+                forms, form = self.tally.values.get("unread", {}), f"date like {_form(metadata['date'])}"
+                self.tally.add("unread", form if form in forms or len(forms) < _FORMS else "date in another form")
             self.tally.add("domains", "before", metadata["domain"])
             yield size, PipelineDocument(text=read.text, id=read.id, metadata=metadata)
 

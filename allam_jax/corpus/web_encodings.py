@@ -126,7 +126,9 @@ def _brotli(content: bytes, limit: int) -> bytes:
     try:
         import brotli
     except ImportError:
-        raise BadContent("compressed with Brotli; pip install brotli") from None
+        raise BadContent("compressed with Brotli; pip install -U brotli") from None
+    if not hasattr(brotli.Decompressor, "can_accept_more_data"):  # it cannot limit what comes out
+        raise BadContent("compressed with Brotli; pip install -U brotli")
     try:
         return brotli.Decompressor().process(content, output_buffer_limit=limit + 1)
     except brotli.error as error:

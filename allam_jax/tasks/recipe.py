@@ -1,8 +1,8 @@
 """Recipes: stages in order, each in a directory of its own; finished ones are skipped.
 
 The fingerprint of a stage is a hash of its config and of the fingerprints of the stages that it reads. The stage lies
-in `WORKDIR/NAME`; if it is finished there with another config or other inputs, the recipe is refused. With a store it lies
-in `STORE/NAME-FINGERPRINT`, with a link in the workdir: recipes that have the same stage share it. The first one
+in `WORKDIR/NAME`; if it is finished there with another config or other inputs, the recipe is refused. With a store it
+lies in `STORE/NAME-FINGERPRINT`, with a link in the workdir: recipes that have the same stage share it. The first one
 computes it, and the others wait.
 """
 

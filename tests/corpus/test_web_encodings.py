@@ -116,5 +116,5 @@ def test_brotli():
 
 def test_brotli_that_is_not_installed_is_the_reason(monkeypatch):
     monkeypatch.setitem(sys.modules, "brotli", None)
-    with pytest.raises(BadContent, match="^compressed with Brotli; pip install brotli$"):
+    with pytest.raises(BadContent, match="^compressed with Brotli; pip install -U brotli$"):
         decoded_content(b"x", encodings="br", limit=1000)
