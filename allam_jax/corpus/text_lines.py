@@ -70,19 +70,19 @@ def units_of_lines(lines: Iterable[bytes | None], *, unit: str, limit: int) -> I
         yield from (line for line in lines if line is None or line.strip())
         return
     held: list[bytes] = []
-    size = 0
+    size = -1  # of the unit so far, with a newline between its lines; -1: it has none
     for line in lines:
         if unit == "paragraph" and line is not None and not line.strip():
-            if size:
+            if size >= 0:
                 yield b"\n".join(held) if size <= limit else None
-            held, size = [], 0
+            held, size = [], -1
             continue
-        size += limit + 1 if line is None else len(line) + 1
+        size += limit + 2 if line is None else len(line) + 1
         if line is not None and size <= limit:
             held.append(line)
         else:
             held.clear()
-    if size:
+    if size >= 0:
         yield b"\n".join(held) if size <= limit else None
 
 

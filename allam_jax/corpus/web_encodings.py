@@ -1,10 +1,11 @@
 """The text of a web page as browsers read it: HTTP's content encodings, then the WHATWG Encoding Standard.
 
 The standard's labels come from the package webencodings: on the web latin-1 means Windows-1252, and gb2312 means GBK.
-Python's codecs differ from the standard in a few characters, which `_as_browsers` restores.
+Python's codecs differ from it in a few characters, which `_table` and `_as_browsers` restore.
 """
 
 import codecs
+import functools
 import re
 import zlib
 from collections.abc import Callable
@@ -21,7 +22,9 @@ _DECLARED = re.compile(
     rb"""<(?:meta[^>]{0,200}?charset|\?xml[^>]{0,200}?encoding)\s*=\s*["']?([\w:.-]+)""", re.IGNORECASE
 )
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16le"), (codecs.BOM_UTF16_BE, "utf-16be"))
-_KOI8_U = {0x255D: "ў", 0x256C: "Ў"}  # frames in Python, letters in the standard
+_SINGLE_BYTE = ("windows", "iso-8859", "koi8", "mac", "x-mac", "ibm", "x-user")  # how the names of these begin
+# Bytes that Python's codecs read otherwise, or not at all.
+_CORRECTED = {"koi8-u": {0xAE: "ў", 0xBE: "Ў"}, "windows-1255": {0xCA: "\u05ba"}}
 
 
 class BadContent(Exception):
@@ -80,21 +83,31 @@ def _decode(content: bytes, name: str) -> str | None:
     """None for the encodings that the standard refuses, because they can hide scripts."""
     if name == "replacement":
         return None
+    if name.startswith(_SINGLE_BYTE):
+        return codecs.charmap_decode(content, "strict", _table(name))[0]
     codec = _WIDER.get(name) or webencodings.lookup(name).codec_info.name
-    text = codecs.getincrementaldecoder(codec)("whatwg").decode(content)
-    return text.translate(_KOI8_U) if name == "koi8-u" else text
+    return codecs.getincrementaldecoder(codec)("whatwg").decode(content)
+
+
+@functools.cache
+def _table(name: str) -> str:
+    """The characters of the 256 bytes of an encoding; U+FFFE for those that mean none."""
+    codec = _WIDER.get(name) or webencodings.lookup(name).codec_info.name
+    characters = [bytes([byte]).decode(codec, "replace").replace("\ufffd", "\ufffe") for byte in range(256)]
+    for byte in range(0x80, 0xA0):  # where Windows has none, the standard has the control characters of latin-1
+        characters[byte] = chr(byte) if characters[byte] == "\ufffe" else characters[byte]
+    for byte, character in _CORRECTED.get(name, {}).items():
+        characters[byte] = character
+    return "".join(characters)
 
 
 def _as_browsers(error: UnicodeError) -> tuple[str, int]:
-    """What the standard has where Python's codec has nothing."""
+    """What the standard has where Python's codecs of several bytes have nothing."""
     assert isinstance(error, UnicodeDecodeError)
     place = error.start
-    byte = error.object[place]
-    if error.encoding == "gb18030" and byte == 0x80:
-        return "€", place + 1
-    if error.encoding == "charmap" and 0x80 <= byte < 0xA0:
-        return chr(byte), place + 1
     pair = error.object[place : place + 2]
+    if error.encoding == "gb18030" and pair[0] == 0x80:
+        return "€", place + 1
     if error.encoding == "euc_jp" and len(pair) == 2 and min(pair) >= 0xA1:
         # The rows that NEC and IBM have added: the same cells in Shift_JIS.
         row, cell = pair[0] - 0xA1, pair[1] - 0xA1 + 94 * ((pair[0] - 0xA1) % 2)

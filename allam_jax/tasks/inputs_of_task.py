@@ -57,7 +57,8 @@ def _above(path: Path) -> Path:
 def _files(path: Path, owner: Any) -> list[Path]:
     if not path.is_dir():
         return [path]
-    return sorted(file for file in path.rglob("[!.]*") if file.is_file())
+    found = [file for file in path.rglob("*") if file.is_file()]
+    return sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts))
 
 
 def _texts(path: Path, owner: Any) -> list[Path]:
