@@ -5,6 +5,7 @@ main text of a page with a preference for precision, as in FineWeb (Penedo et al
 """
 
 import gzip
+import importlib.util
 import re
 import zlib
 from collections.abc import Iterator
@@ -68,12 +69,10 @@ def archive_records(file: Path, *, text_field: str, limit: int) -> Iterator[Reco
 
 
 def check_installed(file: Path) -> None:
-    """UserError unless the libraries that read web archives are installed."""
-    try:
-        import trafilatura  # noqa: F401
-        import warcio  # noqa: F401
-    except ImportError:
-        raise UserError(f"{file}: reading web archives needs pip install warcio trafilatura brotli") from None
+    """UserError unless the libraries that read this archive are installed."""
+    needed = ("warcio", "trafilatura") if ".warc" in file.name.lower() else ("warcio",)
+    if not all(importlib.util.find_spec(name) for name in needed):
+        raise UserError(f"{file}: reading web archives needs pip install warcio trafilatura brotli")
 
 
 class _Whole:
