@@ -6,14 +6,18 @@ import hashlib
 import json
 import os
 import shutil
+import types
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import logging
 
 from allam_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @contextlib.contextmanager
@@ -70,10 +74,26 @@ def lock(path: Path, *, busy: str, wait: bool) -> Iterator[None]:
         os.close(descriptor)
 
 
+def shown(path: Path) -> str:
+    """The path as a string that can be written anywhere: names on disk need not be UTF-8."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_array(path: Path, array: "np.ndarray") -> None:
+    """Writes an array as .npy, atomically and through to the disk; OSError names what went wrong."""
+    import numpy as np  # here, because most that use this module need no arrays
+
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        # NumPy's own way into a file object says only how much it wrote when the disk is full.
+        np.save(types.SimpleNamespace(write=file.write), array)  # type: ignore[arg-type]
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_json(path: Path, value: Any) -> None:

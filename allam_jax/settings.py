@@ -14,6 +14,7 @@ are checked whenever a section is made. A config file sees the same keys as an `
 import dataclasses
 import math
 import operator
+import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -53,6 +54,7 @@ def setting(
     most: float | None = None,
     below: float | None = None,
     choices: Sequence[str] | None = None,
+    path: str = "",
 ) -> Any:
     """A key of a section.
 
@@ -62,21 +64,26 @@ def setting(
         least, above: the smallest value, or the bound that values must exceed; a number needs one of them.
         most, below: the same at the upper end. Whole numbers are at most `LARGEST_INT` unless `most` says otherwise.
         choices: the strings it can be; for a tuple, those that its elements can be.
+        path: for a path of the user's, what lies there (tasks/inputs_of_task.py lists the kinds); `~` is expanded.
     """
     limits = zip(_COMPARISONS, (least, above, most, below), strict=True)
     bounds = [(words, bound) for words, bound in limits if bound is not None]
-    metadata = {"comment": comment, "bounds": bounds, "choices": tuple(choices or ())}
+    metadata = {"comment": comment, "bounds": bounds, "choices": tuple(choices or ()), "path": path}
     return dataclasses.field(default=dataclasses.MISSING if default is ... else default, metadata=metadata)
 
 
-def entries(comment: str) -> Any:
-    """A key that holds named entries, `Mapping[str, KIND]`, empty by default; users choose the names."""
-    return nested(dict, comment)
+def entries(comment: str, *, path: str = "") -> Any:
+    """A key that holds named entries, `Mapping[str, KIND]`, empty by default; users choose the names.
+
+    `path` as for `setting`, where the entries are paths.
+    """
+    return nested(dict, comment, path=path)
 
 
-def nested(kind: type, comment: str) -> Any:
+def nested(kind: type, comment: str, *, path: str = "") -> Any:
     """A key that holds a section of its own."""
-    return dataclasses.field(default_factory=kind, metadata={"comment": comment, "bounds": [], "choices": ()})
+    metadata = {"comment": comment, "bounds": [], "choices": (), "path": path}
+    return dataclasses.field(default_factory=kind, metadata=metadata)
 
 
 class Section:
@@ -120,6 +127,8 @@ class Section:
             meta = field.metadata
             if problem := _problem(kind, value, bounds=meta["bounds"], choices=meta["choices"]):
                 raise BadSetting(f"{self.section_name}.{field.name}".lstrip("."), f" = {value!r}: expected {problem}")
+            if meta.get("path"):
+                object.__setattr__(self, field.name, _expanded(value))
         self.check()
 
     def check(self) -> None:
@@ -231,6 +240,13 @@ def explain(cls: type[Section], *, prefix: str = "") -> list[str]:
         else:
             lines.append(f"{key} = {getattr(default, field.name)!r}  # {comment}{limits}")
     return lines
+
+
+def _expanded(value: Any) -> Any:
+    """A path, or named paths, with the home directory for `~`."""
+    if isinstance(value, Mapping):
+        return {name: _expanded(path) for name, path in value.items()}
+    return os.path.expanduser(value)
 
 
 def _limits(field: dataclasses.Field) -> str:

@@ -1,9 +1,12 @@
 """Atomic writes: what a reader sees is the old content or the new, never a part."""
 
+import errno
 import hashlib
 import os
+import resource
 import threading
 
+import numpy as np
 import pytest
 
 from allam_jax import files
@@ -175,3 +178,18 @@ def test_a_lock_that_is_held_is_waited_for(tmp_path):
         order.append("first")
     thread.join(timeout=10)
     assert order == ["first", "second"]
+
+
+def test_arrays_that_do_not_fit_on_the_disk_say_why(tmp_path):
+    array = np.arange(1_000_000)
+    files.write_array(tmp_path / "a.npy", array)
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), array)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        with pytest.raises(OSError) as error:  # noqa: PT011 - the number is compared below
+            files.write_array(tmp_path / "b.npy", array)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.value.errno == errno.EFBIG
+    assert names_in(tmp_path) == ["a.npy"]

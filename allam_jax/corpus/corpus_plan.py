@@ -4,23 +4,27 @@ A *part* is what one task reads: consecutive files of one source, or a whole sou
 parts, so the number of parts (`corpus.parts`) changes the files of a dataset; the number of workers does not.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from allam_jax.corpus import catalog
 from allam_jax.corpus.fasttext_classifier import MODEL_FILE
+from allam_jax.corpus.found_files import common_folder, find_files
 from allam_jax.corpus.minhash import MinHash
-from allam_jax.corpus.readers import FileReader, find_files
+from allam_jax.corpus.readers import FileReader
 from allam_jax.corpus.rules import Rules
 from allam_jax.corpus.settings import CorpusSettings, DocumentsSettings
 from allam_jax.corpus.shards import FIELDS, check_name
 from allam_jax.corpus.tags import check_names
 from allam_jax.errors import UserError
-from allam_jax.files import sha256_of_file, sha256_of_json
+from allam_jax.files import sha256_of_file, sha256_of_json, shown
+from allam_jax.inputs import InputFiles, look
 from allam_jax.settings import as_dict
 
 _QUALITY_SIGNALS = "quality_signals"  # the field of a record in which RedPajama-v2 keeps its tags
@@ -44,6 +48,8 @@ class CorpusPlan:
         parts: in the order of the corpus; a task's rank is its index here.
         work: directory for the files that one step writes and another reads.
         seed: selects the documents that are held out.
+        found: source -> the files that are read, as they were when the plan was made.
+        skipped: source -> reason -> the files at its path that are not read.
         files: key of the config -> SHA-256 of the block list or the quality classifier that its value names.
     """
 
@@ -51,6 +57,8 @@ class CorpusPlan:
     parts: tuple[Part, ...]
     work: Path
     seed: int = 0
+    found: Mapping[str, InputFiles] = dataclasses.field(default_factory=dict)
+    skipped: Mapping[str, Mapping[str, Sequence[str]]] = dataclasses.field(default_factory=dict)
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -124,13 +132,18 @@ class CorpusPlan:
             facts["others"] = sources
         return facts
 
+    def inputs(self, source: str) -> dict[str, InputFiles]:
+        """The sources whose files decide what is in the dataset of this one, with those files."""
+        return {name: found for name, found in self.found.items() if name == source or self.shares_duplicates}
+
     def reader(self, part: Part) -> Any:
         """An iterable of the part's documents: a `FileReader`, or documents of the catalog."""
         settings = self.sources[part.source]
         if settings.catalog:
             return catalog.documents(settings.catalog)
         fields = self.record_fields(part.source)
-        return FileReader(settings, source=part.source, fields=fields, part=part.index, parts=part.count)
+        files = list(self.found[part.source].files.values())
+        return FileReader(settings, source=part.source, files=files, fields=fields, part=part.index, parts=part.count)
 
 
 def make_corpus_plan(settings: CorpusSettings, *, workdir: Path, seed: int = 0) -> CorpusPlan:
@@ -141,20 +154,23 @@ def make_corpus_plan(settings: CorpusSettings, *, workdir: Path, seed: int = 0) 
     """
     check_names(settings.tags, key="corpus.tags")
     parts: list[Part] = []
-    read: list[tuple[str, int, int]] = []
+    inputs: dict[str, InputFiles] = {}
+    skipped: dict[str, Mapping[str, Sequence[str]]] = {}
     for name, source in settings.sources.items():
         _check_source(name, source)
         count = 1
         if source.path:
-            files = find_files(source.path)
-            read += [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+            found = find_files(source.path)
+            inputs[name] = look(common_folder(found.files), found.files)
+            skipped[name] = {reason: [shown(file) for file in files] for reason, files in found.skipped.items()}
             # Only a task that reads the whole source can keep a limit on it.
-            count = 1 if source.max_bytes else min(settings.parts, len(files))
+            count = 1 if source.max_bytes else min(settings.parts, len(found.files))
         parts += [Part(name, index, count) for index in range(count)]
     used = _sha256_of_files(settings)
+    read = {name: [shown(found.root), found.states] for name, found in inputs.items()}
     # The hash covers the files that are read, so that a run never continues the work of another run on other files.
     work = workdir / f".work-{sha256_of_json([*_values(settings), seed, read, used])[:12]}"
-    plan = CorpusPlan(settings, tuple(parts), work, seed, used)
+    plan = CorpusPlan(settings, tuple(parts), work, seed, inputs, skipped, used)
     for name in settings.sources:
         plan.rules(name)  # raises an error for rules that there are not
     return plan
@@ -177,8 +193,10 @@ def known_tags(record: Mapping[str, Any], tags: Sequence[str]) -> dict[str, floa
         value = record.get(tag, signals.get(tag) if isinstance(signals, Mapping) else None)
         while isinstance(value, list | tuple) and value:
             value = value[-1]
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            found[tag] = float(value)
+        with contextlib.suppress(OverflowError):  # an integer of 400 digits
+            # A record that says NaN or infinity does not know its tag.
+            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+                found[tag] = float(value)
     return found
 
 

@@ -39,6 +39,7 @@ def write_corpus_report(plan: CorpusPlan, tallies: Tallies, *, workdir: Path) ->
         _rules(plan, sets, images),
         _duplicates(total, groups, images),
         _care(tallies),
+        _not_read(plan, tallies),
         _files(total),
         _domains(total, images),
         _speed(merge_tallies(total, took(plan))),
@@ -115,6 +116,39 @@ def _care(tallies: Tallies) -> str:
         return ""
     text = "Documents that each setting changed. For email, phone, iban and ip: the number of items replaced."
     return section("Text care", text, table(rows, tuple(rows[0])))
+
+
+def _not_read(plan: CorpusPlan, tallies: Tallies) -> str:
+    """Everything at the sources' paths that is in no document: whole files, records, and values of good records."""
+    rows = []
+    for name, tally in tallies.items():
+        for reason, skipped in sorted(plan.skipped.get(name, {}).items()):
+            rows.append(
+                {"source": name, "what": "files", "reason": reason, "count": len(skipped), "example": skipped[0]}
+            )
+        counts: dict[tuple[str, str], int] = {}
+        examples: dict[tuple[str, str], str] = {}
+        for file, read in sorted(tally.get("files", {}).items()):
+            damage = {read["damage"].partition(" (")[0]: 1} if read["damage"] else {}
+            kinds = {
+                "rest of a file": damage,
+                "records": read["bad"],
+                "not text": read["other"],
+                "values": read["unread"],
+            }
+            for what, reasons in kinds.items():
+                for reason, count in reasons.items():
+                    counts[what, reason] = counts.get((what, reason), 0) + int(count)
+                    examples.setdefault((what, reason), file)
+        for form, count in tally.get("unread", {}).items():
+            counts["values", form] = int(count)
+        for (what, reason), count in sorted(counts.items()):
+            example = examples.get((what, reason), "")
+            rows.append({"source": name, "what": what, "reason": reason, "count": count, "example": example})
+    if not rows:
+        return ""
+    text = "Records, and rests of damaged files, are in no document. Values are missing in documents that are good."
+    return section("Not read", text, table(rows, tuple(rows[0])))
 
 
 def _files(total: Mapping[str, Any]) -> str:

@@ -5,7 +5,6 @@ vowel marks and tatweel make no difference. A text without words is compared as 
 scheme, `www.`, fragment and final slash.
 """
 
-import datetime
 import hashlib
 import re
 from collections.abc import Sequence
@@ -13,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from allam_jax.corpus.dates import microseconds, parse_date
 from allam_jax.corpus.minhash import MinHash
-from allam_jax.files import atomic_path
+from allam_jax.files import atomic_path, write_array
 
 KEYS, SIGNED, BANDS, SHINGLES = "keys.npz", "signed.npy", "bands.npy", "shingles.npz"
 
@@ -103,18 +103,9 @@ def url_key(url: str) -> str:
 
 
 def date_key(date: str) -> int:
-    """Microseconds from 1970 to a date, given in ISO 8601 (without a zone: UTC) or in seconds; else `NO_DATE`."""
-    try:
-        moment = datetime.datetime.fromisoformat(date)
-    except ValueError:
-        try:
-            seconds = int(float(date))
-        except (ValueError, OverflowError):
-            return int(NO_DATE)
-        return seconds * 1_000_000 if abs(seconds) < 1e12 else int(NO_DATE)
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=datetime.UTC)
-    return int((moment - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) / datetime.timedelta(microseconds=1))
+    """Microseconds from 1970 to a date in one of the forms of `parse_date`; else `NO_DATE`."""
+    moment = parse_date(date) if date else None
+    return int(NO_DATE) if moment is None else microseconds(moment)
 
 
 def digest(text: str, *, salt: str) -> bytes:
@@ -124,8 +115,8 @@ def digest(text: str, *, salt: str) -> bytes:
 
 def save_arrays(path: Path, value: dict[str, np.ndarray] | np.ndarray) -> None:
     """Writes one array as .npy, or several named ones as .npz, atomically."""
+    if not isinstance(value, dict):
+        write_array(path, value)
+        return
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        if isinstance(value, dict):
-            np.savez(file, **value)  # type: ignore[arg-type]
-        else:
-            np.save(file, value)
+        np.savez(file, **value)  # type: ignore[arg-type]

@@ -17,13 +17,15 @@ from absl import logging
 from allam_jax.corpus.corpus_plan import CorpusPlan
 from allam_jax.corpus.shards import assemble, read_manifest
 from allam_jax.corpus.tally import Tally, merge_tallies
-from allam_jax.files import atomic_path, read_json
+from allam_jax.errors import UserError
+from allam_jax.files import atomic_path, read_json, shown
+
+_INPUTS = "inputs"  # the key of a manifest's metadata for what was read
 
 
 def outdated(plan: CorpusPlan, *, workdir: Path) -> list[str]:
     """The sources whose dataset is missing, or was written from other facts than the plan's."""
-    manifests = {name: read_manifest(workdir / name) for name in plan.sources}
-    return [name for name, found in manifests.items() if found is None or found["metadata"] != plan.facts(name)]
+    return [name for name in plan.sources if not _is_current(plan, name, directory=workdir / name)]
 
 
 def run(plan: CorpusPlan, *, workdir: Path) -> dict[str, dict[str, Any]]:
@@ -37,6 +39,7 @@ def run(plan: CorpusPlan, *, workdir: Path) -> dict[str, dict[str, Any]]:
     from allam_jax.corpus import executors
 
     executors.run_stages(_stages(plan), logs=plan.work / "logs", settings=plan.settings.executor)
+    read = {name: _record_inputs(plan, name) for name in plan.sources}
     tallies = {}
     for name in plan.sources:
         directories = [plan.directory(rank) for rank, part in enumerate(plan.parts) if part.source == name]
@@ -48,11 +51,36 @@ def run(plan: CorpusPlan, *, workdir: Path) -> dict[str, dict[str, Any]]:
             name=name,
             validation_share=plan.sources[name].validation_share,
             seed=plan.seed,
-            metadata=plan.facts(name),
+            metadata=plan.facts(name) | {_INPUTS: read[name]},
             fields=plan.features,
         )
         logging.info("corpus %s: written", name)
     return tallies
+
+
+def _is_current(plan: CorpusPlan, name: str, *, directory: Path) -> bool:
+    manifest = read_manifest(directory)
+    if manifest is None:
+        return False
+    facts = dict(manifest["metadata"])
+    read = facts.pop(_INPUTS, {})  # older datasets do not say what they were made of
+    for source, found in plan.inputs(name).items():
+        lines = found.changed(read[source])[0] if source in read else []
+        if lines:
+            logging.warning("corpus %s: written again, because its inputs changed: %s", name, "; ".join(lines[:5]))
+            return False
+    return facts == plan.facts(name)
+
+
+def _record_inputs(plan: CorpusPlan, name: str) -> dict[str, Any]:
+    records = {source: found.record() for source, found in plan.inputs(name).items()}
+    for source, record in records.items():
+        for file, (*_, hash_) in record.items():
+            if not hash_:
+                raise UserError(
+                    f"{shown(plan.found[source].files[file])}: changed while it was read; run the same command again"
+                )
+    return records
 
 
 def clear(plan: CorpusPlan) -> None:

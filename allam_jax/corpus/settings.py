@@ -13,7 +13,7 @@ class DocumentsSettings(Section):
     """Where the documents of one source come from, and what is done to their text."""
 
     catalog: str = setting("", "a name of the catalog (allam_jax/corpus/catalog.py); or give path")
-    path: str = setting("", "your own .jsonl(.gz|.zst), .txt(.gz|.zst) or .parquet: a file, a directory or a glob")
+    path: str = setting("", "your own files (docs/corpus.md): a file, a directory or a glob", path="texts")
     text_field: str = setting("text", "the column or key that holds the text")
     text_unit: str = setting("line", "what one document is in a .txt file", choices=("line", "paragraph", "file"))
     language: str = setting("", "ISO 639-1 code; needed with path")
@@ -35,6 +35,9 @@ class DocumentsSettings(Section):
     max_bytes: int = setting(0, "stop after this many bytes of text; 0 takes everything", least=0, most=_TERABYTES)
     max_bad_share: float = setting(
         0.01, "stop with the counts when more than this share of the records is unreadable", least=0, most=1
+    )
+    max_record_bytes: int = setting(
+        64_000_000, "longer records (lines, rows, values, pages) are unreadable ones", least=1, most=2**30
     )
     max_damaged_share: float = setting(
         0.0, "stop when more than this share of the files ends early; else keep their documents", least=0, most=1
@@ -103,8 +106,8 @@ class CorpusSettings(Section, name="corpus"):
         "sets of rules, name -> base.rule(...); ready sets: configs/corpus_rules.py"
     )
     tags: tuple[str, ...] = setting((), "tags computed for all documents, beside those that rules ask for")
-    block_lists: Mapping[str, str] = entries("language -> file of blocked words and phrases, one a line")
-    quality_models: Mapping[str, str] = entries("language -> directory of task quality_classifier")
+    block_lists: Mapping[str, str] = entries("language -> file of blocked words and phrases, one a line", path="files")
+    quality_models: Mapping[str, str] = entries("language -> directory of task quality_classifier", path="files")
     features: tuple[str, ...] = setting((), 'stored beside text and id: "url", "date", "domain", "tags", other fields')
     parts: int = setting(1, "into how many parts a source of several files is cut, each with its own shards", least=1)
     shard_bytes: int = setting(256_000_000, "text of a shard; it is closed when it holds so much", least=1)
@@ -124,14 +127,14 @@ class PlantedSettings(Section, name="planted"):
 class PlantedCheckSettings(Section, name="planted"):
     """What task check_planted compares."""
 
-    crawl: str = setting("", "directory of the task plant")
-    corpus: str = setting("", "directory of the task corpus that read it")
+    crawl: str = setting("", "directory of the task plant", path="files")
+    corpus: str = setting("", "directory of the task corpus that read it", path="files")
 
 
 class TextsSettings(Section):
     """Whole texts out of document shards."""
 
-    path: str = setting("", "a dataset directory")
+    path: str = setting("", "a dataset directory", path="files")
     split: str = setting("train", "train or validation")
     max_bytes: int = setting(0, "stop after this many bytes; 0 takes everything", least=0, most=_TERABYTES)
 

@@ -6,6 +6,7 @@ A task that was killed can therefore run again from the start.
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from loguru import logger
 
 from allam_jax.corpus import keys
 from allam_jax.corpus.corpus_plan import CorpusPlan, known_tags
+from allam_jax.corpus.dates import parse_date
 from allam_jax.corpus.normalise import normalise
 from allam_jax.corpus.pii import redact
 from allam_jax.corpus.readers import FileReader
@@ -29,7 +31,7 @@ from allam_jax.corpus.tags import Resources, compute
 from allam_jax.corpus.tally import Tally
 from allam_jax.corpus.text_care import repair
 from allam_jax.corpus.words import Words
-from allam_jax.files import atomic_path, write_json, write_text
+from allam_jax.files import atomic_path, shown, write_json, write_text
 
 # Errors reach the user as exceptions. Without this line, datatrove would print each of them again with its traceback.
 logger.disable("datatrove")
@@ -37,6 +39,8 @@ logger.disable("datatrove")
 CLEAN_TALLY, WRITE_TALLY, COUNTS = "clean.json", "write.json", "counts.json"
 DOCUMENTS, REMOVED = "documents.array_record", "removed.npz"
 REASONS = ("duplicate URL", "duplicate text", "near-duplicate")
+
+_FORMS = 20  # of dates that cannot be read, counted each by itself
 
 Documents = Iterator[PipelineDocument]
 
@@ -135,16 +139,19 @@ class Read(Source):
                 "date": _string(read.metadata.get(self.settings.date_field)),
                 "bytes": size,
                 "known_tags": known_tags(read.metadata, tags),
+                # Apart from the others, because a record's field can have any name.
+                "features": {name: _string(read.metadata.get(name)) for name in self.plan.settings.features},
             }
             metadata["domain"] = _string(read.metadata.get("domain")) or self.settings.domain or _host(metadata["url"])
-            for name in self.plan.settings.features:
-                metadata.setdefault(name, _string(read.metadata.get(name)))
+            if metadata["date"] and parse_date(metadata["date"]) is None:
+                forms, form = self.tally.values.get("unread", {}), f"date like {_form(metadata['date'])}"
+                self.tally.add("unread", form if form in forms or len(forms) < _FORMS else "date in another form")
             self.tally.add("domains", "before", metadata["domain"])
             yield size, PipelineDocument(text=read.text, id=read.id, metadata=metadata)
 
     def _end(self) -> None:
         if isinstance(self.reader, FileReader):
-            self.tally.values["files"] = {str(file): counts.to_dict() for file, counts in self.reader.counts.items()}
+            self.tally.values["files"] = {shown(file): counts.to_dict() for file, counts in self.reader.counts.items()}
 
 
 class Clean(Step):
@@ -330,7 +337,8 @@ class Write(Step):
 def record(document: PipelineDocument, fields: tuple[str, ...]) -> dict[str, str]:
     """The document as it is stored: field -> string. Tags are written as JSON."""
     metadata = document.metadata
-    values: dict[str, Any] = {"text": document.text, "id": document.id, **metadata}
+    values: dict[str, Any] = {"text": document.text, "id": document.id, **metadata["features"]}
+    values |= {name: metadata[name] for name in ("source", "language", "url", "date", "domain")}
     if "tags" in fields:
         values["tags"] = json.dumps(metadata.get("tags", {}))
     return {field: values[field] for field in fields}
@@ -340,6 +348,12 @@ def _write_tally(tally: Tally, path: Path) -> None:
     lines = (json.dumps({"id": id_, "reasons": reasons}, ensure_ascii=False) for id_, reasons in tally.dropped)
     write_text(path.with_suffix(".dropped"), "".join(f"{line}\n" for line in lines))
     write_json(path, tally.values)
+
+
+def _form(date: str) -> str:
+    """What a date looks like: its digits as 0, its words as `a`."""
+    form = re.sub(r"[^\W\d_]+", "a", re.sub(r"\d", "0", date))
+    return form if len(form) <= 30 else "a long text"
 
 
 def _string(value: Any) -> str:

@@ -70,7 +70,7 @@ class Tally:
 def bin_of(tag: str, value: float) -> int:
     """The number of a value's bin: `SHARE_BINS` equal bins for shares, four bins for each doubling for counts."""
     if TAGS[tag].kind == "share":
-        return min(max(int(value * SHARE_BINS), 0), SHARE_BINS - 1)
+        return int(min(max(value, 0.0) * SHARE_BINS, SHARE_BINS - 1))
     return int(4 * math.log2(max(value, 0.0) + 1.0))
 
 

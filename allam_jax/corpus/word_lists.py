@@ -43,7 +43,7 @@ def bare_stop_words(language: str) -> frozenset[str]:
 def read_block_list(path: str) -> frozenset[str]:
     """Words and phrases of a block list, one on each line, such as a file of LDNOOBW; UserError if it is unreadable."""
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path}: cannot read the block list ({error}); expected UTF-8 with one word or phrase on a line"

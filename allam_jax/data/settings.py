@@ -10,7 +10,9 @@ _TRILLIONS = 2**53
 class SourceSettings(Section):
     """One source of a mixture, or of held-out documents."""
 
-    path: str = setting("", "a TFDS dataset directory written by task corpus, or its tokens, written by task tokenize")
+    path: str = setting(
+        "", "a TFDS dataset directory written by task corpus, or its tokens, written by task tokenize", path="files"
+    )
     split: str = setting("train", "train or validation")
     weight: float = setting(1.0, "share of the tokens, relative to the sum over sources", least=0)
     epochs: float = setting(

@@ -18,7 +18,7 @@ from allam_jax.data.batch import Encoder
 from allam_jax.data.documents import DocumentSource
 from allam_jax.data.token_cache import MANIFEST, VERSION, damaged_files, is_token_cache, verify_tokens
 from allam_jax.errors import UserError
-from allam_jax.files import atomic_path, read_json, sha256_of_file, write_json
+from allam_jax.files import atomic_path, read_json, sha256_of_file, write_array, write_json
 
 SHARD_TOKENS = 2**26  # 128 MiB of uint16
 _BATCH_CHARACTERS = 4_000_000  # for one call of the tokenizer: enough work for all cores, and little memory
@@ -44,9 +44,7 @@ def write_tokens(
 
     UserError if there is no such dataset or split, or the split has no documents.
     """
-    source = DocumentSource(documents, split=split)
-    if not len(source):
-        raise UserError(f"{documents}: no documents in split {split!r} to tokenise")
+    source = open_documents(documents, split=split)
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
     plan = {
         "version": VERSION,
@@ -91,6 +89,14 @@ def write_tokens(
     with atomic_path(directory) as temporary:
         os.replace(unfinished, temporary)
     return manifest
+
+
+def open_documents(documents: str | Path, *, split: str) -> DocumentSource:
+    """The documents to tokenise; UserError if there is no such dataset or split, or the split has no documents."""
+    source = DocumentSource(documents, split=split)
+    if not len(source):
+        raise UserError(f"{documents}: no documents in split {split!r} to tokenise")
+    return source
 
 
 def _open_unfinished(directory: Path, plan: dict[str, Any]) -> Path:
@@ -139,9 +145,6 @@ def _write_shard(directory: Path, name: str, documents: list[np.ndarray], *, dty
     files = {}
     for kind, array in (("tokens", tokens), ("index", index)):
         path = directory / f"{name}.{kind}.npy"
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            np.save(file, array)
-            file.flush()
-            os.fsync(file.fileno())
+        write_array(path, array)
         files[path.name] = {"size": path.stat().st_size, "sha256": sha256_of_file(path)}
     return {"documents": len(documents), "tokens": len(tokens), "files": files}

@@ -10,6 +10,7 @@ from allam_jax.config import require
 from allam_jax.corpus import pipeline
 from allam_jax.corpus.corpus_plan import make_corpus_plan
 from allam_jax.corpus.corpus_report import write_corpus_report
+from allam_jax.corpus.first_look import check_inputs
 from allam_jax.corpus.shards import read_manifest
 from allam_jax.settings import Settings
 
@@ -26,6 +27,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         if not plan.shares_duplicates:
             settings = dataclasses.replace(config.corpus, sources={name: sources[name] for name in wanted})
             plan = make_corpus_plan(settings, workdir=workdir, seed=config.seed)
+        check_inputs(plan)
         tallies = pipeline.run(plan, workdir=workdir)
         write_corpus_report(plan, tallies, workdir=workdir)
         pipeline.clear(plan)

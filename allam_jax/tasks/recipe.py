@@ -1,9 +1,9 @@
 """Recipes: stages in order, each in a directory of its own; finished ones are skipped.
 
 The fingerprint of a stage is a hash of its config and of the fingerprints of the stages that it reads. The stage lies
-in `WORKDIR/NAME`; if it is finished there with another config, the recipe is refused. With a store it lies in
-`STORE/NAME-FINGERPRINT`, with a link in the workdir: recipes that have the same stage share it. The first one computes
-it, and the others wait.
+in `WORKDIR/NAME`; if it is finished there with another config or other inputs, the recipe is refused. With a store it
+lies in `STORE/NAME-FINGERPRINT`, with a link in the workdir: recipes that have the same stage share it. The first one
+computes it, and the others wait.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from allam_jax import files
 from allam_jax.config import differences, resolve_stages
 from allam_jax.errors import UserError
 from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
+from allam_jax.tasks.inputs_of_task import inputs_of
 from allam_jax.tasks.registry import changed_settings
 
 RESULT_FILE = "result.json"
@@ -101,6 +102,7 @@ def run_recipe(
             if broadcast(is_finished(directory)):
                 record = files.read_json(directory / RESULT_FILE)
                 _check_unchanged(record, stage=stage, directory=directory)
+                _check_inputs(record, stage=stage, directory=directory)
                 logging.info("%s: already finished, skipped", title)
             elif chosen:
                 missing = [used for used in stage.uses if not is_finished(directories[used])]
@@ -125,6 +127,7 @@ def _run(
     stage: Stage, resolved: ConfigDict, *, directory: Path, run_task: Callable[..., dict[str, Any]]
 ) -> dict[str, Any]:
     started = time.monotonic()
+    inputs = inputs_of(stage.config) if is_main_process() else {}
     record = {
         "fingerprint": stage.fingerprint,
         "config": changed_settings(stage.config),
@@ -132,6 +135,11 @@ def _run(
         "seconds": round(time.monotonic() - started, 1),
     }
     if is_main_process():
+        read_files = {key: found.record() for key, found in inputs.items()}
+        record["inputs"] = read_files
+        for key, read in read_files.items():
+            if unclear := [name for name, (*_, hash_) in read.items() if not hash_]:
+                logging.warning("%s: changed while stage %s read it (config.%s)", unclear[0], stage.name, key)
         files.write_json(directory / RESULT_FILE, record)
     barrier(f"finished {stage.name}")
     return record
@@ -145,6 +153,27 @@ def _check_unchanged(record: dict[str, Any], *, stage: Stage, directory: Path) -
         f"{directory} was finished with another config ({'; '.join(changed[:3])}): "
         "use a new --workdir, or remove this directory and those of later stages to run them again"
     )
+
+
+def _check_inputs(record: dict[str, Any], *, stage: Stage, directory: Path) -> None:
+    """UserError where the files that the stage has read are others now. Only the first process looks."""
+    changed: list[str] = []
+    if is_main_process() and "inputs" in record:  # stages of earlier versions do not know theirs
+        read, touched = record["inputs"], False
+        for key, found in inputs_of(stage.config).items():
+            lines, only_times = found.changed(read.get(key, {}))
+            changed += [f"config.{key}: {line}" for line in lines]
+            if only_times:
+                read[key], touched = found.record(), True
+        if touched and not changed:  # so that the next start need not read them again
+            files.write_json(directory / RESULT_FILE, record)
+    changed = broadcast(changed)
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise UserError(
+            f"{directory} was finished with other inputs ({'; '.join(changed[:3])}{more}): use a new --workdir, or "
+            "remove this directory and those of later stages to run them again"
+        )
 
 
 def _wait_for_turn(stack: contextlib.ExitStack, directory: Path, *, title: str) -> None:

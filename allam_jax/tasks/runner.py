@@ -90,4 +90,6 @@ def _disk_errors(workdir: Path) -> Iterator[None]:
             remedy = "check this path in the config"
         else:
             raise
-        raise UserError(f"{error.filename or workdir}: {os.strerror(error.errno).lower()}; {remedy}") from error
+        # Of a copy, the second name is that of the target.
+        place = error.filename2 or error.filename or workdir
+        raise UserError(f"{place}: {os.strerror(error.errno).lower()}; {remedy}") from error

@@ -14,20 +14,22 @@ class SeedSettings(Section):
 class TokenizerSettings(Section):
     """Which tokenizer is used."""
 
-    tokenizer: str = setting("", "tokenizer directory (or tokenizer.model); empty takes the one beside the weights")
+    tokenizer: str = setting(
+        "", "tokenizer directory (or tokenizer.model); empty takes the one beside the weights", path="tokenizer"
+    )
 
 
 class ArmSettings(Section):
     """An expanded model and its continued pre-training."""
 
-    expand: str = setting("", "directory of the stage that expanded it")
-    continued: str = setting("", "directory of the stage that trained it on")
+    expand: str = setting("", "directory of the stage that expanded it", path="stage")
+    continued: str = setting("", "directory of the stage that trained it on", path="stage")
 
 
 class ReportSettings(Section, name="report"):
     """Directories of the stages that the report of a recipe reads."""
 
-    base: str = setting("", "of the base's training")
-    tokenizers: str = setting("", "of the merged tokenizer")
-    export: str = setting("", "of the export")
+    base: str = setting("", "of the base's training", path="stage")
+    tokenizers: str = setting("", "of the merged tokenizer", path="stage")
+    export: str = setting("", "of the export", path="stage")
     arms: Mapping[str, ArmSettings] = entries("method -> base.arm(...)")

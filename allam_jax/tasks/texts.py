@@ -1,11 +1,16 @@
 """Reading whole texts out of document shards, for tasks that need text and not batches."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from allam_jax.config import require
 from allam_jax.corpus.settings import TextsSettings
 from allam_jax.data.documents import DocumentSource
+
+
+def open_texts(sources: Mapping[str, TextsSettings], *, key: str) -> dict[str, DocumentSource]:
+    """The dataset of each of `sources`; UserError for one that cannot be read. `key` names the section in errors."""
+    require(sources, key=key, hint="name at least one source")
+    return {name: DocumentSource(source.path, split=source.split) for name, source in sources.items()}
 
 
 def read_texts(sources: Mapping[str, TextsSettings], *, key: str) -> dict[str, list[str]]:
@@ -13,8 +18,8 @@ def read_texts(sources: Mapping[str, TextsSettings], *, key: str) -> dict[str, l
 
     `key` names the config section in errors.
     """
-    require(sources, key=key, hint="name at least one source")
-    return {name: list(_first_bytes(source)) for name, source in sources.items()}
+    opened = open_texts(sources, key=key)
+    return {name: list(_first_bytes(documents, sources[name].max_bytes)) for name, documents in opened.items()}
 
 
 def lines_of(texts: list[str]) -> list[str]:
@@ -22,12 +27,11 @@ def lines_of(texts: list[str]) -> list[str]:
     return [line for text in texts for line in text.splitlines() if line.strip()]
 
 
-def _first_bytes(source: TextsSettings) -> Iterator[str]:
-    documents = DocumentSource(Path(source.path), split=source.split)
+def _first_bytes(documents: DocumentSource, max_bytes: int) -> Iterator[str]:
     total = 0
     for index in range(len(documents)):
         text = documents[index]
         yield text
         total += len(text.encode())
-        if source.max_bytes and total >= source.max_bytes:
+        if max_bytes and total >= max_bytes:
             return

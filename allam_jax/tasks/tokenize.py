@@ -9,7 +9,7 @@ from typing import Any
 from absl import logging
 
 from allam_jax.config import require
-from allam_jax.data.token_writer import write_tokens
+from allam_jax.data.token_writer import open_documents, write_tokens
 from allam_jax.settings import Settings
 from allam_jax.training.origin import open_tokenizer
 
@@ -18,14 +18,12 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Tokenises what is not there yet; returns documents, tokens and tokens of an epoch (`targets`) by source."""
     tokenizer, _ = open_tokenizer(config)
     require(config.data.sources, key="data.sources", hint="name at least one source")
+    for name, source in config.data.sources.items():  # all of them before the work on the first
+        path = require(source.path, key=f"data.sources.{name}.path", hint="give a dataset directory")
+        open_documents(path, split=source.split)
     result = {}
     for name, source in config.data.sources.items():
-        manifest = write_tokens(
-            require(source.path, key=f"data.sources.{name}.path", hint="give a dataset directory"),
-            split=source.split,
-            tokenizer=tokenizer,
-            directory=workdir / name,
-        )
+        manifest = write_tokens(source.path, split=source.split, tokenizer=tokenizer, directory=workdir / name)
         result[name] = {key: manifest[key] for key in ("documents", "tokens", "targets")}
         logging.info("tokens of %s: %s", name, result[name])
     return result

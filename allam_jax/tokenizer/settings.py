@@ -11,7 +11,7 @@ class TokenizerTrainingSettings(Section, name="tokenizer_training"):
 
     sources: Mapping[str, TextsSettings] = entries("base.texts(...): what it is trained on")
     vocab_size: int = setting(4096, "pieces, all of them counted", least=1)
-    like: str = setting("", "tokenizer whose normaliser and flags are copied")
+    like: str = setting("", "tokenizer whose normaliser and flags are copied", path="tokenizer")
     required_characters: str = setting("", "characters that always become pieces of their own")
     control_tokens: tuple[str, ...] = setting((), "tokens that are one id wherever they are asked for")
     script: str = setting("", 'train the target side of a merge for this script, such as "arabic"')
@@ -20,8 +20,8 @@ class TokenizerTrainingSettings(Section, name="tokenizer_training"):
 class TokenizerMergeSettings(Section, name="tokenizer_merge"):
     """How a language's pieces are added to a base tokenizer."""
 
-    base: str = setting("", "directory of the base tokenizer")
-    target: str = setting("", "directory of the tokenizer whose pieces are added")
+    base: str = setting("", "directory of the base tokenizer", path="tokenizer")
+    target: str = setting("", "directory of the tokenizer whose pieces are added", path="tokenizer")
     script: str = setting("arabic", "only pieces with a character of this script are added")
     control_tokens: tuple[str, ...] = setting(("<|im_start|>", "<|im_end|>"), "control tokens that are added")
     sources: Mapping[str, TextsSettings] = entries("base.texts(...): held-out lines for the proof and the fertility")

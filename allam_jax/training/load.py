@@ -1,6 +1,7 @@
 """Opens the model at a path: a weights directory, a Hugging Face directory, a run, or one of its checkpoints."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ from allam_jax.training.checkpoints import (
     params_folder,
     read_metadata,
     restore_params,
+    step_path,
 )
 from allam_jax.weights.directory import (
     MODEL_FILE,
@@ -84,6 +86,17 @@ def checkpoint_of(path: Path) -> Path | None:
         if candidate.is_dir() and (list_steps(candidate) or is_checkpoint(candidate)):
             return find_checkpoint(candidate)
     return None
+
+
+def places_of_model(path: Path, *, steps: Sequence[int] = ()) -> list[Path]:
+    """What loading a model reads: `path`, or parts of a run with the newest checkpoint or those of `steps`."""
+    if _is_weights(path) or _is_huggingface(path):
+        return [path]
+    checkpoint = checkpoint_of(path)
+    if checkpoint is None:
+        return []
+    chosen = [step_path(checkpoint.parent, step) for step in steps] or [checkpoint]
+    return [run_of(checkpoint) / MODEL_FILE, run_of(checkpoint) / TOKENIZER_FOLDER, *chosen]
 
 
 def run_of(checkpoint: Path) -> Path:

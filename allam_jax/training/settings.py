@@ -18,7 +18,9 @@ class InitSettings(WeightsSettings, name="init"):
     """What a run starts from."""
 
     weights: str = setting(
-        "", "weights directory, Hugging Face directory, or a run's workdir or checkpoint; empty: random parameters"
+        "",
+        "weights directory, Hugging Face directory, or a run's workdir or checkpoint; empty: random parameters",
+        path="model",
     )
     optimizer: bool = setting(False, "also take the optimizer's moments (checkpoints only)")
     step: bool = setting(

@@ -12,7 +12,9 @@ MERGE_METHODS = ("average", "weighted", "decay", "linear", "slerp")
 class WeightsSettings(Section, name="init"):
     """The model that a task works on."""
 
-    weights: str = setting("", "weights directory, Hugging Face directory, or a run's workdir or checkpoint")
+    weights: str = setting(
+        "", "weights directory, Hugging Face directory, or a run's workdir or checkpoint", path="model"
+    )
 
 
 class ExportSettings(Section, name="export"):
@@ -30,7 +32,7 @@ class ExportSettings(Section, name="export"):
 class MergeInputSettings(Section):
     """A model, or checkpoints of a run."""
 
-    path: str = setting("", "weights directory, Hugging Face directory, or a run's workdir or checkpoint")
+    path: str = setting("", "weights directory, Hugging Face directory, or a run's workdir or checkpoint", path="model")
     steps: tuple[int, ...] = setting(
         (), "of a run: its checkpoints of these steps, each a model; empty takes the newest", least=0
     )

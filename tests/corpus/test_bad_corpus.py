@@ -1,5 +1,6 @@
 """Bad input through the whole task: counted and named, nothing lost silently, and past a share the run stops."""
 
+import datetime
 import gzip
 import json
 import random
@@ -7,6 +8,7 @@ import random
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tensorflow_datasets as tfds
 import zstandard
 from pipeline_corpus import config, texts
 
@@ -66,7 +68,7 @@ def test_bad_records_are_counted_by_file_and_reason(folder, tmp_path):
     reasons = sorted(set(BAD_LINES.values()))
     assert sorted(counts["b.jsonl"]["bad"]) == reasons
     assert counts["b.jsonl"]["bad"]["with invalid UTF-8"] == 2
-    assert counts["a.jsonl"] == {"documents": 100, "bad": {}, "other": {}, "damage": ""}
+    assert counts["a.jsonl"] == {"documents": 100, "bad": {}, "other": {}, "unread": {}, "damage": ""}
     assert "b.jsonl" in report
     assert all(reason in report for reason in reasons)
 
@@ -98,14 +100,15 @@ def test_cut_off_archives_are_named_and_kept_up_to_the_damage(folder, tmp_path, 
 
 def test_binary_junk_under_every_name(folder, tmp_path):
     junk = random.Random(1).randbytes(5000)
-    for name in ("j.jsonl.gz", "j.jsonl.zst", "j.parquet"):
+    names = ("j.jsonl.gz", "j.jsonl.zst", "j.jsonl.bz2", "j.jsonl.xz", "j.parquet", "j.csv.gz", "j.warc.gz", "j.warc")
+    for name in names:
         (folder / name).write_bytes(junk)
-    written, counts, _ = run(folder, tmp_path / "out", max_damaged_share=0.8)
+    written, counts, _ = run(folder, tmp_path / "out", max_damaged_share=0.9)
     assert written == 100
-    assert all(counts[name]["damage"] for name in ("j.jsonl.gz", "j.jsonl.zst", "j.parquet"))
+    assert all(counts[name]["damage"] for name in names)
     (folder / "j.txt").write_bytes(junk)
     with pytest.raises(UserError, match=r"j.txt: too many bad records \(0 good, \d+ with invalid UTF-8"):
-        run(folder, tmp_path / "text", max_damaged_share=0.8)
+        run(folder, tmp_path / "text", max_damaged_share=0.9)
 
 
 def test_empty_files_are_no_error(folder, tmp_path):
@@ -118,7 +121,7 @@ def test_empty_files_are_no_error(folder, tmp_path):
         counts["e.jsonl"]
         == counts["e.jsonl.gz"]
         == counts["e.txt"]
-        == {"documents": 0, "bad": {}, "other": {}, "damage": ""}
+        == {"documents": 0, "bad": {}, "other": {}, "unread": {}, "damage": ""}
     )
 
 
@@ -126,6 +129,102 @@ def test_parquet_of_another_schema(folder, tmp_path):
     pq.write_table(pa.table({"body": ["x"], "id": ["1"]}), folder / "p.parquet")
     with pytest.raises(UserError, match="p.parquet: no column 'text'; it has body, id"):
         run(folder, tmp_path / "out", max_damaged_share=1.0)
+
+
+def test_all_that_is_not_read_is_in_the_report(folder, tmp_path):
+    (folder / "README.md").write_text("x")
+    (folder / ".hidden.jsonl").write_text("x")
+    (folder / "linked.jsonl").symlink_to(tmp_path / "nowhere")
+    lines = rows(20, prefix="d") + ["{", '{"text": "a\\u0000b"}']
+    dates = ["2024/03/05", "05/03/2024", "06/03/2024", "soon"]
+    lines += [json.dumps({"text": text, "date": date}) for text, date in zip(texts(4, seed=9), dates, strict=True)]
+    (folder / "d.jsonl").write_text("\n".join(lines))
+    value = config(folder)
+    value.corpus.sources.crawl.update(rules="", max_bad_share=0.5)
+    (tmp_path / "out").mkdir()
+    task.run(settings_of(value), tmp_path / "out")
+    report = (tmp_path / "out" / "report.md").read_text()
+    cells = {
+        tuple(cell.strip() for cell in line.strip("| ").split("|"))[1:4]
+        for line in report.partition("## Not read")[2].partition("\n## ")[0].splitlines()
+        if line.startswith("| crawl")
+    }
+    assert cells == {
+        ("files", "hidden", "1"),
+        ("files", "of another kind (.md)", "1"),
+        ("files", "a link to nothing", "1"),
+        ("records", "not JSON", "1"),
+        ("records", "with NUL characters, as in UTF-16 without a byte order mark", "1"),
+        ("values", "date like 00/00/0000", "2"),
+        ("values", "date like a", "1"),
+    }
+
+
+def test_every_source_is_looked_at_before_the_work(folder, tmp_path):
+    value = config(folder)
+    (tmp_path / "more").mkdir()
+    value.corpus.sources.second = value.corpus.sources.crawl
+    value.corpus.sources.second.path = str(tmp_path / "more")
+    for name, content, message in (
+        ("a.csv", b"id,body\n1,x\n", "a.csv: no column 'text'; it has id, body"),
+        ("a.tsv.gz", gzip.compress(b"id\tbody\n"), "a.tsv.gz: no column 'text'"),
+        ("a.parquet", None, "a.parquet: no column 'text'; it has body"),
+    ):
+        if content is None:
+            pq.write_table(pa.table({"body": ["x"]}), tmp_path / "more" / name)
+        else:
+            (tmp_path / "more" / name).write_bytes(content)
+        (tmp_path / "out").mkdir(exist_ok=True)
+        with pytest.raises(UserError, match=message):
+            task.run(settings_of(value), tmp_path / "out")
+        assert list((tmp_path / "out").iterdir()) == []
+        (tmp_path / "more" / name).unlink()
+
+
+@pytest.mark.parametrize("names", [("bytes", "words", "known_tags", "features"), ("fields", "url", "split")])
+def test_features_may_have_any_name(folder, tmp_path, names):
+    (folder / "a.jsonl").write_text(json.dumps({"text": texts(1)[0]} | {name: f"own {name}" for name in names}))
+    value = config(folder)
+    value.corpus.sources.crawl.update(rules="", validation_share=0.0)
+    value.corpus.features = names
+    (tmp_path / "out").mkdir()
+    task.run(settings_of(value), tmp_path / "out")
+    (record,) = tfds.builder_from_directory(tmp_path / "out" / "crawl").as_data_source("train")
+    assert {name: record[name].decode() for name in names} == {name: f"own {name}" for name in names}
+
+
+def test_a_tag_that_is_no_number_is_computed(folder, tmp_path):
+    for value in ("NaN", "Infinity", "-1e999", "9" * 400, "[[0, 5, NaN]]", "true"):
+        (folder / "a.jsonl").write_text(f'{{"text": "واحد اثنان ثلاثة", "word_count": {value}}}')
+        settings = config(folder)
+        settings.corpus.sources.crawl.update(rules="", validation_share=0.0)
+        settings.corpus.features, settings.corpus.tags = ("tags",), ("word_count",)
+        (tmp_path / "out").mkdir(exist_ok=True)
+        task.run(settings_of(settings), tmp_path / "out")
+        (record,) = tfds.builder_from_directory(tmp_path / "out" / "crawl").as_data_source("train")
+        assert json.loads(record["tags"].decode()) == {"word_count": 3.0}
+
+
+def test_newest_is_newest_whatever_the_type_of_the_dates(folder, tmp_path):
+    moments = [datetime.datetime(year, 5, 1, 12) for year in (2020, 2024, 2022)]
+    columns = {
+        "timestamp": pa.array(moments, pa.timestamp("ns", "Asia/Riyadh")),
+        "date": pa.array([moment.date() for moment in moments], pa.date32()),
+        "milliseconds": pa.array([int(moment.timestamp() * 1000) for moment in moments]),
+        "string": pa.array([moment.strftime("%Y/%m/%d") for moment in moments]),
+    }
+    (folder / "a.jsonl").unlink()
+    for number, dates in enumerate(columns.values()):
+        table = {"text": texts(1, seed=number) * 3, "id": ["old", "new", "middle"], "date": dates}
+        pq.write_table(pa.table(table), folder / f"{number}.parquet")
+    value = config(folder, keep="newest")
+    value.corpus.sources.crawl.update(rules="", validation_share=0.0)
+    value.corpus.features = ("date",)
+    (tmp_path / "out").mkdir()
+    task.run(settings_of(value), tmp_path / "out")
+    kept = list(tfds.builder_from_directory(tmp_path / "out" / "crawl").as_data_source("train"))
+    assert [record["id"] for record in kept] == [b"new"] * 4
+    assert {record["date"].decode()[:4] for record in kept[:2]} == {"2024"}
 
 
 @pytest.mark.slow

@@ -1,5 +1,10 @@
+import bz2
+import datetime
+import decimal
 import gzip
 import json
+import lzma
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,12 +26,11 @@ def read(path, *, fields=(), **settings):
 
 
 def compress(content: bytes, suffix: str) -> bytes:
-    if suffix == ".gz":
-        return gzip.compress(content)
-    return zstandard.compress(content) if suffix == ".zst" else content
+    by_suffix = {".gz": gzip.compress, ".zst": zstandard.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+    return by_suffix[suffix](content) if suffix else content
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst", ".bz2", ".xz"])
 def test_jsonl(tmp_path, suffix):
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(compress(JSONL, suffix))
@@ -44,7 +48,7 @@ def test_zstd_of_several_frames_and_more_than_one_block(tmp_path):
     assert [document.text for document in documents] == [json.loads(line)["text"] for line in lines]
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2", ".xz"])
 @pytest.mark.parametrize("kept", [0.001, 0.3, 0.9, 0.999])
 def test_cut_off_archives_are_an_error(tmp_path, suffix, kept):
     lines = b"".join(json.dumps({"text": f"{number * 7919 % 10007} text"}).encode() + b"\n" for number in range(20_000))
@@ -56,9 +60,10 @@ def test_cut_off_archives_are_an_error(tmp_path, suffix, kept):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2", ".xz"])
 def test_no_damaged_byte_of_an_archive_passes_unseen(tmp_path, suffix):
-    content = gzip.compress(JSONL) if suffix == ".gz" else zstandard.ZstdCompressor(write_checksum=True).compress(JSONL)
+    checked = zstandard.ZstdCompressor(write_checksum=True)
+    content = checked.compress(JSONL) if suffix == ".zst" else compress(JSONL, suffix)
     path = tmp_path / f"a.jsonl{suffix}"
     refused = 0
     for position in range(len(content)):
@@ -177,7 +182,7 @@ def test_paths_that_do_not_exist(tmp_path):
     with pytest.raises(UserError, match="no file matches this pattern"):
         read(tmp_path / "*.txt")
     (tmp_path / "a.doc").write_text("x")
-    with pytest.raises(UserError, match="cannot read this kind of file; expected .jsonl"):
+    with pytest.raises(UserError, match=r"a.doc: cannot read it \(.*of another kind \(.doc\)\); expected .jsonl"):
         read(tmp_path / "a.doc")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no files to read in this directory"):
@@ -188,3 +193,149 @@ def test_an_empty_corpus_is_an_error(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n\n")
     with pytest.raises(UserError, match="no documents in .*a.jsonl; the corpus is empty"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be", "utf-8"])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_byte_order_mark_says_the_encoding(tmp_path, encoding, suffix):
+    texts = ["مرحبا 𝄞", "second"] * 60_000  # more than a block, with characters across its ends
+    lines = "\ufeff" + "\r\n".join(texts)
+    (tmp_path / f"a.txt{suffix}").write_bytes(compress(lines.encode(encoding), suffix))
+    assert [document.text for document in read(tmp_path)[1]] == texts
+    (tmp_path / f"a.txt{suffix}").unlink()
+    rows = '\ufefftext,url\n"one\nline",https://a.example\n'
+    (tmp_path / f"a.csv{suffix}").write_bytes(compress(rows.encode(encoding), suffix))
+    assert [document.text for document in read(tmp_path)[1]] == ["one\nline"]
+
+
+def test_utf_16_that_ends_inside_a_character_is_damaged(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeffone\ntwo".encode("utf-16-le")[:-1])
+    with pytest.raises(UserError, match="a.txt: damaged or cut short .*truncated data"):
+        read(tmp_path)
+
+
+def test_utf_16_without_a_mark_and_nuls_are_bad_records(tmp_path):
+    texts = "\n".join(["مرحبا بالعالم", "hello", "كيف الحال"])
+    for name, content in (
+        ("a.txt", texts.encode("utf-16-le")),
+        ("b.jsonl", json.dumps({"text": "a\0b"}).encode()),
+        ("c.csv", b"text\na\0b\n"),
+        ("d.jsonl", json.dumps({"text": "hello"}).encode("utf-16-le")),
+    ):
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "e.txt").write_text("good")
+    reader, documents = read(tmp_path, max_bad_share=1.0)
+    assert [document.text for document in documents] == ["good"]
+    for counts in list(reader.counts.values())[:4]:
+        assert set(counts.bad) == {"with NUL characters, as in UTF-16 without a byte order mark"}
+
+
+@pytest.mark.parametrize("unit", ["line", "paragraph", "file"])
+@pytest.mark.parametrize("length", [999, 1000, 1001, 5000])
+def test_records_of_all_lengths_around_the_limit(tmp_path, unit, length):
+    text = "x" * length
+    for name, content in (
+        ("a.txt", f"first\n\n{text}\n\nlast" if unit != "file" else text),
+        ("b.jsonl", "\n".join(f'{{"text":"{row}"}}' for row in ("first", "x" * (length - 11), "last"))),
+        ("c.csv", f"text\nfirst\n{text}\nlast\n"),
+    ):
+        (tmp_path / name).write_text(content)
+    reader, documents = read(tmp_path, text_unit=unit, max_bad_share=1.0, max_record_bytes=1000)
+    expected = {"longer than max_record_bytes": 1} if length > 1000 else {}
+    assert [dict(counts.bad) for counts in reader.counts.values()] == [expected] * 3
+    assert sum(document.text in ("first", "last") for document in documents) == (4 if unit == "file" else 6)
+
+
+def test_a_line_without_end_takes_bounded_memory(tmp_path):
+    with gzip.open(tmp_path / "a.jsonl.gz", "wb", 1) as file:
+        file.write(b'{"text": "')
+        for _ in range(100):
+            file.write(b"x" * 1_000_000)
+        file.write(b'"}\n{"text": "good"}\n')
+    tracemalloc.start()
+    reader, documents = read(tmp_path, max_bad_share=0.5, max_record_bytes=4_000_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [document.text for document in documents] == ["good"]
+    assert reader.counts[tmp_path / "a.jsonl.gz"].bad == {"longer than max_record_bytes": 1}
+    assert peak < 12_000_000
+
+
+def test_zstd_with_a_long_window_is_read(tmp_path):
+    parameters = zstandard.ZstdCompressionParameters(window_log=31, compression_level=1, write_content_size=False)
+    stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    (tmp_path / "a.jsonl.zst").write_bytes(stream.compress(JSONL) + stream.flush())
+    assert zstandard.get_frame_parameters((tmp_path / "a.jsonl.zst").read_bytes()).window_size == 2**31
+    assert [document.text for document in read(tmp_path)[1]] == TEXTS
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"url": "https://a.example/\ud800"}, "with invalid Unicode"),
+        ({"tags": {"a": ["\udfff"]}}, "with invalid Unicode"),
+        ({"date": "\ud83d"}, "with invalid Unicode"),
+        ({"url": 3, "tags": [None, 1e400]}, ""),
+    ],
+)
+def test_half_of_a_surrogate_pair_in_any_field(tmp_path, value, reason):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "good"} | value) + '\n{"text": "other"}\n')
+    reader, documents = read(tmp_path, fields=("url", "date", "tags"), max_bad_share=0.5)
+    assert reader.counts[tmp_path / "a.jsonl"].bad == ({reason: 1} if reason else {})
+    assert len(documents) == (1 if reason else 2)
+
+
+def test_a_file_whose_name_is_not_utf_8(tmp_path):
+    (tmp_path / b"caf\xe9.txt".decode("utf-8", "surrogateescape")).write_text("good")
+    assert [document.id for document in read(tmp_path)[1]] == ["caf\\xe9.txt:1"]
+
+
+PARIS = datetime.timezone(datetime.timedelta(hours=2))
+NOON = datetime.datetime(2024, 5, 1, 12, 30, tzinfo=datetime.UTC)
+NANOSECONDS = int(NOON.timestamp()) * 10**9 + 123_456_789
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (pa.array([NOON.replace(tzinfo=None)], pa.timestamp("s")), "2024-05-01T12:30:00"),
+        (pa.array([NOON], pa.timestamp("ms", "Asia/Riyadh")), "2024-05-01T12:30:00+00:00"),
+        (pa.array([NANOSECONDS], pa.timestamp("ns")), "2024-05-01T12:30:00.123456"),
+        (pa.array([NANOSECONDS], pa.timestamp("ns", "+02:00")), "2024-05-01T12:30:00.123456+00:00"),
+        (pa.array([NOON.date()], pa.date32()), "2024-05-01"),
+        (pa.array([NOON.date()], pa.date64()), "2024-05-01"),
+        (pa.array([datetime.time(1, 2, 3)], pa.time64("ns")), "01:02:03"),
+        (pa.array([90_500_000_001], pa.duration("ns")), "PT90.5S"),
+        (pa.array([decimal.Decimal("1.50")]), "1.50"),
+        (pa.array(["2024-05-01"]).dictionary_encode(), "2024-05-01"),
+        (pa.array(["2024-05-01"], pa.large_string()), "2024-05-01"),
+        (pa.array(["2024-05-01"], pa.string_view()), "2024-05-01"),
+        (pa.array([b"2024-05-01"], pa.binary()), "2024-05-01"),
+        (pa.array([[NOON.date()]], pa.list_(pa.date32())), ["2024-05-01"]),
+        (pa.array([{"a": NOON}], pa.struct([("a", pa.timestamp("us", "UTC"))])), {"a": "2024-05-01T12:30:00+00:00"}),
+        (pa.array([7], pa.int64()), 7),
+        (pa.array([10**9], pa.date32()), "date out of range"),  # the year 2,739,877
+        (pa.array([2**60], pa.timestamp("us", "UTC")), "date out of range"),
+        (pa.array([b"\xff"], pa.binary()), "date with invalid UTF-8"),
+    ],
+    ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
+)
+def test_typed_columns_of_parquet(tmp_path, array, expected):
+    pq.write_table(pa.table({"text": ["good"], "date": array}), tmp_path / "a.parquet")
+    reader, (document,) = read(tmp_path, fields=("date",))
+    (counts,) = reader.counts.values()
+    if isinstance(expected, str) and expected.startswith("date "):
+        assert (document.metadata, counts.unread) == ({}, {expected: 1})
+    else:
+        assert (document.metadata, counts.unread) == ({"date": expected}, {})
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.string_view()])
+def test_texts_of_all_string_types_and_large_ones(tmp_path, kind):
+    texts = ["one", "x" * 2000, None, "مرحبا"]
+    column = pa.array([t and (t.encode() if kind == pa.binary() else t) for t in texts], kind)
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    reader, documents = read(tmp_path, max_bad_share=0.9, max_record_bytes=1000)
+    assert [document.text for document in documents] == ["one", "مرحبا"]
+    (counts,) = reader.counts.values()
+    assert counts.bad == {"longer than max_record_bytes": 1, "without field 'text'": 1}

@@ -74,7 +74,7 @@ def test_pages(write_warc, name):
     assert documents[0].id.startswith("<urn:uuid:")
     counts = reader.counts[path]
     assert counts.other == {"status 404": 1, "of type image/png": 1}
-    assert counts.bad == {"with an unknown character set": 1, "a page without text": 1}
+    assert counts.bad == {"with invalid UTF-8": 1, "a page without text": 1}
 
 
 def test_wet(write_warc):
@@ -123,4 +123,70 @@ def test_bad_csv(tmp_path):
         read(path)
     path.write_bytes(b"")
     with pytest.raises(UserError, match="no documents"):
+        read(path)
+
+
+def test_csv_with_broken_quotes(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('id,text\n1,"one"\n2,"two" more\n3,5" disk\n4,a\rb\n5,"five"\n')
+    reader, documents = read(path, max_bad_share=0.5)
+    assert [document.text for document in documents] == ["one", '5" disk', "five"]
+    assert reader.counts[path].bad["with broken quoting"] == 1
+    assert reader.counts[path].bad.total() == 2
+    path.write_text('id,text\n1,one\n2,"open\n' + "".join(f"{n},more\n" for n in range(3, 300)))
+    with pytest.raises(UserError, match="a.csv: damaged or cut short .it ends inside a quoted value.; repair it"):
+        read(path)
+    with pytest.raises(UserError, match="a.csv: a quoted value is still open after 1000 bytes; close its quote"):
+        read(path, max_record_bytes=1000)
+    path.write_text('id,"te"xt\n1,one\n')
+    with pytest.raises(UserError, match="a.csv: the first line is no line of CSV"):
+        read(path)
+
+
+def test_tsv(tmp_path):
+    (tmp_path / "a.TSV").write_text('id\ttext\n1\tone, two\n2\t"three\nfour"\n')
+    assert [document.text for document in read(tmp_path)[1]] == ["one, two", "three\nfour"]
+
+
+def warc_record(kind, content, **headers):
+    lines = {"WARC-Type": kind, "WARC-Record-ID": "<urn:x>", "Content-Length": len(content)} | headers
+    head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in lines.items())
+    return f"WARC/1.0\r\n{head}\r\n".encode() + content + b"\r\n\r\n"
+
+
+def page(*headers, content=None):
+    body = PAGE.format(meta="", text=TEXT).encode() if content is None else content
+    lines = ["HTTP/1.1 200 OK", "Content-Type: text/html", *headers]
+    content = "\r\n".join([*lines, "", ""]).encode() + body
+    return warc_record("response", content, WARC_Target_URI="https://a.example")
+
+
+def test_one_bad_page_never_stops_an_archive(tmp_path):
+    """Every page that cannot be read is followed by pages that can."""
+    pytest.importorskip("trafilatura")
+    broken = {
+        "with an unknown content encoding": page("Content-Encoding: sdch"),
+        "with broken content encoding": page("Content-Encoding: gzip", content=b"\x01\x02"),
+        "longer than max_record_bytes": page(content=b"x" * 300_000),
+        "with invalid UTF-8": page(content=b"<p>\xff\xff"),
+        "with an unknown character set": page("content-type: text/html; charset=nothing", content=b"<p>\xff\xff"),
+        "status unknown": warc_record("response", b"nonsense\r\n\r\n<p>", WARC_Target_URI="http://a.example"),
+        "of type unknown": warc_record("response", b"no address, no header"),
+    }
+    broken["with an unknown character set"] = page(content=b"<meta charset=nothing><p>\xff\xff")
+    chunked = b"5\r\n<p>\xd9\x85\r\n0\r\n\r\n"
+    good = page() + page("Transfer-Encoding: chunked", content=chunked)
+    path = tmp_path / "a.warc"
+    path.write_bytes(b"".join(record + good for record in broken.values()))
+    reader, documents = read(path, max_bad_share=0.9, max_record_bytes=200_000)
+    assert sum(document.text.strip() == TEXT.strip() for document in documents) == len(broken)
+    counts = reader.counts[path]
+    assert {**counts.bad, **counts.other}.keys() - {"a page without text"} == broken.keys()
+
+
+def test_a_header_without_end_is_no_archive(tmp_path):
+    pytest.importorskip("warcio")
+    path = tmp_path / "a.warc"
+    path.write_bytes(page()[:60] + b"X: " + b"x" * 3_000_000)
+    with pytest.raises(UserError, match="a header of more than 1048576 bytes"):
         read(path)

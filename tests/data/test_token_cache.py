@@ -21,8 +21,11 @@ from allam_jax.data.token_cache import MANIFEST, TokenSource, is_token_cache, ve
 from allam_jax.data.token_writer import write_tokens
 from allam_jax.errors import UserError
 from allam_jax.files import file_sizes, read_json, sha256_of_file
+from allam_jax.tasks import tokenize
+from allam_jax.tasks.registry import settings_of
 from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 from allam_jax.tokenizer.tokenizer import Tokenizer
+from configs import base
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 
@@ -256,3 +259,13 @@ def test_a_finished_cache_is_kept_and_another_tokenizer_replaces_it(datasets, tm
     verify_tokens(directory)
     assert is_token_cache(directory)
     assert not is_token_cache(datasets / "ar")
+
+
+def test_every_source_is_looked_at_before_the_first_is_written(datasets, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenize, "open_tokenizer", lambda config: (ByteTokenizer(), None))
+    config = base.get_config("train")
+    config.data.sources.first = base.mixture(path=str(datasets / "ar"))
+    config.data.sources.second = base.mixture(path=str(tmp_path / "nothing"))
+    with pytest.raises(UserError, match="nothing: no dataset here"):
+        tokenize.run(settings_of(config, task="tokenize"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,47 @@
+"""A first look at all inputs of a corpus, so that what stops a run stops it before the work."""
+
+import os
+from pathlib import Path
+
+from absl import logging
+
+from allam_jax.corpus import web_archives
+from allam_jax.corpus.corpus_plan import CorpusPlan
+from allam_jax.corpus.found_files import kind_of
+from allam_jax.corpus.record_formats import csv_records
+from allam_jax.corpus.settings import DocumentsSettings
+from allam_jax.corpus.text_lines import DamagedFile
+from allam_jax.errors import UserError
+from allam_jax.files import shown
+
+
+def check_inputs(plan: CorpusPlan) -> None:
+    """Logs what is not read, and opens every file. It does not look for damage, of which a source can accept a share.
+
+    UserError for a file that cannot be opened, lacks the column of the texts or needs a library that is missing.
+    """
+    for name, source in plan.sources.items():
+        for reason, skipped in plan.skipped.get(name, {}).items():
+            logging.warning("corpus %s: %d not read (%s), such as %s", name, len(skipped), reason, skipped[0])
+        for file in plan.found[name].files.values() if source.path else ():
+            if not os.access(file, os.R_OK):
+                raise UserError(
+                    f"{shown(file)}: cannot read (permission denied); change its permissions, or move it away"
+                )
+            try:
+                _check_file(file, source)
+            except DamagedFile:
+                continue  # counted when its turn comes
+
+
+def _check_file(file: Path, source: DocumentsSettings) -> None:
+    kind = kind_of(file)
+    if kind == "archive":
+        web_archives.check_installed(file)
+    elif kind == "parquet":
+        from allam_jax.corpus.parquet_records import check_schema
+
+        check_schema(file, text_field=source.text_field)
+    elif kind in ("csv", "tsv"):
+        rows = csv_records(file, text_field=source.text_field, dialect=kind, limit=source.max_record_bytes)
+        next(rows, None)

@@ -1,0 +1,92 @@
+"""The files that a config's task reads: what lies at the paths of its sections, except stages of the same recipe."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from allam_jax.corpus.found_files import find_files
+from allam_jax.errors import UserError
+from allam_jax.inputs import InputFiles, look
+from allam_jax.settings import Section, fields_of
+from allam_jax.tasks.registry import settings_of, task_named
+
+
+def inputs_of(config: ConfigDict) -> dict[str, InputFiles]:
+    """Dotted key of a path -> the files that are read there. Paths that begin with `@`, and empty ones, are left out.
+
+    What is not there has no files: the task itself says so.
+    """
+    settings = settings_of(config)
+    found: dict[str, InputFiles] = {}
+    for cls in task_named(config.task).sections:
+        holder = getattr(settings, cls.section_name) if cls.section_name else settings
+        for key, kind, path, owner in _paths(cls, holder, prefix=cls.section_name):
+            if path and not path.startswith("@"):
+                try:
+                    files = _LISTED[kind](Path(path), owner)
+                except UserError:
+                    files = []
+                folder = Path(path)
+                found[key] = look(folder if folder.is_dir() else _above(folder), files)
+    return found
+
+
+def _paths(cls: type[Section], holder: Any, *, prefix: str) -> Iterator[tuple[str, str, str, Any]]:
+    """Key, kind, path and the section that holds it, for every path below a section."""
+    for field, _ in fields_of(cls):
+        value, key = getattr(holder, field.name), f"{prefix}.{field.name}".lstrip(".")
+        kind = field.metadata.get("path")
+        named = value.items() if isinstance(value, Mapping) else [("", value)]
+        for name, item in named:
+            inner = f"{key}.{name}".rstrip(".")
+            if isinstance(item, Section):
+                yield from _paths(type(item), item, prefix=inner)
+            elif kind:
+                yield inner, kind, item, holder
+
+
+def _above(path: Path) -> Path:
+    """The nearest folder above a file or a pattern."""
+    while not path.is_dir():
+        path = path.parent
+    return path
+
+
+def _files(path: Path, owner: Any) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    found = [file for file in path.rglob("*") if file.is_file()]
+    return sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts))
+
+
+def _texts(path: Path, owner: Any) -> list[Path]:
+    return find_files(str(path)).files
+
+
+def _tokenizer(path: Path, owner: Any) -> list[Path]:
+    from allam_jax.weights.output_directory import TOKENIZER_FILES
+
+    return [path / name for name in TOKENIZER_FILES] if path.is_dir() else [path]
+
+
+def _model(path: Path, owner: Any) -> list[Path]:
+    from allam_jax.training.load import places_of_model  # here, because it imports JAX
+
+    places = places_of_model(path, steps=getattr(owner, "steps", ()))
+    return [file for place in places for file in _files(place, owner)]
+
+
+def _nothing(path: Path, owner: Any) -> list[Path]:
+    """A stage's directory, whose `result.json` the task reads and checks."""
+    return []
+
+
+_LISTED: dict[str, Callable[[Path, Any], list[Path]]] = {
+    "files": _files,
+    "texts": _texts,
+    "tokenizer": _tokenizer,
+    "model": _model,
+    "stage": _nothing,
+}
