@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from allam_jax.corpus import catalog
+from allam_jax.corpus.fasttext_classifier import neutral
 
 
 @functools.lru_cache(maxsize=1)
@@ -27,7 +28,7 @@ def identify(unmarked: str, *, count: int = 3) -> dict[str, float]:
 
     Codes are ISO 639-1 where the language has one.
     """
-    labels, scores = _model().predict(unmarked.replace("\n", " "), k=count)
+    labels, scores = _model().predict(neutral(unmarked).replace("\n", " "), k=count)
     return {
         label.removeprefix("__label__"): min(float(score), 1.0) for label, score in zip(labels, scores, strict=True)
     }

@@ -48,6 +48,12 @@ def find_words(text: str) -> list[str]:
     return words
 
 
+def without_inner_punctuation(words: str) -> str:
+    """Words that are joined by spaces, with a space for each run of the punctuation that a word may contain."""
+    apart = _compiled("[LDJ\"]+").sub(" ", words)
+    return " ".join(apart.split()) if apart != words else words
+
+
 def find_tokens(text: str) -> list[str]:
     """The words of a text, and the runs of characters between them that are no spaces."""
     return _compiled(f"{_WORD}|{_BETWEEN}").findall(text)
