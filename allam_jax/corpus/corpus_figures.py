@@ -10,6 +10,7 @@ from allam_jax.corpus.corpus_plan import CorpusPlan
 from allam_jax.corpus.rules import PARETO
 from allam_jax.corpus.tags import TAGS
 from allam_jax.corpus.tally import SHARE_BINS, bin_start
+from allam_jax.files import child
 from allam_jax.report.style import COLOURS, STYLE, language_name, legend, save_figure, subplots
 
 _COLUMNS = 3
@@ -44,7 +45,7 @@ def draw_corpus(
         if len([name for name in total.get("domains", {}).get("before", {}) if name]) > 1:
             drawn["domains"] = _domains(total["domains"])
         for name, figure in drawn.items():
-            save_figure(figure, workdir / f"{name}.png")
+            save_figure(figure, child(workdir, f"{name}.png", what="name of a figure"))
     return {name: f"{name}.png" for name in drawn}
 
 

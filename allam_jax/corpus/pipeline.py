@@ -9,6 +9,7 @@ that the stage before has written.
 
 import gzip
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from absl import logging
 from allam_jax.corpus.corpus_plan import CorpusPlan
 from allam_jax.corpus.shards import assemble, read_manifest
 from allam_jax.corpus.tally import Tally, merge_tallies
+from allam_jax.errors import UserError
 from allam_jax.files import atomic_path, read_json
+
+Tallies = Mapping[str, Mapping[str, Any]]  # source -> tally
 
 
 def outdated(plan: CorpusPlan, *, workdir: Path) -> list[str]:
@@ -26,9 +30,12 @@ def outdated(plan: CorpusPlan, *, workdir: Path) -> list[str]:
     return [name for name, found in manifests.items() if found is None or found["metadata"] != plan.facts(name)]
 
 
-def run(plan: CorpusPlan, *, workdir: Path) -> dict[str, dict[str, Any]]:
+def run(
+    plan: CorpusPlan, *, workdir: Path, report: Callable[[Tallies], None] | None = None
+) -> dict[str, dict[str, Any]]:
     """Runs all stages and writes a dataset `workdir/NAME` for every source of the plan; returns source -> tally.
 
+    `report` gets these tallies before the first dataset is written, so that it can show why one would be empty.
     `NAME.dropped.jsonl.gz` beside the dataset NAME has the `id` and the `reasons` of every document that was dropped.
     A run that was killed continues: tasks that had ended are not repeated. UserError if a file is unreadable or has too
     many bad records, a split has no document, or the disk is full.
@@ -37,11 +44,19 @@ def run(plan: CorpusPlan, *, workdir: Path) -> dict[str, dict[str, Any]]:
     from allam_jax.corpus import executors
 
     executors.run_stages(_stages(plan), logs=plan.work / "logs", settings=plan.settings.executor)
-    tallies = {}
-    for name in plan.sources:
-        directories = [plan.directory(rank) for rank, part in enumerate(plan.parts) if part.source == name]
-        tallies[name] = _tally(directories)
+    directories_of = {
+        name: [plan.directory(rank) for rank, part in enumerate(plan.parts) if part.source == name]
+        for name in plan.sources
+    }
+    tallies = {name: _tally(directories) for name, directories in directories_of.items()}
+    for name, directories in directories_of.items():
         _write_dropped(directories, path=workdir / f"{name}.dropped.jsonl.gz")
+    if report is not None:
+        report(tallies)
+    for name, tally in tallies.items():
+        if not tally.get("written"):
+            raise UserError(f"{name}: {_reasons(tally)}; see report.md and samples.md in {workdir}")
+    for name, directories in directories_of.items():
         assemble(
             [(directory / "shards", read_json(directory / "counts.json")) for directory in directories],
             directory=workdir / name,
@@ -53,6 +68,18 @@ def run(plan: CorpusPlan, *, workdir: Path) -> dict[str, dict[str, Any]]:
         )
         logging.info("corpus %s: written", name)
     return tallies
+
+
+def _reasons(tally: Mapping[str, Any]) -> str:
+    """Why no document of a source is left."""
+    counts = {f"by rule {name!r}": rule.get("dropped", 0) for name, rule in tally.get("rules", {}).items()}
+    counts |= {f"as {reason}": found["documents"] for reason, found in tally.get("duplicates", {}).items()}
+    counts["left without text by the text care"] = tally.get("empty", 0)
+    read = int(tally.get("read", {}).get("documents", 0))
+    if not read:
+        return "no document was read"
+    named = ", ".join(f"{int(count)} {why}" for why, count in counts.items() if count)
+    return f"all {read} documents were dropped: {named}"
 
 
 def clear(plan: CorpusPlan) -> None:

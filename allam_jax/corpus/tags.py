@@ -15,6 +15,7 @@ from typing import Literal
 
 from allam_jax.corpus import repetition_tags, word_lists
 from allam_jax.corpus.fasttext_classifier import QualityClassifier
+from allam_jax.corpus.language_id import LANGUAGES
 from allam_jax.corpus.pii import PATTERNS, is_phone
 from allam_jax.corpus.words import Words
 from allam_jax.errors import UserError
@@ -86,14 +87,23 @@ def _top_language_score(words: Words, _: Resources) -> float:
 
     CCNet sorts documents by that language, so it has no documents of another language.
     """
-    (language, score), *_rest = words.languages.items()
+    (language, score), *_rest = _languages(words).items()
     return round(score, 4) if _VARIETIES.get(language, language) == words.language else 0.0
 
 
 def _language_score(words: Words, _: Resources) -> float:
     """Probability of the source's language, including its varieties."""
-    scores = words.languages.items()
+    scores = _languages(words).items()
     return round(min(sum(score for name, score in scores if _VARIETIES.get(name, name) == words.language), 1.0), 4)
+
+
+def _languages(words: Words) -> dict[str, float]:
+    if words.language not in LANGUAGES:
+        raise UserError(
+            f"lid.176 knows no language {words.language!r}, so language_score and ccnet_language_score would be 0 for "
+            "every document: give the source no rule or tag on them"
+        )
+    return words.languages
 
 
 def _ellipsis_lines(words: Words, _: Resources) -> float | None:

@@ -1,6 +1,7 @@
 """Task `corpus`: every source becomes a dataset directory of document shards, `workdir/NAME`, with a report."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         if not plan.shares_duplicates:
             settings = dataclasses.replace(config.corpus, sources={name: sources[name] for name in wanted})
             plan = make_corpus_plan(settings, workdir=workdir, seed=config.seed)
-        tallies = pipeline.run(plan, workdir=workdir)
-        write_corpus_report(plan, tallies, workdir=workdir)
+        report = functools.partial(write_corpus_report, plan, workdir=workdir)
+        pipeline.run(plan, workdir=workdir, report=report)
         pipeline.clear(plan)
     return {name: _counts(workdir / name) for name in sources}
 

@@ -9,6 +9,7 @@ from typing import Any
 from absl import logging
 
 from allam_jax.config import require
+from allam_jax.files import child
 from allam_jax.data.token_writer import write_tokens
 from allam_jax.settings import Settings
 from allam_jax.training.origin import open_tokenizer
@@ -24,7 +25,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
             require(source.path, key=f"data.sources.{name}.path", hint="give a dataset directory"),
             split=source.split,
             tokenizer=tokenizer,
-            directory=workdir / name,
+            directory=child(workdir, name, what="config.data.sources"),
         )
         result[name] = {key: manifest[key] for key in ("documents", "tokens", "targets")}
         logging.info("tokens of %s: %s", name, result[name])

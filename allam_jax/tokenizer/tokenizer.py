@@ -153,11 +153,19 @@ def _required(index: int | None, name: str, source: str) -> int:
     return index
 
 
+def check_control_tokens(tokens: Sequence[str]) -> None:
+    """UserError for a token that is empty or is given twice."""
+    for number, token in enumerate(tokens):
+        if not token or token in tokens[:number]:
+            raise UserError(f"control token {token!r} is {'given twice' if token else 'empty'}; name each once")
+
+
 def with_control_tokens(tokenizer: Tokenizer, tokens: Sequence[str], *, source: str | None = None) -> Tokenizer:
     """A SentencePiece tokenizer with `tokens` appended as control pieces; tokens that it already has keep their ids.
 
-    UserError if a token is an ordinary piece of the vocabulary.
+    UserError if a token is an ordinary piece of the vocabulary, is empty or is given twice.
     """
+    check_control_tokens(tokens)
     model = tokenizer.model
     if not isinstance(model, SentencePieceModel):
         raise UserError(f"{model.source}: control tokens can only be added to a SentencePiece model")

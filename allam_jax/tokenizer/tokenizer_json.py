@@ -39,21 +39,39 @@ def save(model: SentencePieceModel | JsonModel, directory: Path) -> None:
     write_json(directory / "special_tokens_map.json", _named_tokens(model))
 
 
-def merge_rules(model: SentencePieceModel) -> list[tuple[str, str]]:
-    """All merge rules of a SentencePiece BPE model, the strongest first.
+def check_expressible(model: SentencePieceModel) -> None:
+    """UserError for a model that merge rules cannot express.
 
-    UserError if two pieces have the same score, because merge rules have an order. Runs of one character may, because
-    their order is known.
+    These are models with a normaliser other than identity, with user-defined pieces, or with two pieces of the same
+    score: SentencePiece then takes the leftmost pair, but rules have one order. Runs of one character may have the same
+    score, because their order is known.
     """
-    scores = {p.piece: p.score for p, kind in zip(model.proto.pieces, model.kinds, strict=True) if kind is Kind.NORMAL}
+    normalizer = model.proto.normalizer_spec
+    if normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces or not normalizer.escape_whitespaces:
+        raise UserError(
+            f"{model.source}: normaliser {normalizer.name!r} changes the text; expected identity with white space kept "
+            "(retrain the tokenizer with train_sentencepiece)"
+        )
+    if Kind.USER_DEFINED in model.kinds or Kind.UNUSED in model.kinds:
+        raise UserError(f"{model.source}: has user-defined or unused pieces, which a tokenizer.json cannot express")
+    scores = _scores(model)
     ties = Counter(score for piece, score in scores.items() if len(set(piece)) > 1)
     if any(count > 1 for count in ties.values()):
         score = next(score for score, count in ties.items() if count > 1)
-        tied = [piece for piece, s in scores.items() if s == score and len(set(piece)) > 1][:3]
+        tied = [piece for piece, s in scores.items() if s == score and len(set(piece)) > 1]
         raise UserError(
-            f"{model.source}: pieces {', '.join(map(repr, tied))} have the same score {score}, which a tokenizer.json "
-            "cannot express; merge the vocabularies with allam_jax.tokenizer.piece_merge, which keeps scores apart"
+            f"{model.source}: {len(tied)} pieces such as {', '.join(map(repr, tied[:3]))} have the same score {score:g}, "
+            "which a tokenizer.json cannot express. If the vocabulary was merged from two, start from the first of them"
         )
+
+
+def _scores(model: SentencePieceModel) -> dict[str, float]:
+    return {p.piece: p.score for p, kind in zip(model.proto.pieces, model.kinds, strict=True) if kind is Kind.NORMAL}
+
+
+def merge_rules(model: SentencePieceModel) -> list[tuple[str, str]]:
+    """All merge rules of a SentencePiece BPE model that passed `check_expressible`, the strongest first."""
+    scores = _scores(model)
     rules = []
     for piece, score in scores.items():
         for cut in range(1, len(piece)):
@@ -69,17 +87,10 @@ def merge_rules(model: SentencePieceModel) -> list[tuple[str, str]]:
 def tokenizer_json(model: SentencePieceModel) -> dict[str, Any]:
     """The content of a `tokenizer.json` that gives the ids of a SentencePiece BPE model.
 
-    UserError for a model that merge rules cannot express: one with a normaliser other than identity, or with
-    user-defined pieces.
+    UserError for a model that merge rules cannot express.
     """
+    check_expressible(model)
     normalizer = model.proto.normalizer_spec
-    if normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces or not normalizer.escape_whitespaces:
-        raise UserError(
-            f"{model.source}: normaliser {normalizer.name!r} changes the text; expected identity with white space kept "
-            "(retrain the tokenizer with train_sentencepiece)"
-        )
-    if Kind.USER_DEFINED in model.kinds or Kind.UNUSED in model.kinds:
-        raise UserError(f"{model.source}: has user-defined or unused pieces, which a tokenizer.json cannot express")
     to_space = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
     from_space: list[dict[str, Any]] = [
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
