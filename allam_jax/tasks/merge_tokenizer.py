@@ -26,7 +26,7 @@ FERTILITY_FIGURE = "fertility.png"
 def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Merges `tokenizer_merge.target` into `.base`; writes the tokenizer, `proof.json` and `fertility.{json,png}`.
 
-    `proof.json` is what `verify_merge` found; it is written also when the merge is refused for it.
+    `proof.json` is what `verify_merge` found.
 
     UserError if a held-out line is not segmented as by the target (text of the script), as by the base (text without
     it), or as by each on its side (mixed text).
@@ -38,7 +38,6 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     texts = read_texts(options.sources, key="tokenizer_merge.sources")
     lines = [line for documents in texts.values() for line in lines_of(documents)]
     proof = verify_merge(base, target, merged, lines, script=options.script)
-    files.write_json(workdir / PROOF_FILE, proof)
     _require_equal(proof, script=options.script, target=options.target)
     table = fertility_table({"base": base, options.script: target, "merged": merged}, texts)
     logging.info("merge: %s", {key: value for key, value in proof.items() if key != "differing"})
@@ -46,6 +45,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         logging.info("fertility %s: %s", name, {d: round(v["tokens_per_word"], 3) for d, v in domains.items()})
     names = {options.script: f"{language_name(_main_source(texts, script=options.script))} only"}
     fertility_bars({names.get(name, name): row for name, row in table.items()}, workdir / FERTILITY_FIGURE)
+    files.write_json(workdir / PROOF_FILE, proof)
     files.write_json(workdir / FERTILITY_FILE, table)
     merged.save(workdir)
     return {"vocab_size": merged.vocab_size, "fingerprint": merged.fingerprint, "merge": proof, "fertility": table}

@@ -5,12 +5,14 @@ list has every pair of reachable pieces whose concatenation is a reachable piece
 that order by id, or that write only one pair for each piece, give other ids.
 """
 
+import contextlib
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from allam_jax.errors import UserError
-from allam_jax.files import atomic_path, write_json, write_text
+from allam_jax.files import atomic_path
 from allam_jax.tokenizer.json_model import JsonModel
 from allam_jax.tokenizer.kinds import Kind
 from allam_jax.tokenizer.sentencepiece_model import SPACE, SentencePieceModel
@@ -27,16 +29,29 @@ CHAT_TEMPLATE = (
 
 def save(model: SentencePieceModel | JsonModel, directory: Path) -> None:
     """Writes the tokenizer files into `directory`; see Tokenizer.save."""
-    directory.mkdir(parents=True, exist_ok=True)
+    files: dict[str, bytes] = {
+        "special_tokens_map.json": _json(_named_tokens(model)),
+        "tokenizer_config.json": _json(tokenizer_config(model)),
+    }
     if isinstance(model, SentencePieceModel):
-        document = tokenizer_json(model)  # may raise, so it comes before the first write
-        with atomic_path(directory / "tokenizer.model") as temporary:
-            temporary.write_bytes(model.serialized())
-        write_json(directory / "tokenizer.json", document)
+        files["tokenizer.json"] = _json(tokenizer_json(model))  # may raise, so nothing is written before
+        files["tokenizer.model"] = model.serialized()
     else:
-        write_text(directory / "tokenizer.json", model.serialized())
-    write_json(directory / "tokenizer_config.json", tokenizer_config(model))
-    write_json(directory / "special_tokens_map.json", _named_tokens(model))
+        files["tokenizer.json"] = model.serialized().encode()
+    if not directory.exists():
+        with atomic_path(directory) as temporary:
+            temporary.mkdir()
+            for name, content in files.items():
+                (temporary / name).write_bytes(content)
+        return
+    # Beside other files. All are on the disk before the first of them gets its name.
+    with contextlib.ExitStack() as stack:
+        for name, content in files.items():
+            stack.enter_context(atomic_path(directory / name)).write_bytes(content)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode()
 
 
 def check_expressible(model: SentencePieceModel) -> None:
