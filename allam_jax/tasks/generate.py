@@ -32,7 +32,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     )
     result = {
         "continuations": [
-            {"prompt": prompt, "continuation": _continuation(tokenizer, before, ids)}
+            {"prompt": prompt, "continuation": continuation_of(tokenizer, before, ids)}
             for prompt, before, ids in zip(prompts, prompt_ids, continuations, strict=True)
         ]
     }
@@ -40,7 +40,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     return result
 
 
-def _continuation(tokenizer: Tokenizer, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
+def continuation_of(tokenizer: Tokenizer, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
     """The text that the ids add to the prompt. Decoded alone, they would lose a space in front."""
     before, whole = (tokenizer.decode(some, skip_special=True) for some in (prompt_ids, [*prompt_ids, *ids]))
     return whole[len(os.path.commonprefix([before, whole])) :]

@@ -120,7 +120,9 @@ def test_words_that_command_fasttext_are_words(real, trained, command):
             assert classifier.score(changed) == pytest.approx(classifier.score(text), abs=0.2)
     english = "The committee met on Tuesday to discuss the budget of the coming year. " * 3
     arabic = "اجتمعت اللجنة يوم الثلاثاء لمناقشة ميزانية العام المقبل"
-    assert identify(f"{arabic} {command} {english}").get("en", 0.0) > 0.4
+    scores, expected = (identify(text) for text in (f"{arabic} {command} {english}", f"{arabic} {english}"))
+    assert scores["en"] == pytest.approx(expected["en"], abs=0.15)
+    assert scores["ar"] == pytest.approx(expected["ar"], abs=0.15)
     assert next(iter(identify(f"{command} {english}"))) == "en"
 
 

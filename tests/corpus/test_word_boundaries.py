@@ -21,7 +21,7 @@ HEBREW_APOSTROPHE = re.compile("[א-ת]\\W*'")
 
 
 def segments(text):
-    return [word for word in wordbreak.words(text) if any(map(str.isalnum, word))]
+    return [word for word in wordbreak.words(text) if any(one.isalnum() or one == "ⓐ" for one in word)]
 
 
 def test_words_are_those_of_another_implementation():
