@@ -34,7 +34,7 @@ def check_language(code: str, *, key: str) -> None:
     try:
         wanted = _standard(code)
     except langcodes.LanguageTagError:
-        raise UserError(f"{key} = {code[:60]!r}: no language code; give the ISO 639-1 code of the texts, such as ar") from None
+        raise UserError(f"{key} = {code[:60]!r}: no language code; give the ISO 639-1 code, such as ar") from None
     same = next((known for known in sorted(LANGUAGES) if _standard(known) == wanted), None)
     if same or not (code.isascii() and code.isalpha() and code.islower()):
         raise UserError(f"{key} = {code[:60]!r}: give {same or wanted!r}, the code that tags and repairs know it by")

@@ -36,12 +36,19 @@ STYLE: dict[Any, Any] = {
     "figure.dpi": 100,
     "savefig.dpi": 200,
 }
+_LONGEST_LABEL = 60
 _LINEAR_WITHIN = 0.01  # of 0, on an axis of differences
 
 
 def language_name(key: str) -> str:
     """`en` -> `English`; a key without a known name is returned unchanged."""
     return LANGUAGES.get(key, key)
+
+
+def label(text: str) -> str:
+    """Text of others as a label: never a formula, on one line, without the end of a long text."""
+    shown = "".join(character if character.isprintable() else " " for character in text).replace("$", r"\$")
+    return shown if len(shown) <= _LONGEST_LABEL else f"{shown[:_LONGEST_LABEL]}…"
 
 
 def series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
