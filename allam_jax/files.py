@@ -47,6 +47,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def child(directory: Path, name: str, *, what: str) -> Path:
+    """`directory / name` for a name that a config or data gave; UserError if it is no plain name of a file.
+
+    `what` names its place in the error.
+    """
+    if not name or name.startswith(".") or len(name.encode()) > 200 or not name.isprintable() or set(name) & set("/\\"):
+        raise UserError(f"{what}: {name[:60]!r} is no name for a file: no slashes, no dot in front, at most 200 bytes")
+    return Path(directory) / name
+
+
 @contextlib.contextmanager
 def lock(path: Path, *, busy: str, wait: bool) -> Iterator[None]:
     """Holds an exclusive lock, which ends with the process, however that ends.

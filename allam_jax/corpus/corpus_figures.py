@@ -10,7 +10,8 @@ from allam_jax.corpus.corpus_plan import CorpusPlan
 from allam_jax.corpus.rules import PARETO
 from allam_jax.corpus.tags import TAGS
 from allam_jax.corpus.tally import SHARE_BINS, bin_start
-from allam_jax.report.style import COLOURS, STYLE, language_name, legend, save_figure, subplots
+from allam_jax.files import child
+from allam_jax.report.style import COLOURS, STYLE, label, language_name, legend, save_figure, subplots
 
 _COLUMNS = 3
 _DOMAINS = 15
@@ -44,18 +45,18 @@ def draw_corpus(
         if len([name for name in total.get("domains", {}).get("before", {}) if name]) > 1:
             drawn["domains"] = _domains(total["domains"])
         for name, figure in drawn.items():
-            save_figure(figure, workdir / f"{name}.png")
+            save_figure(figure, child(workdir, f"{name}.png", what="name of a figure"))
     return {name: f"{name}.png" for name in drawn}
 
 
 def _drops(sets: Mapping[str, Mapping[str, Any]]) -> Any:
     rows = [
-        (f"{name} ({label})", 100 * counts.get("fails", 0) / max(tally["read"]["documents"], 1))
-        for label, tally in sets.items()
+        (f"{name} ({set_})", 100 * counts.get("fails", 0) / max(tally["read"]["documents"], 1))
+        for set_, tally in sets.items()
         for name, counts in sorted(tally.get("rules", {}).items())
     ]
     figure, axes = _panel(height=1 + 0.26 * len(rows))
-    axes.barh([name for name, _ in rows][::-1], [share for _, share in rows][::-1], color=COLOURS[0])
+    axes.barh([label(name) for name, _ in rows][::-1], [share for _, share in rows][::-1], color=COLOURS[0])
     axes.set_xlabel("Documents that fail the rule (%)")
     return figure
 
@@ -111,8 +112,10 @@ def _domains(domains: Mapping[str, Mapping[str, float]]) -> Any:
     before, after = domains["before"], domains.get("after", {})
     named = sorted(filter(None, before), key=lambda name: (-before[name], name))[:_DOMAINS][::-1]
     figure, axes = _panel(height=1 + 0.3 * len(named))
-    axes.barh(named, [before[name] for name in named], color=COLOURS[5], label="before the pipeline")
-    axes.barh(named, [after.get(name, 0) for name in named], height=0.45, color=COLOURS[0], label="after it")
+    places = range(len(named))  # two long names may have the same label
+    axes.barh(places, [before[name] for name in named], color=COLOURS[5], label="before the pipeline")
+    axes.barh(places, [after.get(name, 0) for name in named], height=0.45, color=COLOURS[0], label="after it")
+    axes.set_yticks(places, map(label, named))
     axes.set_xlabel("Documents")
     legend(figure, axes, columns=3)
     return figure

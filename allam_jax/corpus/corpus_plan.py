@@ -16,6 +16,7 @@ from typing import Any
 from allam_jax.corpus import catalog
 from allam_jax.corpus.fasttext_classifier import MODEL_FILE
 from allam_jax.corpus.found_files import common_folder, find_files
+from allam_jax.corpus.language_id import check_language
 from allam_jax.corpus.minhash import MinHash
 from allam_jax.corpus.readers import FileReader
 from allam_jax.corpus.rules import Rules
@@ -224,5 +225,7 @@ def _check_source(name: str, source: DocumentsSettings) -> None:
         raise UserError(f"{key}: give either catalog (a source of the catalog) or path (your own files)")
     if source.path and not source.language:
         raise UserError(f"{key}.language is empty: give the ISO 639-1 code of the texts, such as ar")
+    if source.language:
+        check_language(source.language, key=f"{key}.language")
     if source.catalog:
         catalog.check_source(source.catalog)

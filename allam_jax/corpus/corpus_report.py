@@ -6,16 +6,15 @@ from typing import Any
 
 from allam_jax.corpus.corpus_figures import draw_corpus
 from allam_jax.corpus.corpus_plan import CorpusPlan
+from allam_jax.corpus.pipeline import Tallies
 from allam_jax.corpus.resolve import groups_of, took
 from allam_jax.corpus.rules import Rules, describe
 from allam_jax.corpus.tally import merge_tallies
 from allam_jax.files import write_json, write_text
-from allam_jax.report.markdown import section, table
+from allam_jax.report.markdown import plain, quote, section, table
 
 _DOMAINS = 20
 _FILES = 20
-
-Tallies = Mapping[str, Mapping[str, Any]]
 
 
 def write_corpus_report(plan: CorpusPlan, tallies: Tallies, *, workdir: Path) -> None:
@@ -205,11 +204,10 @@ def _samples(plan: CorpusPlan, sets: Tallies) -> str:
         for kind in ("dropped", "kept"):
             for name, rows in sorted(tally.get("samples", {}).get(kind, {}).items()):
                 what = f" ({describe(rules[name])})" if name in rules else ""
-                lines += ["", f"## {label}: {kind}, {name}{what}"]
+                lines += ["", f"## {plain(f'{label}: {kind}, {name}{what}')}"]
                 for *_, row in rows:
                     value = "" if row["value"] is None else f", value {row['value']:.4g}"
-                    text = " ".join(row["text"].split())
-                    lines += ["", f"`{row['id']}`{value}", "", f"> {text}"]
+                    lines += ["", f"{plain(row['id'])}{value}", "", quote(row["text"])]
     return "\n".join(lines) + "\n"
 
 

@@ -12,6 +12,7 @@ alpha so that the kept web text has the score distribution of the reference text
 """
 
 import itertools
+import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ MODEL_FILE, FACTS_FILE = "model.bin", "classifier.json"
 GPT3_ALPHA = 9.0
 _GOOD, _WEB = "__label__good", "__label__web"
 _LARGEST_ALPHA = 1e4
+# Only at the start of a word, and `</s>` only as a whole word; these are the characters that separate words there.
+_COMMAND = re.compile(r"(?<![^ \n\r\t\v\f\0])(?:</s>(?![^ \n\r\t\v\f\0])|__label__)")
 # Settings and fastText's names for them.
 _OPTIONS = {"epochs": "epoch", "learning_rate": "lr", "word_ngrams": "wordNgrams", "dim": "dim", "buckets": "bucket"}
 
@@ -53,7 +56,14 @@ class QualityClassifier:
 
 def one_line(text: str) -> str:
     """The text on one line, which is how the classifier reads it; RedPajama-v2 does the same."""
-    return " ".join(text.splitlines()).strip()
+    return " ".join(neutral(text).splitlines()).strip()
+
+
+def neutral(text: str) -> str:
+    """The text without words that command fastText: it stops reading at `</s>` and takes `__label__x` for a label."""
+    if "</s>" in text or "__label__" in text:
+        return _COMMAND.sub(lambda match: match[0].replace("</s>", "s").replace("__label__", "_label_"), text)
+    return text
 
 
 def keep_probability(score: float, *, alpha: float = GPT3_ALPHA) -> float:

@@ -14,6 +14,7 @@ import numpy as np
 
 from allam_jax.corpus.dates import microseconds, parse_date
 from allam_jax.corpus.minhash import MinHash
+from allam_jax.corpus.word_boundaries import without_inner_punctuation
 from allam_jax.files import atomic_path, write_array
 
 KEYS, SIGNED, BANDS, SHINGLES = "keys.npz", "signed.npy", "bands.npy", "shingles.npz"
@@ -93,7 +94,7 @@ class Columns:
 
 def text_key(text: str, words: Sequence[str]) -> str:
     """The string that two texts must share to be duplicates."""
-    return " ".join(words) if words else f"\0{text}"
+    return without_inner_punctuation(" ".join(words)) if words else f"\0{text}"
 
 
 def url_key(url: str) -> str:

@@ -9,6 +9,7 @@ that the stage before has written.
 
 import gzip
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,20 @@ from allam_jax.files import atomic_path, read_json, shown
 
 _INPUTS = "inputs"  # the key of a manifest's metadata for what was read
 
+Tallies = Mapping[str, Mapping[str, Any]]  # source -> tally
+
 
 def outdated(plan: CorpusPlan, *, workdir: Path) -> list[str]:
     """The sources whose dataset is missing, or was written from other facts than the plan's."""
     return [name for name in plan.sources if not _is_current(plan, name, directory=workdir / name)]
 
 
-def run(plan: CorpusPlan, *, workdir: Path) -> dict[str, dict[str, Any]]:
+def run(
+    plan: CorpusPlan, *, workdir: Path, report: Callable[[Tallies], None] | None = None
+) -> dict[str, dict[str, Any]]:
     """Runs all stages and writes a dataset `workdir/NAME` for every source of the plan; returns source -> tally.
 
+    `report` gets these tallies before the first dataset is written, so that it can show why one would be empty.
     `NAME.dropped.jsonl.gz` beside the dataset NAME has the `id` and the `reasons` of every document that was dropped.
     A run that was killed continues: tasks that had ended are not repeated. UserError if a file is unreadable or has too
     many bad records, a split has no document, or the disk is full.
@@ -40,11 +46,19 @@ def run(plan: CorpusPlan, *, workdir: Path) -> dict[str, dict[str, Any]]:
 
     executors.run_stages(_stages(plan), logs=plan.work / "logs", settings=plan.settings.executor)
     read = {name: _record_inputs(plan, name) for name in plan.sources}
-    tallies = {}
-    for name in plan.sources:
-        directories = [plan.directory(rank) for rank, part in enumerate(plan.parts) if part.source == name]
-        tallies[name] = _tally(directories)
+    directories_of = {
+        name: [plan.directory(rank) for rank, part in enumerate(plan.parts) if part.source == name]
+        for name in plan.sources
+    }
+    tallies = {name: _tally(directories) for name, directories in directories_of.items()}
+    for name, directories in directories_of.items():
         _write_dropped(directories, path=workdir / f"{name}.dropped.jsonl.gz")
+    if report is not None:
+        report(tallies)
+    for name, tally in tallies.items():
+        if not tally.get("written"):
+            raise UserError(f"{name}: {_reasons(tally)}; see report.md and samples.md in {workdir}")
+    for name, directories in directories_of.items():
         assemble(
             [(directory / "shards", read_json(directory / "counts.json")) for directory in directories],
             directory=workdir / name,
@@ -81,6 +95,18 @@ def _record_inputs(plan: CorpusPlan, name: str) -> dict[str, Any]:
                     f"{shown(plan.found[source].files[file])}: changed while it was read; run the same command again"
                 )
     return records
+
+
+def _reasons(tally: Mapping[str, Any]) -> str:
+    """Why no document of a source is left."""
+    counts = {f"by rule {name!r}": rule.get("dropped", 0) for name, rule in tally.get("rules", {}).items()}
+    counts |= {f"as {reason}": found["documents"] for reason, found in tally.get("duplicates", {}).items()}
+    counts["left without text by the text care"] = tally.get("empty", 0)
+    read = int(tally.get("read", {}).get("documents", 0))
+    if not read:
+        return "no document was read"
+    named = ", ".join(f"{int(count)} {why}" for why, count in counts.items() if count)
+    return f"all {read} documents were dropped: {named}"
 
 
 def clear(plan: CorpusPlan) -> None:

@@ -15,18 +15,21 @@ from typing import Literal
 
 from allam_jax.corpus import repetition_tags, word_lists
 from allam_jax.corpus.fasttext_classifier import QualityClassifier
-from allam_jax.corpus.pii import PATTERNS
+from allam_jax.corpus.language_id import LANGUAGES
+from allam_jax.corpus.pii import PATTERNS, is_phone
 from allam_jax.corpus.words import Words
 from allam_jax.errors import UserError
 
 _PRECISION = 8  # decimals, as in RedPajama-v2
 _ELLIPSES = ("...", "…")
 _ASCII_LETTER = re.compile("[a-zA-Z]")
-# These count as words of spam in any text: an address, a handle, a hashtag, a telephone number.
-_CONTACT = re.compile(rf"https?://\S+|www\.\S+|\S+@\S+\.\w+|(?<!\w)[@#]\w+|{PATTERNS['phone'].pattern}")
+# These count as words of spam in any text: an address, a handle, a hashtag, a telephone number. The address of e-mail
+# is \S+@\S+\.\w+, written so that the time is linear in the length of a word.
+_EMAIL = r"(?<!\S)\S[^\s@]*+@\S(?:(?:[^\s.]|\.(?!\w))*+\.\w++)++"
+_CONTACT = re.compile(rf"https?://\S+|www\.\S+|{_EMAIL}|(?<!\w)[@#]\w+|{PATTERNS['phone'].pattern}")
 # Marks that are frequent in source code and rare in prose: square and curly brackets, operators, calls, attributes,
 # ends of statements, comments. Parentheses in prose and initials (s.a.w.) do not count: translations have many.
-_CODE_MARK = re.compile(r'[{}\[\]=_<>\\]|(?<=\w)\(|[;:]$|^\s*[#@]|"""|\w\w\.(?=[a-z])', re.MULTILINE)
+_CODE_MARK = re.compile(r'[{}\[\]=_<>\\]|(?<=\w)\(|[;:]$|^[^\S\n]*+[#@]|"""|\w\w\.(?=[a-z])', re.MULTILINE)
 _VARIETIES = {"arz": "ar"}  # lid.176 has a class of its own for Egyptian Arabic, which is Arabic for a source
 
 
@@ -84,14 +87,23 @@ def _top_language_score(words: Words, _: Resources) -> float:
 
     CCNet sorts documents by that language, so it has no documents of another language.
     """
-    (language, score), *_rest = words.languages.items()
+    (language, score), *_rest = _languages(words).items()
     return round(score, 4) if _VARIETIES.get(language, language) == words.language else 0.0
 
 
 def _language_score(words: Words, _: Resources) -> float:
     """Probability of the source's language, including its varieties."""
-    scores = words.languages.items()
+    scores = _languages(words).items()
     return round(min(sum(score for name, score in scores if _VARIETIES.get(name, name) == words.language), 1.0), 4)
+
+
+def _languages(words: Words) -> dict[str, float]:
+    if words.language not in LANGUAGES:
+        raise UserError(
+            f"lid.176 knows no language {words.language!r}, so language_score and ccnet_language_score would be 0 for "
+            "every document: give the source no rule or tag on them"
+        )
+    return words.languages
 
 
 def _ellipsis_lines(words: Words, _: Resources) -> float | None:
@@ -160,10 +172,12 @@ def _bare_blocked_share(words: Words, resources: Resources) -> float | None:
 def _spam(words: Words, _: Resources) -> float | None:
     """Share of words (between white space) that are addresses, handles, telephone numbers or words of advertising."""
     total = len(words.text.split())
-    contacts = [match.group() for match in _CONTACT.finditer(words.text)]
+    found = [match for match in _CONTACT.finditer(words.text) if match["phone"] is None or is_phone(match)]
     listed = word_lists.SPAM_WORDS["en"] | word_lists.SPAM_WORDS.get(words.language, frozenset())
-    rest = words.words if not contacts else Words(_CONTACT.sub(" ", words.text), language=words.language).words
-    spam = sum(word in listed for word in rest) + sum(len(contact.split()) for contact in contacts)
+    starts, ends = [match.start() for match in found], [0, *(match.end() for match in found)]
+    others = " ".join(words.text[end:start] for end, start in zip(ends, [*starts, None], strict=True))
+    rest = Words(others, language=words.language).words if found else words.words
+    spam = sum(word in listed for word in rest) + sum(len(match[0].split()) for match in found)
     return min(1.0, _share(spam, total) or 0.0) if total else None
 
 

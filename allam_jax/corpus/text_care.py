@@ -13,6 +13,13 @@ from ftfy.badness import is_bad
 # Letter shapes and ligatures of letters, which NFKC spells out. Signs that stand for a phrase are not among them.
 _PRESENTATION_FORMS = re.compile("[\ufb50-\ufbb1\ufbd3-\ufd3d\ufd50-\ufd8f\ufd92-\ufdc7\ufe70-\ufefc]+")
 
+# Forms of vowel marks. NFKC spells them out with a space or tatweel as their carrier, which no text means.
+_MARK_FORMS = {
+    code: marks
+    for code in (*range(0xFC5E, 0xFC64), *range(0xFCF2, 0xFCF5), *range(0xFE70, 0xFE80))
+    if (marks := unicodedata.normalize("NFKC", chr(code)).lstrip(" \u0640")) != chr(code)
+}
+
 # Letters and digits of Persian and Urdu keyboards that look like Arabic ones. Letters that Arabic lacks (پ چ ژ گ) stay,
 # because they spell loan words and names.
 _LOOK_ALIKES = str.maketrans(
@@ -89,7 +96,7 @@ def _windows_1256(text: str) -> str:
 REPAIRS: dict[str, Callable[[str], str]] = {
     "mojibake": _mojibake,
     "presentation_forms": lambda text: _PRESENTATION_FORMS.sub(
-        lambda form: unicodedata.normalize("NFKC", form[0]), text
+        lambda form: unicodedata.normalize("NFKC", form[0].translate(_MARK_FORMS)), text
     ),
     "look_alikes": lambda text: text.translate(_LOOK_ALIKES),
 }

@@ -1,4 +1,4 @@
-"""Words and lines of a document: by RedPajama-v2's definitions, and by definitions that are right for Arabic.
+"""Words and lines of a document: by RedPajama-v2's definitions, and by the Unicode Standard's for every script.
 
 RedPajama-v2 (app/src/core/document.py and utilities/text/normalization.py in its repository) counts two lists of words.
 *Raw* words are the WordPunct tokens of NLTK 3.8: runs of word characters, or runs of characters that are neither word
@@ -6,7 +6,8 @@ characters nor spaces (NLTK 3.10 counts combining marks as word characters). *No
 after ASCII punctuation is removed, letters are lower-cased and the text is decomposed (NFD).
 
 Both are wrong for Arabic: a vowel mark is not a word character, so a vowelled word is cut at each mark; «،؛؟» are not
-ASCII; NFD separates the hamza from أ إ ؤ ئ. The Arabic words of this module have none of these faults.
+ASCII; NFD separates the hamza from أ إ ؤ ئ. They are wrong for every script with vowel signs, and for those without
+spaces. The words of `Words.words` and `Words.tokens` have none of these faults (`word_boundaries.py`).
 """
 
 import functools
@@ -16,13 +17,13 @@ import unicodedata
 
 from allam_jax.corpus.language_id import identify
 from allam_jax.corpus.normalise import without_marks
+from allam_jax.corpus.word_boundaries import find_tokens, find_words
 
 _RAW_WORD = re.compile(r"\w+|[^\w\s]+")
 _WHITE_SPACE = re.compile(r"\s+")
 _LINE = re.compile(r"[^\n]*\n|[^\n]+$")
 _NO_ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
-_WORD_CHARACTERS = re.compile(r"[^\W_]+")
 _SENTENCE_END = re.compile(r"[.!?؟۔…]+")
 
 
@@ -33,12 +34,12 @@ def redpajama_normalise(text: str) -> str:
 
 
 def bare_words(text: str) -> list[str]:
-    """Runs of letters and digits in lower case, without vowel marks and tatweel; deduplication compares these."""
+    """The text's words in lower case, without Arabic vowel marks and tatweel, and with straight apostrophes."""
     return _bare_words(without_marks(text))
 
 
 def _bare_words(unmarked: str) -> list[str]:
-    return _WORD_CHARACTERS.findall(unmarked.lower())
+    return find_words(unmarked.lower().replace("’", "'"))
 
 
 class Words:
@@ -80,8 +81,8 @@ class Words:
 
     @functools.cached_property
     def tokens(self) -> list[str]:
-        """WordPunct tokens of the text without vowel marks, so that words stay whole in any language."""
-        return _RAW_WORD.findall(self.unmarked)
+        """Words of the text without Arabic vowel marks, and the runs of punctuation and symbols between them."""
+        return find_tokens(self.unmarked)
 
     @functools.cached_property
     def words(self) -> list[str]:

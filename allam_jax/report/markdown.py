@@ -1,7 +1,8 @@
-"""Building blocks of Markdown reports: tables, sections, captioned figures and readable numbers."""
+"""Building blocks of Markdown reports: tables, sections, captioned figures, readable numbers, and text of others."""
 
 import math
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,11 +10,43 @@ from typing import Any
 
 from allam_jax.files import write_text
 
+# What Markdown, GitHub's dialect of it and HTML take for more than its letters. An underscore inside a word is plain.
+_COMMANDS = re.compile(
+    r"[\\`*\[\]|~$@]|<(?=[a-z/!?])|&(?=#?\w+;)|:(?=//)|(?<=www)\.|(?<![^\W_])_|_(?![^\W_])|(?<!\w)#(?=\w)",
+    re.IGNORECASE,
+)
+_ENTITIES = {"<": "&lt;", "&": "&amp;"}
+# Control characters, and those that are not seen but order, join or hide the text around them; halves of characters.
+_UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f]"
+)
+
+
+class Markdown(str):
+    """A cell of a table that is Markdown on purpose, such as a link. All other text is shown as it is written."""
+
+
+def plain(text: str) -> str:
+    """Text of others, on one line, so that Markdown and HTML show its letters and do nothing else.
+
+    White space becomes one space; characters that are not seen become their number, `⟨U+202E⟩`.
+    """
+    text = _COMMANDS.sub(lambda match: _ENTITIES.get(match[0], f"\\{match[0]}"), " ".join(text.split()))
+    return _UNSEEN.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", text)
+
+
+def quote(text: str) -> str:
+    """Text of others as a quotation on one line."""
+    return "> " + re.sub(r"^(\d*)([-+#=>.)])", r"\1\\\2", plain(text))
+
 
 def number(value: Any) -> str:
     """The text of a value in a table: four significant digits, thousands separators for whole numbers, `–` for None."""
     if value is None:
         return "–"
+    if isinstance(value, str):
+        return value
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int) or (value.is_integer() and 1000 <= abs(value) < 1e15):
@@ -26,6 +59,8 @@ def number(value: Any) -> str:
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | Sequence[str] = ()) -> str:
     """A Markdown table with one line per row. Columns that hold text are aligned left, all others right.
+
+    Text is shown as it is written (`plain`), unless it is of type `Markdown`.
 
     Args:
         rows: key -> value; a missing key gives a dash.
@@ -51,12 +86,13 @@ def section(title: str, *blocks: str, level: int = 2) -> str:
 def figure(path: Path, *, caption: str, report: Path) -> str:
     """A picture with its caption below. The link is relative to the directory of the file `report`."""
     link = os.path.relpath(path, Path(report).parent).replace(os.sep, "/").replace(" ", "%20")
-    return f"![{_plain(caption)}]({link})\n\n*{caption}*"
+    return f"![{_alternative(caption)}]({link})\n\n*{caption}*"
 
 
 def code(text: str, *, language: str = "") -> str:
-    """A fenced code block in `language`."""
-    return f"```{language}\n{text.rstrip()}\n```"
+    """A fenced code block in `language`, with a fence that is longer than any in the text."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
 def duration(seconds: float) -> str:
@@ -74,8 +110,8 @@ def write_report(path: Path, *, title: str, sections: Sequence[str]) -> None:
 
 
 def _line(cells) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+    return "| " + " | ".join(cell if isinstance(cell, Markdown) else plain(cell) for cell in cells) + " |"
 
 
-def _plain(text: str) -> str:
+def _alternative(text: str) -> str:
     return text.replace("[", "(").replace("]", ")").replace("\n", " ")

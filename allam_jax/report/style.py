@@ -12,7 +12,13 @@ from allam_jax.files import atomic_path
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1.5, 1, 1.5)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LANGUAGES = {"en": "English", "ar": "Arabic", "code": "Code"}
+_LANGUAGES = """
+    ar Arabic, bn Bengali, code Code, de German, el Greek, en English, es Spanish, fa Persian, fr French, he Hebrew,
+    hi Hindi, id Indonesian, it Italian, ja Japanese, ko Korean, ku Kurdish, mr Marathi, ms Malay, nl Dutch, pl Polish,
+    ps Pashto, pt Portuguese, ru Russian, sw Swahili, ta Tamil, th Thai, tr Turkish, uk Ukrainian, ur Urdu,
+    vi Vietnamese, zh Chinese
+"""
+LANGUAGES = dict(entry.split() for entry in _LANGUAGES.split(","))
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -30,12 +36,19 @@ STYLE: dict[Any, Any] = {
     "figure.dpi": 100,
     "savefig.dpi": 200,
 }
+_LONGEST_LABEL = 60
 _LINEAR_WITHIN = 0.01  # of 0, on an axis of differences
 
 
 def language_name(key: str) -> str:
     """`en` -> `English`; a key without a known name is returned unchanged."""
     return LANGUAGES.get(key, key)
+
+
+def label(text: str) -> str:
+    """Text of others as a label: never a formula, on one line, without the end of a long text."""
+    shown = "".join(character if character.isprintable() else " " for character in text).replace("$", r"\$")
+    return shown if len(shown) <= _LONGEST_LABEL else f"{shown[:_LONGEST_LABEL]}…"
 
 
 def series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:

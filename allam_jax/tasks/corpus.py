@@ -1,6 +1,7 @@
 """Task `corpus`: every source becomes a dataset directory of document shards, `workdir/NAME`, with a report."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
             settings = dataclasses.replace(config.corpus, sources={name: sources[name] for name in wanted})
             plan = make_corpus_plan(settings, workdir=workdir, seed=config.seed)
         check_inputs(plan)
-        tallies = pipeline.run(plan, workdir=workdir)
-        write_corpus_report(plan, tallies, workdir=workdir)
+        report = functools.partial(write_corpus_report, plan, workdir=workdir)
+        pipeline.run(plan, workdir=workdir, report=report)
         pipeline.clear(plan)
     return {name: _counts(workdir / name) for name in sources}
 

@@ -47,7 +47,9 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
             name: {domain: counts["tokens_per_word"] for domain, counts in domains.items()}
             for name, domains in tokenizers["fertility"].items()
         },
-        "merge": {key: tokenizers["merge"][key] for key in ("arabic_equal", "non_arabic_equal")},
+        "merge": {
+            key: value for key, value in tokenizers["merge"].items() if key.endswith("_equal") and key != "mixed_equal"
+        },
         "bits_per_byte": {
             "base": base,
             "step0": {method: {name: curve[0][1] for name, curve in by.items()} for method, by in curves.items()},
@@ -134,8 +136,9 @@ def _write_report(workdir: Path, *, result: dict[str, Any], curves: dict[str, Cu
             "Tokenizer",
             table(tokens, list(tokens[0])),
             figure(folder / "fertility.png", caption="Fertility: tokens per word on held-out text.", report=report),
-            f"Held-out lines segmented as by the Arabic tokenizer alone: {result['merge']['arabic_equal']:.4f}; lines "
-            f"without Arabic segmented as by the base: {result['merge']['non_arabic_equal']:.4f} (shares).",
+            "Share of held-out lines that are segmented as before, those of the script by its own tokenizer and the "
+            "others by the base:",
+            table([{"lines": kind.removesuffix("_equal"), "share": share} for kind, share in result["merge"].items()]),
         ),
         section(
             "Step 0",

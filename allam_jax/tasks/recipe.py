@@ -43,7 +43,8 @@ class Stage:
 
     def directory(self, *, workdir: Path, store: Path | None) -> Path:
         """Where it lies; see the module."""
-        return workdir / self.name if store is None else store / f"{self.name}-{self.fingerprint[:_FINGERPRINT_DIGITS]}"
+        name = self.name if store is None else f"{self.name}-{self.fingerprint[:_FINGERPRINT_DIGITS]}"
+        return files.child(workdir if store is None else store, name, what="config.stages")
 
 
 def stages_of(config: ConfigDict) -> list[Stage]:

@@ -10,6 +10,7 @@ from absl import logging
 
 from allam_jax.config import require
 from allam_jax.data.token_writer import open_documents, write_tokens
+from allam_jax.files import child
 from allam_jax.settings import Settings
 from allam_jax.training.origin import open_tokenizer
 
@@ -23,7 +24,12 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         open_documents(path, split=source.split)
     result = {}
     for name, source in config.data.sources.items():
-        manifest = write_tokens(source.path, split=source.split, tokenizer=tokenizer, directory=workdir / name)
+        manifest = write_tokens(
+            source.path,
+            split=source.split,
+            tokenizer=tokenizer,
+            directory=child(workdir, name, what="config.data.sources"),
+        )
         result[name] = {key: manifest[key] for key in ("documents", "tokens", "targets")}
         logging.info("tokens of %s: %s", name, result[name])
     return result

@@ -4,13 +4,19 @@ import copy
 import functools
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from allam_jax.errors import UserError
 from allam_jax.tokenizer.kinds import Kind, special_tokens
 
+_MOST_IDS = 10_000_000  # the largest vocabularies have some 300,000
 _BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
+
+
+class RepeatedKey(ValueError):
+    """An object of JSON has a key twice. Readers differ in which value they take."""
 
 
 class JsonModel:
@@ -24,17 +30,21 @@ class JsonModel:
         import tokenizers  # here, because the import takes time and SentencePiece models do not need it
 
         try:
-            self.document = json.loads(serialized)
+            self.document = json.loads(serialized, object_pairs_hook=_without_repeats)
             model = self.document["model"]
             model_type = model.get("type", "BPE" if "merges" in model else None)
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except RepeatedKey as error:
+            raise UserError(f"{source}: the key {error} occurs twice in one object; which of them counts?") from None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise UserError(f"{source}: not a tokenizer.json; expected JSON with a 'model' of type BPE") from None
         if model_type != "BPE":
             raise UserError(f"{source}: a tokenizer of type {model_type}; expected BPE")
         try:
             self._plain = tokenizers.Tokenizer.from_str(serialized)
         except Exception as error:  # the library raises Exception itself
-            raise UserError(f"{source}: the tokenizers library cannot read it ({error})") from None
+            raise UserError(
+                f"{source}: the tokenizers library cannot read it ({' '.join(str(error).split())[:200]})"
+            ) from None
         self._plain.no_truncation()
         self._plain.no_padding()
         self._plain.encode_special_tokens = True
@@ -43,6 +53,8 @@ class JsonModel:
         if not vocabulary:
             raise UserError(f"{source}: the vocabulary is empty; expected BPE pieces and merges")
         size = max(vocabulary.values()) + 1
+        if size > _MOST_IDS:
+            raise UserError(f"{source}: has the id {size - 1:,} for {len(vocabulary):,} pieces; the file is damaged")
         self.pieces = [""] * size
         self.kinds = [Kind.UNUSED] * size  # for the ids without a piece
         alphabet = byte_alphabet()
@@ -101,7 +113,18 @@ class JsonModel:
 
     def _named(self, key: str) -> str:
         token = self.settings.get(key)
-        return (token.get("content") if isinstance(token, Mapping) else token) or ""
+        name = (token.get("content") if isinstance(token, Mapping) else token) or ""
+        if not isinstance(name, str):
+            raise UserError(f"{self.source}: {key} of tokenizer_config.json is {name!r}; expected a string")
+        return name
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        raise RepeatedKey(repr(counts.most_common(1)[0][0])[:60])
+    return found
 
 
 def byte_alphabet() -> dict[str, int]:

@@ -18,6 +18,7 @@ from allam_jax.tokenizer.kinds import Kind
 from allam_jax.tokenizer.scripts import has_letter_outside, script_pattern
 from allam_jax.tokenizer.sentencepiece_model import ModelProto, Piece, SentencePieceModel
 from allam_jax.tokenizer.tokenizer import Tokenizer, with_control_tokens
+from allam_jax.tokenizer.tokenizer_json import check_expressible
 
 CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")
 _MUST_AGREE = {
@@ -42,7 +43,8 @@ def merge_vocabularies(
     that the base lacks are left out; `verify_merge` shows the effect. The base's pieces of the script, of several
     characters, that the target lacks become unreachable, which exactness needs.
 
-    UserError if the two are not SentencePiece BPE models with the same normaliser and flags, and with byte fallback.
+    UserError if the two are not SentencePiece BPE models with the same normaliser and flags, and with byte fallback, or
+    if no `tokenizer.json` could express the result.
     """
     base_model, target_model = _comparable(base, target)
     pattern = script_pattern(script)
@@ -74,8 +76,9 @@ def merge_vocabularies(
             proto.pieces.add(piece=piece.piece, score=scores[piece.piece], type=Piece.NORMAL)
     proto.trainer_spec.vocab_size = len(proto.pieces)
     source = f"{base_model.source} + {target_model.source}"
-    merged = Tokenizer.from_sentencepiece(proto.SerializeToString(deterministic=True), source=source)
-    return with_control_tokens(merged, control_tokens)
+    model = SentencePieceModel(proto.SerializeToString(deterministic=True), source=source)
+    check_expressible(model)
+    return with_control_tokens(Tokenizer(model), control_tokens)
 
 
 def _comparable(base: Tokenizer, target: Tokenizer) -> tuple[SentencePieceModel, SentencePieceModel]:

@@ -4,7 +4,11 @@ import re
 
 from allam_jax.errors import UserError
 
-# Inclusive ranges of code points: whole Unicode blocks, without non-characters and the byte order mark U+FEFF.
+# Persian, Urdu and Kurdish spell with the joiners U+200C and U+200D, as do the languages of India. (Emoji are joined by
+# U+200D too: it counts as a character of these scripts there.)
+_JOINERS = (0x200C, 0x200D)
+
+# Inclusive ranges of code points: whole Unicode blocks, without non-characters and the byte order mark U+FEFF; joiners.
 SCRIPTS: dict[str, tuple[tuple[int, int], ...]] = {
     "arabic": (
         (0x0600, 0x06FF),  # Arabic
@@ -16,9 +20,10 @@ SCRIPTS: dict[str, tuple[tuple[int, int], ...]] = {
         (0x10E60, 0x10E7F),  # Rumi numerals
         (0x10EC0, 0x10EFF),  # Extended-C
         (0x1EE00, 0x1EEFF),  # Mathematical alphabetic symbols
+        _JOINERS,
     ),
     "cyrillic": ((0x0400, 0x052F), (0x1C80, 0x1C8F), (0x2DE0, 0x2DFF), (0xA640, 0xA69F)),
-    "devanagari": ((0x0900, 0x097F), (0xA8E0, 0xA8FF), (0x11B00, 0x11B5F)),
+    "devanagari": ((0x0900, 0x097F), (0xA8E0, 0xA8FF), (0x11B00, 0x11B5F), _JOINERS),
     "greek": ((0x0370, 0x03FF), (0x1F00, 0x1FFF)),
     "hangul": ((0x1100, 0x11FF), (0x3130, 0x318F), (0xA960, 0xA97F), (0xAC00, 0xD7FF)),
     "hebrew": ((0x0590, 0x05FF), (0xFB1D, 0xFB4F)),

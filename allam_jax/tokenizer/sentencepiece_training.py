@@ -13,7 +13,8 @@ from allam_jax.errors import UserError
 from allam_jax.tokenizer.kinds import Kind
 from allam_jax.tokenizer.scripts import character_class, has_letter_outside, script_pattern
 from allam_jax.tokenizer.sentencepiece_model import ModelProto, Piece, SentencePieceModel
-from allam_jax.tokenizer.tokenizer import Tokenizer
+from allam_jax.tokenizer.tokenizer import Tokenizer, check_control_tokens
+from allam_jax.tokenizer.tokenizer_json import check_expressible
 
 # Llama-2's settings: what a piece may consist of, and the first ids.
 _TRAINER_DEFAULTS: dict[str, Any] = {
@@ -69,6 +70,7 @@ def train_sentencepiece(
         UserError: the texts have no line (of the script), the vocabulary is too large or too small for them, or `like`
             may not have required characters outside the script.
     """
+    check_control_tokens(control_tokens)
     trainer = dict(_TRAINER_DEFAULTS)
     normalizer: dict[str, Any] = {"add_dummy_prefix": True, "remove_extra_whitespaces": False}
     signs: list[Piece] = []
@@ -80,6 +82,8 @@ def train_sentencepiece(
                 f"tokenizer training: required_characters {foreign!r} are not of script {script!r}; leave them out, "
                 "a merge takes everything outside the script from the base"
             )
+        if script:  # for a merge, which would be refused only after the training
+            check_expressible(like.model)
         signs = _signs(like.model, script=script) if script else []
         trainer = {key: getattr(like.model.proto.trainer_spec, key) for key in _TRAINER_DEFAULTS}
         spec = like.model.proto.normalizer_spec

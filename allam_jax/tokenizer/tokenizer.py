@@ -46,7 +46,7 @@ class Tokenizer:
             raise UserError(f"{path}: {what}; expected a tokenizer.model, a tokenizer.json or a directory with one")
         if file.suffix == ".json":
             settings_file = file.parent / "tokenizer_config.json"
-            settings = read_json(settings_file) if settings_file.is_file() else {}
+            settings = _object(settings_file) if settings_file.is_file() else {}
             try:
                 return cls(JsonModel(file.read_text(encoding="utf-8"), settings=settings, source=str(file)))
             except UnicodeDecodeError:
@@ -153,11 +153,19 @@ def _required(index: int | None, name: str, source: str) -> int:
     return index
 
 
+def check_control_tokens(tokens: Sequence[str]) -> None:
+    """UserError for a token that is empty or is given twice."""
+    for number, token in enumerate(tokens):
+        if not token or token in tokens[:number]:
+            raise UserError(f"control token {token!r} is {'given twice' if token else 'empty'}; name each once")
+
+
 def with_control_tokens(tokenizer: Tokenizer, tokens: Sequence[str], *, source: str | None = None) -> Tokenizer:
     """A SentencePiece tokenizer with `tokens` appended as control pieces; tokens that it already has keep their ids.
 
-    UserError if a token is an ordinary piece of the vocabulary.
+    UserError if a token is an ordinary piece of the vocabulary, is empty or is given twice.
     """
+    check_control_tokens(tokens)
     model = tokenizer.model
     if not isinstance(model, SentencePieceModel):
         raise UserError(f"{model.source}: control tokens can only be added to a SentencePiece model")
@@ -179,11 +187,15 @@ def with_control_tokens(tokenizer: Tokenizer, tokens: Sequence[str], *, source: 
 def _with_added_tokens(tokenizer: Tokenizer, directory: Path) -> Tokenizer:
     """Appends the tokens that a Hugging Face directory keeps outside its `tokenizer.model`."""
     added: dict[int, str] = {}
-    if (file := directory / "added_tokens.json").is_file():
-        added.update({int(index): token for token, index in read_json(file).items()})
-    if (file := directory / "tokenizer_config.json").is_file():
-        decoder: dict[str, Any] = read_json(file).get("added_tokens_decoder", {})
-        added.update({int(index): token["content"] for index, token in decoder.items()})
+    file = directory / "added_tokens.json"
+    try:
+        if file.is_file():
+            added.update({int(index): str(token) for token, index in _object(file).items()})
+        if (file := directory / "tokenizer_config.json").is_file():
+            decoder: dict[str, Any] = _object(file).get("added_tokens_decoder", {})
+            added.update({int(index): str(token["content"]) for index, token in decoder.items()})
+    except (AttributeError, TypeError, ValueError, KeyError):
+        raise UserError(f"{file}: added tokens of an unknown form; expected ids and their strings") from None
     extra = sorted((index, token) for index, token in added.items() if index >= tokenizer.vocab_size)
     if [index for index, _ in extra] != list(range(tokenizer.vocab_size, tokenizer.vocab_size + len(extra))):
         raise UserError(
@@ -191,3 +203,10 @@ def _with_added_tokens(tokenizer: Tokenizer, directory: Path) -> Tokenizer:
             f"{tokenizer.vocab_size} pieces of tokenizer.model; give the path of tokenizer.json instead"
         )
     return with_control_tokens(tokenizer, [token for _, token in extra]) if extra else tokenizer
+
+
+def _object(file: Path) -> dict[str, Any]:
+    found = read_json(file)
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: a JSON {type(found).__name__}; expected an object")
+    return found

@@ -5,12 +5,14 @@ list has every pair of reachable pieces whose concatenation is a reachable piece
 that order by id, or that write only one pair for each piece, give other ids.
 """
 
+import contextlib
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from allam_jax.errors import UserError
-from allam_jax.files import atomic_path, write_json, write_text
+from allam_jax.files import atomic_path
 from allam_jax.tokenizer.json_model import JsonModel
 from allam_jax.tokenizer.kinds import Kind
 from allam_jax.tokenizer.sentencepiece_model import SPACE, SentencePieceModel
@@ -27,33 +29,64 @@ CHAT_TEMPLATE = (
 
 def save(model: SentencePieceModel | JsonModel, directory: Path) -> None:
     """Writes the tokenizer files into `directory`; see Tokenizer.save."""
-    directory.mkdir(parents=True, exist_ok=True)
+    files: dict[str, bytes] = {
+        "special_tokens_map.json": _json(_named_tokens(model)),
+        "tokenizer_config.json": _json(tokenizer_config(model)),
+    }
     if isinstance(model, SentencePieceModel):
-        document = tokenizer_json(model)  # may raise, so it comes before the first write
-        with atomic_path(directory / "tokenizer.model") as temporary:
-            temporary.write_bytes(model.serialized())
-        write_json(directory / "tokenizer.json", document)
+        files["tokenizer.json"] = _json(tokenizer_json(model))  # may raise, so nothing is written before
+        files["tokenizer.model"] = model.serialized()
     else:
-        write_text(directory / "tokenizer.json", model.serialized())
-    write_json(directory / "tokenizer_config.json", tokenizer_config(model))
-    write_json(directory / "special_tokens_map.json", _named_tokens(model))
+        files["tokenizer.json"] = model.serialized().encode()
+    if not directory.exists():
+        with atomic_path(directory) as temporary:
+            temporary.mkdir()
+            for name, content in files.items():
+                (temporary / name).write_bytes(content)
+        return
+    # Beside other files. All are on the disk before the first of them gets its name.
+    with contextlib.ExitStack() as stack:
+        for name, content in files.items():
+            stack.enter_context(atomic_path(directory / name)).write_bytes(content)
 
 
-def merge_rules(model: SentencePieceModel) -> list[tuple[str, str]]:
-    """All merge rules of a SentencePiece BPE model, the strongest first.
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode()
 
-    UserError if two pieces have the same score, because merge rules have an order. Runs of one character may, because
-    their order is known.
+
+def check_expressible(model: SentencePieceModel) -> None:
+    """UserError for a model that merge rules cannot express.
+
+    These are models with a normaliser other than identity, with user-defined pieces, or with two pieces of the same
+    score: SentencePiece then takes the leftmost pair, but rules have one order. Runs of one character may have the same
+    score, because their order is known.
     """
-    scores = {p.piece: p.score for p, kind in zip(model.proto.pieces, model.kinds, strict=True) if kind is Kind.NORMAL}
+    normalizer = model.proto.normalizer_spec
+    if normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces or not normalizer.escape_whitespaces:
+        raise UserError(
+            f"{model.source}: normaliser {normalizer.name!r} changes the text; expected identity with white space kept "
+            "(retrain the tokenizer with train_sentencepiece)"
+        )
+    if Kind.USER_DEFINED in model.kinds or Kind.UNUSED in model.kinds:
+        raise UserError(f"{model.source}: has user-defined or unused pieces, which a tokenizer.json cannot express")
+    scores = _scores(model)
     ties = Counter(score for piece, score in scores.items() if len(set(piece)) > 1)
     if any(count > 1 for count in ties.values()):
         score = next(score for score, count in ties.items() if count > 1)
-        tied = [piece for piece, s in scores.items() if s == score and len(set(piece)) > 1][:3]
+        tied = [piece for piece, s in scores.items() if s == score and len(set(piece)) > 1]
         raise UserError(
-            f"{model.source}: pieces {', '.join(map(repr, tied))} have the same score {score}, which a tokenizer.json "
-            "cannot express; merge the vocabularies with allam_jax.tokenizer.piece_merge, which keeps scores apart"
+            f"{model.source}: {len(tied)} pieces such as {', '.join(map(repr, tied[:3]))} have the same score {score:g}, "
+            "which a tokenizer.json cannot express. If the vocabulary was merged from two, start from the first of them"
         )
+
+
+def _scores(model: SentencePieceModel) -> dict[str, float]:
+    return {p.piece: p.score for p, kind in zip(model.proto.pieces, model.kinds, strict=True) if kind is Kind.NORMAL}
+
+
+def merge_rules(model: SentencePieceModel) -> list[tuple[str, str]]:
+    """All merge rules of a SentencePiece BPE model that passed `check_expressible`, the strongest first."""
+    scores = _scores(model)
     rules = []
     for piece, score in scores.items():
         for cut in range(1, len(piece)):
@@ -69,17 +102,10 @@ def merge_rules(model: SentencePieceModel) -> list[tuple[str, str]]:
 def tokenizer_json(model: SentencePieceModel) -> dict[str, Any]:
     """The content of a `tokenizer.json` that gives the ids of a SentencePiece BPE model.
 
-    UserError for a model that merge rules cannot express: one with a normaliser other than identity, or with
-    user-defined pieces.
+    UserError for a model that merge rules cannot express.
     """
+    check_expressible(model)
     normalizer = model.proto.normalizer_spec
-    if normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces or not normalizer.escape_whitespaces:
-        raise UserError(
-            f"{model.source}: normaliser {normalizer.name!r} changes the text; expected identity with white space kept "
-            "(retrain the tokenizer with train_sentencepiece)"
-        )
-    if Kind.USER_DEFINED in model.kinds or Kind.UNUSED in model.kinds:
-        raise UserError(f"{model.source}: has user-defined or unused pieces, which a tokenizer.json cannot express")
     to_space = [{"type": "Replace", "pattern": {"String": " "}, "content": SPACE}]
     from_space: list[dict[str, Any]] = [
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},

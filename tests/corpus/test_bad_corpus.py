@@ -16,6 +16,7 @@ from allam_jax.errors import UserError
 from allam_jax.files import read_json
 from allam_jax.tasks import corpus as task
 from allam_jax.tasks.registry import settings_of
+from configs import base
 
 
 def rows(count, *, prefix):
@@ -47,6 +48,25 @@ def run(folder, workdir, **source):
     written = sum(split["documents"] for split in result.values())
     assert written == sum(counts["documents"] for counts in counts.values())
     return written, counts, (workdir / "report.md").read_text()
+
+
+def test_a_corpus_of_which_nothing_is_left_says_why(tmp_path, folder):
+    value = config(folder)
+    value.corpus.rules.arabic = {"brackets": base.rule("word_count", ">", 2.0)}
+    (tmp_path / "work").mkdir()
+    with pytest.raises(UserError, match="crawl: all 100 documents were dropped: 100 by rule 'brackets'; see report.md"):
+        task.run(settings_of(value), tmp_path / "work")
+    assert "| brackets | drop word_count > 2 | 100 |" in (tmp_path / "work" / "report.md").read_text()
+    assert "a1" in (tmp_path / "work" / "samples.md").read_text()
+    assert not (tmp_path / "work" / "crawl").exists()
+
+
+@pytest.mark.parametrize("language", ["arb", "/../../x"])
+def test_a_language_that_nothing_knows_is_refused(tmp_path, folder, language):
+    value = config(folder)
+    value.corpus.sources.crawl.language = language
+    with pytest.raises(UserError, match=r"config.corpus.sources.crawl.language = .*: (give 'ar'|no language code)"):
+        task.run(settings_of(value), tmp_path)
 
 
 BAD_LINES = {

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 
+import fasttext
 import numpy as np
 import pytest
 
@@ -17,8 +18,10 @@ from allam_jax.corpus.fasttext_classifier import (
     fit_alpha,
     keep_probability,
     keeps,
+    neutral,
     train_classifier,
 )
+from allam_jax.corpus.language_id import LANGUAGES, check_language, identify
 from allam_jax.corpus.settings import QualitySettings
 from allam_jax.corpus.shards import write_dataset
 from allam_jax.errors import UserError
@@ -105,6 +108,41 @@ def test_it_tells_real_texts_apart_that_it_has_not_seen(real, trained):
     # New lines are no more than spaces, and nothing is a score as well.
     assert classifier.score("He said\nto\r\nthem ") == classifier.score("He said to them")
     assert 0 <= classifier.score("") <= 1
+
+
+@pytest.mark.parametrize("command", ["</s>", "__label__good", "__label__</s>", "</s>\n</s>", "\0 </s>"])
+def test_words_that_command_fasttext_are_words(real, trained, command):
+    """The score of a text stays near its own with such a word before, between or after it."""
+    classifier = QualityClassifier(trained[0])
+    for text in (real[0][0], real[1][0]):
+        half = len(text) // 2
+        for changed in (f"{command} {text}", f"{text[:half]} {command} {text[half:]}", f"{text} {command}"):
+            assert classifier.score(changed) == pytest.approx(classifier.score(text), abs=0.2)
+    english = "The committee met on Tuesday to discuss the budget of the coming year. " * 3
+    arabic = "اجتمعت اللجنة يوم الثلاثاء لمناقشة ميزانية العام المقبل"
+    scores, expected = (identify(text) for text in (f"{arabic} {command} {english}", f"{arabic} {english}"))
+    assert scores["en"] == pytest.approx(expected["en"], abs=0.15)
+    assert scores["ar"] == pytest.approx(expected["ar"], abs=0.15)
+    assert next(iter(identify(f"{command} {english}"))) == "en"
+
+
+def test_codes_of_languages_are_those_of_the_model(tmp_path):
+    path = tmp_path / "lid.ftz"
+    path.write_bytes(catalog.read_asset("language_id"))
+    assert {label.removeprefix("__label__") for label in fasttext.load_model(str(path)).get_labels()} == LANGUAGES
+    for code in (*LANGUAGES, "code", "ary"):
+        check_language(code, key="language")
+    for code, wanted in (("arb", "ar"), ("pes", "fa"), ("eng", "en"), ("AR", "ar"), ("arb_Arab", "ar"), ("fil", "tl")):
+        with pytest.raises(UserError, match=f"language = '{code}': give '{wanted}'"):
+            check_language(code, key="language")
+    for code in ("Arabic", "/../../x", "a b", "x" * 300):
+        with pytest.raises(UserError, match="no language code"):
+            check_language(code, key="language")
+
+
+def test_neutral_changes_whole_words_only():
+    assert neutral("a</s> </s>b x__label__y") == "a</s> </s>b x__label__y"
+    assert neutral("</s> __label__a\t</s>") == "s _label_a\ts"
 
 
 def test_the_same_texts_give_the_same_bytes_in_any_order(real, trained, tmp_path):

@@ -1,9 +1,13 @@
+import re
 import unicodedata
 
 import pytest
 
 from allam_jax.corpus import catalog, pii
 from allam_jax.corpus.text_care import REPAIRS, repair
+
+MARK = "(?:FATHATAN|DAMMATAN|KASRATAN|FATHA|DAMMA|KASRA|SHADDA|SUKUN|SUPERSCRIPT ALEF)"
+NAMES = {unicodedata.name(chr(code), ""): chr(code) for code in range(0x600, 0x780)}
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +50,33 @@ def test_presentation_forms_become_letters():
     for form in forms:
         expected = unicodedata.normalize("NFKC", form)
         assert repair(form, switches=["presentation_forms"], language="ar")[0] == expected != form
+    assert repair("قال محم\ufc60د إن\ufe7c العلم", switches=["presentation_forms"], language="ar")[0] == (
+        "قال محم\u064e\u0651د إن\u0651 العلم"
+    )
     signs = "ﷺ ﷻ ﷽ ﷼ ﴿ ﴾"
     assert repair(signs, switches=["presentation_forms"], language="ar") == (signs, [])
     assert repair("ﻣﺤﻤﺪ ﻻ", switches=["presentation_forms"], language="ar") == ("محمد لا", ["presentation_forms"])
+
+
+def test_presentation_forms_mean_what_their_names_say():
+    """All of both blocks: the name of a form is that of its letter or marks, and no space or tatweel comes in."""
+    marks, letters = 0, 0
+    for code in (*range(0xFB50, 0xFE00), *range(0xFE70, 0xFF00)):
+        form, name = chr(code), unicodedata.name(chr(code), "")
+        repaired = repair(f"ب{form}ب", switches=["presentation_forms"], language="ar")[0][1:-1]
+        assert not set(repaired) & set(" \u0640"), hex(code)
+        if match := re.fullmatch("ARABIC (LETTER .*) (?:ISOLATED|INITIAL|MEDIAL|FINAL) FORM", name):
+            letters += 1
+            if f"ARABIC {match[1]}" in NAMES:  # some forms are called unlike their letters
+                assert repaired == unicodedata.normalize("NFKC", NAMES[f"ARABIC {match[1]}"]), hex(code)
+            assert repaired != form
+        elif match := re.fullmatch(f"ARABIC (?:LIGATURE |TATWEEL WITH )?({MARK}(?: WITH {MARK})?) .*", name):
+            marks += 1
+            names = match[1].replace("SUPER", "LETTER SUPER").split(" WITH ")
+            spelled = "".join(unicodedata.lookup(f"ARABIC {one}") for one in names)
+            assert repaired == unicodedata.normalize("NFC", spelled), hex(code)
+    assert marks == 23
+    assert letters > 200
 
 
 def test_look_alikes_in_arabic_only():
@@ -72,6 +100,8 @@ def test_repairs_are_idempotent(texts):
         ("email", "user@localhost @name a@b", "user@localhost @name a@b"),
         ("phone", "+966 55 123 4567 أو ٠٥٥١٢٣٤٥٦٧", "[PHONE] أو [PHONE]"),
         ("phone", "(011) 465-1234, 00442071234567", "[PHONE], [PHONE]"),
+        ("phone", "نشر في 05-03-2024 والرقم 0551234567", "نشر في 05-03-2024 والرقم [PHONE]"),
+        ("phone", "05-03-2024 0551234567", "05-03-2024 [PHONE]"),
         ("phone", "2021-10-05 10:30:45 1234567890123 0.12345678 1,000,000 الآيات 12 13 14 15", None),
         ("iban", "SA03 8000 0000 6080 1016 7519 GB82WEST12345698765432", "[IBAN] [IBAN]"),
         ("iban", "SA04 8000 0000 6080 1016 7519", None),  # wrong checksum
@@ -83,6 +113,32 @@ def test_personal_data(kind, text, expected):
     redacted, counts = pii.redact(text, kinds=[kind])
     assert redacted == (text if expected is None else expected)
     assert counts[kind] == redacted.count(f"[{kind.upper()}]")
+
+
+PHONES = """
++966 55 123 4567|00966551234567|0551234567|055-123-4567|055 123 4567|٠٥٥١٢٣٤٥٦٧|+٩٦٦٥٥١٢٣٤٥٦٧|(011) 465-1234|01012345678
++20 10 1234 5678|+971 50 123 4567|04 123 4567|+44 20 7946 0958|020 7946 0958|07700 900123|+1 555 123 4567|0522-123456
++1 (555) 123-4567|+33 1 42 68 53 00|01 42 68 53 00|01.42.68.53.00|06-73-34-16-78|+49 30 901820|030 901820 12|0171 2345678
++39 06 6982 1234|06 6982 1234|+34 912 345 678|+90 212 555 12 34|0212 555 12 34|+98 21 8888 1234|021 8888 1234|۰۲۱۸۸۸۸۱۲۳۴
++91 98765 43210|098765 43210|+92 300 1234567|0300-1234567|+62 812-3456-7890|0812-3456-7890|+81 3-1234-5678|03-1234-5678
++86 138 0013 8000|+7 495 123-45-67|+212 522 123456|+213 21 23 45 67|021 23 45 67|+962 6 123 4567|06 123 4567
++965 2245 1234|0033142685300"""
+NO_PHONES = """
+05-03-2024|05.03.2024|٠١-٠٩-١٤٤٥|08.30-09.45|03 04 05 06 07|11-03-2024|05 03 2024|01-01-1970|31.12.1999|05-03-2024 08:30
+05.03.24 08:30|08.30 09.45 10.30|0012-0045|0120-0134|1998-2004|ISBN 0306406152|ISBN 978-0-306-40615-7|ISBN-10: 0306406152
+pp. 0123-0456|2024-03-05|2024/03/05|3.14159265|0.12345678|00000000|01 02 03 04 05|10.05.2023 - 11.05.2023|12:30-14:45
+01:02:03.456|007.012.345.678|08.08.08.08|1,234,567,890|$05,000,000|1445-09-01|٠٥/٠٣/٢٠٢٤|05/03/2024|1e-05|09 10 11 12 13
+192.168.001.010|Q3 2024|100-200-300|3 4 5 6 7 8 9 10|01.02.03.04|05-03-2024, 06-03-2024|08.30-09.45-10.15|02-29-2024
+12.01.1445|01-10 02-10|٠٨٫٣٠|2000-2001-2002|01-09-1445"""
+
+
+def test_telephone_numbers_of_many_countries_go_and_other_numbers_stay():
+    phones, others = (text.replace("\n", "|").strip("|").split("|") for text in (PHONES, NO_PHONES))
+    assert (len(phones), len(others)) == (50, 50)
+    for phone in phones:
+        assert pii.redact(f"رقم {phone} هنا", kinds=["phone"])[0] == "رقم [PHONE] هنا"
+    for other in others:
+        assert pii.redact(f"في {other} هنا", kinds=["phone"])[0] == f"في {other} هنا"
 
 
 def test_ibans_are_those_of_the_checksum():

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import markdown_it
 import pytest
 
 from allam_jax.report import markdown
@@ -48,6 +49,41 @@ def test_table_keeps_its_shape_whatever_is_in_it():
         [r"a\|b c", "1.000"],
         ["d", "–"],
     ]
+
+
+HOSTILE = (
+    "<script>alert(1)</script><img src=http://x.example/a.png>",
+    "![a](http://x.example/b.png) [text](javascript:x) [ref]: http://x.example",
+    "<!-- a comment without an end",
+    "`code` ``` ~~~ **bold** __bold__ $x^2$ a@b.example www.x.example https://x.example",
+    "\u202eright to left\u2066 \x00\x1b[31m \ud800",
+    "| a | b |\n|---|---|\r\n# heading",
+    "&lt;script&gt;",
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_text_of_others_is_shown_and_does_nothing(text):
+    """A real parser finds text and nothing else, and the text is the one that was given."""
+    parser = markdown_it.MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    for block, kinds in (
+        (markdown.quote(text), ["blockquote_open", "paragraph_open", "inline", "paragraph_close", "blockquote_close"]),
+        (markdown.table([{"a": text}]), None),
+    ):
+        tokens = parser.parse(block)
+        inlines = [token for token in tokens if token.type == "inline"]
+        assert kinds is None or [token.type for token in tokens] == kinds
+        assert kinds or [token.type for token in tokens].count("td_open") == 1
+        shown = "".join(child.content for child in inlines[-1].children)
+        assert {child.type for child in inlines[-1].children} <= {"text", "text_special"}
+        hidden = re.sub("⟨U\\+([0-9A-F]+)⟩", lambda match: chr(int(match[1], 16)), shown)
+        assert hidden == " ".join(text.split())
+        assert not re.search(r"(?<!\\)://|www\.|(?<!\\)@", block)  # which GitHub makes links of
+        assert not re.search("[\u202a-\u202e\u2066-\u2069\ud800-\udfff\x00]", block)
+
+
+def test_a_fence_is_longer_than_those_inside():
+    assert markdown.code("a\n```\nb") == "````\na\n```\nb\n````"
 
 
 def test_columns_may_be_keys():

@@ -5,6 +5,7 @@ import pytest
 from allam_jax.corpus.document import Document
 from allam_jax.corpus.shards import write_dataset
 from allam_jax.errors import UserError
+from allam_jax.files import read_json
 from allam_jax.tasks import merge_tokenizer
 from allam_jax.tasks.registry import settings_of
 from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
@@ -40,6 +41,17 @@ def test_a_merge_of_any_script_is_proved(tmp_path, script: str):
     assert result["merge"][f"{script}_equal"] == result["merge"][f"non_{script}_equal"] == 1.0
     assert result["merge"][f"{script}_lines"] > 0 < result["merge"][f"non_{script}_lines"]
     assert (tmp_path / "merged" / "tokenizer.model").is_file()
+    assert read_json(tmp_path / "merged" / "proof.json") == result["merge"]
+
+
+def test_the_figure_names_the_language_that_was_added(tmp_path, monkeypatch):
+    config = configured(tmp_path, script="arabic", like_base=True)
+    config.tokenizer_merge.sources.fa = config.tokenizer_merge.sources.other
+    del config.tokenizer_merge.sources.other
+    drawn = []
+    monkeypatch.setattr(merge_tokenizer, "fertility_bars", lambda table, path: drawn.append(list(table)))
+    merge_tokenizer.run(settings_of(config), tmp_path / "merged")
+    assert drawn == [["base", "Persian only", "merged"]]
 
 
 def test_a_target_with_its_own_signs_is_refused_by_its_first_line(tmp_path):

@@ -244,11 +244,11 @@ def test_other_scripts():
     assert len(merged.encode(russian[0])) < len(base.encode(russian[0])) / 3
 
 
-def test_the_arabic_script_is_the_arabic_blocks_and_nothing_else():
+def test_the_arabic_script_is_the_arabic_blocks_and_the_joiners():
     pattern = script_pattern("arabic")
-    for inside in "اپ،؟٣َـﷺﻻ﷼ݐࢠ\u06dd":
+    for inside in "اپ،؟٣َـﷺﻻ﷼ݐࢠ\u06dd\u200c\u200d":
         assert pattern.fullmatch(inside), hex(ord(inside))
-    for outside in "a1 ▁.-\u200c\u200f\ufeffא\u0700é中":
+    for outside in "a1 ▁.-\u200b\u200f\ufeffא\u0700é中":
         assert not pattern.search(outside), hex(ord(outside))
 
 

@@ -9,6 +9,7 @@ from tokenizer_helpers import Corpus, Merge, reference, sentencepiece_model
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from allam_jax.errors import UserError
+from allam_jax.tasks.generate import continuation_of
 from allam_jax.tokenizer.tokenizer import Tokenizer, with_control_tokens
 
 
@@ -212,6 +213,8 @@ def _word_piece(path):
         ("tokenizer.json", _word_piece, "a tokenizer of type WordPiece; expected BPE"),
         ("tokenizer.json", lambda path: path.write_text('{"model": {"type": "BPE"'), "not a tokenizer.json"),
         ("tokenizer.json", lambda path: path.write_text("[1, 2]"), "not a tokenizer.json"),
+        ("tokenizer.json", lambda path: path.write_text("[" * 100_000), "not a tokenizer.json"),
+        ("tokenizer.json", lambda path: path.write_text('{"model": {}, "model": {}}'), "the key 'model' occurs twice"),
         ("tokenizer.json", lambda path: path.write_bytes(b"\xff\xfe\x00"), "not UTF-8"),
         ("tokenizer.json", lambda path: path.write_text('{"model": {"type": "BPE"}}'), "cannot read it"),
     ],
@@ -232,3 +235,14 @@ def test_byte_level_bpe_without_a_bos_token_says_so(byte_level_directory, tmp_pa
     tokenizer = Tokenizer.load(tmp_path)
     with pytest.raises(UserError, match="no bos token; name one in tokenizer_config.json"):
         tokenizer.encode("a", bos=True)
+
+
+def test_a_continuation_keeps_its_space(trained_base: Tokenizer):
+    """The ids of a text are cut in two: the prompt's text and the continuation are the text again."""
+    text = "He said to the people: "
+    ids = trained_base.encode(f"{text} and ﷽ they went", bos=True)
+    for cut in range(1, len(ids)):
+        continuation = continuation_of(trained_base, ids[:cut], ids[cut:])
+        whole = trained_base.decode(ids[:cut], skip_special=True).rstrip("\ufffd") + continuation
+        assert whole == trained_base.decode(ids, skip_special=True)
+    assert continuation_of(trained_base, trained_base.encode("He said"), trained_base.encode("that")) == " that"

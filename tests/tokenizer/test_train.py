@@ -9,9 +9,11 @@ import sentencepiece
 from tokenizer_helpers import Corpus, Merge
 
 from allam_jax.errors import UserError
+from allam_jax.tokenizer.piece_merge import merge_vocabularies
 from allam_jax.tokenizer.scripts import ARABIC_LETTERS, script_pattern
+from allam_jax.tokenizer.sentencepiece_model import Piece
 from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
-from allam_jax.tokenizer.tokenizer import Tokenizer
+from allam_jax.tokenizer.tokenizer import Tokenizer, with_control_tokens
 
 TEXT = ["the quick brown fox jumps over the lazy dog 1234"] * 5
 
@@ -124,6 +126,42 @@ def test_what_a_script_cannot_use_is_refused(trained_base: Tokenizer):
         train_sentencepiece(["كتاب"], vocab_size=300, like=trained_base, script="arabic", required_characters="xب!")
     with pytest.raises(UserError, match="no line of the texts has characters of script 'arabic'"):
         train_sentencepiece(TEXT, vocab_size=300, script="arabic")
+
+
+@pytest.mark.parametrize(("tokens", "message"), [(["<|x|>"] * 2, "is given twice"), ([""], "is empty")])
+def test_bad_control_tokens_are_named(tokens: list[str], message: str):
+    base = train_sentencepiece(TEXT, vocab_size=290)
+    with pytest.raises(UserError, match=message):
+        train_sentencepiece(TEXT, vocab_size=290, control_tokens=tokens)
+    with pytest.raises(UserError, match=message):
+        with_control_tokens(base, tokens)
+
+
+def test_joiners_of_the_script_become_pieces():
+    """Persian spells with U+200C, so it may be in a piece, may be asked for, and cuts no word."""
+    base = train_sentencepiece(TEXT, vocab_size=290)
+    persian = ["من می\u200cخواهم کتاب\u200cهای تازه\u200cای بخوانم"] * 50
+    target = train_sentencepiece(
+        persian, vocab_size=310, like=base, script="arabic", required_characters="\u200c", character_coverage=1.0
+    )
+    merged = merge_vocabularies(base, target)
+    pieces = [merged.id_to_piece(index) for index in merged.encode("می\u200cخواهم")]
+    assert pieces == ["▁می\u200cخواهم"]
+    assert merged.piece_to_id("\u200c") is not None
+
+
+def test_a_base_with_equal_scores_is_refused_before_the_training():
+    base = train_sentencepiece(TEXT, vocab_size=290)
+    for piece in ("学习", "中文"):
+        base.model.proto.pieces.add(piece=piece, score=0.0, type=Piece.NORMAL)
+    base = Tokenizer.from_sentencepiece(base.model.serialized(), source="merged elsewhere")
+    with pytest.raises(
+        UserError, match="2 pieces such as '学习', '中文' have the same score 0,.* start from the first"
+    ):
+        train_sentencepiece((1 / 0 for _ in "x"), vocab_size=300, like=base, script="arabic")
+    target = train_sentencepiece(["كتاب"] * 9, vocab_size=266, script="arabic", character_coverage=1.0)
+    with pytest.raises(UserError, match="have the same score 0,"):
+        merge_vocabularies(base, target)
 
 
 def test_long_lines_and_reserved_characters_are_not_dropped():

@@ -1,0 +1,84 @@
+"""Every tag, repair, removal, redaction and key takes time in proportion to the text, whatever the text is.
+
+A quadratic expression takes over a minute for 200 kB of its worst input, and a hundred times as long for 2 MB.
+"""
+
+import time
+
+import pytest
+
+from allam_jax.corpus import keys, pii, tags
+from allam_jax.corpus.minhash import MinHash
+from allam_jax.corpus.normalise import normalise
+from allam_jax.corpus.settings import DedupSettings
+from allam_jax.corpus.tags import Resources
+from allam_jax.corpus.text_care import REPAIRS
+from allam_jax.corpus.words import Words
+
+PATTERNS = {
+    "one token": "a",
+    "new lines": "\n",
+    "spaces": " ",
+    "spaces and new lines": " \n",
+    "at signs": "a@",
+    "at signs and points": "a@a.",
+    "points": ".",
+    "labels": "a.",
+    "marks": "\u064e",
+    "a letter with marks": "ب\u064e\u0651",
+    "digits": "0",
+    "digits and hyphens": "05-",
+    "groups of digits": "0123 ",
+    "hexadecimal and colons": "ab:",
+    "less-than signs": "<",
+    "underscores": "_",
+    "underscores with marks": "_\u0301",
+    "apostrophes": "a'",
+    "Hebrew quotation": 'א"',
+    "commands of fastText": "</s> ",
+    "forms of marks": "\ufe76",
+    "Thai": "ภาษาไทย",
+    "Chinese": "中文",
+    "mojibake": "Ø§Ù„",
+    "Windows-1256": "ÇáÓ",
+    "emoji": "👨\u200d👩",
+}
+
+
+def timed(text, tmp_path):
+    """Name -> seconds of every operation on the text."""
+    block_list = tmp_path / "blocked"
+    block_list.write_text("a\na b c\n中文\n")
+    resources = Resources(block_list=str(block_list))
+    words = Words(text, language="ar")
+    operations = {f"repair {name}": lambda repair=repair: repair(text) for name, repair in REPAIRS.items()}
+    for name in ("tashkeel", "tatweel", "direction_marks"):
+        operations[f"remove {name}"] = lambda name=name: normalise(text, remove=[name])
+    for kind in pii.PATTERNS:
+        operations[f"redact {kind}"] = lambda kind=kind: pii.redact(text, kinds=[kind])
+    for name, tag in tags.TAGS.items():
+        if name != "rps_doc_ml_palm_score":  # a model of the user's
+            operations[name] = lambda tag=tag: tag.compute(words, resources)
+    minhash = MinHash(DedupSettings(minhash=True))
+    operations["key of the text"] = lambda: keys.text_key(text, words.words)
+    operations["shingles"] = lambda: minhash.shingles([words.words])
+    seconds = {}
+    for name, operation in operations.items():
+        start = time.process_time()
+        operation()
+        seconds[name] = time.process_time() - start
+    return seconds
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_two_hundred_kilobytes(pattern, tmp_path):
+    text = PATTERNS[pattern] * (200_000 // len(PATTERNS[pattern].encode()))
+    assert [name for name, seconds in timed(text, tmp_path).items() if seconds > 1] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_two_megabytes(pattern, tmp_path):
+    text = PATTERNS[pattern] * (2_000_000 // len(PATTERNS[pattern].encode()))
+    seconds = timed(text, tmp_path)
+    assert {name: round(value, 1) for name, value in seconds.items() if value > 2} == {}
