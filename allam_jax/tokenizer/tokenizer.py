@@ -13,6 +13,7 @@ from allam_jax.tokenizer import tokenizer_json
 from allam_jax.tokenizer.json_model import JsonModel
 from allam_jax.tokenizer.kinds import Kind
 from allam_jax.tokenizer.sentencepiece_model import Piece, SentencePieceModel
+from allam_jax.tokenizer.tokenizer_files import check_files
 
 Specials = Literal["text", "parse"]
 
@@ -44,6 +45,7 @@ class Tokenizer:
         if file is None:
             what = "no tokenizer here" if path.is_dir() else "no such file"
             raise UserError(f"{path}: {what}; expected a tokenizer.model, a tokenizer.json or a directory with one")
+        check_files(file.parent)
         if file.suffix == ".json":
             settings_file = file.parent / "tokenizer_config.json"
             settings = read_json(settings_file) if settings_file.is_file() else {}

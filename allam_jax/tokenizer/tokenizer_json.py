@@ -9,8 +9,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from allam_jax.checksums import write_listed
 from allam_jax.errors import UserError
-from allam_jax.files import atomic_path, write_json, write_text
+from allam_jax.files import json_text
 from allam_jax.tokenizer.json_model import JsonModel
 from allam_jax.tokenizer.kinds import Kind
 from allam_jax.tokenizer.sentencepiece_model import SPACE, SentencePieceModel
@@ -26,17 +27,19 @@ CHAT_TEMPLATE = (
 
 
 def save(model: SentencePieceModel | JsonModel, directory: Path) -> None:
-    """Writes the tokenizer files into `directory`; see Tokenizer.save."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """Writes the tokenizer files into `directory`, with their list; see Tokenizer.save."""
     if isinstance(model, SentencePieceModel):
-        document = tokenizer_json(model)  # may raise, so it comes before the first write
-        with atomic_path(directory / "tokenizer.model") as temporary:
-            temporary.write_bytes(model.serialized())
-        write_json(directory / "tokenizer.json", document)
+        document = _json_bytes(tokenizer_json(model))
+        contents = {"tokenizer.model": model.serialized(), "tokenizer.json": document}
     else:
-        write_text(directory / "tokenizer.json", model.serialized())
-    write_json(directory / "tokenizer_config.json", tokenizer_config(model))
-    write_json(directory / "special_tokens_map.json", _named_tokens(model))
+        contents = {"tokenizer.json": model.serialized().encode()}
+    contents["tokenizer_config.json"] = _json_bytes(tokenizer_config(model))
+    contents["special_tokens_map.json"] = _json_bytes(_named_tokens(model))
+    write_listed(directory, contents, whole=True)
+
+
+def _json_bytes(value: Any) -> bytes:
+    return f"{json_text(value, indent=2)}\n".encode()
 
 
 def merge_rules(model: SentencePieceModel) -> list[tuple[str, str]]:
