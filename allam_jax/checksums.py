@@ -18,7 +18,7 @@ from typing import Any
 import xxhash
 
 from allam_jax.errors import UserError
-from allam_jax.files import atomic_path, parse_json, write_json
+from allam_jax.files import atomic_path, parse_json, read_json, write_json
 
 FILE_LIST = "files.json"
 _VERSION = 2
@@ -168,6 +168,14 @@ _CHANGED = "its bytes are not those that were written (xxh3)"
 def find_list(directory: Path, *, remedy: str) -> FileList | None:
     """The list of a directory that may have none, such as one of others."""
     return FileList.read(directory, remedy=remedy) if (Path(directory) / FILE_LIST).exists() else None
+
+
+def read_listed(directory: Path, name: str, *, remedy: str) -> dict[str, Any]:
+    """The JSON object in a file of a directory, compared with the directory's list if that names it."""
+    files = find_list(directory, remedy=remedy)
+    if files is not None and name in files.files:
+        return files.read_json(name, remedy=remedy)
+    return read_json(Path(directory) / name, kind=dict)
 
 
 def write_list(directory: Path, *, names: Iterable[str] | None = None, arrays: Mapping[str, Any] | None = None) -> None:

@@ -3,8 +3,9 @@
 A checkpoint is a directory named by its step (`00001200`), with three items: `state` (arrays, Orbax), `data` (JSON, the
 position in every document stream) and `metadata` (JSON: what made it). Orbax writes to a temporary name and renames it
 when everything is on disk, so a directory with a step's name is complete, whatever killed the run. Before a checkpoint
-is deleted it is renamed. The next run removes the leftovers of both. `files.json` lists every file with its size: if a
-checkpoint was only partly copied or deleted, reading it fails at once and names the file.
+is deleted it is renamed. The next run removes the leftovers of both. `files.json` lists every file with its size and
+hash, and has the checksums of the arrays as they were in memory: reading a checkpoint that is not what was saved fails
+and names the file or the array.
 
 On many hosts all processes must see the same directory and call the same methods at the same steps.
 """
@@ -21,21 +22,25 @@ from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 
+from allam_jax.checksums import FileList, write_list
 from allam_jax.errors import UserError
-from allam_jax.files import check_file_sizes, file_sizes, read_json, write_json
 from allam_jax.parallel.distributed import barrier, gather, is_main_process
 from allam_jax.parallel.sharding import path_name
 from allam_jax.training.settings import CheckpointSettings
+from allam_jax.weights.array_checksums import ArrayChecksums, array_checksums, check_arrays, check_finite
+from allam_jax.weights.directory import as_dtype
 from allam_jax.weights.orbax_arrays import reading, save_args
 from allam_jax.weights.orbax_logs import quiet_orbax
 
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _DELETED = ".deleted"
 _JSON_FILE = "content.json"  # of the items `data` and `metadata`; Orbax wants one name for both
-_FILE_LIST = "files.json"
 _STATE = "state"
-_DAMAGED = "the checkpoint is damaged or was not copied completely; use another"
+_ITEMS = (_STATE, "data", "metadata")
+_DAMAGED = "the checkpoint is damaged or was not copied completely"
+_ASIDE = ".damaged"
 _REMOVED = (
     "the checkpoint folder has been removed or emptied during the run; put it back and run the same command again to "
     "resume, or start anew with another --workdir"
@@ -64,6 +69,7 @@ class Checkpointer:
         self._saving: int | None = None  # the step that is being written in the background
         self._newest: int | None = None  # the newest complete one that this run knows of
         self._saved: int | None = None  # the last one that it wrote itself
+        self._checksums: ArrayChecksums = {}  # of the one that is being written
         if is_main_process():
             with self._reporting(step=None):
                 self.directory.mkdir(parents=True, exist_ok=True)
@@ -106,6 +112,8 @@ class Checkpointer:
         merged: dict[str, Any] = {}
         for part in gather(data):
             _merge_into(merged, part)
+        check_finite(getattr(state, "params", None), where=f"{path} is not saved: of the parameters,")
+        self._checksums = array_checksums(state)
         with self._reporting(step=step):
             self._saving = step
             self._orbax.save(
@@ -197,8 +205,8 @@ class Checkpointer:
         final = step_path(self.directory, self._saving)
         temporary = final.with_name(final.name + _TEMPORARY)
         # Orbax keeps its own bookkeeping, which it may still change, beside the items.
-        sizes = {name: size for name, size in file_sizes(temporary).items() if "/" in name}
-        write_json(temporary / _FILE_LIST, sizes)
+        items = [path for item in _ITEMS for path in sorted((temporary / item).rglob("*")) if path.is_file()]
+        write_list(temporary, names=[path.relative_to(temporary).as_posix() for path in items], arrays=self._checksums)
 
     @contextmanager
     def _reporting(self, *, step: int | None) -> Iterator[None]:
@@ -231,32 +239,106 @@ def restore_checkpoint(path: Path, *, abstract_state: Any) -> Restored:
         abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings; decides where every array goes.
 
     Raises:
-        UserError: the checkpoint is damaged, or its arrays have other names, shapes or dtypes.
+        DamagedCheckpoint: something is not as it was saved.
+        UserError: the arrays have other names, shapes or dtypes.
     """
-    return Restored(
-        state=_restore_state(path, abstract_state, partial=False),
-        data=read_json(path / "data" / _JSON_FILE),
-        metadata=read_metadata(path),
-    )
+    data, metadata = (_read_item(path, item) for item in ("data", "metadata"))
+    return Restored(state=_restore_state(path, abstract_state, partial=False), data=data, metadata=metadata)
 
 
-def restore_params(path: Path, *, abstract_params: Any) -> Any:
-    """Reads only the parameters of the checkpoint directory `path`, onto any mesh and into any float dtype."""
-    return _restore_state(path, {"params": abstract_params}, partial=True)["params"]
+class DamagedCheckpoint(UserError):
+    """A checkpoint that is not what was saved; the message names the newest whole one beside it."""
+
+    def __init__(self, path: Path, problem: str):
+        super().__init__(f"{problem}; {_remedy(path)}")
+        self.path = path
+
+
+def _remedy(path: Path) -> str:
+    """How to go on without the checkpoint `path`; looks for the newest whole one beside it."""
+    for step in reversed(list_steps(path.parent)):
+        other = step_path(path.parent, step)
+        if other != path and not any(checkpoint_damages(other)):
+            return (
+                f"the newest whole one is {other}: to go on from it, run the same command again with "
+                "--config.checkpoint.skip_damaged=True, which moves damaged ones aside, or give its path"
+            )
+    return "there is no other whole one beside it: copy the checkpoint again, or use another run's"
+
+
+def checkpoint_damages(path: Path) -> Iterator[str]:
+    """What is damaged in the checkpoint directory `path`: files, by their bytes."""
+    try:
+        files = FileList.read(path, remedy=_DAMAGED)
+    except UserError as error:
+        yield str(error)
+        return
+    yield from map(str, files.damages(reads=_is_item))
+
+
+def move_damaged_aside(directory: Path) -> None:
+    """Renames damaged checkpoints that are newer than the newest whole one in `directory`; logs it loudly.
+
+    All processes must call it; the first one looks and renames. UserError if none is whole.
+    """
+    if is_main_process():
+        for step in reversed(list_steps(directory)):
+            path = step_path(directory, step)
+            damage = next(checkpoint_damages(path), None)
+            if damage is None:
+                break
+            aside = path.with_name(f"{path.name}{_ASIDE}")
+            os.replace(path, aside)
+            logging.error("%s; checkpoint.skip_damaged: moved to %s, going on from an earlier one", damage, aside)
+    barrier("damaged checkpoints moved")
+
+
+def restore_params(path: Path, *, abstract_params: Any, param_dtype: str | None = None) -> Any:
+    """Reads only the parameters of the checkpoint directory `path`, onto any mesh, as they are stored or `param_dtype`.
+
+    The dtypes of `abstract_params` do not matter.
+    """
+    params = _restore_state(path, {"params": abstract_params}, partial=True)["params"]
+    check_finite(params, where=f"{path / _STATE}: of the parameters,")
+    return as_dtype(params, param_dtype)
 
 
 def params_folder(path: Path, *, abstract_params: Any) -> Path:
     """Where in the checkpoint directory `path` Orbax has the state, and in it the parameters under the key `params`.
 
+    All of its files are read and compared with their hashes.
+
     Raises:
-        UserError: files are missing or cut, or the parameters have other names or shapes than `abstract_params`.
+        UserError: files are damaged, or the parameters have other names or shapes than `abstract_params`.
     """
-    return _checked_state(path, {"params": abstract_params}, partial=True)
+    if damage := next(checkpoint_damages(path), None):
+        raise DamagedCheckpoint(path, damage)
+    return _checked_state(path, {"params": abstract_params}, partial=True)[0]
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
     """The metadata of the checkpoint directory `path`."""
-    return read_json(path / "metadata" / _JSON_FILE)
+    return _read_item(path, "metadata")
+
+
+def _read_item(path: Path, item: str) -> dict[str, Any]:
+    with _damage_of(path):
+        return FileList.read(path, remedy=_DAMAGED).read_json(f"{item}/{_JSON_FILE}", remedy=_DAMAGED)
+
+
+@contextmanager
+def _damage_of(path: Path) -> Iterator[None]:
+    """Errors of reading a checkpoint, with the newest whole one."""
+    try:
+        yield
+    except DamagedCheckpoint:
+        raise
+    except UserError as error:
+        raise DamagedCheckpoint(path, str(error)) from error
+
+
+def _is_item(name: str) -> bool:
+    return name.split("/")[0] in _ITEMS
 
 
 def list_steps(directory: Path) -> list[int]:
@@ -292,22 +374,35 @@ def find_checkpoint(path: Path, *, step: int | None = None) -> Path:
 
 
 def _restore_state(path: Path, abstract: Any, *, partial: bool) -> Any:
-    folder = _checked_state(path, abstract, partial=partial)
+    folder, stored = _checked_state(path, abstract, partial=partial)
+    if partial:  # as they are stored, because their checksums are those of the stored values
+        dtypes = {path_name(keys): leaf.dtype for keys, leaf in jax.tree_util.tree_leaves_with_path(stored)}
+        abstract = jax.tree_util.tree_map_with_path(
+            lambda keys, leaf: jax.ShapeDtypeStruct(leaf.shape, dtypes[path_name(keys)], sharding=leaf.sharding),
+            abstract,
+        )
     restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
     args = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=partial)
-    with reading(f"{folder}: this checkpoint", remedy=_DAMAGED):
-        return ocp.PyTreeCheckpointHandler().restore(folder, args=args)
+    with _damage_of(path):
+        with reading(f"{folder}: this checkpoint", remedy=_DAMAGED):
+            restored = ocp.PyTreeCheckpointHandler().restore(folder, args=args)
+        files = FileList.read(path, remedy=_DAMAGED)
+        if not files.has_hashes:
+            logging.warning("%s: written before there were checksums; damage inside its files goes unnoticed", path)
+        check_arrays(restored, files.arrays, folder=folder, remedy=_DAMAGED)
+    return restored
 
 
-def _checked_state(path: Path, abstract: Any, *, partial: bool) -> Path:
-    """The folder of the state; UserError if files are missing or cut, or if it is not like `abstract`."""
+def _checked_state(path: Path, abstract: Any, *, partial: bool) -> tuple[Path, Any]:
+    """The folder of the state and its description; UserError if files are missing or it is not like `abstract`."""
     quiet_orbax()
-    check_file_sizes(path, expected=read_json(path / _FILE_LIST), remedy=_DAMAGED)
     folder = path / _STATE
-    with reading(f"{folder}: this checkpoint", remedy=_DAMAGED):
-        stored = ocp.PyTreeCheckpointHandler().metadata(folder).tree
+    with _damage_of(path):
+        FileList.read(path, remedy=_DAMAGED).check(reads=_is_item, remedy=_DAMAGED)
+        with reading(f"{folder}: this checkpoint", remedy=_DAMAGED):
+            stored = ocp.PyTreeCheckpointHandler().metadata(folder).tree
     _check_matches(stored, abstract, path=folder, partial=partial)
-    return folder
+    return folder, stored
 
 
 def _check_matches(stored: Any, abstract: Any, *, path: Path, partial: bool) -> None:
