@@ -418,14 +418,20 @@ def _check_matches(stored: Any, abstract: Any, *, path: Path, partial: bool) -> 
             )
         if tuple(have[name].shape) != tuple(leaf.shape):
             raise UserError(
-                f"{path}: {name} has shape {tuple(have[name].shape)}, but the config makes it {tuple(leaf.shape)}; the "
-                "checkpoint is of another model or vocabulary"
+                f"{path}: {name} has shape {tuple(have[name].shape)}, but the config makes it {tuple(leaf.shape)}; "
+                + _reason_of_shape(name)
             )
         if not partial and have[name].dtype != leaf.dtype:
             raise UserError(f"{path}: {name} is {have[name].dtype}, but the config makes it {leaf.dtype}")
     for name in have:
         if not partial and name not in want:
             raise UserError(f"{path}: holds an array {name} that this model and optimizer do not have")
+
+
+def _reason_of_shape(name: str) -> str:
+    if name.rpartition("/")[2] in ("losses_W", "grad_norms_W"):
+        return "it is the memory of the guard: set guard.window to what it was"
+    return "the checkpoint is of another model or vocabulary"
 
 
 def _merge_into(merged: dict[str, Any], part: dict[str, Any]) -> None:
