@@ -161,7 +161,9 @@ def _write_shard(directory: Path, name: str, documents: list[np.ndarray], *, dty
     for kind, array in (("tokens", tokens), ("index", index)):
         path = directory / f"{name}.{kind}.npy"
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            np.save(file, array)
+            # As np.save, but its errors of the disk have no number.
+            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+            file.write(np.ascontiguousarray(array).data)
             file.flush()
             os.fsync(file.fileno())
         files[path.name] = {"size": path.stat().st_size, "sha256": sha256_of_file(path)}

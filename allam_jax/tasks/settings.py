@@ -17,6 +17,12 @@ class TokenizerSettings(Section):
     tokenizer: str = setting("", "tokenizer directory (or tokenizer.model); empty takes the one beside the weights")
 
 
+class VerifySettings(Section, name="verify"):
+    """What is checked for damage."""
+
+    path: str = setting("", "a workdir, checkpoint, export, weights directory, tokenizer, dataset, or a folder of them")
+
+
 class ArmSettings(Section):
     """An expanded model and its continued pre-training."""
 

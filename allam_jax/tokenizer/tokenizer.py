@@ -48,7 +48,7 @@ class Tokenizer:
         check_files(file.parent)
         if file.suffix == ".json":
             settings_file = file.parent / "tokenizer_config.json"
-            settings = read_json(settings_file) if settings_file.is_file() else {}
+            settings = read_json(settings_file, kind=dict) if settings_file.is_file() else {}
             try:
                 return cls(JsonModel(file.read_text(encoding="utf-8"), settings=settings, source=str(file)))
             except UnicodeDecodeError:
@@ -182,9 +182,9 @@ def _with_added_tokens(tokenizer: Tokenizer, directory: Path) -> Tokenizer:
     """Appends the tokens that a Hugging Face directory keeps outside its `tokenizer.model`."""
     added: dict[int, str] = {}
     if (file := directory / "added_tokens.json").is_file():
-        added.update({int(index): token for token, index in read_json(file).items()})
+        added.update({int(index): token for token, index in read_json(file, kind=dict).items()})
     if (file := directory / "tokenizer_config.json").is_file():
-        decoder: dict[str, Any] = read_json(file).get("added_tokens_decoder", {})
+        decoder: dict[str, Any] = read_json(file, kind=dict).get("added_tokens_decoder", {})
         added.update({int(index): token["content"] for index, token in decoder.items()})
     extra = sorted((index, token) for index, token in added.items() if index >= tokenizer.vocab_size)
     if [index for index, _ in extra] != list(range(tokenizer.vocab_size, tokenizer.vocab_size + len(extra))):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from allam_jax.checksums import read_listed, write_listed
+from allam_jax.checksums import FILE_LIST, read_listed, write_listed
 from allam_jax.errors import UserError
 from allam_jax.files import json_text
 from allam_jax.model.llama import abstract_params
@@ -94,7 +94,12 @@ def run_of(checkpoint: Path) -> Path:
 def save_run(workdir: Path, *, config: LlamaConfig, tokenizer_dir: Path) -> None:
     """Writes what a run's checkpoints need to be loaded as a model: `model.json` and `tokenizer/`."""
     copy_tokenizer(tokenizer_dir, to=workdir / TOKENIZER_FOLDER)
-    write_listed(workdir, {MODEL_FILE: json_text(config_to_json(config), indent=2).encode()})
+    tokenizer_list = f"{TOKENIZER_FOLDER}/{FILE_LIST}"
+    contents = {
+        MODEL_FILE: f"{json_text(config_to_json(config), indent=2)}\n".encode(),
+        tokenizer_list: (workdir / tokenizer_list).read_bytes(),
+    }
+    write_listed(workdir, contents)
 
 
 def read_run(workdir: Path) -> LlamaConfig:

@@ -26,6 +26,8 @@ from allam_jax.training.settings import MetricsSettings
 
 TIMING_KEYS = ("seconds", "tokens_per_second", "mfu", "eta", "peak_memory_bytes")
 
+METRICS_FILE = "metrics.jsonl"
+
 Row = dict[str, Any]
 
 
@@ -63,16 +65,12 @@ class MetricsWriter:
         if not is_main_process():
             return
         workdir = Path(workdir)
-        path = workdir / "metrics.jsonl"
+        path = workdir / METRICS_FILE
         truncate_metrics(path, last_step=-1 if resume_step is None else resume_step)
         if path.is_file():
             self._count(path.read_bytes())
-        if expected and self.written != expected:
-            logging.warning(
-                "%s: is not what the run had written up to step %s (%s of %s bytes are there); the run goes on, but "
-                "its history and report have gaps or changed numbers",
-                *(path, resume_step, f"{self._bytes:,}", f"{expected['bytes']:,}"),
-            )
+        if damage := metrics_damage(path, expected=expected):
+            logging.warning("%s; the run goes on, but its history and report have gaps or changed numbers", damage)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
         if settings.tensorboard:
             self._sinks.append(_TensorBoard(workdir / "tensorboard", resume_step=resume_step))
@@ -144,6 +142,25 @@ class MetricsWriter:
         return rows
 
 
+def metrics_damage(path: Path, *, expected: Mapping[str, Any] | None) -> str:
+    """Why a metrics.jsonl does not begin with what was `written` at a checkpoint; empty if it does, or none is known."""
+    try:
+        content = Path(path).read_bytes()
+        read_metrics(path)
+    except FileNotFoundError:
+        content = b""
+    except UserError as error:
+        return str(error)
+    if not expected:
+        return ""
+    size = expected["bytes"]
+    if len(content) < size:
+        return f"{path}: {len(content):,} bytes are there of the {size:,} that were written before the last checkpoint"
+    if xxhash.xxh3_128_hexdigest(content[:size]) != expected["xxh3"]:
+        return f"{path}: its bytes are not those that were written (xxh3)"
+    return ""
+
+
 def read_metrics(path: Path) -> list[Row]:
     """The rows of a metrics.jsonl. Lines at its end that a crash left blank or cut are left out.
 
@@ -156,7 +173,7 @@ def read_metrics(path: Path) -> list[Row]:
 
 
 def truncate_metrics(path: Path, *, last_step: int) -> None:
-    """Drops the rows after `last_step` and what a crash left at the end; atomic. Creates nothing if there is no file."""
+    """Drops the rows after `last_step` and what a crash left at the end; atomic. Without a file it does nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file():
         with atomic_path(path) as temporary, open(temporary, "wb") as file:

@@ -117,9 +117,9 @@ def described_run(config: Settings, *, device_count: int, model: LlamaConfig | N
     network = model or config.model
     if config.data.seq_len > network.max_position:
         raise UserError(
-            f"config.data.seq_len = {config.data.seq_len}: the model's max_position is {network.max_position}, and others "
-            "would use it for no longer context; lower data.seq_len, or raise model.max_position (for given weights: "
-            "max_position_embeddings in their config.json)"
+            f"config.data.seq_len = {config.data.seq_len}: the model's max_position is {network.max_position}, so "
+            "others would use it for no longer context; lower data.seq_len, or raise model.max_position (of "
+            "given weights: max_position_embeddings in config.json)"
         )
     return RunDescription(
         model=network,

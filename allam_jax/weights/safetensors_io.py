@@ -113,6 +113,16 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def written_with_list(directory: Path) -> bool:
+    """Whether a file here says that a list of checksums belongs to it, which may have been lost."""
+    return any(f'"checksums":"{FILE_LIST}"'.encode() in _first_bytes(path) for path in directory.glob("*.safetensors"))
+
+
+def _first_bytes(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(200)
+
+
 def _stored_tensor(path: Path, data_start: int, name: str, entry: dict) -> StoredTensor:
     if entry["dtype"] not in DTYPES:
         raise UserError(f"{path}: tensor {name} has dtype {entry['dtype']}; supported are {', '.join(DTYPES)}")
