@@ -170,7 +170,8 @@ def parse_json(
 def check_shape(value: Any, *, kind: type, keys: Mapping[str, type | tuple[type, ...]], where: str) -> None:
     """UserError (beginning with `where`) unless a value read from JSON is a `kind` that has these keys."""
     remedy = "it is damaged or of another program: copy it again, or make it anew"
-    if not isinstance(value, kind):
+    fits = isinstance(value, kind)
+    if not fits:
         raise UserError(f"{where} holds {_json_noun(type(value))} where {_json_noun(kind)} belongs; {remedy}")
     for key, wanted in keys.items():
         kinds = wanted if isinstance(wanted, tuple) else (wanted,)

@@ -14,6 +14,7 @@ from allam_jax.report.environment import environment
 from allam_jax.report.markdown import figure, section, table, write_report
 from allam_jax.settings import Settings
 from allam_jax.tasks.merge_tokenizer import FERTILITY_FIGURE
+from allam_jax.tasks.recipe import read_result
 from allam_jax.training.metrics import read_metrics
 from allam_jax.training.run_report import evaluation_curves
 

@@ -143,7 +143,7 @@ class MetricsWriter:
 
 
 def metrics_damage(path: Path, *, expected: Mapping[str, Any] | None) -> str:
-    """Why a metrics.jsonl does not begin with what was `written` at a checkpoint; empty if it does, or none is known."""
+    """Why a metrics.jsonl does not begin with what was `written` at a checkpoint; empty where it does."""
     try:
         content = Path(path).read_bytes()
         read_metrics(path)
