@@ -16,7 +16,7 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
-_REMEDY = "copy the tokenizer again, or make it anew"
+_REMEDY = "copy the tokenizer again or make it anew (or remove files.json, if it was changed on purpose)"
 
 
 def check_files(directory: Path, contents: Mapping[str, bytes] | None = None) -> None:

@@ -36,7 +36,7 @@ from allam_jax.weights.output_directory import collective_directory, copy_tokeni
 from allam_jax.weights.safetensors_io import StoredTensor, TensorToWrite
 
 _BLOCK_ELEMENTS = 1 << 20  # the same blocks in every dtype, so that they can be combined, and each has one hash
-_REMEDY = "copy or export it again"
+_REMEDY = "copy or export it again (or remove files.json, if it was changed on purpose)"
 _Range = tuple[int, int]  # (start, stop) on one axis
 
 
