@@ -182,7 +182,10 @@ def write_list(directory: Path, *, names: Iterable[str] | None = None, arrays: M
     """Writes the list of a directory that is complete: all files below it, or `names`."""
     directory = Path(directory)
     found = sorted(name for name, _ in _files_below(directory) if name != FILE_LIST) if names is None else names
-    _write(directory, {name: _entry(directory / name) for name in found}, arrays or {})
+    found = list(found)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        entries = pool.map(lambda name: ((directory / name).stat().st_size, hash_file(directory / name)), found)
+        _write(directory, dict(zip(found, entries, strict=True)), arrays or {})
 
 
 def write_listed(directory: Path, contents: Mapping[str, bytes], *, whole: bool = False) -> None:
@@ -218,10 +221,6 @@ def write_listed(directory: Path, contents: Mapping[str, bytes], *, whole: bool 
 
 def _holds(path: Path, content: bytes) -> bool:
     return path.is_file() and path.read_bytes() == content
-
-
-def _entry(path: Path) -> tuple[int, str]:
-    return path.stat().st_size, hash_file(path)
 
 
 def _write(directory: Path, files: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:

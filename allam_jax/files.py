@@ -69,7 +69,7 @@ def remove(path: Path) -> None:
 
 
 def sweep(directory: Path) -> None:
-    """Removes what killed processes have left of `atomic_path`. Only for who alone writes in `directory`."""
+    """Removes what killed processes have left of atomic writes. Only for who alone writes in `directory`."""
     for path in Path(directory).iterdir():
         if found := re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.(tmp|old)", path.name):
             target = path.with_name(found[1])
@@ -77,6 +77,8 @@ def sweep(directory: Path) -> None:
                 os.replace(path, target)  # the crash came between two renames
             else:
                 remove(path)
+        elif re.fullmatch(r"\..+\.partial", path.name) and path.is_dir():  # of `collective_directory`
+            remove(path)
 
 
 @contextlib.contextmanager

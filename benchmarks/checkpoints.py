@@ -27,7 +27,7 @@ def without_checksums():
     with contextlib.ExitStack() as stack:
         for name, value in (("array_checksums", {}), ("check_arrays", None), ("check_finite", None)):
             stack.enter_context(mock.patch.object(checkpoints, name, lambda *_, value=value, **__: value))
-        stack.enter_context(mock.patch("allam_jax.checksums.hash_file", lambda _: ""))
+        stack.enter_context(mock.patch("allam_jax.checksums.hash_file", return_value=""))
         yield
 
 

@@ -12,7 +12,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from allam_jax import interrupts
-from allam_jax.config import check_own, save
+from allam_jax.config import CONFIG_FILE, check_own, save
 from allam_jax.errors import UserError
 from allam_jax.files import lock, sweep
 from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
@@ -56,6 +56,14 @@ def check(config: ConfigDict) -> None:
     settings_of(config)
 
 
+def sweep_workdir(workdir: Path) -> None:
+    """Removes what killed tasks have left in a workdir that this process alone writes in, but not in others inside."""
+    sweep(workdir)
+    for path in workdir.iterdir():
+        if path.is_dir() and not path.is_symlink() and not (path / CONFIG_FILE).exists():
+            sweep(path)
+
+
 def check_path(path: Path) -> None:
     """UserError for a path that Orbax, TensorStore or TFDS would read as a pattern, or that is no text."""
     try:
@@ -82,8 +90,7 @@ def _run_task(config: ConfigDict, *, workdir: Path) -> dict[str, Any]:
                 workdir.mkdir(parents=True, exist_ok=True)
                 busy = f"--workdir {workdir}: another run is at work there; let it end, or use another one"
                 stack.enter_context(lock(workdir, busy=busy, wait=False))
-                for directory in (workdir, *(path for path in workdir.iterdir() if path.is_dir())):
-                    sweep(directory)
+                sweep_workdir(workdir)
                 for line in save(config, workdir=workdir):
                     logging.info("config changed since the last start: %s", line)
             except OSError as error:

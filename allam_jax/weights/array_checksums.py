@@ -23,6 +23,7 @@ from allam_jax.parallel.distributed import gather
 from allam_jax.weights.orbax_arrays import hash_box, open_array, path_of, read_part
 
 BOX_BYTES = 16 << 20
+_CHUNK = 1 << 16  # values whose temporaries stay in the cache
 Box = tuple[tuple[int, int], ...]  # (start, stop) on each axis
 ArrayChecksums = dict[str, list[list[Any]]]  # name of an array -> its boxes
 
@@ -33,13 +34,13 @@ def array_checksums(tree: Any) -> ArrayChecksums:
     Returns when no array is needed any more.
     """
     todo = [
-        (path_of(keys), box, values)
+        (path_of(keys), box, shard)
         for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        for shard, values in _shards(leaf)
-        for box, values in _pieces(shard, values)
+        for shard in _own_shards(leaf)
+        for box in _pieces(_box(shard.index, leaf.shape), shard.data.nbytes)
     ]
     with _pool() as pool:
-        hashes = pool.map(lambda item: hash_box(item[2]), todo)
+        hashes = pool.map(lambda item: hash_box(_part(item[2], item[1])), todo)
         own: ArrayChecksums = {}
         for (name, box, _), found in zip(todo, hashes, strict=True):
             own.setdefault(name, []).append([*itertools.chain(*box), found])
@@ -89,13 +90,12 @@ def check_finite(tree: Any, *, where: str) -> None:
     All processes must call it.
     """
     todo = [
-        (path_of(keys), values)
+        (path_of(keys), shard.data)
         for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        for shard, whole in _shards(leaf)
-        for _, values in _pieces(shard, whole)
+        for shard in _own_shards(leaf)
     ]
     with _pool() as pool:
-        finite = pool.map(lambda item: all_finite(item[1]), todo)
+        finite = pool.map(lambda item: _all_finite(item[1]), todo)
         wrong = [name for (name, _), fine in zip(todo, finite, strict=True) if not fine]
     everywhere = sorted({name for part in gather(wrong) for name in part})
     if everywhere:
@@ -107,6 +107,13 @@ NOT_FINITE = (
     "has values that are NaN or infinite (or too large for its dtype); use a model or checkpoint from before they "
     "arose, or a dtype with a larger range"
 )
+
+
+def _all_finite(data: jax.Array) -> bool:
+    if not _on_host(data):
+        return bool(jnp.isfinite(data).all())
+    flat = np.asarray(data).reshape(-1)
+    return all(all_finite(flat[first : first + _CHUNK]) for first in range(0, flat.size, _CHUNK))
 
 
 def all_finite(values: np.ndarray) -> bool:
@@ -125,27 +132,38 @@ class _Stored:
         self.box: Box = tuple(zip(edges[::2], edges[1::2], strict=True))
 
 
-def _shards(array: jax.Array) -> Iterator[tuple[Box, np.ndarray]]:
-    """The shards that this process is the one to hash, on the host."""
-    for shard in array.addressable_shards:
-        if shard.replica_id == 0:
-            yield _box(shard.index, array.shape), np.asarray(shard.data)
+def _own_shards(array: jax.Array) -> Iterator[Any]:
+    """The shards that this process, and no other, answers for."""
+    return (shard for shard in array.addressable_shards if shard.replica_id == 0)
+
+
+def _on_host(data: jax.Array) -> bool:
+    return all(device.platform == "cpu" for device in data.devices())
+
+
+def _part(shard: Any, box: Box) -> np.ndarray:
+    """A box of the whole array that lies within a shard; a view where the shard is in the host's memory."""
+    origins = [part.start or 0 for part in shard.index]
+    if _on_host(shard.data):
+        return np.asarray(shard.data)[_slices(box, origins)]
+    # An array of its own: JAX would keep the host's copy of the whole shard as long as the shard lives.
+    starts = [start - origin for (start, _), origin in zip(box, origins, strict=True)]
+    return np.asarray(jax.lax.dynamic_slice(shard.data, starts, [stop - start for start, stop in box]))
 
 
 def _box(index: tuple[slice, ...], shape: tuple[int, ...]) -> Box:
     return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
 
 
-def _pieces(box: Box, values: np.ndarray) -> Iterator[tuple[Box, np.ndarray]]:
-    """Cuts a shard along its first axis."""
-    if values.nbytes <= BOX_BYTES or not values.ndim:
-        yield box, values
+def _pieces(box: Box, nbytes: int) -> Iterator[Box]:
+    """Cuts the box of a shard along its first axis."""
+    if nbytes <= BOX_BYTES or not box:
+        yield box
         return
     (start, stop), *rest = box
-    step = max(1, BOX_BYTES // (values.nbytes // (stop - start)))
+    step = max(1, BOX_BYTES * (stop - start) // nbytes)
     for first in range(start, stop, step):
-        last = min(first + step, stop)
-        yield ((first, last), *rest), values[first - start : last - start]
+        yield ((first, min(first + step, stop)), *rest)
 
 
 def _values(array: jax.Array, box: Box) -> np.ndarray | None:
@@ -156,8 +174,7 @@ def _values(array: jax.Array, box: Box) -> np.ndarray | None:
         overlap = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(box, whole, strict=True))
         if overlap in parts or any(start >= stop for start, stop in overlap):
             continue
-        origins = [start for start, _ in whole]
-        parts[overlap] = np.asarray(shard.data)[_slices(overlap, origins)]
+        parts[overlap] = _part(shard, overlap)
         if overlap == box:
             return parts[overlap]
     if not parts:

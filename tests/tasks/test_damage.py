@@ -62,7 +62,7 @@ def test_verify_says_what_is_whole(root, tmp_path, capsys):
         "huggingface/model.safetensors.index.json",
         "huggingface/added_tokens.json",
         "weights/params/d/x",
-        "dataset/x-train",
+        "dataset/en-train.array_record-9",
     ],
 )
 def test_files_that_come_in_are_named(root, name):
