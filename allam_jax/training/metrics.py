@@ -7,6 +7,7 @@ JSON has none. Values may be device arrays. They are fetched a few steps later, 
 
 import importlib
 import json
+import math
 import os
 import uuid
 from collections import deque
@@ -162,7 +163,7 @@ def metrics_damage(path: Path, *, expected: Mapping[str, Any] | None) -> str:
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """The rows of a metrics.jsonl. Lines at its end that a crash left blank or cut are left out.
+    """The rows of a metrics.jsonl; null is NaN. Lines at its end that a crash left blank or cut are left out.
 
     Raises:
         UserError: no such file, or a line before others that is no JSON object with a step.
@@ -203,7 +204,13 @@ def _row(line: bytes) -> Row | None:
         row["step"] + 0
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    return row
+    return {name: _number(value) for name, value in row.items()}
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_number(element) for element in value]
+    return math.nan if value is None else value
 
 
 def _plain(value: Any) -> Any:

@@ -203,11 +203,8 @@ def _checked_list(directory: Path) -> FileList:
         # Lists of sizes named the files of params/ alone.
         logging.warning("%s: written before there were checksums; damage inside its files goes unnoticed", directory)
         under = {f"{PARAMS_FOLDER}/{name}": found for name, found in files.files.items()}
-        small = {
-            name: ((directory / name).stat().st_size, None)
-            for name in (MODEL_FILE, METADATA_FILE)
-            if (directory / name).exists()
-        }
+        there = [name for name in (MODEL_FILE, METADATA_FILE) if (directory / name).is_file()]
+        small = {name: ((directory / name).stat().st_size, None) for name in there}
         files = dataclasses.replace(files, files=under | small)
     files.check(remedy=_REMEDY, reads=lambda name: name.startswith(f"{PARAMS_FOLDER}/") or name in files.files)
     return files
