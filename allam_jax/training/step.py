@@ -96,7 +96,7 @@ def make_train_step(
             **{f"grad_norm/{name}": value for name, value in norms.items()},
             **optimizer_metrics(moments),
             **_token_counts(batch, num_sources=num_sources),
-            **_lost_updates(state.params, updates, params),
+            **lost_updates(state.params, updates, params),
         }
         return TrainState(step=state.step + 1, params=params, optimizer=moments, rng=state.rng), metrics
 
@@ -135,7 +135,8 @@ def _token_counts(batch: Batch, *, num_sources: int) -> Metrics:
     return {"tokens": jnp.sum(predicted_BT, dtype=jnp.int32), "source_tokens": counts}
 
 
-def _lost_updates(before: Params, updates: Params, after: Params) -> Metrics:
+def lost_updates(before: Params, updates: Params, after: Params) -> Metrics:
+    """`lost_updates`: the share of weights that an update other than 0 left as they were; {} for wider than 16 bits."""
     leaves = list(zip(*map(jax.tree.leaves, (before, updates, after)), strict=True))
     if all(old.dtype.itemsize > 2 for old, _, _ in leaves):
         return {}

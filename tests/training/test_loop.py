@@ -4,7 +4,9 @@ import contextlib
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from allam_jax.data.batch import DTYPES
@@ -18,6 +20,7 @@ from allam_jax.training.run_report import training_result
 from allam_jax.training.session import Session, TokenCounts
 from allam_jax.training.settings import CheckpointSettings, GuardSettings, MetricsSettings, TrainSettings
 from allam_jax.training.state import random_params, start_state
+from allam_jax.training.step import lost_updates
 from tests.planning.small_runs import small_run
 from tests.small_models import SMALL
 
@@ -167,3 +170,12 @@ class NoStatistics:
 def test_peak_memory_is_that_of_the_fullest_device():
     assert peak_memory(TwoDevices()) == {"peak_memory_bytes": 12}
     assert peak_memory(NoStatistics()) == {}
+
+
+def test_updates_that_bfloat16_cannot_hold_are_counted():
+    before = {"x": jnp.ones(4, jnp.bfloat16), "y": jnp.full(4, 256.0, jnp.bfloat16)}  # steps of 2**-7 and of 2
+    updates = {"x": jnp.array([1e-4, 0, 0.5, -1e-3]), "y": jnp.array([0.5, 3.0, -0.4, 0])}
+    after = optax.apply_updates(before, updates)
+    assert lost_updates(before, updates, after) == {"lost_updates": 4 / 8}
+    wide = {key: value.astype(jnp.float32) for key, value in before.items()}
+    assert lost_updates(wide, updates, optax.apply_updates(wide, updates)) == {}

@@ -312,6 +312,27 @@ def test_tied_head_that_is_stored_as_well(tmp_path):
         import_huggingface(tmp_path / "x")
 
 
+def test_tied_weights_that_are_stored_as_the_head_alone(tmp_path):
+    config = dataclasses.replace(CONFIG, tie_embeddings=True)
+    params = random_params(config)
+    export_huggingface(tmp_path / "x", params=params, config=config)
+    change_tensors(tmp_path / "x", lambda t: t.update({"lm_head.weight": t.pop("model.embed_tokens.weight")}))
+    found, _ = import_huggingface(tmp_path / "x")
+    assert_bitwise(found, params)
+
+
+def test_of_two_sets_of_weights_the_single_file_is_read_as_by_transformers(exported):
+    params = random_params(CONFIG)
+    other = jax.tree.map(jnp.zeros_like, params)
+    export_huggingface(exported.parent / "old", params=other, config=CONFIG, max_shard_bytes=50_000)
+    for path in (exported.parent / "old").glob("*.safetensors*"):
+        shutil.copy(path, exported)
+    with pytest.raises(UserError, match="is not among the files that were written here"):
+        import_huggingface(exported)
+    (exported / "files.json").unlink()
+    assert_bitwise(import_huggingface(exported)[0], params)
+
+
 def test_no_directory(tmp_path):
     with pytest.raises(UserError, match="no such directory"):
         import_huggingface(tmp_path / "nothing")
