@@ -6,6 +6,7 @@ That the numbers mean the same to transformers is shown in tests/parity.
 import dataclasses
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
