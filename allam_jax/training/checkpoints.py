@@ -10,6 +10,7 @@ and names the file or the array.
 On many hosts all processes must see the same directory and call the same methods at the same steps.
 """
 
+import json
 import os
 import re
 import shutil
@@ -26,7 +27,7 @@ from absl import logging
 
 from allam_jax.checksums import FileList, write_list
 from allam_jax.errors import UserError
-from allam_jax.parallel.distributed import barrier, gather, is_main_process
+from allam_jax.parallel.distributed import barrier, broadcast, gather, is_main_process
 from allam_jax.parallel.sharding import path_name
 from allam_jax.training.settings import CheckpointSettings
 from allam_jax.weights.array_checksums import ArrayChecksums, array_checksums, check_arrays, check_finite
@@ -69,7 +70,9 @@ class Checkpointer:
         self._saving: int | None = None  # the step that is being written in the background
         self._newest: int | None = None  # the newest complete one that this run knows of
         self._saved: int | None = None  # the last one that it wrote itself
-        self._checksums: ArrayChecksums = {}  # of the one that is being written
+        # Of the one that is being written: the checksums of its arrays, and its other items.
+        self._checksums: ArrayChecksums = {}
+        self._written: dict[str, Any] = {}
         if is_main_process():
             with self._reporting(step=None):
                 self.directory.mkdir(parents=True, exist_ok=True)
@@ -116,12 +119,12 @@ class Checkpointer:
         self._checksums = array_checksums(state)
         with self._reporting(step=step):
             self._saving = step
+            self._written = {"data": merged, "metadata": {"step": step, **metadata}}
             self._orbax.save(
                 path,
                 args=ocp.args.Composite(
                     state=ocp.args.PyTreeSave(state, save_args=save_args(state)),
-                    data=ocp.args.JsonSave(merged),
-                    metadata=ocp.args.JsonSave({"step": step, **metadata}),
+                    **{item: ocp.args.JsonSave(value) for item, value in self._written.items()},
                 ),
             )
 
@@ -204,6 +207,9 @@ class Checkpointer:
         assert self._saving is not None
         final = step_path(self.directory, self._saving)
         temporary = final.with_name(final.name + _TEMPORARY)
+        for item, value in self._written.items():
+            if json.loads((temporary / item / _JSON_FILE).read_bytes()) != json.loads(json.dumps(value)):
+                raise OSError(f"{temporary / item}: is not what was to be written")
         # Orbax keeps its own bookkeeping, which it may still change, beside the items.
         items = [path for item in _ITEMS for path in sorted((temporary / item).rglob("*")) if path.is_file()]
         write_list(temporary, names=[path.relative_to(temporary).as_posix() for path in items], arrays=self._checksums)
@@ -281,16 +287,22 @@ def move_damaged_aside(directory: Path) -> None:
 
     All processes must call it; the first one looks and renames. UserError if none is whole.
     """
+    problem = ""
     if is_main_process():
+        damaged = []
         for step in reversed(list_steps(directory)):
-            path = step_path(directory, step)
-            damage = next(checkpoint_damages(path), None)
+            damage = next(checkpoint_damages(step_path(directory, step)), None)
             if damage is None:
                 break
+            damaged.append((step_path(directory, step), damage))
+        else:
+            problem = damaged[-1][1] if damaged else ""
+        for path, damage in [] if problem else damaged:
             aside = path.with_name(f"{path.name}{_ASIDE}")
             os.replace(path, aside)
             logging.error("%s; checkpoint.skip_damaged: moved to %s, going on from an earlier one", damage, aside)
-    barrier("damaged checkpoints moved")
+    if problem := broadcast(problem):
+        raise UserError(f"{problem}; no checkpoint is whole, so the run cannot go on: copy one again, or start anew")
 
 
 def restore_params(path: Path, *, abstract_params: Any, param_dtype: str | None = None) -> Any:

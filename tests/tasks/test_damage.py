@@ -86,3 +86,8 @@ def test_a_damaged_newest_checkpoint_names_the_whole_one_and_can_be_skipped(root
     assert list_steps(checkpoints) == [1]
     assert (checkpoints / "00000002.damaged").is_dir()
     assert read_metadata(find_checkpoint(checkpoints))["step"] == 1
+    first = find_checkpoint(checkpoints)
+    (first / "data" / "content.json").write_text("{}")
+    with pytest.raises(UserError, match="no checkpoint is whole, so the run cannot go on"):
+        move_damaged_aside(checkpoints)
+    assert list_steps(checkpoints) == [1]
