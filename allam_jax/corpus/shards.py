@@ -171,10 +171,10 @@ def assemble(
 def read_manifest(directory: Path) -> dict[str, Any] | None:
     """The manifest of a dataset directory, or None for a TFDS dataset that was made elsewhere."""
     directory = Path(directory)
-    if not (directory / MANIFEST).exists():
-        return None
     keys = {"name": str, "splits": dict, "fingerprint": str}
     files = find_list(directory, remedy=REMEDY)
+    if files is None and not (directory / MANIFEST).exists():
+        return None
     if files is None:  # written before there were checksums
         return read_json(directory / MANIFEST, keys=keys)
     files.check(remedy=REMEDY, reads=lambda name: ".array_record" in name or name.endswith(".json"))

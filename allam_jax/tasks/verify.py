@@ -23,9 +23,9 @@ from allam_jax.files import read_json, sha256_of_file, write_json
 from allam_jax.report.markdown import table
 from allam_jax.settings import Settings
 from allam_jax.tokenizer.tokenizer_files import TOKENIZER_FILES
-from allam_jax.training.checkpoints import checkpoint_damages, list_steps, read_metadata, step_path
 from allam_jax.training.load import CHECKPOINTS_FOLDER
 from allam_jax.training.metrics import METRICS_FILE, metrics_damage
+from allam_jax.training.stored_checkpoints import checkpoint_damages, list_steps, read_metadata, step_path
 from allam_jax.weights.directory import MODEL_FILE, PARAMS_FOLDER
 from allam_jax.weights.safetensors_io import read_directory, written_with_list
 

@@ -10,7 +10,7 @@ from allam_jax.errors import UserError
 from allam_jax.files import json_text
 from allam_jax.model.llama import abstract_params
 from allam_jax.model.llama_config import LlamaConfig
-from allam_jax.training.checkpoints import (
+from allam_jax.training.stored_checkpoints import (
     find_checkpoint,
     is_checkpoint,
     list_steps,

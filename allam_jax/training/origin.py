@@ -11,8 +11,8 @@ from allam_jax.model.llama import Params
 from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.settings import Settings
 from allam_jax.tokenizer.tokenizer import Tokenizer
-from allam_jax.training.checkpoints import list_steps, move_damaged_aside, read_metadata
 from allam_jax.training.load import CHECKPOINTS_FOLDER, checkpoint_of, load_model, read_run, run_of
+from allam_jax.training.stored_checkpoints import list_steps, move_damaged_aside, read_metadata
 from allam_jax.weights.directory import TOKENIZER_FOLDER, check_vocabulary
 
 

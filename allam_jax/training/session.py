@@ -21,7 +21,7 @@ from allam_jax.errors import UserError
 from allam_jax.files import check_shape
 from allam_jax.parallel.distributed import gather, global_batch_array, is_main_process
 from allam_jax.settings import Settings, as_dict
-from allam_jax.training.checkpoints import Checkpointer, Restored, read_metadata, restore_checkpoint
+from allam_jax.training.checkpoints import Checkpointer
 from allam_jax.training.load import CHECKPOINTS_FOLDER, save_run
 from allam_jax.training.metrics import MetricsWriter
 from allam_jax.training.objective import Batch
@@ -29,6 +29,7 @@ from allam_jax.training.origin import Origin, is_branch
 from allam_jax.training.run_description import RunDescription
 from allam_jax.training.run_metadata import run_metadata
 from allam_jax.training.state import TrainState, random_params, start_state
+from allam_jax.training.stored_checkpoints import Restored, read_metadata, restore_checkpoint
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -33,14 +33,16 @@ from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.tasks.verify import verify
 from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 from allam_jax.tokenizer.tokenizer import Tokenizer
-from allam_jax.training.checkpoints import Checkpointer, restore_checkpoint, step_path
+from allam_jax.training.checkpoints import Checkpointer
 from allam_jax.training.load import load_model, read_run, save_run
 from allam_jax.training.metrics import MetricsWriter, read_metrics
 from allam_jax.training.settings import CheckpointSettings, MetricsSettings
+from allam_jax.training.stored_checkpoints import restore_checkpoint, step_path
 from allam_jax.weights.directory import save_weights
 from allam_jax.weights.huggingface import export_huggingface
 
 SETTINGS = {"dim": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "head_dim": 8, "mlp_dim": 16}
+OPTIONS = {"vocab_multiple": 32, "max_position": 32, "tie_embeddings": False, "norm_eps": 1e-5, "rope_theta": 1e4}
 TEXTS = [f"{word} and {other} are words {i}" for i in range(30) for word, other in (("one", "two"), ("three", "four"))]
 
 
@@ -50,7 +52,7 @@ def make(root: Path) -> None:
     write_dataset(documents, directory=root / "dataset", name="en", validation_share=0.2)
     tokenizer = train_sentencepiece(TEXTS, output=root / "tokenizer", vocab_size=300)
     write_tokens(root / "dataset", split="train", tokenizer=tokenizer, directory=root / "tokens")
-    config = LlamaConfig(vocab_size=tokenizer.vocab_size, vocab_multiple=32, max_position=32, **SETTINGS)
+    config = LlamaConfig(vocab_size=tokenizer.vocab_size, **SETTINGS, **OPTIONS)
     params = init_params(jax.random.key(0), config=config)
     told = {"tokenizer_dir": root / "tokenizer", "params": params, "config": config}
     save_weights(root / "weights", metadata={"tokenizer": tokenizer.fingerprint}, **told)

@@ -11,8 +11,8 @@ from allam_jax.errors import UserError
 from allam_jax.settings import Settings
 from allam_jax.tasks import verify
 from allam_jax.tasks.settings import VerifySettings
-from allam_jax.training.checkpoints import find_checkpoint, list_steps, move_damaged_aside, read_metadata
 from allam_jax.training.load import load_model
+from allam_jax.training.stored_checkpoints import find_checkpoint, list_steps, move_damaged_aside, read_metadata
 
 
 @pytest.fixture(scope="module")

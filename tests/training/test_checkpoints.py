@@ -20,8 +20,10 @@ from processes import child_environment, start, wait, wait_until
 
 from allam_jax.checksums import FileList
 from allam_jax.errors import UserError
-from allam_jax.training.checkpoints import (
-    Checkpointer,
+from allam_jax.training.checkpoints import Checkpointer
+from allam_jax.training.run_metadata import run_metadata
+from allam_jax.training.settings import CheckpointSettings
+from allam_jax.training.stored_checkpoints import (
     find_checkpoint,
     list_steps,
     read_metadata,
@@ -29,8 +31,6 @@ from allam_jax.training.checkpoints import (
     restore_params,
     step_path,
 )
-from allam_jax.training.run_metadata import run_metadata
-from allam_jax.training.settings import CheckpointSettings
 
 
 class State(NamedTuple):

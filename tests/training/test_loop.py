@@ -12,7 +12,7 @@ import pytest
 from allam_jax.data.batch import DTYPES
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.settings import Settings
-from allam_jax.training.checkpoints import Checkpointer, list_steps, read_metadata, step_path
+from allam_jax.training.checkpoints import Checkpointer
 from allam_jax.training.loop import Evaluation, run_loop
 from allam_jax.training.metrics import TIMING_KEYS, MetricsWriter
 from allam_jax.training.progress import peak_memory
@@ -21,6 +21,7 @@ from allam_jax.training.session import Session, TokenCounts
 from allam_jax.training.settings import CheckpointSettings, GuardSettings, MetricsSettings, TrainSettings
 from allam_jax.training.state import random_params, start_state
 from allam_jax.training.step import lost_updates
+from allam_jax.training.stored_checkpoints import list_steps, read_metadata, step_path
 from tests.planning.small_runs import small_run
 from tests.small_models import SMALL
 
