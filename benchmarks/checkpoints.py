@@ -19,6 +19,7 @@ import numpy as np
 
 from allam_jax.training import checkpoints, stored_checkpoints
 from allam_jax.training.settings import CheckpointSettings
+from allam_jax.training.state import TrainState
 
 
 @contextlib.contextmanager
@@ -57,7 +58,8 @@ def main() -> None:
     layers = max(1, round(args.gb * 1e9 / (3 * 4 * 4096 * 2048)))
     rng = np.random.default_rng(0)
     params = {"w": jnp.asarray(rng.standard_normal((layers, 4096, 2048), np.float32))}
-    state = {"params": params, "mu": jax.tree.map(lambda x: x * 0.1, params), "nu": jax.tree.map(jnp.square, params)}
+    moments = {"mu": jax.tree.map(lambda x: x * 0.1, params), "nu": jax.tree.map(jnp.square, params)}
+    state = TrainState(step=jnp.int32(1), params=params, optimizer=moments, rng=jax.random.key_data(jax.random.key(0)))
     times: dict[str, list[dict[str, float]]] = {"with": [], "without": []}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(args.rounds):
