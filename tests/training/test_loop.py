@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from allam_jax.checksums import hash_bytes
 from allam_jax.data.batch import DTYPES
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.settings import Settings
@@ -126,6 +127,9 @@ def test_a_checkpoint_knows_the_tokens_of_the_steps_before_it(tmp_path):
     assert list_steps(tmp_path / "checkpoints") == [4, 6]
     for step in (4, 6):
         metadata = read_metadata(step_path(tmp_path / "checkpoints", step))
+        history = (tmp_path / "metrics.jsonl").read_bytes()[: metadata["metrics"]["bytes"]]
+        assert [json.loads(line)["step"] for line in history.splitlines()][-1] == step
+        assert metadata.pop("metrics")["xxh3"] == hash_bytes(history)
         assert metadata == {"step": step, "tokens_by_source": {"en": 5 + step * 16 * 8}, "parent": None}
 
 
