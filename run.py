@@ -3,7 +3,6 @@
 With `--sweep experiments/NAME.py` it runs all that the experiment varies (docs/sweeps.md).
 """
 
-import json
 import logging as stdlib_logging
 import os
 import re
@@ -16,6 +15,7 @@ from ml_collections import config_flags
 
 from allam_jax import interrupts
 from allam_jax.errors import Stopped, UserError
+from allam_jax.files import json_text
 from allam_jax.launch import flags as sweep_flags
 from allam_jax.tasks import config_help, registry
 
@@ -136,7 +136,7 @@ def main(_) -> None:
     interrupts.install()
     if sweep_flags.is_sweep():
         result = sweep_flags.run(CONFIG.value, workdir=WORKDIR.value, store=STORE.value)
-        print(json.dumps(result, ensure_ascii=False), flush=True)
+        print(json_text(result), flush=True)
         return
     from allam_jax.parallel import distributed
     from allam_jax.tasks import runner
@@ -153,7 +153,7 @@ def main(_) -> None:
     store = Path(STORE.value).absolute() if STORE.value else None
     result = runner.run(CONFIG.value, workdir=workdir.absolute(), only=STAGE.value, store=store)
     if distributed.is_main_process():
-        print(json.dumps(result, ensure_ascii=False), flush=True)
+        print(json_text(result), flush=True)
 
 
 def leave(message: str, *, status: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from allam_jax import files
+from allam_jax.checksums import FILE_LIST, write_listed
 from allam_jax.errors import UserError
 from allam_jax.settings import as_dict
 
@@ -52,13 +53,37 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     return lines
 
 
+CONFIG_FILE = "config.json"
+
+
 def save(config: ConfigDict, *, workdir: Path) -> list[str]:
     """Writes `config.json` into the workdir; returns how it differs from the one that was there."""
-    path = workdir / "config.json"
+    path = workdir / CONFIG_FILE
     new = as_dict(config)
-    changed = differences(files.read_json(path), new) if path.exists() else []
-    files.write_json(path, new)
+    changed = []
+    if path.exists():
+        try:
+            changed = differences(files.read_json(path, kind=dict), new)
+        except UserError as error:  # it is only compared, and is written anew here
+            changed = [str(error)]
+    write_listed(workdir, {CONFIG_FILE: f"{files.json_text(new, indent=2)}\n".encode()})
     return changed
+
+
+def check_own(workdir: Path) -> None:
+    """UserError unless a workdir is new, is empty, or was written by a task: nothing of others is overwritten."""
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir {workdir}: is a file, not a directory")
+    there = {path.name for path in workdir.iterdir() if not path.name.startswith(".")} if workdir.exists() else set()
+    if not there:
+        return
+    try:
+        own = "task" in files.read_json(workdir / CONFIG_FILE, kind=dict)
+    except UserError:  # missing, or lost in a crash
+        own = {CONFIG_FILE, FILE_LIST} <= there or "checkpoints" in there
+    if not own:
+        names = ", ".join(sorted(there)[:4]) + (", ..." if len(there) > 4 else "")
+        raise UserError(f"--workdir {workdir}: holds files that no task wrote ({names}); give a new or empty directory")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

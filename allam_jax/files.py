@@ -1,14 +1,17 @@
 """Atomic writes, locks, JSON and hashes: nothing is ever half-written under its final name."""
 
 import contextlib
+import ctypes
 import fcntl
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 import types
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,26 +28,61 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary sibling of `path` to write a file or directory to; renames it on success.
 
     A file at `path` is replaced. So is a directory. On an exception the temporary is removed
-    and `path` is untouched.
+    and `path` is untouched. `sweep` removes what a killed process has left.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         yield temporary
-        if temporary.is_dir() and path.is_dir():
-            # A directory cannot be replaced in one step: move it aside, so that a crash here loses nothing.
-            aside = temporary.with_suffix(".old")
-            os.replace(path, aside)
-            os.replace(temporary, path)
-            shutil.rmtree(aside)
-        else:
-            os.replace(temporary, path)
+        replace(temporary, path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        remove(temporary)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Renames `source` to `target`, in place of a file or directory there, which is removed."""
+    if not (source.is_dir() and target.is_dir()):
+        os.replace(source, target)
+    elif _exchange(source, target):
+        shutil.rmtree(source)
+    else:
+        # A directory cannot be replaced in one step here: move it aside, so that a crash now loses nothing.
+        aside = source.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
+        os.replace(target, aside)
+        os.replace(source, target)
+        shutil.rmtree(aside)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchanges two names in one step, where the system and the file system can (Linux's renameat2)."""
+    exchange, here = 2, -100  # RENAME_EXCHANGE, AT_FDCWD
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):
+        return False
+    return rename(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
+
+
+def remove(path: Path) -> None:
+    """Removes a file, or a directory with all that is in it; does nothing if it is not there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sweep(directory: Path) -> None:
+    """Removes what killed processes have left of atomic writes. Only for who alone writes in `directory`."""
+    for path in Path(directory).iterdir():
+        if found := re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.(tmp|old)", path.name):
+            target = path.with_name(found[1])
+            if found[2] == "old" and not target.exists():
+                os.replace(path, target)  # the crash came between two renames
+            else:
+                remove(path)
+        elif re.fullmatch(r"\..+\.partial", path.name) and path.is_dir():  # of `collective_directory`
+            remove(path)
 
 
 def child(directory: Path, name: str, *, what: str) -> Path:
@@ -106,35 +144,80 @@ def write_array(path: Path, array: "np.ndarray") -> None:
         os.fsync(file.fileno())
 
 
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """A value as JSON that every parser reads: NaN and the infinities, for which JSON has no numbers, become null."""
+    try:
+        return json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), ensure_ascii=False, indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON atomically; keys keep their order."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    """Writes indented JSON atomically; keys keep their order. Numbers that are not finite become null."""
+    write_text(path, json_text(value, indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Reads JSON; UserError if the file is missing or is not JSON."""
+def read_json(path: Path, *, kind: type = object, keys: Mapping[str, type | tuple[type, ...]] | None = None) -> Any:
+    """Reads JSON of a stated shape.
+
+    Args:
+        path: the file.
+        kind: type of the whole, such as dict.
+        keys: of an object: those that it must have, with the types of their values.
+
+    Raises:
+        UserError: the file is missing, is not JSON, or has another shape; names the file and the key.
+    """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        raw = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
+    except (IsADirectoryError, NotADirectoryError):
+        raise UserError(f"{path}: expected a file of JSON, but a directory is where it or its parent belongs") from None
+    return parse_json(raw, path=path, kind=kind, keys=keys)
 
 
-def file_sizes(folder: Path) -> dict[str, int]:
-    """The size in bytes of every file below `folder`, by its relative path."""
-    folder = Path(folder)
-    return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+def parse_json(
+    raw: bytes, *, path: Path, kind: type = object, keys: Mapping[str, type | tuple[type, ...]] | None = None
+) -> Any:
+    """The value of the content of `path`; see `read_json`."""
+    try:
+        value = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        state = "is empty" if not raw.strip() else f"not valid JSON ({error})"
+        raise UserError(f"{path}: {state}; copy it again, or remove what it belongs to and make that anew") from None
+    check_shape(value, kind=dict if keys else kind, keys=keys or {}, where=f"{path}:")
+    return value
 
 
-def check_file_sizes(folder: Path, *, expected: dict[str, int], remedy: str) -> None:
-    """UserError for the first file that is missing or not as long as expected: a copy that is not complete."""
-    found = file_sizes(folder)
-    for name, size in expected.items():
-        if found.get(name) != size:
-            state = "missing" if name not in found else f"{found[name]:,} bytes long instead of {size:,}"
-            raise UserError(f"{Path(folder) / name}: is {state}; {remedy}")
+def check_shape(value: Any, *, kind: type, keys: Mapping[str, type | tuple[type, ...]], where: str) -> None:
+    """UserError (beginning with `where`) unless a value read from JSON is a `kind` that has these keys."""
+    remedy = "it is damaged or of another program: copy it again, or make it anew"
+    fits = isinstance(value, kind)
+    if not fits:
+        raise UserError(f"{where} holds {_json_noun(type(value))} where {_json_noun(kind)} belongs; {remedy}")
+    for key, wanted in keys.items():
+        kinds = wanted if isinstance(wanted, tuple) else (wanted,)
+        if key not in value:
+            raise UserError(f"{where} lacks the key {key!r}; {remedy}")
+        fits = isinstance(value[key], kinds) and (bool in kinds or not isinstance(value[key], bool))
+        if not fits:
+            found = _json_noun(type(value[key]))
+            raise UserError(f"{where} {key!r} is {found}, expected {' or '.join(map(_json_noun, kinds))}; {remedy}")
+
+
+def _json_noun(kind: type) -> str:
+    nouns = {dict: "an object", list: "a list", str: "a string", int: "a whole number", float: "a number"}
+    return nouns.get(kind, "null" if kind is type(None) else "a truth value" if kind is bool else "another value")
 
 
 def sha256_of_file(path: Path) -> str:

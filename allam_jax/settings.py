@@ -55,6 +55,7 @@ def setting(
     below: float | None = None,
     choices: Sequence[str] | None = None,
     path: str = "",
+    changes_results: bool = True,
 ) -> Any:
     """A key of a section.
 
@@ -65,10 +66,12 @@ def setting(
         most, below: the same at the upper end. Whole numbers are at most `LARGEST_INT` unless `most` says otherwise.
         choices: the strings it can be; for a tuple, those that its elements can be.
         path: for a path of the user's, what lies there (tasks/inputs_of_task.py lists the kinds); `~` is expanded.
+        changes_results: False for a key that only says how to go on; a finished stage stays finished without it.
     """
     limits = zip(_COMPARISONS, (least, above, most, below), strict=True)
     bounds = [(words, bound) for words, bound in limits if bound is not None]
     metadata = {"comment": comment, "bounds": bounds, "choices": tuple(choices or ()), "path": path}
+    metadata["changes_results"] = changes_results
     return dataclasses.field(default=dataclasses.MISSING if default is ... else default, metadata=metadata)
 
 
@@ -206,7 +209,7 @@ def changed(instance: Section) -> dict[str, Any]:
         if _is_section(kind):
             different = changed(value) if kind.changes_results else {}
             found |= {field.name: different} if different else {}
-        elif value != getattr(default, field.name):
+        elif value != getattr(default, field.name) and field.metadata.get("changes_results", True):
             found[field.name] = _changed_entries(kind, value)
     return found
 

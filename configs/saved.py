@@ -15,7 +15,7 @@ from allam_jax.files import read_json
 
 def get_config(path: str) -> ConfigDict:
     """`path`: a config.json of a run, or the recipe.json of a run of a sweep."""
-    return ConfigDict(_tuples(read_json(Path(path))))
+    return ConfigDict(_tuples(read_json(Path(path), kind=dict)))
 
 
 def _tuples(value: Any) -> Any:

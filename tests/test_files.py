@@ -2,8 +2,10 @@
 
 import errno
 import hashlib
+import itertools
 import os
 import resource
+import shutil
 import threading
 
 import numpy as np
@@ -193,3 +195,89 @@ def test_arrays_that_do_not_fit_on_the_disk_say_why(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert error.value.errno == errno.EFBIG
     assert names_in(tmp_path) == ["a.npy"]
+
+
+def test_json_has_no_nan(tmp_path):
+    files.write_json(tmp_path / "a.json", {"x": [float("nan"), 1.5, {"y": float("-inf")}], "z": (float("inf"), 2)})
+    assert (tmp_path / "a.json").read_text().split() == files.json_text(
+        {"x": [None, 1.5, {"y": None}], "z": [None, 2]}, indent=2
+    ).split()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "holds a list where an object belongs"),
+        ("3", "holds a whole number where an object belongs"),
+        ("{}", "lacks the key 'steps'"),
+        ('{"steps": "3"}', "'steps' is a string, expected a whole number or a number"),
+        ('{"steps": true}', "'steps' is a truth value, expected a whole number or a number"),
+        ('{"steps": null}', "'steps' is null, expected a whole number or a number"),
+        ("", "is empty"),
+        ("[" * 100_000, "not valid JSON"),
+    ],
+)
+def test_json_of_another_shape_names_file_and_key(tmp_path, content, message):
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    with pytest.raises(UserError) as error:
+        files.read_json(path, keys={"steps": (int, float)})
+    assert message in str(error.value)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_a_directory_where_json_belongs_is_told(tmp_path):
+    (tmp_path / "a.json").mkdir()
+    for path in (tmp_path / "a.json", tmp_path / "file" / "a.json"):
+        (tmp_path / "file").touch()
+        with pytest.raises(UserError, match=f"{path}: expected a file of JSON"):
+            files.read_json(path)
+
+
+def replace_dying_at(target, moment):
+    """Replaces a directory in a process that ends before its system call number `moment`."""
+    if os.fork():
+        os.wait()
+        return
+    calls = itertools.count()
+
+    def dying(call):
+        def wrapped(*args, **options):
+            if next(calls) == moment:
+                os._exit(0)
+            return call(*args, **options)
+
+        return wrapped
+
+    os.replace, os.mkdir, shutil.rmtree = map(dying, (os.replace, os.mkdir, shutil.rmtree))
+    with files.atomic_path(target) as temporary:
+        temporary.mkdir()
+        (temporary / "new").touch()
+    os._exit(0)
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_what_a_killed_process_left_is_swept(tmp_path, monkeypatch, exchange):
+    """Afterwards the old or the new is there, whole, and no litter."""
+    if not exchange:
+        monkeypatch.setattr(files, "_exchange", lambda first, second: False)
+    seen = set()
+    for moment in range(6):
+        target = tmp_path / str(moment) / "data"
+        target.mkdir(parents=True)
+        (target / "old").touch()
+        replace_dying_at(target, moment)
+        seen.add(tuple(names_in(target.parent)))
+        files.sweep(target.parent)
+        assert names_in(target.parent) == ["data"]
+        assert names_in(target) in (["old"], ["new"])
+    assert len(seen) > 1, "no kill left anything"
+
+
+def test_sweeping_leaves_what_is_not_ours(tmp_path):
+    for name in (".hidden", "x.tmp", ".x.tmp", ".x.0123456.tmp", ".gitignore"):
+        (tmp_path / name).touch()
+    before = names_in(tmp_path)
+    files.sweep(tmp_path)
+    assert names_in(tmp_path) == before

@@ -114,7 +114,7 @@ def result(name: str, *, path: str, stage: str, title: str, unit: str = "") -> M
 
     def read(directories: Mapping[str, Path]) -> float:
         file = directories[stage] / RESULT_FILE
-        value = read_json(file)["result"]
+        value = read_json(file, keys={"result": dict})["result"]
         for part in path.split("/"):
             if not isinstance(value, Mapping) or part not in value:
                 keys = ", ".join(value) if isinstance(value, Mapping) else "no keys"

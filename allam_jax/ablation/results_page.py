@@ -38,7 +38,7 @@ def update(page: Path, *, name: str, file: str, collected: Path, command: str) -
     Raises:
         UserError: some runs have not finished; the page shows complete experiments only.
     """
-    summary = files.read_json(collected / "summary.json")
+    summary = files.read_json(collected / "summary.json", kind=dict)
     if summary["unfinished"]:
         missing = summary["unfinished"]
         raise UserError(

@@ -15,11 +15,14 @@ from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from allam_jax.checksums import find_list, write_list
 from allam_jax.corpus.document import Document
 from allam_jax.errors import UserError
-from allam_jax.files import atomic_path, read_json, sha256_of_file, sha256_of_json, unit_hash, write_json
+from allam_jax.files import atomic_path, parse_json, read_json, sha256_of_file, sha256_of_json, unit_hash, write_json
 
 MANIFEST = "manifest.json"
+TFDS_FILES = ("dataset_info.json", "features.json")
+REMEDY = "write the dataset again or fetch the file again"
 SPLITS = ("train", "validation")
 FIELDS = ("text", "id", "source", "language")
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
@@ -161,28 +164,37 @@ def assemble(
         }
         _write_tfds_metadata(temporary, name=name, splits=splits, fields=fields)
         write_json(temporary / MANIFEST, manifest)
+        write_list(temporary)
     return manifest
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
     """The manifest of a dataset directory, or None for a TFDS dataset that was made elsewhere."""
-    path = Path(directory) / MANIFEST
-    return read_json(path) if path.exists() else None
+    directory = Path(directory)
+    keys = {"name": str, "splits": dict, "fingerprint": str}
+    files = find_list(directory, remedy=REMEDY)
+    if files is None and not (directory / MANIFEST).exists():
+        return None
+    if files is None:  # written before there were checksums
+        return read_json(directory / MANIFEST, keys=keys)
+    files.check(remedy=REMEDY, reads=lambda name: ".array_record" in name or name.endswith(".json"))
+    for name in TFDS_FILES:
+        files.read_bytes(name, remedy=REMEDY)
+    return parse_json(files.read_bytes(MANIFEST, remedy=REMEDY), path=directory / MANIFEST, keys=keys)
 
 
 def check_shard(path: Path, *, documents: int, size: int | None = None) -> None:
     """Raises UserError unless the file exists, has this size (if known), opens, and holds this many records."""
-    remedy = "write the dataset again or fetch the file again"
     if not path.exists():
-        raise UserError(f"{path}: no such shard; {remedy}")
+        raise UserError(f"{path}: no such shard; {REMEDY}")
     if size is not None and path.stat().st_size != size:
-        raise UserError(f"{path}: damaged shard ({path.stat().st_size} bytes instead of {size}); {remedy}")
+        raise UserError(f"{path}: damaged shard ({path.stat().st_size} bytes instead of {size}); {REMEDY}")
     reader = ArrayRecordReader(str(path))
     try:
         if not reader.ok():
-            raise UserError(f"{path}: damaged or cut short, not a readable ArrayRecord file; {remedy}")
+            raise UserError(f"{path}: damaged or cut short, not a readable ArrayRecord file; {REMEDY}")
         if reader.num_records() != documents:
-            raise UserError(f"{path}: {reader.num_records()} records instead of {documents}; {remedy}")
+            raise UserError(f"{path}: {reader.num_records()} records instead of {documents}; {REMEDY}")
     finally:
         # close() raises an error if the reader failed to open.
         if reader.ok():

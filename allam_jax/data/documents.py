@@ -5,9 +5,11 @@ import itertools
 from pathlib import Path
 from typing import Any, SupportsIndex
 
-from allam_jax.corpus.shards import check_shard, read_manifest
+from allam_jax.corpus.shards import MANIFEST, REMEDY, TFDS_FILES, check_shard, read_manifest
 from allam_jax.errors import UserError, nearest
 from allam_jax.files import sha256_of_json
+
+DATASET_FILE = TFDS_FILES[0]
 
 
 class DocumentSource:
@@ -26,7 +28,8 @@ class DocumentSource:
         import tensorflow_datasets as tfds  # here, because the import takes half a second
 
         self._directory = Path(directory)
-        if not (self._directory / "dataset_info.json").exists():
+        manifest = read_manifest(self._directory)
+        if not (self._directory / DATASET_FILE).is_file():
             raise UserError(f"{directory}: no dataset here (no dataset_info.json); write one with the corpus task")
         try:
             builder = tfds.builder_from_directory(self._directory)
@@ -39,10 +42,17 @@ class DocumentSource:
         info = builder.info.splits[split]
         self._shards = [Path(path) for path in info.filepaths]
         self._ends = list(itertools.accumulate(info.shard_lengths))
-        manifest = read_manifest(self._directory)
-        written = {shard["file"]: shard for shard in manifest["splits"][split]["shards"]} if manifest else {}
-        for path, documents in zip(self._shards, info.shard_lengths, strict=True):
-            check_shard(path, documents=documents, size=written[path.name]["size"] if written else None)
+        try:
+            written = (
+                {shard["file"]: shard["size"] for shard in manifest["splits"][split]["shards"]} if manifest else {}
+            )
+            sizes = [written[path.name] if written else None for path in self._shards]
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{self._directory / MANIFEST}: does not fit {DATASET_FILE} ({error!r}); {REMEDY}"
+            ) from None
+        for path, documents, size in zip(self._shards, info.shard_lengths, sizes, strict=True):
+            check_shard(path, documents=documents, size=size)
         try:
             self._records = builder.as_data_source(split)
         except (NotImplementedError, ValueError) as error:

@@ -30,7 +30,7 @@ from allam_jax.data.phases import Phase, make_phases, phase_at
 from allam_jax.data.settings import DataSettings
 from allam_jax.data.sources import open_source, tokenised
 from allam_jax.errors import UserError
-from allam_jax.files import sha256_of_json
+from allam_jax.files import check_shape, sha256_of_json
 from allam_jax.settings import as_dict
 
 DEFAULT_LANES = 8  # without a number in the config; less if the batch size has fewer common factors with it
@@ -92,6 +92,7 @@ class Loader(Iterator[Batch]):
                     f"data state: its {key} is {state.get(key)!r}, but this run's is {self._identity[key]!r}; "
                     f"resume with the same one, or start the data anew"
                 )
+        check_shape(state, kind=dict, keys={"sources": dict, "lanes": dict}, where="data state:")
         before, now = state["sources"], self._identity["sources"]
         for name in now:
             if name in before and before[name] != now[name]:

@@ -18,10 +18,11 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
+from allam_jax.checksums import FileList, find_list
 from allam_jax.corpus.shards import read_manifest
 from allam_jax.data.documents import DocumentSource
 from allam_jax.errors import UserError
-from allam_jax.files import check_file_sizes, read_json, sha256_of_file
+from allam_jax.files import check_shape, parse_json, read_json, sha256_of_file
 
 MANIFEST = "tokens.json"
 VERSION = 1
@@ -49,9 +50,7 @@ class TokenSource:
             UserError: no cache, another split or tokenizer, documents that have changed since, files missing or cut.
         """
         self._directory = Path(directory)
-        manifest = read_json(self._directory / MANIFEST)
-        if manifest.get("version") != VERSION:
-            raise UserError(f"{directory}: tokens of version {manifest.get('version')}, not {VERSION}; {REMEDY}")
+        manifest = read_cache_manifest(self._directory)
         if manifest["split"] != split:
             raise UserError(f"{directory}: holds the tokens of split {manifest['split']!r}, not of {split!r}; {REMEDY}")
         if tokenizer is not None and manifest["tokenizer"] != tokenizer:
@@ -64,8 +63,8 @@ class TokenSource:
         self.tokenizer: str = manifest["tokenizer"]
         _check_origin(manifest, directory=self._directory)
         self._shards: list[dict[str, Any]] = manifest["shards"]
-        sizes = {file: facts["size"] for shard in self._shards for file, facts in shard["files"].items()}
-        check_file_sizes(self._directory, expected=sizes, remedy=REMEDY)
+        self._dtype = np.dtype(manifest["dtype"])
+        _list_of(manifest, self._directory).check(remedy=REMEDY, reads=lambda name: name.endswith(".npy"))
         self._ends = list(itertools.accumulate(shard["documents"] for shard in self._shards))
         self._mapped: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -98,8 +97,14 @@ class TokenSource:
                 try:
                     # As plain arrays, because a slice of numpy's memmap class costs ten times as much.
                     arrays.append(np.asarray(np.load(path, mmap_mode="r")))
-                except (ValueError, OSError) as error:
+                except Exception as error:  # damaged headers are evaluated as Python, which raises anything
                     raise UserError(f"{path}: not readable ({' '.join(str(error).split())}); {REMEDY}") from None
+            shard = self._shards[number]
+            wanted = [((shard["tokens"],), self._dtype), ((shard["documents"], 2), np.dtype("<u8"))]
+            for kind, array, (shape, dtype) in zip(("tokens", "index"), arrays, wanted, strict=True):
+                if (array.shape, array.dtype) != (shape, dtype) or not array.flags.c_contiguous:
+                    found = f"{array.dtype} of shape {array.shape} instead of {dtype} of shape {shape}"
+                    raise UserError(f"{self._path(number, kind)}: damaged header ({found}); {REMEDY}")
             self._mapped[number] = (arrays[0], arrays[1])
         return self._mapped[number]
 
@@ -107,9 +112,27 @@ class TokenSource:
         return self._directory / next(file for file in self._shards[number]["files"] if f".{kind}." in file)
 
 
+def read_cache_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a token cache; UserError if it is damaged or of another version."""
+    files = find_list(directory, remedy=REMEDY)
+    raw = files.read_bytes(MANIFEST, remedy=REMEDY) if files else None
+    keys = {"split": str, "tokenizer": str, "dataset": str, "origin": str, "dtype": str, "shards": list}
+    keys |= {"version": int, "targets": int, "documents": int, "tokens": int}
+    path = Path(directory) / MANIFEST
+    manifest = read_json(path, keys=keys) if raw is None else parse_json(raw, path=path, keys=keys)
+    if manifest["version"] != VERSION:
+        raise UserError(f"{directory}: tokens of version {manifest['version']}, not {VERSION}; {REMEDY}")
+    for number, shard in enumerate(manifest["shards"]):
+        keys = {"documents": int, "tokens": int, "files": dict}
+        check_shape(shard, kind=dict, keys=keys, where=f"{path}: shard {number}:")
+        for name, facts in shard["files"].items():
+            check_shape(facts, kind=dict, keys={"size": int, "sha256": str}, where=f"{path}: {name}:")
+    return manifest
+
+
 def verify_tokens(directory: str | Path) -> None:
-    """Reads every file of a cache in full and compares its SHA-256; UserError for the first that differs."""
-    for shard in read_json(Path(directory) / MANIFEST)["shards"]:
+    """Reads every file of a cache in full and compares its hash; UserError for the first that differs."""
+    for shard in read_cache_manifest(Path(directory))["shards"]:
         if damaged := damaged_files(shard, Path(directory)):
             raise UserError(f"{damaged[0]}: missing, or its bytes differ from those written (sha256); {REMEDY}")
 
@@ -118,6 +141,12 @@ def damaged_files(shard: dict[str, Any], directory: Path) -> list[Path]:
     """The files of a shard that are missing, or whose SHA-256 differs from the manifest's."""
     files = {directory / file: facts["sha256"] for file, facts in shard["files"].items()}
     return [path for path, expected in files.items() if not path.is_file() or sha256_of_file(path) != expected]
+
+
+def _list_of(manifest: dict[str, Any], directory: Path) -> FileList:
+    """The sizes of the shards' files."""
+    facts = {file: facts for shard in manifest["shards"] for file, facts in shard["files"].items()}
+    return FileList(directory, {file: (one["size"], None) for file, one in facts.items()}, {})
 
 
 def _check_origin(manifest: dict[str, Any], *, directory: Path) -> None:

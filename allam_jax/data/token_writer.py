@@ -14,11 +14,19 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from allam_jax.checksums import write_list
 from allam_jax.data.batch import Encoder
 from allam_jax.data.documents import DocumentSource
-from allam_jax.data.token_cache import MANIFEST, VERSION, damaged_files, is_token_cache, verify_tokens
+from allam_jax.data.token_cache import (
+    MANIFEST,
+    VERSION,
+    damaged_files,
+    is_token_cache,
+    read_cache_manifest,
+    verify_tokens,
+)
 from allam_jax.errors import UserError
-from allam_jax.files import atomic_path, read_json, sha256_of_file, write_array, write_json
+from allam_jax.files import atomic_path, read_json, sha256_of_file, sweep, write_array, write_json
 
 SHARD_TOKENS = 2**26  # 128 MiB of uint16
 _BATCH_CHARACTERS = 4_000_000  # for one call of the tokenizer: enough work for all cores, and little memory
@@ -56,7 +64,7 @@ def write_tokens(
     }
     directory = Path(directory)
     if is_token_cache(directory):
-        manifest = read_json(directory / MANIFEST)
+        manifest = read_cache_manifest(directory)
         if all(manifest.get(key) == value for key, value in plan.items()):
             verify_tokens(directory)
             return manifest
@@ -64,7 +72,11 @@ def write_tokens(
     shards: list[dict[str, Any]] = []
     while (record := unfinished / f"{len(shards):05d}.json").is_file():
         shard = read_json(record)
-        if damaged_files(shard, unfinished):
+        try:
+            damaged = damaged_files(shard, unfinished)
+        except (KeyError, TypeError, AttributeError):
+            break  # the record itself is damaged: this shard is written anew
+        if damaged:
             break
         shards.append(shard)
     first = sum(shard["documents"] for shard in shards)
@@ -86,6 +98,7 @@ def write_tokens(
         record.unlink()
     (unfinished / "plan.json").unlink()
     write_json(unfinished / MANIFEST, manifest)
+    write_list(unfinished)
     with atomic_path(directory) as temporary:
         os.replace(unfinished, temporary)
     return manifest
@@ -103,11 +116,19 @@ def _open_unfinished(directory: Path, plan: dict[str, Any]) -> Path:
     """The directory to write in, emptied if its content belongs to another plan."""
     unfinished = directory.with_name(f".{directory.name}.unfinished")
     plan_file = unfinished / "plan.json"
-    if unfinished.exists() and not (plan_file.is_file() and read_json(plan_file) == plan):
+    if unfinished.exists() and not _has_plan(plan_file, plan):
         shutil.rmtree(unfinished)
     unfinished.mkdir(parents=True, exist_ok=True)
+    sweep(unfinished)
     write_json(plan_file, plan)
     return unfinished
+
+
+def _has_plan(path: Path, plan: dict[str, Any]) -> bool:
+    try:
+        return read_json(path) == plan
+    except UserError:  # absent, or damaged by what killed the run
+        return False
 
 
 def encoded(source: DocumentSource, *, tokenizer: Encoder, first: int = 0) -> Iterator[np.ndarray]:

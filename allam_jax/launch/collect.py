@@ -19,7 +19,7 @@ from allam_jax.ablation.results_page import findings
 from allam_jax.launch.runs import SweepRun
 from allam_jax.report import markdown
 from allam_jax.report.environment import environment, environment_facts
-from allam_jax.tasks.recipe import RESULT_FILE
+from allam_jax.tasks.recipe import read_result
 
 FOLDER = "collected"
 _WIDE = 8  # a table with more measures than this has a line per measure and a column per arm
@@ -124,7 +124,7 @@ def _mean_and_std(summary: Summary) -> str:
 
 
 def _seconds(directory: Path) -> float:
-    return files.read_json(directory / RESULT_FILE)["seconds"]
+    return read_result(directory)["seconds"]
 
 
 def _plain(verdict: Verdict, experiment: Experiment) -> dict[str, Any]:

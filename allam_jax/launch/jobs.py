@@ -74,7 +74,7 @@ class Job:
     @property
     def attempts(self) -> list[dict[str, Any]]:
         """The attempts, oldest first: started, host and, after the end, ended, status and error (or "")."""
-        return read_json(self.record)["attempts"] if self.record.exists() else []
+        return read_json(self.record, keys={"attempts": list})["attempts"] if self.record.exists() else []
 
 
 def plan_jobs(runs: list[SweepRun], *, folder: Path, environment: Mapping[str, str]) -> list[Job]:

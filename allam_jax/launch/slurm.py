@@ -116,7 +116,7 @@ def queue(folder: Path) -> dict[str, tuple[str, str]]:
     """Job -> (Slurm id, state), for the jobs of the last submission in Slurm's queue. Empty without Slurm."""
     if not (folder / RECORD).is_file():
         return {}
-    ids = read_json(folder / RECORD)
+    ids = read_json(folder / RECORD, kind=dict)
     try:
         listed = subprocess.run(
             ["squeue", "--noheader", "--array", "--format=%i %T", f"--jobs={','.join(sorted(set(ids.values())))}"],

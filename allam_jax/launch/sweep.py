@@ -115,7 +115,7 @@ def _collect(experiment: Experiment, runs: list[SweepRun], options: SweepOptions
     if not finished:
         raise UserError(f"{options.workdir}: no run has finished; run the sweep without --collect first")
     record = options.workdir / _RECORD
-    command = files.read_json(record)["command"] if record.is_file() else _command()
+    command = files.read_json(record, keys={"command": str})["command"] if record.is_file() else _command()
     summary = collect(experiment, runs, workdir=options.workdir, command=command)
     if options.results:
         path, _, arg = options.sweep.partition(":")

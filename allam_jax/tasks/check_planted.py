@@ -19,8 +19,8 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Writes `report.md`; returns recall and precision by kind."""
     crawl = Path(require(config.planted.crawl, key="planted.crawl", hint="name the directory of the task plant"))
     corpus = Path(require(config.planted.corpus, key="planted.corpus", hint="name the directory of the task corpus"))
-    report = read_json(corpus / "report.json")
-    dedup = read_json(corpus / "config.json")["corpus"]["dedup"]
+    report = read_json(corpus / "report.json", kind=dict)
+    dedup = read_json(corpus / "config.json", keys={"corpus": dict})["corpus"]["dedup"]
     rows: dict[str, Any] = {}
     truth: list[dict[str, Any]] = []
     dropped: dict[str, list[str]] = {}

@@ -9,13 +9,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from allam_jax.files import read_json
 from allam_jax.report import curves as figures
 from allam_jax.report.environment import environment
 from allam_jax.report.markdown import figure, section, table, write_report
 from allam_jax.settings import Settings
 from allam_jax.tasks.merge_tokenizer import FERTILITY_FIGURE
-from allam_jax.tasks.recipe import RESULT_FILE
+from allam_jax.tasks.recipe import read_result
 from allam_jax.training.metrics import read_metrics
 from allam_jax.training.run_report import evaluation_curves
 
@@ -94,7 +93,7 @@ def _steps_earlier(curves: dict[str, Curves]) -> dict[str, dict[str, float | Non
 
 
 def _result(stage: str) -> dict[str, Any]:
-    return read_json(Path(stage) / RESULT_FILE)["result"]
+    return read_result(Path(stage))["result"]
 
 
 def _write_report(workdir: Path, *, result: dict[str, Any], curves: dict[str, Curves]) -> None:

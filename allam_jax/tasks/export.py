@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from allam_jax.config import require
+from allam_jax.errors import UserError
 from allam_jax.model.llama import Params
 from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.settings import Settings
@@ -20,6 +21,8 @@ from allam_jax.weights.huggingface import export_huggingface
 def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Exports the model at `init.weights`, with its tokenizer, into `workdir/huggingface` and `workdir/orbax`."""
     require(config.export.formats, key="export.formats", hint="choose huggingface, orbax or both")
+    if config.init.weights and Path(config.init.weights).resolve().parent == workdir.resolve():
+        raise UserError(f"config.init.weights = {config.init.weights!r}: lies where is written; use another --workdir")
     loaded, tokenizer, tokenizer_dir = open_model(config, mesh=open_mesh(config))
     metadata = {key: loaded.metadata.get(key) for key in ("step", "parent", "code_revision", "tokens_by_source")}
     return write_formats(

@@ -13,10 +13,10 @@ from allam_jax.errors import UserError
 from allam_jax.settings import Settings
 from allam_jax.tasks.export import write_formats
 from allam_jax.tokenizer.tokenizer import Tokenizer
-from allam_jax.training.checkpoints import find_checkpoint
 from allam_jax.training.load import CHECKPOINTS_FOLDER, open_stored
 from allam_jax.training.run_metadata import code_revision
 from allam_jax.training.schedules import decay
+from allam_jax.training.stored_checkpoints import find_checkpoint
 from allam_jax.weights.directory import LoadedWeights, check_vocabulary
 from allam_jax.weights.merged import Method, Slerp, check_same_architecture, merged_params
 from allam_jax.weights.merging import decay_coefficients, normalised, update_weights

@@ -32,6 +32,9 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     it), or as by each on its side (mixed text).
     """
     options = config.tokenizer_merge
+    for key, path in (("base", options.base), ("target", options.target)):
+        if path and Path(path).resolve() == workdir.resolve():
+            raise UserError(f"config.tokenizer_merge.{key} = {path!r}: would be overwritten; use another --workdir")
     base = Tokenizer.load(require(options.base, key="tokenizer_merge.base", hint="give the base's directory"))
     target = Tokenizer.load(require(options.target, key="tokenizer_merge.target", hint="give its directory"))
     merged = merge_vocabularies(base, target, script=options.script, control_tokens=options.control_tokens)

@@ -18,13 +18,15 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from allam_jax import files
-from allam_jax.config import differences, resolve_stages
+from allam_jax.checksums import read_listed, write_listed
+from allam_jax.config import check_own, differences, resolve_stages
 from allam_jax.errors import UserError
 from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
 from allam_jax.tasks.inputs_of_task import inputs_of
 from allam_jax.tasks.registry import changed_settings
 
 RESULT_FILE = "result.json"
+_SWEEP_FILE = "recipe.json"  # in a run of a sweep
 _FINGERPRINT_DIGITS = 12  # in the name of a directory: enough for billions of stages
 
 
@@ -63,6 +65,14 @@ def is_finished(directory: Path) -> bool:
     return (directory / RESULT_FILE).is_file()
 
 
+def read_result(directory: Path) -> dict[str, Any]:
+    """What a finished stage has left: fingerprint, config, result and seconds; UserError if that is damaged."""
+    record = read_listed(directory, RESULT_FILE, remedy="remove this file to run the stage again")
+    keys: dict[str, type | tuple[type, ...]] = {"fingerprint": str, "config": dict, "result": dict}
+    files.check_shape(record, kind=dict, keys=keys | {"seconds": (int, float)}, where=f"{directory / RESULT_FILE}:")
+    return record
+
+
 def run_recipe(
     config: ConfigDict,
     *,
@@ -88,6 +98,7 @@ def run_recipe(
     """
     if unknown := [name for name in only if name not in config.stages]:
         raise UserError(f"--stage {unknown[0]}: the recipe's stages are {', '.join(config.stages)}")
+    check_own_recipe(workdir, config.stages)
     stages = stages_of(config)
     directories = {stage.name: stage.directory(workdir=workdir, store=store) for stage in stages}
     result: dict[str, Any] = {}
@@ -101,7 +112,7 @@ def run_recipe(
             if store is not None and chosen and is_main_process():
                 _wait_for_turn(stack, directory, title=title)
             if broadcast(is_finished(directory)):
-                record = files.read_json(directory / RESULT_FILE)
+                record = read_result(directory)
                 _check_unchanged(record, stage=stage, directory=directory)
                 _check_inputs(record, stage=stage, directory=directory)
                 logging.info("%s: already finished, skipped", title)
@@ -124,6 +135,13 @@ def run_recipe(
     return result if only else result | {"seconds": round(seconds, 1)}
 
 
+def check_own_recipe(workdir: Path, names: Sequence[str]) -> None:
+    """UserError if something is in a recipe's workdir, but neither a stage nor what a task or sweep wrote."""
+    there = {path.name for path in workdir.iterdir()} if workdir.is_dir() else set()
+    if not there & {*names, _SWEEP_FILE}:
+        check_own(workdir)
+
+
 def _run(
     stage: Stage, resolved: ConfigDict, *, directory: Path, run_task: Callable[..., dict[str, Any]]
 ) -> dict[str, Any]:
@@ -141,7 +159,7 @@ def _run(
         for key, read in read_files.items():
             if unclear := [name for name, (*_, hash_) in read.items() if not hash_]:
                 logging.warning("%s: changed while stage %s read it (config.%s)", unclear[0], stage.name, key)
-        files.write_json(directory / RESULT_FILE, record)
+        write_listed(directory, {RESULT_FILE: f"{files.json_text(record, indent=2)}\n".encode()})
     barrier(f"finished {stage.name}")
     return record
 

@@ -12,13 +12,15 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from allam_jax import interrupts
-from allam_jax.config import save
+from allam_jax.config import CONFIG_FILE, check_own, save
 from allam_jax.errors import UserError
-from allam_jax.files import lock
+from allam_jax.files import lock, sweep
 from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
 from allam_jax.tasks.recipe import run_recipe
 from allam_jax.tasks.registry import settings_of, task_named
 
+# Glob, brace and URL syntax and the placeholders of TFDS, and what a line of a log or a script cannot hold.
+_PATTERNS = set("[]*?{}\\") | set(map(chr, range(32))) | {"\x7f"}
 _OF_THE_DISK = {
     getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE")
 }
@@ -55,9 +57,31 @@ def check(config: ConfigDict) -> None:
     settings_of(config)
 
 
+def sweep_workdir(workdir: Path) -> None:
+    """Removes what killed tasks have left in a workdir that this process alone writes in, but not in others inside."""
+    sweep(workdir)
+    for path in workdir.iterdir():
+        if path.is_dir() and not path.is_symlink() and not (path / CONFIG_FILE).exists():
+            sweep(path)
+
+
+def check_path(path: Path) -> None:
+    """UserError for a path that Orbax, TensorStore or TFDS would read as a pattern, or that is no text."""
+    try:
+        text = str(path).encode().decode()
+    except UnicodeEncodeError:
+        raise UserError(f"--workdir {str(path)!r}: is not UTF-8; give a path of text") from None
+    if found := _PATTERNS & set(text):
+        listed = " ".join(sorted(map(repr, found)))
+        raise UserError(
+            f"--workdir {text!r}: contains {listed}, which libraries for checkpoints and datasets take as a pattern; "
+            "give another path"
+        )
+
+
 def _run_task(config: ConfigDict, *, workdir: Path) -> dict[str, Any]:
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir {workdir}: is a file, not a directory")
+    check_path(workdir)
+    check_own(workdir)
     task = task_named(config.task)
     name = task.module or f"allam_jax.tasks.{config.task}"
     module = importlib.import_module(name)  # only now: a tokenizer task does not wait for JAX
@@ -67,6 +91,7 @@ def _run_task(config: ConfigDict, *, workdir: Path) -> dict[str, Any]:
                 workdir.mkdir(parents=True, exist_ok=True)
                 busy = f"--workdir {workdir}: another run is at work there; let it end, or use another one"
                 stack.enter_context(lock(workdir, busy=busy, wait=False))
+                sweep_workdir(workdir)
                 for line in save(config, workdir=workdir):
                     logging.info("config changed since the last start: %s", line)
             except OSError as error:

@@ -19,6 +19,12 @@ class TokenizerSettings(Section):
     )
 
 
+class VerifySettings(Section, name="verify"):
+    """What is checked for damage."""
+
+    path: str = setting("", "a workdir, checkpoint, export, weights directory, tokenizer, dataset, or a folder of them")
+
+
 class ArmSettings(Section):
     """An expanded model and its continued pre-training."""
 

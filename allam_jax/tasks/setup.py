@@ -36,7 +36,11 @@ def open_model(config: Settings, *, mesh: Mesh) -> tuple[LoadedWeights, Tokenize
     weights = Path(require(config.init.weights, key="init.weights", hint="give the path of a model"))
     loaded = load_model(weights, mesh=mesh)
     tokenizer, tokenizer_dir = open_fitting_tokenizer(
-        config, loaded.config, beside_weights=loaded.tokenizer_dir, weights=str(weights)
+        config,
+        loaded.config,
+        beside_weights=loaded.tokenizer_dir,
+        weights=str(weights),
+        fingerprint=loaded.metadata.get("tokenizer"),
     )
     return loaded, tokenizer, tokenizer_dir
 

@@ -13,6 +13,7 @@ from allam_jax.tokenizer import tokenizer_json
 from allam_jax.tokenizer.json_model import JsonModel
 from allam_jax.tokenizer.kinds import Kind
 from allam_jax.tokenizer.sentencepiece_model import Piece, SentencePieceModel
+from allam_jax.tokenizer.tokenizer_files import check_files
 
 Specials = Literal["text", "parse"]
 
@@ -44,9 +45,10 @@ class Tokenizer:
         if file is None:
             what = "no tokenizer here" if path.is_dir() else "no such file"
             raise UserError(f"{path}: {what}; expected a tokenizer.model, a tokenizer.json or a directory with one")
+        check_files(file.parent)
         if file.suffix == ".json":
             settings_file = file.parent / "tokenizer_config.json"
-            settings = _object(settings_file) if settings_file.is_file() else {}
+            settings = read_json(settings_file, kind=dict) if settings_file.is_file() else {}
             try:
                 return cls(JsonModel(file.read_text(encoding="utf-8"), settings=settings, source=str(file)))
             except UnicodeDecodeError:
@@ -190,9 +192,9 @@ def _with_added_tokens(tokenizer: Tokenizer, directory: Path) -> Tokenizer:
     file = directory / "added_tokens.json"
     try:
         if file.is_file():
-            added.update({int(index): str(token) for token, index in _object(file).items()})
+            added.update({int(index): str(token) for token, index in read_json(file, kind=dict).items()})
         if (file := directory / "tokenizer_config.json").is_file():
-            decoder: dict[str, Any] = _object(file).get("added_tokens_decoder", {})
+            decoder: dict[str, Any] = read_json(file, kind=dict).get("added_tokens_decoder", {})
             added.update({int(index): str(token["content"]) for index, token in decoder.items()})
     except (AttributeError, TypeError, ValueError, KeyError):
         raise UserError(f"{file}: added tokens of an unknown form; expected ids and their strings") from None

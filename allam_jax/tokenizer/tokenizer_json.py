@@ -5,14 +5,13 @@ list has every pair of reachable pieces whose concatenation is a reachable piece
 that order by id, or that write only one pair for each piece, give other ids.
 """
 
-import contextlib
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from allam_jax.checksums import write_listed
 from allam_jax.errors import UserError
-from allam_jax.files import atomic_path
+from allam_jax.files import json_text
 from allam_jax.tokenizer.json_model import JsonModel
 from allam_jax.tokenizer.kinds import Kind
 from allam_jax.tokenizer.sentencepiece_model import SPACE, SentencePieceModel
@@ -28,30 +27,19 @@ CHAT_TEMPLATE = (
 
 
 def save(model: SentencePieceModel | JsonModel, directory: Path) -> None:
-    """Writes the tokenizer files into `directory`; see Tokenizer.save."""
-    files: dict[str, bytes] = {
-        "special_tokens_map.json": _json(_named_tokens(model)),
-        "tokenizer_config.json": _json(tokenizer_config(model)),
-    }
+    """Writes the tokenizer files into `directory`, with their list; see Tokenizer.save."""
     if isinstance(model, SentencePieceModel):
-        files["tokenizer.json"] = _json(tokenizer_json(model))  # may raise, so nothing is written before
-        files["tokenizer.model"] = model.serialized()
+        document = _json_bytes(tokenizer_json(model))  # may raise, so nothing is written before
+        contents = {"tokenizer.model": model.serialized(), "tokenizer.json": document}
     else:
-        files["tokenizer.json"] = model.serialized().encode()
-    if not directory.exists():
-        with atomic_path(directory) as temporary:
-            temporary.mkdir()
-            for name, content in files.items():
-                (temporary / name).write_bytes(content)
-        return
-    # Beside other files. All are on the disk before the first of them gets its name.
-    with contextlib.ExitStack() as stack:
-        for name, content in files.items():
-            stack.enter_context(atomic_path(directory / name)).write_bytes(content)
+        contents = {"tokenizer.json": model.serialized().encode()}
+    contents["tokenizer_config.json"] = _json_bytes(tokenizer_config(model))
+    contents["special_tokens_map.json"] = _json_bytes(_named_tokens(model))
+    write_listed(directory, contents, whole=True)
 
 
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode()
+def _json_bytes(value: Any) -> bytes:
+    return f"{json_text(value, indent=2)}\n".encode()
 
 
 def check_expressible(model: SentencePieceModel) -> None:

@@ -3,51 +3,48 @@
 A checkpoint is a directory named by its step (`00001200`), with three items: `state` (arrays, Orbax), `data` (JSON, the
 position in every document stream) and `metadata` (JSON: what made it). Orbax writes to a temporary name and renames it
 when everything is on disk, so a directory with a step's name is complete, whatever killed the run. Before a checkpoint
-is deleted it is renamed. The next run removes the leftovers of both. `files.json` lists every file with its size: if a
-checkpoint was only partly copied or deleted, reading it fails at once and names the file.
+is deleted it is renamed. The next run removes the leftovers of both. `files.json` lists every file with its size and
+hash, and has the checksums of the arrays as they were in memory: reading a checkpoint that is not what was saved fails
+and names the file or the array.
 
 On many hosts all processes must see the same directory and call the same methods at the same steps.
 """
 
+import json
 import os
-import re
 import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 
+from allam_jax.checksums import write_list
 from allam_jax.errors import UserError
-from allam_jax.files import check_file_sizes, file_sizes, read_json, write_json
 from allam_jax.parallel.distributed import barrier, gather, is_main_process
-from allam_jax.parallel.sharding import path_name
 from allam_jax.training.settings import CheckpointSettings
-from allam_jax.weights.orbax_arrays import reading, save_args
+from allam_jax.training.stored_checkpoints import (
+    ITEMS,
+    JSON_FILE,
+    Restored,
+    find_checkpoint,
+    list_steps,
+    restore_checkpoint,
+    step_path,
+)
+from allam_jax.weights.array_checksums import ArrayChecksums, array_checksums, check_finite
+from allam_jax.weights.orbax_arrays import save_args
 from allam_jax.weights.orbax_logs import quiet_orbax
 
 _TEMPORARY = ".orbax-checkpoint-tmp"
 _DELETED = ".deleted"
-_JSON_FILE = "content.json"  # of the items `data` and `metadata`; Orbax wants one name for both
-_FILE_LIST = "files.json"
-_STATE = "state"
-_DAMAGED = "the checkpoint is damaged or was not copied completely; use another"
 _REMOVED = (
     "the checkpoint folder has been removed or emptied during the run; put it back and run the same command again to "
     "resume, or start anew with another --workdir"
 )
-
-
-class Restored(NamedTuple):
-    """What `Checkpointer.restore` gives back."""
-
-    state: Any  # like the abstract state
-    data: dict[str, Any]  # of all processes together
-    metadata: dict[str, Any]
 
 
 class Checkpointer:
@@ -64,6 +61,9 @@ class Checkpointer:
         self._saving: int | None = None  # the step that is being written in the background
         self._newest: int | None = None  # the newest complete one that this run knows of
         self._saved: int | None = None  # the last one that it wrote itself
+        # Of the one that is being written: the checksums of its arrays, and its other items.
+        self._checksums: ArrayChecksums = {}
+        self._written: dict[str, Any] = {}
         if is_main_process():
             with self._reporting(step=None):
                 self.directory.mkdir(parents=True, exist_ok=True)
@@ -74,8 +74,8 @@ class Checkpointer:
         self._newest = self.latest_step()
         handler = ocp.CompositeCheckpointHandler(
             state=ocp.PyTreeCheckpointHandler(),
-            data=ocp.JsonCheckpointHandler(_JSON_FILE),
-            metadata=ocp.JsonCheckpointHandler(_JSON_FILE),
+            data=ocp.JsonCheckpointHandler(JSON_FILE),
+            metadata=ocp.JsonCheckpointHandler(JSON_FILE),
         )
         self._orbax = ocp.AsyncCheckpointer(
             handler, async_options=ocp.AsyncOptions(post_finalization_callback=self._list_files)
@@ -106,14 +106,16 @@ class Checkpointer:
         merged: dict[str, Any] = {}
         for part in gather(data):
             _merge_into(merged, part)
+        check_finite(getattr(state, "params", None), where=f"{path} is not saved: of the parameters,")
+        self._checksums = array_checksums(state)
         with self._reporting(step=step):
             self._saving = step
+            self._written = {"data": merged, "metadata": {"step": step, **metadata}}
             self._orbax.save(
                 path,
                 args=ocp.args.Composite(
                     state=ocp.args.PyTreeSave(state, save_args=save_args(state)),
-                    data=ocp.args.JsonSave(merged),
-                    metadata=ocp.args.JsonSave({"step": step, **metadata}),
+                    **{item: ocp.args.JsonSave(value) for item, value in self._written.items()},
                 ),
             )
 
@@ -196,9 +198,12 @@ class Checkpointer:
         assert self._saving is not None
         final = step_path(self.directory, self._saving)
         temporary = final.with_name(final.name + _TEMPORARY)
+        for item, value in self._written.items():
+            if json.loads((temporary / item / JSON_FILE).read_bytes()) != json.loads(json.dumps(value)):
+                raise OSError(f"{temporary / item}: is not what was to be written")
         # Orbax keeps its own bookkeeping, which it may still change, beside the items.
-        sizes = {name: size for name, size in file_sizes(temporary).items() if "/" in name}
-        write_json(temporary / _FILE_LIST, sizes)
+        items = [path for item in ITEMS for path in sorted((temporary / item).rglob("*")) if path.is_file()]
+        write_list(temporary, names=[path.relative_to(temporary).as_posix() for path in items], arrays=self._checksums)
 
     @contextmanager
     def _reporting(self, *, step: int | None) -> Iterator[None]:
@@ -222,116 +227,6 @@ class Checkpointer:
                 f"{self.directory}: {what}: {_reason(error)}; check the disk and run the same command again to resume "
                 f"(last complete checkpoint: {latest})"
             ) from error
-
-
-def restore_checkpoint(path: Path, *, abstract_state: Any) -> Restored:
-    """Reads the checkpoint directory `path` onto any mesh.
-
-    Args:
-        path: of one checkpoint; see `find_checkpoint`.
-        abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings; decides where every array goes.
-
-    Raises:
-        UserError: the checkpoint is damaged, or its arrays have other names, shapes or dtypes.
-    """
-    return Restored(
-        state=_restore_state(path, abstract_state, partial=False),
-        data=read_json(path / "data" / _JSON_FILE),
-        metadata=read_metadata(path),
-    )
-
-
-def restore_params(path: Path, *, abstract_params: Any) -> Any:
-    """Reads only the parameters of the checkpoint directory `path`, onto any mesh and into any float dtype."""
-    return _restore_state(path, {"params": abstract_params}, partial=True)["params"]
-
-
-def params_folder(path: Path, *, abstract_params: Any) -> Path:
-    """Where in the checkpoint directory `path` Orbax has the state, and in it the parameters under the key `params`.
-
-    Raises:
-        UserError: files are missing or cut, or the parameters have other names or shapes than `abstract_params`.
-    """
-    return _checked_state(path, {"params": abstract_params}, partial=True)
-
-
-def read_metadata(path: Path) -> dict[str, Any]:
-    """The metadata of the checkpoint directory `path`."""
-    return read_json(path / "metadata" / _JSON_FILE)
-
-
-def list_steps(directory: Path) -> list[int]:
-    """Steps of the complete checkpoints in `directory`, ascending; [] if there is no such directory."""
-    if not Path(directory).is_dir():
-        return []
-    return sorted(int(p.name) for p in Path(directory).iterdir() if re.fullmatch(r"\d{8,}", p.name) and p.is_dir())
-
-
-def step_path(directory: Path, step: int) -> Path:
-    """Where the checkpoint of `step` lies."""
-    return Path(directory) / f"{step:08d}"
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether `path` is itself the directory of a complete checkpoint."""
-    return (Path(path) / "metadata" / _JSON_FILE).is_file()
-
-
-def find_checkpoint(path: Path, *, step: int | None = None) -> Path:
-    """The checkpoint directory meant by `path`: itself, or the one of `step` (None = the newest) inside it."""
-    path = Path(path).absolute()
-    if not path.is_dir():
-        raise UserError(f"{path}: no such checkpoint folder")
-    if is_checkpoint(path) and step is None:
-        return path
-    steps = list_steps(path)
-    if not steps:
-        raise UserError(f"{path}: holds no complete checkpoint")
-    if step is not None and step not in steps:
-        raise UserError(f"{path}: holds no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
-    return step_path(path, steps[-1] if step is None else step)
-
-
-def _restore_state(path: Path, abstract: Any, *, partial: bool) -> Any:
-    folder = _checked_state(path, abstract, partial=partial)
-    restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
-    args = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=partial)
-    with reading(f"{folder}: this checkpoint", remedy=_DAMAGED):
-        return ocp.PyTreeCheckpointHandler().restore(folder, args=args)
-
-
-def _checked_state(path: Path, abstract: Any, *, partial: bool) -> Path:
-    """The folder of the state; UserError if files are missing or cut, or if it is not like `abstract`."""
-    quiet_orbax()
-    check_file_sizes(path, expected=read_json(path / _FILE_LIST), remedy=_DAMAGED)
-    folder = path / _STATE
-    with reading(f"{folder}: this checkpoint", remedy=_DAMAGED):
-        stored = ocp.PyTreeCheckpointHandler().metadata(folder).tree
-    _check_matches(stored, abstract, path=folder, partial=partial)
-    return folder
-
-
-def _check_matches(stored: Any, abstract: Any, *, path: Path, partial: bool) -> None:
-    """UserError at the first array whose name, shape or (unless partial) dtype is not that of the checkpoint."""
-    have, want = (
-        {path_name(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-        for tree in (stored, abstract)
-    )
-    for name, leaf in want.items():
-        if name not in have:
-            raise UserError(
-                f"{path}: has no array {name}, which this model and optimizer need; check model.* of the config"
-            )
-        if tuple(have[name].shape) != tuple(leaf.shape):
-            raise UserError(
-                f"{path}: {name} has shape {tuple(have[name].shape)}, but the config makes it {tuple(leaf.shape)}; the "
-                "checkpoint is of another model or vocabulary"
-            )
-        if not partial and have[name].dtype != leaf.dtype:
-            raise UserError(f"{path}: {name} is {have[name].dtype}, but the config makes it {leaf.dtype}")
-    for name in have:
-        if not partial and name not in want:
-            raise UserError(f"{path}: holds an array {name} that this model and optimizer do not have")
 
 
 def _merge_into(merged: dict[str, Any], part: dict[str, Any]) -> None:

@@ -4,14 +4,14 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 from jax.sharding import Mesh
 
+from allam_jax.checksums import FILE_LIST, read_listed, write_listed
 from allam_jax.errors import UserError
-from allam_jax.files import read_json, write_json
+from allam_jax.files import json_text
 from allam_jax.model.llama import abstract_params
 from allam_jax.model.llama_config import LlamaConfig
-from allam_jax.training.checkpoints import (
+from allam_jax.training.stored_checkpoints import (
     find_checkpoint,
     is_checkpoint,
     list_steps,
@@ -36,6 +36,7 @@ from allam_jax.weights.output_directory import copy_tokenizer
 from allam_jax.weights.stored_parameters import huggingface_parameters, orbax_parameters
 
 CHECKPOINTS_FOLDER = "checkpoints"
+_REMEDY = "copy the run again, or take the file from a run of the same model"
 
 
 def load_model(path: Path, *, mesh: Mesh | None = None, param_dtype: str | None = None) -> LoadedWeights:
@@ -56,10 +57,9 @@ def load_model(path: Path, *, mesh: Mesh | None = None, param_dtype: str | None 
         params, config = import_huggingface(path, mesh=mesh, param_dtype=param_dtype)
         return LoadedWeights(params, config, {"source": str(path)}, _tokenizer_beside(path))
     checkpoint, opened = _open_run(path)
-    dtype = param_dtype or opened.metadata["config"]["param_dtype"]
-    stored = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), opened.params)
-    abstract = abstract_on_devices(stored, config=opened.config, mesh=mesh)
-    return dataclasses.replace(opened, params=restore_params(checkpoint, abstract_params=abstract))
+    abstract = abstract_on_devices(opened.params, config=opened.config, mesh=mesh)
+    params = restore_params(checkpoint, abstract_params=abstract, param_dtype=param_dtype)
+    return dataclasses.replace(opened, params=params)
 
 
 def open_stored(path: Path) -> LoadedWeights:
@@ -69,7 +69,7 @@ def open_stored(path: Path) -> LoadedWeights:
     """
     path = Path(path)
     if _is_weights(path):
-        opened = open_weights(path)
+        opened = open_weights(path, check_bytes=True)
         return dataclasses.replace(opened, params=orbax_parameters(path / PARAMS_FOLDER, config=opened.config))
     if _is_huggingface(path):
         params, config = huggingface_parameters(path)
@@ -107,12 +107,17 @@ def run_of(checkpoint: Path) -> Path:
 def save_run(workdir: Path, *, config: LlamaConfig, tokenizer_dir: Path) -> None:
     """Writes what a run's checkpoints need to be loaded as a model: `model.json` and `tokenizer/`."""
     copy_tokenizer(tokenizer_dir, to=workdir / TOKENIZER_FOLDER)
-    write_json(workdir / MODEL_FILE, config_to_json(config))
+    tokenizer_list = f"{TOKENIZER_FOLDER}/{FILE_LIST}"
+    contents = {
+        MODEL_FILE: f"{json_text(config_to_json(config), indent=2)}\n".encode(),
+        tokenizer_list: (workdir / tokenizer_list).read_bytes(),
+    }
+    write_listed(workdir, contents)
 
 
 def read_run(workdir: Path) -> LlamaConfig:
     """The architecture of the run in `workdir`."""
-    return config_from_json(read_json(workdir / MODEL_FILE), file=workdir / MODEL_FILE)
+    return config_from_json(read_listed(workdir, MODEL_FILE, remedy=_REMEDY), file=workdir / MODEL_FILE)
 
 
 def _is_weights(path: Path) -> bool:

@@ -19,6 +19,8 @@ from allam_jax.training.signals import StopSignal
 from allam_jax.training.step import TrainStep
 from allam_jax.training.trace import Tracer
 
+_MANY_LOST = 0.1  # share of lost updates that is told
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -73,8 +75,17 @@ def run_loop(
     progress = ProgressLine(total_steps=total_steps)
     first_step = step = int(session.state.step)
 
+    told: set[str] = set()
+
     def show(rows: list[Row]) -> None:
         for row in rows:
+            if row.get("lost_updates", 0) > _MANY_LOST and not told:
+                told.add("lost_updates")
+                logging.warning(
+                    "step %d: %.0f %% of the weights did not move, because %s cannot hold so small a change "
+                    "(lost_updates); train with param_dtype=float32, or with a higher learning rate",
+                    *(row["step"], 100 * row["lost_updates"], run.param_dtype),
+                )
             if "loss" in row:
                 check_skips(row["skipped_in_a_row"], limit=config.guard.max_in_a_row, step=row["step"])
                 progress.show(row)

@@ -1,12 +1,13 @@
 """Writes the numbers of a run to metrics.jsonl, by default also to TensorBoard, and on request to Weights & Biases.
 
 Each line is a JSON object, `{"step": 120, "loss": 3.41, ...}`, where `step` counts the updates made. Two identical runs
-write identical files except for the keys in `TIMING_KEYS`. Not-a-numbers are written as NaN and Infinity, as Python
-reads them. Values may be device arrays. They are fetched a few steps later, so that no device waits for logging.
+write identical files except for the keys in `TIMING_KEYS`. Numbers that are not finite are written as null, because
+JSON has none. Values may be device arrays. They are fetched a few steps later, so that no device waits for logging.
 """
 
 import importlib
 import json
+import math
 import os
 import uuid
 from collections import deque
@@ -16,13 +17,17 @@ from typing import Any
 
 import jax
 import numpy as np
+import xxhash
+from absl import logging
 
 from allam_jax.errors import UserError
-from allam_jax.files import atomic_path, read_json, write_json
+from allam_jax.files import atomic_path, json_text, read_json, write_json
 from allam_jax.parallel.distributed import is_main_process
 from allam_jax.training.settings import MetricsSettings
 
 TIMING_KEYS = ("seconds", "tokens_per_second", "mfu", "eta", "peak_memory_bytes")
+
+METRICS_FILE = "metrics.jsonl"
 
 Row = dict[str, Any]
 
@@ -41,6 +46,7 @@ class MetricsWriter:
         resume_step: int | None = None,
         lag: int = 2,
         config: Mapping[str, Any] | None = None,
+        expected: Mapping[str, Any] | None = None,
     ):
         """Opens `workdir/metrics.jsonl` and what the settings name beside it.
 
@@ -50,7 +56,9 @@ class MetricsWriter:
             resume_step: step of the checkpoint that the run continues: later rows are dropped. None drops all rows.
             lag: how many rows wait before the oldest is fetched from the device.
             config: shown beside the run in Weights & Biases.
+            expected: `written` at the time of that checkpoint; a file that lacks it is told once.
         """
+        self._hash, self._bytes = xxhash.xxh3_128(), 0
         self._queue: deque[Row] = deque()
         self._lag = lag
         self._file = None
@@ -58,13 +66,26 @@ class MetricsWriter:
         if not is_main_process():
             return
         workdir = Path(workdir)
-        path = workdir / "metrics.jsonl"
+        path = workdir / METRICS_FILE
         truncate_metrics(path, last_step=-1 if resume_step is None else resume_step)
+        if path.is_file():
+            self._count(path.read_bytes())
+        if damage := metrics_damage(path, expected=expected):
+            logging.warning("%s; the run goes on, but its history and report have gaps or changed numbers", damage)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
         if settings.tensorboard:
             self._sinks.append(_TensorBoard(workdir / "tensorboard", resume_step=resume_step))
         if settings.wandb_project:
             self._sinks.append(_WeightsAndBiases(workdir, project=settings.wandb_project, config=config or {}))
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """Size and hash of metrics.jsonl: what has been written, for the checkpoint (none in other processes)."""
+        return {"bytes": self._bytes, "xxh3": self._hash.hexdigest()}
+
+    def _count(self, content: bytes) -> None:
+        self._hash.update(content)
+        self._bytes += len(content)
 
     def write(self, step: int, values: Mapping[str, Any], *, timing: Mapping[str, float] | None = None) -> list[Row]:
         """Queues a row; returns the rows that have been fetched and written by now, oldest first.
@@ -113,18 +134,39 @@ class MetricsWriter:
             row = {name: _plain(value) for name, value in self._queue.popleft().items()}
             rows.append(row)
             if self._file:
-                self._file.write(json.dumps(row) + "\n")
+                line = f"{json_text(row)}\n"
+                self._file.write(line)
                 self._file.flush()
+                self._count(line.encode())
             for sink in self._sinks:
                 sink.write(row)
         return rows
 
 
+def metrics_damage(path: Path, *, expected: Mapping[str, Any] | None) -> str:
+    """Why a metrics.jsonl does not begin with what was `written` at a checkpoint; empty where it does."""
+    try:
+        content = Path(path).read_bytes()
+        read_metrics(path)
+    except FileNotFoundError:
+        content = b""
+    except UserError as error:
+        return str(error)
+    if not expected:
+        return ""
+    size = expected["bytes"]
+    if len(content) < size:
+        return f"{path}: {len(content):,} bytes are there of the {size:,} that were written before the last checkpoint"
+    if xxhash.xxh3_128_hexdigest(content[:size]) != expected["xxh3"]:
+        return f"{path}: its bytes are not those that were written (xxh3)"
+    return ""
+
+
 def read_metrics(path: Path) -> list[Row]:
-    """The rows of a metrics.jsonl; a last line that was cut off by a crash is left out.
+    """The rows of a metrics.jsonl; null is NaN. Lines at its end that a crash left blank or cut are left out.
 
     Raises:
-        UserError: no such file, or a line that is no JSON object with a step.
+        UserError: no such file, or a line before others that is no JSON object with a step.
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
@@ -132,7 +174,7 @@ def read_metrics(path: Path) -> list[Row]:
 
 
 def truncate_metrics(path: Path, *, last_step: int) -> None:
-    """Drops the rows after `last_step` and a line cut off by a crash; atomic. Creates nothing if there is no file."""
+    """Drops the rows after `last_step` and what a crash left at the end; atomic. Without a file it does nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file():
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
@@ -142,16 +184,33 @@ def truncate_metrics(path: Path, *, last_step: int) -> None:
 
 
 def _complete_rows(path: Path) -> Iterator[tuple[bytes, Row]]:
+    bad = 0  # the first line that is no row; only the end of the file may be like that
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):  # only the last line can lack it: the crash came while it was written
-                return
-            try:
-                row = json.loads(line)
-                row["step"] + 0
-            except (ValueError, TypeError, KeyError):
-                raise UserError(f"{path}, line {number}: not a JSON object with a step; mend or remove it") from None
-            yield line, row
+            row = _row(line)
+            if row is None:
+                bad = bad or number
+            elif bad:
+                raise UserError(f"{path}, line {bad}: not a JSON object with a step; mend or remove it")
+            else:
+                yield line, row
+
+
+def _row(line: bytes) -> Row | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        row = json.loads(line)
+        row["step"] + 0
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return {name: _number(value) for name, value in row.items()}
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_number(element) for element in value]
+    return math.nan if value is None else value
 
 
 def _plain(value: Any) -> Any:
@@ -198,7 +257,7 @@ class _WeightsAndBiases:
                 "run `pip install wandb` or leave it empty"
             ) from None
         identity = workdir / "wandb.json"
-        run_id = read_json(identity)["id"] if identity.is_file() else uuid.uuid4().hex[:8]
+        run_id = read_json(identity, keys={"id": str})["id"] if identity.is_file() else uuid.uuid4().hex[:8]
         self._run = wandb.init(project=project, id=run_id, resume="allow", dir=str(workdir), config=dict(config))
         write_json(identity, {"project": project, "id": run_id})
 

@@ -11,8 +11,8 @@ from allam_jax.model.llama import Params
 from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.settings import Settings
 from allam_jax.tokenizer.tokenizer import Tokenizer
-from allam_jax.training.checkpoints import list_steps
 from allam_jax.training.load import CHECKPOINTS_FOLDER, checkpoint_of, load_model, read_run, run_of
+from allam_jax.training.stored_checkpoints import list_steps, move_damaged_aside, read_metadata
 from allam_jax.weights.directory import TOKENIZER_FOLDER, check_vocabulary
 
 
@@ -38,6 +38,8 @@ def open_origin(config: Settings, *, workdir: Path, mesh: Mesh) -> Origin:
         UserError: what `config.init.weights` names is not there or lacks what is asked of it, the tokenizer does not
             fit the model, or the run in `workdir` is of another model.
     """
+    if config.checkpoint.skip_damaged:
+        move_damaged_aside(workdir / CHECKPOINTS_FOLDER)
     if list_steps(workdir / CHECKPOINTS_FOLDER):
         return _own(config, workdir)
     if not config.init.weights:
@@ -55,12 +57,15 @@ def open_origin(config: Settings, *, workdir: Path, mesh: Mesh) -> Origin:
                 f"config.init.weights = {path}: only checkpoints hold an optimizer, a step and a data position"
             )
         parent = run_of(checkpoint)
-        model, params = read_run(parent), None
+        model, params, metadata = read_run(parent), None, read_metadata(checkpoint)
         beside: Path | None = parent / TOKENIZER_FOLDER
     else:
         loaded = load_model(path, mesh=mesh, param_dtype=config.param_dtype)
-        model, params, beside = loaded.config, loaded.params, loaded.tokenizer_dir
-    tokenizer, tokenizer_dir = open_fitting_tokenizer(config, model, beside_weights=beside, weights=str(path))
+        model, params, beside, metadata = loaded.config, loaded.params, loaded.tokenizer_dir, loaded.metadata
+    fingerprint = metadata.get("tokenizer")
+    tokenizer, tokenizer_dir = open_fitting_tokenizer(
+        config, model, beside_weights=beside, weights=str(path), fingerprint=fingerprint
+    )
     return Origin(model=model, tokenizer=tokenizer, tokenizer_dir=tokenizer_dir, params=params, checkpoint=checkpoint)
 
 
@@ -82,11 +87,19 @@ def open_tokenizer(config: Settings, *, beside_weights: Path | None = None) -> t
 
 
 def open_fitting_tokenizer(
-    config: Settings, model: LlamaConfig, *, beside_weights: Path | None, weights: str
+    config: Settings, model: LlamaConfig, *, beside_weights: Path | None, weights: str, fingerprint: str | None = None
 ) -> tuple[Tokenizer, Path]:
-    """As `open_tokenizer`; UserError unless it has the vocabulary of the model, whose weights are called `weights`."""
+    """As `open_tokenizer`; UserError unless it fits the model, whose weights are called `weights`.
+
+    It must have the model's vocabulary. One beside the weights must have the fingerprint that is written with them.
+    """
     tokenizer, directory = open_tokenizer(config, beside_weights=beside_weights)
     check_vocabulary(model, tokenizer.vocab_size, tokenizer=str(directory), weights=weights)
+    if not config.tokenizer and fingerprint not in (None, tokenizer.fingerprint):
+        raise UserError(
+            f"{directory}: is not the tokenizer that {weights} was written with (fingerprint "
+            f"{tokenizer.fingerprint[:12]} instead of {fingerprint[:12]}); copy it again, or give config.tokenizer"
+        )
     return tokenizer, directory
 
 

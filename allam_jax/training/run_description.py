@@ -114,8 +114,15 @@ def described_run(config: Settings, *, device_count: int, model: LlamaConfig | N
         raise UserError(
             "config.model.vocab_size = 0: a plan opens no tokenizer; give the number of ids that it will have"
         )
+    network = model or config.model
+    if config.data.seq_len > network.max_position:
+        raise UserError(
+            f"config.data.seq_len = {config.data.seq_len}: the model's max_position is {network.max_position}, so "
+            "others would use it for no longer context; lower data.seq_len, or raise model.max_position (of "
+            "given weights: max_position_embeddings in config.json)"
+        )
     return RunDescription(
-        model=model or config.model,
+        model=network,
         options=config.compute,
         optimizer=make_optimizer(
             config.optimizer,

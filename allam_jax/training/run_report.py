@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from allam_jax.errors import UserError
 from allam_jax.evaluation.metric_keys import HELD_OUT, parse_metric_key
 from allam_jax.report import curves as figures
 from allam_jax.report.environment import environment
@@ -50,6 +51,11 @@ def training_result(workdir: Path) -> dict[str, Any]:
     """
     rows = read_metrics(Path(workdir) / "metrics.jsonl")
     training = [row for row in rows if "loss" in row]
+    if not training:
+        raise UserError(
+            f"{workdir}/metrics.jsonl: has no row of training, so there is nothing to report; the run itself is in its "
+            "checkpoints"
+        )
     by_step: dict[int, dict[str, float]] = {}
     for language, points in evaluation_curves(rows).items():
         for step, value in points:

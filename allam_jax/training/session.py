@@ -18,9 +18,10 @@ from jax.sharding import Mesh
 
 from allam_jax.data.loader import Loader
 from allam_jax.errors import UserError
-from allam_jax.parallel.distributed import global_batch_array, is_main_process
+from allam_jax.files import check_shape
+from allam_jax.parallel.distributed import gather, global_batch_array, is_main_process
 from allam_jax.settings import Settings, as_dict
-from allam_jax.training.checkpoints import Checkpointer, Restored, read_metadata, restore_checkpoint
+from allam_jax.training.checkpoints import Checkpointer
 from allam_jax.training.load import CHECKPOINTS_FOLDER, save_run
 from allam_jax.training.metrics import MetricsWriter
 from allam_jax.training.objective import Batch
@@ -28,6 +29,7 @@ from allam_jax.training.origin import Origin, is_branch
 from allam_jax.training.run_description import RunDescription
 from allam_jax.training.run_metadata import run_metadata
 from allam_jax.training.state import TrainState, random_params, start_state
+from allam_jax.training.stored_checkpoints import Restored, read_metadata, restore_checkpoint
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -50,7 +52,11 @@ class Session:
 
     def save(self, step: int) -> None:
         """Starts writing the checkpoint of `step`, the number of updates made. Flush the writer first."""
-        metadata = {"tokens_by_source": self.tokens.settle(keep=0), **self.metadata}
+        metadata = {
+            "tokens_by_source": self.tokens.settle(keep=0),
+            "metrics": gather(self.writer.written)[0],  # what metrics.jsonl has to begin with on a resume
+            **self.metadata,
+        }
         self.checkpointer.save(step, state=self.state, data=self.loader.get_state(), metadata=metadata)
 
 
@@ -68,10 +74,13 @@ def open_session(
     """
     with contextlib.ExitStack() as stack:
         checkpointer = stack.enter_context(Checkpointer(workdir / CHECKPOINTS_FOLDER, config.checkpoint))
+        metadata: dict[str, Any] = {}
         abstract = run.abstract_state(mesh)
         tokens = dict.fromkeys(loader.source_names, 0)
         if origin.resuming:
             state, data, metadata = checkpointer.restore(abstract)
+            keys = {"tokens_by_source": dict, "parent": (dict, type(None))}
+            check_shape(metadata, kind=dict, keys=keys, where=f"{checkpointer.directory}, metadata of the checkpoint:")
             loader.set_state(data)
             tokens |= metadata["tokens_by_source"]
             parent = metadata["parent"]
@@ -105,6 +114,7 @@ def open_session(
                 config.metrics,
                 resume_step=int(state.step) if origin.resuming else None,
                 config=as_dict(config),
+                expected=metadata.get("metrics") if origin.resuming else None,
             )
         )
         yield Session(

@@ -104,6 +104,11 @@ class CheckpointSettings(Section, name="checkpoint"):
     every: int = setting(100, "steps between checkpoints; the last step is always saved", least=0)
     keep_last: int = setting(2, "newest checkpoints that stay; without any a crash would lose the run", least=1)
     keep_every: int = setting(0, "also keep every checkpoint at a multiple of this; 0: none", least=0)
+    skip_damaged: bool = setting(
+        False,
+        "on a resume, move damaged checkpoints aside and go on from the newest whole one; otherwise stop",
+        changes_results=False,
+    )
 
 
 class MetricsSettings(Section, name="metrics", changes_results=False):

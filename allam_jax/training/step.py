@@ -63,7 +63,8 @@ def make_train_step(
         accumulation: micro-batches, one after the other.
 
     Metrics (replicated): the objective's named sums over the normaliser, tokens (weighted targets, int32),
-    source_tokens ([num_sources], int32), grad_norm and its groups, and the optimizer's (learning_rate, skipped...).
+    source_tokens ([num_sources], int32), grad_norm and its groups, and the optimizer's (learning_rate, skipped...). For
+    parameters of 16 bits also lost_updates, the share of weights whose update was too small to change them.
     """
     mesh = abstract.step.sharding.mesh
 
@@ -95,6 +96,7 @@ def make_train_step(
             **{f"grad_norm/{name}": value for name, value in norms.items()},
             **optimizer_metrics(moments),
             **_token_counts(batch, num_sources=num_sources),
+            **lost_updates(state.params, updates, params),
         }
         return TrainState(step=state.step + 1, params=params, optimizer=moments, rng=state.rng), metrics
 
@@ -131,3 +133,12 @@ def _token_counts(batch: Batch, *, num_sources: int) -> Metrics:
     sources = jnp.arange(num_sources)[:, None, None]
     counts = jnp.sum((batch["source_ids"] == sources) & predicted_BT, axis=(1, 2), dtype=jnp.int32)
     return {"tokens": jnp.sum(predicted_BT, dtype=jnp.int32), "source_tokens": counts}
+
+
+def lost_updates(before: Params, updates: Params, after: Params) -> Metrics:
+    """`lost_updates`: the share of weights that an update other than 0 left as they were; {} for wider than 16 bits."""
+    leaves = list(zip(*map(jax.tree.leaves, (before, updates, after)), strict=True))
+    if all(old.dtype.itemsize > 2 for old, _, _ in leaves):
+        return {}
+    lost = sum(jnp.sum((old == new) & (update != 0), dtype=jnp.float32) for old, update, new in leaves)
+    return {"lost_updates": lost / sum(old.size for old, _, _ in leaves)}

@@ -4,7 +4,7 @@ params/          Orbax, with each parameter as one array, so that it can be rest
 model.json       the architecture (`LlamaConfig`) and the version of this layout
 metadata.json    where the weights come from: step, parent, tokenizer fingerprint, code revision, ...
 tokenizer/       the tokenizer's files
-files.json       the size of every file of params/, which shows whether a copy is complete
+files.json       the size and hash of every file and of every array: what is read is compared with it
 """
 
 import dataclasses
@@ -16,14 +16,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from absl import logging
 from jax.sharding import Mesh, Sharding
 
+from allam_jax.checksums import FileList, write_list
 from allam_jax.errors import UserError
-from allam_jax.files import check_file_sizes, file_sizes, read_json, write_json
+from allam_jax.files import write_json
 from allam_jax.model.llama import Params, abstract_params, param_axes
 from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.parallel.distributed import barrier, is_main_process
 from allam_jax.parallel.sharding import parameter_shardings
+from allam_jax.weights.array_checksums import array_checksums, check_arrays, check_finite
 from allam_jax.weights.orbax_arrays import flatten, reading, save_args, write_arrays
 from allam_jax.weights.orbax_logs import quiet_orbax
 from allam_jax.weights.output_directory import collective_directory, copy_tokenizer, tokenizer_files
@@ -33,8 +36,8 @@ FORMAT_VERSION = 1
 MODEL_FILE = "model.json"
 METADATA_FILE = "metadata.json"
 PARAMS_FOLDER = "params"
-FILE_LIST = "files.json"
 TOKENIZER_FOLDER = "tokenizer"
+_REMEDY = "copy or export the weights again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,28 +76,30 @@ def save_weights(
     _check_shapes(params, config, where="the parameters to save")
     if tokenizer_dir is not None:
         tokenizer_files(tokenizer_dir)
+    streamed = all(isinstance(leaf, StreamedArray) for leaf in jax.tree.leaves(params))  # those check what they compute
+    if not streamed:
+        check_finite(params, where=f"{directory}: the parameters to save")
     with collective_directory(Path(directory)) as temporary:
+        folder = temporary / PARAMS_FOLDER
         try:
-            _save_params(temporary / PARAMS_FOLDER, params)
+            if streamed:
+                checksums = write_arrays(folder, params)
+            else:
+                checksums = array_checksums(params)
+                with _checkpointer() as checkpointer:
+                    args = ocp.args.StandardSave(params, save_args=save_args(params))
+                    checkpointer.save(folder.absolute(), args=args)
         except ValueError as error:  # Orbax gives the number of an operating-system error only in the message
             if number := re.search(r"os_error_code='(\d+)'", str(error)):
                 raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
             raise
         barrier(f"parameters of {directory}")
         if is_main_process():
-            write_json(temporary / FILE_LIST, file_sizes(temporary / PARAMS_FOLDER))
             if tokenizer_dir is not None:
                 copy_tokenizer(tokenizer_dir, to=temporary / TOKENIZER_FOLDER)
             write_json(temporary / METADATA_FILE, metadata or {})
             write_json(temporary / MODEL_FILE, config_to_json(config))
-
-
-def _save_params(folder: Path, params: Params) -> None:
-    if all(isinstance(leaf, StreamedArray) for leaf in jax.tree.leaves(params)):
-        write_arrays(folder, params)
-        return
-    with _checkpointer() as checkpointer:
-        checkpointer.save(folder.absolute(), args=ocp.args.StandardSave(params, save_args=save_args(params)))
+            write_list(temporary, arrays=checksums)
 
 
 def load_weights(directory: Path, *, param_dtype: str | None = None, mesh: Mesh | None = None) -> LoadedWeights:
@@ -106,25 +111,41 @@ def load_weights(directory: Path, *, param_dtype: str | None = None, mesh: Mesh 
         mesh: the devices, with the layout of `DEFAULT_RULES`; None means the default device.
 
     Raises:
-        UserError: not a weights directory, an unknown layout version, or parameters that do not fit `model.json`.
+        UserError: not a weights directory, an unknown layout version, parameters that do not fit `model.json`, or
+            something is not as it was written.
     """
+    files = _checked_list(Path(directory))
     opened = open_weights(directory)
     folder = (Path(directory) / PARAMS_FOLDER).absolute()
-    target = abstract_on_devices(opened.params, config=opened.config, param_dtype=param_dtype, mesh=mesh)
+    target = abstract_on_devices(opened.params, config=opened.config, mesh=mesh)
     with _checkpointer() as checkpointer, reading(f"{folder}:"):
         params = checkpointer.restore(folder, target)
-    return dataclasses.replace(opened, params=params)
+    check_arrays(params, files.arrays, folder=folder, remedy=_REMEDY)
+    check_finite(params, where=str(folder))
+    return dataclasses.replace(opened, params=as_dtype(params, param_dtype))
 
 
-def open_weights(directory: Path) -> LoadedWeights:
-    """Like `load_weights`, but with Orbax's description (shape, dtype) of each parameter instead of the parameter."""
+def as_dtype(params: Params, dtype: str | None) -> Params:
+    """The parameters in another dtype, one array after the other; None changes nothing."""
+    if dtype is None:
+        return params
+    leaves, tree = jax.tree.flatten(params)
+    del params
+    return tree.unflatten([leaves.pop(0).astype(dtype) for _ in range(len(leaves))])
+
+
+def open_weights(directory: Path, *, check_bytes: bool = False) -> LoadedWeights:
+    """Like `load_weights`, but with Orbax's description (shape, dtype) of each parameter instead of the parameter.
+
+    `check_bytes` reads all files and compares their hashes, for callers that read parameters by themselves.
+    """
     directory = Path(directory)
-    config = config_from_json(read_json(directory / MODEL_FILE), file=directory / MODEL_FILE)
-    metadata = read_json(directory / METADATA_FILE)
+    files = _checked_list(directory)
+    config = config_from_json(files.read_json(MODEL_FILE, remedy=_REMEDY), file=directory / MODEL_FILE)
+    metadata = files.read_json(METADATA_FILE, remedy=_REMEDY)
     folder = (directory / PARAMS_FOLDER).absolute()
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; the weights directory is incomplete, copy or export it again")
-    check_file_sizes(folder, expected=read_json(directory / FILE_LIST), remedy="copy or export the weights again")
+    if check_bytes:
+        files.check_bytes(remedy=_REMEDY)
     with _checkpointer() as checkpointer, reading(f"{folder}:"):
         stored = checkpointer.metadata(folder).item_metadata.tree
     _check_shapes(stored, config, where=str(folder))
@@ -173,6 +194,20 @@ def abstract_on_devices(stored: Any, *, config: LlamaConfig, mesh: Mesh | None, 
         return jax.ShapeDtypeStruct(shape.shape, jnp.dtype(param_dtype or array.dtype), sharding=sharding)
 
     return jax.tree.map(leaf, stored, abstract_params(config), shardings_on(config, mesh=mesh))
+
+
+def _checked_list(directory: Path) -> FileList:
+    """The list of a weights directory, whose files are all there."""
+    files = FileList.read(directory, remedy=f"the weights directory is incomplete: {_REMEDY}")
+    if not files.has_hashes:
+        # Lists of sizes named the files of params/ alone.
+        logging.warning("%s: written before there were checksums; damage inside its files goes unnoticed", directory)
+        under = {f"{PARAMS_FOLDER}/{name}": found for name, found in files.files.items()}
+        there = [name for name in (MODEL_FILE, METADATA_FILE) if (directory / name).is_file()]
+        small = {name: ((directory / name).stat().st_size, None) for name in there}
+        files = dataclasses.replace(files, files=under | small)
+    files.check(remedy=_REMEDY, reads=lambda name: name.startswith(f"{PARAMS_FOLDER}/") or name in files.files)
+    return files
 
 
 def _checkpointer() -> ocp.Checkpointer:

@@ -21,19 +21,22 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, Sharding
 
+from allam_jax.checksums import find_list, write_list
 from allam_jax.errors import UserError
 from allam_jax.files import read_json, write_json
 from allam_jax.model.llama import Params, abstract_params
 from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.parallel.distributed import is_main_process
 from allam_jax.weights import safetensors_io
+from allam_jax.weights.array_checksums import NOT_FINITE, all_finite
 from allam_jax.weights.directory import shardings_on
 from allam_jax.weights.huggingface_config import config_from_huggingface, config_to_huggingface
-from allam_jax.weights.orbax_arrays import flatten
+from allam_jax.weights.orbax_arrays import flatten, hash_box
 from allam_jax.weights.output_directory import collective_directory, copy_tokenizer, tokenizer_files
 from allam_jax.weights.safetensors_io import StoredTensor, TensorToWrite
 
-_BLOCK_BYTES = 8 << 20
+_BLOCK_ELEMENTS = 1 << 20  # the same blocks in every dtype, so that they can be combined, and each has one hash
+_REMEDY = "copy or export it again (or remove files.json, if it was changed on purpose)"
 _Range = tuple[int, int]  # (start, stop) on one axis
 
 
@@ -60,6 +63,7 @@ _MAPPINGS: dict[tuple[str, ...], _Mapping] = {
     ("final_norm", "scale"): _Mapping("model.norm.weight", (0,)),
     ("head", "kernel"): _Mapping("lm_head.weight", (1, 0)),
 }
+_TABLE, _HEAD = _MAPPINGS["embedding", "table"].name, _MAPPINGS["head", "kernel"].name
 # Old exports contain these tensors, which follow from the configuration.
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"
 
@@ -89,12 +93,16 @@ class Piece:
         """The axis of our shape that is their first axis. A block is a range of it, which is contiguous in the file."""
         return self.mapping.to_ours.index(0)
 
-    def blocks(self, itemsize: int) -> Iterator[tuple[int, int]]:
+    @property
+    def block_size(self) -> int:
+        """The length of a block on the block axis."""
+        return max(1, _BLOCK_ELEMENTS // math.prod(self.unfolded[1:]))
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
         """Yields (start, stop) of ranges of the block axis, each of a few megabytes."""
-        rows, *rest = self.unfolded
-        step = max(1, _BLOCK_BYTES // (math.prod(rest) * itemsize))
-        for start in range(0, rows, step):
-            yield start, min(start + step, rows)
+        rows = self.unfolded[0]
+        for start in range(0, rows, self.block_size):
+            yield start, min(start + self.block_size, rows)
 
 
 def pieces_of(config: LlamaConfig) -> dict[tuple[str, ...], list[Piece]]:
@@ -152,17 +160,42 @@ def open_huggingface(directory: Path, *, vocab_multiple: int = 128) -> tuple[Lla
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory")
+    files = find_list(directory, remedy=_REMEDY)
     config_file = directory / "config.json"
-    config = config_from_huggingface(read_json(config_file), file=config_file, vocab_multiple=vocab_multiple)
+    if files:
+        files.check(remedy=_REMEDY, reads=_is_read)
+        values = files.read_json("config.json", remedy=_REMEDY)
+    else:
+        values = read_json(config_file, kind=dict)
+    config = config_from_huggingface(values, file=config_file, vocab_multiple=vocab_multiple)
     stored = safetensors_io.read_directory(directory)
+    if config.tie_embeddings and _TABLE not in stored and _HEAD in stored:
+        stored[_TABLE] = dataclasses.replace(stored.pop(_HEAD), name=_HEAD)  # some tied exports name the table so
     _check_tensors(stored, pieces_of(config), config=config, directory=directory)
+    if files:
+        stored = {
+            name: dataclasses.replace(tensor, blocks=tuple(files.arrays.get(tensor.name, ())))
+            for name, tensor in stored.items()
+        }
     return config, stored
 
 
+def _is_read(name: str) -> bool:
+    """Whether a file of a Llama directory decides what is read from it."""
+    return name in ("config.json", "generation_config.json") or name.endswith((".safetensors", ".index.json"))
+
+
 def read_block(piece: Piece, tensor: StoredTensor, *, first: int, last: int) -> np.ndarray:
-    """Reads the range first..last of `piece`'s block axis, in our axes (not contiguous) and in the stored dtype."""
+    """Reads a block: the range first..last of `piece`'s block axis, in our axes (not contiguous), as it is stored.
+
+    UserError if its values are not those that were written, where that is known, or are not finite.
+    """
     rows_per_unit = piece.stored_shape[0] // piece.unfolded[0]
     rows = safetensors_io.read_rows(tensor, start=first * rows_per_unit, stop=last * rows_per_unit)
+    if tensor.blocks and hash_box(rows) != tensor.blocks[first // piece.block_size]:
+        raise UserError(f"{tensor.file}: the values of {tensor.name} are not those that were written (xxh3); {_REMEDY}")
+    if not all_finite(rows):
+        raise UserError(f"{tensor.file}: {tensor.name} {NOT_FINITE}")
     return rows.reshape(last - first, *piece.unfolded[1:]).transpose(piece.mapping.to_ours)
 
 
@@ -175,15 +208,14 @@ def _check_tensors(
 ) -> None:
     expected = {piece.name: piece for parts in pieces.values() for piece in parts}
     found = {name for name in stored if not name.endswith(_IGNORED_SUFFIX)}
-    head = _MAPPINGS["head", "kernel"].name
-    if config.tie_embeddings and head in found:
+    if config.tie_embeddings and _HEAD in found:
         # Some exports of networks with tied embeddings write the table twice.
-        if not _equal(stored[head], stored.get(_MAPPINGS["embedding", "table"].name)):
+        if not _equal(stored[_HEAD], stored.get(_TABLE)):
             raise UserError(
-                f"{directory}: config.json says tie_word_embeddings, but {head} differs from the embedding; "
+                f"{directory}: config.json says tie_word_embeddings, but {_HEAD} differs from the embedding; "
                 "set tie_word_embeddings to false to keep both"
             )
-        found.discard(head)
+        found.discard(_HEAD)
     for kind, names in (("missing", sorted(set(expected) - found)), ("unexpected", sorted(found - set(expected)))):
         if names:
             listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
@@ -204,7 +236,7 @@ def _check_tensors(
 def _equal(first: StoredTensor, second: StoredTensor | None) -> bool:
     if second is None or (first.shape, first.dtype) != (second.shape, second.dtype):
         return False
-    step = max(1, _BLOCK_BYTES * first.shape[0] // max(first.nbytes, 1))
+    step = max(1, _BLOCK_ELEMENTS // math.prod(first.shape[1:]))
     return all(
         np.array_equal(
             safetensors_io.read_rows(first, start=start, stop=min(start + step, first.shape[0])).view(np.uint8),
@@ -241,7 +273,7 @@ def _assemble(
         targets = list(buffers.items())
         if (layer := piece.layer) is not None:
             targets = [(shard[1:], part[layer - shard[0][0]]) for shard, part in targets if layer in range(*shard[0])]
-        for first, last in piece.blocks(tensor.dtype.itemsize):
+        for first, last in piece.blocks():
             if not any(
                 shard[piece.block_axis][0] < last and first < shard[piece.block_axis][1] for shard, _ in targets
             ):
@@ -328,11 +360,12 @@ def export_huggingface(
                 for _ in tensor.blocks():
                     pass
             return
-        safetensors_io.write_directory(temporary, tensors, max_shard_bytes=max_shard_bytes)
+        blocks = safetensors_io.write_directory(temporary, tensors, max_shard_bytes=max_shard_bytes)
         write_json(temporary / "config.json", config_to_huggingface(config, dtype=dtype_name, token_ids=generation))
         write_json(temporary / "generation_config.json", generation)
         if tokenizer_dir is not None:
             copy_tokenizer(tokenizer_dir, to=temporary)
+        write_list(temporary, arrays=blocks)
 
 
 def _position(path: tuple[str, ...], piece: Piece) -> float:
@@ -348,9 +381,12 @@ def _to_write(param: jax.Array, piece: Piece, dtype: str | None) -> TensorToWrit
         ours = _to_host(param if piece.layer is None else param[piece.layer])
         ours = ours[tuple(slice(size) for size in piece.shape)]  # without padding rows
         theirs = ours.transpose(np.argsort(piece.mapping.to_ours))
-        for first, last in piece.blocks(param.dtype.itemsize):
+        for first, last in piece.blocks():
             rows = np.empty(theirs[first:last].shape, target)
-            _copy(theirs[first:last], to=rows)
+            with np.errstate(over="ignore"):  # the check reports an overflow
+                _copy(theirs[first:last], to=rows)
+            if not all_finite(rows):
+                raise UserError(f"export: {piece.name} {NOT_FINITE}; it was to become {target.name}")
             yield rows.reshape(-1, *piece.stored_shape[1:])
 
     return TensorToWrite(piece.name, target, piece.stored_shape, blocks)

@@ -82,7 +82,7 @@ def _merge_piece(
     dtype: np.dtype,
 ) -> np.ndarray:
     """One tensor of the result. `shape` is the piece's shape with padding rows, which are zero."""
-    blocks = list(piece.blocks(np.dtype(np.float64).itemsize))
+    blocks = list(piece.blocks())
     if isinstance(method, Slerp):
         first_model, second_model = parameters
         pairs = ((first_model.read(piece, *block), second_model.read(piece, *block)) for block in blocks)

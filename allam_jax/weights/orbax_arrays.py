@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
+from allam_jax.checksums import hash_bytes
 from allam_jax.errors import UserError
 from allam_jax.parallel.distributed import barrier, is_main_process
 from allam_jax.weights.orbax_logs import quiet_orbax
@@ -27,6 +28,11 @@ def flatten(tree: Any) -> dict[tuple[str, ...], Any]:
     """The arrays of a nested dict (or their descriptions) by path, which is the tuple of their keys."""
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
     return {tuple(key.key for key in path): leaf for path, leaf in leaves}
+
+
+def path_of(keys: tuple[Any, ...]) -> str:
+    """The name under which Orbax stores the array at a key path of a tree: its keys, joined by dots."""
+    return jax.tree_util.keystr(keys, simple=True, separator=".")
 
 
 def save_args(tree: Any) -> Any:
@@ -74,11 +80,11 @@ def chunk_shape(array: ts.TensorStore) -> tuple[int, ...]:
     return tuple(int(size or 1) for size in shape)
 
 
-def write_arrays(folder: Path, tree: Any) -> None:
+def write_arrays(folder: Path, tree: Any) -> dict[str, list[list[Any]]]:
     """Writes a nested dict of `StreamedArray` as an Orbax checkpoint into a new `folder`, one layer at a time.
 
     All processes must call it. Orbax lays out the checkpoint from zeros that take no memory; then the main process
-    writes the chunks.
+    writes the chunks. Returns the checksums of the arrays (`array_checksums.py`) in the main process.
 
     Raises:
         ValueError: the disk refuses the write; the message has the reason.
@@ -91,25 +97,38 @@ def write_arrays(folder: Path, tree: Any) -> None:
         checkpointer.save(Path(folder).absolute(), args=ocp.args.PyTreeSave(zeros, save_args=save_args(tree)))
     barrier(f"laid out {folder}")
     if not is_main_process():
-        return
+        return {}
+    checksums: dict[str, list[list[Any]]] = {}
     for path, leaf in flatten(tree).items():
-        array = open_array(folder, ".".join(path), write=True)
+        name = ".".join(path)
+        array = open_array(folder, name, write=True)
         chunk = chunk_shape(array)
         if leaf.stacked and chunk[0] == 1:
-            for layer in range(leaf.shape[0]):
-                _write(array[layer], leaf[layer], chunk=chunk[1:])
+            checksums[name] = [
+                [layer, layer + 1, *box]
+                for layer in range(leaf.shape[0])
+                for box in _write(array[layer], leaf[layer], chunk=chunk[1:])
+            ]
         else:
-            _write(array, np.asarray(leaf), chunk=chunk)
+            checksums[name] = list(_write(array, np.asarray(leaf), chunk=chunk))
+    return checksums
 
 
-def _write(array: ts.TensorStore, values: np.ndarray, *, chunk: tuple[int, ...]) -> None:
-    """Writes one chunk after another: a chunk that waits for the disk is in memory twice."""
+def hash_box(values: np.ndarray) -> str:
+    """The hash of values in row-major order."""
+    return hash_bytes(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+
+
+def _write(array: ts.TensorStore, values: np.ndarray, *, chunk: tuple[int, ...]) -> Iterator[list[Any]]:
+    """Writes one chunk after another: a chunk that waits for the disk is in memory twice. Yields boxes and hashes."""
     ranges = (
         [slice(start, min(start + step, size)) for start in range(0, size, step)]
         for size, step in zip(values.shape, chunk, strict=True)
     )
     for part in itertools.product(*ranges):
+        found = hash_box(values[part])
         array[part].write(values[part]).result()
+        yield [*itertools.chain(*((axis.start, axis.stop) for axis in part)), found]
 
 
 @contextlib.contextmanager

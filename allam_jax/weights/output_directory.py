@@ -1,57 +1,50 @@
 """Writes a directory atomically with all processes taking part, and copies tokenizer files into it."""
 
 import contextlib
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from allam_jax.checksums import FILE_LIST, write_listed
 from allam_jax.errors import UserError
-from allam_jax.parallel.distributed import barrier, is_main_process
-
-# The files of a tokenizer, here and in transformers. Other files are not copied.
-TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-)
+from allam_jax.files import remove, replace
+from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
+from allam_jax.tokenizer.tokenizer_files import TOKENIZER_FILES, check_files
 
 
 @contextlib.contextmanager
 def collective_directory(directory: Path) -> Iterator[Path]:
     """Yields the same temporary sibling to all processes; the main process renames it to `directory` when all are done.
 
-    The rename replaces an existing `directory`. On an exception, the temporary is removed and `directory` stays as it
-    was; an OSError becomes a UserError. An error that only one process would meet must be checked before, because the
-    others would wait for that process.
+    The rename replaces an existing `directory` that this code wrote, and no other. On an exception, the temporary is
+    removed and `directory` stays as it was; an OSError becomes a UserError. An error that only one process would meet
+    must be checked before, because the others would wait for that process.
     """
     directory = Path(directory)
     temporary = directory.parent / f".{directory.name}.partial"
-    replaced = directory.parent / f".{directory.name}.replaced"
+    if broadcast(directory.exists() and not _is_own(directory)):
+        raise UserError(
+            f"{directory}: holds something that was not written here (it has no {FILE_LIST}), so it is not replaced; "
+            "move it away, or write elsewhere"
+        )
     if is_main_process():
-        for leftover in (temporary, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
+        remove(temporary)
         temporary.mkdir(parents=True)
     barrier(f"open {directory}")
     try:
         yield temporary
         barrier(f"written {directory}")
         if is_main_process():
-            if directory.is_dir():
-                os.replace(directory, replaced)
-            os.replace(temporary, directory)
-            shutil.rmtree(replaced, ignore_errors=True)
+            replace(temporary, directory)
     except OSError as error:
         raise UserError(f"{directory}: cannot be written ({error.strerror}); check the disk and try again") from error
     finally:
         if is_main_process():
-            shutil.rmtree(temporary, ignore_errors=True)
+            remove(temporary)
     barrier(f"renamed {directory}")
+
+
+def _is_own(directory: Path) -> bool:
+    return directory.is_dir() and ((directory / FILE_LIST).is_file() or not any(directory.iterdir()))
 
 
 def tokenizer_files(directory: Path) -> list[Path]:
@@ -63,8 +56,10 @@ def tokenizer_files(directory: Path) -> list[Path]:
 
 
 def copy_tokenizer(source: Path, *, to: Path) -> None:
-    """Copies the files of a tokenizer into the directory `to`, which is made; UserError if there are none."""
-    files = tokenizer_files(source)
-    Path(to).mkdir(parents=True, exist_ok=True)
-    for file in files:
-        shutil.copyfile(file, Path(to) / file.name)
+    """Copies the files of a tokenizer into the directory `to`, which is made, with their list.
+
+    UserError if there are none, or if one of them is not as it was written.
+    """
+    contents = {file.name: file.read_bytes() for file in tokenizer_files(source)}
+    check_files(source, contents)
+    write_listed(to, contents, whole=True)

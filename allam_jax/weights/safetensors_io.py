@@ -12,10 +12,13 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
+from absl import logging
 
+from allam_jax.checksums import FILE_LIST, hash_bytes
 from allam_jax.errors import UserError
 from allam_jax.files import read_json, write_json
 
@@ -56,6 +59,7 @@ class StoredTensor(_Tensor):
 
     file: Path
     offset: int
+    blocks: tuple[str, ...] = ()  # hashes of its blocks in order, where they are known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,15 +86,41 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     try:
-        header = json.loads(raw)
+        header = json.loads(raw, object_pairs_hook=_without_duplicates)
         header.pop("__metadata__", None)
         tensors = {name: _stored_tensor(path, 8 + length, name, entry) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: not a safetensors file (bad header: {error!r})") from None
-    needed = max((tensor.offset + tensor.nbytes for tensor in tensors.values()), default=8 + length)
-    if size < needed:
-        raise UserError(f"{path}: truncated: {size:,} bytes of the {needed:,} its header promises; fetch it again")
+    end = 8 + length
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.nbytes)):
+        if tensor.offset != end:  # as the reference implementation demands: no overlap, no gap
+            raise UserError(
+                f"{path}: tensor {tensor.name} begins at byte {tensor.offset:,}, but the one before it ends at "
+                f"{end:,}: tensors must neither overlap nor leave gaps; export it again"
+            )
+        end += tensor.nbytes
+    if size != end:
+        state = "truncated" if size < end else "too long"
+        raise UserError(f"{path}: {state}: {size:,} bytes, but its header promises {end:,}; fetch it again")
     return tensors
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
+    return found
+
+
+def written_with_list(directory: Path) -> bool:
+    """Whether a file here says that a list of checksums belongs to it, which may have been lost."""
+    return any(f'"checksums":"{FILE_LIST}"'.encode() in _first_bytes(path) for path in directory.glob("*.safetensors"))
+
+
+def _first_bytes(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(200)
 
 
 def _stored_tensor(path: Path, data_start: int, name: str, entry: dict) -> StoredTensor:
@@ -111,10 +141,13 @@ def read_directory(directory: Path) -> dict[str, StoredTensor]:
         UserError: neither is there, there are only pickled weights, or the index does not agree with the shards.
     """
     directory = Path(directory)
+    # A directory may have both, one of them from an earlier export. The single file comes first, as in transformers.
+    if (directory / SINGLE_FILE).exists():
+        if (directory / INDEX_FILE).exists():
+            logging.warning("%s: %s is read; %s beside it is not", directory, SINGLE_FILE, INDEX_FILE)
+        return read_header(directory / SINGLE_FILE)
     if (directory / INDEX_FILE).exists():
         return _read_indexed(directory)
-    if (directory / SINGLE_FILE).exists():
-        return read_header(directory / SINGLE_FILE)
     if any(directory.glob("*.bin")) or any(directory.glob("*.pt*")):
         raise UserError(
             f"{directory}: holds pickled weights only (.bin, .pt), which can run code when loaded; "
@@ -125,10 +158,9 @@ def read_directory(directory: Path) -> dict[str, StoredTensor]:
 
 def _read_indexed(directory: Path) -> dict[str, StoredTensor]:
     index_path = directory / INDEX_FILE
-    index = read_json(index_path)
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise UserError(f"{index_path}: expected an object with a `weight_map` from tensor to file name")
+    weight_map = read_json(index_path, keys={"weight_map": dict})["weight_map"]
+    if not all(isinstance(file, str) for file in weight_map.values()):
+        raise UserError(f"{index_path}: `weight_map` must map each tensor to the name of a file; fetch it again")
     tensors: dict[str, StoredTensor] = {}
     for file_name in sorted(set(weight_map.values())):
         if Path(file_name).name != file_name:
@@ -137,7 +169,9 @@ def _read_indexed(directory: Path) -> dict[str, StoredTensor]:
             raise UserError(
                 f"{directory / file_name}: no such file, but {INDEX_FILE} lists it; fetch the missing shard"
             )
-        tensors |= read_header(directory / file_name)
+        for name, tensor in read_header(directory / file_name).items():
+            if weight_map.get(name, file_name) == file_name:  # transformers, too, takes each from the file of the index
+                tensors[name] = tensor
     absent = sorted(set(weight_map) - set(tensors))
     if absent:
         raise UserError(f"{index_path}: {len(absent)} listed tensors are in no shard, the first is {absent[0]}")
@@ -160,14 +194,14 @@ def read_rows(tensor: StoredTensor, *, start: int = 0, stop: int | None = None) 
     return array
 
 
-def write_directory(directory: Path, tensors: Sequence[TensorToWrite], *, max_shard_bytes: int) -> list[str]:
+def write_directory(directory: Path, tensors: Sequence[TensorToWrite], *, max_shard_bytes: int) -> dict[str, list[str]]:
     """Writes `model.safetensors`, or shards and their index if the tensors exceed `max_shard_bytes`.
 
     Tensors keep their order. A shard ends before the tensor that would exceed the limit. The function is not atomic by
     itself; give it a temporary directory.
 
     Returns:
-        the names of the files written.
+        for each tensor, the hashes of its blocks.
     """
     directory = Path(directory)
     shards: list[list[TensorToWrite]] = [[]]
@@ -179,19 +213,19 @@ def write_directory(directory: Path, tensors: Sequence[TensorToWrite], *, max_sh
         shards[-1].append(tensor)
         size += tensor.nbytes
     if len(shards) == 1:
-        _write_file(directory / SINGLE_FILE, shards[0])
-        return [SINGLE_FILE]
+        return _write_file(directory / SINGLE_FILE, shards[0])
     names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    hashes: dict[str, list[str]] = {}
     for name, shard in zip(names, shards, strict=True):
-        _write_file(directory / name, shard)
+        hashes |= _write_file(directory / name, shard)
     weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
     total = sum(tensor.nbytes for tensor in tensors)
     write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    return [*names, INDEX_FILE]
+    return hashes
 
 
-def _write_file(path: Path, tensors: Sequence[TensorToWrite]) -> None:
-    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+def _write_file(path: Path, tensors: Sequence[TensorToWrite]) -> dict[str, list[str]]:
+    header: dict[str, dict] = {"__metadata__": {"format": "pt", "checksums": FILE_LIST}}
     offset = 0
     for tensor in tensors:
         header[tensor.name] = {
@@ -205,11 +239,16 @@ def _write_file(path: Path, tensors: Sequence[TensorToWrite]) -> None:
     with open(path, "wb") as file:
         file.write(len(raw).to_bytes(8, "little"))
         file.write(raw)
+        hashes: dict[str, list[str]] = {}
         for tensor in tensors:
             written = 0
+            hashes[tensor.name] = []
             for block in tensor.blocks():
                 if block.dtype != tensor.dtype or block.shape[1:] != tensor.shape[1:]:
                     raise ValueError(f"{tensor.name}: block {block.dtype}{block.shape} of {tensor.dtype}{tensor.shape}")
-                written += file.write(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
+                content = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
+                hashes[tensor.name].append(hash_bytes(content))
+                written += file.write(content)
             if written != tensor.nbytes:
                 raise ValueError(f"{tensor.name}: wrote {written} bytes of {tensor.nbytes}")
+    return hashes

@@ -10,7 +10,6 @@ from these; loads (from the L2 cache and memory) are modelled from the block siz
 """
 
 import argparse
-import json
 import platform
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import jax
 
+from allam_jax.files import json_text
 from allam_jax.report.markdown import table
 from kernels import aot
 from kernels.attention.blocks import blocks_for, pass_of
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"\n{COMPILED}")
     if args.json:
         about = {"jax": jax.__version__, "python": platform.python_version(), "what": COMPILED}
-        args.json.write_text(json.dumps({**about, "records": records}, indent=1) + "\n", encoding="utf-8")
+        args.json.write_text(json_text({**about, "records": records}, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import jax
 
+from allam_jax.files import json_text
 from allam_jax.report.environment import package_versions
 from allam_jax.report.markdown import table
 from kernels import aot
@@ -105,7 +106,7 @@ def run_part(part: ReportPart, options: PartOptions) -> int:
     with _records_file(part, options.folder).open("a", encoding="utf-8") as file:
         try:
             for record in part.run(options):
-                file.write(json.dumps(record) + "\n")
+                file.write(json_text(record) + "\n")
                 file.flush()
         except Exception:
             traceback.print_exc()
@@ -151,7 +152,7 @@ def _records_file(part: ReportPart, out: Path) -> Path:
 def _write(out: Path, results: list[Record], *, small: bool, minutes: float) -> None:
     shapes = "tiny shapes: they show that the command works, not how fast anything is" if small else "full shapes"
     about = {"date": time.strftime("%Y-%m-%d %H:%M"), "minutes": minutes, "shapes": shapes}
-    (out / "report.json").write_text(json.dumps({**about, "parts": results}, indent=1) + "\n", encoding="utf-8")
+    (out / "report.json").write_text(json_text({**about, "parts": results}, indent=1) + "\n", encoding="utf-8")
     page = [f"# Kernels on a GPU\n\n{about['date']}, {minutes:g} minutes, {shapes}."]
     for part in results:
         page.append(f"## {part['title']}\n\n{part['status']} ({part['seconds']:.0f} s)")

@@ -85,6 +85,17 @@ CASES = {
     "unknown stage": ({"config": QUICKSTART, "flag_stage": "bse"}, "--stage bse: the recipe's stages are corpus"),
     "stage of no recipe": ({"flag_stage": "base"}, "--stage base: task 'train' has no stages"),
     "workdir is a file": ({"workdir": "{bad}/file"}, "--workdir {bad}/file: is a file, not a directory"),
+    "workdir of others": (
+        {"workdir": "{bad}/huggingface"},
+        "--workdir {bad}/huggingface: holds files that no task wrote (config.json, ",
+    ),
+    "workdir of others, recipe": (
+        {"workdir": "{bad}/huggingface", "config": f"{QUICKSTART}:smoke"},
+        "--workdir {bad}/huggingface: holds files that no task wrote (config.json, ",
+    ),
+    "pattern in the workdir": ({"workdir": "{bad}/run[1]"}, "run[1]': contains '[' ']', which libraries"),
+    "line break in the workdir": ({"workdir": "{bad}/a\nb"}, "a\\nb': contains '\\n', which libraries"),
+    "longer than max_position": ({"data.seq_len": 64}, "config.data.seq_len = 64: the model's max_position is 32"),
     "workdir not writable": ({"workdir": "/proc/nowhere/run"}, "--workdir /proc/nowhere/run: cannot write there"),
     "no tokenizer": ({"tokenizer": "{bad}/nope"}, "{bad}/nope: no such file; expected a tokenizer.model"),
     "unigram": (
@@ -137,7 +148,13 @@ CASES = {
     ),
 }
 # What may be there after a failed start: what was asked for, and the empty folder of the checkpoints.
-HARMLESS = {"config.json", "checkpoints"}
+HARMLESS = {"config.json", "files.json", "checkpoints"}
+
+
+EXPORTED = [
+    *("config.json", "files.json", "generation_config.json", "model.safetensors", "special_tokens_map.json"),
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +223,10 @@ def outcomes(launcher, reference, bad, tmp_path_factory):
 def test_bad_input_is_one_line(name, outcomes, bad, reference):
     finished, workdir = outcomes[name]
     assert fill(CASES[name][1], bad=bad, reference=reference) in error_of(finished)
-    if workdir.is_dir():
+    if workdir.parent == bad:
+        assert sorted(path.name for path in (bad / "huggingface").iterdir()) == EXPORTED
+        assert not workdir.is_dir() or workdir.name == "huggingface"
+    elif workdir.is_dir():
         # What a corpus task has done before it stopped is hidden, and the next start goes on with it.
         left = {path.name for path in workdir.iterdir() if not path.name.startswith(".work-")}
         assert left <= HARMLESS

@@ -8,7 +8,7 @@ from processes import wait, wait_until
 
 from allam_jax.data.token_writer import write_tokens
 from allam_jax.tokenizer.tokenizer import Tokenizer
-from allam_jax.training.checkpoints import list_steps, read_metadata, step_path
+from allam_jax.training.stored_checkpoints import list_steps, read_metadata, step_path
 
 pytestmark = pytest.mark.slow
 

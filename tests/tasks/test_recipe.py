@@ -6,7 +6,7 @@ import pytest
 from launcher import error_of, read_rows
 from processes import ROOT, wait, wait_until
 
-from allam_jax.training.checkpoints import list_steps
+from allam_jax.training.stored_checkpoints import list_steps
 
 pytestmark = pytest.mark.slow
 

@@ -15,8 +15,8 @@ from launcher import error_of, read_rows
 from processes import wait, wait_until
 
 from allam_jax.files import sha256_of_file
-from allam_jax.training.checkpoints import list_steps, read_metadata, step_path
 from allam_jax.training.load import load_model
+from allam_jax.training.stored_checkpoints import list_steps, read_metadata, step_path
 
 pytestmark = pytest.mark.slow
 

@@ -123,7 +123,7 @@ def test_fingerprint_is_of_what_decides_the_ids(trained_base: Tokenizer):
 
 def test_save_and_load(languages: Merge, tmp_path, awkward_lines: list[str]):
     languages.merged.save(tmp_path)
-    names = ["special_tokens_map.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"]
+    names = ["files.json", "special_tokens_map.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     for path in (tmp_path, tmp_path / "tokenizer.model"):
         loaded = Tokenizer.load(path)

@@ -1,6 +1,5 @@
 """Checkpoints: the same bits back on any mesh; complete or not there; one line when the disk misbehaves."""
 
-import json
 import os
 import random
 import resource
@@ -19,9 +18,12 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from processes import child_environment, start, wait, wait_until
 
+from allam_jax.checksums import FileList
 from allam_jax.errors import UserError
-from allam_jax.training.checkpoints import (
-    Checkpointer,
+from allam_jax.training.checkpoints import Checkpointer
+from allam_jax.training.run_metadata import run_metadata
+from allam_jax.training.settings import CheckpointSettings
+from allam_jax.training.stored_checkpoints import (
     find_checkpoint,
     list_steps,
     read_metadata,
@@ -29,8 +31,6 @@ from allam_jax.training.checkpoints import (
     restore_params,
     step_path,
 )
-from allam_jax.training.run_metadata import run_metadata
-from allam_jax.training.settings import CheckpointSettings
 
 
 class State(NamedTuple):
@@ -133,8 +133,7 @@ def test_parameters_alone_in_the_wanted_type(tmp_path):
         checkpointer.save(5, state=state, data={}, metadata={})
     params = restore_params(find_checkpoint(tmp_path), abstract_params=abstract(state.params))
     assert_same_bits(params, state.params)
-    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=x.sharding), state.params)
-    params = restore_params(step_path(tmp_path, 5), abstract_params=wanted)
+    params = restore_params(step_path(tmp_path, 5), abstract_params=abstract(state.params), param_dtype="bfloat16")
     assert_same_bits(params, jax.tree.map(lambda x: x.astype(jnp.bfloat16), state.params))
 
 
@@ -309,17 +308,19 @@ def test_an_unusable_folder_is_told(tmp_path):
         Checkpointer(tmp_path / "file" / "c", CheckpointSettings(keep_last=3))
 
 
-@pytest.mark.parametrize("damage", ["cut", "removed"])
+@pytest.mark.parametrize("damage", ["cut", "removed", "longer"])
 def test_a_damaged_checkpoint_names_the_file(tmp_path, damage):
     with Checkpointer(tmp_path, CheckpointSettings(keep_last=3)) as checkpointer:
         checkpointer.save(1, state=state_of(1), data={}, metadata={})
-    files = [tmp_path / "00000001" / name for name in json.loads((tmp_path / "00000001" / "files.json").read_text())]
+    files = [tmp_path / "00000001" / name for name in FileList.read(tmp_path / "00000001", remedy="").files]
     assert any("state" in f.parts for f in files)
     assert any("data" in f.parts for f in files)
     for file in files:
         content = file.read_bytes()
         if damage == "cut":
             file.write_bytes(content[:-1])
+        elif damage == "longer":
+            file.write_bytes(content + b"x")
         else:
             file.unlink()
         with pytest.raises(UserError, match=file.name):

@@ -11,9 +11,10 @@ from small_models import SMALL
 from allam_jax.errors import UserError
 from allam_jax.model.llama import init_params
 from allam_jax.parallel.mesh import make_mesh
-from allam_jax.training.checkpoints import Checkpointer, step_path
+from allam_jax.training.checkpoints import Checkpointer
 from allam_jax.training.load import CHECKPOINTS_FOLDER, load_model, save_run
 from allam_jax.training.settings import CheckpointSettings
+from allam_jax.training.stored_checkpoints import step_path
 from allam_jax.weights.directory import save_weights, shardings_on
 from allam_jax.weights.huggingface import export_huggingface
 

@@ -4,13 +4,16 @@ import contextlib
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from allam_jax.checksums import hash_bytes
 from allam_jax.data.batch import DTYPES
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.settings import Settings
-from allam_jax.training.checkpoints import Checkpointer, list_steps, read_metadata, step_path
+from allam_jax.training.checkpoints import Checkpointer
 from allam_jax.training.loop import Evaluation, run_loop
 from allam_jax.training.metrics import TIMING_KEYS, MetricsWriter
 from allam_jax.training.progress import peak_memory
@@ -18,6 +21,8 @@ from allam_jax.training.run_report import training_result
 from allam_jax.training.session import Session, TokenCounts
 from allam_jax.training.settings import CheckpointSettings, GuardSettings, MetricsSettings, TrainSettings
 from allam_jax.training.state import random_params, start_state
+from allam_jax.training.step import lost_updates
+from allam_jax.training.stored_checkpoints import list_steps, read_metadata, step_path
 from tests.planning.small_runs import small_run
 from tests.small_models import SMALL
 
@@ -122,6 +127,9 @@ def test_a_checkpoint_knows_the_tokens_of_the_steps_before_it(tmp_path):
     assert list_steps(tmp_path / "checkpoints") == [4, 6]
     for step in (4, 6):
         metadata = read_metadata(step_path(tmp_path / "checkpoints", step))
+        history = (tmp_path / "metrics.jsonl").read_bytes()[: metadata["metrics"]["bytes"]]
+        assert [json.loads(line)["step"] for line in history.splitlines()][-1] == step
+        assert metadata.pop("metrics")["xxh3"] == hash_bytes(history)
         assert metadata == {"step": step, "tokens_by_source": {"en": 5 + step * 16 * 8}, "parent": None}
 
 
@@ -167,3 +175,12 @@ class NoStatistics:
 def test_peak_memory_is_that_of_the_fullest_device():
     assert peak_memory(TwoDevices()) == {"peak_memory_bytes": 12}
     assert peak_memory(NoStatistics()) == {}
+
+
+def test_updates_that_bfloat16_cannot_hold_are_counted():
+    before = {"x": jnp.ones(4, jnp.bfloat16), "y": jnp.full(4, 256.0, jnp.bfloat16)}  # steps of 2**-7 and of 2
+    updates = {"x": jnp.array([1e-4, 0, 0.5, -1e-3]), "y": jnp.array([0.5, 3.0, -0.4, 0])}
+    after = optax.apply_updates(before, updates)
+    assert lost_updates(before, updates, after) == {"lost_updates": 4 / 8}
+    wide = {key: value.astype(jnp.float32) for key, value in before.items()}
+    assert lost_updates(wide, updates, optax.apply_updates(wide, updates)) == {}

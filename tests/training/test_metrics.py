@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from allam_jax.errors import UserError
+from allam_jax.training import metrics
 from allam_jax.training.metrics import MetricsWriter, read_metrics
 from allam_jax.training.settings import MetricsSettings
 
@@ -42,17 +43,19 @@ def test_rows_are_fetched_late_and_none_is_lost(tmp_path):
 
 def test_float32_comes_back_bit_for_bit(tmp_path):
     bits = np.random.default_rng(0).integers(0, 2**32, 20_000, dtype=np.uint32)
-    special = np.array([0.0, -0.0, np.inf, -np.inf, 1e-45, np.finfo(np.float32).max, 0.1], np.float32)
+    special = np.array([0.0, -0.0, 1e-45, np.finfo(np.float32).max, 0.1], np.float32)
     values = np.concatenate([special, bits.view(np.float32)])
-    values = values[~np.isnan(values)]
+    values = values[np.isfinite(values)]
     with MetricsWriter(tmp_path, MetricsSettings(tensorboard=False)) as writer:
-        writer.write(1, {"vector": values, "scalar": jnp.float32(0.1), "half": jnp.bfloat16(0.1), "nan": jnp.nan})
+        writer.write(1, {"vector": values, "scalar": jnp.float32(0.1), "half": jnp.bfloat16(0.1)})
+        writer.write(1, {"nan": jnp.nan, "vector": np.array([np.inf, 1.5], np.float32)})
         writer.write(2, {"double": 0.1 + 0.2, "count": np.int64(2**60), "int": jnp.int32(7)})
-    first, second = read_metrics(tmp_path / "metrics.jsonl")
+    first, odd, second = read_metrics(tmp_path / "metrics.jsonl")
     np.testing.assert_array_equal(np.array(first["vector"], np.float32).view(np.uint32), values.view(np.uint32))
     assert '"scalar": 0.1,' in lines(tmp_path)[0]
     assert first["half"] == float(jnp.bfloat16(0.1))
-    assert np.isnan(first["nan"])
+    assert lines(tmp_path)[1] == '{"step": 1, "nan": null, "vector": [null, 1.5]}', "JSON has no NaN and no Infinity"
+    assert np.isnan(odd["nan"])
     assert second == {"step": 2, "double": 0.1 + 0.2, "count": 2**60, "int": 7}
 
 
@@ -80,8 +83,34 @@ def test_reading_names_the_bad_line_and_forgives_only_a_cut_last_one(tmp_path):
         path.write_text(f'{{"step": 1}}\n{bad}\n{{"step": 3}}\n')
         with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: "):
             read_metrics(path)
+    for end in ("\n", "\n\0\0\0\n", "\n{oops}\n", '\n{"step": 2, "lo'):
+        path.write_text('{"step": 1}' + end)
+        assert read_metrics(path) == [{"step": 1}]
     with pytest.raises(UserError, match="no such file"):
         read_metrics(tmp_path / "nothing.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda path: None, ""),
+        (lambda path: path.write_bytes(path.read_bytes()[:-120]), "bytes are there of the"),
+        (lambda path: path.unlink(), "0 bytes are there of the"),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b"0.5", b"0.6")), "not those that were written"),
+    ],
+)
+def test_a_history_that_is_not_what_a_checkpoint_knew_is_told_once(tmp_path, monkeypatch, change, told):
+    warnings = []
+    monkeypatch.setattr(metrics.logging, "warning", lambda text, *values: warnings.append(text % values))
+    written = write_steps(tmp_path, range(1, 6)).written
+    write_steps(tmp_path, range(6, 8), resume_step=5)
+    change(tmp_path / "metrics.jsonl")
+    settings = MetricsSettings(tensorboard=False)
+    with MetricsWriter(tmp_path, settings, resume_step=5, expected=written) as writer:
+        writer.write(6, {"loss": 1.0})
+    assert len(warnings) == bool(told)
+    assert all(told in warning for warning in warnings)
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1] == {"step": 6, "loss": 1.0}
 
 
 def test_timing_and_values_are_kept_apart(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from processes import child_environment, free_port, start, wait, wait_until
 
-from allam_jax.training.checkpoints import find_checkpoint, list_steps, restore_checkpoint
+from allam_jax.training.stored_checkpoints import find_checkpoint, list_steps, restore_checkpoint
 
 PROCESS = """
 import sys, time

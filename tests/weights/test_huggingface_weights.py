@@ -6,6 +6,7 @@ That the numbers mean the same to transformers is shown in tests/parity.
 import dataclasses
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -245,11 +246,13 @@ def change_tensors(directory: Path, change) -> None:
     tensors = safetensors.numpy.load_file(directory / "model.safetensors")
     change(tensors)
     safetensors.numpy.save_file(tensors, directory / "model.safetensors")
+    (directory / "files.json").unlink(missing_ok=True)  # now it is like another program's
 
 
 def change_config(directory: Path, **values) -> None:
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | values))
+    (directory / "files.json").unlink(missing_ok=True)
 
 
 def test_missing_and_unexpected_tensors(exported):
@@ -308,6 +311,27 @@ def test_tied_head_that_is_stored_as_well(tmp_path):
     change_tensors(tmp_path / "x", lambda t: t["lm_head.weight"].__setitem__((100, 3), 9.0))
     with pytest.raises(UserError, match="differs from the embedding"):
         import_huggingface(tmp_path / "x")
+
+
+def test_tied_weights_that_are_stored_as_the_head_alone(tmp_path):
+    config = dataclasses.replace(CONFIG, tie_embeddings=True)
+    params = random_params(config)
+    export_huggingface(tmp_path / "x", params=params, config=config)
+    change_tensors(tmp_path / "x", lambda t: t.update({"lm_head.weight": t.pop("model.embed_tokens.weight")}))
+    found, _ = import_huggingface(tmp_path / "x")
+    assert_bitwise(found, params)
+
+
+def test_of_two_sets_of_weights_the_single_file_is_read_as_by_transformers(exported):
+    params = random_params(CONFIG)
+    other = jax.tree.map(jnp.zeros_like, params)
+    export_huggingface(exported.parent / "old", params=other, config=CONFIG, max_shard_bytes=50_000)
+    for path in (exported.parent / "old").glob("*.safetensors*"):
+        shutil.copy(path, exported)
+    with pytest.raises(UserError, match="is not among the files that were written here"):
+        import_huggingface(exported)
+    (exported / "files.json").unlink()
+    assert_bitwise(import_huggingface(exported)[0], params)
 
 
 def test_no_directory(tmp_path):

@@ -1,0 +1,39 @@
+"""The files of a tokenizer, and whether they are as they were written."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from allam_jax.checksums import find_list
+
+# Here and in transformers. Other files are not read and not copied.
+TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+)
+_REMEDY = "copy the tokenizer again or make it anew (or remove files.json, if it was changed on purpose)"
+
+
+def check_files(directory: Path, contents: Mapping[str, bytes] | None = None) -> None:
+    """UserError for a file of the tokenizer in a directory that is not as the directory's list says.
+
+    A directory without a list is another program's and is taken as it is; so is one whose list names no tokenizer.
+
+    Args:
+        directory: of the tokenizer.
+        contents: name -> what has been read; None reads the files.
+    """
+    files = find_list(directory, remedy=_REMEDY)
+    if files is None or not set(TOKENIZER_FILES) & files.files.keys():
+        return
+    files.check(remedy=_REMEDY, reads=lambda name: name in TOKENIZER_FILES)
+    for name in sorted(set(TOKENIZER_FILES) & files.files.keys()):
+        if contents is None:
+            files.read_bytes(name, remedy=_REMEDY)
+        else:
+            files.compare(name, contents[name], remedy=_REMEDY)

@@ -1,0 +1,244 @@
+"""Checkpoints on disk: which there are, whether they are whole, and what is in them (`checkpoints.py` writes them)."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+
+from allam_jax.checksums import FileList
+from allam_jax.errors import UserError
+from allam_jax.parallel.distributed import broadcast, is_main_process
+from allam_jax.parallel.sharding import path_name
+from allam_jax.weights.array_checksums import check_arrays, check_finite
+from allam_jax.weights.directory import as_dtype
+from allam_jax.weights.orbax_arrays import reading
+from allam_jax.weights.orbax_logs import quiet_orbax
+
+JSON_FILE = "content.json"  # of the items `data` and `metadata`; Orbax wants one name for both
+_STATE = "state"
+ITEMS = (_STATE, "data", "metadata")
+_DAMAGED = "the checkpoint is damaged or was not copied completely"
+_ASIDE = ".damaged"
+
+
+class Restored(NamedTuple):
+    """What `Checkpointer.restore` gives back."""
+
+    state: Any  # like the abstract state
+    data: dict[str, Any]  # of all processes together
+    metadata: dict[str, Any]
+
+
+def restore_checkpoint(path: Path, *, abstract_state: Any) -> Restored:
+    """Reads the checkpoint directory `path` onto any mesh.
+
+    Args:
+        path: of one checkpoint; see `find_checkpoint`.
+        abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings; decides where every array goes.
+
+    Raises:
+        DamagedCheckpoint: something is not as it was saved.
+        UserError: the arrays have other names, shapes or dtypes.
+    """
+    data, metadata = (_read_item(path, item) for item in ("data", "metadata"))
+    return Restored(state=_restore_state(path, abstract_state, partial=False), data=data, metadata=metadata)
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint that is not what was saved; the message names the newest whole one beside it."""
+
+    def __init__(self, path: Path, problem: str):
+        super().__init__(f"{problem}; {_remedy(path)}")
+        self.path = path
+
+
+def _remedy(path: Path) -> str:
+    """How to go on without the checkpoint `path`; looks for the newest whole one beside it."""
+    for step in reversed(list_steps(path.parent)):
+        other = step_path(path.parent, step)
+        if other != path and not any(checkpoint_damages(other)):
+            return (
+                f"the newest whole one is {other}: to go on from it, run the same command again with "
+                "--config.checkpoint.skip_damaged=True, which moves damaged ones aside, or give its path"
+            )
+    return "there is no other whole one beside it: copy the checkpoint again, or use another run's"
+
+
+def checkpoint_damages(path: Path) -> Iterator[str]:
+    """What is damaged in the checkpoint directory `path`: files, by their bytes."""
+    try:
+        files = FileList.read(path, remedy=_DAMAGED)
+    except UserError as error:
+        yield str(error)
+        return
+    yield from map(str, files.damages(reads=_is_item))
+
+
+def move_damaged_aside(directory: Path) -> None:
+    """Renames damaged checkpoints that are newer than the newest whole one in `directory`; logs it loudly.
+
+    All processes must call it; the first one looks and renames. UserError if none is whole.
+    """
+    problem = ""
+    if is_main_process():
+        damaged = []
+        for step in reversed(list_steps(directory)):
+            damage = next(checkpoint_damages(step_path(directory, step)), None)
+            if damage is None:
+                break
+            damaged.append((step_path(directory, step), damage))
+        else:
+            problem = damaged[-1][1] if damaged else ""
+        for path, damage in [] if problem else damaged:
+            aside = path.with_name(f"{path.name}{_ASIDE}")
+            os.replace(path, aside)
+            logging.error("%s; checkpoint.skip_damaged: moved to %s, going on from an earlier one", damage, aside)
+    if problem := broadcast(problem):
+        raise UserError(f"{problem}; no checkpoint is whole, so the run cannot go on: copy one again, or start anew")
+
+
+def restore_params(path: Path, *, abstract_params: Any, param_dtype: str | None = None) -> Any:
+    """Reads only the parameters of the checkpoint directory `path`, onto any mesh, as they are stored or `param_dtype`.
+
+    The dtypes of `abstract_params` do not matter.
+    """
+    params = _restore_state(path, {"params": abstract_params}, partial=True)["params"]
+    check_finite(params, where=f"{path / _STATE}: of the parameters,")
+    return as_dtype(params, param_dtype)
+
+
+def params_folder(path: Path, *, abstract_params: Any) -> Path:
+    """Where in the checkpoint directory `path` Orbax has the state, and in it the parameters under the key `params`.
+
+    All of its files are read and compared with their hashes.
+
+    Raises:
+        UserError: files are damaged, or the parameters have other names or shapes than `abstract_params`.
+    """
+    if damage := next(checkpoint_damages(path), None):
+        raise DamagedCheckpoint(path, damage)
+    return _checked_state(path, {"params": abstract_params}, partial=True)[0]
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of the checkpoint directory `path`."""
+    return _read_item(path, "metadata")
+
+
+def _read_item(path: Path, item: str) -> dict[str, Any]:
+    with _damage_of(path):
+        return FileList.read(path, remedy=_DAMAGED).read_json(f"{item}/{JSON_FILE}", remedy=_DAMAGED)
+
+
+@contextmanager
+def _damage_of(path: Path) -> Iterator[None]:
+    """Errors of reading a checkpoint, with the newest whole one."""
+    try:
+        yield
+    except DamagedCheckpoint:
+        raise
+    except UserError as error:
+        raise DamagedCheckpoint(path, str(error)) from error
+
+
+def _is_item(name: str) -> bool:
+    return name.split("/")[0] in ITEMS
+
+
+def list_steps(directory: Path) -> list[int]:
+    """Steps of the complete checkpoints in `directory`, ascending; [] if there is no such directory."""
+    if not Path(directory).is_dir():
+        return []
+    return sorted(int(p.name) for p in Path(directory).iterdir() if re.fullmatch(r"\d{8,}", p.name) and p.is_dir())
+
+
+def step_path(directory: Path, step: int) -> Path:
+    """Where the checkpoint of `step` lies."""
+    return Path(directory) / f"{step:08d}"
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether `path` is itself the directory of a complete checkpoint."""
+    return (Path(path) / "metadata" / JSON_FILE).is_file()
+
+
+def find_checkpoint(path: Path, *, step: int | None = None) -> Path:
+    """The checkpoint directory meant by `path`: itself, or the one of `step` (None = the newest) inside it."""
+    path = Path(path).absolute()
+    if not path.is_dir():
+        raise UserError(f"{path}: no such checkpoint folder")
+    if is_checkpoint(path) and step is None:
+        return path
+    steps = list_steps(path)
+    if not steps:
+        raise UserError(f"{path}: holds no complete checkpoint")
+    if step is not None and step not in steps:
+        raise UserError(f"{path}: holds no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
+    return step_path(path, steps[-1] if step is None else step)
+
+
+def _restore_state(path: Path, abstract: Any, *, partial: bool) -> Any:
+    folder, stored = _checked_state(path, abstract, partial=partial)
+    if partial:  # as they are stored, because their checksums are those of the stored values
+        dtypes = {path_name(keys): leaf.dtype for keys, leaf in jax.tree_util.tree_leaves_with_path(stored)}
+        abstract = jax.tree_util.tree_map_with_path(
+            lambda keys, leaf: jax.ShapeDtypeStruct(leaf.shape, dtypes[path_name(keys)], sharding=leaf.sharding),
+            abstract,
+        )
+    restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
+    args = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=partial)
+    with _damage_of(path):
+        with reading(f"{folder}: this checkpoint", remedy=_DAMAGED):
+            restored = ocp.PyTreeCheckpointHandler().restore(folder, args=args)
+        files = FileList.read(path, remedy=_DAMAGED)
+        if not files.has_hashes:
+            logging.warning("%s: written before there were checksums; damage inside its files goes unnoticed", path)
+        check_arrays(restored, files.arrays, folder=folder, remedy=_DAMAGED)
+    return restored
+
+
+def _checked_state(path: Path, abstract: Any, *, partial: bool) -> tuple[Path, Any]:
+    """The folder of the state and its description; UserError if files are missing or it is not like `abstract`."""
+    quiet_orbax()
+    folder = path / _STATE
+    with _damage_of(path):
+        FileList.read(path, remedy=_DAMAGED).check(reads=_is_item, remedy=_DAMAGED)
+        with reading(f"{folder}: this checkpoint", remedy=_DAMAGED):
+            stored = ocp.PyTreeCheckpointHandler().metadata(folder).tree
+    _check_matches(stored, abstract, path=folder, partial=partial)
+    return folder, stored
+
+
+def _check_matches(stored: Any, abstract: Any, *, path: Path, partial: bool) -> None:
+    """UserError at the first array whose name, shape or (unless partial) dtype is not that of the checkpoint."""
+    have, want = (
+        {path_name(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (stored, abstract)
+    )
+    for name, leaf in want.items():
+        if name not in have:
+            raise UserError(
+                f"{path}: has no array {name}, which this model and optimizer need; check model.* of the config"
+            )
+        if tuple(have[name].shape) != tuple(leaf.shape):
+            raise UserError(
+                f"{path}: {name} has shape {tuple(have[name].shape)}, but the config makes it {tuple(leaf.shape)}; "
+                + _reason_of_shape(name)
+            )
+        if not partial and have[name].dtype != leaf.dtype:
+            raise UserError(f"{path}: {name} is {have[name].dtype}, but the config makes it {leaf.dtype}")
+    for name in have:
+        if not partial and name not in want:
+            raise UserError(f"{path}: holds an array {name} that this model and optimizer do not have")
+
+
+def _reason_of_shape(name: str) -> str:
+    if name.rpartition("/")[2] in ("losses_W", "grad_norms_W"):
+        return "it is the memory of the guard: set guard.window to what it was"
+    return "the checkpoint is of another model or vocabulary"

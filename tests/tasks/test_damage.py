@@ -1,0 +1,93 @@
+"""No damaged byte is read as if it were whole; verify finds what readers find (`damage.py` tries thousands)."""
+
+import shutil
+from pathlib import Path
+
+import damage
+import pytest
+from processes import made_once
+
+from allam_jax.errors import UserError
+from allam_jax.settings import Settings
+from allam_jax.tasks import verify
+from allam_jax.tasks.settings import VerifySettings
+from allam_jax.training.load import load_model
+from allam_jax.training.stored_checkpoints import find_checkpoint, list_steps, move_damaged_aside, read_metadata
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    with made_once(tmp_path_factory, "damage") as (root, empty):
+        if empty:
+            damage.make(root)
+    return root
+
+
+@pytest.fixture
+def root(made, tmp_path):
+    shutil.copytree(made, tmp_path / "x")
+    return tmp_path / "x"
+
+
+def test_a_sample_of_damages(root):
+    found = damage.try_damages(root, count=150, seed=1)
+    assert sum(found.values()) == 150
+    assert sum(number for what, number in found.items() if "verify names it" in what) > 100
+
+
+def run_verify(path: Path, workdir: Path):
+    workdir.mkdir(exist_ok=True)
+    return verify.run(Settings(task="verify", verify=VerifySettings(path=str(path))), workdir)
+
+
+def test_verify_says_what_is_whole(root, tmp_path, capsys):
+    assert run_verify(root, tmp_path / "out") == {"whole": 9, "unchecked": 0}
+    said = capsys.readouterr().err
+    for name in ("run/checkpoints/00000001", "run/metrics.jsonl", "weights", "huggingface", "dataset", "tokens"):
+        assert f"{root / name} " in said
+    shard = next((root / "dataset").glob("*-train.*"))
+    shard.write_bytes(shard.read_bytes() + b"x")
+    with pytest.raises(UserError, match=f"1 of 9 are damaged, the first is {shard}: is .* bytes long"):
+        run_verify(root, tmp_path / "out")
+    (root / "huggingface" / "files.json").unlink()
+    with pytest.raises(UserError, match="2 of 9 are damaged"):
+        run_verify(root, tmp_path / "out")
+    with pytest.raises(UserError, match="holds nothing that this code has written"):
+        run_verify(tmp_path / "out", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "huggingface/model.safetensors.index.json",
+        "huggingface/added_tokens.json",
+        "weights/params/d/x",
+        "dataset/en-train.array_record-9",
+    ],
+)
+def test_files_that_come_in_are_named(root, name):
+    (root / name).write_text("{}")
+    assert [str(root / name) in row.reasons[0] for row in verify.verify(root) if row.state == "damaged"] == [True]
+    if not name.endswith("added_tokens.json"):
+        with pytest.raises(UserError, match=f"{root / name}: is not among the files that were written"):
+            damage.readers(root)[name.split("/")[0]]()
+
+
+def test_a_damaged_newest_checkpoint_names_the_whole_one_and_can_be_skipped(root):
+    checkpoints = root / "run" / "checkpoints"
+    newest = find_checkpoint(checkpoints)
+    largest = max((newest / "state").rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    with pytest.raises(UserError, match=f"the newest whole one is {checkpoints / '00000001'}: .*skip_damaged=True"):
+        load_model(root / "run")
+    move_damaged_aside(checkpoints)
+    assert list_steps(checkpoints) == [1]
+    assert (checkpoints / "00000002.damaged").is_dir()
+    assert read_metadata(find_checkpoint(checkpoints))["step"] == 1
+    first = find_checkpoint(checkpoints)
+    (first / "data" / "content.json").write_text("{}")
+    with pytest.raises(UserError, match="no checkpoint is whole, so the run cannot go on"):
+        move_damaged_aside(checkpoints)
+    assert list_steps(checkpoints) == [1]

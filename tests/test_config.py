@@ -1,0 +1,58 @@
+"""Workdirs: whose they are, and a config that a crash has lost."""
+
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from allam_jax.checksums import write_list
+from allam_jax.config import check_own, save
+from allam_jax.errors import UserError
+
+OURS = ConfigDict({"task": "train", "seed": 1})
+
+
+def test_a_new_empty_or_own_workdir_is_used(tmp_path):
+    check_own(tmp_path / "new")
+    check_own(tmp_path)
+    (tmp_path / ".DS_Store").touch()
+    check_own(tmp_path)
+    assert save(OURS, workdir=tmp_path) == []
+    check_own(tmp_path)
+    assert save(ConfigDict({"task": "train", "seed": 2}), workdir=tmp_path) == ["seed: 1 -> 2"]
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.json").write_text('{"task": "train"}')  # from before there were lists
+    check_own(tmp_path / "old")
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 40, b"[]", b'{"task": "tra'])
+def test_a_config_that_a_crash_has_lost_blocks_nothing(tmp_path, content):
+    save(OURS, workdir=tmp_path)
+    (tmp_path / "config.json").write_bytes(content)
+    check_own(tmp_path)
+    (said,) = save(OURS, workdir=tmp_path)
+    assert str(tmp_path / "config.json") in said
+    assert json.loads((tmp_path / "config.json").read_text()) == {"task": "train", "seed": 1}
+    assert save(OURS, workdir=tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["config.json", "model.safetensors", "files.json"],  # an export
+        ["config.json", "pytorch_model.bin", "checkpoints/"],
+        ["tokenizer.model"],
+        ["model.json", "params/", "files.json"],
+        ["notes.txt"],
+    ],
+)
+def test_a_workdir_of_others_is_refused(tmp_path, names):
+    for name in names:
+        if name.endswith("/"):
+            (tmp_path / name).mkdir()
+        elif name == "files.json":
+            write_list(tmp_path)
+        else:
+            (tmp_path / name).write_text('{"model_type": "llama"}')
+    with pytest.raises(UserError, match=f"--workdir {tmp_path}: holds files that no task wrote"):
+        check_own(tmp_path)
