@@ -6,7 +6,6 @@ is raised again. Code that has something to save runs inside a `StopRequest`, wh
 is stuck in a library hears no signal, so a second thread reads them too.
 """
 
-import _thread
 import ctypes
 import os
 import signal
@@ -142,7 +141,7 @@ def _listen(reading: int) -> None:
         for number in os.read(reading, 64):
             while number == 0 and _swallowed:
                 time.sleep(_CALLBACK_SECONDS)
-                _thread.interrupt_main(signal.SIGTERM)
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
             if number not in _STOPPING:
                 continue
             _last.append(time.monotonic())

@@ -17,13 +17,14 @@ from allam_jax.errors import STALLED
 
 _SIGNAL_GRACE_SECONDS = 60.0  # for a run that has been asked to stop and does not move; a save may take longer
 _SAVING = "save"
+_WAITING = ("step", "log", "wait for others")  # phases in which a process may wait for others
 
 
 class Place(NamedTuple):
     """Where a process is."""
 
     step: int  # the step that it works on, from 1; 0 before the first
-    phase: str  # start, data, step, log, evaluate, save, wait for others, end
+    phase: str  # start, data, compile, step, log, evaluate, save, wait for others, end
     since: float  # time.monotonic() of the last note
 
     def describe(self, now: float) -> str:
@@ -56,8 +57,7 @@ def late(places: Sequence[Place | None]) -> list[int]:
     lowest = min(here.step for here in known.values())
     behind = [index for index, here in known.items() if here.step == lowest]
     if len(behind) == len(places):
-        # A step and the fetching of its numbers wait for all processes; the other phases do not.
-        behind = [index for index in behind if known[index].phase not in ("step", "log", "wait for others")]
+        behind = [index for index in behind if known[index].phase not in _WAITING]
     return behind if len(behind) < len(places) else []
 
 

@@ -78,7 +78,9 @@ class Lifeline:
         self._send({"stop": name})
 
     def places(self) -> list[watchdog.Place | None]:
-        """Where each process is; only process 0 knows of the others."""
+        """Where each process is; [] on all but process 0, which alone knows of the others."""
+        if self._me:
+            return []
         return [watchdog.place() if index == self._me else self._places.get(index) for index in range(self._size)]
 
     def finish(self) -> None:

@@ -18,6 +18,7 @@ from allam_jax.files import lock
 from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
 from allam_jax.tasks.recipe import run_recipe
 from allam_jax.tasks.registry import settings_of, task_named
+from allam_jax.training.wandb_sink import check_wandb
 
 _OF_THE_DISK = {
     getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE")
@@ -38,6 +39,8 @@ def run(config: ConfigDict, *, workdir: Path, only: Sequence[str] = (), store: P
     """
     with _disk_errors(workdir):
         check(config)
+        if is_main_process():
+            check_trackers(config)
         if config.task == "recipe":
             return run_recipe(config, workdir=workdir, only=only, store=store, run_task=_run_task)
         if only:
@@ -52,6 +55,15 @@ def check(config: ConfigDict) -> None:
             check(config.stage[name])
         return
     settings_of(config)
+
+
+def check_trackers(config: ConfigDict) -> None:
+    """UserError for a tracker that a stage asks for and that cannot be reached; before the first stage starts."""
+    if config.task == "recipe":
+        for name in config.stages:
+            check_trackers(config.stage[name])
+    elif "metrics" in config and config.metrics.wandb_project:
+        check_wandb(config.metrics.wandb_project)
 
 
 def _run_task(config: ConfigDict, *, workdir: Path) -> dict[str, Any]:

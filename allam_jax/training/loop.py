@@ -108,7 +108,7 @@ def run_loop(
             # ---- step ----
             watchdog.note("data", step=step + 1)
             batch = session.next_batch()
-            watchdog.note("step")
+            watchdog.note("compile" if step == first_step else "step")
             tracer.before(step + 1, waits_for=session.state)
             session.state, metrics = train_step(session.state, batch)
             step += 1

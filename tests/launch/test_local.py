@@ -11,8 +11,7 @@ import pytest
 from allam_jax.ablation.experiment import Experiment
 from allam_jax.ablation.measures import metric
 from allam_jax.ablation.vary import param
-from allam_jax.errors import UserError
-from allam_jax.launch import attempts
+from allam_jax.errors import USER_ERROR, UserError
 from allam_jax.launch.jobs import Job, plan_jobs
 from allam_jax.launch.local import Slot, make_slots, run_jobs
 from allam_jax.launch.runs import expand_runs
@@ -119,7 +118,7 @@ def test_cores_and_gpus_are_shared_out(monkeypatch):
 
 
 def test_a_failed_job_is_tried_again_within_bounds(tmp_path):
-    jobs = make_jobs(tmp_path, job1=(1, 1), job2=(9, 1), job3=(9, attempts.USER_ERROR))
+    jobs = make_jobs(tmp_path, job1=(1, 1), job2=(9, 1), job3=(9, USER_ERROR))
     failed = run(jobs, retries=2)
     assert [len(job.notes) for job in jobs] == [1, 2, 3, 1, 1]
     assert set(failed) == {jobs[2].name, jobs[3].name}
