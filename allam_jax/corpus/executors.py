@@ -37,9 +37,10 @@ _SLURM_RECORD = "slurm_jobs.json"  # the jobs of a run that has not ended
 _ORDINARY = {"pending", "pending: Dependency", "pending: Priority", "pending: JobArrayTaskLimit"}
 # Reasons that no waiting removes.
 _NEVER = {
-    *("PartitionTimeLimit", "PartitionNodeLimit", "BadConstraints", "DependencyNeverSatisfied", "InvalidAccount"),
+    *("PartitionTimeLimit", "PartitionNodeLimit", "BadConstraints", "InvalidAccount"),
     *("InvalidQOS", "QOSNotAllowed", "AccountNotAllowed", "AssociationTimeLimit", "QOSTimeLimit"),
 }
+_ORPHANED = "DependencyNeverSatisfied"  # Slurm is about to remove it: an earlier stage has failed
 _RAY_SECONDS = 25
 
 
@@ -188,7 +189,7 @@ def _wait_for(executor: _Slurm, *, name: str, jobs: Sequence[str]) -> None:
     said = ""
     while executor.job_id not in (None, -1) and executor.get_incomplete_ranks(skip_completed=True):
         try:
-            entries = [entry for entry in slurm_queue.states_of_arrays(jobs) if entry.queued]
+            entries = [entry for entry in slurm_queue.states_of_arrays(jobs) if entry.queued and entry.reason != _ORPHANED]
         except UserError as error:  # unknown is not the same as empty
             logging.warning("corpus: %s: waiting; %s", name, error)
             time.sleep(_POLL_SECONDS)
