@@ -226,8 +226,8 @@ def command_line() -> None:
     except UserError as error:
         leave(f"error: {error}", status=USER_ERROR)
     except Stopped as stop:
-        end_together()
         print(stop, file=sys.stderr, flush=True)
+        end_together()
     except KeyboardInterrupt:
         leave_after_signal()
     except Exception as error:
@@ -241,6 +241,9 @@ def end_together() -> None:
     interrupts.ignore()
     if line := lifeline.current():
         line.finish()
+        logging.flush()
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def leave_after_signal() -> NoReturn:

@@ -56,9 +56,9 @@ def late(places: Sequence[Place | None]) -> list[int]:
         return []
     lowest = min(here.step for here in known.values())
     behind = [index for index, here in known.items() if here.step == lowest]
-    if len(behind) == len(places):
+    if len(behind) == len(known):
         behind = [index for index in behind if known[index].phase not in _WAITING]
-    return behind if len(behind) < len(places) else []
+    return behind if len(behind) < len(known) else []
 
 
 class Watchdog:

@@ -18,7 +18,7 @@ streams.protect()
 def shell(command, code):
     program = PROGRAM.format(code=code)
     return subprocess.run(
-        ["bash", "-c", command], env={**os.environ, "P": sys.executable, "CODE": program}, capture_output=True, text=True
+        ["bash", "-c", command], env={**os.environ, "P": sys.executable, "CODE": program}, capture_output=True, text=True, errors="replace"
     )
 
 

@@ -1,5 +1,6 @@
 """A silent process is reported, ended and named; and a real training run that hangs in its data."""
 
+import re
 import subprocess
 import sys
 import time
@@ -25,7 +26,6 @@ with watchdog.Watchdog(**limits, others=others, leaving=lambda line, status: pri
 print("came to its end")
 """
 ASLEEP = "time.sleep(20)"
-NOT_NOTICED = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); time.sleep(0.5)"
 
 
 def run(stuck, leave_seconds):
@@ -51,7 +51,7 @@ def test_silence_is_reported_and_then_ends_the_process():
     assert "watchdog: process 1: step 3, data, for 5" in done.stderr
     assert "s  <- late" in done.stderr
     assert "watchdog: process 2: not known" in done.stderr
-    assert '  File "<string>", line 14 in <module>' in lines, "the stack of the thread that sleeps"
+    assert re.search(r'\n  File "<string>", line \d+ in <module>\n', done.stderr), "the stack of the thread that sleeps"
     assert lines[-1].startswith("error: no progress for 2 s (step 4, step, for 2 s); ended without saving")
 
 

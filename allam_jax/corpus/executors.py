@@ -237,7 +237,7 @@ def _start_ray(settings: ExecutorSettings) -> None:
         if settings.ray_address:
             options["address"] = settings.ray_address
             _check_ray(settings.ray_address, path=path)
-        ray.init(include_dashboard=False, **options)
+        ray.init(include_dashboard=False, logging_level="WARNING", **options)
 
 
 def _check_ray(address: str, *, path: str) -> None:

@@ -25,7 +25,6 @@ _OPTIONS = (
     flags.DEFINE_enum("tracker", "", ["", "mlflow"], "Tracker that also gets the finished runs when collecting."),
 )
 
-RECORD = "sweep.json"  # the command that last started the sweep
 _STORE = "stages"  # beside the workdirs of sweeps, so that experiments share stages
 
 
@@ -40,6 +39,8 @@ def prepare(argv: list[str]) -> list[str]:
     if sweep is None:
         return argv
     if {"--status", "--collect"} & set(argv) and not _arguments(argv):
+        from allam_jax.launch.sweep import RECORD  # slow to import
+
         record = _workdir(sweep, _value_of(argv, "workdir")) / RECORD
         if record.is_file():
             argv = [*argv, *read_json(record).get("arguments", [])]

@@ -17,7 +17,6 @@ from allam_jax.ablation.experiment import Experiment, load_experiment
 from allam_jax.errors import UserError
 from allam_jax import slurm_queue
 from allam_jax.launch import local, slurm, status
-from allam_jax.launch.flags import RECORD
 from allam_jax.launch.collect import FOLDER, collect, read_outcomes
 from allam_jax.launch.jobs import Job, plan_jobs
 from allam_jax.launch.overrides import parse
@@ -26,6 +25,7 @@ from allam_jax.launch.trackers import check_mlflow, log_to_mlflow
 from allam_jax.report.markdown import duration
 from allam_jax.tasks.runner import check_trackers
 
+RECORD = "sweep.json"  # the command that last started the sweep
 _COMPILED = "JAX_COMPILATION_CACHE_DIR"
 
 

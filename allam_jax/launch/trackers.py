@@ -1,6 +1,7 @@
 """Tracker MLflow: it gets the runs of a sweep when they are collected."""
 
 import importlib
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -57,7 +58,9 @@ def _package() -> Any:
 
 
 def _be_brief() -> None:
-    """MLflow's own patience is many minutes."""
+    """MLflow's own patience is many minutes, and it and its database log what they do."""
+    for library in ("mlflow", "alembic"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 

@@ -28,6 +28,7 @@ from allam_jax.errors import PEER_ENDED, USER_ERROR
 
 _PLACE_EVERY_SECONDS = 2.0
 _ECHO_SECONDS = 0.5  # in which a process may find the error itself that another one has reported
+_LAST_SECONDS = 5.0  # in which the others end before process 0 does
 _READ_BYTES = 65_536
 
 Round = tuple[int, int]  # (loop, step): a recipe trains in several loops, each of which counts from its first step
@@ -49,8 +50,10 @@ class Lifeline:
         self._halted: dict[int, Round] = {}  # on process 0: who has answered, while the others are frozen
         self._places: dict[int, watchdog.Place] = {}
         self._finished: set[int] = set()
+        self._gone: set[int] = set()
         self._leaving = threading.Event()
         self._sent = threading.Event()
+        self._all_finished, self._all_gone = threading.Event(), threading.Event()
         for connection in self._connections.values():
             connection.settimeout(10)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -84,9 +87,15 @@ class Lifeline:
         return [watchdog.place() if index == self._me else self._places.get(index) for index in range(self._size)]
 
     def finish(self) -> None:
-        """Says that this process has done its work and is about to end."""
+        """Returns when all processes have done their work; then call `os._exit`.
+
+        JAX's own shutdown would wait in C++ for a process that has died. Process 0, which serves the others, goes last.
+        """
         self._finished.add(self._me)
         self._send({"finished": True})
+        self._all_finished.wait()
+        if self._me == 0:
+            self._all_gone.wait(_LAST_SECONDS)
 
     def end(self, reason: str, status: int) -> None:
         """Tells the others that this process ends now. If another one has ended before, that is the reason: waits for it.
@@ -158,6 +167,12 @@ class Lifeline:
             self._places[sender] = watchdog.Place(*message["at"], time.monotonic())
         elif "finished" in message:
             self._finished.add(sender)
+            if self._me == 0 and len(self._finished) == self._size:
+                self._tell_all({"all_finished": True})
+                self._all_finished.set()
+        elif "all_finished" in message:
+            self._finished.add(sender)
+            self._all_finished.set()
         elif "ended" in message:
             self._tell_all(message, but=sender)
             if sender == self._me:
@@ -195,10 +210,11 @@ class Lifeline:
 
     def _lost(self, index: int) -> None:
         """A connection has closed: the other process has ended, and has not said why."""
-        if index in self._finished:
+        self._gone.add(index)
+        if len(self._gone) == len(self._connections):
+            self._all_gone.set()
+        if self._all_finished.is_set():
             return
-        if self._me == 0 and self._me in self._finished:
-            os._exit(0)  # the result is out, and JAX would wait for the dead one
         reason = "without a word: it was killed, or its machine is gone"
         message = {"ended": index, "reason": reason, "status": PEER_ENDED}
         self._tell_all(message, but=index)

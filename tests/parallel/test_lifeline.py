@@ -26,8 +26,10 @@ if deed == "fail":
     os._exit(2)
 if deed == "finish":
     line.finish()
-    time.sleep(0.5)
     os._exit(0)
+if deed == "killed at the end":
+    time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGKILL)
 time.sleep(30)
 """
 
@@ -123,3 +125,6 @@ def test_an_error_of_one_is_the_error_of_all(job, victim):
 def test_who_has_done_its_work_may_go(job):
     ends, _ = job("finish", "finish", "finish")
     assert [(end.status, end.err) for end in ends] == [(0, "")] * 3
+    ends, seconds = job("finish", "killed at the end", "finish")
+    assert [end.status for end in ends] == [PEER_ENDED, -9, PEER_ENDED]
+    assert seconds < 10
