@@ -185,7 +185,13 @@ def main(_) -> None:
 
 def print_result(result: dict) -> None:
     """The result as one line of JSON, with escapes where standard output takes no UTF-8."""
-    print(json.dumps(result, ensure_ascii=sys.stdout.encoding.lower() not in ("utf-8", "utf8")), flush=True)
+    try:
+        print(json.dumps(result, ensure_ascii=sys.stdout.encoding.lower() not in ("utf-8", "utf8")), flush=True)
+    except OSError as error:
+        raise UserError(
+            f"standard output: {(error.strerror or str(error)).lower()}; the work is done, and the same command prints "
+            "its result again"
+        ) from None
 
 
 def facts_of_run(config: ConfigDict) -> dict:
@@ -204,7 +210,6 @@ def leave(message: str, *, status: int) -> NoReturn:
         line.end(message, status)
     print(message, file=sys.stderr, flush=True)
     logging.flush()
-    sys.stdout.flush()
     os._exit(status)
 
 
@@ -233,6 +238,8 @@ def command_line() -> None:
     except Exception as error:
         if interrupts.pending():  # a library has made another exception of the one that the signal raised
             leave_after_signal()
+        if lifeline.current() is None:
+            raise
         crash(error)
 
 
@@ -242,7 +249,6 @@ def end_together() -> None:
     if line := lifeline.current():
         line.finish()
         logging.flush()
-        sys.stdout.flush()
         os._exit(0)
 
 
@@ -252,11 +258,10 @@ def leave_after_signal() -> NoReturn:
     leave(line, status=status)
 
 
-def crash(error: Exception) -> None:
-    """Shows an error that should not be. With several processes it leaves at once: JAX would wait for the others."""
+def crash(error: Exception) -> NoReturn:
+    """Shows the error of one of several processes and leaves at once: at its own exit JAX would wait for the others."""
     line = lifeline.current()
-    if line is None:
-        raise error
+    assert line is not None
     line.end(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}", 1)
     traceback.print_exception(error)
     logging.flush()

@@ -17,7 +17,7 @@ def protect() -> None:
     """Makes the three standard streams safe to use; call it before any other file is opened.
 
     A stream that was closed reads or writes nothing: otherwise the next file would get its number, and libraries would
-    write their messages into it. If the reader of a pipe or the terminal goes away, the process is asked to stop as by
+    write their messages into it. What libraries print goes to standard error, so that standard output holds results. If the reader of a pipe or the terminal goes away, the process is asked to stop as by
     SIGHUP, and what follows is dropped. So are messages (not results) that a full disk has no room for. Characters that
     the encoding does not have are escaped.
     """
@@ -27,7 +27,8 @@ def protect() -> None:
         except OSError:
             opened = os.open(os.devnull, os.O_RDONLY if number == 0 else os.O_WRONLY)  # takes the lowest free number
             assert opened == number
-    sys.stdout, sys.stderr = _safe(sys.stdout, 1), _safe(sys.stderr, 2)
+    sys.stdout, sys.stderr = _safe(sys.stdout, os.dup(1)), _safe(sys.stderr, 2)
+    os.dup2(2, 1)
     logging.get_absl_handler().python_handler.stream = sys.stderr
 
 

@@ -177,7 +177,7 @@ class Lifeline:
             self._tell_all(message, but=sender)
             if sender == self._me:
                 self._sent.set()
-            else:
+            elif not self._sent.is_set():
                 self._leave(**message)
         elif "stop" in message:
             if not self._halted and self._stop is None:
@@ -213,7 +213,7 @@ class Lifeline:
         self._gone.add(index)
         if len(self._gone) == len(self._connections):
             self._all_gone.set()
-        if self._all_finished.is_set():
+        if self._all_finished.is_set() or self._sent.is_set():
             return
         reason = "without a word: it was killed, or its machine is gone"
         message = {"ended": index, "reason": reason, "status": PEER_ENDED}
