@@ -3,20 +3,29 @@
 With `--sweep experiments/NAME.py` it runs all that the experiment varies (docs/sweeps.md).
 """
 
+from allam_jax import interrupts
+
+if __name__ == "__main__":
+    interrupts.leave_at_signals()
+    interrupts.end_with_parent()
+
+import json
 import logging as stdlib_logging
 import os
 import re
 import sys
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from allam_jax import interrupts
-from allam_jax.errors import Stopped, UserError
+from allam_jax import streams
+from allam_jax.errors import USER_ERROR, Stopped, UserError
 from allam_jax.files import json_text
 from allam_jax.launch import flags as sweep_flags
+from allam_jax.parallel import lifeline
 from allam_jax.tasks import config_help, registry
 
 _ROOT = Path(__file__).resolve().parent
@@ -46,15 +55,28 @@ def parse_flags(argv: list[str]) -> list[str]:
         path = config_file()
         if not path.is_file():
             raise UserError(f"--config {path}: no such file; the configs that come with allam_jax are in configs/")
-        _ = CONFIG.value.task
+        check_config(CONFIG.value, path=path)
     except UserError:
         raise
+    except SystemExit as stop:  # of --help and its kind, or of the config's code
+        message = explain_config(stop, argv=argv)
+        if message is None:
+            raise SystemExit(0) from None
+        raise UserError(message) from None
     except Exception as error:  # the config is code: anything can come out of it
         message = explain_config(error, argv=argv) or explain_flag(error, argv=argv)
         if message is None:
             raise
         raise UserError(message) from error
     return rest
+
+
+def check_config(config: object, *, path: Path) -> None:
+    """UserError for what is no config of a task."""
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config {path}: get_config() returned {config!r:.100}; expected what base.get_config gives")
+    if not isinstance(config.get("task"), str):
+        raise UserError(f"--config {path}: the config names no task; make it with base.get_config(TASK)")
 
 
 def with_installed_files(argv: list[str]) -> list[str]:
@@ -95,6 +117,8 @@ def explain_config(error: Exception, *, argv: list[str]) -> str | None:
         last = text.strip().splitlines()[-1]
     else:
         last = reason(error) if isinstance(error, KeyError | AttributeError) else f"{type(error).__name__}: {text}"
+    if isinstance(error, SystemExit):
+        last = f"the config ends the program (exit {error.code!r:.50}); it must return a config"
     lines = [line for filename, line in frames if Path(filename).absolute() == Path(path).absolute()]
     if path and lines:
         return f"{path}, line {lines[-1]}: {last}"
@@ -135,8 +159,7 @@ def main(_) -> None:
         return
     interrupts.install()
     if sweep_flags.is_sweep():
-        result = sweep_flags.run(CONFIG.value, workdir=WORKDIR.value, store=STORE.value)
-        print(json_text(result), flush=True)
+        print_result(sweep_flags.run(CONFIG.value, workdir=WORKDIR.value, store=STORE.value))
         return
     from allam_jax.parallel import distributed
     from allam_jax.tasks import runner
@@ -147,20 +170,50 @@ def main(_) -> None:
         # The planner compiles for GPUs that are only described. It must not wait for real GPUs, or fail without one.
         jax.config.update("jax_platforms", "cpu")
     distributed.initialize(
-        coordinator=COORDINATOR.value, num_processes=NUM_PROCESSES.value, process_id=PROCESS_ID.value
+        coordinator=COORDINATOR.value,
+        num_processes=NUM_PROCESSES.value,
+        process_id=PROCESS_ID.value,
+        facts=lambda: facts_of_run(CONFIG.value),
     )
     workdir = Path(WORKDIR.value or Path("runs") / config_file().stem)
     store = Path(STORE.value).absolute() if STORE.value else None
     result = runner.run(CONFIG.value, workdir=workdir.absolute(), only=STAGE.value, store=store)
     if distributed.is_main_process():
-        print(json_text(result), flush=True)
+        print_result(result)
+    end_together()
 
 
-def leave(message: str, *, status: int) -> None:
-    """Prints one line to stderr and exits, without waiting for other threads."""
-    print("".join(c if c.isprintable() else repr(c)[1:-1] for c in message), file=sys.stderr, flush=True)
+def print_result(result: dict) -> None:
+    """The result as one line of JSON, with escapes where standard output takes no UTF-8."""
+    text = json_text(result)
+    if sys.stdout.encoding.lower() not in ("utf-8", "utf8"):
+        text = json.dumps(json.loads(text))
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        raise UserError(
+            f"standard output: {(error.strerror or str(error)).lower()}; the work is done, and the same command prints "
+            "its result again"
+        ) from None
+
+
+def facts_of_run(config: ConfigDict) -> dict:
+    """What must be the same in all processes of a job."""
+    from allam_jax.config import flatten
+    from allam_jax.settings import as_dict
+    from allam_jax.training.run_metadata import code_revision
+
+    values = {f"config.{key}": value for key, value in flatten(as_dict(config)).items()}
+    return values | {"the revision of the code": code_revision(), "--stage": STAGE.value}
+
+
+def leave(message: str, *, status: int) -> NoReturn:
+    """Prints one line to stderr and exits, without waiting for other threads; tells the other processes of the job."""
+    message = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+    if line := lifeline.current():
+        line.end(message, status)
+    print(message, file=sys.stderr, flush=True)
     logging.flush()
-    sys.stdout.flush()
     os._exit(status)
 
 
@@ -172,19 +225,51 @@ def is_ours(record) -> bool:
 
 def command_line() -> None:
     """Runs `main` with the process's arguments; what the user can fix ends as one line on stderr, with status 2."""
+    interrupts.leave_at_signals()
+    streams.protect()
     logging.set_verbosity(logging.INFO)
     logging.set_stderrthreshold("info")
     logging.get_absl_logger().addFilter(is_ours)
     try:
         app.run(main, flags_parser=parse_flags)
     except UserError as error:
-        leave(f"error: {error}", status=2)
+        leave(f"error: {error}", status=USER_ERROR)
     except Stopped as stop:
         print(stop, file=sys.stderr, flush=True)
-    except interrupts.Terminated:
-        leave("SIGTERM: nothing to save; run the same command again to go on", status=0)
+        end_together()
     except KeyboardInterrupt:
-        leave("error: interrupted; run the same command again to go on", status=2)
+        leave_after_signal()
+    except Exception as error:
+        if interrupts.pending():  # a library has made another exception of the one that the signal raised
+            leave_after_signal()
+        if lifeline.current() is None:
+            raise
+        crash(error)
+
+
+def end_together() -> None:
+    """All processes of the job end well, and signals change nothing any more."""
+    interrupts.ignore()
+    if line := lifeline.current():
+        line.finish()
+        logging.flush()
+        os._exit(0)
+
+
+def leave_after_signal() -> NoReturn:
+    """Ends the process as the last signal asks for."""
+    line, status = interrupts.last_words(interrupts.last_signal())
+    leave(line, status=status)
+
+
+def crash(error: Exception) -> NoReturn:
+    """Shows the error of one of several processes and leaves at once: at its own exit JAX would wait for the others."""
+    line = lifeline.current()
+    assert line is not None
+    line.end(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}", 1)
+    traceback.print_exception(error)
+    logging.flush()
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,12 @@
-"""The one exception for things the user can fix."""
+"""The one exception for things the user can fix, and how a process ends."""
 
 import difflib
 from collections.abc import Iterable
+
+# Exit statuses beside 0 and Python's own 1.
+USER_ERROR = 2  # a UserError, or Ctrl-C: a further attempt would end in the same way
+STALLED = 75  # the watchdog has ended a run without progress: a further attempt continues it
+PEER_ENDED = 76  # another process of the job has ended: a further attempt of all processes continues the run
 
 
 class UserError(Exception):

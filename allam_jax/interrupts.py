@@ -1,39 +1,174 @@
-"""SIGTERM and Ctrl-C: they end the process at once, or ask a block of code to stop when it is ready.
+"""SIGTERM, SIGHUP and Ctrl-C: they end the process at once, or ask a block of code to stop when it is ready.
 
-`install` makes both raise an exception, so that temporary files are removed. Python may be inside a callback that
-swallows it; so the signal is also remembered, and raised again at the next `raise_pending`. Code that has something to
-save runs inside a `StopRequest`, which only takes note.
+While a program starts, `leave_at_signals` makes them end it, because nothing has to be saved or removed. `install` makes
+them raise an exception, so that temporary files are removed. Python may be inside a callback that swallows it: then it
+is raised again. Code that has something to save runs inside a `StopRequest`, which only takes note. A main thread that
+is stuck in a library hears no signal, so a second thread reads them too.
 """
 
+import ctypes
 import os
 import signal
+import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
+
+ENDS_WITH_PARENT = "ALLAM_JAX_ENDS_WITH"  # a variable with the process id of a launcher, whose jobs end with it
+_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_DEAF_SECONDS = 5.0  # after which a main thread that has not heard a signal is given up
+_CALLBACK_SECONDS = 0.01  # after which a callback that has swallowed an exception has ended
+_SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 _pending: list[int] = []
+_swallowed: list[BaseException] = []
+_heard = threading.Event()  # the main thread has run the handler of the last signal
+_active: list["StopRequest"] = []
+_listeners: list[Callable[[str], None]] = []
+_leaving: list[Callable[[str, int], None]] = []
+_last: list[float] = []  # time.monotonic() of the signals that the second thread has read
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came."""
+    """SIGTERM or SIGHUP came."""
+
+
+def leave_at_signals() -> None:
+    """Until `install`, a signal ends the process with one line: status 0, or 2 for Ctrl-C. A hang-up is silent."""
+    for number in _ours():
+        signal.signal(number, _on_early_signal)
 
 
 def install() -> None:
     """Sets the handlers of the process; from the main thread."""
-    signal.signal(signal.SIGTERM, _on_signal)
-    signal.signal(signal.SIGINT, _on_signal)
+    for number in _ours():
+        signal.signal(number, _on_signal)
+    if not isinstance(sys.unraisablehook, _RaisesAgain):
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        sys.unraisablehook = _RaisesAgain(sys.unraisablehook, wake=writing)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        threading.Thread(target=_listen, args=(reading,), name="signals", daemon=True).start()
+
+
+def ignore() -> None:
+    """From here on signals change nothing: the work is done and the process is about to end."""
+    for number in _ours():
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_with_parent() -> None:
+    """If a launcher has asked for it, SIGTERM comes when that launcher ends, however it ends."""
+    parent = os.environ.pop(ENDS_WITH_PARENT, "")
+    if parent:
+        ctypes.CDLL(None, use_errno=True).prctl(_SET_DEATH_SIGNAL, signal.SIGTERM)
+        if os.getppid() != int(parent):  # it ended before
+            signal.raise_signal(signal.SIGTERM)
 
 
 def raise_pending() -> None:
     """Raises Terminated or KeyboardInterrupt if one of the signals has come."""
     if _pending:
-        raise Terminated if _pending[-1] == signal.SIGTERM else KeyboardInterrupt
+        _swallowed.clear()
+        raise _exception(_pending[-1])
+
+
+def pending() -> bool:
+    """Whether a signal has come that ends the process."""
+    return bool(_pending)
+
+
+def seconds_since_signal() -> float | None:
+    """Seconds since the last signal came, also if the main thread has not heard it; None without one."""
+    return time.monotonic() - _last[-1] if _last else None
+
+
+def on_signal(listener: Callable[[str], None]) -> None:
+    """Calls `listener` with the name of every signal, in a thread of its own."""
+    _listeners.append(listener)
+
+
+def on_leaving(listener: Callable[[str, int], None]) -> None:
+    """Calls `listener(line, status)` before a process with a deaf main thread is ended."""
+    _leaving.append(listener)
+
+
+def last_words(number: int) -> tuple[str, int]:
+    """The line and the exit status of a process that a signal ends while there is nothing to save."""
+    if number == signal.SIGINT:
+        return "error: interrupted; run the same command again to go on", 2
+    return f"{signal.Signals(number).name}: nothing to save; run the same command again to go on", 0
+
+
+def last_signal() -> int:
+    """The number of the last signal that ended the work; a second Ctrl-C does so inside a `StopRequest` too."""
+    return _pending[-1] if _pending else signal.SIGINT
+
+
+def _ours() -> list[signal.Signals]:
+    """The signals to handle: nohup has switched off the hang-up, and it stays off."""
+    return [number for number in _STOPPING if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+
+
+def _exception(number: int) -> type[KeyboardInterrupt]:
+    return KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+
+def _on_early_signal(number: int, frame: FrameType | None) -> None:
+    line, status = last_words(number)
+    if number != signal.SIGHUP:
+        os.write(2, f"{line}\n".encode())
+    os._exit(status)
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
+    _heard.set()
+    _raise_swallowed()
     _pending.append(number)
     raise_pending()
+
+
+def _raise_swallowed() -> None:
+    if _swallowed:
+        raise _swallowed.pop()
+
+
+def _listen(reading: int) -> None:
+    """Reads the numbers of signals as they come. Ends a process whose main thread is deaf and has nothing to save."""
+    while True:
+        for number in os.read(reading, 64):
+            while number == 0 and _swallowed:
+                time.sleep(_CALLBACK_SECONDS)
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            if number not in _STOPPING:
+                continue
+            _last.append(time.monotonic())
+            for listener in _listeners:
+                listener(signal.Signals(number).name)
+            if not _heard.wait(_DEAF_SECONDS) and not _active:
+                line, status = last_words(number)
+                for leave in _leaving:
+                    leave(line, status)
+                os.write(2, f"{line}\n".encode())
+                os._exit(status)
+            _heard.clear()
+
+
+class _RaisesAgain:
+    """The hook for exceptions that a callback swallows: ours are raised again as soon as the callback has ended."""
+
+    def __init__(self, hook: Callable[[Any], Any], *, wake: int):
+        self._hook, self.wake = hook, wake
+
+    def __call__(self, unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if isinstance(error, KeyboardInterrupt):
+            _swallowed.append(error)
+            os.write(self.wake, b"\0")  # not here: it would be raised inside of this hook, and swallowed again
+        else:
+            self._hook(unraisable)
 
 
 class StopRequest:
@@ -55,7 +190,10 @@ class StopRequest:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
             for name in self._notices:
-                self._old[signal.Signals[name]] = signal.signal(signal.Signals[name], self._on_signal)
+                number = signal.Signals[name]
+                if number in _ours():
+                    self._old[number] = signal.signal(number, self._on_signal)
+        _active.append(self)
         try:
             raise_pending()  # one that came before and was swallowed
         except KeyboardInterrupt:
@@ -69,8 +207,11 @@ class StopRequest:
         for number, handler in self._old.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._old.clear()
+        _active.remove(self)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        _heard.set()
+        _raise_swallowed()
         name = signal.Signals(number).name
         self.received.append(name)
         self.noted(name)

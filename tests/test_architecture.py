@@ -10,7 +10,18 @@ MAX_LINES = 450
 
 # Rooms of one line may use each other, as long as no circle of modules arises; all others only what is below.
 LEVELS = (
-    {"config", "settings", "inputs", "checksums", "files", "errors", "interrupts"},
+    {
+        "config",
+        "settings",
+        "inputs",
+        "checksums",
+        "files",
+        "errors",
+        "interrupts",
+        "slurm_queue",
+        "streams",
+        "watchdog",
+    },
     {"report", "kernels"},
     {"tokenizer", "corpus"},
     {"model", "data", "parallel"},

@@ -20,11 +20,11 @@ class Swallows:
 
 interrupts.install()
 swallows = Swallows()
-del swallows
-print("swallowed", flush=True)
 try:
-    with StopSignal():
-        print("went on")
+    del swallows
+    print("swallowed", flush=True)
+    {then}
+    print("went on")
 except interrupts.Terminated:
     print("SIGTERM")
 except KeyboardInterrupt:
@@ -33,13 +33,19 @@ print(signal.getsignal(signal.SIGINT) is interrupts._on_signal)
 """
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_swallowed_signal_stops_the_loop_before_it_begins(name: str):
-    done = subprocess.run(
-        [sys.executable, "-c", SWALLOWS.format(name=name)], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.splitlines() == ["swallowed", name, "True"]
-    assert "Exception ignored" in done.stderr
+@pytest.mark.parametrize(
+    ("name", "then"),
+    [
+        ("SIGINT", "StopSignal().__enter__()"),
+        ("SIGTERM", "import time; time.sleep(20)"),
+        ("SIGHUP", "while True: pass"),
+    ],
+)
+def test_a_swallowed_signal_is_raised_again(name: str, then: str):
+    code = SWALLOWS.format(name=name, then=then)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["swallowed", name.replace("HUP", "TERM"), "True"]
+    assert done.stderr == ""
 
 
 def test_a_request_notes_what_it_is_told_to_and_leaves_the_rest(capfd):

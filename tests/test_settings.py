@@ -227,7 +227,7 @@ DEFAULTS = {
     "LlamaConfig": "1 4455dc7f23d8",
     "MergeSettings": "1 e58b5c432550",
     "MeshSettings": "1 9fc217894998",
-    "MetricsSettings": "1 340fe775db11",
+    "MetricsSettings": "1 884a7baa315b",
     "MixtureSettings": "1 09ff7363036f",
     "OptimizerSettings": "1 ca73339b1962",
     "ParameterSettings": "1 629174518cb4",

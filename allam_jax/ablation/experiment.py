@@ -92,7 +92,7 @@ def load_experiment(reference: str) -> Experiment:
         experiment = function(arg) if separator else function()
     except UserError as error:
         raise UserError(f"--sweep {reference}: {error}") from None
-    except Exception as error:  # the file is code and can raise anything
+    except (Exception, SystemExit) as error:  # the file is code and can raise anything
         lines = [
             frame.lineno
             for frame in traceback.extract_tb(error.__traceback__)

@@ -13,6 +13,7 @@ replaces a whole section.
 """
 
 import dataclasses
+import hashlib
 import itertools
 import re
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from typing import Any
 
 from allam_jax.errors import UserError
 
+_LONGEST = 150  # bytes of a run's name: file systems take 255, and names of files begin with it
 SEED = "seed"  # the axis that tables and figures average over
 
 
@@ -39,8 +41,12 @@ class Choice:
 
     @property
     def name(self) -> str:
-        """The name of the run and its directory, such as `random--seed-0`."""
-        return "--".join(re.sub(r"[^\w.+-]", "-", word) for word in self.words) or "run"
+        """The name of the run and its directory, such as `random--seed-0`; of a long one the rest becomes a hash."""
+        name = "--".join(re.sub(r"[^\w.+-]|^\.+", "-", word) for word in self.words) or "run"
+        if len(name.encode()) <= _LONGEST:
+            return name
+        start = name.encode()[: _LONGEST - 9].decode(errors="ignore")
+        return f"{start}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 Choices = tuple[Choice, ...]

@@ -4,15 +4,17 @@ A stage is a list of steps and a number of tasks. Each task leaves a marker file
 not repeat it.
 """
 
+import contextlib
 import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import multiprocess
 from absl import logging
@@ -22,13 +24,24 @@ from datatrove.executor.ray import RayPipelineExecutor
 from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 
+from allam_jax import slurm_queue
 from allam_jax.corpus.settings import ExecutorSettings
 from allam_jax.errors import UserError
+from allam_jax.files import read_json, write_json
 
 Stages = Sequence[tuple[str, Sequence[PipelineStep], int]]  # name, steps and number of tasks of each
 
 _ROOT = Path(__file__).resolve().parents[2]
 _POLL_SECONDS = 5.0
+_SLURM_RECORD = "slurm_jobs.json"  # the jobs of a run that has not ended
+_ORDINARY = {"pending", "pending: Dependency", "pending: Priority", "pending: JobArrayTaskLimit"}
+# Reasons that no waiting removes.
+_NEVER = {
+    *("PartitionTimeLimit", "PartitionNodeLimit", "BadConstraints", "InvalidAccount"),
+    *("InvalidQOS", "QOSNotAllowed", "AccountNotAllowed", "AssociationTimeLimit", "QOSTimeLimit"),
+}
+_ORPHANED = "DependencyNeverSatisfied"  # Slurm is about to remove it: an earlier stage has failed
+_RAY_SECONDS = 25
 
 
 def run_stages(stages: Stages, *, logs: Path, settings: ExecutorSettings) -> None:
@@ -69,10 +82,21 @@ class _Local(LocalPipelineExecutor):
 
 
 class _Slurm(SlurmPipelineExecutor):
-    """Datatrove's Slurm executor, without its job for statistics, and without the command scontrol on the nodes."""
+    """Datatrove's Slurm executor, without its job for statistics, without scontrol on the nodes, and with any path."""
 
     def launch_merge_stats(self) -> None:
         pass
+
+    def get_sbatch_args(self, max_array: int = 1) -> dict[str, Any]:
+        # Slurm takes % for a pattern; %% is the character.
+        found = super().get_sbatch_args(max_array)
+        log = f"{str(self.slurm_logs_folder).replace('%', '%%')}/%A_%a.out"
+        return {key: shlex.quote(str(value)) for key, value in (found | {"output": log, "error": log}).items()}
+
+    def get_launch_file_contents(self, sbatch_args: dict[str, Any], run_script: str) -> str:
+        pickled = str(self.logging_dir.resolve_paths("executor.pik"))
+        sbatch_args = {key: "" if value == "''" else value for key, value in sbatch_args.items()}
+        return super().get_launch_file_contents(sbatch_args, run_script.replace(pickled, shlex.quote(pickled)))
 
     def get_distributed_env(self, node_rank: int = -1) -> DistributedEnvVars:
         return DistributedEnvVars(
@@ -85,8 +109,21 @@ class _Slurm(SlurmPipelineExecutor):
 
 
 def _run_on_slurm(stages: Stages, *, logs: Path, settings: ExecutorSettings) -> None:
-    """Submits all stages, each to start when the stage before it has succeeded; waits for the last."""
-    search_path = f"{Path(sys.executable).parent}:$PATH"
+    """Submits all stages, each to start when the stage before it has succeeded; waits for the last.
+
+    Jobs that an earlier call has left in the queue are cancelled first: each task that has ended has left its marker, so
+    nothing is computed twice. Jobs of this call are cancelled if it ends before they do.
+    """
+    record = logs / _SLURM_RECORD
+    _cancel_recorded(record)
+    search_path = f"{shlex.quote(str(Path(sys.executable).parent))}:$PATH"
+    submitted: list[str] = []
+
+    def job_id(printed: str) -> str:
+        submitted.append(printed.split()[-1])
+        write_json(record, submitted)
+        return submitted[-1]
+
     previous = None
     executors = []
     for name, steps, tasks in stages:
@@ -107,24 +144,79 @@ def _run_on_slurm(stages: Stages, *, logs: Path, settings: ExecutorSettings) -> 
             depends=previous,
             with_srun=False,
             requeue_signals=None,
+            max_array_size=slurm_queue.max_array_size(),
+            job_id_retriever=job_id,
         )
         executors.append((name, previous))
     try:
-        executors[-1][1].run()
-    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        _submit(executors[-1][1])
+        for name, executor in executors:
+            _wait_for(executor, name=name, jobs=submitted)
+            _check(executor, name=name, logs=logs)
+            logging.info("corpus: %s done", name)
+    except BaseException:
+        _cancel_recorded(record)
+        raise
+    record.unlink(missing_ok=True)
+
+
+def _submit(executor: _Slurm) -> None:
+    try:
+        with tempfile.TemporaryFile("w+") as said, _stderr_to(said):
+            try:
+                executor.run()
+            except subprocess.CalledProcessError:
+                said.seek(0)
+                raise UserError(f"sbatch refused the jobs: {slurm_queue.refusal(said.read())}") from None
+    except FileNotFoundError as error:
         raise UserError(f"sbatch failed ({error}); run this on a machine that can submit Slurm jobs") from None
-    for name, executor in executors:
-        while executor.job_id not in (None, -1) and executor.get_incomplete_ranks(skip_completed=True):
-            if not _is_queued(str(executor.job_id)):
-                break
+
+
+@contextlib.contextmanager
+def _stderr_to(file: TextIO) -> Iterator[None]:
+    """Catches what programs started inside print to standard error: datatrove does not keep it."""
+    kept = os.dup(2)
+    os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _wait_for(executor: _Slurm, *, name: str, jobs: Sequence[str]) -> None:
+    """Waits for a stage's tasks as long as a job of this run may still run; says why Slurm lets them wait."""
+    said = ""
+    while executor.job_id not in (None, -1) and executor.get_incomplete_ranks(skip_completed=True):
+        try:
+            entries = [
+                entry for entry in slurm_queue.states_of_arrays(jobs) if entry.queued and entry.reason != _ORPHANED
+            ]
+        except UserError as error:  # unknown is not the same as empty
+            logging.warning("corpus: %s: waiting; %s", name, error)
             time.sleep(_POLL_SECONDS)
-        _check(executor, name=name, logs=logs)
-        logging.info("corpus: %s done", name)
+            continue
+        if not entries:
+            return
+        waits = sorted({entry.describe() for entry in entries if entry.state == "PENDING"} - _ORDINARY)
+        if waits and waits != [said]:
+            said = waits[0]
+            logging.info("corpus: %s: %s", name, "; ".join(waits))
+        if any(entry.reason in _NEVER for entry in entries):
+            reason = next(entry.describe() for entry in entries if entry.reason in _NEVER)
+            raise UserError(f"corpus: stage {name!r} can never start here ({reason}); change config.corpus.executor")
+        time.sleep(_POLL_SECONDS)
 
 
-def _is_queued(job: str) -> bool:
-    shown = subprocess.run(["squeue", f"--jobs={job}", "--noheader"], capture_output=True, text=True, check=False)
-    return shown.returncode == 0 and bool(shown.stdout.strip())
+def _cancel_recorded(record: Path) -> None:
+    """Cancels the jobs of a record and removes it. If Slurm does not answer, the next start does it."""
+    if record.is_file():
+        try:
+            slurm_queue.cancel(read_json(record))
+        except UserError as error:
+            logging.error("corpus: jobs %s may still be in the queue: %s", ", ".join(read_json(record)), error)
+            return
+        record.unlink(missing_ok=True)
 
 
 def _check(executor: PipelineExecutor, *, name: str, logs: Path) -> None:
@@ -146,4 +238,28 @@ def _start_ray(settings: ExecutorSettings) -> None:
         options: dict[str, Any] = {"runtime_env": {"env_vars": {"PYTHONPATH": path}}, "log_to_driver": False}
         if settings.ray_address:
             options["address"] = settings.ray_address
-        ray.init(include_dashboard=False, **options)
+            _check_ray(settings.ray_address, path=path)
+        ray.init(include_dashboard=False, logging_level="WARNING", **options)
+
+
+def _check_ray(address: str, *, path: str) -> None:
+    """Joins the cluster in a process of its own, which can be given up: Ray waits for minutes, in C++, or aborts."""
+    command = [sys.executable, "-c", f"import ray; ray.init(address={address!r}, log_to_driver=False)"]
+    remedy = "check config.corpus.executor.ray_address, that the cluster runs, and its token (RAY_AUTH_TOKEN)"
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_RAY_SECONDS,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(f"Ray at {address!r} has not answered within {_RAY_SECONDS} s; {remedy}") from None
+    if done.returncode:
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in lines if "Error" in line.partition(":")[0]]
+        raise UserError(
+            f"Ray at {address!r} cannot be joined ({(errors or lines or ['no reason given'])[-1][:200]}); {remedy}"
+        )

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from allam_jax import watchdog
 from allam_jax.data.batch import Batch
 from allam_jax.data.evaluation_rows import EvaluationRows
 from allam_jax.parallel.distributed import global_batch_array, process_rows
@@ -45,6 +46,7 @@ def token_sums(
         total = np.zeros(1)
         waiting: tuple[tuple[jax.Array, ...], np.ndarray] | None = None
         for batch in rows.batches(batch_size):
+            watchdog.note("evaluate")
             values = values_of(params, batch)
             if waiting is not None:  # fetched one batch late, so that the devices never wait for the host
                 total = total + _weighted_sums(*waiting)

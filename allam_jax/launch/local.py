@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from absl import logging
 
-from allam_jax.errors import Stopped, UserError
+from allam_jax.errors import USER_ERROR, Stopped, UserError
 from allam_jax.interrupts import StopRequest
 from allam_jax.launch import attempts
 from allam_jax.launch.attempts import Attempt
@@ -63,10 +63,11 @@ def make_slots(number: int | None, *, gpus_per_job: int | None = None) -> list[S
     ]
 
 
-def run_jobs(jobs: list[Job], *, slots: list[Slot], retries: int) -> dict[str, str]:
+def run_jobs(jobs: list[Job], *, slots: list[Slot], retries: int, detach: bool = False) -> dict[str, str]:
     """Runs the unfinished jobs in order. A job starts when a slot is free and the jobs before it have finished.
 
-    A job that fails gets `retries` further attempts, unless a UserError ended it. Returns job -> reason, for every job
+    A job that fails gets `retries` further attempts, unless a UserError ended it. If this process is killed, its jobs
+    save and end, unless `detach` is given. Returns job -> reason, for every job
     that has not finished.
 
     Raises:
@@ -76,7 +77,7 @@ def run_jobs(jobs: list[Job], *, slots: list[Slot], retries: int) -> dict[str, s
     left = collections.Counter({name: retries for name in waiting})
     running: dict[int, Attempt] = {}
     failed: dict[str, str] = {}
-    with StopRequest(notices=dict.fromkeys(("SIGTERM", "SIGINT"), _NOTICE)) as stop:
+    with StopRequest(notices=dict.fromkeys(("SIGTERM", "SIGINT", "SIGHUP"), _NOTICE)) as stop:
         while waiting or running:
             _drop_blocked(waiting, failed)
             for index, slot in enumerate(slots):
@@ -87,7 +88,7 @@ def run_jobs(jobs: list[Job], *, slots: list[Slot], retries: int) -> dict[str, s
                 logging.info("start %s (%s)", ready.name, ", ".join(stage.name for stage in ready.stages))
                 gpus = {} if slot.gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(slot.gpus)}
                 with _pinned(slot.cores):
-                    running[index] = attempts.start(ready, environment=gpus)
+                    running[index] = attempts.start(ready, environment=gpus, detach=detach)
             if stop.received:
                 _stop(list(running.values()), stop)
                 name = stop.received[0].replace("SIGINT", "Ctrl-C")
@@ -106,7 +107,7 @@ def _judge(attempt: Attempt, *, waiting: dict[str, Job], failed: dict[str, str],
         logging.info("done %s", job.name)
         return
     error = job.attempts[-1]["error"]
-    if attempt.process.returncode == attempts.USER_ERROR or not left[job.name]:
+    if attempt.process.returncode == USER_ERROR or not left[job.name]:
         failed[job.name] = f"{error} (log: {job.log})"
         logging.error("failed %s: %s", job.name, failed[job.name])
         return

@@ -1,4 +1,4 @@
-"""Shows the state of the runs of a sweep from their files. It needs no launcher and works on any host."""
+"""Shows the state of the runs of a sweep, from their files and from what a scheduler says of their jobs."""
 
 import dataclasses
 import json
@@ -13,6 +13,7 @@ from allam_jax.ablation.measures import METRICS_FILE
 from allam_jax.launch.jobs import Job
 from allam_jax.launch.runs import SweepRun
 from allam_jax.report.markdown import duration, number
+from allam_jax.slurm_queue import Entry
 from allam_jax.tasks.recipe import Stage, is_finished
 
 _SILENT_SECONDS = 600  # a job is silent if it has written nothing for this long and has not ended
@@ -33,13 +34,13 @@ class RunState:
     note: str
 
 
-def run_states(runs: Sequence[SweepRun], jobs: Sequence[Job], *, queued: Mapping[str, str]) -> list[RunState]:
-    """The state of every run. `queued`: job -> its state in a scheduler's queue, for the jobs in the queue."""
+def run_states(runs: Sequence[SweepRun], jobs: Sequence[Job], *, queued: Mapping[str, Entry]) -> list[RunState]:
+    """The state of every run. `queued`: job -> what a scheduler says of it, for the jobs that it was given."""
     job_of = {directory: job for job in jobs for directory in job.directories}
     return [_run_state(run, job_of, queued=queued) for run in runs]
 
 
-def _run_state(run: SweepRun, job_of: Mapping[Path, Job], *, queued: Mapping[str, str]) -> RunState:
+def _run_state(run: SweepRun, job_of: Mapping[Path, Job], *, queued: Mapping[str, Entry]) -> RunState:
     left = [stage for stage in run.stages if not is_finished(run.directories[stage.name])]
     counted = f"{len(run.stages) - len(left)}/{len(run.stages)}"
     if not left:
@@ -57,10 +58,14 @@ def _run_state(run: SweepRun, job_of: Mapping[Path, Job], *, queued: Mapping[str
 
 
 def _state(
-    job: Job, tries: Sequence[Mapping[str, Any]], *, directory: Path, queued: Mapping[str, str]
+    job: Job, tries: Sequence[Mapping[str, Any]], *, directory: Path, queued: Mapping[str, Entry]
 ) -> tuple[str, str]:
-    if job.name in queued and (not tries or "ended" in tries[-1]):
-        return "queued", queued[job.name].lower()
+    entry = queued.get(job.name)
+    ended = not tries or "ended" in tries[-1]
+    if entry and entry.queued and ended:
+        return "queued", entry.describe()
+    if entry and not entry.queued and (not tries or "ended" not in tries[-1]):
+        return "failed", f"{entry.describe()}; run the sweep again to submit it"
     if not tries:
         return "waiting", ""
     if "ended" in tries[-1]:

@@ -11,7 +11,7 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
-from allam_jax import files
+from allam_jax import files, slurm_queue
 from allam_jax.ablation import results_page
 from allam_jax.ablation.experiment import Experiment, load_experiment
 from allam_jax.errors import UserError
@@ -20,11 +20,12 @@ from allam_jax.launch.collect import FOLDER, collect, read_outcomes
 from allam_jax.launch.jobs import Job, plan_jobs
 from allam_jax.launch.overrides import parse
 from allam_jax.launch.runs import SweepRun, expand_runs
-from allam_jax.launch.trackers import log_to_mlflow
+from allam_jax.launch.trackers import check_mlflow, log_to_mlflow
 from allam_jax.report.markdown import duration
+from allam_jax.tasks.runner import check_trackers
 
+RECORD = "sweep.json"  # the command that last started the sweep
 _COMPILED = "JAX_COMPILATION_CACHE_DIR"
-_RECORD = "sweep.json"  # the command that last started the sweep
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,8 @@ class SweepOptions:
     collect: bool
     results: str
     tracker: str
+    detach: bool
+    arguments: Sequence[str]  # those that say which runs there are; see `flags.prepare`
 
 
 def run_sweep(base: ConfigDict, options: SweepOptions) -> dict[str, Any]:
@@ -67,18 +70,21 @@ def run_sweep(base: ConfigDict, options: SweepOptions) -> dict[str, Any]:
     if options.status:
 
         def read_states() -> list[status.RunState]:
-            queued = {job: state for job, (_, state) in slurm.queue(folder).items()}
-            return status.run_states(runs, jobs, queued=queued)
+            return status.run_states(runs, jobs, queued=_queue(folder))
 
         status.watch(read_states)
         return {"runs": len(runs), "finished": sum(run.finished for run in runs)}
     if not options.collect:
+        if options.tracker:
+            check_mlflow()
         for each in runs:
+            check_trackers(each.config)
             each.save()
-        files.write_json(options.workdir / _RECORD, {"experiment": options.sweep, "command": _command()})
+        record = {"experiment": options.sweep, "command": _command(), "arguments": list(options.arguments)}
+        files.write_json(options.workdir / RECORD, record)
         failed = _launch(jobs, options)
         if failed is None:
-            return {"runs": len(runs), "submitted": len(slurm.queue(folder))}
+            return {"runs": len(runs), "submitted": sum(entry.queued for entry in slurm.queue(folder).values())}
         if failed:
             first, why = next(iter(failed.items()))
             others = f"; also {', '.join(list(failed)[1:])}" if len(failed) > 1 else ""
@@ -87,6 +93,15 @@ def run_sweep(base: ConfigDict, options: SweepOptions) -> dict[str, Any]:
                 "same command again; it runs only the unfinished jobs"
             )
     return _collect(experiment, runs, options)
+
+
+def _queue(folder: Path) -> dict[str, slurm_queue.Entry]:
+    """What Slurm says of the jobs; if it does not answer, the files are all there is to show."""
+    try:
+        return slurm.queue(folder)
+    except UserError as error:
+        logging.warning("what Slurm says is unknown: %s", error)
+        return {}
 
 
 def _environment(options: SweepOptions) -> dict[str, str]:
@@ -107,14 +122,15 @@ def _launch(jobs: list[Job], options: SweepOptions) -> dict[str, str] | None:
             slurm.submit(jobs, retries=options.retries, options=chosen, name=options.workdir.name)
         return None if todo else {}
     slots = local.make_slots(options.jobs, gpus_per_job=options.gpus_per_job)
-    return local.run_jobs(jobs, slots=slots, retries=options.retries)
+    (jobs[0].folder / slurm.RECORD).unlink(missing_ok=True)  # an earlier submission says nothing about these jobs
+    return local.run_jobs(jobs, slots=slots, retries=options.retries, detach=options.detach)
 
 
 def _collect(experiment: Experiment, runs: list[SweepRun], options: SweepOptions) -> dict[str, Any]:
     finished = [each for each in runs if each.finished]
     if not finished:
         raise UserError(f"{options.workdir}: no run has finished; run the sweep without --collect first")
-    record = options.workdir / _RECORD
+    record = options.workdir / RECORD
     command = files.read_json(record, keys={"command": str})["command"] if record.is_file() else _command()
     summary = collect(experiment, runs, workdir=options.workdir, command=command)
     if options.results:
@@ -124,8 +140,11 @@ def _collect(experiment: Experiment, runs: list[SweepRun], options: SweepOptions
         results_page.update(Path(options.results), name=name, file=path, collected=collected, command=command)
     if options.tracker:
         outcomes = read_outcomes(experiment, finished)
-        logged = log_to_mlflow(finished, outcomes, sweep=options.workdir.name)
-        logging.info("MLflow: %d runs logged", logged)
+        try:
+            logged = log_to_mlflow(finished, outcomes, sweep=options.workdir.name)
+            logging.info("MLflow: %d runs logged", logged)
+        except UserError as error:
+            logging.error("%s; all else is collected, and the same command with --collect logs again", error)
     report = options.workdir / FOLDER / "report.md"
     sys.stderr.write((options.workdir / FOLDER / "table.md").read_text(encoding="utf-8"))
     for verdict in summary["verdicts"]:

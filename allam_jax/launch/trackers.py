@@ -1,6 +1,8 @@
 """Tracker MLflow: it gets the runs of a sweep when they are collected."""
 
 import importlib
+import logging
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,6 +18,16 @@ _BATCH = 1000  # metrics in one call; MLflow accepts no more
 _PARAM_BATCH = 100
 
 
+def check_mlflow(uri: str = "") -> None:
+    """Asks the tracking server something, before anything starts. UserError where the package or the answer is missing."""
+    mlflow = _package()
+    _be_brief()
+    try:
+        mlflow.MlflowClient(tracking_uri=uri or None).search_experiments(max_results=1)
+    except Exception as error:  # of MLflow, of its database or of its connection
+        raise UserError(f"--tracker=mlflow: {_reason(error)}; check MLFLOW_TRACKING_URI") from error
+
+
 def log_to_mlflow(runs: Sequence[SweepRun], outcomes: Sequence[Outcome], *, sweep: str, uri: str = "") -> int:
     """Logs the finished runs that MLflow does not have.
 
@@ -28,16 +40,33 @@ def log_to_mlflow(runs: Sequence[SweepRun], outcomes: Sequence[Outcome], *, swee
     Raises:
         UserError: the package mlflow is not installed, or MLflow reports an error.
     """
+    mlflow = _package()
+    _be_brief()
     try:
-        mlflow = importlib.import_module("mlflow")
+        return _log(mlflow, runs, outcomes, sweep=sweep, uri=uri)
+    except Exception as error:  # of MLflow, of its database or of its connection
+        raise UserError(f"--tracker=mlflow: {_reason(error)}") from error
+
+
+def _package() -> Any:
+    try:
+        return importlib.import_module("mlflow")
     except ImportError:
         raise UserError(
             "--tracker=mlflow needs the package mlflow, which is not installed; run `pip install mlflow`"
         ) from None
-    try:
-        return _log(mlflow, runs, outcomes, sweep=sweep, uri=uri)
-    except mlflow.exceptions.MlflowException as error:
-        raise UserError(f"--tracker=mlflow: {' '.join(str(error).split())[:300]}") from error
+
+
+def _be_brief() -> None:
+    """MLflow's own patience is many minutes, and it and its database log what they do."""
+    for library in ("mlflow", "alembic"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _log(mlflow: Any, runs: Sequence[SweepRun], outcomes: Sequence[Outcome], *, sweep: str, uri: str) -> int:

@@ -4,7 +4,8 @@ import dataclasses
 import importlib.util
 import json
 import os
-from collections.abc import Mapping
+import socket
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +13,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from allam_jax import interrupts, watchdog
 from allam_jax.errors import UserError
+from allam_jax.parallel import lifeline
 from allam_jax.parallel.cluster import Launch, detect, local_device_ids
 from allam_jax.parallel.mesh import batch_sharding
 from allam_jax.parallel.rendezvous import meet
@@ -24,6 +27,7 @@ def initialize(
     num_processes: int | None = None,
     process_id: int | None = None,
     timeout_seconds: float = 300.0,
+    facts: Callable[[], Mapping[str, Any]] = dict,
 ) -> None:
     """Joins this process to its job. Call it before anything touches a device. With one process it does nothing.
 
@@ -34,23 +38,30 @@ def initialize(
         num_processes: how many processes the job has.
         process_id: which one this is, from 0.
         timeout_seconds: how long to wait for the other processes.
+        facts: gives what must be the same on all processes, name -> JSON-able value; called if there are several.
 
     Raises:
-        UserError: the description of the job is incomplete, or the processes do not find each other.
+        UserError: the description of the job is incomplete, the processes do not find each other or differ in a fact,
+            or JAX finds no device.
     """
     launch = _resolve(coordinator=coordinator, num_processes=num_processes, process_id=process_id)
     if launch is None:
         if num_processes is None and _is_kubernetes_job_of_unknown_size(os.environ):
-            _initialize_from_kubernetes()
+            _initialize_from_kubernetes(timeout_seconds=timeout_seconds, facts=facts)
+        _check_devices()
         return
     assert launch.coordinator is not None
-    meet(
-        coordinator=launch.coordinator,
-        num_processes=launch.num_processes,
-        process_id=launch.process_id,
-        timeout_seconds=timeout_seconds,
+    _hold(
+        meet(
+            coordinator=launch.coordinator,
+            num_processes=launch.num_processes,
+            process_id=launch.process_id,
+            timeout_seconds=timeout_seconds,
+            facts=facts(),
+            source=launch.source,
+        )
     )
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    _configure()
     jax.distributed.initialize(
         coordinator_address=launch.coordinator,
         num_processes=launch.num_processes,
@@ -59,6 +70,32 @@ def initialize(
         cluster_detection_method="deactivate",
         initialization_timeout=int(timeout_seconds),
     )
+    _check_devices()
+
+
+def _configure() -> None:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # The lifeline agrees on stops and ends the job when a process dies; JAX's own ways are deaf for a minute or abort.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.config.update("jax_enable_recoverability", True)
+
+
+def _hold(line: lifeline.Lifeline) -> None:
+    lifeline.join(line)
+    interrupts.on_leaving(line.end)
+
+
+def _check_devices() -> None:
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        reason = " ".join(str(error).split())[:300] or "no device of that kind was found"
+        where = f"JAX_PLATFORMS={asked}" if asked else "JAX"
+        raise UserError(
+            f"{where}: no device can be used ({reason}); install the matching jax package and driver, or set "
+            "JAX_PLATFORMS=cpu"
+        ) from error
 
 
 def _resolve(*, coordinator: str | None, num_processes: int | None, process_id: int | None) -> Launch | None:
@@ -93,18 +130,42 @@ def _is_kubernetes_job_of_unknown_size(environ: Mapping[str, str]) -> bool:
     return indexed_job and "JAX_NUM_PROCESSES" not in environ
 
 
-def _initialize_from_kubernetes() -> None:
+def _initialize_from_kubernetes(*, timeout_seconds: float, facts: Callable[[], Mapping[str, Any]]) -> None:
     """Lets JAX ask the Kubernetes API for the size of an Indexed Job, which its variables do not give."""
     if importlib.util.find_spec("kubernetes") is None:
         raise UserError(
             "Kubernetes Indexed Job: set JAX_NUM_PROCESSES and JAX_COORDINATOR_ADDRESS in the pod's template "
             "(JAX_NUM_PROCESSES=1 for a job of one), or install the package kubernetes so that JAX can ask the cluster"
         )
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    _configure()
     try:
         jax.distributed.initialize()
     except (RuntimeError, ValueError) as error:
         raise UserError(f"Kubernetes: {' '.join(str(error).split())}") from None
+    if jax.process_count() > 1:
+        with socket.create_server(("", 0)) as probe:
+            port = probe.getsockname()[1]
+        _hold(
+            meet(
+                coordinator=broadcast(f"{socket.gethostbyname(socket.gethostname())}:{port}"),
+                num_processes=jax.process_count(),
+                process_id=jax.process_index(),
+                timeout_seconds=timeout_seconds,
+                facts=facts(),
+            )
+        )
+
+
+def places() -> list[watchdog.Place | None]:
+    """Where the processes of the job are, as far as this one knows; [] for a single process."""
+    line = lifeline.current()
+    return line.places() if line else []
+
+
+def leave(reason: str, status: int) -> None:
+    """Tells the other processes of the job, if there are any, that this one ends now; then call `os._exit`."""
+    if line := lifeline.current():
+        line.end(reason, status)
 
 
 def is_main_process() -> bool:
@@ -145,6 +206,7 @@ def global_batch_array(local_batch: Mapping[str, np.ndarray], *, mesh: Mesh, glo
 
 def barrier(name: str) -> None:
     """Waits until every process has come to the barrier of this name."""
+    watchdog.note("wait for others")
     multihost_utils.sync_global_devices(name)
 
 

@@ -18,6 +18,7 @@ from allam_jax.files import lock, sweep
 from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
 from allam_jax.tasks.recipe import run_recipe
 from allam_jax.tasks.registry import settings_of, task_named
+from allam_jax.training.wandb_sink import check_wandb
 
 # Glob, brace and URL syntax and the placeholders of TFDS, and what a line of a log or a script cannot hold.
 _PATTERNS = set("[]*?{}\\") | set(map(chr, range(32))) | {"\x7f"}
@@ -41,6 +42,8 @@ def run(config: ConfigDict, *, workdir: Path, only: Sequence[str] = (), store: P
     """
     with _disk_errors(workdir):
         check(config)
+        if is_main_process():
+            check_trackers(config)
         if config.task == "recipe":
             return run_recipe(config, workdir=workdir, only=only, store=store, run_task=_run_task)
         if only:
@@ -77,6 +80,15 @@ def check_path(path: Path) -> None:
             f"--workdir {text!r}: contains {listed}, which libraries for checkpoints and datasets take as a pattern; "
             "give another path"
         )
+
+
+def check_trackers(config: ConfigDict) -> None:
+    """UserError for a tracker that a stage asks for and that cannot be reached; before the first stage starts."""
+    if config.task == "recipe":
+        for name in config.stages:
+            check_trackers(config.stage[name])
+    elif "metrics" in config and config.metrics.wandb_project:
+        check_wandb(config.metrics.wandb_project)
 
 
 def _run_task(config: ConfigDict, *, workdir: Path) -> dict[str, Any]:

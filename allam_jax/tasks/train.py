@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from allam_jax.parallel.distributed import barrier, is_main_process
+from allam_jax.parallel.distributed import barrier, is_main_process, leave, places
 from allam_jax.parallel.gpus import peak_flops
 from allam_jax.parallel.mesh import check_batch
 from allam_jax.planning.fit import check_fits
@@ -20,10 +20,21 @@ from allam_jax.training.origin import open_origin
 from allam_jax.training.run_description import described_run
 from allam_jax.training.run_report import training_result, write_run_report
 from allam_jax.training.session import open_session
+from allam_jax.watchdog import Watchdog
 
 
 def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Trains, or goes on training, in `workdir`; returns the final loss, speed and evaluations."""
+    with Watchdog(
+        report_minutes=config.metrics.stall_report_minutes,
+        leave_minutes=config.metrics.stall_leave_minutes,
+        others=places,
+        leaving=leave,
+    ):
+        return _train(config, workdir)
+
+
+def _train(config: Settings, workdir: Path) -> dict[str, Any]:
     started = time.monotonic()
     # ---- what is trained, on what ----
     mesh = open_mesh(config)

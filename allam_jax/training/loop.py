@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 from absl import logging
 
+from allam_jax import watchdog
 from allam_jax.errors import Stopped
 from allam_jax.evaluation.metric_keys import metric_key
 from allam_jax.model.llama import Params
@@ -94,12 +95,14 @@ def run_loop(
         due = [evaluation for evaluation in evaluations if evaluation.is_due(step, last=last)]
         if not due:
             return
+        watchdog.note("evaluate")
         with throughput.pause():
             row = {key: value for evaluation in due for key, value in evaluation.row(session.state.params).items()}
             show(writer.write(step, row))
             progress.print(f"step {step}: " + "  ".join(f"{key} {value:.4f}" for key, value in row.items()))
 
     def save() -> None:
+        watchdog.note("save")
         # The rows up to this step are on disk before the checkpoint is: a resume loses no row and repeats none.
         with throughput.pause():
             show(writer.flush())
@@ -114,7 +117,9 @@ def run_loop(
 
         while step < total_steps:
             # ---- step ----
+            watchdog.note("data", step=step + 1)
             batch = session.next_batch()
+            watchdog.note("compile" if step == first_step else "step")
             tracer.before(step + 1, waits_for=session.state)
             session.state, metrics = train_step(session.state, batch)
             step += 1
@@ -122,6 +127,7 @@ def run_loop(
             last = step == total_steps
 
             # ---- log ----
+            watchdog.note("log")
             timing = throughput.step(step)
             if step == first_step + 1:
                 jax.block_until_ready(metrics)  # this step compiled: its time says nothing about the next
@@ -141,8 +147,10 @@ def run_loop(
             if last or signal or (save_every and step % save_every == 0):
                 save()
             if signal and not last:
+                watchdog.note("save")
                 checkpointer.wait()
                 raise Stopped(f"{signal}: saved step {step} of {total_steps}; run the same command again to go on")
+        watchdog.note("save")
         checkpointer.wait()
     epochs = {name: round(value, 3) for name, value in loader.epochs().items()}
     tokens = session.tokens.settle(keep=0)

@@ -5,13 +5,13 @@ write identical files except for the keys in `TIMING_KEYS`. Numbers that are not
 JSON has none. Values may be device arrays. They are fetched a few steps later, so that no device waits for logging.
 """
 
-import importlib
+import contextlib
 import json
 import math
 import os
-import uuid
+import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ import xxhash
 from absl import logging
 
 from allam_jax.errors import UserError
-from allam_jax.files import atomic_path, json_text, read_json, write_json
+from allam_jax.files import atomic_path, json_text
 from allam_jax.parallel.distributed import is_main_process
 from allam_jax.training.settings import MetricsSettings
+from allam_jax.training.wandb_sink import WeightsAndBiases
 
 TIMING_KEYS = ("seconds", "tokens_per_second", "mfu", "eta", "peak_memory_bytes")
 
@@ -34,6 +35,8 @@ Row = dict[str, Any]
 
 class MetricsWriter:
     """Writes rows of numbers under `workdir`; a context manager. Only the first process writes.
+
+    Trouble with TensorBoard or Weights & Biases is logged, and the run goes on without them.
 
     To resume without a gap, write and `flush` everything up to a step before the checkpoint of that step is saved.
     """
@@ -62,7 +65,7 @@ class MetricsWriter:
         self._queue: deque[Row] = deque()
         self._lag = lag
         self._file = None
-        self._sinks: list[_TensorBoard | _WeightsAndBiases] = []
+        self._sinks: dict[str, _TensorBoard | WeightsAndBiases] = {}
         if not is_main_process():
             return
         workdir = Path(workdir)
@@ -73,10 +76,14 @@ class MetricsWriter:
         if damage := metrics_damage(path, expected=expected):
             logging.warning("%s; the run goes on, but its history and report have gaps or changed numbers", damage)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
-        if settings.tensorboard:
-            self._sinks.append(_TensorBoard(workdir / "tensorboard", resume_step=resume_step))
-        if settings.wandb_project:
-            self._sinks.append(_WeightsAndBiases(workdir, project=settings.wandb_project, config=config or {}))
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._file.close)
+            if settings.tensorboard:
+                self._open("TensorBoard", lambda: _TensorBoard(workdir / "tensorboard", resume_step=resume_step))
+            if settings.wandb_project:
+                project = settings.wandb_project
+                self._open("Weights & Biases", lambda: WeightsAndBiases(workdir, project=project, config=config or {}))
+            stack.pop_all()
 
     @property
     def written(self) -> dict[str, Any]:
@@ -110,23 +117,40 @@ class MetricsWriter:
         if self._file:
             self._file.flush()
             os.fsync(self._file.fileno())
-        for sink in self._sinks:
-            sink.flush()
+        self._each(lambda sink: sink.flush())
         return rows
 
     def close(self) -> None:
         """Flushes and closes everything."""
-        self.flush()
-        if self._file:
-            self._file.close()
-        for sink in self._sinks:
-            sink.close()
+        try:
+            self.flush()
+        finally:
+            self._each(lambda sink: sink.close())
+            if self._file:
+                self._file.close()
 
     def __enter__(self) -> "MetricsWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _open(self, name: str, opening: Callable[[], "_TensorBoard | WeightsAndBiases"]) -> None:
+        try:
+            self._sinks[name] = opening()
+        except UserError:
+            raise
+        except Exception as error:
+            _give_up(name, error)
+
+    def _each(self, call: Callable[["_TensorBoard | WeightsAndBiases"], None]) -> None:
+        """Calls every sink, and drops one that fails: it is a copy of metrics.jsonl, for which no run must end."""
+        for name, sink in list(self._sinks.items()):
+            try:
+                call(sink)
+            except Exception as error:
+                del self._sinks[name]
+                _give_up(name, error)
 
     def _drain(self, *, keep: int) -> list[Row]:
         rows = []
@@ -138,9 +162,13 @@ class MetricsWriter:
                 self._file.write(line)
                 self._file.flush()
                 self._count(line.encode())
-            for sink in self._sinks:
-                sink.write(row)
+            self._each(lambda sink, row=row: sink.write(row))
         return rows
+
+
+def _give_up(name: str, error: Exception) -> None:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    logging.error("%s: %s; the run goes on without it, and metrics.jsonl has all numbers", name, reason)
 
 
 def metrics_damage(path: Path, *, expected: Mapping[str, Any] | None) -> str:
@@ -224,48 +252,33 @@ def _plain(value: Any) -> Any:
 
 
 class _TensorBoard:
-    def __init__(self, directory: Path, *, resume_step: int | None):
-        from tensorboardX import SummaryWriter  # slow to import
+    """Event files, written by the thread that calls: tensorboardX's own thread and queue hang on a full disk."""
 
+    def __init__(self, directory: Path, *, resume_step: int | None):
+        from tensorboardX.event_file_writer import EventsWriter  # slow to import
+        from tensorboardX.proto import event_pb2
+
+        self._event = event_pb2.Event
         # Rows after the restored step (all, if there is none) will come again. TensorBoard hides their first version.
         purge_step = 0 if resume_step is None else resume_step + 1
+        directory.mkdir(parents=True, exist_ok=True)
         # Files are named by the second. The suffix keeps a quick resume from overwriting its predecessor's file.
-        self._writer = SummaryWriter(str(directory), purge_step=purge_step, filename_suffix=f".{purge_step}")
+        self._writer = EventsWriter(str(directory / "events"), f".{purge_step}")
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._writer.write_event(event_pb2.Event(wall_time=time.time(), step=purge_step, session_log=start))
 
     def write(self, row: Row) -> None:
+        event = self._event(wall_time=time.time(), step=row["step"])
         for name, value in row.items():
             if isinstance(value, list):
                 for i, element in enumerate(value):
-                    self._writer.add_scalar(f"{name}/{i:02d}", element, row["step"])
+                    event.summary.value.add(tag=f"{name}/{i:02d}", simple_value=element)
             elif name != "step":
-                self._writer.add_scalar(name, value, row["step"])
+                event.summary.value.add(tag=name, simple_value=value)
+        self._writer.write_event(event)
 
     def flush(self) -> None:
         self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
-
-
-class _WeightsAndBiases:
-    def __init__(self, workdir: Path, *, project: str, config: Mapping[str, Any]):
-        try:
-            wandb = importlib.import_module("wandb")
-        except ImportError:
-            raise UserError(
-                f"metrics.wandb_project: {project!r} needs the package wandb, which is not installed; "
-                "run `pip install wandb` or leave it empty"
-            ) from None
-        identity = workdir / "wandb.json"
-        run_id = read_json(identity, keys={"id": str})["id"] if identity.is_file() else uuid.uuid4().hex[:8]
-        self._run = wandb.init(project=project, id=run_id, resume="allow", dir=str(workdir), config=dict(config))
-        write_json(identity, {"project": project, "id": run_id})
-
-    def write(self, row: Row) -> None:
-        self._run.log(row, step=row["step"])
-
-    def flush(self) -> None:
-        """Weights & Biases uploads in its own time."""
-
-    def close(self) -> None:
-        self._run.finish()

@@ -1,43 +1,47 @@
 """A training run that is asked to stop finishes the step, saves, and leaves with status 0.
 
-SIGTERM (which a scheduler sends before it takes the machine away) and SIGINT (Ctrl-C) are noted. The loop asks for them
-after every step. A second SIGINT stops at once. On many hosts the signal may reach one process before the others, but
-all must save the same step: there JAX's preemption service catches SIGTERM, and all processes agree on a step.
+SIGTERM (which a scheduler sends before it takes the machine away), SIGHUP (the terminal or the reader of the output is
+gone) and SIGINT (Ctrl-C) are noted. The loop asks for them after every step. A second SIGINT stops at once. With
+several processes the signal may reach one before the others, but all must save the same step: the lifeline lets all
+agree on one.
 """
 
-import os
-import signal
-
 import jax
-from jax.experimental import multihost_utils
 
 from allam_jax.interrupts import StopRequest
+from allam_jax.parallel import lifeline
 
 _NOTICES = {
     "SIGTERM": "SIGTERM: saving after this step",
+    "SIGHUP": "SIGHUP: saving after this step",
     "SIGINT": "Ctrl-C: saving after this step; once more to stop at once, without saving",
 }
 
 
 class StopSignal(StopRequest):
-    """Context manager in which SIGTERM and SIGINT only ask the loop to stop."""
+    """Context manager in which signals only ask the loop to stop."""
 
     def __init__(self) -> None:
-        self._one_process = jax.process_count() == 1
-        super().__init__(notices=_NOTICES if self._one_process else {"SIGINT": _NOTICES["SIGINT"]})
+        super().__init__(notices=_NOTICES)
+        self._lifeline = lifeline.current()
+        assert self._lifeline or jax.process_count() == 1, (
+            "several processes start with parallel.distributed.initialize"
+        )
+        if self._lifeline:
+            self._lifeline.begin_loop()
 
     def requested(self, step: int) -> str | None:
         """Name of the signal if the run shall stop after `step` updates, else None.
 
-        On many hosts every process must call it once for every step, and all get the same answer.
+        With several processes each must call it once for every step, and all get the same answer.
         """
-        if self._one_process:
-            return self.received[-1] if self.received else None
-        return "SIGTERM" if multihost_utils.reached_preemption_sync_point(step) else None
+        if self._lifeline:
+            return self._lifeline.stop_after(step)
+        return self.received[-1] if self.received else None
 
     def noted(self, name: str) -> None:
         """Raises KeyboardInterrupt at the second SIGINT."""
         if self.received.count("SIGINT") > 1:
             raise KeyboardInterrupt
-        if not self._one_process:
-            os.kill(os.getpid(), signal.SIGTERM)  # tells the preemption service, and so the other processes
+        if self._lifeline:
+            self._lifeline.request_stop(name)

@@ -61,6 +61,8 @@ def slurm(tmp_path, monkeypatch):
     for name, content in (
         ("sbatch", SBATCH.format(python=sys.executable, state=str(state))),
         ("squeue", "#!/bin/sh\nexit 0\n"),
+        ("scancel", f'#!/bin/sh\necho "$@" >> {tmp_path}/cancelled\n'),
+        ("scontrol", "#!/bin/sh\necho 'MaxArraySize = 1001'\n"),
     ):
         (folder / name).write_text(content)
         (folder / name).chmod(0o755)
@@ -94,9 +96,84 @@ def test_a_task_that_fails_is_named_with_its_log(crawl, tmp_path, slurm, monkeyp
     assert "too many bad records (0 good, 5 with invalid UTF-8" in logs
 
 
+def test_a_refusal_is_one_line_and_what_was_submitted_is_cancelled(crawl, tmp_path, slurm):
+    sbatch = tmp_path / "bin" / "sbatch"
+    said = "sbatch: error: Batch job submission failed: Invalid qos specification"
+    sbatch.write_text(
+        f"#!/bin/sh\nif [ -e {tmp_path}/one ]; then echo '{said}' >&2; exit 1; fi\n"
+        f"touch {tmp_path}/one; echo Submitted batch job 41\n"
+    )
+    with pytest.raises(
+        UserError, match="^sbatch refused the jobs: Batch job submission failed: Invalid qos specification$"
+    ):
+        run(small(crawl), tmp_path / "out", kind="slurm", partition="cpu")
+    assert (tmp_path / "cancelled").read_text() == "41\n"
+
+
+def test_jobs_that_wait_are_explained_and_do_not_stay_queued(crawl, tmp_path, slurm, monkeypatch, caplog):
+    monkeypatch.setattr(executors, "_POLL_SECONDS", 0.05)
+    for name, script in (
+        ("sbatch", "echo Submitted batch job 7"),
+        # No answer at first, then a job that waits, and at last one that can never start.
+        (
+            "squeue",
+            f"n=$(wc -l < {tmp_path}/asked); echo x >> {tmp_path}/asked\ncase $n in 0) echo 'slurm_load_jobs error: "
+            "Unable to contact' >&2; exit 1;; 1) echo '7_0|PENDING|Resources';; *) echo '7_0|PENDING|PartitionTimeLimit';; esac",
+        ),
+    ):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "asked").touch()
+    with (
+        caplog.at_level("INFO"),
+        pytest.raises(
+            UserError,
+            match="stage 'clean' can never start here .pending: PartitionTimeLimit.; change config.corpus.executor",
+        ),
+    ):
+        run(small(crawl), tmp_path / "out", kind="slurm", partition="cpu")
+    assert "clean: waiting; squeue failed: slurm_load_jobs error: Unable to contact" in caplog.text
+    assert "clean: pending: Resources" in caplog.text
+    assert (tmp_path / "cancelled").read_text().split() == ["7"] * 5
+
+
+def test_a_second_start_cancels_what_the_first_has_left(crawl, tmp_path, slurm):
+    workdir = tmp_path / "out"
+    record = plan_of(small(crawl), workdir=workdir).work / "logs" / executors._SLURM_RECORD
+    record.parent.mkdir(parents=True)
+    record.write_text('["11", "12"]')
+    run(small(crawl), workdir, kind="slurm", partition="cpu")
+    assert (tmp_path / "cancelled").read_text() == "11 12\n"
+
+
+@pytest.mark.parametrize("name", ["a space", "100%j", 'it\'s "quoted"'])
+def test_any_path_reaches_the_nodes(crawl, reference, tmp_path, slurm, name):
+    workdir = tmp_path / name
+    run(small(crawl), workdir, kind="slurm", partition="cpu", workers=2)
+    assert files_of(workdir / "crawl") == reference
+    script = next(slurm.iterdir()).read_text()
+    assert (name.replace("%", "%%") in script) or "'" in name
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("auto", "Ray at 'auto' cannot be joined (ConnectionError: Could not find any running Ray instance"),
+        ("10.255.255.1:6379", "Ray at '10.255.255.1:6379' has not answered within 3 s"),
+    ],
+)
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is optional")
+def test_a_cluster_that_is_not_there_is_one_line(monkeypatch, address, words):
+    monkeypatch.setattr(executors, "_RAY_SECONDS", 25 if address == "auto" else 3)
+    with pytest.raises(UserError) as error:
+        executors._check_ray(address, path="")
+    assert words in str(error.value)
+
+
 def test_no_slurm_here(crawl, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="sbatch failed .*run this on a machine that can submit Slurm jobs"):
+    with pytest.raises(
+        UserError, match="sbatch is not on the path|sbatch failed .*run this on a machine that can submit Slurm jobs"
+    ):
         run(small(crawl), tmp_path / "out", kind="slurm", partition="cpu")
 
 

@@ -113,10 +113,7 @@ def run_batch(job, task, record, restarts):
         script = ["bash", record["script"]]
         batch = subprocess.Popen(script, cwd=record["cwd"], env=environment, stdout=file, stderr=file)
         code = batch.wait()
-    for pid in json.loads((STATE / f"{task}.pids").read_text()):  # what is left of a job that ends is killed
-        if psutil.pid_exists(pid):
-            for process in [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]:
-                process.kill()
+    end_step(task)  # what is left of a job that ends is killed
     return code
 
 
@@ -153,21 +150,38 @@ def name_of(pattern, task, rank):
 
 
 def scontrol(verb, task):
+    if verb == "show":
+        print("MaxArraySize            = 1001")
+        return
     assert verb == "requeue"
     (STATE / f"{task}.requeue").write_text("")
     print(f"requeued {task}")
+    # Slurm ends the steps of a job that it requeues. The one that has asked may already be about to leave.
+    command = f"import time, fake_slurm; time.sleep(1); fake_slurm.end_step({task!r})"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    subprocess.Popen([sys.executable, "-c", command], env=environment, start_new_session=True)
+
+
+def end_step(task):
+    for pid in json.loads((STATE / f"{task}.pids").read_text()):
+        if psutil.pid_exists(pid):
+            for process in [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]:
+                process.kill()
 
 
 def squeue(*arguments):
     (wanted,) = (value.partition("=")[2].split(",") for value in arguments if value.startswith("--jobs="))
     for need in wanted:
         for task in members(need):
-            if state_of(task) in ("PENDING", "RUNNING"):
-                print(task, state_of(task))
+            print(task, state_of(task), "None", sep="|")
 
 
-def scancel(task):
-    preempt(STATE, task, signal.SIGKILL)
+def scancel(*tasks):
+    for need in tasks:
+        for task in members(need):
+            set_state(task, "CANCELLED")
+            if (STATE / f"{task}.pids").exists():
+                end_step(task)
 
 
 def members(need):

@@ -3,16 +3,18 @@
 import dataclasses
 import json
 import os
+import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from allam_jax.ablation.experiment import Experiment
 from allam_jax.ablation.measures import metric
 from allam_jax.ablation.vary import param
-from allam_jax.errors import UserError
-from allam_jax.launch import attempts
+from allam_jax.errors import USER_ERROR, UserError
+from allam_jax.launch.attempts import cause
 from allam_jax.launch.jobs import Job, plan_jobs
 from allam_jax.launch.local import Slot, make_slots, run_jobs
 from allam_jax.launch.runs import expand_runs
@@ -119,7 +121,7 @@ def test_cores_and_gpus_are_shared_out(monkeypatch):
 
 
 def test_a_failed_job_is_tried_again_within_bounds(tmp_path):
-    jobs = make_jobs(tmp_path, job1=(1, 1), job2=(9, 1), job3=(9, attempts.USER_ERROR))
+    jobs = make_jobs(tmp_path, job1=(1, 1), job2=(9, 1), job3=(9, USER_ERROR))
     failed = run(jobs, retries=2)
     assert [len(job.notes) for job in jobs] == [1, 2, 3, 1, 1]
     assert set(failed) == {jobs[2].name, jobs[3].name}
@@ -128,6 +130,56 @@ def test_a_failed_job_is_tried_again_within_bounds(tmp_path):
     assert log.read_text().count("\nsomething went wrong") == 3
     tries = jobs[1].attempts
     assert [(attempt["status"], attempt["error"]) for attempt in tries] == [(1, "something went wrong"), (0, "")]
+
+
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        ("error: one\nmore\nerror: two\n", "error: one"),
+        ("==== old\nerror: old\n\n==== new\nwords\nerror: new", "error: new"),
+        (
+            'W0101 error: no\nTraceback (most recent call last):\n  File "x"\nKeyError: 1\n\nDuring handling\n'
+            "Traceback (most recent call last):\nValueError: 2\n",
+            "KeyError: 1",
+        ),
+        (
+            "F0101 12:00 client.h:80] Terminating\nFatal Python error: Aborted\n\nExtension modules: numpy",
+            "F0101 12:00",
+        ),
+        ("Fatal Python error: Segmentation fault\n\nExtension modules: numpy (total: 1)\n", "Fatal Python error: Seg"),
+        ("jaxlib._jax.XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory", "jaxlib._jax.XlaRuntimeError: RESOURCE"),
+        ("something went wrong\nExtension modules: numpy\n", "something went wrong"),
+        ("", ""),
+    ],
+)
+def test_the_recorded_reason_is_the_first_error(log, expected):
+    found = cause(f"\n==== first command\n{log}")
+    assert found.startswith(expected)
+    assert bool(found) == bool(expected)
+
+
+@pytest.mark.parametrize(("detach", "left"), [(False, 0), (True, 1)])
+def test_a_killed_launcher_takes_its_jobs_along_unless_told_otherwise(tmp_path, detach, left):
+    code = (
+        "import sys; from allam_jax import interrupts; interrupts.leave_at_signals(); interrupts.end_with_parent(); "
+        "print('up', flush=True); import time; time.sleep(30)"
+    )
+    launcher = (
+        "import sys, types, time; from pathlib import Path; from allam_jax.launch import attempts; "
+        f"job = types.SimpleNamespace(folder=Path({str(tmp_path)!r}), log=Path({str(tmp_path / 'log')!r}), "
+        f"record=Path({str(tmp_path / 'record')!r}), command=[sys.executable, '-c', {code!r}], environment={{}}, "
+        f"stages=[], attempts=[]); print(attempts.start(job, detach={detach}).process.pid, flush=True); time.sleep(30)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", launcher], stdout=subprocess.PIPE, text=True)
+    job = psutil.Process(int(process.stdout.readline()))
+    while "\nup\n" not in (tmp_path / "log").read_text():
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    gone, alive = psutil.wait_procs([job], timeout=1 if detach else 10)
+    assert len(alive) == left
+    for one in alive:
+        one.kill()
 
 
 def test_what_waits_for_a_failed_job_is_not_started(tmp_path):

@@ -1,5 +1,6 @@
 """The Slurm launcher against schedulers that really run jobs: submitit's local executor, and fake_slurm.py."""
 
+import dataclasses
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from processes import ROOT, UNOPTIMISED
 from sweeper import EXPERIMENT, metrics_of
 
 from allam_jax.ablation.experiment import load_experiment
-from allam_jax.errors import UserError
+from allam_jax.errors import PEER_ENDED, UserError
 from allam_jax.launch import slurm
 from allam_jax.launch.jobs import plan_jobs
 from allam_jax.launch.runs import expand_runs
@@ -175,6 +176,80 @@ def test_two_hosts_through_srun_are_preempted_together(sweeper, scheduler, tmp_p
     assert metadata["processes"] == 2
 
 
+REFUSALS = {
+    "partition": ("sbatch: error: invalid partition specified: gpux", "invalid partition specified: gpux"),
+    "memory": ("sbatch: error: Memory specification can not be satisfied", "Memory specification can not be satisfied"),
+    "no controller": ("sbatch: error: Unable to contact slurm controller", "Unable to contact slurm controller"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_sbatch_refuses_is_one_line_and_leaves_nothing(sweeper, scheduler, tmp_path, case):
+    state, environment = scheduler
+    said, words = REFUSALS[case]
+    jobs = jobs_of(sweeper, tmp_path / "sweep", "one_seed")
+    # It takes the shared job, and refuses the array that waits for it.
+    sbatch = Path(environment["PATH"].partition(":")[0]) / "sbatch"
+    kept = sbatch.read_text()
+    sbatch.write_text(
+        f'#!/bin/sh\nif grep -q array "$1"; then echo "{said}" >&2; exit 1; fi\n' + kept.partition("\n")[2]
+    )
+    with pytest.raises(UserError) as error:
+        slurm.submit(jobs, retries=0, options={"array_parallelism": 1}, name="x")
+    assert str(error.value) == f"sbatch refused the jobs: {words}; nothing was submitted"
+    assert fake_slurm_state(state, "1") == "CANCELLED"
+    assert json.loads((tmp_path / "sweep" / "jobs" / slurm.RECORD).read_text()) == {}
+    slurm_files = {path.name for path in (tmp_path / "sweep" / "jobs" / "slurm").iterdir() if not path.is_symlink()}
+    assert {name.partition("_")[0] for name in slurm_files} <= {"1"}
+    sbatch.write_text(kept)
+
+
+def test_arrays_are_not_larger_than_the_cluster_allows(sweeper, scheduler, tmp_path, monkeypatch):
+    state, _ = scheduler
+    monkeypatch.setattr(slurm.slurm_queue, "max_array_size", lambda: 2)
+    workdir = tmp_path / "with 100% and 'quotes'"
+    jobs = [dataclasses.replace(job, after=()) for job in jobs_of(sweeper, workdir, "more", PYTHONHOME="/nowhere")]
+    monkeypatch.setenv("ALLAM_JAX_CACHE", str(tmp_path / "cache"))
+    ids = slurm.submit(jobs[:5], retries=0, options={"array_parallelism": 1}, name="x")
+    assert list(ids.values()) == ["1_0", "1_1", "2_0", "2_1", "3"]
+    options = [json.loads((state / f"{number}.json").read_text())["options"] for number in (1, 2, 3)]
+    assert [one.get("dependency") for one in options] == [None, "afterany:1_0:1_1", "afterany:2_0:2_1"]
+    assert all("100%" not in one["output"] for one in options), "Slurm takes % for a pattern"
+    slurm.slurm_queue.cancel(["1", "2", "3"])
+
+
+def test_an_unknown_queue_is_not_an_empty_one(sweeper, scheduler, tmp_path, monkeypatch):
+    state, environment = scheduler
+    jobs = jobs_of(sweeper, tmp_path / "sweep", LONG, PYTHONHOME="/nowhere")
+    slurm.submit(jobs, retries=0, options={}, name="x")
+    squeue = Path(environment["PATH"].partition(":")[0]) / "squeue"
+    squeue.write_text('#!/bin/sh\necho "slurm_load_jobs error: Unable to contact slurm controller" >&2\nexit 1\n')
+    with pytest.raises(UserError, match="squeue failed: .*Unable to contact slurm controller"):
+        slurm.submit(jobs, retries=0, options={}, name="x")
+    assert len(list(state.glob("*.json"))) == 1
+    slurm.slurm_queue.cancel(["1"])
+
+
+@pytest.mark.slow
+def test_the_tasks_of_a_job_are_tried_again_together(sweeper, scheduler, tmp_path):
+    state, _ = scheduler
+    workdir = tmp_path / "sweep"
+    (job,) = jobs_of(sweeper, workdir, LONG, XLA_FLAGS=UNOPTIMISED)
+    ids = slurm.submit([job], retries=1, options=slurm.parse_options(["nodes=2", "time=60"]), name="two")
+    wait_until(lambda: checkpoints(job))
+    ranks = json.loads((state / f"{ids[job.name]}.pids").read_text())
+    (command,) = psutil.Process(ranks[1]).children()
+    command.kill()
+    wait_until(lambda: fake_slurm_state(state, ids[job.name]) in ("COMPLETED", "FAILED"))
+    assert fake_slurm_state(state, ids[job.name]) == "COMPLETED"
+    log = log_of(workdir, job.name)
+    assert log.count("resuming at step") == 1
+    first, second = json.loads((workdir / "jobs" / f"{job.name}.json").read_text())["attempts"]
+    assert first["error"].startswith("error: process 1 of 2 has ended: without a word")
+    assert first["status"] == PEER_ENDED
+    assert second["status"] == 0
+
+
 @pytest.mark.slow
 @pytest.mark.long
 def test_submitits_local_executor_requeues_at_the_signal(sweeper, uninterrupted, tmp_path, monkeypatch):
@@ -201,7 +276,7 @@ def test_submitits_local_executor_requeues_at_the_signal(sweeper, uninterrupted,
 def test_a_job_that_fails_is_tried_again_and_then_named(sweeper, scheduler, tmp_path):
     state, _ = scheduler
     workdir = tmp_path / "sweep"
-    jobs = jobs_of(sweeper, workdir, JAX_PLATFORMS="nonsense")[:2]
+    jobs = jobs_of(sweeper, workdir, PYTHONHOME="/nowhere")[:2]
     ids = slurm.submit(jobs, retries=1, options={}, name="bad")
     wait_until(lambda: fake_slurm_state(state, ids[jobs[1].name]) == "CANCELLED")
     assert fake_slurm_state(state, ids[jobs[0].name]) == "FAILED"

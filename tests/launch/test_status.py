@@ -12,6 +12,7 @@ from allam_jax.files import write_json
 from allam_jax.launch import status
 from allam_jax.launch.jobs import plan_jobs
 from allam_jax.launch.runs import expand_runs
+from allam_jax.slurm_queue import Entry
 from allam_jax.training.metrics import MetricsWriter
 from allam_jax.training.settings import MetricsSettings
 from configs import tiny
@@ -57,7 +58,7 @@ def test_every_state_is_told_apart(sweep):
         started | {"ended": 2.0, "status": 1, "error": "x"},
     )
     note(jobs[5], started | {"ended": 2.0, "status": 0, "error": "it can go on"})
-    rows = status.run_states(runs, jobs, queued={jobs[6].name: "PENDING"})
+    rows = status.run_states(runs, jobs, queued={jobs[6].name: Entry("9", "PENDING", "Resources")})
     states = ["finished", "running", "silent", "failed", "stopped", "queued", "waiting"]
     assert [row.state for row in rows] == states
     assert (rows[1].stages, rows[1].step, rows[1].loss, rows[1].left) == ("6/7 continued", "120/201", "5.800", "40.0 s")
@@ -67,6 +68,32 @@ def test_every_state_is_told_apart(sweep):
     text = status.status_table(rows).splitlines()
     assert text[0] == f"7 runs: {', '.join(f'1 {state}' for state in states)}"
     assert len({line.index(state) for line, state in zip(text[2:], states, strict=True)}) == 1
+
+
+def test_what_the_scheduler_says_counts_more_than_silence(sweep):
+    runs, jobs = sweep
+    started = {"started": time.time(), "host": "node1"}
+    for job in jobs[1:3]:
+        note(job, started)
+    note(jobs[5], started | {"ended": 2.0, "status": 1, "error": "error: x"})
+    queued = {
+        jobs[1].name: Entry("1", "OUT_OF_MEMORY", "OutOfMemory"),
+        jobs[2].name: Entry("2", "RUNNING", "None"),
+        jobs[3].name: Entry("3", "CANCELLED", "None"),  # before its first line
+        jobs[4].name: Entry("4", "PENDING", "PartitionTimeLimit"),
+        jobs[5].name: Entry("5", "FAILED", "NonZeroExitCode"),
+        jobs[6].name: Entry("6", "GONE"),
+    }
+    rows = status.run_states(runs, jobs, queued=queued)
+    again = "; run the sweep again to submit it"
+    assert [(row.state, row.note) for row in rows[:6]] == [
+        ("failed", f"out_of_memory: OutOfMemory{again}"),
+        ("running", ""),
+        ("failed", f"cancelled{again}"),
+        ("queued", "pending: PartitionTimeLimit"),
+        ("failed", "error: x"),
+        ("failed", f"Slurm does not know it any more{again}"),
+    ]
 
 
 def test_before_the_shared_stages_all_wait_for_their_job(sweep):

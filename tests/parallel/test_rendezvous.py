@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from allam_jax.errors import UserError
+from allam_jax.parallel import rendezvous
 from allam_jax.parallel.rendezvous import meet
 
 
@@ -78,6 +79,45 @@ def test_processes_that_disagree_about_their_number(port):
 def test_two_with_the_same_id(port):
     for message in gather((0, 3), (1, 3), (1, 3), port=port):
         assert "two processes came with process id 1" in message
+
+
+def test_after_a_while_it_says_for_whom_it_waits(port, monkeypatch, caplog):
+    monkeypatch.setattr(rendezvous, "_SAY_AFTER_SECONDS", (0.2, 0.6))
+    gather((0, 3), (2, 3), port=port, timeout_seconds=1.2)
+    said = [record.getMessage() for record in caplog.records]
+    assert (
+        len([line for line in said if f"waiting at 127.0.0.1:{port} for process(es) 1 of 3; giving up in" in line]) == 2
+    )
+    assert len([line for line in said if "process 2 waits until all 3 processes are there" in line]) == 2
+    caplog.clear()
+    gather((1, 2), port=port, timeout_seconds=0.5)
+    assert f"coordinator 127.0.0.1:{port}: process 1 waits for process 0 to listen there" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("theirs", "words"),
+    [
+        ({"config.schedule.peak_lr": 0.1}, "config.schedule.peak_lr is 0.003 on process 0 and 0.1 on process 1"),
+        ({"the revision of the code": "b"}, "the revision of the code is 'a' on process 0 and 'b' on process 1"),
+        ({"config.new": 1}, "config.new is '(absent)' on process 0 and 1 on process 1"),
+        ({}, None),
+    ],
+)
+def test_processes_with_other_configs_are_told_the_key(port, theirs, words):
+    mine = {"config.schedule.peak_lr": 0.003, "the revision of the code": "a", "config.nan": float("nan"), "t": (1, 2)}
+
+    def come(process_id):
+        facts = mine | theirs if process_id else mine
+        address = f"127.0.0.1:{port}"
+        try:
+            meet(coordinator=address, num_processes=2, process_id=process_id, timeout_seconds=20, facts=facts)
+        except UserError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(2) as pool:
+        for message in pool.map(come, (0, 1)):
+            assert message is None if words is None else words in message
 
 
 def test_coordinator_that_is_not_there(port):

@@ -22,6 +22,14 @@ CONFIGS = {
     "syntax.py": "def get_config(:\n",
     "raises.py": "def get_config():\n    return 1 / 0\n",
     "empty.py": "",
+    "three.py": "def get_config():\n    return 3\n",
+    "taskless.py": "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({'a': 1})\n",
+    "exits.py": "import sys\ndef get_config():\n    sys.exit(0)\n",
+    "exits_early.py": "raise SystemExit('enough')\n",
+    "interrupts.py": "def get_config():\n    raise KeyboardInterrupt\n",
+    "constant.py": "get_config = 3\n",
+    "recursive.py": "def get_config():\n    return get_config()\n",
+    "notes.txt": "a shopping list\n",
     "misspelt.py": """
 from configs import base
 def get_config():
@@ -66,6 +74,33 @@ CASES = {
     "exception in config": ({"config": "{bad}/raises.py"}, "{bad}/raises.py, line 2: ZeroDivisionError"),
     "no get_config": ({"config": "{bad}/empty.py"}, "{bad}/empty.py: defines no function get_config()"),
     "config without its argument": ({"config": "{bad}/corpus.py"}, "--config {bad}/corpus.py: get_config takes"),
+    "config that is no config": (
+        {"config": "{bad}/three.py"},
+        "{bad}/three.py: get_config() returned 3; expected what",
+    ),
+    "config without a task": ({"config": "{bad}/taskless.py"}, "{bad}/taskless.py: the config names no task"),
+    "config that exits": ({"config": "{bad}/exits.py"}, "{bad}/exits.py, line 3: the config ends the program (exit 0)"),
+    "file that exits": (
+        {"config": "{bad}/exits_early.py"},
+        "{bad}/exits_early.py, line 1: the config ends the program",
+    ),
+    "config that interrupts": ({"config": "{bad}/interrupts.py"}, "interrupted"),
+    "get_config is no function": ({"config": "{bad}/constant.py"}, "{bad}/constant.py: TypeError"),
+    "config without end": ({"config": "{bad}/recursive.py"}, "{bad}/recursive.py, line 2: RecursionError"),
+    "config of zeros": ({"config": "{bad}/binary.py"}, "{bad}/binary.py: source code"),
+    "config of noise": ({"config": "{bad}/noise.py"}, "{bad}/noise.py"),
+    "config is a directory": ({"config": "{bad}"}, "--config {bad}: no such file"),
+    "config is no Python": ({"config": "{bad}/notes.txt"}, "{bad}/notes.txt"),
+    "config without a name": ({"config": ""}, "--config "),
+    "unknown flag": ({"flag_workdri": "x"}, "Unknown command line flag 'workdri'. Did you mean: workdir"),
+    "number of processes": ({"flag_num_processes": "x"}, "--num_processes=x"),
+    "section as a value": ({"train": 3}, "--config.train"),
+    "key without a name": ({"": 3}, "--config."),
+    "key of dots": ({"..": 3}, "--config..."),
+    "GPU that is not there": (
+        {"environment": {"JAX_PLATFORMS": "cuda"}},
+        "JAX_PLATFORMS=cuda: no device can be used (",
+    ),
     "unknown argument": ({"config": f"{QUICKSTART}:smok"}, f"{QUICKSTART}:smok: expected full or smoke"),
     "unknown key in config": (
         {"config": "{bad}/misspelt.py"},
@@ -163,7 +198,14 @@ def bad(launcher, reference, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bad")
     for name, text in CONFIGS.items():
         (folder / name).write_text(text)
-    for name, content in {"file": b"", "empty.txt": b"", "latin1.txt": b"good\n" * 5 + b"caf\xe9\n" * 3}.items():
+    noise = bytes(range(1, 256)) * 4
+    for name, content in {
+        "binary.py": bytes(64),
+        "noise.py": noise,
+        "file": b"",
+        "empty.txt": b"",
+        "latin1.txt": b"good\n" * 5 + b"caf\xe9\n" * 3,
+    }.items():
         (folder / name).write_bytes(content)
     shutil.copytree(launcher.root / "corpus" / "en", folder / "truncated")
     truncate(next((folder / "truncated").glob("*-train.*")))

@@ -191,7 +191,7 @@ def test_a_full_disk_keeps_a_checkpoint_to_go_on_from(launcher, reference, tmp_p
         pytest.skip("needs the right to mount a small tmpfs")
     try:
         workdir = tmp_path / "run"
-        process = start_and_wait_for_a_checkpoint(launcher, workdir)
+        process = start_and_wait_for_a_checkpoint(launcher, workdir, **{"metrics.tensorboard": True})
         fill = subprocess.run(["dd", "if=/dev/zero", f"of={tmp_path}/filler", "bs=4k"], capture_output=True)
         assert b"No space left on device" in fill.stderr
         assert "no space left on device" in error_of(wait(process))

@@ -2,13 +2,15 @@
 
 import json
 import sys
+import time
+import types
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from allam_jax.errors import UserError
-from allam_jax.training import metrics
+from allam_jax.training import metrics, wandb_sink
 from allam_jax.training.metrics import MetricsWriter, read_metrics
 from allam_jax.training.settings import MetricsSettings
 
@@ -149,6 +151,118 @@ def test_tensorboard_gets_the_same_numbers_and_hides_what_comes_again(tmp_path):
     run(range(4, 8), 3)
     starts = [e.step for e in events() if e.HasField("session_log")]
     assert starts == [0, 4], "TensorBoard purges what lies at or after the step of a session start"
+
+
+class Full:
+    """A file system without room, as the event file sees it."""
+
+    def __init__(self, file, after):
+        self.file, self.left = file, after
+
+    def write(self, data):
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(28, "No space left on device")
+        return self.file.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+
+@pytest.mark.parametrize("after", [0, 1, 7])
+def test_a_sink_in_trouble_is_dropped_and_the_run_goes_on(tmp_path, monkeypatch, caplog, after):
+    from tensorboardX import record_writer
+
+    monkeypatch.setattr(record_writer, "open_file", lambda path: Full(open(path, "wb"), after))
+    write = MetricsWriter(tmp_path, MetricsSettings())
+    for step in range(1, 40):
+        write.write(step, {"loss": 1 / step})
+    write.close()
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == list(range(1, 40))
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("TensorBoard: [Errno 28] No space left on device; the run goes on without it")
+
+
+class Wandb:
+    """The library, with trouble."""
+
+    def __init__(self, *, key="k", viewer="me", log=None):
+        self.api = types.SimpleNamespace(api_key=key)
+        self.viewer, self.do_log, self.rows = viewer, log, []
+
+    def Api(self, timeout):
+        if isinstance(self.viewer, Exception):
+            raise self.viewer
+        if self.viewer is None:
+            time.sleep(20)
+        return types.SimpleNamespace(viewer=self.viewer)
+
+    def init(self, **_):
+        return self
+
+    def log(self, row, step):
+        self.rows.append(row)
+        if len(self.rows) > 2 and self.do_log:
+            self.do_log()
+
+    def finish(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("wandb", "words"),
+    [
+        (Wandb(key=None), "nobody is logged in; log in with `wandb login`"),
+        (Wandb(viewer=OSError("Connection refused")), "does not answer (Connection refused)"),
+        (Wandb(viewer=None), "does not answer (no answer within 0 s)"),
+        (Wandb(), None),
+    ],
+)
+def test_a_tracker_is_asked_before_anything_starts(monkeypatch, wandb, words):
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setattr(wandb_sink, "_SECONDS", 0.2)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    wandb_sink.check_wandb.cache_clear()
+    if words is None:
+        wandb_sink.check_wandb("arabic")
+        return
+    with pytest.raises(UserError) as error:
+        wandb_sink.check_wandb("arabic")
+    assert words in str(error.value)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb_sink.check_wandb("arabic")
+
+
+def broken_pipe():
+    raise BrokenPipeError("the service has ended")
+
+
+@pytest.mark.parametrize("trouble", [broken_pipe, lambda: time.sleep(20)])
+def test_a_tracker_that_dies_later_stops_no_run(tmp_path, monkeypatch, caplog, trouble):
+    wandb = Wandb(log=trouble)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setattr(wandb_sink, "_SECONDS", 0.2)
+    with MetricsWriter(tmp_path, MetricsSettings(tensorboard=False, wandb_project="p")) as writer:
+        for step in range(1, 7):
+            writer.write(step, {"loss": 1 / step})
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 6
+    assert [row["step"] for row in wandb.rows] == [1, 2, 3]
+    assert "the run goes on without it" in caplog.text
+
+
+def test_the_file_is_strict_json_and_comes_back(tmp_path):
+    values = {"loss": float("nan"), "layers": np.array([1.0, -np.inf, np.inf])}
+    with MetricsWriter(tmp_path, MetricsSettings(tensorboard=False)) as writer:
+        writer.write(1, values)
+    (line,) = lines(tmp_path)
+    assert json.loads(line, parse_constant=pytest.fail) == {
+        "step": 1,
+        "loss": "NaN",
+        "layers": [1.0, "-Infinity", "Infinity"],
+    }
+    (row,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert np.isnan(row["loss"])
+    assert row["layers"] == [1.0, -np.inf, np.inf]
 
 
 def test_asking_for_wandb_without_it_is_told(tmp_path, monkeypatch):

@@ -16,7 +16,10 @@ import sys, time
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 rank, port, workdir = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-jax.distributed.initialize("localhost:" + port, num_processes=2, process_id=rank)
+from allam_jax import interrupts
+interrupts.install()
+from allam_jax.parallel.distributed import initialize
+initialize(coordinator="localhost:" + port, num_processes=2, process_id=rank)
 from allam_jax.training.checkpoints import Checkpointer
 from allam_jax.training.settings import CheckpointSettings, MetricsSettings
 from allam_jax.training.metrics import MetricsWriter
@@ -50,6 +53,10 @@ with c, m, stop:
     assert set(restored.data["lanes"]) == {"0", "1", "2", "3"}, restored.data
 with open(f"{workdir}/stopped{rank}", "w") as file:
     file.write(f"{name} {step}")
+from allam_jax.parallel import lifeline
+lifeline.current().finish()
+import os
+os._exit(0)
 """
 
 

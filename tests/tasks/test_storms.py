@@ -1,0 +1,29 @@
+"""A sample of storms.py, which says what must hold."""
+
+import os
+import random
+
+import pytest
+import storms
+from launcher import TINY
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def storm(launcher, reference, tmp_path_factory):
+    """On the run of tiny.py, with TensorBoard; `reference` has warmed the compilation cache."""
+    folder = tmp_path_factory.mktemp("storm")
+    flags = ["--config.metrics.tensorboard=True", "--config.train.steps=20", "--config.schedule.decay_steps=5"]
+    flags.append("--config.schedule.decay_start=15")
+    return storms.Storm(folder, config=f"{TINY}:{launcher.root}", flags=flags, cache=launcher.cache)
+
+
+@pytest.mark.parametrize(("name", "number"), [("kills", 2), ("signals", 2), ("disks", 1)])
+def test_a_sample_of_storms(storm, name, number):
+    if name == "disks" and os.geteuid() != 0:
+        pytest.skip("needs the right to mount a small tmpfs")
+    random.seed()
+    storm.faults.clear()
+    storms.STORMS[name](storm, number)
+    assert storm.faults == []
