@@ -22,6 +22,8 @@ from allam_jax.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
+Keys = Mapping[str, type | tuple[type, ...]]  # those of a JSON object, with the types of their values
+
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -165,7 +167,7 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json_text(value, indent=2) + "\n")
 
 
-def read_json(path: Path, *, kind: type = object, keys: Mapping[str, type | tuple[type, ...]] | None = None) -> Any:
+def read_json(path: Path, *, kind: type = object, keys: Keys | None = None) -> Any:
     """Reads JSON of a stated shape.
 
     Args:
@@ -187,7 +189,7 @@ def read_json(path: Path, *, kind: type = object, keys: Mapping[str, type | tupl
 
 
 def parse_json(
-    raw: bytes, *, path: Path, kind: type = object, keys: Mapping[str, type | tuple[type, ...]] | None = None
+    raw: bytes, *, path: Path, kind: type = object, keys: Keys | None = None
 ) -> Any:
     """The value of the content of `path`; see `read_json`."""
     try:
@@ -199,7 +201,7 @@ def parse_json(
     return value
 
 
-def check_shape(value: Any, *, kind: type, keys: Mapping[str, type | tuple[type, ...]], where: str) -> None:
+def check_shape(value: Any, *, kind: type, keys: Keys, where: str) -> None:
     """UserError (beginning with `where`) unless a value read from JSON is a `kind` that has these keys."""
     remedy = "it is damaged or of another program: copy it again, or make it anew"
     fits = isinstance(value, kind)

@@ -70,7 +70,7 @@ def setting(
     """
     limits = zip(_COMPARISONS, (least, above, most, below), strict=True)
     bounds = [(words, bound) for words, bound in limits if bound is not None]
-    metadata = {"comment": comment, "bounds": bounds, "choices": tuple(choices or ()), "path": path}
+    metadata: dict[str, Any] = {"comment": comment, "bounds": bounds, "choices": tuple(choices or ()), "path": path}
     metadata["changes_results"] = changes_results
     return dataclasses.field(default=dataclasses.MISSING if default is ... else default, metadata=metadata)
 
@@ -85,7 +85,7 @@ def entries(comment: str, *, path: str = "") -> Any:
 
 def nested(kind: type, comment: str, *, path: str = "") -> Any:
     """A key that holds a section of its own."""
-    metadata = {"comment": comment, "bounds": [], "choices": (), "path": path}
+    metadata: dict[str, Any] = {"comment": comment, "bounds": [], "choices": (), "path": path}
     return dataclasses.field(default_factory=kind, metadata=metadata)
 
 

@@ -239,7 +239,7 @@ def _start_ray(settings: ExecutorSettings) -> None:
         if settings.ray_address:
             options["address"] = settings.ray_address
             _check_ray(settings.ray_address, path=path)
-        ray.init(include_dashboard=False, logging_level="WARNING", **options)
+        ray.init(include_dashboard=False, logging_level="WARNING", **options)  # type: ignore[arg-type]
 
 
 def _check_ray(address: str, *, path: str) -> None:

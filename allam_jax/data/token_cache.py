@@ -22,7 +22,7 @@ from allam_jax.checksums import FileList, find_list
 from allam_jax.corpus.shards import read_manifest
 from allam_jax.data.documents import DocumentSource
 from allam_jax.errors import UserError
-from allam_jax.files import check_shape, parse_json, read_json, sha256_of_file
+from allam_jax.files import Keys, check_shape, parse_json, read_json, sha256_of_file
 
 MANIFEST = "tokens.json"
 VERSION = 1
@@ -116,8 +116,10 @@ def read_cache_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of a token cache; UserError if it is damaged or of another version."""
     files = find_list(directory, remedy=REMEDY)
     raw = files.read_bytes(MANIFEST, remedy=REMEDY) if files else None
-    keys = {"split": str, "tokenizer": str, "dataset": str, "origin": str, "dtype": str, "shards": list}
-    keys |= {"version": int, "targets": int, "documents": int, "tokens": int}
+    keys: Keys = dict.fromkeys(("split", "tokenizer", "dataset", "origin", "dtype"), str) | {
+        "shards": list,
+        **dict.fromkeys(("version", "targets", "documents", "tokens"), int),
+    }
     path = Path(directory) / MANIFEST
     manifest = read_json(path, keys=keys) if raw is None else parse_json(raw, path=path, keys=keys)
     if manifest["version"] != VERSION:

@@ -8,6 +8,7 @@ JSON has none. Values may be device arrays. They are fetched a few steps later, 
 import contextlib
 import json
 import math
+import operator
 import os
 import time
 from collections import deque
@@ -162,7 +163,7 @@ class MetricsWriter:
                 self._file.write(line)
                 self._file.flush()
                 self._count(line.encode())
-            self._each(lambda sink, row=row: sink.write(row))
+            self._each(operator.methodcaller("write", row))
         return rows
 
 

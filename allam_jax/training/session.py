@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from allam_jax.data.loader import Loader
 from allam_jax.errors import UserError
-from allam_jax.files import check_shape
+from allam_jax.files import Keys, check_shape
 from allam_jax.parallel.distributed import gather, global_batch_array, is_main_process
 from allam_jax.settings import Settings, as_dict
 from allam_jax.training.checkpoints import Checkpointer
@@ -79,7 +79,7 @@ def open_session(
         tokens = dict.fromkeys(loader.source_names, 0)
         if origin.resuming:
             state, data, metadata = checkpointer.restore(abstract)
-            keys = {"tokens_by_source": dict, "parent": (dict, type(None))}
+            keys: Keys = {"tokens_by_source": dict, "parent": (dict, type(None))}
             check_shape(metadata, kind=dict, keys=keys, where=f"{checkpointer.directory}, metadata of the checkpoint:")
             loader.set_state(data)
             tokens |= metadata["tokens_by_source"]

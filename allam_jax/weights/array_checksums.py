@@ -68,7 +68,7 @@ def check_arrays(tree: Any, checksums: Mapping[str, list[list[Any]]], *, folder:
     def differs(item: tuple[str, Any, "_Stored"]) -> bool:
         name, leaf, stored = item
         values = _values(leaf, stored.box)
-        if values is not None and not values.size and math.prod(stop - start for start, stop in stored.box):
+        if values is not None and not values.size and all(stop > start for start, stop in stored.box):
             return False  # other processes hold it
         if values is None:
             index = tuple(slice(start, stop) for start, stop in stored.box)

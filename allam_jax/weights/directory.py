@@ -129,9 +129,9 @@ def as_dtype(params: Params, dtype: str | None) -> Params:
     """The parameters in another dtype, one array after the other; None changes nothing."""
     if dtype is None:
         return params
-    leaves, tree = jax.tree.flatten(params)
+    leaves, structure = jax.tree.flatten(params)
     del params
-    return tree.unflatten([leaves.pop(0).astype(dtype) for _ in range(len(leaves))])
+    return jax.tree.unflatten(structure, [leaves.pop(0).astype(dtype) for _ in range(len(leaves))])
 
 
 def open_weights(directory: Path, *, check_bytes: bool = False) -> LoadedWeights:
