@@ -1,5 +1,6 @@
 """Configs as trees: stage references, saving, comparing. What keys mean and accept: `settings.py` of each room."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def resolve_stages(config: ConfigDict, *, stage_dirs: Mapping[str, Path]) -> tup
         for key, value in node.items():
             if isinstance(value, ConfigDict):
                 visit(value, f"{prefix}{key}.")
-            elif isinstance(value, str) and value.startswith("@"):
+            elif isinstance(value, str) and re.match(r"@\w", value):
                 name, _, rest = value[1:].partition("/")
                 if name not in stage_dirs:
                     earlier = ", ".join(stage_dirs) or "none"

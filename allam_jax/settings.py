@@ -308,7 +308,7 @@ def _problem(kind: Any, value: Any, *, bounds: Sequence[Bound] = (), choices: Se
             return expected
         if element is str and "\0" in item:
             return f"{expected} without NUL characters"
-        if number and not math.isfinite(item):
+        if isinstance(item, float) and not math.isfinite(item):
             return f"{expected}, and a finite one"
         for words, bound in limits:
             if not _COMPARISONS[words](item, bound):

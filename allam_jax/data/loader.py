@@ -90,7 +90,9 @@ class Loader(Iterator[Batch]):
             if state.get(key) != self._identity[key]:
                 raise UserError(
                     f"data state: its {key} is {state.get(key)!r}, but this run's is {self._identity[key]!r}; "
-                    f"resume with the same one, or start the data anew"
+                    f"resume with the same one"
+                    + (f" (data.lanes={state.get(key)})" if key == "number_of_lanes" else "")
+                    + ", or start the data anew"
                 )
         check_shape(state, kind=dict, keys={"sources": dict, "lanes": dict}, where="data state:")
         before, now = state["sources"], self._identity["sources"]

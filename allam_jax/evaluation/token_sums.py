@@ -33,7 +33,7 @@ def token_sums(
     Raises:
         UserError: the mesh does not divide the batch size.
     """
-    check_batch(batch_size, accumulation=1, mesh=mesh)
+    check_batch(batch_size, accumulation=1, mesh=mesh, key="eval.batch_size")
     start, stop = process_rows(mesh, global_batch=batch_size)
     compiled = jax.jit(function, out_shardings=NamedSharding(mesh, PartitionSpec()))
 

@@ -35,6 +35,11 @@ class LlamaConfig(Section, name="model"):
                 f"config.model.num_heads = {self.num_heads}: expected a multiple of model.num_kv_heads = "
                 f"{self.num_kv_heads}"
             )
+        if self.rope_low_freq_factor > self.rope_high_freq_factor:
+            raise UserError(
+                f"config.model.rope_low_freq_factor = {self.rope_low_freq_factor}: expected at most "
+                f"model.rope_high_freq_factor = {self.rope_high_freq_factor}"
+            )
         if self.head_dim % 2:
             raise UserError(f"config.model.head_dim = {self.head_dim}: rotary embeddings need an even size")
 

@@ -106,8 +106,10 @@ def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DEFAULT_RULES.mesh_axes("batch")))
 
 
-def check_batch(global_batch: int, *, accumulation: int, mesh: Mesh | AbstractMesh) -> None:
-    """UserError unless every device gets the same number of whole rows of every microbatch."""
+def check_batch(
+    global_batch: int, *, accumulation: int, mesh: Mesh | AbstractMesh, key: str = "data.batch_size"
+) -> None:
+    """UserError (naming the config key) unless every device gets the same number of whole rows of every microbatch."""
     shards = pieces("batch", mesh.shape)
     unit = shards * accumulation
     if global_batch > 0 and global_batch % unit == 0:
@@ -116,7 +118,7 @@ def check_batch(global_batch: int, *, accumulation: int, mesh: Mesh | AbstractMe
     nearest = [str(size) for size in (below, below + unit) if size > 0]
     cut_over = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in DEFAULT_RULES.mesh_axes("batch"))
     raise UserError(
-        f"batch size {global_batch} is not a multiple of {unit} = {accumulation} microbatch(es) x {shards} batch "
+        f"config.{key} = {global_batch} is not a multiple of {unit} = {accumulation} microbatch(es) x {shards} batch "
         f"shard(s) (mesh {cut_over}); the nearest that fit: {', '.join(nearest)}"
     )
 

@@ -26,6 +26,7 @@ from allam_jax.tasks.inputs_of_task import inputs_of
 from allam_jax.tasks.registry import changed_settings
 
 RESULT_FILE = "result.json"
+_BEGUN_FILE = ".stage.json"  # of a stage that may not have finished: its config and fingerprint
 _SWEEP_FILE = "recipe.json"  # in a run of a sweep
 _FINGERPRINT_DIGITS = 12  # in the name of a directory: enough for billions of stages
 
@@ -146,10 +147,10 @@ def _run(
     stage: Stage, resolved: ConfigDict, *, directory: Path, run_task: Callable[..., dict[str, Any]]
 ) -> dict[str, Any]:
     started = time.monotonic()
+    identity = {"fingerprint": stage.fingerprint, "config": changed_settings(stage.config)}
+    _check_begun(identity, stage=stage, directory=directory)
     inputs = inputs_of(stage.config) if is_main_process() else {}
-    record = {
-        "fingerprint": stage.fingerprint,
-        "config": changed_settings(stage.config),
+    record = identity | {
         "result": run_task(resolved, workdir=directory),
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -159,17 +160,32 @@ def _run(
         for key, read in read_files.items():
             if unclear := [name for name, (*_, hash_) in read.items() if not hash_]:
                 logging.warning("%s: changed while stage %s read it (config.%s)", unclear[0], stage.name, key)
-        write_listed(directory, {RESULT_FILE: f"{files.json_text(record, indent=2)}\n".encode()})
+        _write_result(directory, record)
     barrier(f"finished {stage.name}")
     return record
 
 
-def _check_unchanged(record: dict[str, Any], *, stage: Stage, directory: Path) -> None:
+def _write_result(directory: Path, record: dict[str, Any]) -> None:
+    write_listed(directory, {RESULT_FILE: f"{files.json_text(record, indent=2)}\n".encode()})
+
+
+def _check_begun(identity: dict[str, Any], *, stage: Stage, directory: Path) -> None:
+    """UserError where the stage was begun with another config: what it has done so far does not belong to this one."""
+    begun, path = identity, directory / _BEGUN_FILE
+    if is_main_process():
+        if path.is_file():
+            begun = files.read_json(path, keys={"fingerprint": str, "config": dict})
+        else:
+            files.write_json(path, identity)
+    _check_unchanged(broadcast(begun), stage=stage, directory=directory, state="begun")
+
+
+def _check_unchanged(record: dict[str, Any], *, stage: Stage, directory: Path, state: str = "finished") -> None:
     if record["fingerprint"] == stage.fingerprint:
         return
     changed = differences(record["config"], changed_settings(stage.config)) or ["an earlier stage it reads"]
     raise UserError(
-        f"{directory} was finished with another config ({'; '.join(changed[:3])}): "
+        f"{directory} was {state} with another config ({'; '.join(changed[:3])}): "
         "use a new --workdir, or remove this directory and those of later stages to run them again"
     )
 
@@ -185,7 +201,7 @@ def _check_inputs(record: dict[str, Any], *, stage: Stage, directory: Path) -> N
             if only_times:
                 read[key], touched = found.record(), True
         if touched and not changed:  # so that the next start need not read them again
-            files.write_json(directory / RESULT_FILE, record)
+            _write_result(directory, record)
     changed = broadcast(changed)
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""

@@ -55,7 +55,10 @@ def check(config: ConfigDict) -> None:
     """UserError for a value that its task cannot use, in any stage of a recipe, before the first stage starts."""
     if config.task == "recipe":
         for name in config.stages:
-            check(config.stage[name])
+            try:
+                check(config.stage[name])
+            except UserError as error:
+                raise UserError(f"stage {name}: {error}") from None
         return
     settings_of(config)
 

@@ -8,6 +8,7 @@ such as the few batches with a rare language. All state is on the devices and pa
 never waits for it, and a resumed run skips what the uninterrupted run would.
 """
 
+from collections import deque
 from typing import NamedTuple
 
 import jax
@@ -86,11 +87,28 @@ def guard_metrics(state: GuardState) -> dict[str, jax.Array]:
     }
 
 
-def check_skips(skipped_in_a_row: int, *, limit: int, step: int) -> None:
-    """Stops a run that no longer learns: UserError at `limit` skipped updates in a row (host side; 0 = never)."""
-    if limit and skipped_in_a_row >= limit:
-        raise UserError(
-            f"guard.max_in_a_row: the last {skipped_in_a_row} updates up to step {step} were skipped because loss or "
-            "gradient norm was not finite or spiked; lower schedule.peak_lr, look at the data, or raise guard.sigma, "
-            "then resume from the last checkpoint"
-        )
+class SkipWatch:
+    """Stops a run that no longer learns. It looks at every step, some steps late, so that no device waits for it."""
+
+    def __init__(self, limit: int, *, lag: int = 2):
+        """Stops at `limit` skipped updates in a row; 0: never."""
+        self._limit, self._lag = limit, lag
+        self._waiting: deque[tuple[int, jax.Array]] = deque()
+
+    def add(self, step: int, skipped_in_a_row: jax.Array) -> None:
+        """Takes the count after `step` updates, and looks at those of `lag` steps before. UserError: see `settle`."""
+        if self._limit:
+            skipped_in_a_row.copy_to_host_async()
+            self._waiting.append((step, skipped_in_a_row))
+            self.settle(keep=self._lag)
+
+    def settle(self, *, keep: int = 0) -> None:
+        """Looks at all counts but the newest `keep`; UserError at the limit."""
+        while len(self._waiting) > keep:
+            step, count = self._waiting.popleft()
+            if int(count) >= self._limit:
+                raise UserError(
+                    f"guard.max_in_a_row: the last {int(count)} updates up to step {step} were skipped because loss or "
+                    "gradient norm was not finite or spiked; lower schedule.peak_lr, look at the data, or raise "
+                    "guard.sigma, and run again: a run goes on from its last checkpoint"
+                )

@@ -12,7 +12,7 @@ from allam_jax.errors import Stopped
 from allam_jax.evaluation.metric_keys import metric_key
 from allam_jax.model.llama import Params
 from allam_jax.settings import Settings
-from allam_jax.training.guard import check_skips
+from allam_jax.training.guard import SkipWatch
 from allam_jax.training.metrics import Row
 from allam_jax.training.progress import ProgressLine, Throughput, peak_memory
 from allam_jax.training.session import Session
@@ -76,6 +76,7 @@ def run_loop(
     progress = ProgressLine(total_steps=total_steps)
     first_step = step = int(session.state.step)
 
+    skips = SkipWatch(config.guard.max_in_a_row)
     told: set[str] = set()
 
     def show(rows: list[Row]) -> None:
@@ -88,7 +89,6 @@ def run_loop(
                     *(row["step"], 100 * row["lost_updates"], run.param_dtype),
                 )
             if "loss" in row:
-                check_skips(row["skipped_in_a_row"], limit=config.guard.max_in_a_row, step=row["step"])
                 progress.show(row)
 
     def evaluate(*, last: bool) -> None:
@@ -124,6 +124,7 @@ def run_loop(
             session.state, metrics = train_step(session.state, batch)
             step += 1
             session.tokens.add(metrics.pop("source_tokens"))
+            skips.add(step, metrics["skipped_in_a_row"])
             last = step == total_steps
 
             # ---- log ----
@@ -152,6 +153,7 @@ def run_loop(
                 raise Stopped(f"{signal}: saved step {step} of {total_steps}; run the same command again to go on")
         watchdog.note("save")
         checkpointer.wait()
+        skips.settle()
     epochs = {name: round(value, 3) for name, value in loader.epochs().items()}
     tokens = session.tokens.settle(keep=0)
     logging.info("trained to step %d; tokens by source: %s; epochs: %s", step, tokens, epochs)

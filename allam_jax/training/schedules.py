@@ -53,10 +53,10 @@ def make_schedule(settings: ScheduleSettings, *, total_steps: int) -> Schedule:
     else:
         pieces.append(optax.constant_schedule(peak_lr))
     if settings.name == "wsd":
+        boundaries.append(_checked_decay_start(settings, total_steps=total_steps))
         pieces.append(
             decay(peak_lr, steps=settings.decay_steps, shape=settings.decay_shape, final_fraction=final_fraction)
         )
-        boundaries.append(_checked_decay_start(settings, total_steps=total_steps))
     joined = optax.join_schedules(pieces, boundaries)
     return lambda step: jnp.asarray(joined(jnp.asarray(step)), jnp.float32)
 

@@ -141,8 +141,9 @@ def _branch(config: Settings, checkpoint: Path, *, abstract: TrainState, run: Ru
     state, data, metadata = restore_checkpoint(checkpoint, abstract_state=abstract)
     if not (config.init.optimizer and config.init.step):
         new = start_state(state.params, abstract=abstract, optimizer=run.optimizer, seed=config.seed)
-        if not config.init.optimizer:
-            state = state._replace(optimizer=new.optimizer)
+        optimizer = (state if config.init.optimizer else new).optimizer
+        guard = (state if config.init.step else new).optimizer.guard
+        state = state._replace(optimizer=optimizer._replace(guard=guard))
         if not config.init.step:
             state = state._replace(step=new.step, rng=new.rng)
     return Restored(state, data, metadata)

@@ -42,9 +42,9 @@ class TrainSettings(Section, name="train"):
 class OptimizerSettings(Section, name="optimizer"):
     """AdamW, and the ramp of a run that starts without moments."""
 
-    b1: float = setting(0.9, "decay of the first moment", least=0, below=1)
-    b2: float = setting(0.95, "decay of the second moment", least=0, below=1)
-    eps: float = setting(1e-8, "added to the root of the second moment", above=0, most=1)
+    b1: float = setting(0.9, "decay of the first moment; its powers are float32", least=0, most=0.9999)
+    b2: float = setting(0.95, "decay of the second moment; its powers are float32", least=0, most=0.9999)
+    eps: float = setting(1e-8, "added to the root of the second moment", least=1e-30, most=1)
     weight_decay: float = setting(0.1, "decoupled; multiplied by the learning rate, as in torch", least=0, most=1e3)
     no_decay: tuple[str, ...] = setting(
         ("scale",), 'parameters without weight decay, by name: norms; add "embedding" to spare it'

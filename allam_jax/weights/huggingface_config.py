@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from allam_jax.errors import UserError
 from allam_jax.model.llama_config import LlamaConfig
 
@@ -96,6 +98,12 @@ def config_to_huggingface(config: LlamaConfig, *, dtype: str, token_ids: dict[st
         dtype: of the exported weights, such as "float32".
         token_ids: those that exist of `bos_token_id`, `eos_token_id` and `pad_token_id`.
     """
+    if config.dim % config.num_heads:
+        logging.warning(
+            "transformers 5 refuses to load this model: its width %d is no multiple of its %d heads",
+            config.dim,
+            config.num_heads,
+        )
     rope_scaling = None
     if config.rope_scaling_factor != 1.0:
         rope_scaling = {"rope_type": "llama3"} | {key: getattr(config, ours) for ours, key in _LLAMA3.items()}

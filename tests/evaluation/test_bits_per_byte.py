@@ -204,7 +204,7 @@ def test_compiles_once_for_each_row_length(params, rows, one_device, caplog):
 
 
 def test_a_batch_that_the_mesh_does_not_divide_is_named():
-    with pytest.raises(UserError, match="batch size 12 is not a multiple of 8"):
+    with pytest.raises(UserError, match="batch_size = 12 is not a multiple of 8"):
         make_evaluator(config=CONFIG, options=OPTIONS, mesh=make_mesh({"data": 8}), batch_size=12)
 
 

@@ -94,7 +94,7 @@ def test_rows_lie_contiguous_over_data_and_fsdp(sizes):
 def test_batch_size_error_names_the_nearest_sizes():
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     check_batch(24, accumulation=3, mesh=mesh)
-    with pytest.raises(UserError, match=r"batch size 20 is not a multiple of 12.*: 12, 24$"):
+    with pytest.raises(UserError, match=r"data.batch_size = 20 is not a multiple of 12.*: 12, 24$"):
         check_batch(20, accumulation=3, mesh=mesh)
     with pytest.raises(UserError, match=r"the nearest that fit: 4$"):
         check_batch(1, accumulation=1, mesh=mesh)

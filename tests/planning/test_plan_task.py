@@ -113,7 +113,7 @@ def test_search(tmp_path):
 def test_search_mends_a_batch_that_does_not_suit_the_mesh(tmp_path):
     config = large_config(data=1, fsdp=16, tensor=1)
     config.train.accumulation = 3
-    with pytest.raises(UserError, match="batch size 64 is not a multiple of 48"):
+    with pytest.raises(UserError, match="batch_size = 64 is not a multiple of 48"):
         plan.run(settings_of(config), tmp_path)
     config.plan.search = True
     assert plan.run(settings_of(config), tmp_path)["memory_gib"] > 0
@@ -131,7 +131,7 @@ def test_nothing_fits_anywhere(tmp_path):
     [
         ({"model.vocab_size": 0}, "config.model.vocab_size = 0: a plan opens no tokenizer"),
         ({"mesh.fsdp": 3}, "the sizes multiply to 3, but there are 8 device"),
-        ({"data.batch_size": 12}, "batch size 12 is not a multiple of 8"),
+        ({"data.batch_size": 12}, "batch_size = 12 is not a multiple of 8"),
         ({"model.mlp_dim": 50, "mesh.data": 2, "mesh.tensor": 4}, "not divisible by 4 (mesh tensor)"),
         ({"plan.gpu": "tpu"}, "config.plan.gpu = 'tpu'"),
     ],

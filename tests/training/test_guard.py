@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from allam_jax.errors import UserError
-from allam_jax.training.guard import SpikeGuard, check_skips, guard_metrics
+from allam_jax.training.guard import SkipWatch, SpikeGuard, guard_metrics
 from allam_jax.training.optimizer import make_optimizer
 from allam_jax.training.schedules import make_schedule
 from allam_jax.training.settings import GuardSettings, OptimizerSettings, ScheduleSettings
@@ -136,8 +136,14 @@ def test_a_level_that_stays_higher_is_taken_as_the_new_one():
 
 
 def test_many_skips_in_a_row_stop_the_run():
-    check_skips(19, limit=20, step=100)
-    check_skips(1000, limit=0, step=100)
-    with pytest.raises(UserError, match=r"guard\.max_in_a_row.*20 updates up to step 100") as error:
-        check_skips(20, limit=20, step=100)
+    never, watch = SkipWatch(0), SkipWatch(3)
+    for step, count in enumerate((0, 1, 2, 0, 1, 2, 3, 4), start=1):
+        never.add(step, jnp.int32(1000 + count))
+        watch.add(step, jnp.int32(count))  # looks at step 6 at last
+    with pytest.raises(UserError, match=r"guard\.max_in_a_row.*3 updates up to step 7") as error:
+        watch.add(9, jnp.int32(0))
     assert "\n" not in str(error.value)
+    late = SkipWatch(3)
+    late.add(1, jnp.int32(3))
+    with pytest.raises(UserError, match="up to step 1 "):
+        late.settle()
