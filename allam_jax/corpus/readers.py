@@ -117,9 +117,7 @@ class FileReader:
     def _records(self, file: Path) -> Iterator[Record]:
         kind, field, limit = kind_of(file), self._text_field, self._settings.max_record_bytes
         if kind == "parquet":
-            from allam_jax.corpus.parquet_records import (
-                parquet_records,
-            )  # here, because pyarrow takes a second to import
+            from allam_jax.corpus.parquet_records import parquet_records  # pyarrow takes a second to import
 
             return parquet_records(file, text_field=field, optional=("id", *self._fields), limit=limit)
         if kind == "archive":
@@ -138,10 +136,8 @@ class FileReader:
             return f"without field {self._text_field!r}"
         if not isinstance(text, str):
             return f"with field {self._text_field!r} not a string"
-        if not text.strip():
+        if not text or text.isspace():
             return "empty"
-        if "\0" in text:
-            return NULS
         metadata = {}
         for field in ("id", *self._fields):
             value = record.get(field)
@@ -150,13 +146,14 @@ class FileReader:
             elif value is not None:
                 metadata[field] = value
         id_ = str(metadata.pop("id", default_id))
-        nested = (
-            value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in metadata.values()
-        )
+        others = (v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in metadata.values())
         try:
-            "".join((text, id_, *nested)).encode()
+            encoded = text.encode()
+            "".join((id_, *others)).encode()
         except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell as an escape
             return "with invalid Unicode"
+        if b"\0" in encoded:
+            return NULS
         return Document(text=text, id=id_, source=self._source, language=self._settings.language, metadata=metadata)
 
     def _check_share(self, file: Path) -> None:

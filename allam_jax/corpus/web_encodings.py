@@ -86,7 +86,8 @@ def _decode(content: bytes, name: str) -> str | None:
     if name.startswith(_SINGLE_BYTE):
         return codecs.charmap_decode(content, "strict", _table(name))[0]
     codec = _WIDER.get(name) or webencodings.lookup(name).codec_info.name
-    return codecs.getincrementaldecoder(codec)("whatwg").decode(content)
+    text = codecs.getincrementaldecoder(codec)("whatwg").decode(content)
+    return text.replace("\ue5e5", "\u3000") if codec == "gb18030" else text  # A3 A0: a wide space on the web
 
 
 @functools.cache

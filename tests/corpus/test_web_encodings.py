@@ -19,7 +19,7 @@ STANDARD = [
     ("windows-1253", b"\x81\xe1", "\x81α"),
     ("windows-1255", b"\xe0\xca\xd0", "א\u05ba\u05c0"),
     ("windows-1256", b"\xe3\xd1\x81\xc7", "مرپا"),
-    ("gb2312", b"\x80\xe5L\x81\x40", "€錖丂"),  # GBK
+    ("gb2312", b"\x80\xe5L\x81\x40\xa3\xa0", "€錖丂\u3000"),  # GBK
     ("gb_2312-80", b"\x84\x31\x95\x33", "\ufeff"),  # four bytes: GB18030
     ("ks_c_5601-1987", b"\x8c\x63\xb0\xa1", "똠가"),  # Windows-949
     ("shift_jis", b"\x87\x40\x81\x60", "①～"),  # Windows-31J
