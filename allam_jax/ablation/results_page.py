@@ -115,7 +115,9 @@ def _verdicts(sections: list[str]) -> str:
         found = _FACTS.search(section)
         if found:
             title, verdict, seeds = found.groups()
-            rows.append({"experiment": markdown.Markdown(f"[{title}](#{_anchor(title)})"), "verdict": verdict, "seeds": seeds})
+            rows.append(
+                {"experiment": markdown.Markdown(f"[{title}](#{_anchor(title)})"), "verdict": verdict, "seeds": seeds}
+            )
     table = markdown.table(rows, {"experiment": "Experiment", "verdict": "Verdict", "seeds": "Seeds"})
     return f"<!-- verdicts -->\n{table}\n<!-- end of verdicts -->"
 

@@ -16,6 +16,7 @@ from allam_jax.report.markdown import plain, quote, section, table
 _DOMAINS = 20
 _FILES = 20
 
+
 def write_corpus_report(plan: CorpusPlan, tallies: Tallies, *, workdir: Path) -> None:
     """Writes `report.md`, `report.json` (the numbers), `samples.md` and figures into `workdir`.
 

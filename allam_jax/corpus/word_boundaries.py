@@ -50,7 +50,7 @@ def find_words(text: str) -> list[str]:
 
 def without_inner_punctuation(words: str) -> str:
     """Words that are joined by spaces, with a space for each run of the punctuation that a word may contain."""
-    apart = _compiled("[LDJ\"]+").sub(" ", words)
+    apart = _compiled('[LDJ"]+').sub(" ", words)
     return " ".join(apart.split()) if apart != words else words
 
 

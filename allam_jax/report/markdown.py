@@ -12,7 +12,8 @@ from allam_jax.files import write_text
 
 # What Markdown, GitHub's dialect of it and HTML take for more than its letters. An underscore inside a word is plain.
 _COMMANDS = re.compile(
-    r"[\\`*\[\]|~$@]|<(?=[a-z/!?])|&(?=#?\w+;)|:(?=//)|(?<=www)\.|(?<![^\W_])_|_(?![^\W_])|(?<!\w)#(?=\w)", re.IGNORECASE
+    r"[\\`*\[\]|~$@]|<(?=[a-z/!?])|&(?=#?\w+;)|:(?=//)|(?<=www)\.|(?<![^\W_])_|_(?![^\W_])|(?<!\w)#(?=\w)",
+    re.IGNORECASE,
 )
 _ENTITIES = {"<": "&lt;", "&": "&amp;"}
 # Control characters, and those that are not seen but order, join or hide the text around them; halves of characters.

@@ -25,7 +25,10 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         documents = itertools.chain.from_iterable(map(catalog.documents, sources))
         rows = plant(documents, foreign=foreign, share=planted.share, seed=config.seed)
         counts[name] = dict.fromkeys(("documents", *KINDS), 0)
-        with atomic_path(child(workdir, name, what="config.planted.sources")) as temporary, contextlib.ExitStack() as stack:
+        with (
+            atomic_path(child(workdir, name, what="config.planted.sources")) as temporary,
+            contextlib.ExitStack() as stack,
+        ):
             temporary.mkdir()
             targets = [stack.enter_context(_target(temporary, number)) for number in range(planted.files)]
             truths = stack.enter_context(open(temporary / "truth", "w", encoding="utf-8"))

@@ -9,8 +9,8 @@ from typing import Any
 from absl import logging
 
 from allam_jax.config import require
-from allam_jax.files import child
 from allam_jax.data.token_writer import write_tokens
+from allam_jax.files import child
 from allam_jax.settings import Settings
 from allam_jax.training.origin import open_tokenizer
 
