@@ -16,13 +16,13 @@ from typing import Any
 from allam_jax.corpus import catalog
 from allam_jax.corpus.fasttext_classifier import MODEL_FILE
 from allam_jax.corpus.found_files import common_folder, find_files
-from allam_jax.corpus.language_id import check_language
+from allam_jax.corpus.language_id import LANGUAGES, check_language
 from allam_jax.corpus.minhash import MinHash
 from allam_jax.corpus.readers import FileReader
 from allam_jax.corpus.rules import Rules
 from allam_jax.corpus.settings import CorpusSettings, DocumentsSettings
 from allam_jax.corpus.shards import FIELDS, check_name
-from allam_jax.corpus.tags import check_names
+from allam_jax.corpus.tags import LANGUAGE_TAGS, check_names
 from allam_jax.errors import UserError
 from allam_jax.files import sha256_of_file, sha256_of_json, shown
 from allam_jax.inputs import InputFiles, look
@@ -173,7 +173,12 @@ def make_corpus_plan(settings: CorpusSettings, *, workdir: Path, seed: int = 0) 
     work = workdir / f".work-{sha256_of_json([*_values(settings), seed, read, used])[:12]}"
     plan = CorpusPlan(settings, tuple(parts), work, seed, inputs, skipped, used)
     for name in settings.sources:
-        plan.rules(name)  # raises an error for rules that there are not
+        for key, rule in plan.rules(name).items():
+            if rule.tag in LANGUAGE_TAGS and plan.language(name) not in LANGUAGES:
+                raise UserError(
+                    f"config.corpus.sources.{name}: rule {key!r} needs {rule.tag}, but lid.176 knows no language "
+                    f"{plan.language(name)!r}; give the source a set of rules without it"
+                )
     return plan
 
 

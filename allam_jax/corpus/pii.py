@@ -28,8 +28,8 @@ PATTERNS = {
     ),
 }
 
-# What looks like a telephone number with a leading 0 and is none: a date, also one with a time after it; times or ranges
-# in pairs (08.30-09.45); a version number or an address of four parts.
+# What looks like a telephone number with a leading 0 and is none: a date, also one with a time after it; times or
+# ranges in pairs (08.30-09.45); a version number or an address of four parts.
 _NO_PHONE = re.compile(
     r"(?:0?[1-9]|[12]\d|3[01])(?P<sign>[ .-])(?:0?[1-9]|[12]\d|3[01])(?P=sign)"
     r"(?:\d{4}(?!\d)|(?<! )\d{2}(?!\d|(?P=sign)))"

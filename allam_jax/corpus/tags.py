@@ -82,28 +82,23 @@ def _share(part: float, whole: float) -> float | None:
     return round(part / whole, _PRECISION) if whole else None
 
 
-def _top_language_score(words: Words, _: Resources) -> float:
+def _top_language_score(words: Words, _: Resources) -> float | None:
     """CCNet's score: the probability of the most probable language, or 0 if that is not the source's language.
 
     CCNet sorts documents by that language, so it has no documents of another language.
     """
-    (language, score), *_rest = _languages(words).items()
+    if words.language not in LANGUAGES:
+        return None
+    (language, score), *_rest = words.languages.items()
     return round(score, 4) if _VARIETIES.get(language, language) == words.language else 0.0
 
 
-def _language_score(words: Words, _: Resources) -> float:
+def _language_score(words: Words, _: Resources) -> float | None:
     """Probability of the source's language, including its varieties."""
-    scores = _languages(words).items()
-    return round(min(sum(score for name, score in scores if _VARIETIES.get(name, name) == words.language), 1.0), 4)
-
-
-def _languages(words: Words) -> dict[str, float]:
     if words.language not in LANGUAGES:
-        raise UserError(
-            f"lid.176 knows no language {words.language!r}, so language_score and ccnet_language_score would be 0 for "
-            "every document: give the source no rule or tag on them"
-        )
-    return words.languages
+        return None
+    scores = words.languages.items()
+    return round(min(sum(score for name, score in scores if _VARIETIES.get(name, name) == words.language), 1.0), 4)
 
 
 def _ellipsis_lines(words: Words, _: Resources) -> float | None:
@@ -204,6 +199,7 @@ def _quality(words: Words, resources: Resources) -> float | None:
     return resources.classifier.score(words.text)
 
 
+LANGUAGE_TAGS = ("ccnet_language_score", "language_score")
 TAGS: dict[str, Tag] = {
     "ccnet_language_score": Tag(_top_language_score, "share"),
     "ccnet_length": Tag(lambda words, _: float(len(words.text)), "count"),

@@ -9,6 +9,7 @@ from collections import Counter
 
 import fasttext
 import pytest
+from uniseg import wordbreak
 
 from allam_jax.corpus import catalog, tags, word_lists
 from allam_jax.corpus.fasttext_classifier import QualityClassifier, train_classifier
@@ -130,16 +131,28 @@ def bare(text):
         )
         and c != "\u0640"
     ]
-    return re.findall(r"[^\W_]+", "".join(kept).lower())
+    return [word for word in wordbreak.words("".join(kept).lower().replace("’", "'")) if any(map(str.isalnum, word))]
+
+
+def tokens_of(text):
+    """Words, and the runs of what is neither word nor space; a run of underscores is apart."""
+    tokens, run = [], ""
+    for segment in [*wordbreak.words(text), " "]:
+        if any(map(str.isalnum, segment)) or segment.isspace() or segment[0] == "_":
+            tokens += filter(None, [run, segment.strip()])
+            run = ""
+        else:
+            run += segment
+    return tokens
 
 
 def test_arabic_variants(documents, block_list):
-    for text, language in documents[::3] + documents[1000:]:
+    for text, language in documents[::40] + documents[1000:]:
         if "\u0653" in text or "\u0654" in text:
             continue  # spelling marks, which the rough truth here takes for vowels
         language = "en" if language == "code" else language
         words = Words(text, language=language)
-        tokens = re.findall(r"\w+|[^\w\s]+", "".join(c for c in text if c not in "\u200f\u200e\u0640" and not vowel(c)))
+        tokens = tokens_of("".join(c for c in text if c not in "\u200f\u200e\u0640" and not vowel(c)))
         stop = {w for entry in word_lists.stop_words(language) for w in bare(entry) if len(bare(entry)) == 1}
         truths = {
             "word_count": len(bare(text)),
@@ -177,6 +190,10 @@ def test_language_scores_are_the_models(tmp_path, documents):
         top = labels[0][9:]
         expected_top = scores[0] if top == language or (top, language) == ("arz", "ar") else 0.0
         expected = min(found.get(language, 0.0) + (found.get("arz", 0.0) if language == "ar" else 0.0), 1.0)
+        if language == "code":  # which the model does not know
+            assert tags.TAGS["ccnet_language_score"].compute(words, NOTHING) is None
+            assert tags.TAGS["language_score"].compute(words, NOTHING) is None
+            continue
         assert tags.TAGS["ccnet_language_score"].compute(words, NOTHING) == pytest.approx(
             min(expected_top, 1.0), abs=1e-4
         )

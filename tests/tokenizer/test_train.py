@@ -155,9 +155,7 @@ def test_a_base_with_equal_scores_is_refused_before_the_training():
     for piece in ("学习", "中文"):
         base.model.proto.pieces.add(piece=piece, score=0.0, type=Piece.NORMAL)
     base = Tokenizer.from_sentencepiece(base.model.serialized(), source="merged elsewhere")
-    with pytest.raises(
-        UserError, match="2 pieces such as '学习', '中文' have the same score 0,.* start from the first"
-    ):
+    with pytest.raises(UserError, match="such as '学习', '中文' have the same score 0,.* start from the first"):
         train_sentencepiece((1 / 0 for _ in "x"), vocab_size=300, like=base, script="arabic")
     target = train_sentencepiece(["كتاب"] * 9, vocab_size=266, script="arabic", character_coverage=1.0)
     with pytest.raises(UserError, match="have the same score 0,"):
