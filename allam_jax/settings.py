@@ -67,8 +67,12 @@ def setting(
     """
     limits = zip(_COMPARISONS, (least, above, most, below), strict=True)
     bounds = [(words, bound) for words, bound in limits if bound is not None]
-    metadata = {"comment": comment, "bounds": bounds, "choices": tuple(choices or ())}
-    metadata["changes_results"] = changes_results
+    metadata = {
+        "comment": comment,
+        "bounds": bounds,
+        "choices": tuple(choices or ()),
+        "changes_results": changes_results,
+    }
     return dataclasses.field(default=dataclasses.MISSING if default is ... else default, metadata=metadata)
 
 

@@ -116,15 +116,23 @@ def read_cache_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of a token cache; UserError if it is damaged or of another version."""
     files = find_list(directory, remedy=REMEDY)
     raw = files.read_bytes(MANIFEST, remedy=REMEDY) if files else None
-    keys = {"split": str, "tokenizer": str, "dataset": str, "origin": str, "dtype": str, "shards": list}
+    keys: dict[str, type] = {
+        "split": str,
+        "tokenizer": str,
+        "dataset": str,
+        "origin": str,
+        "dtype": str,
+        "shards": list,
+    }
     keys |= {"version": int, "targets": int, "documents": int, "tokens": int}
     path = Path(directory) / MANIFEST
     manifest = read_json(path, keys=keys) if raw is None else parse_json(raw, path=path, keys=keys)
     if manifest["version"] != VERSION:
         raise UserError(f"{directory}: tokens of version {manifest['version']}, not {VERSION}; {REMEDY}")
     for number, shard in enumerate(manifest["shards"]):
-        keys = {"documents": int, "tokens": int, "files": dict}
-        check_shape(shard, kind=dict, keys=keys, where=f"{path}: shard {number}:")
+        check_shape(
+            shard, kind=dict, keys={"documents": int, "tokens": int, "files": dict}, where=f"{path}: shard {number}:"
+        )
         for name, facts in shard["files"].items():
             check_shape(facts, kind=dict, keys={"size": int, "sha256": str}, where=f"{path}: {name}:")
     return manifest

@@ -79,7 +79,7 @@ def open_session(
         tokens = dict.fromkeys(loader.source_names, 0)
         if origin.resuming:
             state, data, metadata = checkpointer.restore(abstract)
-            keys = {"tokens_by_source": dict, "parent": (dict, type(None))}
+            keys: dict[str, type | tuple[type, ...]] = {"tokens_by_source": dict, "parent": (dict, type(None))}
             check_shape(metadata, kind=dict, keys=keys, where=f"{checkpointer.directory}, metadata of the checkpoint:")
             loader.set_state(data)
             tokens |= metadata["tokens_by_source"]

@@ -131,7 +131,7 @@ def as_dtype(params: Params, dtype: str | None) -> Params:
         return params
     leaves, tree = jax.tree.flatten(params)
     del params
-    return tree.unflatten([leaves.pop(0).astype(dtype) for _ in range(len(leaves))])
+    return jax.tree.unflatten(tree, [leaves.pop(0).astype(dtype) for _ in range(len(leaves))])
 
 
 def open_weights(directory: Path, *, check_bytes: bool = False) -> LoadedWeights:
