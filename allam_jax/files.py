@@ -188,9 +188,7 @@ def read_json(path: Path, *, kind: type = object, keys: Keys | None = None) -> A
     return parse_json(raw, path=path, kind=kind, keys=keys)
 
 
-def parse_json(
-    raw: bytes, *, path: Path, kind: type = object, keys: Keys | None = None
-) -> Any:
+def parse_json(raw: bytes, *, path: Path, kind: type = object, keys: Keys | None = None) -> Any:
     """The value of the content of `path`; see `read_json`."""
     try:
         value = json.loads(raw.decode("utf-8"))

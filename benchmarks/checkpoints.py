@@ -29,7 +29,7 @@ def without_checksums():
         stack.enter_context(mock.patch.object(checkpoints, "array_checksums", return_value={}))
         stack.enter_context(mock.patch.object(checkpoints, "check_finite"))
         stack.enter_context(mock.patch.object(stored_checkpoints, "check_arrays"))
-        stack.enter_context(mock.patch("allam_jax.checksums.hash_file", return_value=""))
+        stack.enter_context(mock.patch("allam_jax.checksums.hash_file", return_value=None))
         yield
 
 

@@ -125,8 +125,9 @@ def read_cache_manifest(directory: Path) -> dict[str, Any]:
     if manifest["version"] != VERSION:
         raise UserError(f"{directory}: tokens of version {manifest['version']}, not {VERSION}; {REMEDY}")
     for number, shard in enumerate(manifest["shards"]):
-        keys = {"documents": int, "tokens": int, "files": dict}
-        check_shape(shard, kind=dict, keys=keys, where=f"{path}: shard {number}:")
+        check_shape(
+            shard, kind=dict, keys={"documents": int, "tokens": int, "files": dict}, where=f"{path}: shard {number}:"
+        )
         for name, facts in shard["files"].items():
             check_shape(facts, kind=dict, keys={"size": int, "sha256": str}, where=f"{path}: {name}:")
     return manifest

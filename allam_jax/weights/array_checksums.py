@@ -68,7 +68,7 @@ def check_arrays(tree: Any, checksums: Mapping[str, list[list[Any]]], *, folder:
     def differs(item: tuple[str, Any, "_Stored"]) -> bool:
         name, leaf, stored = item
         values = _values(leaf, stored.box)
-        if values is not None and not values.size and all(stop > start for start, stop in stored.box):
+        if values is not None and values.size == 0 < _size(stored.box):
             return False  # other processes hold it
         if values is None:
             index = tuple(slice(start, stop) for start, stop in stored.box)
@@ -179,7 +179,7 @@ def _values(array: jax.Array, box: Box) -> np.ndarray | None:
             return parts[overlap]
     if not parts:
         return np.empty(0, array.dtype)
-    if sum(part.size for part in parts.values()) < math.prod(stop - start for start, stop in box):
+    if sum(part.size for part in parts.values()) < _size(box):
         return None
     found = np.empty([stop - start for start, stop in box], array.dtype)
     for overlap, part in parts.items():
@@ -193,8 +193,11 @@ def _slices(box: Box, origins: Iterable[int]) -> tuple[slice, ...]:
 
 def _covered(shape: tuple[int, ...], stored: list[list[Any]]) -> bool:
     """Whether the boxes, which do not overlap, are all of an array of this shape."""
-    sizes = [math.prod(stop - start for start, stop in _Stored(one).box) for one in stored]
-    return sum(sizes) == math.prod(shape)
+    return sum(_size(_Stored(one).box) for one in stored) == math.prod(shape)
+
+
+def _size(box: Box) -> int:
+    return math.prod([stop - start for start, stop in box])
 
 
 def _pool() -> ThreadPoolExecutor:
