@@ -64,7 +64,7 @@ def log_of(workdir, job):
 
 
 def checkpoints(job):
-    return list(job.directories[-1].glob("checkpoints/0*"))
+    return [path for path in job.directories[-1].glob("checkpoints/0*") if path.name.isdigit()]
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +231,7 @@ def test_an_unknown_queue_is_not_an_empty_one(sweeper, scheduler, tmp_path, monk
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_tasks_of_a_job_are_tried_again_together(sweeper, scheduler, tmp_path):
     state, _ = scheduler
     workdir = tmp_path / "sweep"
