@@ -3,7 +3,6 @@
 With `--sweep experiments/NAME.py` it runs all that the experiment varies (docs/sweeps.md).
 """
 
-# ruff: noqa: E402 (signals and streams are taken care of before the slow imports)
 from allam_jax import interrupts
 
 if __name__ == "__main__":
@@ -105,7 +104,7 @@ def explain_config(error: Exception, *, argv: list[str]) -> str | None:
     named += [arg.partition("=")[2] for arg in argv if re.match("--?config=", arg)]
     path = named[-1].partition(":")[0] if named else ""
     if isinstance(error, SyntaxError):
-        return f"{error.filename}, line {error.lineno}: {error.msg}"
+        return f"{error.filename or path}{f', line {error.lineno}' if error.lineno else ''}: {error.msg}"
     text = str(error)
     if isinstance(error, AttributeError) and "attribute 'get_config'" in text:
         return f"{path}: defines no function get_config()"

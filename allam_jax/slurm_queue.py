@@ -83,12 +83,16 @@ def run(command: Sequence[str], *, unknown_job_is_fine: bool = False) -> str:
     except subprocess.TimeoutExpired:
         raise UserError(f"{command[0]} has not answered within {_SECONDS} s; is the controller up?") from None
     if done.returncode and not (unknown_job_is_fine and "invalid job id" in done.stderr.lower()):
-        raise UserError(f"{command[0]} failed: {refusal(done.stderr) or f'status {done.returncode}'}; nothing was changed")
+        raise UserError(
+            f"{command[0]} failed: {refusal(done.stderr) or f'status {done.returncode}'}; nothing was changed"
+        )
     return done.stdout
 
 
 def refusal(text: str) -> str:
     """Slurm's own words in what a command has printed, on one line."""
-    lines = [line.strip() for line in text.splitlines() if re.match(r"\s*(sbatch|squeue|scancel|scontrol|slurm\w*): ", line)]
+    lines = [
+        line.strip() for line in text.splitlines() if re.match(r"\s*(sbatch|squeue|scancel|scontrol|slurm\w*): ", line)
+    ]
     words = [re.sub(r"^\w+: (?:error: |fatal: )?", "", line) for line in lines]
     return "; ".join(dict.fromkeys(words))[:300] or " ".join(text.split())[:300]

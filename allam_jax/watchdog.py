@@ -139,5 +139,3 @@ def _minutes(seconds: float) -> str:
 def _write(text: str) -> None:
     """Unbuffered: another thread may be stuck inside a print."""
     os.write(2, f"\n{text}\n".encode(errors="backslashreplace"))
-
-

@@ -35,7 +35,11 @@ print(signal.getsignal(signal.SIGINT) is interrupts._on_signal)
 
 @pytest.mark.parametrize(
     ("name", "then"),
-    [("SIGINT", "StopSignal().__enter__()"), ("SIGTERM", "import time; time.sleep(20)"), ("SIGHUP", "while True: pass")],
+    [
+        ("SIGINT", "StopSignal().__enter__()"),
+        ("SIGTERM", "import time; time.sleep(20)"),
+        ("SIGHUP", "while True: pass"),
+    ],
 )
 def test_a_swallowed_signal_is_raised_again(name: str, then: str):
     code = SWALLOWS.format(name=name, then=then)

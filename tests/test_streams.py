@@ -1,4 +1,4 @@
-"""Standard streams that are closed, lose their reader or take no UTF-8: no traceback, no status but 0, no file damaged."""
+"""Standard streams that are closed, lose their reader or take no UTF-8: no traceback, and no file is damaged."""
 
 import os
 import subprocess
@@ -18,7 +18,11 @@ streams.protect()
 def shell(command, code):
     program = PROGRAM.format(code=code)
     return subprocess.run(
-        ["bash", "-c", command], env={**os.environ, "P": sys.executable, "CODE": program}, capture_output=True, text=True, errors="replace"
+        ["bash", "-c", command],
+        env={**os.environ, "P": sys.executable, "CODE": program},
+        capture_output=True,
+        text=True,
+        errors="replace",
     )
 
 

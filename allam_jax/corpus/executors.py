@@ -111,8 +111,8 @@ class _Slurm(SlurmPipelineExecutor):
 def _run_on_slurm(stages: Stages, *, logs: Path, settings: ExecutorSettings) -> None:
     """Submits all stages, each to start when the stage before it has succeeded; waits for the last.
 
-    Jobs that an earlier call has left in the queue are cancelled first: each task that has ended has left its marker, so
-    nothing is computed twice. Jobs of this call are cancelled if it ends before they do.
+    Jobs that an earlier call has left in the queue are cancelled first. Each task that has ended has left its marker,
+    so nothing is computed twice. Jobs of this call are cancelled if it ends before they do.
     """
     record = logs / _SLURM_RECORD
     _cancel_recorded(record)
@@ -189,7 +189,9 @@ def _wait_for(executor: _Slurm, *, name: str, jobs: Sequence[str]) -> None:
     said = ""
     while executor.job_id not in (None, -1) and executor.get_incomplete_ranks(skip_completed=True):
         try:
-            entries = [entry for entry in slurm_queue.states_of_arrays(jobs) if entry.queued and entry.reason != _ORPHANED]
+            entries = [
+                entry for entry in slurm_queue.states_of_arrays(jobs) if entry.queued and entry.reason != _ORPHANED
+            ]
         except UserError as error:  # unknown is not the same as empty
             logging.warning("corpus: %s: waiting; %s", name, error)
             time.sleep(_POLL_SECONDS)
@@ -246,11 +248,18 @@ def _check_ray(address: str, *, path: str) -> None:
     remedy = "check config.corpus.executor.ray_address, that the cluster runs, and its token (RAY_AUTH_TOKEN)"
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=_RAY_SECONDS, env={**os.environ, "PYTHONPATH": path}
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_RAY_SECONDS,
+            env={**os.environ, "PYTHONPATH": path},
         )
     except subprocess.TimeoutExpired:
         raise UserError(f"Ray at {address!r} has not answered within {_RAY_SECONDS} s; {remedy}") from None
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         errors = [line for line in lines if "Error" in line.partition(":")[0]]
-        raise UserError(f"Ray at {address!r} cannot be joined ({(errors or lines or ['no reason given'])[-1][:200]}); {remedy}")
+        raise UserError(
+            f"Ray at {address!r} cannot be joined ({(errors or lines or ['no reason given'])[-1][:200]}); {remedy}"
+        )

@@ -2,10 +2,10 @@
 
 import dataclasses
 import os
+import re
 import socket
 import subprocess
 import time
-import re
 from collections.abc import Sequence
 
 from allam_jax import interrupts

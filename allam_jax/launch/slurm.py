@@ -18,10 +18,10 @@ from typing import Any
 
 from absl import logging
 
+from allam_jax import slurm_queue
 from allam_jax.corpus.packages import CACHE_VARIABLE
 from allam_jax.errors import PEER_ENDED, USER_ERROR, UserError, nearest
 from allam_jax.files import read_json, sha256_of_json, write_json
-from allam_jax import slurm_queue
 from allam_jax.launch import attempts
 from allam_jax.launch.jobs import ROOT, Job
 
@@ -58,7 +58,9 @@ class SlurmTask:
 
     def __call__(self) -> None:
         """Runs the job's command until its stages have finished. Raises JobFailed or JobStopped."""
-        rank, size = (int(os.environ.get(name, default)) for name, default in (("SLURM_PROCID", 0), ("SLURM_NTASKS", 1)))
+        rank, size = (
+            int(os.environ.get(name, default)) for name, default in (("SLURM_PROCID", 0), ("SLURM_NTASKS", 1))
+        )
         job = dataclasses.replace(self.job, folder=self.job.folder / "ranks" / str(rank)) if rank else self.job
         while True:
             self._attempt = attempts.start(job, before=_WITHOUT_THE_SIGNAL)
@@ -76,7 +78,7 @@ class SlurmTask:
                 self._requeue_all(waits=status == PEER_ENDED)
 
     def _requeue_all(self, *, waits: bool) -> None:
-        """Ends all tasks of the job and queues it again. A task that only lost another one waits for that one to do so."""
+        """Ends all tasks of the job and queues it again; with `waits`, gives the task that failed first time to do it."""
         import submitit
 
         if waits:
@@ -163,7 +165,9 @@ def _submit_arrays(
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
             for left in [*place.glob(".submission_file_*"), *place.glob("?" * 32 + ".pkl")]:
                 left.unlink(missing_ok=True)
-            raise UserError(f"sbatch refused the jobs: {slurm_queue.refusal(str(error))}; nothing was submitted") from None
+            raise UserError(
+                f"sbatch refused the jobs: {slurm_queue.refusal(str(error))}; nothing was submitted"
+            ) from None
         before = [handle.job_id for handle in handles]
         yield before, part
 

@@ -12,8 +12,8 @@ from typing import Any
 from allam_jax.ablation.measures import METRICS_FILE
 from allam_jax.launch.jobs import Job
 from allam_jax.launch.runs import SweepRun
-from allam_jax.slurm_queue import Entry
 from allam_jax.report.markdown import duration, number
+from allam_jax.slurm_queue import Entry
 from allam_jax.tasks.recipe import Stage, is_finished
 
 _SILENT_SECONDS = 600  # a job is silent if it has written nothing for this long and has not ended

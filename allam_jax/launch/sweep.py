@@ -11,11 +11,10 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
-from allam_jax import files
+from allam_jax import files, slurm_queue
 from allam_jax.ablation import results_page
 from allam_jax.ablation.experiment import Experiment, load_experiment
 from allam_jax.errors import UserError
-from allam_jax import slurm_queue
 from allam_jax.launch import local, slurm, status
 from allam_jax.launch.collect import FOLDER, collect, read_outcomes
 from allam_jax.launch.jobs import Job, plan_jobs

@@ -4,8 +4,8 @@
 if the port is taken. This file tries the same host and port with a plain socket first. What is wrong becomes a message,
 and JAX starts only when all processes are there.
 
-The protocol is one line of JSON each way. A process sends `{"process_id", "num_processes", "facts"}`. When all have come
-with the same facts, the coordinator answers `{"go": true}`; otherwise it answers `{"error": ...}`. The connections stay
+The protocol is one line of JSON each way. A process sends `{"process_id", "num_processes", "facts"}`. When all have
+come with the same facts, the coordinator answers `{"go": true}`; otherwise it answers `{"error": ...}`. The connections stay
 open as the job's lifeline (`lifeline.py`).
 """
 
@@ -186,9 +186,7 @@ def _report(
     connection.close()
     if "error" in answer:
         raise UserError(f"{where}: {answer['error']}")
-    raise UserError(
-        f"{where}: {me} got no answer that it knows; process 0 has ended, or another program listens there"
-    )
+    raise UserError(f"{where}: {me} got no answer that it knows; process 0 has ended, or another program listens there")
 
 
 def _read(connection: socket.socket, *, deadline: float, chunk: int = _CHUNK) -> dict:

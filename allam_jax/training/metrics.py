@@ -2,7 +2,8 @@
 
 Each line is a JSON object, `{"step": 120, "loss": 3.41, ...}`, where `step` counts the updates made. Two identical runs
 write identical files except for the keys in `TIMING_KEYS`. What is not finite becomes "NaN", "Infinity" or "-Infinity",
-as in the JSON of protocol buffers. Values may be device arrays. They are fetched a few steps later, so that no device waits for logging.
+as in the JSON of protocol buffers. Values may be device arrays. They are fetched a few steps later, so that no device
+waits for logging.
 """
 
 import contextlib

@@ -113,10 +113,14 @@ class MetricsSettings(Section, name="metrics", changes_results=False):
         0.0, "of one device, for MFU; 0: as the data sheet of the GPU says, if it is known", least=0
     )
     stall_report_minutes: float = setting(
-        10.0, "without progress, after which all threads are printed, and again after twice that time; 0: never", least=0
+        10.0,
+        "without progress, after which all threads are printed, and again after twice that time; 0: never",
+        least=0,
     )
     stall_leave_minutes: float = setting(
-        60.0, "without progress, after which the run ends with status 75, so that a scheduler restarts it; 0: never", least=0
+        60.0,
+        "without progress, after which the run ends with status 75, so that a scheduler restarts it; 0: never",
+        least=0,
     )
     profile_steps: tuple[int, ...] = setting(
         (), "(start, stop): a trace of steps start to stop - 1 in WORKDIR/profile, for XProf", least=1

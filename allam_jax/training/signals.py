@@ -24,7 +24,9 @@ class StopSignal(StopRequest):
     def __init__(self) -> None:
         super().__init__(notices=_NOTICES)
         self._lifeline = lifeline.current()
-        assert self._lifeline or jax.process_count() == 1, "several processes start with parallel.distributed.initialize"
+        assert self._lifeline or jax.process_count() == 1, (
+            "several processes start with parallel.distributed.initialize"
+        )
         if self._lifeline:
             self._lifeline.begin_loop()
 

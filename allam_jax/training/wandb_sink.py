@@ -29,13 +29,17 @@ def check_wandb(project: str) -> None:
     remedy = "log in with `wandb login`, set WANDB_MODE=offline, or leave metrics.wandb_project empty"
     try:
         if not wandb.api.api_key:
-            raise UserError(f"metrics.wandb_project: {project!r} needs Weights & Biases, but nobody is logged in; {remedy}")
+            raise UserError(
+                f"metrics.wandb_project: {project!r} needs Weights & Biases, but nobody is logged in; {remedy}"
+            )
         within(_SECONDS, lambda: wandb.Api(timeout=int(_SECONDS)).viewer)
     except UserError:
         raise
     except Exception as error:  # the library has many, and takes those of others
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"metrics.wandb_project: {project!r}: Weights & Biases does not answer ({reason}); {remedy}") from error
+        raise UserError(
+            f"metrics.wandb_project: {project!r}: Weights & Biases does not answer ({reason}); {remedy}"
+        ) from error
 
 
 def within(seconds: float, call: Callable[[], _Answer]) -> _Answer:

@@ -103,7 +103,9 @@ def test_a_refusal_is_one_line_and_what_was_submitted_is_cancelled(crawl, tmp_pa
         f"#!/bin/sh\nif [ -e {tmp_path}/one ]; then echo '{said}' >&2; exit 1; fi\n"
         f"touch {tmp_path}/one; echo Submitted batch job 41\n"
     )
-    with pytest.raises(UserError, match="^sbatch refused the jobs: Batch job submission failed: Invalid qos specification$"):
+    with pytest.raises(
+        UserError, match="^sbatch refused the jobs: Batch job submission failed: Invalid qos specification$"
+    ):
         run(small(crawl), tmp_path / "out", kind="slurm", partition="cpu")
     assert (tmp_path / "cancelled").read_text() == "41\n"
 
@@ -116,13 +118,18 @@ def test_jobs_that_wait_are_explained_and_do_not_stay_queued(crawl, tmp_path, sl
         (
             "squeue",
             f"n=$(wc -l < {tmp_path}/asked); echo x >> {tmp_path}/asked\ncase $n in 0) echo 'slurm_load_jobs error: "
-            "Unable to contact' >&2; exit 1;; 1) echo '7_0|PENDING|Resources';; *) echo '7_0|PENDING|PartitionTimeLimit';; esac",
+            "Unable to contact' >&2; exit 1;; 1) echo '7_0|PENDING|Resources';; "
+            "*) echo '7_0|PENDING|PartitionTimeLimit';; esac",
         ),
     ):
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
     (tmp_path / "asked").touch()
-    with caplog.at_level("INFO"), pytest.raises(
-        UserError, match="stage 'clean' can never start here .pending: PartitionTimeLimit.; change config.corpus.executor"
+    with (
+        caplog.at_level("INFO"),
+        pytest.raises(
+            UserError,
+            match="stage 'clean' can never start here .pending: PartitionTimeLimit.; change config.corpus.executor",
+        ),
     ):
         run(small(crawl), tmp_path / "out", kind="slurm", partition="cpu")
     assert "clean: waiting; squeue failed: slurm_load_jobs error: Unable to contact" in caplog.text
@@ -139,7 +146,7 @@ def test_a_second_start_cancels_what_the_first_has_left(crawl, tmp_path, slurm):
     assert (tmp_path / "cancelled").read_text() == "11 12\n"
 
 
-@pytest.mark.parametrize("name", ["a space", "100%j", "it's \"quoted\""])
+@pytest.mark.parametrize("name", ["a space", "100%j", 'it\'s "quoted"'])
 def test_any_path_reaches_the_nodes(crawl, reference, tmp_path, slurm, name):
     workdir = tmp_path / name
     run(small(crawl), workdir, kind="slurm", partition="cpu", workers=2)
@@ -165,7 +172,9 @@ def test_a_cluster_that_is_not_there_is_one_line(monkeypatch, address, words):
 
 def test_no_slurm_here(crawl, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="sbatch is not on the path|sbatch failed .*run this on a machine that can submit Slurm jobs"):
+    with pytest.raises(
+        UserError, match="sbatch is not on the path|sbatch failed .*run this on a machine that can submit Slurm jobs"
+    ):
         run(small(crawl), tmp_path / "out", kind="slurm", partition="cpu")
 
 

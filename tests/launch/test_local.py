@@ -142,7 +142,10 @@ def test_a_failed_job_is_tried_again_within_bounds(tmp_path):
             "Traceback (most recent call last):\nValueError: 2\n",
             "KeyError: 1",
         ),
-        ("F0101 12:00 client.h:80] Terminating\nFatal Python error: Aborted\n\nExtension modules: numpy", "F0101 12:00"),
+        (
+            "F0101 12:00 client.h:80] Terminating\nFatal Python error: Aborted\n\nExtension modules: numpy",
+            "F0101 12:00",
+        ),
         ("Fatal Python error: Segmentation fault\n\nExtension modules: numpy (total: 1)\n", "Fatal Python error: Seg"),
         ("jaxlib._jax.XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory", "jaxlib._jax.XlaRuntimeError: RESOURCE"),
         ("something went wrong\nExtension modules: numpy\n", "something went wrong"),

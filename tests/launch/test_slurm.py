@@ -188,7 +188,9 @@ def test_what_sbatch_refuses_is_one_line_and_leaves_nothing(sweeper, scheduler, 
     # It takes the shared job, and refuses the array that waits for it.
     sbatch = Path(environment["PATH"].partition(":")[0]) / "sbatch"
     kept = sbatch.read_text()
-    sbatch.write_text(f'#!/bin/sh\nif grep -q array "$1"; then echo "{said}" >&2; exit 1; fi\n' + kept.partition("\n")[2])
+    sbatch.write_text(
+        f'#!/bin/sh\nif grep -q array "$1"; then echo "{said}" >&2; exit 1; fi\n' + kept.partition("\n")[2]
+    )
     with pytest.raises(UserError) as error:
         slurm.submit(jobs, retries=0, options={"array_parallelism": 1}, name="x")
     assert str(error.value) == f"sbatch refused the jobs: {words}; nothing was submitted"

@@ -26,7 +26,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from processes import ROOT, Finished, child_environment, start, wait
 
 # What the clock, the path or the process decides, and what says how often a run was started.
-NOT_COMPARED = ("tensorboard", "report.md", "figures", "executor", "logs", ".lock", "config.json", "files.json", "stats")
+NOT_COMPARED = (
+    "tensorboard",
+    "report.md",
+    "figures",
+    "executor",
+    "logs",
+    ".lock",
+    "config.json",
+    "files.json",
+    "stats",
+)
 CLOCK = {"seconds", "tokens_per_second", "mfu", "eta", "peak_memory_bytes"}
 HANG_SECONDS = 150
 
@@ -81,7 +91,7 @@ class Storm:
 
 
 def content(workdir: Path) -> dict[str, str]:
-    """Relative path -> hash of what must be the same in two runs; metrics and results without what the clock decides."""
+    """Relative path -> hash of what must be the same in two runs; without what the clock decides."""
     found = {}
     for path in sorted(workdir.rglob("*")):
         name = str(path.relative_to(workdir))
@@ -166,7 +176,7 @@ def disks(storm: Storm, number: int) -> None:
             subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-class _no_space:  # noqa: N801 (reads like contextlib.suppress)
+class _no_space:
     def __enter__(self):
         return self
 
@@ -193,7 +203,10 @@ def main() -> None:
     begin = time.monotonic()
     STORMS[arguments.storm](storm, arguments.number)
     took = time.monotonic() - begin
-    print(f"{arguments.number} {arguments.storm} in {took:.0f} s ({storm.seconds:.1f} s a run): {len(storm.faults)} faults")
+    print(
+        f"{arguments.number} {arguments.storm} in {took:.0f} s ({storm.seconds:.1f} s a run): "
+        f"{len(storm.faults)} faults"
+    )
     for fault in storm.faults:
         print(f"- {fault}")
     sys.exit(bool(storm.faults))

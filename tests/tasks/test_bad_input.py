@@ -74,10 +74,16 @@ CASES = {
     "exception in config": ({"config": "{bad}/raises.py"}, "{bad}/raises.py, line 2: ZeroDivisionError"),
     "no get_config": ({"config": "{bad}/empty.py"}, "{bad}/empty.py: defines no function get_config()"),
     "config without its argument": ({"config": "{bad}/corpus.py"}, "--config {bad}/corpus.py: get_config takes"),
-    "config that is no config": ({"config": "{bad}/three.py"}, "{bad}/three.py: get_config() returned 3; expected what"),
+    "config that is no config": (
+        {"config": "{bad}/three.py"},
+        "{bad}/three.py: get_config() returned 3; expected what",
+    ),
     "config without a task": ({"config": "{bad}/taskless.py"}, "{bad}/taskless.py: the config names no task"),
     "config that exits": ({"config": "{bad}/exits.py"}, "{bad}/exits.py, line 3: the config ends the program (exit 0)"),
-    "file that exits": ({"config": "{bad}/exits_early.py"}, "{bad}/exits_early.py, line 1: the config ends the program"),
+    "file that exits": (
+        {"config": "{bad}/exits_early.py"},
+        "{bad}/exits_early.py, line 1: the config ends the program",
+    ),
     "config that interrupts": ({"config": "{bad}/interrupts.py"}, "interrupted"),
     "get_config is no function": ({"config": "{bad}/constant.py"}, "{bad}/constant.py: TypeError"),
     "config without end": ({"config": "{bad}/recursive.py"}, "{bad}/recursive.py, line 2: RecursionError"),
@@ -176,7 +182,13 @@ def bad(launcher, reference, tmp_path_factory):
     for name, text in CONFIGS.items():
         (folder / name).write_text(text)
     noise = bytes(range(1, 256)) * 4
-    for name, content in {"binary.py": bytes(64), "noise.py": noise, "file": b"", "empty.txt": b"", "latin1.txt": b"good\n" * 5 + b"caf\xe9\n" * 3}.items():
+    for name, content in {
+        "binary.py": bytes(64),
+        "noise.py": noise,
+        "file": b"",
+        "empty.txt": b"",
+        "latin1.txt": b"good\n" * 5 + b"caf\xe9\n" * 3,
+    }.items():
         (folder / name).write_bytes(content)
     shutil.copytree(launcher.root / "corpus" / "en", folder / "truncated")
     truncate(next((folder / "truncated").glob("*-train.*")))
