@@ -105,7 +105,7 @@ def explain_config(error: Exception, *, argv: list[str]) -> str | None:
     named += [arg.partition("=")[2] for arg in argv if re.match("--?config=", arg)]
     path = named[-1].partition(":")[0] if named else ""
     if isinstance(error, SyntaxError):
-        return f"{error.filename}, line {error.lineno}: {error.msg}"
+        return f"{error.filename or path}{f', line {error.lineno}' if error.lineno else ''}: {error.msg}"
     text = str(error)
     if isinstance(error, AttributeError) and "attribute 'get_config'" in text:
         return f"{path}: defines no function get_config()"

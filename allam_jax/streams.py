@@ -17,8 +17,9 @@ def protect() -> None:
     """Makes the three standard streams safe to use; call it before any other file is opened.
 
     A stream that was closed reads or writes nothing: otherwise the next file would get its number, and libraries would
-    write their messages into it. What libraries print goes to standard error, so that standard output holds results. If the reader of a pipe or the terminal goes away, the process is asked to stop as by
-    SIGHUP, and what follows is dropped. So are messages (not results) that a full disk has no room for. Characters that
+    write their messages into it. What libraries print goes to standard error, so that standard output holds results.
+    If the reader of a pipe or the terminal goes away, the process is asked to stop as by SIGHUP, and what follows is
+    dropped. So are messages (not results) that a full disk has no room for. Characters that
     the encoding does not have are escaped.
     """
     for number in (0, 1, 2):

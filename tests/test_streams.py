@@ -1,4 +1,4 @@
-"""Standard streams that are closed, lose their reader or take no UTF-8: no traceback, no status but 0, no file damaged."""
+"""Standard streams that are closed, lose their reader or take no UTF-8: no traceback, and no file is damaged."""
 
 import os
 import subprocess

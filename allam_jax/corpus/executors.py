@@ -111,8 +111,8 @@ class _Slurm(SlurmPipelineExecutor):
 def _run_on_slurm(stages: Stages, *, logs: Path, settings: ExecutorSettings) -> None:
     """Submits all stages, each to start when the stage before it has succeeded; waits for the last.
 
-    Jobs that an earlier call has left in the queue are cancelled first: each task that has ended has left its marker, so
-    nothing is computed twice. Jobs of this call are cancelled if it ends before they do.
+    Jobs that an earlier call has left in the queue are cancelled first. Each task that has ended has left its marker,
+    so nothing is computed twice. Jobs of this call are cancelled if it ends before they do.
     """
     record = logs / _SLURM_RECORD
     _cancel_recorded(record)

@@ -31,8 +31,8 @@ _STORE = "stages"  # beside the workdirs of sweeps, so that experiments share st
 def prepare(argv: list[str]) -> list[str]:
     """The arguments with underscores in the names of flags, and with what a sweep does not state.
 
-    `--status` and `--collect` take the config, the overrides and the store from the sweep's record. Otherwise the config
-    is that of the experiment.
+    `--status` and `--collect` take the config, the overrides and the store from the sweep's record. Otherwise the
+    config is that of the experiment.
     """
     argv = [_underscored(arg) for arg in argv]
     sweep = _value_of(argv, "sweep")

@@ -78,7 +78,7 @@ class SlurmTask:
                 self._requeue_all(waits=status == PEER_ENDED)
 
     def _requeue_all(self, *, waits: bool) -> None:
-        """Ends all tasks of the job and queues it again. A task that only lost another one waits for that one to do so."""
+        """Ends all tasks of the job and queues it again; `waits` gives the task that failed first time to do it."""
         import submitit
 
         if waits:

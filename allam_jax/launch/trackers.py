@@ -19,7 +19,7 @@ _PARAM_BATCH = 100
 
 
 def check_mlflow(uri: str = "") -> None:
-    """Asks the tracking server something, before anything starts. UserError where the package or the answer is missing."""
+    """Asks the tracking server something, before anything starts. UserError without the package or an answer."""
     mlflow = _package()
     _be_brief()
     try:

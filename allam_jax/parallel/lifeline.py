@@ -12,6 +12,7 @@ Each process has one to process 0. They carry three things:
 A message is one line of JSON. Only the thread of the lifeline sends and receives.
 """
 
+import contextlib
 import json
 import os
 import queue
@@ -69,7 +70,7 @@ class Lifeline:
             self._round = (self._round[0] + 1, -1)
 
     def stop_after(self, step: int) -> str | None:
-        """The name of the signal if all processes stop after `step`, else None. Every process calls it at every step."""
+        """The name of the signal if all processes stop after `step`, else None. Each calls it at every step."""
         with self._condition:
             while self._frozen:
                 self._condition.wait(1.0)
@@ -98,7 +99,7 @@ class Lifeline:
             self._all_gone.wait(_LAST_SECONDS)
 
     def end(self, reason: str, status: int) -> None:
-        """Tells the others that this process ends now. If another one has ended before, that is the reason: waits for it.
+        """Tells the others that this process ends now; if another one has ended before, its end ends this process.
 
         The caller then leaves with `os._exit`.
         """
@@ -147,10 +148,8 @@ class Lifeline:
             return b""
 
     def _tell(self, index: int, message: dict[str, Any]) -> None:
-        try:
+        with contextlib.suppress(OSError):  # it has ended, which the reading side finds out
             self._connections[index].sendall(json.dumps(message).encode() + b"\n")
-        except OSError:
-            pass  # it has ended, which the reading side finds out
 
     def _tell_all(self, message: dict[str, Any], *, but: int = -1) -> None:
         for index in self._connections:

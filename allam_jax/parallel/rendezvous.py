@@ -4,9 +4,9 @@
 if the port is taken. This file tries the same host and port with a plain socket first. What is wrong becomes a message,
 and JAX starts only when all processes are there.
 
-The protocol is one line of JSON each way. A process sends `{"process_id", "num_processes", "facts"}`. When all have come
-with the same facts, the coordinator answers `{"go": true}`; otherwise it answers `{"error": ...}`. The connections stay
-open as the job's lifeline (`lifeline.py`).
+The protocol is one line of JSON each way. A process sends `{"process_id", "num_processes", "facts"}`. When all have
+come with the same facts, the coordinator answers `{"go": true}`; otherwise it answers `{"error": ...}`. The connections
+stay open as the job's lifeline (`lifeline.py`).
 """
 
 import contextlib

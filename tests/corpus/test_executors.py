@@ -119,7 +119,8 @@ def test_jobs_that_wait_are_explained_and_do_not_stay_queued(crawl, tmp_path, sl
         (
             "squeue",
             f"n=$(wc -l < {tmp_path}/asked); echo x >> {tmp_path}/asked\ncase $n in 0) echo 'slurm_load_jobs error: "
-            "Unable to contact' >&2; exit 1;; 1) echo '7_0|PENDING|Resources';; *) echo '7_0|PENDING|PartitionTimeLimit';; esac",
+            "Unable to contact' >&2; exit 1;; 1) echo '7_0|PENDING|Resources';; "
+            "*) echo '7_0|PENDING|PartitionTimeLimit';; esac",
         ),
     ):
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")

@@ -42,10 +42,10 @@ MaxArraySize=4
 MinJobAge=300
 KillWait=5
 ReturnToService=2
-NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={first} CPUs=2 RealMemory=8000
+NodeName={host} NodeHostname={host} NodeAddr=127.0.0.1 Port={first} CPUs=2 RealMemory=8000
 NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={second} CPUs=2 RealMemory=8000
-PartitionName=main Nodes=node1,node2 Default=YES MaxTime=60 DefaultTime=10 State=UP
-PartitionName=short Nodes=node1,node2 MaxTime=1 DefaultTime=1 State=UP
+PartitionName=main Nodes={host},node2 Default=YES MaxTime=60 DefaultTime=10 State=UP
+PartitionName=short Nodes={host},node2 MaxTime=1 DefaultTime=1 State=UP
 """
 
 
@@ -79,7 +79,7 @@ class Cluster:
         self._start("munged", "--foreground", "--force", *options)
         self._start("slurmctld", "-D")
         time.sleep(1)
-        for node in ("node1", "node2"):
+        for node in (host, "node2"):
             self._start("slurmd", "-D", "-N", node)
         end = time.monotonic() + 60
         while self.run("sinfo", "--noheader", "--Node", "--partition=main", "--format=%T").split() != ["idle", "idle"]:

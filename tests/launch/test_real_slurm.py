@@ -87,7 +87,7 @@ def test_what_is_refused_is_one_line_and_what_cannot_start_has_a_reason(cluster,
     workdir, run = sweep
     for option, words in (
         ("partition=gpux", "invalid partition specified: gpux"),
-        ("mem=900GB", "Memory specification can not be satisfied"),
+        ("cpus_per_task=99", "Requested node configuration is not available"),
         ("gres=gpu:8", "Invalid generic resource (gres) specification"),
     ):
         _, err = run("--launcher=slurm", f"--slurm={option}", status=2)

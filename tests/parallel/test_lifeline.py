@@ -1,4 +1,4 @@
-"""The connections of a job: all stop after one step, and all leave when one ends. Without JAX: threads and processes."""
+"""The connections of a job: all stop after one step, and all leave when one ends. No JAX is needed for that."""
 
 import random
 import socket

@@ -91,7 +91,7 @@ class Storm:
 
 
 def content(workdir: Path) -> dict[str, str]:
-    """Relative path -> hash of what must be the same in two runs; metrics and results without what the clock decides."""
+    """Relative path -> hash of what must be the same in two runs; without what the clock decides."""
     found = {}
     for path in sorted(workdir.rglob("*")):
         name = str(path.relative_to(workdir))
@@ -204,7 +204,8 @@ def main() -> None:
     STORMS[arguments.storm](storm, arguments.number)
     took = time.monotonic() - begin
     print(
-        f"{arguments.number} {arguments.storm} in {took:.0f} s ({storm.seconds:.1f} s a run): {len(storm.faults)} faults"
+        f"{arguments.number} {arguments.storm} in {took:.0f} s ({storm.seconds:.1f} s a run): "
+        f"{len(storm.faults)} faults"
     )
     for fault in storm.faults:
         print(f"- {fault}")

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 import types
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -173,7 +174,7 @@ class Full:
 def test_a_sink_in_trouble_is_dropped_and_the_run_goes_on(tmp_path, monkeypatch, caplog, after):
     from tensorboardX import record_writer
 
-    monkeypatch.setattr(record_writer, "open_file", lambda path: Full(open(path, "wb"), after))
+    monkeypatch.setattr(record_writer, "open_file", lambda path: Full(Path(path).open("wb"), after))  # noqa: SIM115
     write = MetricsWriter(tmp_path, MetricsSettings())
     for step in range(1, 40):
         write.write(step, {"loss": 1 / step})
