@@ -23,8 +23,8 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _READ_BYTES = 1 << 20
-# A block of Zstandard's can be 4 bytes long and hold 128 KiB, so that this much never grows to more than 256 MiB.
-_ZSTD_BYTES = 1 << 13
+# A block of Zstandard's can be 4 bytes long and hold 128 KiB, so that this much never grows to more than 128 MiB.
+_ZSTD_BYTES = 1 << 12
 _ZSTD_WINDOW = 1 << 31  # the largest that `zstd --long=31` writes
 
 
