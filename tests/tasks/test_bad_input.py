@@ -154,7 +154,7 @@ CASES = {
     "truncated shard": ({"data.sources.en.path": "{bad}/truncated"}, "damaged shard ("),
     "batch and mesh": (
         {"devices": 8, "data.batch_size": 12, "train.accumulation": 1},
-        "config.data.batch_size = 12 is not a multiple of 8 = 1 microbatch(es) x 8 batch shard(s) (mesh data 8 x fsdp 1)",
+        "config.data.batch_size = 12 is not a multiple of 8 = 1 microbatch(es) x 8 batch shard(s) (mesh data 8",
     ),
     "mesh and devices": (
         {"devices": 8, "mesh.data": 3},

@@ -151,6 +151,7 @@ def test_a_second_run_gives_the_same_bytes(root, tmp_path):
     assert (tmp_path / "one" / "huggingface" / "model.safetensors").read_bytes() == before
     assert sorted(path.name for path in (tmp_path / "one").iterdir()) == [
         "config.json",
+        "files.json",
         "huggingface",
         "merge.json",
         "orbax",
@@ -241,7 +242,7 @@ def fails(config, workdir):
         runner.run(config, workdir=workdir)
     message = str(error.value)
     assert "\n" not in message
-    assert not workdir.exists() or {path.name for path in workdir.iterdir()} <= {"config.json"}
+    assert not workdir.exists() or {path.name for path in workdir.iterdir()} <= {"config.json", "files.json"}
     return message
 
 
