@@ -2,8 +2,8 @@
 
 While a program starts, `leave_at_signals` makes them end it, because nothing has to be saved or removed. `install`
 makes them raise an exception, so that temporary files are removed. Python may be inside a callback that swallows it:
-then it is raised again. Code that has something to save runs inside a `StopRequest`, which only takes note. A main thread that
-is stuck in a library hears no signal, so a second thread reads them too.
+then it is raised again. Code that has something to save runs inside a `StopRequest`, which only takes note. A main
+thread that is stuck in a library hears no signal, so a second thread reads them too.
 """
 
 import ctypes

@@ -15,11 +15,11 @@ pytestmark = pytest.mark.slow
 
 SBATCH = """#!{python}
 # Runs the tasks of an array at once and in order, unless the job that it waits for has failed.
-import os, re, subprocess, sys
+import os, re, shlex, subprocess, sys
 state, script = {state!r}, sys.argv[-1]
 text = open(script).read()
 first, last = map(int, re.search(r"^#SBATCH --array=(\\d+)-(\\d+)", text, re.M).groups())
-log = re.search(r"^#SBATCH --output=(.*)$", text, re.M).group(1)
+log = shlex.split(re.search(r"^#SBATCH --output=(.*)$", text, re.M).group(1))[0]
 number = len(os.listdir(state)) + 1
 exports = next(argument for argument in sys.argv if argument.startswith("--export="))
 exported = dict(item.split("=", 1) for item in exports.split(",")[1:])
@@ -27,7 +27,7 @@ needed = [argument.split(":")[1] for argument in sys.argv if argument.startswith
 codes = [1 for need in needed if "#FAILED" in open(os.path.join(state, need)).read()]
 for index in range(first, last + 1) if not codes else ():
     environment = os.environ | exported | {{"SLURM_ARRAY_TASK_ID": str(index), "SLURM_ARRAY_JOB_ID": str(number)}}
-    out = open(log.replace("%A", str(number)).replace("%a", str(index)), "wb")
+    out = open(log.replace("%A", str(number)).replace("%a", str(index)).replace("%%", "%"), "wb")
     codes.append(subprocess.run(["bash", script], env=environment, stdout=out, stderr=out).returncode)
 said = [text, "#ARGS " + " ".join(sys.argv[1:-1]), "#FAILED" if any(codes) else ""]
 open(os.path.join(state, str(number)), "w").write("\\n".join(said))
