@@ -163,7 +163,8 @@ class Lifeline:
             if "ended" in message:
                 self._sent.set()
         elif "at" in message:
-            self._places[sender] = watchdog.Place(*message["at"], time.monotonic())
+            step, phase = message["at"]
+            self._places[sender] = watchdog.Place(step, phase, time.monotonic())
         elif "finished" in message:
             self._finished.add(sender)
             if self._me == 0 and len(self._finished) == self._size:
@@ -215,7 +216,7 @@ class Lifeline:
         if self._all_finished.is_set() or self._sent.is_set():
             return
         reason = "without a word: it was killed, or its machine is gone"
-        message = {"ended": index, "reason": reason, "status": PEER_ENDED}
+        message: dict[str, Any] = {"ended": index, "reason": reason, "status": PEER_ENDED}
         self._tell_all(message, but=index)
         self._leave(**message)
 

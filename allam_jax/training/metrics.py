@@ -7,6 +7,7 @@ waits for logging.
 """
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -142,8 +143,12 @@ class MetricsWriter:
             if self._file:
                 self._file.write(json.dumps(_strict(row), allow_nan=False) + "\n")
                 self._file.flush()
-            self._each(lambda sink, row=row: sink.write(row))
+            self._each(functools.partial(_write_row, row=row))
         return rows
+
+
+def _write_row(sink: "_TensorBoard | WeightsAndBiases", *, row: Row) -> None:
+    sink.write(row)
 
 
 def _give_up(name: str, error: Exception) -> None:
