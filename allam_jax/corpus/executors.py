@@ -5,6 +5,7 @@ not repeat it.
 """
 
 import contextlib
+import logging as stdlib_logging
 import os
 import shlex
 import subprocess
@@ -239,7 +240,7 @@ def _start_ray(settings: ExecutorSettings) -> None:
         if settings.ray_address:
             options["address"] = settings.ray_address
             _check_ray(settings.ray_address, path=path)
-        ray.init(include_dashboard=False, logging_level="WARNING", **options)  # type: ignore[arg-type]
+        ray.init(include_dashboard=False, logging_level=stdlib_logging.WARNING, **options)
 
 
 def _check_ray(address: str, *, path: str) -> None:

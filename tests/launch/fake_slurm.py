@@ -157,13 +157,18 @@ def scontrol(verb, task):
     (STATE / f"{task}.requeue").write_text("")
     print(f"requeued {task}")
     # Slurm ends the steps of a job that it requeues. The one that has asked may already be about to leave.
-    command = f"import time, fake_slurm; time.sleep(1); fake_slurm.end_step({task!r})"
+    pids = json.loads((STATE / f"{task}.pids").read_text())
+    command = f"import time, fake_slurm; time.sleep(1); fake_slurm.end_processes({pids})"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
     subprocess.Popen([sys.executable, "-c", command], env=environment, start_new_session=True)
 
 
 def end_step(task):
-    for pid in json.loads((STATE / f"{task}.pids").read_text()):
+    end_processes(json.loads((STATE / f"{task}.pids").read_text()))
+
+
+def end_processes(pids):
+    for pid in pids:
         if psutil.pid_exists(pid):
             for process in [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]:
                 process.kill()

@@ -11,7 +11,11 @@ import real_slurm
 from processes import ROOT, UNOPTIMISED, child_environment, start, wait
 from sweeper import metrics_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(real_slurm.missing()), reason=real_slurm.missing())]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.long,
+    pytest.mark.skipif(bool(real_slurm.missing()), reason=real_slurm.missing()),
+]
 
 LONG = "400"  # steps of a run that is interrupted
 

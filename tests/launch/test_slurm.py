@@ -237,7 +237,7 @@ def test_the_tasks_of_a_job_are_tried_again_together(sweeper, scheduler, tmp_pat
     workdir = tmp_path / "sweep"
     (job,) = jobs_of(sweeper, workdir, LONG, XLA_FLAGS=UNOPTIMISED)
     ids = slurm.submit([job], retries=1, options=slurm.parse_options(["nodes=2", "time=60"]), name="two")
-    wait_until(lambda: checkpoints(job))
+    wait_until(lambda: any(path.name.isdigit() for path in checkpoints(job)))  # a complete one
     ranks = json.loads((state / f"{ids[job.name]}.pids").read_text())
     (command,) = psutil.Process(ranks[1]).children()
     command.kill()

@@ -95,12 +95,6 @@ CASES = {
     "unknown flag": ({"flag_workdri": "x"}, "Unknown command line flag 'workdri'. Did you mean: workdir"),
     "number of processes": ({"flag_num_processes": "x"}, "--num_processes=x"),
     "section as a value": ({"train": 3}, "--config.train"),
-    "key without a name": ({"": 3}, "--config."),
-    "key of dots": ({"..": 3}, "--config..."),
-    "GPU that is not there": (
-        {"environment": {"JAX_PLATFORMS": "cuda"}},
-        "JAX_PLATFORMS=cuda: no device can be used (",
-    ),
     "unknown argument": ({"config": f"{QUICKSTART}:smok"}, f"{QUICKSTART}:smok: expected full or smoke"),
     "unknown key in config": (
         {"config": "{bad}/misspelt.py"},
@@ -277,6 +271,11 @@ def test_bad_input_is_one_line(name, outcomes, bad, reference):
 
 def test_the_source_that_needs_a_network_is_in_the_catalog():
     assert "sahih_muslim_en" in SOURCES
+
+
+def test_a_platform_that_is_not_there_is_one_line(launcher, tmp_path):
+    error = error_of(launcher.run(tmp_path / "run", environment={"JAX_PLATFORMS": "cuda"}))
+    assert error.startswith("JAX_PLATFORMS=cuda: no device can be used (")
 
 
 def test_a_finished_run_is_left_as_it_is_unless_asked_for_more(launcher, reference, tmp_path):
