@@ -97,11 +97,8 @@ def readers(root: Path) -> dict[str, Callable[[], Any]]:
         return tuple(restore_checkpoint(step_path(root / "run/checkpoints", step), abstract_state=abstract))
 
     def documents() -> Any:
-        return [
-            list(source)
-            for split in ("train", "validation")
-            for source in [DocumentSource(root / "dataset", split=split)]
-        ]
+        splits = [DocumentSource(root / "dataset", split=split) for split in ("train", "validation")]
+        return [[source[i] for i in range(len(source))] for source in splits]
 
     def tokens() -> Any:
         source = TokenSource(root / "tokens", split="train")
