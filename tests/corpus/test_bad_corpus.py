@@ -255,6 +255,7 @@ def test_newest_is_newest_whatever_the_type_of_the_dates(folder, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_line_of_50_megabytes(folder, tmp_path):
     line = "كلمة " * 5_600_000
     (folder / "l.jsonl").write_text(json.dumps({"text": line, "id": "long"}, ensure_ascii=False) + "\n")

@@ -155,6 +155,7 @@ def test_a_broken_run_is_named_and_does_not_stop_the_others(sweeper, finished, t
     assert "Unfinished runs, which are left out (1): -nowhere." in (workdir / "collected" / "report.md").read_text()
 
 
+@pytest.mark.long
 def test_another_seed_reuses_what_is_there(sweeper, finished, tmp_path):
     workdir, stages = tmp_path / "sweep", finished[0].parent / "stages"
     plan, _ = sweeper.run(workdir, f"--store={stages}", "--dry_run", arg="more")

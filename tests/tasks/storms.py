@@ -38,6 +38,7 @@ NOT_COMPARED = (
     "stats",
 )
 CLOCK = {"seconds", "tokens_per_second", "mfu", "eta", "peak_memory_bytes"}
+CLOCK |= {"metrics"}  # of a checkpoint: the hash of metrics.jsonl, which has times
 HANG_SECONDS = 150
 
 

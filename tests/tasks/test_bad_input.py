@@ -145,7 +145,10 @@ CASES = {
     "no dataset": ({"data.sources.en.path": "{bad}/nope"}, "{bad}/nope: no dataset here"),
     "no held-out dataset": ({"eval.sources.en.path": "{bad}/nope"}, "{bad}/nope: no dataset here"),
     "no such split": ({"data.sources.en.split": "trian"}, "no split 'trian'; did you mean train?"),
-    "truncated shard": ({"data.sources.en.path": "{bad}/truncated"}, "damaged shard ("),
+    "truncated shard": (
+        {"data.sources.en.path": "{bad}/truncated"},
+        "en-train.array_record-00000-of-00001: is 65,536 bytes long instead of",
+    ),
     "batch and mesh": (
         {"devices": 8, "data.batch_size": 12, "train.accumulation": 1},
         "config.data.batch_size = 12 is not a multiple of 8 = 1 microbatch(es) x 8 batch shard(s) (mesh data 8",

@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from allam_jax.checksums import write_listed
 from allam_jax.errors import UserError
 from allam_jax.tasks import registry
 from allam_jax.tasks.inputs_of_task import inputs_of
@@ -52,7 +53,7 @@ def test_a_recipe_refuses_changed_inputs_and_accepts_moved_ones(texts, tmp_path)
         go(texts, workdir)
     (texts / "b.jsonl").unlink()
     del record["inputs"]  # of an earlier version
-    result.write_text(json.dumps(record))
+    write_listed(result.parent, {result.name: json.dumps(record).encode()})
     (texts / "b.jsonl").write_text("")
     go(texts, workdir)
     assert len(calls) == 1
