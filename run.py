@@ -44,7 +44,10 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, if
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses flags and the config; anything wrong with them is a UserError."""
     try:
-        argv = sweep_flags.prepare(with_installed_files(argv))
+        if {"--help", "-help", "-h"} & set(argv[1:]):
+            print_help()
+            raise SystemExit(0)
+        argv = with_installed_files(sweep_flags.prepare(with_installed_files(argv)))
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise UserError(f"unexpected argument {rest[1]!r}: flags start with --")
@@ -69,6 +72,14 @@ def parse_flags(argv: list[str]) -> list[str]:
             raise
         raise UserError(message) from error
     return rest
+
+
+def print_help() -> None:
+    """Prints every flag. absl's own help shows those of one module, and none for the installed command."""
+    print(__doc__)
+    ours = (CONFIG, WORKDIR, STAGE, STORE, HELP_CONFIG, COORDINATOR, NUM_PROCESSES, PROCESS_ID)
+    for holder in (*ours, *sweep_flags.ALL):
+        print(f"  --{holder.name}: {flags.FLAGS[holder.name].help}")
 
 
 def check_config(config: object, *, path: Path) -> None:

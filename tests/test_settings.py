@@ -310,3 +310,11 @@ def test_entries_are_of_the_users_naming():
     config.corpus.block_lists.ar = 3
     with pytest.raises(UserError, match=r"config\.corpus\.block_lists\.ar = 3: expected a string"):
         settings_of(config)
+
+
+def test_help_lists_every_flag():
+    shown = subprocess.run([sys.executable, "run.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0
+    assert shown.stderr == ""
+    for flag in ("--config", "--workdir", "--help_config", "--sweep", "--launcher", "--jobs", "--set", "--detach"):
+        assert f"  {flag}: " in shown.stdout

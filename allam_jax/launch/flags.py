@@ -25,6 +25,8 @@ _OPTIONS = (
     flags.DEFINE_enum("tracker", "", ["", "mlflow"], "Tracker that also gets the finished runs when collecting."),
 )
 
+ALL = (_SWEEP, _SET, *_OPTIONS)  # for --help
+
 _STORE = "stages"  # beside the workdirs of sweeps, so that experiments share stages
 
 

@@ -40,7 +40,7 @@ def run(config: ConfigDict, *, workdir: Path, only: Sequence[str] = (), store: P
     Raises:
         UserError: the task or a stage is unknown, or a value cannot be used.
     """
-    with _disk_errors(workdir):
+    with _disk_errors(workdir), _unserved_attention():
         check(config)
         if is_main_process():
             check_trackers(config)
@@ -116,6 +116,17 @@ def _run_task(config: ConfigDict, *, workdir: Path) -> dict[str, Any]:
         takes_part = task.on_devices or is_main_process()
         interrupts.raise_pending()
         return broadcast(module.run(settings_of(config), workdir) if takes_part else {})
+
+
+@contextlib.contextmanager
+def _unserved_attention() -> Iterator[None]:
+    """The kernels know no errors of ours: what none of them can serve is told as one line."""
+    try:
+        yield
+    except NotImplementedError as error:
+        if not str(error).startswith("no attention backend"):
+            raise
+        raise UserError(f"config.compute.attention: {error}") from None
 
 
 @contextlib.contextmanager

@@ -304,3 +304,8 @@ def test_two_runs_in_one_workdir_do_not_mix(launcher, tmp_path):
     process.kill()
     wait(process)
     assert '"seed": 0' in (workdir / "config.json").read_text()
+
+
+def test_attention_for_gpus_is_one_line_on_a_cpu(launcher, tmp_path):
+    error = error_of(launcher.run(tmp_path / "run", **{"compute.attention": "triton"}))
+    assert error.startswith("config.compute.attention: no attention backend can serve this: triton: ")
