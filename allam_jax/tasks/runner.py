@@ -131,9 +131,13 @@ def _unserved_attention() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _disk_errors(workdir: Path) -> Iterator[None]:
-    """Turns errors of the disk into a UserError, wherever they happen."""
+    """Turns errors of the disk, and too little memory, into a UserError, wherever they happen."""
     try:
         yield
+    except MemoryError:
+        raise UserError(
+            "not enough memory for what the config asks; choose smaller sizes, or a larger machine"
+        ) from None
     except OSError as error:
         if error.errno is not None and error.errno in _OF_THE_DISK:
             remedy = "check the disk and its permissions, and run the same command again to go on"
