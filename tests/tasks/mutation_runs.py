@@ -36,11 +36,11 @@ def fault_of(status: int, out: str, err: str, workdir: Path) -> str:
         return f"status {status}: {last[0][:300]}"
     try:
         _read_strictly(out.strip().splitlines()[-1])
-        for path in workdir.rglob("*.json*"):
-            for line in (
-                path.read_text(encoding="utf-8").splitlines() if path.suffix == ".jsonl" else [path.read_text()]
-            ):
-                _read_strictly(line)
+        for path in workdir.rglob("*"):
+            if path.suffix in (".json", ".jsonl"):
+                text = path.read_text(encoding="utf-8")
+                for part in text.splitlines() if path.suffix == ".jsonl" else [text]:
+                    _read_strictly(part)
     except (ValueError, IndexError) as error:
         return f"result is not JSON of finite numbers: {error}"
     return ""
