@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +18,8 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from allam_jax.training import checkpoints, stored_checkpoints
 from allam_jax.training.settings import CheckpointSettings
