@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from conftest import fill
 from launcher import Launcher
 from processes import ROOT, child_environment
 
@@ -97,6 +96,8 @@ def run_all(
 
 def main() -> None:
     """See the module."""
+    from tests.tasks.conftest import fill  # here, because pytest knows several modules of the name conftest
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
