@@ -12,6 +12,9 @@ from allam_jax.checksums import FILE_LIST, write_listed
 from allam_jax.errors import UserError
 from allam_jax.settings import as_dict
 
+CONFIG_FILE = "config.json"
+CHECKPOINTS_FOLDER = "checkpoints"
+
 
 def resolve_stages(config: ConfigDict, *, stage_dirs: Mapping[str, Path]) -> tuple[ConfigDict, list[str]]:
     """Replaces `@stage/rest` in string values by a path inside that stage's directory.
@@ -54,9 +57,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     return lines
 
 
-CONFIG_FILE = "config.json"
-
-
 def save(config: ConfigDict, *, workdir: Path) -> list[str]:
     """Writes `config.json` into the workdir; returns how it differs from the one that was there."""
     path = workdir / CONFIG_FILE
@@ -81,7 +81,7 @@ def check_own(workdir: Path) -> None:
     try:
         own = "task" in files.read_json(workdir / CONFIG_FILE, kind=dict)
     except UserError:  # missing, or lost in a crash
-        own = {CONFIG_FILE, FILE_LIST} <= there or "checkpoints" in there
+        own = {CONFIG_FILE, FILE_LIST} <= there or CHECKPOINTS_FOLDER in there
     if not own:
         names = ", ".join(sorted(there)[:4]) + (", ..." if len(there) > 4 else "")
         raise UserError(f"--workdir {workdir}: holds files that no task wrote ({names}); give a new or empty directory")

@@ -8,12 +8,12 @@ import numpy as np
 from absl import logging
 
 from allam_jax import files
-from allam_jax.config import require
+from allam_jax.config import CHECKPOINTS_FOLDER, require
 from allam_jax.errors import UserError
 from allam_jax.settings import Settings
 from allam_jax.tasks.export import write_formats
 from allam_jax.tokenizer.tokenizer import Tokenizer
-from allam_jax.training.load import CHECKPOINTS_FOLDER, open_stored
+from allam_jax.training.load import open_stored
 from allam_jax.training.run_metadata import code_revision
 from allam_jax.training.schedules import decay
 from allam_jax.training.stored_checkpoints import find_checkpoint

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from allam_jax import files
 from allam_jax.checksums import read_listed, write_listed
-from allam_jax.config import check_own, differences, resolve_stages
+from allam_jax.config import CHECKPOINTS_FOLDER, check_own, differences, resolve_stages
 from allam_jax.errors import UserError
 from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
 from allam_jax.tasks.inputs_of_task import inputs_of
@@ -170,10 +170,14 @@ def _write_result(directory: Path, record: dict[str, Any]) -> None:
 
 
 def _check_begun(identity: dict[str, Any], *, stage: Stage, directory: Path) -> None:
-    """UserError where the stage was begun with another config: what it has done so far does not belong to this one."""
+    """UserError where the stage has checkpoints of another config, from which it would go on.
+
+    Without any it begins anew, so that a config with a mistake can be mended. Other tasks keep no state that a later
+    start would take without looking.
+    """
     begun, path = identity, directory / _BEGUN_FILE
     if is_main_process():
-        if path.is_file():
+        if path.is_file() and any((directory / CHECKPOINTS_FOLDER).glob("[0-9]*")):
             begun = files.read_json(path, keys={"fingerprint": str, "config": dict})
         else:
             files.write_json(path, identity)

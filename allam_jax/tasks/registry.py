@@ -129,7 +129,7 @@ def settings_of(config: Mapping[str, Any] | ConfigDict, *, task: str = "") -> Se
     for cls in task_named(name).sections:
         found |= _section_of(config, cls, task=name)
     for cls in sections_in_config(name):  # those of tasks that look at the same config are checked too
-        if cls.section_name in config:
+        if cls.section_name not in found and cls.section_name in config:
             _section_of(config, cls, task=name)
     return Settings(**found)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from allam_jax.checksums import FILE_LIST, FileList
-from allam_jax.config import CONFIG_FILE, require
+from allam_jax.config import CHECKPOINTS_FOLDER, CONFIG_FILE, require
 from allam_jax.corpus.shards import MANIFEST as DATASET_MANIFEST
 from allam_jax.data.token_cache import MANIFEST as TOKENS_MANIFEST
 from allam_jax.data.token_cache import verify_tokens
@@ -23,7 +23,6 @@ from allam_jax.files import read_json, sha256_of_file, write_json
 from allam_jax.report.markdown import table
 from allam_jax.settings import Settings
 from allam_jax.tokenizer.tokenizer_files import TOKENIZER_FILES
-from allam_jax.training.load import CHECKPOINTS_FOLDER
 from allam_jax.training.metrics import METRICS_FILE, metrics_damage
 from allam_jax.training.stored_checkpoints import checkpoint_damages, list_steps, read_metadata, step_path
 from allam_jax.weights.directory import MODEL_FILE, PARAMS_FOLDER

@@ -7,6 +7,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from allam_jax.checksums import FILE_LIST, read_listed, write_listed
+from allam_jax.config import CHECKPOINTS_FOLDER
 from allam_jax.errors import UserError
 from allam_jax.files import json_text
 from allam_jax.model.llama import abstract_params
@@ -35,7 +36,6 @@ from allam_jax.weights.huggingface import import_huggingface
 from allam_jax.weights.output_directory import copy_tokenizer
 from allam_jax.weights.stored_parameters import huggingface_parameters, orbax_parameters
 
-CHECKPOINTS_FOLDER = "checkpoints"
 _REMEDY = "copy the run again, or take the file from a run of the same model"
 
 

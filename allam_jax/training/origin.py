@@ -5,13 +5,13 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from allam_jax.config import differences, require
+from allam_jax.config import CHECKPOINTS_FOLDER, differences, require
 from allam_jax.errors import UserError
 from allam_jax.model.llama import Params
 from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.settings import Settings
 from allam_jax.tokenizer.tokenizer import Tokenizer
-from allam_jax.training.load import CHECKPOINTS_FOLDER, checkpoint_of, load_model, read_run, run_of
+from allam_jax.training.load import checkpoint_of, load_model, read_run, run_of
 from allam_jax.training.stored_checkpoints import list_steps, move_damaged_aside, read_metadata
 from allam_jax.weights.directory import TOKENIZER_FOLDER, check_vocabulary
 

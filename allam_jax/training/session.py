@@ -16,13 +16,14 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
+from allam_jax.config import CHECKPOINTS_FOLDER
 from allam_jax.data.loader import Loader
 from allam_jax.errors import UserError
 from allam_jax.files import Keys, check_shape
 from allam_jax.parallel.distributed import gather, global_batch_array, is_main_process
 from allam_jax.settings import Settings, as_dict
 from allam_jax.training.checkpoints import Checkpointer
-from allam_jax.training.load import CHECKPOINTS_FOLDER, save_run
+from allam_jax.training.load import save_run
 from allam_jax.training.metrics import MetricsWriter
 from allam_jax.training.objective import Batch
 from allam_jax.training.origin import Origin, is_branch

@@ -110,3 +110,28 @@ def test_every_path_of_a_config_is_marked():
                 words = field.metadata["comment"].split()
                 if kind is str and {"directory", "path", "file"} & set(words) and not field.metadata["choices"]:
                     assert field.metadata["path"], f"{cls.__name__}.{field.name}"
+
+
+def test_a_stage_with_checkpoints_is_not_continued_with_another_config(texts, tmp_path):
+    """One that has none yet is: a first start may have failed because of the config."""
+
+    def go(steps, *, task=lambda workdir: {}):
+        config = base.get_config("train")
+        config.train.steps = steps
+        return run_recipe(base.recipe(a=config), workdir=tmp_path / "run", run_task=lambda _, workdir: task(workdir))
+
+    def fails(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        raise UserError("a mistake")
+
+    def killed(workdir):
+        (workdir / "checkpoints" / "00000002").mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    with pytest.raises(UserError, match="a mistake"):
+        go(3, task=fails)
+    with pytest.raises(KeyboardInterrupt):
+        go(4, task=killed)
+    with pytest.raises(UserError, match=r"was begun with another config \(train.steps: 4 -> 5\)"):
+        go(5)
+    assert go(4) == {"seconds": 0.0}
