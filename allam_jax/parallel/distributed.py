@@ -1,10 +1,12 @@
 """Many processes as one: they start together, each builds its rows of a batch, and they exchange small values."""
 
+import atexit
 import dataclasses
 import importlib.util
 import json
 import os
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,6 +21,8 @@ from allam_jax.parallel import lifeline
 from allam_jax.parallel.cluster import Launch, detect, local_device_ids
 from allam_jax.parallel.mesh import batch_sharding
 from allam_jax.parallel.rendezvous import meet
+
+_SHUTDOWN_SECONDS = 300.0  # in which the others end too; JAX waits as long for them
 
 
 def initialize(
@@ -83,6 +87,21 @@ def _configure() -> None:
 def _hold(line: lifeline.Lifeline) -> None:
     lifeline.join(line)
     interrupts.on_leaving(line.end)
+    atexit.register(_end_of_interpreter)  # after JAX's own, which was registered when it was imported: runs before it
+
+
+def _end_of_interpreter() -> None:
+    """Keeps process 0, which serves the others, until they have left; JAX's shutdown aborts a process that comes later.
+
+    Only a program that ends by itself comes here; `run.py` leaves with `os._exit`.
+    """
+    line = lifeline.current()
+    assert line is not None
+    error = getattr(sys, "last_value", None)  # what has ended the program, already printed
+    if error is not None:
+        line.end(f"{type(error).__name__}: {error}", 1)
+        os._exit(1)
+    line.finish(timeout_seconds=_SHUTDOWN_SECONDS)
 
 
 def _check_devices() -> None:

@@ -29,7 +29,7 @@ from allam_jax.errors import PEER_ENDED, USER_ERROR
 
 _PLACE_EVERY_SECONDS = 2.0
 _ECHO_SECONDS = 0.5  # in which a process may find the error itself that another one has reported
-_LAST_SECONDS = 5.0  # in which the others end before process 0 does
+_LAST_SECONDS = 30.0  # in which the others end before process 0 does
 _READ_BYTES = 65_536
 
 Round = tuple[int, int]  # (loop, step): a recipe trains in several loops, each of which counts from its first step
@@ -87,14 +87,14 @@ class Lifeline:
             return []
         return [watchdog.place() if index == self._me else self._places.get(index) for index in range(self._size)]
 
-    def finish(self) -> None:
-        """Returns when all processes have done their work; then call `os._exit`.
+    def finish(self, *, timeout_seconds: float | None = None) -> None:
+        """Returns when all processes have done their work, or after a time; then call `os._exit`.
 
         JAX's own shutdown would wait in C++ for a process that has died. Process 0, which serves the others, goes last.
         """
         self._finished.add(self._me)
         self._send({"finished": True})
-        self._all_finished.wait()
+        self._all_finished.wait(timeout_seconds)
         if self._me == 0:
             self._all_gone.wait(_LAST_SECONDS)
 
