@@ -21,7 +21,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from allam_jax import streams
+from allam_jax import recipe_inputs, streams
 from allam_jax.errors import USER_ERROR, Stopped, UserError
 from allam_jax.files import json_text
 from allam_jax.launch import flags as sweep_flags
@@ -47,7 +47,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         if {"--help", "-help", "-h"} & set(argv[1:]):
             print_help()
             raise SystemExit(0)
-        argv = with_installed_files(sweep_flags.prepare(with_installed_files(argv)))
+        argv = recipe_inputs.move(with_installed_files(sweep_flags.prepare(with_installed_files(argv))))
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise UserError(f"unexpected argument {rest[1]!r}: flags start with --")
