@@ -50,6 +50,8 @@ class Inputs(Section):
     peak_lr: float = setting(3e-5, "learning rate: the base's last one", least=0, most=1)
     compute_dtype: str = setting("bfloat16", "of activations; float32 on CPUs")
     base_steps: int = setting(0, "training of a tiny base, where none is given", least=0)
+    base_dim: int = setting(256, "width of the tiny base", least=32)
+    base_layers: int = setting(4, "layers of the tiny base", least=1)
 
 
 _LAPTOP = Inputs(
@@ -66,7 +68,9 @@ _LAPTOP = Inputs(
 INPUTS = {
     "full": Inputs(),
     "laptop": _LAPTOP,
-    "smoke": dataclasses.replace(_LAPTOP, max_bytes=400_000, pieces=600, steps=4, base_steps=4),
+    "smoke": dataclasses.replace(
+        _LAPTOP, max_bytes=400_000, pieces=600, steps=4, seq_len=64, base_steps=4, base_dim=64, base_layers=2
+    ),
 }
 
 
@@ -120,8 +124,8 @@ def _check(given: Inputs, *, variant: str) -> None:
                 )
     if not given.texts and given.language not in TEXTS:
         raise UserError(
-            f"config.texts is empty: the catalog has no texts of language {given.language!r}; give --config.texts=FILES "
-            f"(it has {', '.join(TEXTS)})"
+            f"config.texts is empty: the catalog has texts of {', '.join(TEXTS)}, but not of {given.language}; give "
+            "--config.texts=FILES"
         )
 
 
@@ -150,6 +154,9 @@ def _base_tokenizer(given: Inputs) -> ConfigDict:
 def _base(given: Inputs) -> ConfigDict:
     config = base.get_config("train")
     config.tokenizer = "@base_tokenizer"
+    heads = given.base_dim // 32
+    config.model.update(dim=given.base_dim, num_layers=given.base_layers, mlp_dim=given.base_dim * 8 // 3 // 16 * 16)
+    config.model.update(num_heads=heads, num_kv_heads=max(heads // 2, 1))
     config.data.sources[given.replay_language] = base.mixture(path=f"@corpus/{given.replay_language}")
     config.data.update(seq_len=given.seq_len, batch_size=given.batch_size)
     config.train.steps = given.base_steps
