@@ -15,6 +15,7 @@ every stage with a few steps, in less than a minute.
 """
 
 import dataclasses
+import sys
 
 from ml_collections import ConfigDict
 
@@ -99,10 +100,11 @@ def get_config(arg: str = "full") -> ConfigDict:
 
 
 def is_shared_script(given: Inputs) -> bool:
-    """Whether the base's language is written in letters of the new language's script."""
-    alphabet = script_pattern(script_of_language(given.replay_language))
-    letters = script_pattern(_script(given))
-    return any(letters.match(c) and alphabet.match(c) for c in map(chr, range(0x41, 0x3FFFF)) if c.isalpha())
+    """Whether the base's language is written in the new language's script; a few common letters do not count."""
+    theirs = script_pattern(script_of_language(given.replay_language)).match
+    ours = script_pattern(_script(given)).match
+    letters = [character for character in map(chr, range(sys.maxunicode)) if character.isalpha() and ours(character)]
+    return sum(theirs(letter) is not None for letter in letters) > len(letters) / 10
 
 
 def _script(given: Inputs) -> str:

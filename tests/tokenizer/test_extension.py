@@ -12,23 +12,7 @@ from allam_jax.tokenizer.sentencepiece_model import Piece
 from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 from allam_jax.tokenizer.tokenizer import Tokenizer
 
-SYLLABLES = [
-    "nghiệ",
-    "trườ",
-    "ướ",
-    "ngườ",
-    "khôn",
-    "đấ",
-    "nhữ",
-    "việ",
-    "quyề",
-    "thươ",
-    "chú",
-    "tiế",
-    "hộ",
-    "phá",
-    "đượ",
-]
+SYLLABLES = ("nghiệ", "trườ", "ướ", "ngườ", "khôn", "đấ", "nhữ", "việ", "quyề", "thươ", "chú", "tiế", "hộ", "phá")
 ENDINGS = ["p", "ng", "n", "t", "i", "c", "m", ""]
 
 
