@@ -157,7 +157,7 @@ def test_a_step_is_saved_once_and_never_over_an_earlier_run(tmp_path):
 
 
 def test_metadata_says_where_a_branch_comes_from(tmp_path):
-    facts = {"config": {"seed": 1}, "mesh": {"data": 8}, "tokenizer": "t", "mixture": "m"}
+    facts = {"run": "r", "config": {"seed": 1}, "mesh": {"data": 8}, "tokenizer": "t", "mixture": "m"}
     with Checkpointer(tmp_path / "main", CheckpointSettings(keep_last=3)) as main:
         main.save(
             3, state={"x": jnp.ones(3)}, data={}, metadata={"tokens_by_source": {"en": 70}, **run_metadata(**facts)}
