@@ -28,6 +28,12 @@ CONFIGS = {
     "exits_early.py": "raise SystemExit('enough')\n",
     "interrupts.py": "def get_config():\n    raise KeyboardInterrupt\n",
     "constant.py": "get_config = 3\n",
+    "chatty.py": """
+import logging
+logging.getLogger("jax._src.distributed").info("says a library")
+logging.getLogger("of.another").warning("warns a library")
+get_config = None
+""",
     "recursive.py": "def get_config():\n    return get_config()\n",
     "notes.txt": "a shopping list\n",
     "misspelt.py": """
@@ -86,6 +92,7 @@ CASES = {
     ),
     "config that interrupts": ({"config": "{bad}/interrupts.py"}, "interrupted"),
     "get_config is no function": ({"config": "{bad}/constant.py"}, "{bad}/constant.py: TypeError"),
+    "config that logs": ({"config": "{bad}/chatty.py"}, "{bad}/chatty.py: TypeError"),
     "config without end": ({"config": "{bad}/recursive.py"}, "{bad}/recursive.py, line 2: RecursionError"),
     "config of zeros": ({"config": "{bad}/binary.py"}, "{bad}/binary.py: source code"),
     "config of noise": ({"config": "{bad}/noise.py"}, "{bad}/noise.py"),
@@ -275,6 +282,12 @@ def test_bad_input_is_one_line(name, outcomes, bad, reference):
         left = {path.name for path in workdir.iterdir() if not path.name.startswith(".work-")}
         assert left <= HARMLESS
         assert not (workdir / "checkpoints").is_dir() or not list((workdir / "checkpoints").iterdir())
+
+
+def test_of_libraries_only_warnings_are_shown(outcomes):
+    finished, _ = outcomes["config that logs"]
+    assert "says a library" not in finished.err
+    assert "warns a library" in finished.err
 
 
 def test_the_source_that_needs_a_network_is_in_the_catalog():
