@@ -98,7 +98,7 @@ def test_what_is_refused_is_one_line_and_what_cannot_start_has_a_reason(cluster,
     workdir, run = sweep
     for option, words in (
         ("partition=gpux", "invalid partition specified: gpux"),
-        ("cpus_per_task=99", "Requested node configuration is not available"),
+        ("mem=99GB", "Memory specification can not be satisfied"),
         ("gres=gpu:8", "Invalid generic resource (gres) specification"),
     ):
         # A job that asks for too much time as well is not refused, but waits.
