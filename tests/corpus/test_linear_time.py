@@ -1,4 +1,4 @@
-"""Every tag, repair, removal, redaction, key and extraction from a page takes time in proportion to the text, whatever the text is.
+"""Every tag, repair, redaction, key and extraction from a page takes time in proportion to the text, whatever it is.
 
 A quadratic expression takes over a minute for 200 kB of its worst input, and a hundred times as long for 2 MB.
 """

@@ -36,6 +36,9 @@ time.sleep(30)
 """
 
 
+_KEPT = []  # a lifeline whose connection closes ends its process, which here is that of the tests
+
+
 def tcp_pair():
     """Two connected sockets."""
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -100,6 +103,7 @@ def test_process_0_hears_where_all_are_and_the_others_where_it_is(monkeypatch):
 def test_who_says_nothing_any_more_does_not_answer(monkeypatch, me):
     monkeypatch.setattr(lifeline, "_ANSWER_SECONDS", 0.3)
     theirs, ours = tcp_pair()
+    _KEPT.append(theirs)
     line = Lifeline(me, {1 - me: ours}, num_processes=2)
     assert line.places()[1 - me] is None
     theirs.sendall(b'{"at": [7, "step", 0.0]}\n')
