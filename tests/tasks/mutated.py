@@ -47,6 +47,7 @@ def config_of(task: str, root: str) -> ConfigDict:
         config.plan.compile = False
         if task == "plan":
             config.model.vocab_size = 384
+            config.plan.gpus_per_node = 1
         return config
     config = base.get_config(task)
     texts = {language: base.texts(path=f"{root}/corpus/{language}") for language in ("en", "ar")}
