@@ -154,10 +154,13 @@ def _disk_errors(workdir: Path) -> Iterator[None]:
     """Turns errors of the disk, and too little memory, into a UserError, wherever they happen."""
     try:
         yield
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:  # JAX raises a RuntimeError
+        if isinstance(error, RuntimeError) and not str(error).startswith("RESOURCE_EXHAUSTED"):
+            raise
+        said = f" ({' '.join(str(error).split())[:200]})" if str(error) else ""
         raise UserError(
-            "not enough memory for what the config asks; choose smaller sizes, or a larger machine"
-        ) from None
+            f"not enough memory for what the config asks{said}; choose smaller sizes, or a larger machine"
+        ) from error
     except OSError as error:
         if error.errno is not None and error.errno in _OF_THE_DISK:
             remedy = "check the disk and its permissions, and run the same command again to go on"
