@@ -1,10 +1,13 @@
 """Inputs of a config file on the command line."""
 
+from urllib.parse import urlencode
+
 import pytest
 
 from allam_jax import recipe_inputs
 from allam_jax.errors import UserError
-from configs import adapt
+from allam_jax.tasks import runner
+from configs import adapt, corpus, evaluate, tokenizer
 
 FILE = "configs/adapt.py"
 
@@ -58,6 +61,18 @@ def test_errors_name_the_input(argument, message):
     with pytest.raises(UserError) as error:
         parsed(f"--config={FILE}:laptop", argument)
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize("config", [corpus, tokenizer, evaluate])
+def test_small_configs_for_ones_own_files(config, tmp_path):
+    given = {"texts": "t/*.txt", "language": "fa"} | ({"model": "dir"} if config is evaluate else {})
+    made = config.get_config(f"?{urlencode(given)}")
+    runner.check(made)
+    documents = made if config is corpus else made.stage.corpus
+    assert documents.corpus.sources.fa.path == "t/*.txt"
+    for key in given:
+        with pytest.raises(UserError, match=rf"config\.{key} is empty"):
+            config.get_config(f"?{urlencode(given | {key: ''})}")
 
 
 def test_an_unknown_variant_is_named():
