@@ -18,6 +18,7 @@ import ast
 import dataclasses
 import importlib.util
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -91,10 +92,13 @@ def _inputs_of(file: Path) -> Mapping[str, Section]:
     if spec is None or spec.loader is None or not file.is_file():
         return {}
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look their types up
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit):
         return {}
+    finally:
+        del sys.modules[spec.name]
     return getattr(module, "INPUTS", {})
 
 

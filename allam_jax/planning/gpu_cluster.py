@@ -28,10 +28,10 @@ class Efficiency:
 
 # Fitted by `python -m benchmarks.published_speeds --fit` on half of the published rows of each kind.
 EFFICIENCIES = {
-    "A100": Efficiency(matmul=0.841, attention=0.319, memory=0.582, overlap=0.3, error=0.1, basis="fitted"),
-    "H100": Efficiency(matmul=0.752, attention=0.7, memory=0.5, overlap=0.3, error=0.12, basis="fitted"),
+    "A100": Efficiency(matmul=0.844, attention=0.303, memory=0.574, overlap=0.000, error=0.10, basis="fitted"),
+    "H100": Efficiency(matmul=0.950, attention=0.504, memory=0.500, overlap=0.121, error=0.05, basis="fitted"),
 }
-_GUESSED_ERROR = 0.3
+_GUESSED_ERROR = 0.4
 _SCALED = {"H200": "H100", "B200": "H100", "L40S": "A100", "GeForce RTX 4090": "A100"}
 
 

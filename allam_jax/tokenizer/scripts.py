@@ -81,12 +81,13 @@ def _ranges(name: str, *, script: str) -> _Ranges:
     if name.lower() in ("arabic", "arab"):
         return _ARABIC
     try:
-        pattern = regex.compile(rf"\p{{Script_Extensions={name}}}+")
+        found = regex.findall(rf"\p{{Script_Extensions={name}}}+", _all_characters())
     except regex.error:
+        found = []
+    if not found:
         raise UserError(
             f"script: unknown script {script!r}; expected names of Unicode, such as devanagari or han+hiragana"
-        ) from None
-    found = pattern.findall(_all_characters())
+        )
     if regex.search(r"\p{Joining_Type=Dual_Joining}|\p{Canonical_Combining_Class=Virama}", "".join(found)):
         found.append(_JOINERS)
     return [(ord(run[0]), ord(run[-1])) for run in found]

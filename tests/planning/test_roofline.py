@@ -131,7 +131,7 @@ def test_rows_that_were_not_fitted_are_predicted_within_the_printed_band(family)
     ratios = [run.predict() / run.seconds for run in held_out]
     assert 0.95 < statistics.median(ratios) < 1.05
     factor = 1 + EFFICIENCIES[family].error
-    assert factor < 1.2
+    assert factor < 1.3
     assert sum(1 / factor <= ratio <= factor for ratio in ratios) >= 0.9 * len(ratios)
 
 
@@ -147,7 +147,7 @@ def test_what_is_not_published_is_marked_as_scaled():
         share = Cluster(gpu=gpu, nodes=1, gpus_per_node=1).efficiency
         fitted = name in ("a100", "a100_40gb", "h100")
         assert (share.basis == "fitted") == fitted
-        assert share.error == pytest.approx(0.3) or fitted
+        assert share.error == pytest.approx(0.4) or fitted
 
 
 def test_published_rate_and_time_agree():

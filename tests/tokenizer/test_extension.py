@@ -20,10 +20,10 @@ ENDINGS = ["p", "ng", "n", "t", "i", "c", "m", ""]
 def new_lines() -> list[str]:
     """A language of short words with letters that English lacks, some of which look English."""
     rng = random.Random(3)
-    weights = [1 / (n + 1) for n in range(len(SYLLABLES) * len(ENDINGS) + 20)]
     words = [s + e for s in SYLLABLES for e in ENDINGS] + ["tin", "thang", "lung", "nang", "ban", "than", "sinh"] * 3
     rng.shuffle(words)
-    return [" ".join(rng.choices(words, weights[: len(words)], k=12)) for _ in range(1500)]
+    weights = [1 / (n + 1) for n in range(len(words))]
+    return [" ".join(rng.choices(words, weights, k=12)) for _ in range(1500)]
 
 
 @pytest.fixture(scope="module")
