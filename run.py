@@ -50,6 +50,7 @@ def parse_flags(argv: list[str]) -> list[str]:
             raise SystemExit(0)
         check_overrides(argv)
         argv = recipe_inputs.move(with_installed_files(sweep_flags.prepare(with_installed_files(argv))))
+        sys.argv = argv  # config_flags looks there for the keys that are set
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise UserError(f"unexpected argument {rest[1]!r}: flags start with --")

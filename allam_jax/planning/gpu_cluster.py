@@ -28,8 +28,8 @@ class Efficiency:
 
 # Fitted by `python -m benchmarks.published_speeds --fit` on half of the published rows of each kind.
 EFFICIENCIES = {
-    "A100": Efficiency(matmul=0.844, attention=0.303, memory=0.574, overlap=0.000, error=0.10, basis="fitted"),
-    "H100": Efficiency(matmul=0.950, attention=0.504, memory=0.500, overlap=0.121, error=0.05, basis="fitted"),
+    "A100": Efficiency(matmul=0.823, attention=0.311, memory=0.600, overlap=0.300, error=0.26, basis="fitted"),
+    "H100": Efficiency(matmul=0.850, attention=0.558, memory=0.600, overlap=0.300, error=0.09, basis="fitted"),
 }
 _GUESSED_ERROR = 0.4
 _SCALED = {"H200": "H100", "B200": "H100", "L40S": "A100", "GeForce RTX 4090": "A100"}

@@ -27,7 +27,11 @@ def test_letters_are_those_that_unicode_names(script, word):
     inside = script_pattern(script).match
     letters = [c for c in map(chr, range(sys.maxunicode)) if unicodedata.category(c) in ("Lo", "Lu", "Ll")]
     named = {
-        c for c in letters if unicodedata.name(c, "").startswith((f"{word} LETTER", f"{word} CAPITAL", f"{word} SMALL"))
+        c
+        for c in letters
+        if unicodedata.name(c, "").startswith(
+            (f"{word} LETTER", f"{word} CAPITAL", f"{word} SMALL", f"{word} SYLLABLE")
+        )
     }
     others = {c for c in letters if unicodedata.name(c, "").startswith(("LATIN", "HEBREW LETTER", "TAMIL LETTER"))}
     assert len(named) > 25
