@@ -60,12 +60,12 @@ _LAPTOP = Inputs(
     language="ar",
     max_bytes=2_500_000,
     pieces=3000,
-    steps=200,
+    steps=150,
     seq_len=256,
     batch_size=8,
     peak_lr=5e-4,
     compute_dtype="float32",
-    base_steps=300,
+    base_steps=200,
 )
 INPUTS = {
     "full": Inputs(),
