@@ -3,8 +3,8 @@
     python run.py --config configs/allam_70b.py --config.task=plan
     python run.py --config configs/allam_70b.py --config.init.weights=DIR     # DIR: what the expand task wrote
 
-Plans: the fastest layout that fits, by `--config.plan.search=true` with the step compiled; predictions, no run. Mesh:
-data x fsdp x tensor.
+Plans: a fast layout that fits, found by `--config.plan.search=true`, with the step compiled; predictions, no run.
+Mesh: data x fsdp x tensor.
 
 | GPUs | mesh | remat | accumulation | GiB | s a step | tokens/s/GPU | MFU | days, 600B | MWh in all |
 |---|---|---|---|---|---|---|---|---|---|
