@@ -15,7 +15,15 @@ class Family(NamedTuple):
     qk_norm: bool = False  # every head of q and k is normalised, with one scale for all heads
 
 
-FAMILIES = {"llama": Family(), "mistral": Family(), "qwen2": Family(qkv_bias=True), "qwen3": Family(qk_norm=True)}
+FAMILIES = {
+    "llama": Family(),
+    "internlm3": Family(),
+    "iquestcoder": Family(),
+    "mistral": Family(),
+    "qwen2": Family(qkv_bias=True),
+    "qwen3": Family(qk_norm=True),
+    "seed_oss": Family(qkv_bias=True),
+}
 ROPE_SCALINGS = ("llama3", "linear", "dynamic", "yarn")
 
 
@@ -23,7 +31,7 @@ class LlamaConfig(Section, name="model"):
     """The architecture, on which weights and code must agree. It is stored as `model.json`."""
 
     model_type: str = setting(
-        "llama", "of exports; qwen2 has biases of q, k and v, qwen3 norms of q and k", choices=tuple(FAMILIES)
+        "llama", "of exports; qwen2 and seed_oss have biases of q, k and v, qwen3 norms of q and k", choices=tuple(FAMILIES)
     )
     vocab_size: int = setting(..., "ids the tokenizer can produce; 0 in a config takes the tokenizer's", least=0)
     vocab_multiple: int = setting(..., "rows of the embedding and the head are padded up to a multiple of it", least=1)
@@ -57,9 +65,9 @@ class LlamaConfig(Section, name="model"):
                 f"config.model.num_heads = {self.num_heads}: expected a multiple of model.num_kv_heads = "
                 f"{self.num_kv_heads}"
             )
-        if self.rope_low_freq_factor > self.rope_high_freq_factor:
+        if self.rope_low_freq_factor >= self.rope_high_freq_factor:
             raise UserError(
-                f"config.model.rope_low_freq_factor = {self.rope_low_freq_factor}: expected at most "
+                f"config.model.rope_low_freq_factor = {self.rope_low_freq_factor}: expected less than "
                 f"model.rope_high_freq_factor = {self.rope_high_freq_factor}"
             )
         if self.rope_scaling == "yarn" and not (self.rope_beta_slow < self.rope_beta_fast and self.rope_theta > 1):

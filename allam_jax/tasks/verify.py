@@ -25,7 +25,7 @@ from allam_jax.settings import Settings
 from allam_jax.tokenizer.tokenizer_files import TOKENIZER_FILES
 from allam_jax.training.metrics import METRICS_FILE, metrics_damage
 from allam_jax.training.stored_checkpoints import checkpoint_damages, list_steps, read_metadata, step_path
-from allam_jax.weights.directory import MODEL_FILE, PARAMS_FOLDER
+from allam_jax.weights.directory import is_weights_directory
 from allam_jax.weights.safetensors_io import read_directory, written_with_list
 
 REPORT_FILE = "verify.json"
@@ -91,7 +91,7 @@ def verify(path: Path) -> Iterator[Row]:
 def _kind(directory: Path, files: set[str], folders: set[str]) -> str:
     if directory.parent.name == CHECKPOINTS_FOLDER and directory.name.isdigit():
         return "checkpoint"
-    if PARAMS_FOLDER in folders and (MODEL_FILE in files or FILE_LIST in files):
+    if is_weights_directory(directory):
         return "weights"
     if any(name.endswith(".safetensors") for name in files):
         return "safetensors"

@@ -23,14 +23,15 @@ from allam_jax.training.stored_checkpoints import (
 )
 from allam_jax.weights.directory import (
     MODEL_FILE,
-    PARAMS_FOLDER,
     TOKENIZER_FOLDER,
     LoadedWeights,
     abstract_on_devices,
     config_from_json,
     config_to_json,
+    is_weights_directory,
     load_weights,
     open_weights,
+    params_folder_of,
 )
 from allam_jax.weights.huggingface import import_huggingface
 from allam_jax.weights.output_directory import copy_tokenizer
@@ -51,7 +52,7 @@ def load_model(path: Path, *, mesh: Mesh | None = None, param_dtype: str | None 
         UserError: nothing of the kind is there, or it is damaged.
     """
     path = Path(path)
-    if _is_weights(path):
+    if is_weights_directory(path):
         return load_weights(path, mesh=mesh, param_dtype=param_dtype)
     if _is_huggingface(path):
         params, config = import_huggingface(path, mesh=mesh, param_dtype=param_dtype)
@@ -68,9 +69,9 @@ def open_stored(path: Path) -> LoadedWeights:
     It raises the same errors, except those that only reading the values can bring to light.
     """
     path = Path(path)
-    if _is_weights(path):
+    if is_weights_directory(path):
         opened = open_weights(path, check_bytes=True)
-        return dataclasses.replace(opened, params=orbax_parameters(path / PARAMS_FOLDER, config=opened.config))
+        return dataclasses.replace(opened, params=orbax_parameters(params_folder_of(path), config=opened.config))
     if _is_huggingface(path):
         params, config = huggingface_parameters(path)
         return LoadedWeights(params, config, {"source": str(path)}, _tokenizer_beside(path))
@@ -90,7 +91,7 @@ def checkpoint_of(path: Path) -> Path | None:
 
 def places_of_model(path: Path, *, steps: Sequence[int] = ()) -> list[Path]:
     """What loading a model reads: `path`, or parts of a run with the newest checkpoint or those of `steps`."""
-    if _is_weights(path) or _is_huggingface(path):
+    if is_weights_directory(path) or _is_huggingface(path):
         return [path]
     checkpoint = checkpoint_of(path)
     if checkpoint is None:
@@ -118,10 +119,6 @@ def save_run(workdir: Path, *, config: LlamaConfig, tokenizer_dir: Path) -> None
 def read_run(workdir: Path) -> LlamaConfig:
     """The architecture of the run in `workdir`."""
     return config_from_json(read_listed(workdir, MODEL_FILE, remedy=_REMEDY), file=workdir / MODEL_FILE)
-
-
-def _is_weights(path: Path) -> bool:
-    return (path / PARAMS_FOLDER).is_dir()
 
 
 def _is_huggingface(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Converts between Hugging Face Llama directories and parameters, block by block.
+"""Converts between Hugging Face directories of Llama and its kin (`FAMILIES`) and parameters, block by block.
 
 Each of our parameters is one of their tensors, or the stack of one tensor for each layer, transposed: they store a
 linear map as [out, in]; we store [in, out] with heads on an axis of their own. Both sides use the half-split layout of
@@ -55,6 +55,11 @@ _MAPPINGS: dict[tuple[str, ...], _Mapping] = {
     ("layers", "attention", "query"): _Mapping("model.layers.{}.self_attn.q_proj.weight", (2, 0, 1), row_axes=2),
     ("layers", "attention", "key"): _Mapping("model.layers.{}.self_attn.k_proj.weight", (2, 0, 1), row_axes=2),
     ("layers", "attention", "value"): _Mapping("model.layers.{}.self_attn.v_proj.weight", (2, 0, 1), row_axes=2),
+    ("layers", "attention", "bias", "query"): _Mapping("model.layers.{}.self_attn.q_proj.bias", (0, 1), row_axes=2),
+    ("layers", "attention", "bias", "key"): _Mapping("model.layers.{}.self_attn.k_proj.bias", (0, 1), row_axes=2),
+    ("layers", "attention", "bias", "value"): _Mapping("model.layers.{}.self_attn.v_proj.bias", (0, 1), row_axes=2),
+    ("layers", "attention", "query_norm", "scale"): _Mapping("model.layers.{}.self_attn.q_norm.weight", (0,)),
+    ("layers", "attention", "key_norm", "scale"): _Mapping("model.layers.{}.self_attn.k_norm.weight", (0,)),
     ("layers", "attention", "output"): _Mapping("model.layers.{}.self_attn.o_proj.weight", (1, 2, 0)),
     ("layers", "mlp_norm", "scale"): _Mapping("model.layers.{}.post_attention_layernorm.weight", (0,)),
     ("layers", "mlp", "gate"): _Mapping("model.layers.{}.mlp.gate_proj.weight", (1, 0)),
@@ -113,12 +118,14 @@ def pieces_of(config: LlamaConfig) -> dict[tuple[str, ...], list[Piece]]:
     }
     pieces = {}
     for path, mapping in _MAPPINGS.items():  # in this order tensors are written
+        if path not in shapes:  # tied embeddings have no head, Llama no biases
+            continue
         if path[0] == "layers":
             pieces[path] = [
                 Piece(mapping.name.format(layer), mapping, layer, shapes[path][1:])
                 for layer in range(config.num_layers)
             ]
-        elif path in shapes:  # tied embeddings have no head
+        else:
             pieces[path] = [Piece(mapping.name, mapping, None, shapes[path])]
     return pieces
 

@@ -48,7 +48,7 @@ def assert_params(found, expected) -> None:
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-@pytest.mark.parametrize("name", ["weights", "huggingface", "run", "run/checkpoints", "run/checkpoints/00000002"])
+@pytest.mark.parametrize("name", ["weights", "huggingface", "run", "run/checkpoints", "run/checkpoints/2"])
 def test_every_place_gives_the_same(places, params, name):
     loaded = load_model(places / name)
     assert_params(loaded.params, params)

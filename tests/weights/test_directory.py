@@ -148,7 +148,7 @@ def test_model_file_that_does_not_fit(saved, change, message):
 
 
 def test_damaged_directories(saved):
-    largest = max((saved / "params").rglob("*"), key=lambda path: path.stat().st_size)
+    largest = max((saved / "ocdbt.process_0").rglob("*"), key=lambda path: path.stat().st_size)
     content = largest.read_bytes()
     largest.write_bytes(content[:-1])
     with pytest.raises(UserError, match=f"{largest}: is {len(content) - 1:,} bytes long instead of {len(content):,}"):
