@@ -246,7 +246,10 @@ def _abstract(config: LlamaConfig, options: ComputeOptions) -> tuple[Any, Any]:
 
 
 def init_params(key: Array, *, config: LlamaConfig) -> Params:
-    """Random parameters (float32): normal with `init_std`, ones for norms, zeros for biases. Jit it with out_shardings on a mesh."""
+    """Random parameters (float32): normal with `init_std`, ones for norms, zeros for biases.
+
+    Jit it with out_shardings on a mesh.
+    """
     model = Llama(config, options=ComputeOptions(), rngs=nnx.Rngs(params=key))
     return nnx.to_pure_dict(nnx.split(model)[1])
 

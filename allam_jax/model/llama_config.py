@@ -31,7 +31,9 @@ class LlamaConfig(Section, name="model"):
     """The architecture, on which weights and code must agree. It is stored as `model.json`."""
 
     model_type: str = setting(
-        "llama", "of exports; qwen2 and seed_oss have biases of q, k and v, qwen3 norms of q and k", choices=tuple(FAMILIES)
+        "llama",
+        "of exports; qwen2 and seed_oss have biases of q, k and v, qwen3 norms of q and k",
+        choices=tuple(FAMILIES),
     )
     vocab_size: int = setting(..., "ids the tokenizer can produce; 0 in a config takes the tokenizer's", least=0)
     vocab_multiple: int = setting(..., "rows of the embedding and the head are padded up to a multiple of it", least=1)
@@ -179,6 +181,21 @@ PRESETS: dict[str, LlamaConfig] = {
     "llama2_70b": _llama2(8192, 80, 64, 8, 28_672),
     "llama3_8b": dataclasses.replace(
         _llama2(4096, 32, 32, 8, 14_336), vocab_size=128_256, rope_theta=500_000.0, max_position=8192
+    ),
+    "llama3_1_8b": dataclasses.replace(
+        _llama2(4096, 32, 32, 8, 14_336),
+        vocab_size=128_256,
+        rope_theta=500_000.0,
+        rope_scaling_factor=8.0,
+        max_position=131_072,
+    ),
+    "qwen2_5_7b": dataclasses.replace(
+        _llama2(3584, 28, 28, 4, 18_944),
+        model_type="qwen2",
+        vocab_size=152_064,
+        norm_eps=1e-6,
+        rope_theta=1e6,
+        max_position=32_768,
     ),
     "smollm2_135m": dataclasses.replace(
         _llama2(576, 30, 9, 3, 1536),

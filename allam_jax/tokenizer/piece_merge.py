@@ -18,9 +18,9 @@ from allam_jax.tokenizer.kinds import Kind
 from allam_jax.tokenizer.scripts import has_letter_outside, script_pattern
 from allam_jax.tokenizer.sentencepiece_model import ModelProto, Piece, SentencePieceModel
 from allam_jax.tokenizer.tokenizer import Tokenizer, with_control_tokens
-from allam_jax.tokenizer.tokenizer_json import check_expressible
+from allam_jax.tokenizer.tokenizer_json import CHAT_END, CHAT_START, check_expressible
 
-CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")
+CHAT_TOKENS = (CHAT_START, CHAT_END)
 _MUST_AGREE = {
     "trainer_spec": ("byte_fallback", "split_digits", "split_by_unicode_script", "treat_whitespace_as_suffix"),
     "normalizer_spec": ("precompiled_charsmap", "add_dummy_prefix", "remove_extra_whitespaces", "escape_whitespaces"),

@@ -19,6 +19,11 @@ TOKENIZER_FILES = (
 _REMEDY = "copy the tokenizer again or make it anew (or remove files.json, if it was changed on purpose)"
 
 
+def directory_of(path: str | Path) -> Path:
+    """The directory of a tokenizer that is named by it or by one of its files."""
+    return Path(path) if Path(path).is_dir() else Path(path).parent
+
+
 def check_files(directory: Path, contents: Mapping[str, bytes] | None = None) -> None:
     """UserError for a file of the tokenizer in a directory that is not as the directory's list says.
 

@@ -11,6 +11,7 @@ from allam_jax.model.llama import Params
 from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.settings import Settings
 from allam_jax.tokenizer.tokenizer import Tokenizer
+from allam_jax.tokenizer.tokenizer_files import directory_of
 from allam_jax.training.load import checkpoint_of, load_model, read_run, run_of
 from allam_jax.training.stored_checkpoints import list_steps, move_damaged_aside, read_metadata
 from allam_jax.weights.directory import TOKENIZER_FOLDER, check_vocabulary
@@ -83,7 +84,7 @@ def open_tokenizer(config: Settings, *, beside_weights: Path | None = None) -> t
             hint="give a tokenizer directory (the weights, if any, have none beside them)",
         )
     )
-    return Tokenizer.load(path), path if path.is_dir() else path.parent
+    return Tokenizer.load(path), directory_of(path)
 
 
 def open_fitting_tokenizer(
@@ -94,7 +95,9 @@ def open_fitting_tokenizer(
     It must have the model's vocabulary. One beside the weights must have the fingerprint that is written with them.
     """
     tokenizer, directory = open_tokenizer(config, beside_weights=beside_weights)
-    check_vocabulary(model, tokenizer.vocab_size, tokenizer=str(directory), weights=weights)
+    check_vocabulary(
+        model, tokenizer.vocab_size, tokenizer=str(directory), weights=weights, is_own=not config.tokenizer
+    )
     if not config.tokenizer and fingerprint not in (None, tokenizer.fingerprint):
         raise UserError(
             f"{directory}: is not the tokenizer that {weights} was written with (fingerprint "

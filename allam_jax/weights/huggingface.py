@@ -27,6 +27,7 @@ from allam_jax.files import read_json, write_json
 from allam_jax.model.llama import Params, abstract_params
 from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.parallel.distributed import is_main_process
+from allam_jax.tokenizer.generation_config import GENERATION_FILE, name_pad_token
 from allam_jax.weights import safetensors_io
 from allam_jax.weights.array_checksums import NOT_FINITE, all_finite
 from allam_jax.weights.directory import shardings_on
@@ -189,7 +190,7 @@ def open_huggingface(directory: Path, *, vocab_multiple: int = 128) -> tuple[Lla
 
 def _is_read(name: str) -> bool:
     """Whether a file of a Llama directory decides what is read from it."""
-    return name in ("config.json", "generation_config.json") or name.endswith((".safetensors", ".index.json"))
+    return name in ("config.json", GENERATION_FILE) or name.endswith((".safetensors", ".index.json"))
 
 
 def read_block(piece: Piece, tensor: StoredTensor, *, first: int, last: int) -> np.ndarray:
@@ -337,8 +338,9 @@ def export_huggingface(
     dtype: str | None = None,
     max_shard_bytes: int = 5 * 10**9,
     generation: dict[str, Any] | None = None,
+    pad_token: str = "",
 ) -> None:
-    """Writes a directory that `LlamaForCausalLM.from_pretrained` reads, atomically; replaces an existing one.
+    """Writes a directory that `AutoModelForCausalLM.from_pretrained` reads, atomically; replaces an existing one.
 
     All processes must call it; the main process writes. Padding rows are left out.
 
@@ -351,6 +353,7 @@ def export_huggingface(
         max_shard_bytes: larger weights are split into several files with an index.
         generation: the content of `generation_config.json`; its `bos_token_id`, `eos_token_id` and `pad_token_id` also
             go into `config.json`.
+        pad_token: of a tokenizer that names none itself; empty leaves it without.
     """
     generation = dict(generation or {})
     if tokenizer_dir is not None:
@@ -369,9 +372,11 @@ def export_huggingface(
             return
         blocks = safetensors_io.write_directory(temporary, tensors, max_shard_bytes=max_shard_bytes)
         write_json(temporary / "config.json", config_to_huggingface(config, dtype=dtype_name, token_ids=generation))
-        write_json(temporary / "generation_config.json", generation)
         if tokenizer_dir is not None:
             copy_tokenizer(tokenizer_dir, to=temporary)
+            if pad_token:
+                name_pad_token(temporary, pad_token)
+        write_json(temporary / GENERATION_FILE, generation)
         write_list(temporary, arrays=blocks)
 
 

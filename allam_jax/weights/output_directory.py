@@ -6,8 +6,9 @@ from pathlib import Path
 
 from allam_jax.checksums import FILE_LIST, write_listed
 from allam_jax.errors import UserError
-from allam_jax.files import remove, replace
+from allam_jax.files import json_text, remove, replace
 from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
+from allam_jax.tokenizer.generation_config import GENERATION_FILE, read_generation
 from allam_jax.tokenizer.tokenizer_files import TOKENIZER_FILES, check_files
 
 
@@ -58,8 +59,12 @@ def tokenizer_files(directory: Path) -> list[Path]:
 def copy_tokenizer(source: Path, *, to: Path) -> None:
     """Copies the files of a tokenizer into the directory `to`, which is made, with their list.
 
+    What the model says beside it (tokenizer/generation_config.py) goes along.
+
     UserError if there are none, or if one of them is not as it was written.
     """
     contents = {file.name: file.read_bytes() for file in tokenizer_files(source)}
     check_files(source, contents)
+    if generation := read_generation(source):
+        contents[GENERATION_FILE] = f"{json_text(generation, indent=2)}\n".encode()
     write_listed(to, contents, whole=True)

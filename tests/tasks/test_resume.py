@@ -249,9 +249,7 @@ def test_a_branch_may_leave_out_a_source_of_its_parent(launcher, reference, tmp_
     launcher.train(
         branch, config=f"{config}:{launcher.root}", **{"init.weights": checkpoint, "schedule.name": "constant"} | kept
     )
-    before, after = (
-        read_metadata(path)["tokens_by_source"] for path in (checkpoint, branch / "checkpoints" / "28")
-    )
+    before, after = (read_metadata(path)["tokens_by_source"] for path in (checkpoint, branch / "checkpoints" / "28"))
     # Four steps of 8 rows of 32 positions, all English; what was read of Arabic before stays in the count.
     trained = [row["tokens"] for row in read_rows(branch) if "loss" in row]
     assert len(trained) == 4

@@ -143,7 +143,7 @@ def test_keeps_the_last_and_every_nth(tmp_path):
             checkpointer.save(step, state={"x": jnp.ones(step)}, data={}, metadata={})
             assert len(list_steps(tmp_path)) <= 2 + step // 4 + 1
     assert list_steps(tmp_path) == [4, 8, 10, 11]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["4", "8", "10", "11"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["10", "11", "4", "8"]
 
 
 def test_a_step_is_saved_once_and_never_over_an_earlier_run(tmp_path):

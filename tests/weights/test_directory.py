@@ -162,8 +162,11 @@ def test_damaged_directories(saved):
 
 def test_vocabulary_that_does_not_match():
     check_vocabulary(CONFIG, 125, tokenizer="t", weights="w")
-    with pytest.raises(UserError, match="w has 125 tokens but t has 126"):
-        check_vocabulary(CONFIG, 126, tokenizer="t", weights="w")
+    for size, is_own in ((126, False), (126, True), (118, False)):
+        with pytest.raises(UserError, match=f"w has 125 tokens but t has {size}"):
+            check_vocabulary(CONFIG, size, tokenizer="t", weights="w", is_own=is_own)
+    check_vocabulary(CONFIG, 119, tokenizer="t", weights="w")  # 5 % of the rows may be padding
+    check_vocabulary(CONFIG, 64, tokenizer="t", weights="w", is_own=True)
 
 
 _NO_SPACE = """
