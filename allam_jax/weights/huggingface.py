@@ -31,7 +31,7 @@ from allam_jax.tokenizer.generation_config import GENERATION_FILE, name_pad_toke
 from allam_jax.weights import safetensors_io
 from allam_jax.weights.array_checksums import NOT_FINITE, all_finite
 from allam_jax.weights.directory import shardings_on
-from allam_jax.weights.huggingface_config import config_from_huggingface, config_to_huggingface
+from allam_jax.weights.huggingface_config import config_from_huggingface, config_to_huggingface, refuse_quantised
 from allam_jax.weights.orbax_arrays import flatten, hash_box
 from allam_jax.weights.output_directory import collective_directory, copy_tokenizer, tokenizer_files
 from allam_jax.weights.safetensors_io import StoredTensor, TensorToWrite
@@ -70,6 +70,16 @@ _MAPPINGS: dict[tuple[str, ...], _Mapping] = {
     ("head", "kernel"): _Mapping("lm_head.weight", (1, 0)),
 }
 _TABLE, _HEAD = _MAPPINGS["embedding", "table"].name, _MAPPINGS["head", "kernel"].name
+# What quantisers add to a tensor's name, or call it, where config.json does not tell.
+_QUANTISED = {
+    ".qweight": "GPTQ or AWQ",
+    ".weight_packed": "compressed-tensors",
+    ".weight_scale": "FP8 or INT8",
+    ".weight_scale_inv": "FP8",
+    ".weight.absmax": "bitsandbytes",
+    ".weight.quant_map": "bitsandbytes",
+    ".SCB": "bitsandbytes",
+}
 # Old exports contain these tensors, which follow from the configuration.
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"
 
@@ -177,6 +187,10 @@ def open_huggingface(directory: Path, *, vocab_multiple: int = 128) -> tuple[Lla
         values = read_json(config_file, kind=dict)
     config = config_from_huggingface(values, file=config_file, vocab_multiple=vocab_multiple)
     stored = safetensors_io.read_directory(directory)
+    for name, tensor in stored.items():
+        method = next((method for suffix, method in _QUANTISED.items() if name.endswith(suffix)), None)
+        if method or tensor.dtype.name.startswith("float8"):
+            refuse_quantised(f"{tensor.file}: {name}", method=method or "FP8")
     if config.tie_embeddings and _TABLE not in stored and _HEAD in stored:
         stored[_TABLE] = dataclasses.replace(stored.pop(_HEAD), name=_HEAD)  # some tied exports name the table so
     _check_tensors(stored, pieces_of(config), config=config, directory=directory)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -351,6 +352,21 @@ def test_integers_are_no_weights(exported):
     change_tensors(exported, lambda t: t.update({"model.norm.weight": np.ones(32, np.int32)}))
     with pytest.raises(UserError, match=r"model\.norm\.weight is int32"):
         import_huggingface(exported)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "method"),
+    [
+        ("model.layers.0.mlp.up_proj.qweight", np.ones((4, 6), np.int32), "GPTQ or AWQ"),
+        ("model.layers.0.mlp.up_proj.weight_scale_inv", np.ones((1, 1), np.float32), "FP8"),
+        ("model.layers.0.mlp.up_proj.weight", np.ones((48, 32), ml_dtypes.float8_e4m3fn), "FP8"),
+    ],
+)
+def test_quantised_weights_say_what_to_do(exported, name, values, method):
+    change_tensors(exported, lambda t: t.update({name: values}))
+    with pytest.raises(UserError, match=rf"{name}: the weights are quantised \({method}\).*save_pretrained") as error:
+        import_huggingface(exported)
+    assert "\n" not in str(error.value)
 
 
 def test_float64_needs_a_choice(exported):
