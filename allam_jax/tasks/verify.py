@@ -22,7 +22,7 @@ from allam_jax.errors import UserError
 from allam_jax.files import read_json, sha256_of_file, write_json
 from allam_jax.report.markdown import table
 from allam_jax.settings import Settings
-from allam_jax.tokenizer.tokenizer_files import TOKENIZER_FILES
+from allam_jax.tokenizer.tokenizer_files import MODEL_FILES
 from allam_jax.training.metrics import METRICS_FILE, metrics_damage
 from allam_jax.training.stored_checkpoints import checkpoint_damages, list_steps, read_metadata, step_path
 from allam_jax.weights.directory import is_weights_directory
@@ -101,7 +101,7 @@ def _kind(directory: Path, files: set[str], folders: set[str]) -> str:
         return "dataset"
     if CONFIG_FILE in files:
         return "workdir"
-    return "tokenizer" if {*TOKENIZER_FILES[:2]} & files else ""
+    return "tokenizer" if {*MODEL_FILES} & files else ""
 
 
 def _row(directory: Path, kind: str, reasons: list[str], *, otherwise: str = "whole") -> Row:

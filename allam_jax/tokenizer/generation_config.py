@@ -11,9 +11,9 @@ from allam_jax.checksums import read_listed, write_listed
 from allam_jax.errors import UserError
 from allam_jax.files import json_text
 from allam_jax.tokenizer.tokenizer import Tokenizer
+from allam_jax.tokenizer.tokenizer_files import GENERATION_FILE
 from allam_jax.tokenizer.tokenizer_json import CHAT_END, CHAT_TEMPLATE
 
-GENERATION_FILE = "generation_config.json"
 _SETTINGS_FILE, _TEMPLATE_FILE = "tokenizer_config.json", "chat_template.jinja"
 _REMEDY = "copy the model again (or remove files.json, if it was changed on purpose)"
 
@@ -54,7 +54,9 @@ def complete_generation(tokenizer: Tokenizer, directory: Path) -> dict[str, Any]
     if _chat_template(directory) == CHAT_TEMPLATE and chat_end is not None and chat_end not in ends:
         ends.append(chat_end)
         found["eos_token_id"] = ends if len(ends) > 1 else ends[0]
-    if found.get("pad_token_id") is None and (tokenizer.unk_id is not None or ends):
+    if found.get("pad_token_id") not in range(tokenizer.vocab_size):  # old models state -1
+        found.pop("pad_token_id", None)
+    if "pad_token_id" not in found and (tokenizer.unk_id is not None or ends):
         found["pad_token_id"] = ends[0] if tokenizer.unk_id is None else tokenizer.unk_id
     return found
 

@@ -237,7 +237,7 @@ def _added_tokens(directory: Path) -> dict[int, dict[str, Any]]:
         if file.is_file():
             added.update({int(i): {"content": str(t), **plain} for t, i in read_json(file, kind=dict).items()})
         if (file := directory / "tokenizer_config.json").is_file():
-            for index, token in read_json(file, kind=dict).get("added_tokens_decoder", {}).items():
+            for index, token in (read_json(file, kind=dict).get("added_tokens_decoder") or {}).items():
                 flags = {flag: bool(token.get(flag, plain[flag])) for flag in _FLAGS}
                 added[int(index)] = {"content": str(token["content"]), **flags}
     except (AttributeError, TypeError, ValueError, KeyError):

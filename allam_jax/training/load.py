@@ -144,6 +144,10 @@ def _what_is_there(path: Path) -> str:
         return f"{path}: no such directory; {expected}"
     if not path.is_dir():
         return f"{path}: is a file; {expected}"
+    if (path / "adapter_config.json").is_file():
+        return f"{path}: a LoRA adapter; merge it into its base first (in peft: merge_and_unload, then save_pretrained)"
+    if any(path.glob("*.gguf")):
+        return f"{path}: a GGUF model, which is quantised for inference; give the model's safetensors"
     if (path / CHECKPOINTS_FOLDER).is_dir():
         return f"{path}: a run without a complete checkpoint; wait for its first, or give another path"
     pickles = sorted(path.glob("*.bin")) + sorted(path.glob("*.pth"))

@@ -27,7 +27,8 @@ from allam_jax.files import read_json, write_json
 from allam_jax.model.llama import Params, abstract_params
 from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.parallel.distributed import is_main_process
-from allam_jax.tokenizer.generation_config import GENERATION_FILE, name_pad_token
+from allam_jax.tokenizer.generation_config import name_pad_token
+from allam_jax.tokenizer.tokenizer_files import GENERATION_FILE
 from allam_jax.weights import safetensors_io
 from allam_jax.weights.array_checksums import NOT_FINITE, all_finite
 from allam_jax.weights.directory import shardings_on

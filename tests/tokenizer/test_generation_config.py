@@ -68,6 +68,8 @@ def test_what_a_model_states_is_obeyed_and_our_own_template_ends_turns(merged, t
     completed = {"bos_token_id": 1, "eos_token_id": [2, end], "pad_token_id": 0}
     assert complete_generation(merged, tmp_path) == completed
     assert stop_ids(merged, tmp_path) == (2, end)
+    write(tmp_path, generation_config={"pad_token_id": -1})
+    assert complete_generation(merged, tmp_path) == completed
     write(tmp_path, generation_config={"eos_token_id": [2, 9, 11], "pad_token_id": 3, "top_p": 0.9})
     stated = complete_generation(merged, tmp_path)
     assert stated == {"eos_token_id": [2, 9, 11, end], "pad_token_id": 3, "top_p": 0.9, "bos_token_id": 1}
