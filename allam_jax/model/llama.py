@@ -62,9 +62,9 @@ class Attention(nnx.Module):
     def __call__(self, x_BTD: Array, *, rope: Rope, segment_ids_BT: Array, key: Array | None) -> Array:
         """Returns [B, T, D]; `key` is for dropout of the attention probabilities."""
         bias = self.bias
-        q_BTNH = rotate(_heads(x_BTD, self.query, bias=bias and bias.query, norm=self.query_norm), rope)
-        k_BTKH = rotate(_heads(x_BTD, self.key, bias=bias and bias.key, norm=self.key_norm), rope)
-        v_BTKH = _heads(x_BTD, self.value, bias=bias and bias.value)
+        q_BTNH = rotate(_heads(x_BTD, self.query, bias=bias.query if bias else None, norm=self.query_norm), rope)
+        k_BTKH = rotate(_heads(x_BTD, self.key, bias=bias.key if bias else None, norm=self.key_norm), rope)
+        v_BTKH = _heads(x_BTD, self.value, bias=bias.value if bias else None)
         mixed_BTNH = attention(
             constrain(q_BTNH, layouts.QUERIES),
             constrain(k_BTKH, layouts.KEYS),
