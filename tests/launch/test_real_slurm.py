@@ -5,10 +5,11 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import real_slurm
-from processes import ROOT, UNOPTIMISED, child_environment, start, wait
+from processes import ROOT, UNOPTIMISED, child_environment, free_port, start, wait
 from sweeper import metrics_of
 
 pytestmark = [
@@ -155,3 +156,29 @@ def test_the_corpus_is_made_there_and_its_jobs_end_with_it(cluster, sweeper, tmp
     assert done.status == 2
     assert "can never start here (pending: PartitionTimeLimit)" in done.err.splitlines()[-1]
     assert not cluster.run("squeue", "--noheader")
+
+
+def test_the_job_script_of_the_docs_saves_before_its_limit_and_goes_on(cluster, sweeper, tmp_path):
+    run = tmp_path / "run"
+    size = ("--nodes=2", "--gpus-per-node=0", "--cpus-per-task=1", "--mem=500", "--time=3", "--signal=B:USR1@40")
+    script = [f"--chdir={ROOT}", f"--output={tmp_path}/log", ROOT / "docs" / "jobs" / "train.sbatch"]
+    config = f"--config={ROOT}/tests/tasks/tiny_recipe.py:{sweeper.texts}"
+    variables = {
+        **cluster.environment,
+        "PATH": f"{Path(sys.executable).parent}:{cluster.environment['PATH']}",
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",  # no name server knows node2
+    }
+    submitted = subprocess.run(
+        ["sbatch", "--parsable", *size, *script, config, f"--workdir={run}", "--config.stage.train.train.steps=40000"],
+        env=sweeper.environment(**variables),
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    log = until(lambda: (tmp_path / "log").is_file() and tmp_path / "log")
+    until(lambda: "SIGTERM: saved step" in log.read_text())
+    until(lambda: "resuming at step" in log.read_text())
+    cluster.run("scancel", submitted.stdout.strip())
+    text = log.read_text()
+    assert re.findall(r"resuming at step (\d+)", text)[0] == re.findall(r"saved step (\d+)", text)[0]
+    assert "Traceback" not in text
