@@ -37,8 +37,8 @@ class _Kin:
 _NO_BIAS = {"attention_bias": False, "mlp_bias": False}
 _NO_WINDOW = {"sliding_window": None, "use_sliding_window": False}
 _QWEN = {"max_position_embeddings": 32_768, "num_key_value_heads": 32, "max_window_layers": 28}
-# Compared with transformers in tests/parity: no other model type of transformers 5 gives the logits of Llama, Qwen2 or
-# Qwen3 from their tensors.
+# tests/parity compares each with transformers. Of the causal models of transformers 5.24, no other gives the logits of
+# Llama, Qwen2 or Qwen3 from tensors of the same names.
 _KIN = {
     "llama": _Kin(architecture="LlamaForCausalLM", defaults={}, written=_NO_BIAS),
     "internlm3": _Kin(
@@ -124,7 +124,7 @@ def config_from_huggingface(values: dict[str, Any], *, file: Path, vocab_multipl
     Raises:
         UserError: another architecture, an unsupported feature, or a value that is missing or of the wrong type.
     """
-    model_type = values.get("model_type")
+    model_type = str(values.get("model_type"))
     if model_type not in FAMILIES:
         has = f"has {_OTHERS[model_type]}" if model_type in _OTHERS else "is another network"
         raise UserError(f"{file}: model_type = {model_type!r} {has}; {', '.join(FAMILIES)} can be imported")
@@ -192,7 +192,7 @@ def _rope_from_huggingface(values: dict[str, Any], *, file: Path, max_position: 
     rope = values.get(spelling) or {}
     if not isinstance(rope, dict):
         raise UserError(f"{file}: {spelling} = {rope!r}; expected an object")
-    kind = rope.get("rope_type", rope.get("type", _PLAIN))
+    kind = str(rope.get("rope_type", rope.get("type", _PLAIN)))
     if kind not in _ROPE:
         raise UserError(f"{file}: {spelling}.rope_type = {kind!r}; supported are {', '.join(_ROPE)}")
     if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
@@ -223,6 +223,8 @@ def _rope_from_huggingface(values: dict[str, Any], *, file: Path, max_position: 
             above, below = (number(key, rope[key]) for key in ("mscale", "mscale_all_dim"))
             factor = found["rope_scaling_factor"]
             found["rope_attention_factor"] = yarn_magnitude(factor, above) / yarn_magnitude(factor, below)
+    if not _is_scaled(kind, found.get("rope_scaling_factor", 1.0), found.get("rope_attention_factor", 0.0)):
+        return {"rope_theta": found["rope_theta"]}
     return found
 
 
@@ -260,7 +262,7 @@ def config_to_huggingface(config: LlamaConfig, *, dtype: str, token_ids: dict[st
 
 def _rope_to_huggingface(config: LlamaConfig) -> dict[str, Any] | None:
     kind = config.rope_scaling
-    if config.rope_scaling_factor == 1.0 and not (kind == _DYNAMIC or (kind == _YARN and config.rope_attention_factor)):
+    if not _is_scaled(kind, config.rope_scaling_factor, config.rope_attention_factor):
         return None
     rope: dict[str, Any] = {"rope_type": kind, **{key: getattr(config, ours) for ours, key in _ROPE[kind].items()}}
     if kind in _HAS_ORIGINAL:
@@ -270,3 +272,8 @@ def _rope_to_huggingface(config: LlamaConfig) -> dict[str, Any] | None:
         if config.rope_attention_factor:
             rope["attention_factor"] = config.rope_attention_factor
     return rope
+
+
+def _is_scaled(kind: str, factor: float, attention_factor: float) -> bool:
+    """Whether RoPE differs from plain RoPE; with a factor of 1, only dynamic scaling beyond the context may."""
+    return factor != 1.0 or kind == _DYNAMIC or (kind == _YARN and attention_factor != 0.0)

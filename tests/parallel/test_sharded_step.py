@@ -147,7 +147,9 @@ def test_same_loss_and_gradients_as_one_device(sizes, accumulation, one_device):
     assert_really_sharded(after, sizes)
 
 
-@pytest.mark.parametrize(("model_type", "sizes"), [("qwen2", (2, 2, 2)), ("qwen3", (1, 2, 4))])
+@pytest.mark.parametrize(
+    ("model_type", "sizes"), [("qwen2", (2, 2, 2)), pytest.param("qwen3", (1, 2, 4), marks=pytest.mark.long)]
+)
 def test_biases_and_norms_of_heads(model_type, sizes):
     config = dataclasses.replace(CONFIG, model_type=model_type, num_layers=2)
     result = train(sizes, config=config)

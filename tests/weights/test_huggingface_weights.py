@@ -257,6 +257,7 @@ def test_yarn_as_models_state_it():
     both = yarn(mscale=2.0, mscale_all_dim=1.0)
     expected = (1 + 0.2 * math.log(4)) / (1 + 0.1 * math.log(4))
     assert rope_magnitude(both) == pytest.approx(expected, rel=1e-15)
+    assert yarn(factor=1.0).rope_scaling == "llama3"  # which with a factor of 1 is plain RoPE
     assert rope_magnitude(yarn(mscale=2.0)) == rope_magnitude(qwen)  # as transformers, which needs both
 
 
@@ -265,6 +266,7 @@ def test_yarn_as_models_state_it():
     [
         ({"model_type": "mixtral"}, "model_type = 'mixtral' has a mixture of experts; llama, .* can be imported"),
         ({"model_type": "nameless"}, "model_type = 'nameless' is another network"),
+        ({"model_type": ["llama"]}, "is another network"),
         ({"model_type": "mistral"}, "sliding_window = 4096: .*set max_position_embeddings"),  # its default
         ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 64}, "sliding_window = 64"),
         ({"model_type": "qwen3", "layer_types": ["linear_attention"]}, "layer_types has linear_attention"),
