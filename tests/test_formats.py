@@ -12,7 +12,7 @@ from small_models import SMALL
 
 from allam_jax.corpus.document import Document
 from allam_jax.corpus.shards import write_dataset
-from allam_jax.model.llama import abstract_params, init_params
+from allam_jax.model.llama import abstract_params
 from allam_jax.model.llama_config import FAMILIES
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.training.checkpoints import Checkpointer
@@ -32,7 +32,8 @@ TEXTS = [f"document {number}" for number in range(9)]
 def written(tmp_path_factory):
     """A run, an export in both formats and a dataset; the run's parameters lie on eight devices."""
     root = tmp_path_factory.mktemp("formats")
-    params = init_params(jax.random.key(0), config=SMALL)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape, np.float32)), abstract_params(SMALL))
     sharded = jax.device_put(params, shardings_on(SMALL, mesh=make_mesh({"data": 2, "fsdp": 2, "tensor": 2})))
     with Checkpointer(root / "runs/mine/checkpoints", CheckpointSettings()) as checkpointer:
         state = {"params": sharded, "step": jnp.int32(STEP)}

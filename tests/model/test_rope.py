@@ -79,9 +79,8 @@ def test_frequencies_and_factor_are_those_of_transformers(scaling, head_dim):
         rope["original_max_position_embeddings"] = ORIGINAL
     rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if name == "llama3" else {}
     rope |= {"truncate": scaling == "yarn of whole pairs"} if name == "yarn" else {}
-    theirs = transformers.LlamaConfig(
-        head_dim=head_dim, max_position_embeddings=LONGEST, rope_parameters=rope, hidden_size=8 * head_dim, num_attention_heads=8
-    )
+    sizes = {"head_dim": head_dim, "num_attention_heads": 8, "hidden_size": 8 * head_dim}
+    theirs = transformers.LlamaConfig(max_position_embeddings=LONGEST, rope_parameters=rope, **sizes)
     frequencies, factor = ROPE_INIT_FUNCTIONS[name](theirs, "cpu")
     ours = config_of(scaling, head_dim)
     np.testing.assert_allclose(rope_frequencies(ours), frequencies.numpy(), rtol=1.2e-6)

@@ -18,7 +18,6 @@ from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 from allam_jax.tokenizer.tokenizer import Tokenizer, with_control_tokens
 from allam_jax.weights.output_directory import copy_tokenizer
 
-
 TEXTS = [f"{word} and {other} {number}" for number in range(30) for word, other in (("one", "two"), ("three", "four"))]
 
 
