@@ -31,7 +31,7 @@ def attempts(workdir):
 
 def training(workdir):
     """Names of the runs that have a checkpoint and have not finished."""
-    complete = [p for p in workdir.parent.glob("stages/train-*/checkpoints/*") if re.fullmatch(r"\d{8}", p.name)]
+    complete = [p for p in workdir.parent.glob("stages/train-*/checkpoints/*") if p.name.isdigit()]
     stages = [path.parents[1] for path in complete]
     return {stage for stage in stages if not (stage / "result.json").exists()}
 

@@ -18,7 +18,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from processes import child_environment, start, wait, wait_until
 
-from allam_jax.checksums import FileList
+from allam_jax.checksums import FileList, write_list
 from allam_jax.errors import UserError
 from allam_jax.training.checkpoints import Checkpointer
 from allam_jax.training.run_metadata import run_metadata
@@ -87,6 +87,24 @@ def test_the_same_bits_come_back_though_the_state_was_donated_at_once(tmp_path):
             assert restored.data == {"lane": {"0": step}}
             assert restored.metadata == {"step": step, "note": "é"}
         assert checkpointer.latest_step() == 3
+
+
+def test_a_run_whose_checkpoints_have_the_older_names_goes_on(tmp_path):
+    with Checkpointer(tmp_path, CheckpointSettings(keep_last=9)) as checkpointer:
+        checkpointer.save(7, state=state_of(7), data={"lane": {"0": 7}}, metadata={})
+    old = (tmp_path / "7").rename(tmp_path / "00000007")
+    for item in ("data", "metadata"):
+        (old / item / "metadata").rename(old / item / "content.json")
+    files = FileList.read(old, remedy="")
+    names = [name.replace("/metadata", "/content.json") if name.count("/") == 1 else name for name in files.files]
+    write_list(old, names=[name for name in names if (old / name).is_file()], arrays=files.arrays)
+    with Checkpointer(tmp_path, CheckpointSettings(keep_last=1)) as checkpointer:
+        restored = checkpointer.restore(abstract(state_of(0)))
+        assert (restored.data, restored.metadata) == ({"lane": {"0": 7}}, {"step": 7})
+        assert_same_bits(restored.state, state_of(7))
+        assert find_checkpoint(tmp_path, step=7) == find_checkpoint(old) == old
+        checkpointer.save(8, state=state_of(8), data={}, metadata={})
+    assert [path.name for path in tmp_path.iterdir()] == ["8"]  # the older one is removed like any other
 
 
 def meshes():

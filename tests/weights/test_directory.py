@@ -65,6 +65,20 @@ def test_round_trip(saved):
     assert [path.name for path in saved.parent.glob(".*")] == []
 
 
+def test_an_older_directory_with_its_parameters_in_a_folder(saved):
+    arrays = FileList.read(saved, remedy="").arrays
+    ours = {"files.json", "model.json", "metadata.json", "tokenizer"}
+    moved = [path for path in saved.iterdir() if path.name not in ours]
+    (saved / "params").mkdir()
+    for path in moved:
+        path.rename(saved / "params" / path.name)
+    write_list(saved, arrays=arrays)
+    assert_bitwise(load_weights(saved).params, random_params())
+    (saved / "params" / "d" / "x").write_text("x")
+    with pytest.raises(UserError, match="params/d/x: is not among the files"):
+        load_weights(saved)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_dtypes(tmp_path, dtype):
     params = random_params(dtype=dtype)
