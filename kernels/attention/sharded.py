@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from jaxtyping import Array
 
-from kernels.attention.contract import AttentionOutput, Request
+from kernels.attention.contract import AttentionOutput, Places, Request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,9 @@ def over_mesh(
     queries = PartitionSpec(batch or None, None, heads or None)
     keys = PartitionSpec(batch or None, None, kv_heads or None)
     rows = PartitionSpec(batch or None)
-    of_request = dataclasses.replace(request, segment_ids_BT=rows, dropout=PartitionSpec())  # type: ignore[arg-type]
+    of_request = dataclasses.replace(request, segment_ids_BT=rows, dropout=PartitionSpec() if request.dropout else None)  # type: ignore[arg-type]
+    if request.keys is not None:
+        of_request = dataclasses.replace(of_request, positions_BT=rows, keys=Places(rows, rows))  # type: ignore[arg-type]
     return jax.shard_map(
         local,
         in_specs=(queries, keys, keys, of_request),
