@@ -168,7 +168,7 @@ def _sortable(x: Array) -> Array:
 
 
 def _largest(holds: Callable[[Array], Array], batch: int) -> Array:
-    """The largest int32 for which `holds`, in each row; it holds for the smallest, and for none above one that fails."""
+    """The largest int32 for which `holds`, in each row; it holds for the smallest, and no more once it has failed."""
 
     def halve(_, bounds):
         low_B, high_B = bounds  # it holds for low, and fails for high

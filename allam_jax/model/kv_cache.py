@@ -3,7 +3,8 @@
 A cache has a *slot* for each text under way. A slot holds the keys (rotated) and values of the text's first tokens, in
 all layers. On a mesh the slots lie on the devices as rows of a batch do, and the key/value heads as those of attention.
 
-Shapes: L layers, S slots, C capacity (tokens of a slot), K key/value heads, H head size; B, T, N as in `model/llama.py`.
+Shapes: L layers, S slots, C capacity (tokens of a slot), K key/value heads, H head size; B, T, N as in
+`model/llama.py`.
 """
 
 import dataclasses
