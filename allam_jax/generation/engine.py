@@ -328,6 +328,17 @@ class Engine:
         return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
 
 
+def with_capacity(settings: EngineSettings, longest: int, *, context: int) -> EngineSettings:
+    """With room for texts of so many tokens, within the model's context, where the settings leave the capacity open.
+
+    It is rounded up to a bucket, so that similar texts find the programs compiled.
+    """
+    if settings.capacity:
+        return settings
+    capacity = next(bucket for bucket in buckets(2 * longest) if bucket >= longest)
+    return dataclasses.replace(settings, capacity=min(capacity, context))
+
+
 @functools.partial(jax.jit, static_argnums=1)
 def _cast(params: Params, dtype: jnp.dtype) -> Params:
     """In the compute dtype, as the network casts them itself, but once. The final norm, which it does not, stays."""
