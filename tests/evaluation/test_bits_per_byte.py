@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_llama
 import pytest
+from generated import generate
 from llama_pair import make_pair
 from processes import child_environment, free_port, run_together
 from small_models import TINY
@@ -19,7 +20,6 @@ from allam_jax.data.batch import padding
 from allam_jax.data.evaluation_rows import EvaluationRows, make_evaluation_rows
 from allam_jax.errors import UserError
 from allam_jax.evaluation.bits_per_byte import make_evaluator
-from generated import generate
 from allam_jax.model.llama import init_params, param_axes
 from allam_jax.model.llama_config import ComputeOptions
 from allam_jax.parallel.mesh import make_mesh
