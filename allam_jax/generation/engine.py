@@ -46,8 +46,8 @@ class Engine:
     """Continues many requests at a time, on a cache of keys and values.
 
     Args:
-        params: of `Llama(config)`; on `mesh` if that is given. The engine keeps a copy in the compute dtype, layer by layer;
-            who needs the memory deletes the original.
+        params: of `Llama(config)`; on `mesh` if that is given. The engine keeps a copy in the compute dtype, layer by
+            layer; who needs the memory deletes the original.
         config: shapes.
         options: how to compute; dropout is off, and nothing is kept for a backward pass.
         settings: slots and their capacity, which is the model's context at most.
