@@ -26,11 +26,20 @@ from allam_jax.model.kv_cache import KVCache
 from allam_jax.model.llama import Params, apart
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
 from allam_jax.tokenizer.tokenizer import Tokenizer
+from kernels import device
+
+# XLA would join products of the same rows into one, and for that copy their weights together at every step.
+COMPILER_OPTIONS = {"cuda": {"xla_gpu_dot_merger_threshold_mb": 0}}
 
 _prefill = jax.jit(Programs.prefill, static_argnums=0, donate_argnums=2)
 _score = jax.jit(Programs.score, static_argnums=0)
 _copy = jax.jit(Programs.copy, static_argnums=0, donate_argnums=1)
-_decode = jax.jit(Programs.decode, static_argnums=0, donate_argnums=2)
+
+
+@functools.cache
+def _decode_for(platform: str):
+    options = COMPILER_OPTIONS.get(platform)
+    return jax.jit(Programs.decode, static_argnums=0, donate_argnums=2, compiler_options=options)
 
 
 @dataclasses.dataclass(eq=False)
@@ -81,6 +90,9 @@ class Engine:
         self._eos_ids = tuple(eos_ids)
         options = dataclasses.replace(
             options, remat="none", dropout_embedding=0.0, dropout_attention=0.0, dropout_residual=0.0
+        )
+        self._decode = _decode_for(
+            device.of_device(jax.devices()[0] if mesh is None else mesh.devices.flat[0]).platform
         )
         self._programs = Programs(config, options, settings.burst)
         make = functools.partial(KVCache.empty, config, slots=settings.slots, capacity=self.capacity, dtype=dtype)
@@ -187,7 +199,7 @@ class Engine:
                 _score(self._programs, self._params, hidden_BTD, nowhere.tokens_BT)
             targets_S = np.zeros(self._settings.slots, bool)
             self._cache = _copy(self._programs, self._cache, np.int32(0), targets_S)
-            self._cache, _ = _decode(self._programs, self._params, self._cache, self._slots.texts)
+            self._cache, _ = self._decode(self._programs, self._params, self._cache, self._slots.texts)
 
     def _admit(self) -> None:
         """Gives free slots to the waiting samples, first come, first served."""
@@ -277,7 +289,7 @@ class Engine:
         """Decodes all slots, and gives what each of them got."""
         texts, deltas = self._slots.texts, []
         if np.any(texts.lengths_B < texts.limits_B):
-            self._cache, burst = _decode(self._programs, self._params, self._cache, texts)
+            self._cache, burst = self._decode(self._programs, self._params, self._cache, texts)
             burst = Burst(*map(np.asarray, burst))
         else:  # prompts without an answer
             burst = None
