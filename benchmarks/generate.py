@@ -27,7 +27,7 @@ from absl import app, flags, logging
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
-from train_step import sgemm_peaks  # noqa: E402
+from machine import copy_bandwidth, sgemm_peaks  # noqa: E402
 
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed runs of each contestant.", lower_bound=1)
 CORES = flags.DEFINE_integer("cores", 2, "CPU cores to use.", lower_bound=1)
@@ -145,25 +145,6 @@ def their_runs(weights: Path, batches: list[int], prompts: np.ndarray, *, static
             return time.perf_counter() - start, [int(new[0])]
 
     return {batch: decoding(batch) for batch in batches} | ({0: prefill} if PREFILL.value else {})
-
-
-def copy_bandwidth(repeats: int = 7) -> float:
-    """GB/s that a copy of 512 MB moves, read and written, the best of torch and numpy."""
-    import torch
-
-    a = np.ones(1 << 27, np.float32)
-    b = np.empty_like(a)
-    torch_a, torch_b = torch.from_numpy(a), torch.from_numpy(b)
-
-    def best(copy: Callable) -> float:
-        seconds = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            copy()
-            seconds.append(time.perf_counter() - start)
-        return min(seconds)
-
-    return 2e-9 * a.nbytes / min(best(lambda: np.copyto(b, a)), best(lambda: torch_b.copy_(torch_a)))
 
 
 def measure(contestants: dict[str, Run], rounds: int) -> dict[str, dict]:
