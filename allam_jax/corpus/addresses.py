@@ -6,9 +6,9 @@ from urllib.parse import urlsplit
 
 _WEB = ("", "http", "https")
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):?//")
-# A host without a scheme before it must look like one: labels of letters and digits, the last with a letter.
-_BARE_HOST = re.compile(r"(?:[\w-]{1,63}\.)+[\w-]*[^\W\d_][\w-]*\.?|(?:\d{1,3}\.){3}\d{1,3}")
+_SCHEME = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?//")
+# Without a scheme before it, a host must look like one: labels, the last of which begins with a letter.
+_BARE_HOST = re.compile(r"(?:[\w-]{1,63}\.)+[^\W\d_][\w-]+|(?:\d{1,3}\.){3}\d{1,3}")
 _HOST = re.compile(r"[^\s/?#@\\<>\"'{}|^`]+")
 
 
@@ -16,7 +16,7 @@ class Address(NamedTuple):
     """An address.
 
     Attributes:
-        host: in lower case, without `www.` and port; empty where there is none (`file:///a`).
+        host: in lower case, without `www.` and port.
         key: equal for equal addresses. `http` and `https`, `www.`, the usual port, the fragment and a final slash of
             the path make no difference; the case of scheme and host makes none, that of the rest does.
     """
@@ -31,17 +31,16 @@ def parse_address(text: str) -> Address | None:
     Names, numbers, words for nothing (`None`, `NaN`), fragments and schemes without a host (`mailto:`, `urn:`) are none.
     """
     text = text.strip()
-    scheme = _SCHEME.match(text)
+    bare = not _SCHEME.match(text)
     try:
-        parts = urlsplit(text if scheme or text.startswith("//") else f"//{text}")
+        parts = urlsplit(f"//{text}" if bare else text)
         host = (parts.hostname or "").removesuffix(".")
     except ValueError:  # brackets without an address of IPv6 in them
         return None
-    bare = not scheme and not text.startswith("//")
-    if not (_BARE_HOST if bare else _HOST).fullmatch(host):
+    user, at, place = parts.netloc.rpartition("@")
+    if (at and bare) or not (_BARE_HOST if bare else _HOST).fullmatch(host):
         return None
     host = host.removeprefix("www.")
-    user, at, place = parts.netloc.rpartition("@")
     port = place.rpartition(":")[2] if re.search(r":\d+$", place) else ""
     kind = parts.scheme.lower()
     usual = port in _DEFAULT_PORTS.values() if kind == "" else port == _DEFAULT_PORTS.get(kind)

@@ -9,9 +9,10 @@ _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _DAY = datetime.timedelta(days=1)
 _DIGITS = str.maketrans("٠١٢٣٤٥٦٧٨٩۰۱۲۳۴۵۶۷۸۹", "0123456789" * 2)
 _NUMBER = re.compile(r"\d+(?:\.\d*)?(?:[eE]\+?\d+)?")
-_YEAR_FIRST = re.compile(r"(\d{4})(?:([/.-])(\d{1,2})\2|([/-])(?=\d{1,2}$))(\d{1,2})(?!\d)")
+_YEAR_FIRST = re.compile(r"^(\d{4})(?:([/.-])(\d{1,2})\2|([/-])(?=\d{1,2}$))(\d{1,2})(?!\d)")
+_MONTH = re.compile(r"\d{4}-\d\d")
 _DAY_OF_YEAR = re.compile(r"(\d{4})-(\d{3})(?!\d)")
-_MIDNIGHT = re.compile(r"([T ])24(:?)00(?=\D|$)((?:\2|$)(?:00(?:[.,]0*)?)?)")
+_MIDNIGHT = re.compile(r"([T ])24(:?)(00(?:\2(?:00(?:[.,]0+)?))?)(?!\d)")
 _ZONE = re.compile(r"\s*(?:Z|UTC|GMT)$|\s+(?=[+-]\d\d:?\d\d$)", re.IGNORECASE)
 # Forms of digits alone, by their length.
 _COMPACT = {4: "%Y", 8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
@@ -47,18 +48,21 @@ def microseconds(moment: datetime.datetime) -> int:
 
 def _written(text: str) -> datetime.datetime | None:
     """The moment of a date in ISO 8601, or nearly so."""
+    if moment := _iso(text):
+        return moment
     if match := _DAY_OF_YEAR.match(text):
         year, day = int(match[1]), int(match[2])
-        if not 1 <= day <= 365 + calendar.isleap(year):
+        if year not in YEARS or not 1 <= day <= 365 + calendar.isleap(year):
             return None
-        text = str(datetime.date(year or 1, 1, 1) + (day - 1) * _DAY) + text[match.end() :]
-    text = _YEAR_FIRST.sub(_with_dashes, text, count=1)
-    text, midnights = _MIDNIGHT.subn(r"\g<1>00\g<2>00\g<3>", text, count=1)
-    text = _ZONE.sub("+00:00" if text[-1:].isalpha() else "", text)
-    if re.fullmatch(r"\d{4}-\d\d", text):
-        text += "-01"
+        text = str(datetime.date(year, 1, 1) + (day - 1) * _DAY) + text[match.end() :]
+    text, midnights = _MIDNIGHT.subn(r"\g<1>00\2\3", _YEAR_FIRST.sub(_with_dashes, text), count=1)
+    moment = _iso(_ZONE.sub("+00:00" if text[-1:].isalpha() else "", text))
+    return moment + midnights * _DAY if moment else None
+
+
+def _iso(text: str) -> datetime.datetime | None:
     try:
-        return _zoned(datetime.datetime.fromisoformat(text)) + midnights * _DAY
+        return _zoned(datetime.datetime.fromisoformat(f"{text}-01" if _MONTH.fullmatch(text) else text))
     except ValueError:
         return None
 
@@ -73,7 +77,7 @@ def _compact(text: str, form: str | None) -> datetime.datetime | None:
 
 def _since_1970(text: str) -> datetime.datetime | None:
     hour = _compact(text, "%Y%m%d%H") if len(text) == 10 else None
-    if len(text) == 8 or (hour and hour.year in _CLOCK_YEARS):
+    if hour and hour.year in _CLOCK_YEARS:
         return None
     for unit in (1.0, 1e3, 1e6, 1e9):
         seconds = float(text) / unit
