@@ -66,7 +66,9 @@ PATTERNS = {
         r"(?:[xX][nN]--[A-Za-z0-9-]{0,58}[A-Za-z0-9]|[^\W\d_]{2,24})(?![^\W_])"
     ),
     # `_is_iban` then checks the checksum.
-    "iban": re.compile(rf"(?:(?<![{_IN_WORD}])|(?<=[Ii][Bb][Aa][Nn]))(?:{_ibans()})(?![{_DIGITS}A-Za-z])"),
+    "iban": re.compile(
+        rf"(?=[A-Za-z]{{2}}{_DIGIT}{{2}})(?:(?<![{_IN_WORD}])|(?<=[Ii][Bb][Aa][Nn]))(?:{_ibans()})(?![{_DIGITS}A-Za-z])"
+    ),
     "ip": re.compile(
         rf"(?<![{_IN_WORD}.:])(?:[0-9A-Fa-f]{{0,4}}:){{2,7}}(?:{_V4}|[0-9A-Fa-f]{{0,4}})(?![{_IN_WORD}:])"
         rf"|(?<![{_IN_WORD}.]){_V4}(?![{_IN_WORD}]|\.{_DIGIT})"
@@ -74,7 +76,7 @@ PATTERNS = {
     # International numbers with + or 00, or national ones with a leading 0; single separators between groups of digits.
     # A comma or slash may stand between two numbers.
     "phone": re.compile(
-        rf"(?:(?<![{_IN_WORD}.,/-])|(?<={_DIGIT}{{4}}[,/]))(?P<phone>{_ABROAD}|{_LOCAL})"
+        rf"(?=[(+0٠۰])(?:(?<![{_IN_WORD}.,/-])|(?<={_DIGIT}{{4}}[,/]))(?P<phone>{_ABROAD}|{_LOCAL})"
         rf"(?![{_IN_WORD}-]|[.:]{_DIGIT}|[,/](?:(?={_DIGIT})(?!{_LOCAL}|{_ABROAD})|[{_LATIN}]))"
     ),
 }

@@ -19,6 +19,7 @@ WRONG_LENGTH = "with a wrong Content-Length"
 _START = b"WARC/"
 _END_BYTES = 9  # of the longest end of a record and the start of the next
 _HEADER_END = re.compile(rb"\r?\n\r?\n")
+_CUT_ENDS = (b"", b"\r", b"\n", b"\r\n", b"\r\n\r")
 _RECORD_END = re.compile(rb"(?:\r\n\r\n|\n\n)(?=WARC/|\Z)")
 _NEXT_RECORD = re.compile(rb"\n\r?\n(WARC/\d\.\d+\r?\n)")
 _MUST_HAVE = {"warc-type", "warc-record-id", "warc-date", "content-length"}
@@ -70,11 +71,18 @@ def parse_headers(head: bytes) -> tuple[str, dict[str, str]]:
     return lines[0].strip(), found
 
 
+def split_header(content: bytes) -> tuple[bytes, bytes]:
+    """The header that content of HTTP begins with, and the rest."""
+    end = _HEADER_END.search(content, 0, HEADER_BYTES)
+    return (content[: end.start()], content[end.end() :]) if end else (content[:HEADER_BYTES], b"")
+
+
 def _next_record(archive: "_Archive", *, limit: int) -> WarcRecord | str:
     head = archive.header()
     size = _length(head)
     if size is not None and size > limit:
-        if archive.skip(size) and archive.end_of_record(0):
+        if archive.skip(size) and (end := archive.end_of_record(0)):
+            del archive.held[:end]
             return WarcRecord(parse_headers(head)[1], None)
     elif size is not None and (end := archive.end_of_record(size)):
         content = bytes(archive.held[:size])
@@ -94,7 +102,7 @@ def _length(head: bytes) -> int | None:
 
 def _holds_records(content: bytes) -> bool:
     """Whether a record ends exactly at the end of the content: a wrong length took it in."""
-    for match in _NEXT_RECORD.finditer(content):
+    for match in _NEXT_RECORD.finditer(content) if _START in content else ():
         end = _HEADER_END.search(content, match.end())
         if end:
             head = content[match.start(1) : end.end()]
@@ -138,9 +146,12 @@ class _Archive:
                 raise DamagedStreamError(f"a header of more than {HEADER_BYTES} bytes")
             place = max(len(self.held) - 3, 0)
             if not self.need(len(self.held) + 1):
+                if self.in_next_member:
+                    break
                 raise DamagedStreamError("a header is not complete")
-        head = bytes(self.held[: match.end()])
-        del self.held[: match.end()]
+        end = match.end() if match else len(self.held)
+        head = bytes(self.held[:end])
+        del self.held[:end]
         return head
 
     def skip(self, size: int) -> bool:
@@ -161,8 +172,7 @@ class _Archive:
         Raises DamagedStreamError where the file ends before.
         """
         if not self.need(size + _END_BYTES) and not self.in_next_member:
-            cut = not self.held[size:].strip(b"\r\n") and len(self.held) < size + 2
-            if cut and not _NEXT_RECORD.search(self.held):
+            if self.held[size:] in _CUT_ENDS and not _NEXT_RECORD.search(self.held):
                 raise DamagedStreamError("the last record is not complete")
         match = _RECORD_END.match(self.held, size)
         return match.end() if match else 0

@@ -11,14 +11,13 @@ from pathlib import Path
 
 from allam_jax.corpus.normalise import normalise
 from allam_jax.corpus.record_formats import NOT_UTF8, TOO_LONG, Record
-from allam_jax.corpus.warc_records import HEADER_BYTES, WarcRecord, parse_headers, warc_records
+from allam_jax.corpus.warc_records import HEADER_BYTES, WarcRecord, parse_headers, split_header, warc_records
 from allam_jax.corpus.web_encodings import BadContent, decoded_content, decoded_page, without_chunks
 from allam_jax.errors import UserError
 
 SUFFIXES = (".warc", ".warc.gz", ".wet", ".wet.gz")
 _PAGES = ("text/html", "application/xhtml+xml")
 _ABOUT_OTHERS = ("warcinfo", "request", "metadata")  # these only describe records
-_HTTP_HEADER = re.compile(rb"(.*?)(?:\r?\n\r?\n|\Z)", re.DOTALL)
 
 
 class NotText(str):
@@ -94,13 +93,11 @@ def _text_of_page(kind: str, headers: Mapping[str, str], content: bytes, *, limi
     if kind == "resource":  # the file itself, without a header of HTTP
         http = {"content-type": headers.get("content-type", "")}
     elif _address(headers).lower().startswith(("http:", "https:")) and content:
-        end = _HTTP_HEADER.match(content)
-        assert end is not None
-        first, http = parse_headers(end[1])
+        head, content = split_header(content)
+        first, http = parse_headers(head)
         status = re.match(r"HTTP/\S+\s+(\d{3})(?!\d)", first)
         if not status or status[1] != "200":
             raise _NoPageError(f"status {status[1]}" if status else "status unknown")
-        content = content[end.end() :]
     declared, _, parameters = http.get("content-type", "").partition(";")
     type_ = (headers.get("warc-identified-payload-type") or declared).strip().lower()
     if type_ not in _PAGES:
