@@ -143,7 +143,12 @@ def _write_dropped(directories: list[Path], *, path: Path) -> None:
     if not files:
         path.unlink(missing_ok=True)
         return
-    with atomic_path(path) as temporary, gzip.GzipFile(temporary, "wb", mtime=0) as target:
+    # Without the name of the temporary file and without a time, so that the same lines give the same bytes.
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, "wb") as compressed,
+        gzip.GzipFile("", "wb", fileobj=compressed, mtime=0) as target,
+    ):
         for file in files:
             with open(file, "rb") as source:
                 shutil.copyfileobj(source, target)

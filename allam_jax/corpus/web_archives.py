@@ -16,6 +16,7 @@ from allam_jax.corpus.web_encodings import BadContent, decoded_content, decoded_
 from allam_jax.errors import UserError
 
 SUFFIXES = (".warc", ".warc.gz", ".wet", ".wet.gz")
+_MOST_TAGS = 50_000  # of a page: the time of trafilatura grows with the square of the links and paragraphs
 _PAGES = ("text/html", "application/xhtml+xml")
 _ABOUT_OTHERS = ("warcinfo", "request", "metadata")  # these only describe records
 
@@ -110,6 +111,8 @@ def _text_of_page(kind: str, headers: Mapping[str, str], content: bytes, *, limi
     content = decoded_content(content, encodings=http.get("content-encoding", ""), limit=limit)
     charset = re.search(r"""charset\s*=\s*["']?([^"';\s]*)""", parameters, re.IGNORECASE)
     page = decoded_page(content, declared=charset.group(1) if charset else "")
+    if len(re.findall("<[A-Za-z]", page)) > _MOST_TAGS:
+        raise BadContent(f"a page of more than {_MOST_TAGS} tags")
     try:
         found = bare_extraction(page, favor_precision=True, include_comments=False)
         return normalise(found.text) if found and found.text else None

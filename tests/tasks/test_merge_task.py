@@ -17,7 +17,7 @@ from processes import free_port, wait, wait_until
 from small_models import SMALL
 
 from allam_jax.errors import UserError
-from allam_jax.model.llama import init_params
+from allam_jax.model.llama import abstract_params, init_params
 from allam_jax.tasks import runner
 from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 from allam_jax.training.checkpoints import Checkpointer
@@ -49,7 +49,7 @@ def place(root, name, params, *, tokenizer, config=CONFIG):
     export_huggingface(
         root / name / "huggingface", params=params, config=config, tokenizer_dir=tokenizer, max_shard_bytes=60_000
     )
-    save_run(root / name / "run", config=config, tokenizer_dir=tokenizer)
+    save_run(root / name / "run", config=config, tokenizer_dir=tokenizer, name="a run")
     with Checkpointer(root / name / "run" / CHECKPOINTS_FOLDER, CheckpointSettings(keep_last=3)) as checkpointer:
         state = {"params": params, "step": jnp.int32(8)}
         checkpointer.save(8, state=state, data={}, metadata={"config": {"param_dtype": "float32"}})
@@ -64,7 +64,7 @@ def root(launcher, tmp_path_factory):
         patch.setattr(orbax_arrays, "CHUNK_BYTES", 5000)  # several chunks an array, as large models have
         place(root, "a", params_of(0), tokenizer=tokenizer)
     place(root, "b", params_of(1), tokenizer=tokenizer)
-    save_run(root / "trunk", config=CONFIG, tokenizer_dir=tokenizer)
+    save_run(root / "trunk", config=CONFIG, tokenizer_dir=tokenizer, name="a run")
     with Checkpointer(root / "trunk" / CHECKPOINTS_FOLDER, CheckpointSettings(keep_last=9)) as checkpointer:
         for step in STEPS:
             state = {"params": jax.tree.map(jnp.asarray, params_of(step)), "step": jnp.int32(step)}
@@ -257,7 +257,7 @@ def fails(config, workdir):
 )
 def test_other_architectures(root, tmp_path, launcher, change, message):
     config = dataclasses.replace(CONFIG, **change)
-    params = init_params(jax.random.key(0), config=config)
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), abstract_params(config))
     save_weights(tmp_path / "other", params=params, config=config, tokenizer_dir=launcher.root / "tokenizer")
     error = fails(config_of(root / "a" / "orbax", tmp_path / "other"), tmp_path / "out")
     assert message.format(other=tmp_path / "other") in error
