@@ -12,7 +12,7 @@ _NUMBER = re.compile(r"\d+(?:\.\d*)?(?:[eE]\+?\d+)?")
 _YEAR_FIRST = re.compile(r"^(\d{4})(?:([/.-])(\d{1,2})\2|([/-])(?=\d{1,2}$))(\d{1,2})(?!\d)")
 _MONTH = re.compile(r"\d{4}-\d\d")
 _DAY_OF_YEAR = re.compile(r"(\d{4})-(\d{3})(?!\d)")
-_MIDNIGHT = re.compile(r"([T ])24(:?)(00(?:\2(?:00(?:[.,]0+)?))?)(?!\d)")
+_MIDNIGHT = re.compile(r"([T ])24(:?)(00(?:\2(?:00(?:[.,]0+)?))?)(?![\d:.,])")
 _ZONE = re.compile(r"\s*(?:Z|UTC|GMT)$|\s+(?=[+-]\d\d:?\d\d$)", re.IGNORECASE)
 # Forms of digits alone, by their length.
 _COMPACT = {4: "%Y", 8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}

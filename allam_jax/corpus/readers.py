@@ -16,16 +16,14 @@ from allam_jax.corpus import web_archives
 from allam_jax.corpus.document import Document
 from allam_jax.corpus.found_files import common_folder, find_files, kind_of, part_of
 from allam_jax.corpus.known_tags import UnreadableTagError, known_tags
-from allam_jax.corpus.record_formats import CONTROLS, NULS, Record, Unreadable, csv_records, json_records, text_records
+from allam_jax.corpus.record_formats import MANY_CONTROLS, NULS, Record, Unreadable, csv_records, json_records, text_records
 from allam_jax.corpus.settings import DocumentsSettings
-from allam_jax.corpus.text_lines import DamagedFile
+from allam_jax.corpus.text_lines import CONTROLS, DamagedFile
 from allam_jax.errors import UserError
 from allam_jax.files import shown
 
 _CHECK_EVERY = 10_000
-# Control characters that no text has: all of ASCII's except white space and escape (which colours a terminal).
-_CONTROLS = bytes({*range(0x20), 0x7F} - {*b"\t\n\v\f\r\x1b\x1c\x1d\x1e\x1f"})
-_MANY = 0.05
+_MANY_CONTROLS = 0.05  # share of a text's characters
 
 
 @dataclasses.dataclass
@@ -166,8 +164,8 @@ class FileReader:
             return str(error)
         if b"\0" in encoded or "\0" in around:
             return NULS
-        if len(encoded) - len(encoded.translate(None, _CONTROLS)) > _MANY * len(text):
-            return CONTROLS
+        if len(encoded) - len(encoded.translate(None, CONTROLS)) > _MANY_CONTROLS * len(text):
+            return MANY_CONTROLS
         return Document(
             text=text,
             id=id_,
@@ -188,14 +186,10 @@ class FileReader:
 
 
 def what_was_read(files: Iterable[Mapping[str, Any]]) -> str:
-    """What the `FileCounts` (as JSON values) of some files say about records that are no documents."""
+    """What the `FileCounts` (as JSON values) of some files hold instead of documents, by reason."""
     reasons: Counter[str] = Counter()
-    damaged: list[str] = []
     for counts in files:
-        reasons.update({f"records {reason}": count for reason, count in counts["bad"].items()})
-        reasons.update({f"records that are no text: {reason}": count for reason, count in counts["other"].items()})
-        damaged += [counts["damage"]] if counts["damage"] else []
-    parts = [f"{count} {reason}" for reason, count in reasons.most_common()]
-    if damaged:
-        parts.append(f"{len(damaged)} damaged files, the first: {damaged[0]}")
-    return ", ".join(parts) or "the files are empty"
+        reasons += Counter(counts["bad"]) + Counter(counts["other"])
+        if counts["damage"]:
+            reasons[f"files that are {counts['damage']}"] += 1
+    return ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "the files are empty"

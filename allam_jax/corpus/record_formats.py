@@ -16,7 +16,7 @@ Record = dict[str, Any] | str
 NOT_UTF8 = "with invalid UTF-8"
 TOO_LONG = "longer than max_record_bytes"
 NULS = "with NUL characters, as in UTF-16 without a byte order mark"
-CONTROLS = "with many control characters, as in UTF-16 without a byte order mark"
+MANY_CONTROLS = "with many control characters, as in UTF-16 without a byte order mark"
 
 
 class Unreadable(str):

@@ -18,7 +18,9 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-_NULS_OF_UTF_16 = 0.02  # share of bytes; a text in UTF-16 has a space or a line end in each 25 characters
+# Control characters that no text has: all of ASCII's except white space and escape (which colours a terminal).
+CONTROLS = bytes({*range(0x20), 0x7F} - {*b"\t\n\v\f\r\x1b\x1c\x1d\x1e\x1f"})
+_CONTROLS_OF_UTF_16 = 0.2  # share of bytes; one of two bytes of a letter in Latin, Cyrillic, Arabic, Thai, ... is one
 
 
 class DamagedFile(UserError):
@@ -117,7 +119,8 @@ def _check_unmarked(start: bytes) -> None:
     if not nuls:
         return
     even = start[::2].count(0)
-    if even not in (0, nuls) or (nuls < _NULS_OF_UTF_16 * len(start) and _is_utf8(start)):
+    controls = len(start) - len(start.translate(None, CONTROLS))
+    if even not in (0, nuls) or (controls < _CONTROLS_OF_UTF_16 * len(start) and _is_utf8(start)):
         return
     encoding = "utf-16-be" if even else "utf-16-le"
     try:

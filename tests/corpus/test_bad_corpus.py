@@ -128,7 +128,7 @@ def test_cut_off_archives_are_named_and_kept_up_to_the_damage(folder, tmp_path, 
 def test_nothing_read_is_said_with_the_reasons(folder, tmp_path):
     (folder / "a.jsonl").write_text("{\n{\n")
     (folder / "b.jsonl").write_text('{"text": ""}\n')
-    with pytest.raises(UserError, match="no document was read .2 records not JSON, 1 records empty.; see report.md"):
+    with pytest.raises(UserError, match="no document was read .2 not JSON, 1 empty.; see report.md"):
         run(folder, tmp_path / "out", max_bad_share=1.0)
 
 
