@@ -17,7 +17,6 @@ from allam_jax.checksums import FILE_LIST, FileList
 from allam_jax.config import CHECKPOINTS_FOLDER, CONFIG_FILE, require
 from allam_jax.corpus.shards import MANIFEST as DATASET_MANIFEST
 from allam_jax.data.token_cache import MANIFEST as TOKENS_MANIFEST
-from allam_jax.data.token_cache import verify_tokens
 from allam_jax.errors import UserError
 from allam_jax.files import read_json, sha256_of_file, write_json
 from allam_jax.report.markdown import table
@@ -135,14 +134,11 @@ def _unlisted(directory: Path, kind: str) -> Row:
     """Of another program, written before there were checksums, or without the list that belongs to it."""
     missing = f"{directory / FILE_LIST}: is missing"
     try:
-        if kind in ("checkpoint", "weights"):
+        if kind in ("checkpoint", "weights", "tokens"):
             return _row(directory, kind, [missing])
         if kind == "safetensors":
             read_directory(directory)
             return _row(directory, kind, [missing] if written_with_list(directory) else [], otherwise="unchecked")
-        if kind == "tokens":
-            verify_tokens(directory)
-            return Row(directory, kind, "whole")
         if kind == "dataset" and (directory / DATASET_MANIFEST).exists():
             return _row(directory, kind, list(_damaged_shards(directory)))
         if kind == "workdir":
