@@ -95,8 +95,9 @@ _ISBN = re.compile(r"ISBN(?:-1[03])?[:\s]{0,3}\Z")
 def redact(text: str, *, kinds: Container[str]) -> tuple[str, Counter[str]]:
     """Replaces personal data by `[EMAIL]`, `[PHONE]`, `[IBAN]` or `[IP]`; returns the text and the count of each kind.
 
-    An IBAN must have its country's length and a correct checksum (ISO 7064: remainder 1 modulo 97). An IP address must be public; 127.0.0.1,
-    192.168.x.x and version numbers with a part above 255 stay. So do dates, ranges, lists of numbers and ISBNs.
+    An IBAN must have its country's length and a correct checksum (ISO 7064: remainder 1 modulo 97). An IP address must
+    be public; 127.0.0.1, 192.168.x.x and version numbers with a part above 255 stay. So do dates, ranges, lists of
+    numbers and ISBNs.
     """
     found: Counter[str] = Counter()
     for kind, pattern in PATTERNS.items():
