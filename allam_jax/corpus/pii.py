@@ -53,9 +53,7 @@ def _ibans() -> str:
 
 _GROUP = f"[ {_WIDE}.\u2010\u2011-]?{_DIGIT}"  # a digit of a telephone number, and the sign before it
 _LOCAL = f"[(]?[0٠۰]{_DIGIT}{{1,3}}[)]?(?:{_GROUP}){{6,8}}"
-_ABROAD = (
-    rf"(?:\+|00|[٠۰]{{2}})[ {_WIDE}(-]?{_DIGIT}{{1,3}}[)]?(?:[ {_WIDE}.()\u2010\u2011-]{{0,2}}{_DIGIT}){{6,12}}"
-)
+_ABROAD = rf"(?:\+|00|[٠۰]{{2}})[ {_WIDE}(-]?{_DIGIT}{{1,3}}[)]?(?:[ {_WIDE}.()\u2010\u2011-]{{0,2}}{_DIGIT}){{6,12}}"
 _V4 = rf"{_DIGIT}{{1,3}}(?:\.{_DIGIT}{{1,3}}){{3}}"
 
 # In this order, because a part of an IBAN can look like a telephone number.
