@@ -1,5 +1,8 @@
 """Llama in flax.nnx: RMSNorm, rotary positions, grouped-query attention, SwiGLU; layers stacked and scanned.
 
+Mistral without a window is the same network. Qwen2 adds biases to q, k and v, Qwen3 norms of every head of q and k;
+`LlamaConfig.model_type` says which.
+
 Shapes: B batch, T sequence, D model width, N query heads, K key/value heads, H head size, F feed-forward width,
 V padded vocabulary, L layers. `LlamaConfig` describes a network. Its parameters are a plain nested dict that lives
 outside of the network (`init_params`); `bind` joins both for one forward pass:
@@ -20,6 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from allam_jax.model import layouts
 from allam_jax.model.embedding import look_up
+from allam_jax.model.kv_cache import Memory
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
 from allam_jax.model.primitives import REMAT_POLICIES, RMSNorm, dropout, kept, parameter, project
 from allam_jax.model.rope import Rope, rope_of, rotate
@@ -27,6 +31,16 @@ from allam_jax.parallel.sharding import constrain
 from kernels.attention.api import attention
 
 Params = dict[str, Any]  # nested dict of arrays
+
+
+class Biases(nnx.Module):
+    """What Qwen2 adds to q, k and v."""
+
+    def __init__(self, config: LlamaConfig):
+        N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
+        self.query = nnx.Param(jnp.zeros((N, H), jnp.float32), axes=("heads", "head_dim"))
+        self.key = nnx.Param(jnp.zeros((K, H), jnp.float32), axes=("kv_heads", "head_dim"))
+        self.value = nnx.Param(jnp.zeros((K, H), jnp.float32), axes=("kv_heads", "head_dim"))
 
 
 class Attention(nnx.Module):
@@ -42,23 +56,44 @@ class Attention(nnx.Module):
         # Projections back into the residual stream start smaller, so that its variance does not grow with depth.
         out_std = std / math.sqrt(2 * config.num_layers)
         self.output = parameter(rngs.params(), (N, H, D), ("heads", "head_dim", "embed"), out_std)
+        self.bias = Biases(config) if config.qkv_bias else None
+        self.query_norm = RMSNorm(H, eps=config.norm_eps) if config.qk_norm else None
+        self.key_norm = RMSNorm(H, eps=config.norm_eps) if config.qk_norm else None
 
-    def __call__(self, x_BTD: Array, *, rope: Rope, segment_ids_BT: Array, key: Array | None) -> Array:
-        """Returns [B, T, D]; `key` is for dropout of the attention probabilities."""
-        q_BTNH = rotate(kept(project(x_BTD, self.query[...])), rope)
-        k_BTKH = rotate(kept(project(x_BTD, self.key[...])), rope)
-        v_BTKH = kept(project(x_BTD, self.value[...]))
-        mixed_BTNH = attention(
-            constrain(q_BTNH, layouts.QUERIES),
-            constrain(k_BTKH, layouts.KEYS),
-            constrain(v_BTKH, layouts.KEYS),
+    def __call__(
+        self, x_BTD: Array, *, rope: Rope, segment_ids_BT: Array, key: Array | None, memory: Memory | None
+    ) -> tuple[Array, Memory | None]:
+        """Returns [B, T, D], and the memory with what it keeps of these tokens.
+
+        `key` is for dropout of the attention probabilities. A memory may mix in the values of earlier tokens.
+        """
+        bias = self.bias
+        q_BTNH = rotate(_heads(x_BTD, self.query, bias=bias.query if bias else None, norm=self.query_norm), rope)
+        k_BTKH = rotate(_heads(x_BTD, self.key, bias=bias.key if bias else None, norm=self.key_norm), rope)
+        v_BTKH = _heads(x_BTD, self.value, bias=bias.value if bias else None)
+        q_BTNH = constrain(q_BTNH, layouts.QUERIES)
+        k_BTKH, v_BTKH = constrain(k_BTKH, layouts.KEYS), constrain(v_BTKH, layouts.KEYS)
+        within_rows = functools.partial(
+            attention,
             segment_ids_BT=segment_ids_BT,
             dropout_rate=self.options.dropout_attention if key is not None else 0.0,
             dropout_key=key,
             backend=self.options.attention,
             partition=layouts.ATTENTION,
         )
-        return project(mixed_BTNH, self.output[...])
+        if memory is None:
+            mixed_BTNH = within_rows(q_BTNH, k_BTKH, v_BTKH)
+        else:
+            mixed_BTNH, memory = memory.mix(q_BTNH, k_BTKH, v_BTKH, within_rows=within_rows)
+        return project(mixed_BTNH, self.output[...]), memory
+
+
+def _heads(x_BTD: Array, weight: nnx.Param, *, bias: nnx.Param | None, norm: RMSNorm | None = None) -> Array:
+    """Queries, keys or values [B, T, heads, H] before their rotation."""
+    heads = kept(project(x_BTD, weight[...]))
+    if bias is not None:
+        heads = heads + bias[...]
+    return heads if norm is None else norm(heads)
 
 
 class MLP(nnx.Module):
@@ -81,20 +116,24 @@ class Block(nnx.Module):
 
     def __init__(self, config: LlamaConfig, *, options: ComputeOptions, rngs: nnx.Rngs):
         self.options = options
-        self.attention_norm = RMSNorm(config)
+        self.attention_norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.attention = Attention(config, options=options, rngs=rngs)
-        self.mlp_norm = RMSNorm(config)
+        self.mlp_norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.mlp = MLP(config, rngs=rngs)
 
-    def __call__(self, x_BTD: Array, *, rope: Rope, segment_ids_BT: Array, key: Array | None) -> Array:
-        """Returns the residual stream after this layer; `key` is for dropout."""
+    def __call__(
+        self, x_BTD: Array, *, rope: Rope, segment_ids_BT: Array, key: Array | None, memory: Memory | None
+    ) -> tuple[Array, Memory | None]:
+        """Returns the residual stream after this layer, and its memory; `key` is for dropout."""
         keys = (None, None, None) if key is None else tuple(jax.random.split(key, 3))
         drop = functools.partial(dropout, rate=self.options.dropout_residual)
         norm_BTD = layouts.all_positions(self.attention_norm(x_BTD))
-        mixed_BTD = self.attention(norm_BTD, rope=rope, segment_ids_BT=segment_ids_BT, key=keys[0])
+        mixed_BTD, memory = self.attention(
+            norm_BTD, rope=rope, segment_ids_BT=segment_ids_BT, key=keys[0], memory=memory
+        )
         x_BTD = constrain(x_BTD + drop(kept(layouts.own_positions(mixed_BTD)), key=keys[1]), layouts.RESIDUAL)
         mlp_BTD = self.mlp(layouts.all_positions(self.mlp_norm(x_BTD)))
-        return constrain(x_BTD + drop(layouts.own_positions(mlp_BTD), key=keys[2]), layouts.RESIDUAL)
+        return constrain(x_BTD + drop(layouts.own_positions(mlp_BTD), key=keys[2]), layouts.RESIDUAL), memory
 
 
 class Embedding(nnx.Module):
@@ -136,7 +175,8 @@ class Llama(nnx.Module):
             return Block(config, options=options, rngs=nnx.Rngs(params=key))
 
         self.layers = stacked_layers(jax.random.split(rngs.params(), config.num_layers))
-        self.final_norm = RMSNorm(config)
+        self.layers_apart: tuple[Params, ...] | None = None  # see `bind`
+        self.final_norm = RMSNorm(config.dim, eps=config.norm_eps)
         if not config.tie_embeddings:
             self.head = Head(config, rngs=rngs)
 
@@ -182,25 +222,53 @@ class Llama(nnx.Module):
         layers: slice = slice(None),
     ) -> Float[Array, "B T D"]:
         """The residual stream after the given layers (by default all), from that before them."""
+        return self.apply_layers_remembering(
+            x_BTD,
+            segment_ids_BT=segment_ids_BT,
+            positions_BT=positions_BT,
+            memory=None,
+            dropout_key=dropout_key,
+            layers=layers,
+        )[0]
+
+    def apply_layers_remembering(
+        self,
+        x_BTD: Float[Array, "B T D"],
+        *,
+        segment_ids_BT: Int[Array, "B T"],
+        positions_BT: Int[Array, "B T"],
+        memory: Memory | None,
+        dropout_key: Array | None = None,
+        layers: slice = slice(None),
+    ) -> tuple[Float[Array, "B T D"], Memory | None]:
+        """As `apply_layers`, with a memory of keys and values that every layer reads and extends; returns both."""
         config, options = self.config, self.options
         dtype = jnp.dtype(options.compute_dtype)
         rope = rope_of(positions_BT, config=config, dtype=dtype)
         layers_key = None if dropout_key is None else jax.random.split(dropout_key)[1]
         graphdef, stacked = nnx.split(self.layers)
-        # Cast before the scan: under FSDP the layers are then gathered in the compute dtype.
-        stacked = jax.tree.map(lambda w: w.astype(dtype)[layers], nnx.to_pure_dict(stacked))
-        indices = jnp.arange(config.num_layers)[layers]
 
-        def layer(x_BTD, inputs):
+        def layer(carry, inputs):
+            x_BTD, memory = carry
             params, index = inputs
             key = None if layers_key is None else jax.random.fold_in(layers_key, index)
             block = nnx.merge(graphdef, params)
-            return block(x_BTD, rope=rope, segment_ids_BT=segment_ids_BT, key=key), None
+            of_layer = None if memory is None else memory.of_layer(index)
+            return block(x_BTD, rope=rope, segment_ids_BT=segment_ids_BT, key=key, memory=of_layer), None
 
         if options.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[options.remat], prevent_cse=False)
+        if self.layers_apart is not None:
+            carry = (x_BTD, memory)
+            for index in range(config.num_layers)[layers]:
+                params = jax.tree.map(lambda w: w.astype(dtype), self.layers_apart[index])
+                carry, _ = layer(carry, (params, jnp.int32(index)))
+            return carry
+        # Cast before the scan: under FSDP the layers are then gathered in the compute dtype.
+        stacked = jax.tree.map(lambda w: w.astype(dtype)[layers], nnx.to_pure_dict(stacked))
+        indices = jnp.arange(config.num_layers)[layers]
         unroll = max(1, min(options.scan_unroll, len(indices)))
-        return jax.lax.scan(layer, x_BTD, (stacked, indices), unroll=unroll)[0]
+        return jax.lax.scan(layer, (x_BTD, memory), (stacked, indices), unroll=unroll)[0]
 
     def finish(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Final-norm hidden states, from the residual stream after the last layer. `head_DV` turns them into logits."""
@@ -221,7 +289,10 @@ def _abstract(config: LlamaConfig, options: ComputeOptions) -> tuple[Any, Any]:
 
 
 def init_params(key: Array, *, config: LlamaConfig) -> Params:
-    """Random parameters (float32): normal with `init_std`, ones for norms. Jit it with out_shardings on a mesh."""
+    """Random parameters (float32): normal with `init_std`, ones for norms, zeros for biases.
+
+    Jit it with out_shardings on a mesh.
+    """
     model = Llama(config, options=ComputeOptions(), rngs=nnx.Rngs(params=key))
     return nnx.to_pure_dict(nnx.split(model)[1])
 
@@ -244,5 +315,20 @@ def param_axes(config: LlamaConfig) -> Params:
 
 
 def bind(params: Params, *, config: LlamaConfig, options: ComputeOptions) -> Llama:
-    """The network with these parameters. It is cheap and meant to be called inside jit."""
-    return nnx.merge(_abstract(config, options)[0], params)
+    """The network with these parameters, stacked or `apart`. It is cheap and meant to be called inside jit."""
+    graphdef, state = _abstract(config, options)
+    if not isinstance(params["layers"], tuple):
+        return nnx.merge(graphdef, params)
+    model = nnx.merge(graphdef, params | {"layers": nnx.to_pure_dict(state)["layers"]})
+    model.layers_apart = nnx.data(params["layers"])
+    return model
+
+
+def apart(params: Params) -> Params:
+    """The same parameters with the layers one by one, in a tuple, for programs that read every weight once.
+
+    In a scan the weights of a layer are a slice of the stacked ones. That slice is a copy, which costs little beside a
+    long row's matmuls. To decode one token a text is to read the weights: a copy would double or triple that.
+    """
+    count = jax.tree.leaves(params["layers"])[0].shape[0]
+    return params | {"layers": tuple(jax.tree.map(lambda w, i=i: w[i], params["layers"]) for i in range(count))}

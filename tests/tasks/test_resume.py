@@ -207,7 +207,7 @@ def test_a_full_disk_keeps_a_checkpoint_to_go_on_from(launcher, reference, tmp_p
 
 def test_a_wsd_branch_leaves_the_trunk_alone(launcher, reference, tmp_path):
     trunk, branch = reference, tmp_path / "branch"
-    checkpoint = trunk / "checkpoints" / "00000016"
+    checkpoint = trunk / "checkpoints" / "16"
     before = {path: sha256_of_file(path) for path in sorted(trunk.rglob("*")) if path.is_file()}
 
     launcher.train(
@@ -245,15 +245,13 @@ def test_a_branch_may_leave_out_a_source_of_its_parent(launcher, reference, tmp_
         "from tests.tasks import tiny\n\ndef get_config(root):\n"
         "    config = tiny.get_config(root)\n    del config.data.sources['ar']\n    return config\n"
     )
-    checkpoint = reference / "checkpoints" / "00000024"
+    checkpoint = reference / "checkpoints" / "24"
     branch = tmp_path / "branch"
     kept = {"init.optimizer": True, "init.step": True, "init.data": True, "train.steps": 28}
     launcher.train(
         branch, config=f"{config}:{launcher.root}", **{"init.weights": checkpoint, "schedule.name": "constant"} | kept
     )
-    before, after = (
-        read_metadata(path)["tokens_by_source"] for path in (checkpoint, branch / "checkpoints" / "00000028")
-    )
+    before, after = (read_metadata(path)["tokens_by_source"] for path in (checkpoint, branch / "checkpoints" / "28"))
     # Four steps of 8 rows of 32 positions, all English; what was read of Arabic before stays in the count.
     trained = [row["tokens"] for row in read_rows(branch) if "loss" in row]
     assert len(trained) == 4
