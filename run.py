@@ -21,7 +21,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from allam_jax import streams
+from allam_jax import recipe_inputs, streams
 from allam_jax.errors import USER_ERROR, Stopped, UserError
 from allam_jax.files import json_text
 from allam_jax.launch import flags as sweep_flags
@@ -55,7 +55,8 @@ def parse_flags(argv: list[str]) -> list[str]:
             print_help()
             raise SystemExit(0)
         check_overrides(argv)
-        argv = with_installed_files(sweep_flags.prepare(with_installed_files(argv)))
+        argv = recipe_inputs.move(with_installed_files(sweep_flags.prepare(with_installed_files(argv))))
+        sys.argv = argv  # config_flags looks there for the keys that are set
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise UserError(f"unexpected argument {rest[1]!r}: flags start with --")
