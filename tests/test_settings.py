@@ -1,6 +1,7 @@
 """What a config accepts, which task reads what of it, and what makes a finished stage another one."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 from collections.abc import Mapping
