@@ -21,7 +21,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from allam_jax import streams
+from allam_jax import recipe_inputs, streams
 from allam_jax.errors import USER_ERROR, Stopped, UserError
 from allam_jax.files import json_text
 from allam_jax.launch import flags as sweep_flags
@@ -29,7 +29,14 @@ from allam_jax.parallel import lifeline
 from allam_jax.tasks import config_help, registry
 
 _ROOT = Path(__file__).resolve().parent
+_OVERRIDE = re.compile(r"--?config\.[^\W\d]\w*(\.[^\W\d]\w*|\[\d+\])*")  # a key, or an element of its value
 _OURS = [_ROOT / name for name in ("allam_jax", "configs", "experiments", "kernels")]
+
+# What Python says of a text that is no number, and what was expected.
+_NUMBERS = (
+    (r"invalid literal for int\(\) with base 10: '.*'", "expected a whole number"),
+    (r"could not convert string to float: '.*'", "expected a number"),
+)
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with `:ARG` for its argument.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run writes; by default runs/<name of the config>.")
@@ -47,7 +54,9 @@ def parse_flags(argv: list[str]) -> list[str]:
         if {"--help", "-help", "-h"} & set(argv[1:]):
             print_help()
             raise SystemExit(0)
-        argv = with_installed_files(sweep_flags.prepare(with_installed_files(argv)))
+        check_overrides(argv)
+        argv = recipe_inputs.move(with_installed_files(sweep_flags.prepare(with_installed_files(argv))))
+        sys.argv = argv  # config_flags looks there for the keys that are set
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise UserError(f"unexpected argument {rest[1]!r}: flags start with --")
@@ -72,6 +81,13 @@ def parse_flags(argv: list[str]) -> list[str]:
             raise
         raise UserError(message) from error
     return rest
+
+
+def check_overrides(argv: list[str]) -> None:
+    """UserError for a name that no key can have, which ml_collections would parse as an expression."""
+    for name in (arg.partition("=")[0] for arg in argv):
+        if name.startswith(("--config.", "-config.")) and not _OVERRIDE.fullmatch(name):
+            raise UserError(f"{name}: this cannot be the name of a key; expected --config.SECTION.KEY=VALUE")
 
 
 def print_help() -> None:
@@ -140,27 +156,33 @@ def explain_config(error: Exception, *, argv: list[str]) -> str | None:
 
 def explain_flag(error: Exception, *, argv: list[str]) -> str | None:
     """One line for an error of the flag parser or of the locked config, naming the flag; None for any other error."""
-    if not isinstance(error, flags.Error | KeyError | AttributeError | TypeError | ValueError | OSError):
+    if not isinstance(error, flags.Error | LookupError | AttributeError | TypeError | ValueError | OSError):
         return None
     text = reason(error)
     unknown = re.match(r"the config has no key '(\w+)'", text)
     if unknown:
         flag = next((arg.split("=")[0] for arg in argv if f".{unknown[1]}" in arg.split("=")[0]), "config")
         return f"{flag}: {text}"
+    for python, words in _NUMBERS:
+        text = re.sub(python, words, text)
     return "; ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 def reason(error: Exception) -> str:
     """What the locked config says of a key that it does not have, in our words; the text of other errors."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    unknown = re.match(r"\W*(?:Key\W+)?(\w+)", text)
+    unknown = re.match(r"\W*(?:Key\W+|Attribute <class '\w+'>\.)?(\w+)", text)
     if not isinstance(error, KeyError | AttributeError) or not unknown:
         return text
     hint = re.search(r'Did you mean "(\w+)"', text)
     owners = registry.owners_of(unknown[1])
     if owners:
-        return f"the config has no key {unknown[1]!r}, which belongs to task {' and '.join(owners)}"
-    return f"the config has no key {unknown[1]!r}" + (f"; did you mean {hint[1]!r}?" if hint else "")
+        return (
+            f"the config has no key {unknown[1]!r}, which belongs to task {' and '.join(owners)}: leave it out, or set "
+            f"it in a config of that task (in a recipe: --config.stage.NAME.{unknown[1]}...)"
+        )
+    advice = f"did you mean {hint[1]!r}?" if hint else "--help_config TASK prints those that there are"
+    return f"the config has no key {unknown[1]!r}; {advice}"
 
 
 def main(_) -> None:
@@ -240,7 +262,7 @@ def command_line() -> None:
     streams.protect()
     logging.set_verbosity(logging.INFO)
     logging.set_stderrthreshold("info")
-    logging.get_absl_logger().addFilter(is_ours)
+    logging.get_absl_handler().addFilter(is_ours)  # of the handler: libraries have loggers of their own
     try:
         app.run(main, flags_parser=parse_flags)
     except UserError as error:

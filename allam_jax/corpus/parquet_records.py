@@ -24,11 +24,11 @@ def parquet_records(file: Path, *, text_field: str, optional: Sequence[str], lim
 
     Raises:
         DamagedFile: the file is damaged or not Parquet; all rows before that point have been yielded.
-        UserError: there is no column `text_field`.
+        UserError: there is no column `text_field`, or a column that is read occurs twice.
     """
     with _opened(file) as parquet:
         names = parquet.schema_arrow.names
-        check_columns(file, names, text_field=text_field)
+        check_columns(file, names, text_field=text_field, optional=optional)
         columns = [text_field] + [name for name in optional if name in names and name != text_field]
         for group in range(parquet.num_row_groups):
             rows = _rows_of_batch(parquet.metadata.row_group(group), columns)
@@ -38,10 +38,10 @@ def parquet_records(file: Path, *, text_field: str, optional: Sequence[str], lim
                     yield str(row[0]) if isinstance(row[0], Unreadable) else dict(zip(columns, row, strict=True))
 
 
-def check_schema(file: Path, *, text_field: str) -> None:
+def check_schema(file: Path, *, text_field: str, optional: Sequence[str]) -> None:
     """Raises what `parquet_records` raises for the file's schema."""
     with _opened(file) as parquet:
-        check_columns(file, parquet.schema_arrow.names, text_field=text_field)
+        check_columns(file, parquet.schema_arrow.names, text_field=text_field, optional=optional)
 
 
 @contextlib.contextmanager
@@ -80,7 +80,7 @@ def _values(column: Any, *, limit: int) -> list[Any]:
         lengths = pyarrow.compute.binary_length(column)
         if (pyarrow.compute.max(lengths).as_py() or 0) > limit:
             too_long = pyarrow.compute.greater(lengths, limit).to_pylist()
-            column = pyarrow.compute.if_else(pyarrow.array(too_long, pyarrow.bool_()), None, column)
+            column = column.filter(pyarrow.array([not long for long in too_long]))
     try:
         values = column.to_pylist()
     except (ValueError, OverflowError, pyarrow.ArrowException):  # some value: not UTF-8, or a date of the year 20000
@@ -88,12 +88,17 @@ def _values(column: Any, *, limit: int) -> list[Any]:
     if not (types.is_string(column.type) or types.is_large_string(column.type)):
         values = [_plain(value) for value in values]
     if too_long:
-        values = [Unreadable(TOO_LONG) if long else value for long, value in zip(too_long, values, strict=True)]
+        short = iter(values)
+        values = [Unreadable(TOO_LONG) if long else next(short) for long in too_long]
     return values
 
 
 def _in_python_s_range(column: Any) -> Any:
-    """The column with microseconds for nanoseconds, in UTC for any zone, and without layouts that kernels lack."""
+    """The column with microseconds for nanoseconds, UTC for any zone, and plain strings for all layouts of strings."""
+    if isinstance(column, pyarrow.ExtensionArray) and types.is_string(column.type.storage_type):  # JSON
+        column = column.storage
+    if types.is_dictionary(column.type):
+        column = column.dictionary_decode()
     kind = column.type
     if types.is_timestamp(kind):
         return column.cast(pyarrow.timestamp("us" if kind.unit == "ns" else kind.unit, kind.tz and "UTC"), safe=False)
@@ -137,4 +142,6 @@ def _plain(value: Any) -> Any:
             return {str(_plain(key)): _plain(item) for key, item in value.items()}
         case list() | tuple():
             return [_plain(item) for item in value]
-    return value
+        case None | bool() | int() | float() | str():
+            return value
+    return str(value)  # such as a UUID

@@ -24,6 +24,11 @@ class Gpu:
     watts: float  # of the node at full draw, divided by its GPUs
     target: str = ""  # its description for the compiler: kernels/targets; "": there is none
 
+    @property
+    def family(self) -> str:
+        """The chip without form and memory, such as `A100`."""
+        return self.name.partition("-")[0]
+
 
 def _peak(bfloat16: float, tf32: float) -> dict[str, float]:
     return {"bfloat16": bfloat16, "float16": bfloat16, "float32": tf32}
@@ -88,6 +93,7 @@ GPUS = {
         nvlink_bandwidth=32e9,
         network_bandwidth=12.5e9,
         watts=2 * 350,
+        target="l40s",
     ),
     "rtx4090": Gpu(
         name="GeForce RTX 4090",
@@ -98,6 +104,7 @@ GPUS = {
         nvlink_bandwidth=32e9,
         network_bandwidth=12.5e9,
         watts=2 * 450,
+        target="rtx4090",
     ),
 }
 

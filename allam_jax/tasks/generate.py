@@ -9,6 +9,7 @@ from allam_jax.generation.engine import Engine, with_capacity
 from allam_jax.generation.requests import LARGEST_SEED, Request, Sampling
 from allam_jax.settings import Settings
 from allam_jax.tasks.setup import open_mesh, open_model
+from allam_jax.tokenizer.generation_config import stop_ids
 
 
 def run(config: Settings, workdir: Path) -> dict[str, Any]:
@@ -16,7 +17,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     options = config.generate
     prompts = list(require(options.prompts, key="generate.prompts", hint='for example ("The Prophet said",)'))
     mesh = open_mesh(config)
-    loaded, tokenizer, _ = open_model(config, mesh=mesh)
+    loaded, tokenizer, tokenizer_dir = open_model(config, mesh=mesh)
     prompt_ids = tokenizer.encode_batch(prompts, bos=tokenizer.bos_id is not None)
     longest = max(map(len, prompt_ids)) + options.max_new_tokens
     engine = Engine(
@@ -25,7 +26,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         options=config.compute,
         settings=with_capacity(config.engine, longest, context=loaded.config.max_position),
         tokenizer=tokenizer,
-        eos_ids=() if tokenizer.eos_id is None else (tokenizer.eos_id,),
+        eos_ids=stop_ids(tokenizer, tokenizer_dir),
         mesh=mesh,
     )
     requests = [

@@ -3,13 +3,14 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 
 from allam_jax.checksums import FILE_LIST, read_listed, write_listed
 from allam_jax.config import CHECKPOINTS_FOLDER
 from allam_jax.errors import UserError
-from allam_jax.files import json_text
+from allam_jax.files import json_text, read_json
 from allam_jax.model.llama import abstract_params
 from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.training.stored_checkpoints import (
@@ -23,19 +24,21 @@ from allam_jax.training.stored_checkpoints import (
 )
 from allam_jax.weights.directory import (
     MODEL_FILE,
-    PARAMS_FOLDER,
     TOKENIZER_FOLDER,
     LoadedWeights,
     abstract_on_devices,
     config_from_json,
     config_to_json,
+    is_weights_directory,
     load_weights,
     open_weights,
+    params_folder_of,
 )
 from allam_jax.weights.huggingface import import_huggingface
 from allam_jax.weights.output_directory import copy_tokenizer
 from allam_jax.weights.stored_parameters import huggingface_parameters, orbax_parameters
 
+_RUN_FILE = "run.json"
 _REMEDY = "copy the run again, or take the file from a run of the same model"
 
 
@@ -51,7 +54,7 @@ def load_model(path: Path, *, mesh: Mesh | None = None, param_dtype: str | None 
         UserError: nothing of the kind is there, or it is damaged.
     """
     path = Path(path)
-    if _is_weights(path):
+    if is_weights_directory(path):
         return load_weights(path, mesh=mesh, param_dtype=param_dtype)
     if _is_huggingface(path):
         params, config = import_huggingface(path, mesh=mesh, param_dtype=param_dtype)
@@ -68,9 +71,9 @@ def open_stored(path: Path) -> LoadedWeights:
     It raises the same errors, except those that only reading the values can bring to light.
     """
     path = Path(path)
-    if _is_weights(path):
+    if is_weights_directory(path):
         opened = open_weights(path, check_bytes=True)
-        return dataclasses.replace(opened, params=orbax_parameters(path / PARAMS_FOLDER, config=opened.config))
+        return dataclasses.replace(opened, params=orbax_parameters(params_folder_of(path), config=opened.config))
     if _is_huggingface(path):
         params, config = huggingface_parameters(path)
         return LoadedWeights(params, config, {"source": str(path)}, _tokenizer_beside(path))
@@ -90,7 +93,7 @@ def checkpoint_of(path: Path) -> Path | None:
 
 def places_of_model(path: Path, *, steps: Sequence[int] = ()) -> list[Path]:
     """What loading a model reads: `path`, or parts of a run with the newest checkpoint or those of `steps`."""
-    if _is_weights(path) or _is_huggingface(path):
+    if is_weights_directory(path) or _is_huggingface(path):
         return [path]
     checkpoint = checkpoint_of(path)
     if checkpoint is None:
@@ -104,13 +107,14 @@ def run_of(checkpoint: Path) -> Path:
     return checkpoint.parent.parent
 
 
-def save_run(workdir: Path, *, config: LlamaConfig, tokenizer_dir: Path) -> None:
-    """Writes what a run's checkpoints need to be loaded as a model: `model.json` and `tokenizer/`."""
+def save_run(workdir: Path, *, config: LlamaConfig, tokenizer_dir: Path, name: str) -> None:
+    """Writes what a run's checkpoints need to be loaded as a model, and the run's name, which is in all of them."""
     copy_tokenizer(tokenizer_dir, to=workdir / TOKENIZER_FOLDER)
     tokenizer_list = f"{TOKENIZER_FOLDER}/{FILE_LIST}"
     contents = {
         MODEL_FILE: f"{json_text(config_to_json(config), indent=2)}\n".encode(),
         tokenizer_list: (workdir / tokenizer_list).read_bytes(),
+        _RUN_FILE: f"{json_text({'name': name})}\n".encode(),
     }
     write_listed(workdir, contents)
 
@@ -120,8 +124,21 @@ def read_run(workdir: Path) -> LlamaConfig:
     return config_from_json(read_listed(workdir, MODEL_FILE, remedy=_REMEDY), file=workdir / MODEL_FILE)
 
 
-def _is_weights(path: Path) -> bool:
-    return (path / PARAMS_FOLDER).is_dir()
+def run_name(workdir: Path) -> str | None:
+    """The name that `save_run` wrote; None for a run from before runs had names."""
+    if not (workdir / _RUN_FILE).exists():
+        return None
+    return read_json(workdir / _RUN_FILE, keys={"name": str})["name"]
+
+
+def check_run_of(checkpoint: Path, metadata: dict[str, Any]) -> None:
+    """UserError if a checkpoint in a run's folder was written by another run."""
+    own = run_name(run_of(checkpoint))
+    if own is not None and metadata.get("run") not in (None, own):
+        raise UserError(
+            f"{checkpoint}: was written by another run (it began with another config, tokenizer or mixture); move it "
+            "away, or start a branch from it: --config.init.weights in another --workdir"
+        )
 
 
 def _is_huggingface(path: Path) -> bool:
@@ -147,6 +164,10 @@ def _what_is_there(path: Path) -> str:
         return f"{path}: no such directory; {expected}"
     if not path.is_dir():
         return f"{path}: is a file; {expected}"
+    if (path / "adapter_config.json").is_file():
+        return f"{path}: a LoRA adapter; merge it into its base first (in peft: merge_and_unload, then save_pretrained)"
+    if any(path.glob("*.gguf")):
+        return f"{path}: a GGUF model, which is quantised for inference; give the model's safetensors"
     if (path / CHECKPOINTS_FOLDER).is_dir():
         return f"{path}: a run without a complete checkpoint; wait for its first, or give another path"
     pickles = sorted(path.glob("*.bin")) + sorted(path.glob("*.pth"))

@@ -59,7 +59,7 @@ def make(root: Path) -> None:
     export_huggingface(root / "huggingface", generation={"eos_token_id": 2}, **told)
     (root / "run").mkdir()
     save(ConfigDict({"task": "train", "seed": 0}), workdir=root / "run")
-    save_run(root / "run", config=config, tokenizer_dir=root / "tokenizer")
+    save_run(root / "run", config=config, tokenizer_dir=root / "tokenizer", name="a run")
     state = state_of(params)
     with (
         Checkpointer(root / "run" / "checkpoints", CheckpointSettings()) as checkpointer,
@@ -109,8 +109,8 @@ def readers(root: Path) -> dict[str, Callable[[], Any]]:
         return loaded.fingerprint, loaded.encode("one and two", bos=True), loaded.special_tokens
 
     return {
-        "run/checkpoints/00000001": lambda: checkpoint(1),
-        "run/checkpoints/00000002": lambda: checkpoint(2),
+        "run/checkpoints/1": lambda: checkpoint(1),
+        "run/checkpoints/2": lambda: checkpoint(2),
         "run/metrics.jsonl": lambda: read_metrics(root / "run/metrics.jsonl"),
         "run/tokenizer": lambda: Tokenizer.load(root / "run/tokenizer").fingerprint,
         "run/model.json": lambda: read_run(root / "run"),

@@ -14,6 +14,7 @@ VARIANTS = (
     *(("allam_7b", None), ("allam_13b", None), ("allam_70b", None)),
     *(("allam_7b_scratch", "english"), ("allam_7b_scratch", "mixed")),
     *(("allam_34b", "constant"), ("allam_34b", "release")),
+    *(("sizes", "1b_24gb"), ("sizes", "7b_8h100"), ("sizes", "7b_64h100")),
 )
 SMALL = {
     **{"model.dim": 32, "model.num_layers": 2, "model.num_heads": 4, "model.num_kv_heads": 2, "model.head_dim": 8},
@@ -79,7 +80,7 @@ def test_a_release_decays_and_leaves_the_main_run_alone(launcher, tmp_path):
     warm = {"schedule.warmup_steps": 1}
     rows = train(launcher, main, "allam_34b", **warm)
     before = (main / "metrics.jsonl").read_bytes()
-    branch = {"init.weights": main / "checkpoints" / "00000002", "schedule.decay_start": 2, "schedule.decay_steps": 2}
+    branch = {"init.weights": main / "checkpoints" / "2", "schedule.decay_start": 2, "schedule.decay_steps": 2}
     decayed = train(launcher, release, "allam_34b:release", **warm | branch)
     assert [row["learning_rate"] for row in rows[1:]] == pytest.approx([1.5e-4] * 3)
     assert [row["step"] for row in decayed] == [3, 4]
@@ -97,12 +98,18 @@ def test_plans_by_formula(tmp_path, name, argument):
     assert result["memory_gib"] <= result["usable_gib"]
     training = json.loads((tmp_path / "plan.json").read_text())["training"]
     billions = {"allam_70b": 600, "allam_7b": 1200, "allam_13b": 1200}.get(name)
-    billions = billions or {"english": 4000, "mixed": 1200, "constant": 4000, "release": 42}[argument]
+    phases = {"english": 4000, "mixed": 1200, "constant": 4000, "release": 42}
+    billions = billions or (phases | {"1b_24gb": 2, "7b_8h100": 20, "7b_64h100": 20})[argument]
     assert training["tokens"] / 1e9 == pytest.approx(billions, rel=0.01)
 
 
 @pytest.mark.parametrize(
-    ("name", "good"), [("allam_7b_scratch", "english or mixed"), ("allam_34b", "constant or release")]
+    ("name", "good"),
+    [
+        ("allam_7b_scratch", "english or mixed"),
+        ("allam_34b", "constant or release"),
+        ("sizes", "1b_24gb, 7b_8h100 or 7b_64h100"),
+    ],
 )
 def test_unknown_phases(name, good):
     with pytest.raises(UserError, match=f"{name}.py:nonsense: expected {good}"):
