@@ -41,6 +41,8 @@ class Letters:
 
     pieces = [b"", b"", b"\xd8", b"\xa8", b"\xd9", b"\x83", b" ", b" the", *(bytes([97 + n]) for n in range(21))]
 
+    vocab_size = len(pieces)
+
     def decode(self, ids, *, skip_special):
         assert skip_special
         return b"".join(self.pieces[index] for index in ids).decode(errors="replace")
