@@ -146,7 +146,7 @@ class Section:
 
 def fields_of(cls: type[Section]) -> tuple[tuple[dataclasses.Field, Any], ...]:
     """The keys of a section with their types."""
-    return _fields_of(cls)
+    return _fields_of(typing.cast(Any, cls))
 
 
 @functools.cache  # resolving the types takes most of the time of reading a config
