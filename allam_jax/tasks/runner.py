@@ -166,6 +166,8 @@ def _disk_errors(workdir: Path) -> Iterator[None]:
             remedy = "check the disk and its permissions, and run the same command again to go on"
         elif error.errno is not None and error.errno in _OF_THE_PATH and error.filename is not None:
             remedy = "check this path in the config"
+        elif error.errno == errno.EEXIST:  # where a directory is made
+            remedy = "a directory belongs there: move away what is in its place, such as a link that leads nowhere"
         else:
             raise
         # Of a copy, the second name is that of the target.

@@ -409,6 +409,7 @@ NANOSECONDS = int(NOON.timestamp()) * 10**9 + 123_456_789
         (pa.array([NOON.date()], pa.date64()), "2024-05-01"),
         (pa.array([datetime.time(1, 2, 3)], pa.time64("ns")), "01:02:03"),
         (pa.array([90_500_000_001], pa.duration("ns")), "PT90.5S"),
+        (pa.array([-(10**9) - 1], pa.duration("ms")), "PT-1000000.001S"),
         (pa.array([decimal.Decimal("1.50")]), "1.50"),
         (pa.array(["2024-05-01"]).dictionary_encode(), "2024-05-01"),
         (pa.array(["2024-05-01"], pa.large_string()), "2024-05-01"),
