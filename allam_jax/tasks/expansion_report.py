@@ -135,6 +135,7 @@ def _write_report(workdir: Path, *, result: dict[str, Any], curves: dict[str, Cu
             table(earlier, ["method", *languages]),
         )
     sections = [
+        section("In short", *_in_short(result, method=next(iter(curves)))),
         section(
             "Bits per byte of held-out text",
             table(summary, ["model", *languages]),
@@ -166,6 +167,25 @@ def _write_report(workdir: Path, *, result: dict[str, Any], curves: dict[str, Cu
     ]
     title = f"Continued pre-training in {' and '.join(map(language_name, languages))}"
     write_report(report, title=title, sections=sections)
+
+
+def _in_short(result: dict[str, Any], *, method: str) -> tuple[str, ...]:
+    """What the first method did to each language, in a sentence each."""
+    base, final = result["bits_per_byte"]["base"], result["bits_per_byte"]["final"][method]
+    before, after = next(iter(result["fertility"].values())), list(result["fertility"].values())[-1]
+    lines = []
+    for name in base:
+        bits = f"{final[name]:.3f} bits per byte of held-out text, {_change(base[name], final[name])} the base model"
+        tokens = ""
+        if name in after:
+            tokens = f"; {after[name]:.2f} tokens per word, {_change(before[name], after[name])} its tokenizer"
+        lines.append(f"- {language_name(name)}: {bits}{tokens}.")
+    return ("\n".join(lines),)
+
+
+def _change(before: float, after: float) -> str:
+    share = f"{abs(after / before - 1):.1%}"
+    return "as many as" if share == "0.0%" else f"{share} {'fewer' if after < before else 'more'} than"
 
 
 def _evaluated(stage: str) -> dict[str, Any]:

@@ -188,6 +188,10 @@ def _truncated(path):
     path.write_bytes(data[: len(data) // 2])
 
 
+def _pointer(path):
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 9\n")
+
+
 def _word_piece(path):
     tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]")).save(str(path))
 
@@ -204,6 +208,8 @@ def _word_piece(path):
         ("tokenizer.model", _unigram, "a SentencePiece UNIGRAM model; expected BPE"),
         ("tokenizer.model", _truncated, "not a SentencePiece model or truncated"),
         ("tokenizer.model", lambda path: path.write_bytes(b""), "not a SentencePiece model or truncated"),
+        ("tokenizer.model", _pointer, "a pointer of Git LFS, not the file itself; run `git lfs pull`"),
+        ("tokenizer.json", _pointer, "a pointer of Git LFS"),
         (
             "tokenizer.model",
             lambda path: path.write_text("IQ== 0\nIg== 1\n"),
