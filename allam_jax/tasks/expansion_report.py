@@ -117,13 +117,21 @@ def _write_report(workdir: Path, *, result: dict[str, Any], curves: dict[str, Cu
     columns = {f"{method} {name}": dict(curves[method][name]) for method in curves for name in languages}
     steps = sorted(next(iter(columns.values())))
     by_step = [{"step": step} | {name: column.get(step) for name, column in columns.items()} for step in steps]
-    tokens = [{"tokenizer": name, **domains} for name, domains in result["fertility"].items()]
+    own = {"base", "extended", "merged"}  # the third is of the new language's script
+    tokens = [
+        {"tokenizer": name if name in own else f"{name} only", **domains}
+        for name, domains in result["fertility"].items()
+    ]
     earlier = [{"method": method, **steps} for method, steps in result["steps_earlier"].items()]
     step0 = [
         {"method": method, "language": language, **values}
         for method, report_of in result["step0_report"].items()
         for language, values in report_of.items()
     ]
+    unmet = [language_name(name) for name, bits in scores["base"].items() if bits > 8]
+    remark = (
+        f"The base knows no {' and no '.join(unmet)}: 8 bits per byte is what even chances for all bytes would take."
+    )
     comparison: tuple[str, ...] = ()
     if "random" in curves:
         comparison = (
@@ -139,6 +147,7 @@ def _write_report(workdir: Path, *, result: dict[str, Any], curves: dict[str, Cu
         section(
             "Bits per byte of held-out text",
             table(summary, ["model", *languages]),
+            *([remark] if unmet else []),
             figure(
                 folder / "bits_per_byte.png",
                 caption="Bits per byte during continued pre-training, by language; dashed: the base model.",
@@ -208,5 +217,10 @@ def _segmentation(shares: dict[str, float]) -> tuple[str, ...]:
     return (
         "Share of held-out lines that are segmented as before, those of the script by its own tokenizer and the "
         "others by the base:",
-        table([{"lines": kind, "share": share} for kind, share in equal.items()]),
+        table(
+            [
+                {"lines": "all others" if kind.startswith("non_") else f"in {kind}", "share": share}
+                for kind, share in equal.items()
+            ]
+        ),
     )

@@ -51,8 +51,8 @@ class Tokenizer:
         content = file.read_bytes()
         refuse_pointer(file, content)
         if file.suffix == ".json":
-            settings_file = file.parent / "tokenizer_config.json"
-            settings = read_json(settings_file, kind=dict) if settings_file.is_file() else {}
+            named = [file.parent / name for name in ("tokenizer_config.json", "special_tokens_map.json")]
+            settings = next((read_json(path, kind=dict) for path in named if path.is_file()), {})
             try:
                 added = _added_tokens(file.parent)
                 return cls(JsonModel(content.decode("utf-8"), settings=settings, source=str(file), added=added))

@@ -238,5 +238,8 @@ def test_wrong_files_are_refused_in_one_line(tmp_path, name: str, write, message
 def test_byte_level_bpe_without_a_bos_token_says_so(byte_level_directory, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((byte_level_directory / "tokenizer.json").read_bytes())
     tokenizer = Tokenizer.load(tmp_path)
+    named = {"bos_token": tokenizer.id_to_piece(0), "eos_token": {"content": tokenizer.id_to_piece(1)}}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(named))  # all that old models have
+    assert (Tokenizer.load(tmp_path).bos_id, Tokenizer.load(tmp_path).eos_id) == (0, 1)
     with pytest.raises(UserError, match="no bos token; name one in tokenizer_config.json"):
         tokenizer.encode("a", bos=True)
