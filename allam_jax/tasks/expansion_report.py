@@ -212,7 +212,12 @@ def _segmentation(shares: dict[str, float]) -> tuple[str, ...]:
         return (
             "The new language shares its script with the base's, so new pieces can change old text. Shares of held-out "
             "lines whose segmentation changed, and of tokens that are no longer needed:",
-            table([{"lines": name, "changed": 1 - equal[name], "tokens saved": saved[name]} for name in equal]),
+            table(
+                [
+                    {"lines": name, "changed": f"{1 - equal[name]:.2%}", "tokens saved": f"{saved[name]:.2%}"}
+                    for name in equal
+                ]
+            ),
         )
     return (
         "Share of held-out lines that are segmented as before, those of the script by its own tokenizer and the "
