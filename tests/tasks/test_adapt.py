@@ -61,6 +61,10 @@ def test_every_stage_runs_without_an_argument_and_the_report_says_what_happened(
     assert re.search(
         rf"^- Arabic: {final['ar']:.3f} bits per byte .*, {saved:.1%} fewer than its tokenizer\.$", report, re.M
     )
+    assert result["bits_per_byte"]["base"]["ar"] > 8
+    assert "The base knows no Arabic: 8 bits per byte" in report
+    assert "| Arab only |" in report
+    assert "| in Arab | 1.000 |\n| all others | 1.000 |" in report
     assert re.search(r"^- English: .* tokens per word, as many as its tokenizer\.$", report, re.M)
     assert {path.name for path in (tmp_path / "report" / "figures").iterdir()} == {
         "bits_per_byte.png",
