@@ -88,9 +88,10 @@ def _texts(path: Path, owner: Any) -> list[Path]:
 
 
 def _tokenizer(path: Path, owner: Any) -> list[Path]:
-    from allam_jax.tokenizer.tokenizer_files import TOKENIZER_FILES
+    from allam_jax.tokenizer.tokenizer_files import MORE_TEMPLATES, TOKENIZER_FILES
 
-    return [path / name for name in TOKENIZER_FILES] if path.is_dir() else [path]
+    named = [path / name for name in TOKENIZER_FILES]
+    return [*named, *sorted(path.glob(MORE_TEMPLATES))] if path.is_dir() else [path]
 
 
 def _model(path: Path, owner: Any) -> list[Path]:

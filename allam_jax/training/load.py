@@ -142,7 +142,8 @@ def check_run_of(checkpoint: Path, metadata: dict[str, Any]) -> None:
 
 
 def _is_huggingface(path: Path) -> bool:
-    return (path / "config.json").is_file() and any(path.glob("*.safetensors"))
+    weights = [file for file in path.glob("*.safetensors") if not file.name.startswith("adapter_")]
+    return (path / "config.json").is_file() and bool(weights)
 
 
 def _open_run(path: Path) -> tuple[Path, LoadedWeights]:

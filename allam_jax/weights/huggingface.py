@@ -246,12 +246,16 @@ def _check_tensors(
                 "set tie_word_embeddings to false to keep both"
             )
         found.discard(_HEAD)
-    for kind, names in (("missing", sorted(set(expected) - found)), ("unexpected", sorted(found - set(expected)))):
-        if names:
-            listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            raise UserError(
-                f"{directory}: {len(names)} {kind} tensors: {listed}; config.json does not fit the safetensors"
-            )
+    by_kind = {"missing": sorted(set(expected) - found), "unexpected": sorted(found - set(expected))}
+    listed = [
+        f"{len(names)} {kind} tensors: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for kind, names in by_kind.items()
+        if names
+    ]
+    if listed:
+        is_tied = by_kind["missing"] == [_HEAD]
+        hint = "; if the embedding is the head too, set tie_word_embeddings to true there" if is_tied else ""
+        raise UserError(f"{directory}: {' and '.join(listed)}; config.json does not fit the safetensors{hint}")
     for name, piece in expected.items():
         shape = stored[name].shape
         if shape != piece.stored_shape:
@@ -264,14 +268,16 @@ def _check_tensors(
 
 
 def _equal(first: StoredTensor, second: StoredTensor | None) -> bool:
-    if second is None or (first.shape, first.dtype) != (second.shape, second.dtype):
+    """Whether two tensors have the same values; each may have a dtype of its own."""
+    if second is None or first.shape != second.shape:
         return False
     step = max(1, _BLOCK_ELEMENTS // math.prod(first.shape[1:]))
+
+    def rows(tensor: StoredTensor, start: int) -> np.ndarray:
+        return safetensors_io.read_rows(tensor, start=start, stop=min(start + step, tensor.shape[0])).astype(np.float64)
+
     return all(
-        np.array_equal(
-            safetensors_io.read_rows(first, start=start, stop=min(start + step, first.shape[0])).view(np.uint8),
-            safetensors_io.read_rows(second, start=start, stop=min(start + step, first.shape[0])).view(np.uint8),
-        )
+        np.array_equal(rows(first, start), rows(second, start), equal_nan=True)
         for start in range(0, first.shape[0], step)
     )
 
