@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from allam_jax.errors import UserError
 from allam_jax.report import curves as figures
 from allam_jax.report.environment import environment
 from allam_jax.report.markdown import figure, section, table, write_report
@@ -40,9 +41,15 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     arms = {method: stages.arms[method] for method in sorted(stages.arms, key=lambda name: (name == "random", name))}
     metrics = {method: read_metrics(Path(arm.continued) / "metrics.jsonl") for method, arm in arms.items()}
     curves = {method: evaluation_curves(rows) for method, rows in metrics.items()}
+    for method, by_language in curves.items():
+        if not by_language:
+            raise UserError(
+                f"{arms[method].continued}: was trained without evaluations, so there is nothing to compare; give its "
+                "stage eval.sources"
+            )
     step0 = {method: _result(arm.expand)["step0"] for method, arm in arms.items()}
-    if stages.base:
-        base = {name: value for name, value in _result(stages.base)["bits_per_byte"][-1].items() if name != "step"}
+    if stages.base and (evaluations := _result(stages.base)["bits_per_byte"]):
+        base = {name: value for name, value in evaluations[-1].items() if name != "step"}
     else:
         base = {name: values["bits_per_byte_base"] for name, values in next(iter(step0.values())).items()}
     result = {
@@ -57,7 +64,10 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         },
         "bits_per_byte": {
             "base": base,
-            "step0": {method: {name: curve[0][1] for name, curve in by.items()} for method, by in curves.items()},
+            "step0": {
+                method: {name: curve[0][1] for name, curve in by.items() if curve[0][0] == 0}
+                for method, by in curves.items()
+            },
             "final": {method: {name: curve[-1][1] for name, curve in by.items()} for method, by in curves.items()},
         },
         "steps_earlier": _steps_earlier(curves),
@@ -110,12 +120,13 @@ def _write_report(workdir: Path, *, result: dict[str, Any], curves: dict[str, Cu
     languages = list(scores["base"])
     summary = [{"model": "base, before", **scores["base"]}]
     for method in curves:
-        summary.append({"model": f"{method}, step 0", **scores["step0"][method]})
+        if scores["step0"][method]:
+            summary.append({"model": f"{method}, step 0", **scores["step0"][method]})
         summary.append({"model": f"{method}, end", **scores["final"][method]})
     if "evaluation" in result:
         summary.append({"model": "export, evaluated again", **result["evaluation"]})
-    columns = {f"{method} {name}": dict(curves[method][name]) for method in curves for name in languages}
-    steps = sorted(next(iter(columns.values())))
+    columns = {f"{method} {name}": dict(curve) for method, by in curves.items() for name, curve in by.items()}
+    steps = sorted({step for column in columns.values() for step in column})
     by_step = [{"step": step} | {name: column.get(step) for name, column in columns.items()} for step in steps]
     own = {"base", "extended", "merged"}  # the third is of the new language's script
     tokens = [

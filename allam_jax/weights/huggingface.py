@@ -27,6 +27,7 @@ from allam_jax.files import read_json, write_json
 from allam_jax.model.llama import Params, abstract_params
 from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.parallel.distributed import is_main_process
+from allam_jax.parallel.host_memory import check_memory
 from allam_jax.tokenizer.generation_config import name_pad_token
 from allam_jax.tokenizer.tokenizer_files import GENERATION_FILE
 from allam_jax.weights import safetensors_io
@@ -162,12 +163,18 @@ def import_huggingface(
     config, stored = open_huggingface(directory, vocab_multiple=vocab_multiple)
     pieces = pieces_of(config)
 
-    def read(path: tuple[jax.tree_util.DictKey, ...], whole: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.Array:
+    def parts_of(path: tuple[jax.tree_util.DictKey, ...]) -> tuple[list[Piece], list[StoredTensor]]:
         parts = pieces[tuple(key.key for key in path)]
-        tensors = [stored[part.name] for part in parts]
-        return _assemble(parts, tensors, whole.shape, parameter_dtype(tensors, param_dtype), sharding)
+        return parts, [stored[part.name] for part in parts]
 
-    return jax.tree_util.tree_map_with_path(read, abstract_params(config), shardings_on(config, mesh=mesh)), config
+    def place(path: Any, whole: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.ShapeDtypeStruct:
+        dtype = parameter_dtype(parts_of(path)[1], param_dtype)
+        return jax.ShapeDtypeStruct(whole.shape, dtype, sharding=sharding)
+
+    shardings = shardings_on(config, mesh=mesh)
+    targets = jax.tree_util.tree_map_with_path(place, abstract_params(config), shardings)
+    check_memory(targets)
+    return jax.tree_util.tree_map_with_path(lambda path, to: _assemble(*parts_of(path), to), targets), config
 
 
 def open_huggingface(directory: Path, *, vocab_multiple: int = 128) -> tuple[LlamaConfig, dict[str, StoredTensor]]:
@@ -287,17 +294,17 @@ def parameter_dtype(tensors: Sequence[StoredTensor], param_dtype: str | None) ->
     return np.dtype(jnp.result_type(*{tensor.dtype for tensor in tensors}))  # layers may differ
 
 
-def _assemble(
-    parts: list[Piece], tensors: list[StoredTensor], shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding
-) -> jax.Array:
+def _assemble(parts: list[Piece], tensors: list[StoredTensor], target: jax.ShapeDtypeStruct) -> jax.Array:
     """Reads the blocks that this process needs, each once, and copies them into the buffers of its shards."""
+    shape, sharding = target.shape, target.sharding
+    assert sharding is not None
 
     def bounds(index: tuple[slice, ...] | None) -> tuple[_Range, ...]:
         assert index is not None
         return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
 
     shards = {bounds(index) for index in sharding.addressable_devices_indices_map(shape).values()}
-    buffers = {shard: _aligned_zeros(tuple(stop - start for start, stop in shard), dtype) for shard in shards}
+    buffers = {shard: _aligned_zeros(tuple(stop - start for start, stop in shard), target.dtype) for shard in shards}
     for piece, tensor in zip(parts, tensors, strict=True):
         targets = list(buffers.items())
         if (layer := piece.layer) is not None:
