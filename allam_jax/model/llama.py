@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from allam_jax.model import layouts
 from allam_jax.model.embedding import look_up
+from allam_jax.model.kv_cache import Memory
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
 from allam_jax.model.primitives import REMAT_POLICIES, RMSNorm, dropout, kept, parameter, project
 from allam_jax.model.rope import Rope, rope_of, rotate
@@ -43,22 +44,31 @@ class Attention(nnx.Module):
         out_std = std / math.sqrt(2 * config.num_layers)
         self.output = parameter(rngs.params(), (N, H, D), ("heads", "head_dim", "embed"), out_std)
 
-    def __call__(self, x_BTD: Array, *, rope: Rope, segment_ids_BT: Array, key: Array | None) -> Array:
-        """Returns [B, T, D]; `key` is for dropout of the attention probabilities."""
+    def __call__(
+        self, x_BTD: Array, *, rope: Rope, segment_ids_BT: Array, key: Array | None, memory: Memory | None
+    ) -> tuple[Array, Memory | None]:
+        """Returns [B, T, D], and the memory with what it keeps of these tokens.
+
+        `key` is for dropout of the attention probabilities. A memory may mix in the values of earlier tokens.
+        """
         q_BTNH = rotate(kept(project(x_BTD, self.query[...])), rope)
         k_BTKH = rotate(kept(project(x_BTD, self.key[...])), rope)
         v_BTKH = kept(project(x_BTD, self.value[...]))
-        mixed_BTNH = attention(
-            constrain(q_BTNH, layouts.QUERIES),
-            constrain(k_BTKH, layouts.KEYS),
-            constrain(v_BTKH, layouts.KEYS),
+        q_BTNH = constrain(q_BTNH, layouts.QUERIES)
+        k_BTKH, v_BTKH = constrain(k_BTKH, layouts.KEYS), constrain(v_BTKH, layouts.KEYS)
+        within_rows = functools.partial(
+            attention,
             segment_ids_BT=segment_ids_BT,
             dropout_rate=self.options.dropout_attention if key is not None else 0.0,
             dropout_key=key,
             backend=self.options.attention,
             partition=layouts.ATTENTION,
         )
-        return project(mixed_BTNH, self.output[...])
+        if memory is None:
+            mixed_BTNH = within_rows(q_BTNH, k_BTKH, v_BTKH)
+        else:
+            mixed_BTNH, memory = memory.mix(q_BTNH, k_BTKH, v_BTKH, within_rows=within_rows)
+        return project(mixed_BTNH, self.output[...]), memory
 
 
 class MLP(nnx.Module):
@@ -86,15 +96,19 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(config)
         self.mlp = MLP(config, rngs=rngs)
 
-    def __call__(self, x_BTD: Array, *, rope: Rope, segment_ids_BT: Array, key: Array | None) -> Array:
-        """Returns the residual stream after this layer; `key` is for dropout."""
+    def __call__(
+        self, x_BTD: Array, *, rope: Rope, segment_ids_BT: Array, key: Array | None, memory: Memory | None
+    ) -> tuple[Array, Memory | None]:
+        """Returns the residual stream after this layer, and its memory; `key` is for dropout."""
         keys = (None, None, None) if key is None else tuple(jax.random.split(key, 3))
         drop = functools.partial(dropout, rate=self.options.dropout_residual)
         norm_BTD = layouts.all_positions(self.attention_norm(x_BTD))
-        mixed_BTD = self.attention(norm_BTD, rope=rope, segment_ids_BT=segment_ids_BT, key=keys[0])
+        mixed_BTD, memory = self.attention(
+            norm_BTD, rope=rope, segment_ids_BT=segment_ids_BT, key=keys[0], memory=memory
+        )
         x_BTD = constrain(x_BTD + drop(kept(layouts.own_positions(mixed_BTD)), key=keys[1]), layouts.RESIDUAL)
         mlp_BTD = self.mlp(layouts.all_positions(self.mlp_norm(x_BTD)))
-        return constrain(x_BTD + drop(layouts.own_positions(mlp_BTD), key=keys[2]), layouts.RESIDUAL)
+        return constrain(x_BTD + drop(layouts.own_positions(mlp_BTD), key=keys[2]), layouts.RESIDUAL), memory
 
 
 class Embedding(nnx.Module):
@@ -182,6 +196,26 @@ class Llama(nnx.Module):
         layers: slice = slice(None),
     ) -> Float[Array, "B T D"]:
         """The residual stream after the given layers (by default all), from that before them."""
+        return self.apply_layers_remembering(
+            x_BTD,
+            segment_ids_BT=segment_ids_BT,
+            positions_BT=positions_BT,
+            memory=None,
+            dropout_key=dropout_key,
+            layers=layers,
+        )[0]
+
+    def apply_layers_remembering(
+        self,
+        x_BTD: Float[Array, "B T D"],
+        *,
+        segment_ids_BT: Int[Array, "B T"],
+        positions_BT: Int[Array, "B T"],
+        memory: Memory | None,
+        dropout_key: Array | None = None,
+        layers: slice = slice(None),
+    ) -> tuple[Float[Array, "B T D"], Memory | None]:
+        """As `apply_layers`, with a memory of keys and values that every layer reads and extends; returns both."""
         config, options = self.config, self.options
         dtype = jnp.dtype(options.compute_dtype)
         rope = rope_of(positions_BT, config=config, dtype=dtype)
@@ -191,16 +225,18 @@ class Llama(nnx.Module):
         stacked = jax.tree.map(lambda w: w.astype(dtype)[layers], nnx.to_pure_dict(stacked))
         indices = jnp.arange(config.num_layers)[layers]
 
-        def layer(x_BTD, inputs):
+        def layer(carry, inputs):
+            x_BTD, memory = carry
             params, index = inputs
             key = None if layers_key is None else jax.random.fold_in(layers_key, index)
             block = nnx.merge(graphdef, params)
-            return block(x_BTD, rope=rope, segment_ids_BT=segment_ids_BT, key=key), None
+            of_layer = None if memory is None else memory.of_layer(index)
+            return block(x_BTD, rope=rope, segment_ids_BT=segment_ids_BT, key=key, memory=of_layer), None
 
         if options.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[options.remat], prevent_cse=False)
         unroll = max(1, min(options.scan_unroll, len(indices)))
-        return jax.lax.scan(layer, x_BTD, (stacked, indices), unroll=unroll)[0]
+        return jax.lax.scan(layer, (x_BTD, memory), (stacked, indices), unroll=unroll)[0]
 
     def finish(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Final-norm hidden states, from the residual stream after the last layer. `head_DV` turns them into logits."""

@@ -70,7 +70,7 @@ def attend(
         ValueError: shapes that do not fit, or an unknown backend.
         NotImplementedError: the named backend cannot serve this request; says why.
     """
-    _check_shapes(q_BTNH, k_BTKH, v_BTKH, request.segment_ids_BT)
+    _check_shapes(q_BTNH, k_BTKH, v_BTKH, request)
     if backend not in BACKENDS:
         raise ValueError(f"attention backend {backend!r} is unknown; expected one of {', '.join(BACKENDS)}")
     target = device.current_target(q_BTNH)
@@ -88,14 +88,24 @@ def attend(
     raise NotImplementedError(f"no attention backend can serve this: {'; '.join(reasons)}")
 
 
-def _check_shapes(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, segment_ids_BT: Array) -> None:
+def _check_shapes(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, request: Request) -> None:
     if q_BTNH.ndim != 4 or k_BTKH.ndim != 4 or k_BTKH.shape != v_BTKH.shape:
         raise ValueError(f"attention: q {q_BTNH.shape}, k {k_BTKH.shape}, v {v_BTKH.shape}; expected [B, T, N|K, H]")
     B, T, N, H = q_BTNH.shape
     K = k_BTKH.shape[2]
-    if k_BTKH.shape != (B, T, K, H) or segment_ids_BT.shape != (B, T):
+    S, places = T, {"segment ids": (request.segment_ids_BT, T)}
+    if (request.keys is None) != (request.positions_BT is None):
+        raise ValueError("attention: places of keys need positions of the queries, and the other way round")
+    if request.keys is not None and request.positions_BT is not None:
+        if request.dropout is not None:
+            raise ValueError("attention: dropout is for training, where queries and keys are of the same tokens")
+        S = k_BTKH.shape[1]
+        places |= {"positions": (request.positions_BT, T)}
+        places |= {"key segment ids": (request.keys.segment_ids, S), "key positions": (request.keys.positions, S)}
+    wrong = [f"{name} {array.shape}" for name, (array, length) in places.items() if array.shape != (B, length)]
+    if k_BTKH.shape != (B, S, K, H) or wrong:
         raise ValueError(
-            f"attention: q {q_BTNH.shape}, k {k_BTKH.shape} and segment ids {segment_ids_BT.shape} "
+            f"attention: q {q_BTNH.shape}, k {k_BTKH.shape} and {', '.join(wrong) or 'segment ids'} "
             "differ in batch, sequence or head size"
         )
     if N % K:

@@ -1,7 +1,7 @@
 """What every attention backend takes and gives: `backend.attention(q, k, v, request) -> AttentionOutput`.
 
 Shapes of this folder: B batch, T sequence, N query heads, K key/value heads, G = N / K query heads that share one, H
-head size; S is T on the side of the keys.
+head size; S is the number of keys, which is T unless a request gives them places of their own.
 """
 
 import dataclasses
@@ -18,22 +18,39 @@ from kernels.attention.dropout import Dropout
 MASKED = -1e30
 
 
+class Places(NamedTuple):
+    """Where tokens are: their documents, and their positions in them. Int32; a document's positions increase."""
+
+    segment_ids: Int[Array, "B T"]  # 0 for padding, equal numbers for the tokens of one document
+    positions: Int[Array, "B T"]
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
     """Everything that a call of attention is asked for beside q, k and v. A pytree; the scale is static.
 
-    Only this class knows which keys a query may see, and only `over_mesh` cuts it over devices.
+    A query sees the keys of its document that are at or before its own position. Padding sees nothing. Only this class
+    knows which keys a query may see, and only `over_mesh` cuts it over devices.
 
     Attributes:
-        segment_ids_BT: int32; 0 for padding, equal numbers for the tokens of one document.
+        segment_ids_BT: of the queries, int32; 0 for padding, equal numbers for the tokens of one document.
         scale: of the scores before the softmax.
         dropout: which probabilities are dropped; None drops nothing.
+        positions_BT, keys: positions of the queries and places of the keys, [B, S], such as those of a cache. None: the
+            keys are those of the same tokens, whose order in the row is that of their positions.
     """
 
     segment_ids_BT: Int[Array, "B T"]
     scale: float = dataclasses.field(metadata={"static": True})
     dropout: Dropout | None = None
+    positions_BT: Int[Array, "B T"] | None = None
+    keys: Places | None = None
+
+    def refuse_other_keys(self) -> None:
+        """Raises NotImplementedError if the keys have places of their own, for a backend that takes only one row."""
+        if self.keys is not None:
+            raise NotImplementedError("keys at other places than the queries'")
 
     @property
     def dropout_rate(self) -> float:
@@ -45,14 +62,25 @@ class Request:
         return None if self.dropout is None else self.dropout.streams_BN(self.segment_ids_BT.shape[0], num_heads)
 
     def visible_BtS(self, first: int = 0, end: int | None = None) -> Bool[Array, "B t S"]:
-        """Which keys s < `end` the queries `first` <= t < `end` may see; of the whole row without bounds.
+        """Which keys the queries `first` <= t < `end` may see; of the whole row without bounds.
 
-        A query sees the keys at or before it in the row that have its segment id. Padding sees nothing.
+        Keys with places of their own are all there. Otherwise only those at s < `end` are: none behind is seen.
         """
         end = self.segment_ids_BT.shape[1] if end is None else end
-        queries_Bt, keys_BS = self.segment_ids_BT[:, first:end], self.segment_ids_BT[:, :end]
-        causal_tS = jnp.arange(first, end)[:, None] >= jnp.arange(end)[None, :]
-        return causal_tS & (queries_Bt[:, :, None] == keys_BS[:, None, :]) & (queries_Bt != 0)[:, :, None]
+        queries_Bt = self.segment_ids_BT[:, first:end]
+        if self.keys is not None and self.positions_BT is not None:
+            keys_BS = self.keys.segment_ids
+            causal = self.positions_BT[:, first:end, None] >= self.keys.positions[:, None, :]
+        else:
+            keys_BS = self.segment_ids_BT[:, :end]
+            causal = jnp.arange(first, end)[:, None] >= jnp.arange(end)[None, :]
+        return causal & (queries_Bt[:, :, None] == keys_BS[:, None, :]) & (queries_Bt != 0)[:, :, None]
+
+    def sighted_Bt(self, first: int, end: int) -> Bool[Array, "B t"]:
+        """Which of the queries `first` <= t < `end` see any key."""
+        if self.keys is None:
+            return self.segment_ids_BT[:, first:end] != 0  # a token sees itself
+        return jnp.any(self.visible_BtS(first, end), axis=-1)
 
 
 def check_dtypes(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, *, expected: Sequence[str]) -> None:

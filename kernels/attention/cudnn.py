@@ -51,6 +51,7 @@ def library_attention(
 def refuse_unsupported(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, request: Request, *, capability: int) -> None:
     """Raises NotImplementedError for what cuDNN lacks or does otherwise on GPUs of this (major) compute capability."""
     check_dtypes(q_BTNH, k_BTKH, v_BTKH, expected=("bfloat16", "float16"))
+    request.refuse_other_keys()
     _, T, _, H = q_BTNH.shape
     largest = 128 if capability < 9 else 256
     if H % 8 or largest < H:

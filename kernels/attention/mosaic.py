@@ -38,6 +38,7 @@ def attention(
     if simulator is None and (target.platform != "cuda" or target.major != 9):
         raise NotImplementedError(f"Mosaic kernels use wgmma, which only Hopper has, not {target.kind}")
     check_dtypes(q_BTNH, k_BTKH, v_BTKH, expected=("bfloat16", "float16"))
+    request.refuse_other_keys()
     if request.scale < parts.SMALLEST_SCALE:
         raise NotImplementedError(f"scale {request.scale} is not positive, or very small")
     if H > parts.LARGEST_HEAD_DIM:

@@ -10,9 +10,9 @@ from kernels.attention.dropout import keep
 
 
 def attention(
-    q_BTNH: Float[Array, "B T N H"], k_BTKH: Float[Array, "B T K H"], v_BTKH: Float[Array, "B T K H"], request: Request
+    q_BTNH: Float[Array, "B T N H"], k_BTKH: Float[Array, "B S K H"], v_BTKH: Float[Array, "B S K H"], request: Request
 ) -> AttentionOutput:
-    """`softmax(scale * q k^T) v` over the visible keys, softmax in float32; memory O(T^2).
+    """`softmax(scale * q k^T) v` over the visible keys, softmax in float32; memory O(T S).
 
     Dropout zeroes probabilities after the softmax and scales the kept ones by 1 / (1 - rate); log Z does not depend on
     it. Rows without a visible key give zeros, and so do their gradients.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from jaxtyping import Array
 
-from kernels.attention.contract import AttentionOutput, Request
+from kernels.attention.contract import AttentionOutput, Places, Request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +46,9 @@ def over_mesh(
     if mesh.empty or mesh.size == 1:
         return serve(q_BTNH, k_BTKH, v_BTKH, request)
     N, K = q_BTNH.shape[2], k_BTKH.shape[2]
-    batch = _dividing(partition.batch, q_BTNH.shape[0], mesh)
-    heads = _dividing(partition.heads, N, mesh)
-    kv_heads = _dividing(heads, K, mesh)
+    batch = dividing(partition.batch, q_BTNH.shape[0], mesh)
+    heads = dividing(partition.heads, N, mesh)
+    kv_heads = dividing(heads, K, mesh)
 
     def local(q_BTNH, k_BTKH, v_BTKH, request):
         head_shard = jax.lax.axis_index(heads) if heads else 0
@@ -64,7 +64,9 @@ def over_mesh(
     queries = PartitionSpec(batch or None, None, heads or None)
     keys = PartitionSpec(batch or None, None, kv_heads or None)
     rows = PartitionSpec(batch or None)
-    of_request = dataclasses.replace(request, segment_ids_BT=rows, dropout=PartitionSpec())  # type: ignore[arg-type]
+    of_request = dataclasses.replace(request, segment_ids_BT=rows, dropout=PartitionSpec() if request.dropout else None)  # type: ignore[arg-type]
+    if request.keys is not None:
+        of_request = dataclasses.replace(of_request, positions_BT=rows, keys=Places(rows, rows))  # type: ignore[arg-type]
     return jax.shard_map(
         local,
         in_specs=(queries, keys, keys, of_request),
@@ -73,7 +75,7 @@ def over_mesh(
     )(q_BTNH, k_BTKH, v_BTKH, request)
 
 
-def _dividing(axes: tuple[str, ...], size: int, mesh: AbstractMesh) -> tuple[str, ...]:
+def dividing(axes: tuple[str, ...], size: int, mesh: AbstractMesh) -> tuple[str, ...]:
     """The axes that are there to be cut over, or none if they do not divide `size`."""
     types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
     axes = tuple(axis for axis in axes if types[axis] != AxisType.Manual)

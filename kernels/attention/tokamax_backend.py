@@ -38,6 +38,7 @@ def attention(
     _operations()
     if set(implementations) & set(GPU_IMPLEMENTATIONS) and (target.platform != "cuda" or target.major < 8):
         raise NotImplementedError(f"tokamax's kernels need an NVIDIA GPU from Ampere on, not {target.kind}")
+    request.refuse_other_keys()
     if request.dropout is not None:
         raise NotImplementedError("tokamax takes dropout as a stored mask of T x T for each head")
     reasons = []

@@ -34,6 +34,7 @@ def attention(
     Raises NotImplementedError, with the reason, for what the kernels cannot serve.
     """
     check_dtypes(q_BTNH, k_BTKH, v_BTKH, expected=("bfloat16", "float16", "float32"))
+    request.refuse_other_keys()
     _, T, N, H = q_BTNH.shape
     if H > LARGEST_HEAD_DIM:
         raise NotImplementedError(f"heads of {H} are larger than {LARGEST_HEAD_DIM}")

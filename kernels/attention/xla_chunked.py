@@ -1,12 +1,13 @@
 """Backend `xla_chunked`: plain XLA in memory O(T), a block of queries at a time. The quickest one on CPU.
 
-A block of queries meets the keys up to its own end only, so close to half of the square is never computed. The
+A block of queries meets the keys up to its own end only (all, if keys have places of their own), so close to half of
+the square is never computed. The
 forward pass keeps the log of each softmax's denominator; the backward pass makes the probabilities again from it, as
 FlashAttention does (Dao 2023, 2307.08691, algorithm 2). Blocks are written out one after the other, not looped over:
 each has another number of keys.
 
 Shapes: B batch, T sequence, K key/value heads, G query heads that share one, H head size; in a block, t queries and
-their S keys, and M = G * t rows of the matmuls.
+the S keys that they meet, and M = G * t rows of the matmuls.
 """
 
 import jax
@@ -23,7 +24,7 @@ BLOCKS = 16  # that a sequence has, between these limits
 
 
 def attention(
-    q_BTNH: Float[Array, "B T N H"], k_BTKH: Float[Array, "B T K H"], v_BTKH: Float[Array, "B T K H"], request: Request
+    q_BTNH: Float[Array, "B T N H"], k_BTKH: Float[Array, "B S K H"], v_BTKH: Float[Array, "B S K H"], request: Request
 ) -> AttentionOutput:
     """As `reference.attention`, up to rounding."""
     B, T, N, H = q_BTNH.shape
@@ -51,13 +52,14 @@ def _forward(q_BKGTH, k_BKTH, v_BKTH, request):
     streams_BN = request.streams_BN(K * G)
     for block in _blocks(T):
         start, end = block
-        q_BKGtH, k_BKSH, v_BKSH = q_BKGTH[:, :, :, start:end], k_BKTH[:, :, :end], v_BKTH[:, :, :end]
+        met = _keys_met(request, block)
+        q_BKGtH, k_BKSH, v_BKSH = q_BKGTH[:, :, :, start:end], k_BKTH[:, :, met], v_BKTH[:, :, met]
         scores_BKGtS = _scores(q_BKGtH, k_BKSH, request, block)
         max_BKGt = jnp.max(scores_BKGtS, axis=-1)
         probs_BKGtS = jnp.exp(scores_BKGtS - max_BKGt[..., None])  # to be divided by their sum
         sum_BKGt = jnp.sum(probs_BKGtS, axis=-1)
-        # Padding sees nothing: its row of ones is cancelled here, and is exp(MASKED - 0) = 0 in the backward pass.
-        real_B11t = request.segment_ids_BT[:, None, None, start:end] != 0
+        # What sees nothing: its row of ones is cancelled here, and is exp(MASKED - 0) = 0 in the backward pass.
+        real_B11t = request.sighted_Bt(start, end)[:, None, None]
         drop = _dropper(request, streams_BN, block, K)
         mixed_BKGtH = _rows_times(drop(probs_BKGtS).astype(v_BKSH.dtype), v_BKSH)
         out.append((mixed_BKGtH * jnp.where(real_B11t, 1.0 / sum_BKGt, 0.0)[..., None]).astype(q_BKGTH.dtype))
@@ -73,11 +75,13 @@ def _backward(residuals, cotangents):
     q_BKGTH, k_BKTH, v_BKTH, request, streams_BN, out_BKGTH, log_z_BKGT = residuals
     delta_BKGT = jnp.sum(d_out_BKGTH.astype(jnp.float32) * out_BKGTH.astype(jnp.float32), axis=-1) - d_log_z_BKGT
     (_, K, _, T, _), dtype = q_BKGTH.shape, q_BKGTH.dtype
+    S = k_BKTH.shape[2]
     d_q, d_k_BKTH, d_v_BKTH = [], jnp.float32(0), jnp.float32(0)
     for block in _blocks(T):
         start, end = block
         rows = lambda a: a[:, :, :, start:end]  # noqa: B023, E731
-        q_BKGtH, d_out_BKGtH, k_BKSH, v_BKSH = rows(q_BKGTH), rows(d_out_BKGTH), k_BKTH[:, :, :end], v_BKTH[:, :, :end]
+        met = _keys_met(request, block)
+        q_BKGtH, d_out_BKGtH, k_BKSH, v_BKSH = rows(q_BKGTH), rows(d_out_BKGTH), k_BKTH[:, :, met], v_BKTH[:, :, met]
         scores_BKGtS = _scores(q_BKGtH, k_BKSH, request, block)
         probs_BKGtS = jnp.exp(scores_BKGtS - rows(log_z_BKGT)[..., None])
         drop = _dropper(request, streams_BN, block, K)
@@ -85,13 +89,18 @@ def _backward(residuals, cotangents):
         d_scores_BKGtS = request.scale * probs_BKGtS * (d_probs_BKGtS - rows(delta_BKGT)[..., None])
         d_scores_BKGtS = d_scores_BKGtS.astype(dtype)
         d_q.append(_rows_times(d_scores_BKGtS, k_BKSH).astype(dtype))
-        behind = ((0, 0), (0, 0), (0, T - end), (0, 0))
+        behind = ((0, 0), (0, 0), (0, S - k_BKSH.shape[2]), (0, 0))
         d_k_BKTH += jnp.pad(_over_rows(d_scores_BKGtS, q_BKGtH), behind)
         d_v_BKTH += jnp.pad(_over_rows(drop(probs_BKGtS).astype(dtype), d_out_BKGtH), behind)
     return jnp.concatenate(d_q, axis=3), d_k_BKTH.astype(dtype), d_v_BKTH.astype(dtype), None
 
 
 _attention.defvjp(_forward, _backward)
+
+
+def _keys_met(request, block):
+    """The keys that a block of queries is multiplied with: no more than it may see, where their order tells that."""
+    return slice(None) if request.keys is not None else slice(block[1])
 
 
 def _scores(q_BKGtH, k_BKSH, request, block):

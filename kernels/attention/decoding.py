@@ -1,0 +1,102 @@
+"""Attention of one new token a slot against a cache: what a decoding step asks for, and its form in plain JAX.
+
+Query b sees the first `lengths_B[b]` keys of slot b. As a request of `contract.py` it has T = 1, position lengths - 1
+and keys at positions 0, 1, ... of the same document. It is an operation of its own because it takes the whole cache
+and a layer's index: a slice of the cache would be a copy, and nothing may be read but what is filled.
+
+The cache is read in blocks. Blocks are joined by the maximum and the sum of their softmax, as partial results over the
+cache are joined by log Z in the kernel. A block behind a slot's length changes none of its bits.
+
+Shapes: L layers, B slots, S keys of a slot, N query heads, K key/value heads, G = N / K, H head size.
+"""
+
+import functools
+import importlib
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from kernels import device
+from kernels.attention.contract import MASKED
+from kernels.attention.sharded import WHOLE, Partition, dividing
+
+BLOCK = 128  # keys; the capacity of a cache is a multiple of it
+
+
+def attend(
+    q_BNH: Float[Array, "B N H"],
+    k_LBSKH: Float[Array, "L B S K H"],
+    v_LBSKH: Float[Array, "L B S K H"],
+    *,
+    layer: Int[Array, ""],
+    lengths_B: Int[Array, " B"],
+    scale: float | None = None,
+    backend: str = "auto",
+    partition: Partition = WHOLE,
+) -> Float[Array, "B N H"]:
+    """The output for each query, in its dtype; zeros where the length is 0. The softmax is computed in float32.
+
+    Args:
+        layer: index of the layer whose keys and values are read.
+        lengths_B: keys that each query sees, 0 to S.
+        scale: of the scores before the softmax; H ** -0.5 by default.
+        backend: "triton" or "plain"; "auto" and the names of other backends take what suits the device.
+        partition: how rows and heads lie on the surrounding mesh. Each device reads its own slots and heads. If it does
+            not divide the key/value heads, every device computes all heads.
+
+    Raises:
+        ValueError: S is no multiple of `BLOCK`.
+        NotImplementedError: "triton" cannot serve this; says why.
+    """
+    if k_LBSKH.shape[2] % BLOCK:
+        raise ValueError(f"decoding: a cache of {k_LBSKH.shape[2]} keys a slot; expected a multiple of {BLOCK}")
+    scale = q_BNH.shape[-1] ** -0.5 if scale is None else scale
+    triton = backend == "triton" or (backend != "plain" and device.current_target(q_BNH).platform == "cuda")
+    module = importlib.import_module("kernels.attention.decoding_triton" if triton else __name__)
+    serve = functools.partial(module.attention, scale=scale)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return serve(q_BNH, k_LBSKH, v_LBSKH, layer, lengths_B)
+    batch = dividing(partition.batch, q_BNH.shape[0], mesh) or None
+    heads = dividing(partition.heads, k_LBSKH.shape[3], mesh) or None
+    P = jax.sharding.PartitionSpec
+    cache = P(None, batch, None, heads)
+    specs = (P(batch, heads), cache, cache, P(), P(batch))
+    run = jax.shard_map(serve, in_specs=specs, out_specs=P(batch, heads), check_vma=False)
+    return run(q_BNH, k_LBSKH, v_LBSKH, layer, lengths_B)
+
+
+def attention(q_BNH: Array, k_LBSKH: Array, v_LBSKH: Array, layer: Array, lengths_B: Array, *, scale: float) -> Array:
+    """Reads blocks up to the end of the longest text, all slots at a time."""
+    B, N, H = q_BNH.shape
+    K = k_LBSKH.shape[3]
+    q_BKGH = q_BNH.reshape(B, K, N // K, H)
+
+    def block_of(cache_LBSKH, start):
+        return jax.lax.dynamic_slice(cache_LBSKH, (layer, 0, start, 0, 0), (1, B, BLOCK, K, H))[0]
+
+    def join(block, carry):
+        mixed_BKGH, max_BKG, sum_BKG = carry
+        start = block * BLOCK
+        scores_BKGS = jnp.einsum(
+            "BKGH,BSKH->BKGS", q_BKGH, block_of(k_LBSKH, start), preferred_element_type=jnp.float32
+        )
+        visible_BS = start + jnp.arange(BLOCK) < lengths_B[:, None]
+        scores_BKGS = jnp.where(visible_BS[:, None, None], scale * scores_BKGS, MASKED)
+        new_max_BKG = jnp.maximum(max_BKG, jnp.max(scores_BKGS, axis=-1))
+        probs_BKGS = jnp.exp(scores_BKGS - new_max_BKG[..., None])
+        fade_BKG = jnp.exp(max_BKG - new_max_BKG)
+        v_BSKH = block_of(v_LBSKH, start)
+        new_BKGH = jnp.einsum(
+            "BKGS,BSKH->BKGH", probs_BKGS.astype(v_BSKH.dtype), v_BSKH, preferred_element_type=jnp.float32
+        )
+        sum_BKG = sum_BKG * fade_BKG + jnp.sum(probs_BKGS, axis=-1)
+        return mixed_BKGH * fade_BKG[..., None] + new_BKGH, new_max_BKG, sum_BKG
+
+    start = (jnp.zeros(q_BKGH.shape, jnp.float32), jnp.full((B, K, N // K), MASKED), jnp.zeros((B, K, N // K)))
+    blocks = (jnp.max(lengths_B) + BLOCK - 1) // BLOCK
+    mixed_BKGH, _, sum_BKG = jax.lax.fori_loop(0, blocks, join, start)
+    # A slot without a text has met masked keys only, whose probabilities came out as ones.
+    out_BKGH = jnp.where((lengths_B > 0)[:, None, None, None], mixed_BKGH / jnp.maximum(sum_BKG, 1.0)[..., None], 0.0)
+    return out_BKGH.reshape(B, N, H).astype(q_BNH.dtype)
