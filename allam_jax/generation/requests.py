@@ -10,6 +10,7 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 MAX_TOP_LOGPROBS = 20  # what a request can ask for; the device always computes so many, so that nothing recompiles
 MAX_BANNED_IDS = 64
+MAX_STOP_IDS = 16  # the engine's and a request's together
 LARGEST_SEED = 2**32 - 1
 
 

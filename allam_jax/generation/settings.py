@@ -80,5 +80,9 @@ class EngineSettings(Section, name="engine", changes_results=False):
 
     slots: int = setting(8, "samples under way at a time", least=1)
     capacity: int = setting(0, "tokens that a slot can hold, prompt and answer; 0: the model's context", least=0)
-    burst: int = setting(16, "tokens between two looks at the queue", least=1)
-    prefill_tokens: int = setting(512, "prompt tokens of one prefill at most, in one row", least=16)
+    burst: int = setting(16, "tokens of a text between two looks at the queue", least=1)
+    prefill_tokens: int = setting(1024, "prompt tokens between two bursts, at least one prompt", least=1)
+    packed: bool = setting(
+        False,
+        "prompts share a row of up to prefill_tokens: quicker for short ones, but neighbours change a text's last bits",
+    )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_llama
 import pytest
+from generated import generate
 from llama_pair import make_pair
 from processes import child_environment, free_port, run_together
 from small_models import TINY
@@ -19,8 +20,6 @@ from allam_jax.data.batch import padding
 from allam_jax.data.evaluation_rows import EvaluationRows, make_evaluation_rows
 from allam_jax.errors import UserError
 from allam_jax.evaluation.bits_per_byte import make_evaluator
-from allam_jax.generation.decode import generate
-from allam_jax.generation.settings import GenerateSettings
 from allam_jax.model.llama import init_params, param_axes
 from allam_jax.model.llama_config import ComputeOptions
 from allam_jax.parallel.mesh import make_mesh
@@ -30,8 +29,7 @@ BOS, FIRST_BYTE = 1, 3
 CONFIG = dataclasses.replace(TINY, vocab_size=FIRST_BYTE + 256, vocab_multiple=64)
 OPTIONS = ComputeOptions()
 SEQ_LEN = 48
-SAMPLING = GenerateSettings(max_new_tokens=8, temperature=0.7, top_p=0.9)
-SAMPLES = {"prompts": [[BOS, 70], [BOS]], "settings": SAMPLING, "seed": 4}
+SAMPLES = {"prompts": [[BOS, 70], [BOS]], "max_new_tokens": 8, "temperature": 0.7, "top_p": 0.9, "seed": 4}
 TEXTS = [
     "In the name of God",
     "علّم بالقلم",  # Arabic: two bytes a letter
@@ -216,7 +214,7 @@ from allam_jax.parallel.distributed import initialize
 initialize(coordinator="localhost:{port}", num_processes=2, process_id={process})
 from allam_jax.evaluation.bits_per_byte import make_evaluator
 from allam_jax.data.evaluation_rows import make_evaluation_rows
-from allam_jax.generation.decode import generate
+from generated import generate
 from allam_jax.model.llama import abstract_params, init_params, param_axes
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.parallel.sharding import parameter_shardings

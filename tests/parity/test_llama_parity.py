@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from generated import generate
 from llama_pair import SHAPES, make_pair, our_logits, torch_logits
 
 from allam_jax.model.llama_config import ComputeOptions
@@ -67,9 +68,6 @@ def test_greedy_text(tmp_path):
     import torch
     import transformers
 
-    from allam_jax.generation.decode import generate
-    from allam_jax.generation.settings import GenerateSettings
-
     pair = make_pair(tmp_path / "torch", num_key_value_heads=2)
     target = tmp_path / "exported"
     export_huggingface(
@@ -78,9 +76,8 @@ def test_greedy_text(tmp_path):
     theirs = transformers.LlamaForCausalLM.from_pretrained(target).eval()
     assert theirs.generation_config.eos_token_id == 2
     prompts = [[1, 17, 99, 4], [1, 200, 5], [1, 30]]
-    settings = GenerateSettings(max_new_tokens=40)
     ours = generate(
-        pair.params, config=pair.config, options=ComputeOptions(), prompts=prompts, settings=settings, eos_id=2
+        pair.params, config=pair.config, options=ComputeOptions(), prompts=prompts, max_new_tokens=40, eos_id=2
     )
     for prompt, continuation in zip(prompts, ours, strict=True):
         text = theirs.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False)[0, len(prompt) :].tolist()

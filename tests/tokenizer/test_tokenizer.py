@@ -9,7 +9,6 @@ from tokenizer_helpers import Corpus, Merge, reference, sentencepiece_model
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from allam_jax.errors import UserError
-from allam_jax.tasks.generate import continuation_of
 from allam_jax.tokenizer.tokenizer import Tokenizer, with_control_tokens
 
 
@@ -235,14 +234,3 @@ def test_byte_level_bpe_without_a_bos_token_says_so(byte_level_directory, tmp_pa
     tokenizer = Tokenizer.load(tmp_path)
     with pytest.raises(UserError, match="no bos token; name one in tokenizer_config.json"):
         tokenizer.encode("a", bos=True)
-
-
-def test_a_continuation_keeps_its_space(trained_base: Tokenizer):
-    """The ids of a text are cut in two: the prompt's text and the continuation are the text again."""
-    text = "He said to the people: "
-    ids = trained_base.encode(f"{text} and ﷽ they went", bos=True)
-    for cut in range(1, len(ids)):
-        continuation = continuation_of(trained_base, ids[:cut], ids[cut:])
-        whole = trained_base.decode(ids[:cut], skip_special=True).rstrip("\ufffd") + continuation
-        assert whole == trained_base.decode(ids, skip_special=True)
-    assert continuation_of(trained_base, trained_base.encode("He said"), trained_base.encode("that")) == " that"

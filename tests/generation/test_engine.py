@@ -1,0 +1,378 @@
+"""The engine against a slow, plain decoder: a pass of numpy for each token, and a look at the whole text."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy_llama
+import pytest
+from generated import generate
+from llama_pair import make_pair
+from small_models import TINY
+
+from allam_jax.errors import UserError
+from allam_jax.generation import engine as engine_module
+from allam_jax.generation.engine import Engine
+from allam_jax.generation.requests import Request, Sampling, joined
+from allam_jax.generation.settings import EngineSettings
+from allam_jax.model.llama import bind, init_params, param_axes
+from allam_jax.model.llama_config import ComputeOptions
+from allam_jax.parallel.mesh import make_mesh
+from allam_jax.parallel.sharding import parameter_shardings
+
+CONFIG = dataclasses.replace(TINY, init_std=0.4)
+OPTIONS = ComputeOptions()
+PROMPTS = [[1, 5, 9], [1], [1, 7, 7, 3, 2, 28, 0, 11], [1, 4, 4, 4, 4], [2] * 40, [3, 1] * 30]
+SIZES = {"config": CONFIG, "options": OPTIONS}
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(lambda: init_params(jax.random.key(3), config=CONFIG))()
+
+
+class Letters:
+    """A tokenizer for TINY: id 0 ends a text, 1 begins it, 2 to 5 are bytes of UTF-8, the others letters and words."""
+
+    pieces = [b"", b"", b"\xd8", b"\xa8", b"\xd9", b"\x83", b" ", b" the", *(bytes([97 + n]) for n in range(21))]
+
+    def decode(self, ids, *, skip_special):
+        assert skip_special
+        return b"".join(self.pieces[index] for index in ids).decode(errors="replace")
+
+
+def made(params, *, mesh=None, tokenizer=None, eos_ids=(), **settings) -> Engine:
+    settings = EngineSettings(**({"slots": 4, "burst": 4} | settings))
+    return Engine(params, **SIZES, settings=settings, mesh=mesh, tokenizer=tokenizer, eos_ids=eos_ids)
+
+
+def request(name, prompt, **sampling) -> Request:
+    return Request(str(name), tuple(prompt), Sampling(**({"max_new_tokens": 9, "temperature": 0.0} | sampling)))
+
+
+def logits_after(params, tokens):
+    return numpy_llama.logits(params, tokens, config=CONFIG)[-1]
+
+
+def greedy_by_hand(params, prompt, *, max_new_tokens, eos_id=None):
+    tokens = list(prompt)
+    for _ in range(max_new_tokens):
+        tokens.append(int(np.argmax(logits_after(params, tokens))))
+        if tokens[-1] == eos_id:
+            return tokens[len(prompt) : -1]
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_greedy_takes_the_likeliest_token_each_time(params, packed):
+    new = generate(params, **SIZES, prompts=PROMPTS * 2, max_new_tokens=9, packed=packed)
+    assert new == [greedy_by_hand(params, prompt, max_new_tokens=9) for prompt in PROMPTS] * 2
+    assert len({tuple(tokens) for tokens in new}) > 2
+
+
+def test_an_end_ends_its_text_only_and_is_not_returned(params):
+    free = generate(params, **SIZES, prompts=PROMPTS, max_new_tokens=9)
+    eos_id = free[0][4]
+    stopped = generate(params, **SIZES, prompts=PROMPTS, max_new_tokens=9, eos_id=eos_id)
+    assert stopped == [row[: row.index(eos_id)] if eos_id in row else row for row in free]
+    assert len(stopped[0]) <= 4
+    by_request = generate(params, **SIZES, prompts=PROMPTS, max_new_tokens=9, stop_ids=(eos_id,))
+    assert by_request == stopped
+    longer = generate(params, **SIZES, prompts=PROMPTS[:1], max_new_tokens=9, stop_ids=(eos_id,), min_new_tokens=6)
+    assert len(longer[0]) >= 6
+    assert eos_id not in longer[0]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("tie_embeddings", [False, True])
+def test_greedy_is_that_of_transformers(tmp_path, tie_embeddings):
+    import torch
+
+    sizes = {"vocab_size": 211, "hidden_size": 32, "num_key_value_heads": 2, "tie_word_embeddings": tie_embeddings}
+    pair = make_pair(tmp_path, std=0.3, **sizes)
+    rng = np.random.default_rng(0)
+    prompts = [[1, *rng.integers(0, 211, length).tolist()] for length in rng.integers(1, 60, 20)]
+    common = {"config": pair.config, "options": OPTIONS, "prompts": prompts, "max_new_tokens": 40}
+    eos_id = generate(pair.params, **common)[0][10]  # which ends some texts early
+    together = generate(pair.params, **common, eos_id=eos_id)
+    alone = generate(pair.params, **common, eos_id=eos_id, slots=1)
+    assert alone == together
+    for prompt, new in zip(prompts, together, strict=True):
+        tokens = torch.tensor([prompt])
+        theirs = pair.torch_model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            do_sample=False,
+            max_new_tokens=40,
+            eos_token_id=eos_id,
+            pad_token_id=0,
+        )[0, len(prompt) :].tolist()
+        assert [*new, *([eos_id] if len(new) < 40 else [])] == theirs
+    assert min(map(len, together)) < 40
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_cached_log_probabilities_are_those_of_the_whole_pass(params, packed):
+    """At every position of prompts and answers, over borders of buckets and of blocks, after refills."""
+    prompts = [(np.arange(length) * 7 % 29).tolist() for length in (1, 2, 31, 32, 33, 34, 64, 65, 90)]
+    engine = made(params, slots=3, packed=packed)
+    requests = [request(n, p, max_new_tokens=30, logprobs=20, echo=True) for n, p in enumerate(prompts)]
+    logits = jax.jit(lambda tokens, places: bind(params, **SIZES)(tokens, **places))
+    for prompt, completion in zip(prompts, engine.complete(requests), strict=True):
+        tokens = np.zeros(128, np.int32)
+        text = [*prompt, *completion.ids]
+        tokens[: len(text)] = text
+        places = {"segment_ids_BT": np.ones((1, 128), np.int32), "positions_BT": np.arange(128)[None]}
+        full = np.asarray(logits(tokens[None], places))[0].astype(np.float64)
+        log_probs = full[:, :29] - np.log(np.exp(full[:, :29]).sum(-1, keepdims=True))
+        bound = 1e-5 * np.abs(full[: len(text), :29]).max()
+        given = [*completion.prompt_logprobs, *completion.logprobs]
+        assert given[0] is None
+        assert len(given) == len(text)
+        for position, token in enumerate(given[1:], start=1):
+            expected = log_probs[position - 1]
+            assert token.token_id == text[position]
+            assert abs(token.logprob - expected[text[position]]) <= 2 * bound
+            assert len(token.top) == 20
+            np.testing.assert_allclose([value for _, value in token.top], -np.sort(-expected)[:20], atol=2 * bound)
+
+
+SAMPLED = [
+    {"temperature": 0.8, "top_k": 12, "top_p": 0.95, "seed": 5},
+    {"temperature": 1.3, "repetition_penalty": 1.2, "min_p": 0.01, "seed": 2**32 - 1, "logprobs": 3},
+    {"temperature": 1.0, "frequency_penalty": 0.5, "presence_penalty": 0.1, "banned_ids": (3,), "logprobs": 0},
+]
+
+
+def test_bits_alone_among_others_in_any_order_and_after_a_restart(params):
+    rng = np.random.default_rng(1)
+    requests = [
+        request(n, rng.integers(0, 29, rng.integers(1, 60)).tolist(), **SAMPLED[n % 3], echo=n % 2 == 0)
+        for n in range(30)
+    ]
+    together = list(made(params).complete(requests))
+    backwards = list(made(params).complete(requests[::-1]))[::-1]
+    assert together == backwards  # log-probabilities are compared as floats: to the bit
+    fresh = made(params)
+    alone = [next(fresh.complete([one])) for one in requests[:9]]
+    assert alone == together[:9]
+    assert {c.finish_reason for c in together} == {"length"}
+
+
+def test_samples_share_a_prompt_and_differ_by_their_number(params):
+    one = request("n", PROMPTS[4], temperature=1.0, samples=10, seed=7, logprobs=1, echo=True)
+    other = request("m", PROMPTS[5], temperature=1.0, samples=2)
+    engine = made(params)
+    prefills = 0
+
+    def counted(*arguments):
+        nonlocal prefills
+        prefills += 1
+        return real(*arguments)
+
+    real, engine_module._prefill = engine_module._prefill, counted
+    try:
+        found = list(engine.complete([one, other]))
+    finally:
+        engine_module._prefill = real
+    assert prefills == 2
+    assert [(c.name, c.sample) for c in found] == [("n", s) for s in range(10)] + [("m", 0), ("m", 1)]
+    assert len({c.ids for c in found}) == 12
+    alone = list(made(params, slots=4).complete([dataclasses.replace(one, name="x")]))
+    assert [c.ids for c in alone] == [c.ids for c in found[:10]]
+    assert [c.logprobs for c in alone] == [c.logprobs for c in found[:10]]
+    assert len({c.prompt_logprobs for c in found[:10]}) == 1
+
+
+def test_a_longer_answer_starts_with_the_shorter_and_the_seed_decides(params):
+    sampling = {"temperature": 1.0, "seed": 1}
+    short = generate(params, **SIZES, prompts=PROMPTS, max_new_tokens=4, **sampling)
+    long = generate(params, **SIZES, prompts=PROMPTS, max_new_tokens=60, burst=7, **sampling)
+    assert [row[:4] for row in long] == short
+    other = generate(params, **SIZES, prompts=PROMPTS, max_new_tokens=60, temperature=1.0, seed=2)
+    assert all(a != b for a, b in zip(long, other, strict=True))
+
+
+def slow_text(tokens, stops) -> tuple[str, str | None]:
+    """The text after every token in turn, until it holds a stop text."""
+    decode = Letters().decode
+    for end in range(len(tokens) + 1):
+        text = decode(tokens[:end], skip_special=True)
+        found = [text.find(stop) for stop in stops if stop in text]
+        if found:
+            return text[: min(found)], "stop"
+    return decode(tokens, skip_special=True), None
+
+
+def test_stop_texts_streams_and_samples_against_a_slow_decoder(params):
+    engine = made(params, tokenizer=Letters(), eos_ids=(0,), slots=3)
+    stops = [(), ("ك",), (" the", "ab"), ("cde", "b"), ("a", "zz"), (" ",)]
+    requests = [
+        request(f"{n}/{seed}", [1, *prompt], max_new_tokens=25, temperature=1.5, seed=seed, samples=3, stop_texts=stop)
+        for n, stop in enumerate(stops)
+        for seed, prompt in enumerate(PROMPTS[:3])
+    ]
+    free = made(params, eos_ids=(0,), slots=3)
+    unstopped = {
+        (c.name, c.sample): c
+        for c in free.complete(
+            dataclasses.replace(r, sampling=dataclasses.replace(r.sampling, stop_texts=())) for r in requests
+        )
+    }
+    wanted = {r.name: r.sampling.stop_texts for r in requests}
+    for one in requests:
+        engine.submit(one)
+    deltas = {}
+    while engine.busy:
+        for delta in engine.step():
+            deltas.setdefault((delta.name, delta.sample), []).append(delta)
+    ends = set()
+    for key, parts in deltas.items():
+        completion, full = joined(parts), unstopped[key]
+        text, stopped = slow_text(full.ids, wanted[key[0]])
+        assert completion.text == text
+        assert completion.finish_reason == (stopped or full.finish_reason)
+        assert completion.ids == full.ids[: len(completion.ids)]
+        ends.add((bool(stopped), full.finish_reason))
+        for part in parts[:-1]:
+            assert "\ufffd" not in part.text or "\ufffd" in text
+    assert len(ends) == 4  # stopped by text or not, where an id would have ended it or not
+
+
+def test_nothing_compiles_after_the_warm_up(params):
+    engine = made(params, tokenizer=Letters(), eos_ids=(0,))
+    engine.warm_up()
+    rng = np.random.default_rng(3)
+
+    def random_request(n):
+        prompt = rng.integers(0, 29, rng.integers(1, 100)).tolist()
+        return request(
+            n,
+            prompt,
+            max_new_tokens=int(rng.integers(0, 128 - len(prompt))),
+            temperature=float(rng.choice([0, 0.5, 1.5])),
+            top_k=int(rng.integers(0, 30)),
+            top_p=float(rng.choice([0.5, 1.0])),
+            min_p=float(rng.choice([0, 0.1])),
+            repetition_penalty=float(rng.choice([1, 1.3])),
+            frequency_penalty=float(rng.choice([0, 0.4])),
+            seed=int(rng.integers(0, 2**32)),
+            samples=int(rng.integers(1, 4)),
+            banned_ids=tuple(rng.integers(0, 29, rng.integers(0, 3)).tolist()),
+            stop_texts=("ab",)[: rng.integers(0, 2)],
+            logprobs=rng.choice([None, 0, 5]),
+            echo=bool(rng.integers(0, 2)),
+        )
+
+    with jax.log_compiles(), _Compilations() as compiled:
+        number = sum(1 for _ in engine.complete(random_request(n) for n in range(200)))
+    assert number > 200
+    assert compiled.names == []
+
+
+class _Compilations:
+    """Counts what XLA compiles meanwhile."""
+
+    def __enter__(self):
+        self.names: list[str] = []
+        self._listening = True
+        jax.monitoring.register_event_duration_secs_listener(self._heard)
+        return self
+
+    def _heard(self, event, duration, **_):
+        if self._listening and event == "/jax/core/compile/backend_compile_duration":
+            self.names.append(event)
+
+    def __exit__(self, *_):
+        self._listening = False
+
+
+@pytest.mark.parametrize("sizes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"data": 8}, {"tensor": 4}], ids=str)
+def test_meshes_give_the_same_texts(params, sizes):
+    requests = [
+        request(n, prompt, **one, samples=2)
+        for n, (prompt, one) in enumerate(zip(PROMPTS, [{}, *SAMPLED, {}, SAMPLED[1]], strict=True))
+    ]
+    expected = list(made(params, slots=8).complete(requests))
+    mesh = make_mesh(sizes, devices=jax.devices()[: int(np.prod(list(sizes.values())))])
+    shardings = parameter_shardings(param_axes(CONFIG), abstract_params=params, mesh=mesh)
+    found = list(made(jax.device_put(params, shardings), slots=8, mesh=mesh).complete(requests))
+    for ours, alone in zip(found, expected, strict=True):
+        assert ours.ids == alone.ids
+        for a, b in zip(ours.logprobs, alone.logprobs, strict=True):
+            assert abs(a.logprob - b.logprob) < 1e-4
+
+
+def test_cancelled_requests_leave_their_slots(params):
+    engine = made(params)
+    engine.submit(request("a", PROMPTS[0], max_new_tokens=100, samples=6))
+    engine.submit(request("b", PROMPTS[1]))
+    engine.step()
+    assert (engine.free_slots, engine.queued) == (0, 3)
+    engine.cancel("a")
+    engine.cancel("unknown")
+    deltas = engine.step()
+    assert sorted((d.sample, d.finish_reason) for d in deltas if d.name == "a") == [(s, "cancelled") for s in range(6)]
+    while engine.busy:
+        deltas += engine.step()
+    (completion,) = [joined([d for d in deltas if d.name == "b"])]
+    assert list(completion.ids) == greedy_by_hand(params, PROMPTS[1], max_new_tokens=9)
+    assert (engine.free_slots, engine.queued, engine.step()) == (4, 0, [])
+
+
+def test_a_prompt_without_an_answer_is_scored(params):
+    engine = made(params)
+    scored, plain = engine.complete(
+        [request("a", PROMPTS[2], max_new_tokens=0, echo=True), request("b", [1], max_new_tokens=0)]
+    )
+    log_probs = numpy_llama.logits(params, PROMPTS[2], config=CONFIG)
+    log_probs = log_probs - np.log(np.exp(log_probs).sum(-1, keepdims=True))
+    expected = log_probs[np.arange(7), PROMPTS[2][1:]]
+    np.testing.assert_allclose([token.logprob for token in scored.prompt_logprobs[1:]], expected, atol=1e-4)
+    assert (scored.ids, scored.finish_reason, plain.ids, plain.prompt_logprobs) == ((), "length", (), ())
+
+
+def test_padding_rows_of_the_head_are_never_chosen(params):
+    assert CONFIG.padded_vocab_size > CONFIG.vocab_size
+    kernel = np.array(params["head"]["kernel"])
+    kernel[:, CONFIG.vocab_size :] = 10.0 * np.sign(kernel[:, :1])  # as if they had been trained
+    spoiled = params | {"head": {"kernel": jnp.asarray(kernel)}}
+    for temperature in (0.0, 1e3):
+        new = generate(spoiled, **SIZES, prompts=PROMPTS, max_new_tokens=20, temperature=temperature)
+        assert max(max(row) for row in new) < CONFIG.vocab_size
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": []}, "prompt x: no tokens"),
+        ({"prompt": [29]}, "vocabulary has 29"),
+        ({"prompt": [-1]}, "vocabulary has 29"),
+        ({"prompt": [1] * 120}, "exceed a slot's 128"),
+        ({"stop_ids": tuple(range(17))}, "more than 16 stop ids"),
+        ({"stop_texts": ("a",)}, "need a tokenizer"),
+        ({"max_new_tokens": -1}, "max_new_tokens = -1: expected 0 or more"),
+        ({"min_new_tokens": 10}, "min_new_tokens = 10"),
+        ({"top_p": 1.1}, "top_p = 1.1"),
+        ({"temperature": float("nan")}, "temperature = nan"),
+        ({"seed": 2**32}, "seed = 4294967296"),
+        ({"logprobs": 21}, "logprobs = 21"),
+        ({"stop_texts": ("",)}, "not empty"),
+    ],
+)
+def test_bad_requests_are_named(params, change, message):
+    engine = made(params)
+    with pytest.raises(UserError, match=message) as error:
+        engine.submit(request("x", **({"prompt": [1]} | change)))
+    assert "\n" not in str(error.value)
+    assert not engine.busy
+
+
+def test_two_requests_of_a_name_and_a_capacity_beyond_the_context_are_errors(params):
+    engine = made(params)
+    engine.submit(request("x", [1]))
+    with pytest.raises(UserError, match="under way"):
+        engine.submit(request("x", [2]))
+    with pytest.raises(UserError, match="context is 128"):
+        made(params, capacity=129)
