@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from allam_jax.errors import UserError
-from allam_jax.generation.over_rows import RowAnswer, Choice
+from allam_jax.generation.over_rows import Choice, RowAnswer
 from allam_jax.generation.requests import Sampling
 from allam_jax.generation.rows import Prompt
 from allam_jax.generation.settings import EndpointSettings

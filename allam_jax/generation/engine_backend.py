@@ -8,7 +8,7 @@ from typing import Any
 
 from allam_jax.errors import UserError
 from allam_jax.generation.engine import Engine
-from allam_jax.generation.over_rows import RowAnswer, Choice
+from allam_jax.generation.over_rows import Choice, RowAnswer
 from allam_jax.generation.requests import Completion, Delta, Request, Sampling, joined
 from allam_jax.generation.rows import Prompt
 

@@ -22,6 +22,7 @@ class EngineThread:
 
     Attributes:
         failed: the exception that has ended the thread, if one has.
+        tokens: that all answers have had.
     """
 
     def __init__(self, engine: Engine, *, max_queue: int):
@@ -33,6 +34,7 @@ class EngineThread:
         self._stopping = False
         self._published = 0, engine.free_slots
         self.failed: Exception | None = None
+        self.tokens = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -113,6 +115,7 @@ class EngineThread:
     def _deliver(self, deltas: Sequence[Delta]) -> None:
         by_name: dict[str, list[Delta]] = {}
         for delta in deltas:
+            self.tokens += len(delta.ids)
             by_name.setdefault(delta.name, []).append(delta)
         for name, some in by_name.items():
             if name not in self._listeners:

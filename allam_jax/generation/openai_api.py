@@ -188,10 +188,11 @@ def _message(message: Any, number: int) -> dict[str, Any]:
         raise BadRequest(f"{where}: expected an object with role and content", param="messages")
     content = message.get("content")
     if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content]
-        if not all(isinstance(part, str) for part in parts):
+        parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        texts = [text for text in parts if isinstance(text, str)]
+        if len(texts) != len(content):
             raise BadRequest(f"{where}: only parts of type text are served here", param="messages")
-        content = "".join(parts)
+        content = "".join(texts)
     if not isinstance(content, str):
         raise BadRequest(f"{where}: expected a text as content", param="messages")
     for value in (content, message.get("role")):
@@ -329,8 +330,8 @@ class Writer:
         asked = self._asked
         if asked.chat:
             tokens = [self._token(one) for one in delta.logprobs]
-            logprobs = {"content": tokens, "refusal": None} if asked.sampling.logprobs is not None else None
-            return self._part(index, {"content": delta.text} if delta.text else {}, logprobs, delta.finish_reason)
+            listed = {"content": tokens, "refusal": None} if asked.sampling.logprobs is not None else None
+            return self._part(index, {"content": delta.text} if delta.text else {}, listed, delta.finish_reason)
         echoed = first and asked.sampling.echo
         number = index // asked.sampling.samples
         text = (asked.texts[number] if echoed else "") + delta.text

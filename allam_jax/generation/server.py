@@ -10,28 +10,33 @@ import contextlib
 import hashlib
 import hmac
 import json
+import math
 import re
+import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import anyio
+import uvicorn
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request as HttpRequest
+from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from allam_jax.errors import UserError
 from allam_jax.files import json_text
 from allam_jax.generation.engine_thread import EngineThread, QueueFull
 from allam_jax.generation.openai_api import Asked, BadRequest, Model, Writer, read_request
 from allam_jax.generation.requests import Delta, Request
 from allam_jax.generation.settings import ServeSettings
+from allam_jax.interrupts import StopRequest
 
 _PAGE = Path(__file__).with_name("chat_page.html")
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -59,6 +64,52 @@ def make_app(engine: EngineThread, *, model: Model, settings: ServeSettings, key
     )
 
 
+def listen(settings: ServeSettings) -> socket.socket:
+    """A socket at the configured address; UserError if it cannot be had."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # also right after a server that was killed
+    try:
+        sock.bind((settings.host, settings.port))
+    except OSError as error:  # a name that cannot be resolved is one too
+        sock.close()
+        said = (error.strerror or str(error)).lower()
+        raise UserError(
+            f"serve.host = {settings.host!r}, serve.port = {settings.port}: {said}; choose another address or port"
+        ) from None
+    return sock
+
+
+def make_server(app: Starlette, *, drain_seconds: float) -> uvicorn.Server:
+    """The server of an application. Set `should_exit`, and it ends when its answers have ended."""
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=math.ceil(drain_seconds)
+    )
+    server = uvicorn.Server(config)
+    server.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]  # they are ours
+    return server
+
+
+def serve(app: Starlette, *, sock: socket.socket, drain_seconds: float) -> None:
+    """Answers until SIGTERM, SIGHUP or Ctrl-C; then takes no more requests, and waits for those under way."""
+    server = make_server(app, drain_seconds=drain_seconds)
+    with _Draining(server):
+        server.run(sockets=[sock])
+
+
+class _Draining(StopRequest):
+    """Signals that end the server when its answers have ended, or at once when they come again."""
+
+    def __init__(self, server: uvicorn.Server):
+        line = "no more requests are taken; waiting for the answers under way (again: leave at once)"
+        super().__init__(notices=dict.fromkeys(("SIGINT", "SIGTERM", "SIGHUP"), line))
+        self._server = server
+
+    def noted(self, name: str) -> None:
+        self._server.force_exit = self._server.should_exit
+        self._server.should_exit = True
+
+
 class _Server:
     """The endpoints."""
 
@@ -66,7 +117,7 @@ class _Server:
         self.engine, self.model, self.settings, self.key = engine, model, settings, key
         self.metrics = _Metrics(engine)
         self._page = _PAGE.read_text(encoding="utf-8")
-        policy = [f"default-src 'none'; connect-src 'self'; base-uri 'none'; form-action 'none'; img-src data:"]
+        policy = ["default-src 'none'; connect-src 'self'; base-uri 'none'; form-action 'none'; img-src data:"]
         for kind, tag in (("script", "script"), ("style", "style")):  # the page's own, and nothing that comes into it
             (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", self._page, re.DOTALL)
             digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
@@ -161,8 +212,7 @@ class _Answer:
             event = await self._events.get()
             if isinstance(event, Exception):
                 self.give_up()
-                status = 400 if type(event).__name__ == "UserError" else 500
-                raise BadRequest(str(event), status=status)
+                raise BadRequest(str(event), status=400 if isinstance(event, UserError) else 500)
             if first:
                 self._metrics.first.observe(time.monotonic() - self._begun)
                 first = False
@@ -254,7 +304,8 @@ class _Gate:
         if origin and origin != "null" and origin.partition("://")[2] != headers.get("host"):
             return BadRequest("pages of other sites may not ask", status=403)
         given = headers.get("authorization", "").removeprefix("Bearer ")
-        if server.key and request.url.path.startswith("/v1") and not hmac.compare_digest(given.encode(), server.key.encode()):
+        known = hmac.compare_digest(given.encode(), server.key.encode())
+        if server.key and request.url.path.startswith("/v1") and not known:
             return BadRequest("the key is missing or wrong; send it as `Authorization: Bearer KEY`", status=401)
         return None
 
@@ -351,4 +402,6 @@ def _event(value: Mapping[str, Any]) -> str:
 
 def _known(path: str) -> str:
     """The path for metrics, of which there must not be endlessly many."""
-    return path if path in ("/v1/models", "/v1/completions", "/v1/chat/completions", "/health", "/metrics", "/") else "-"
+    return (
+        path if path in ("/v1/models", "/v1/completions", "/v1/chat/completions", "/health", "/metrics", "/") else "-"
+    )

@@ -28,7 +28,7 @@ class SamplingSettings(Section):
     repetition_penalty: float = setting(1.0, "makes tokens of prompt and answer less likely if above 1", above=0)
     presence_penalty: float = setting(0.0, "taken from the logits of tokens of the answer", least=-100, most=100)
     frequency_penalty: float = setting(0.0, "the same for each time that they occur", least=-100, most=100)
-    stop: tuple[str, ...] = setting((), "an answer ends before the first of these texts")
+    stop_texts: tuple[str, ...] = setting((), "an answer ends before the first of these texts")
 
 
 class GenerateSettings(SamplingSettings, name="generate"):

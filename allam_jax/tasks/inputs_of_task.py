@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from allam_jax.corpus.found_files import find_files
 from allam_jax.errors import UserError
 from allam_jax.inputs import InputFiles, look
-from allam_jax.settings import Section, fields_of
+from allam_jax.settings import Section, Settings, fields_of
 from allam_jax.tasks.registry import settings_of, task_named
 
 
@@ -18,9 +18,13 @@ def inputs_of(config: ConfigDict) -> dict[str, InputFiles]:
 
     What is not there has no files: the task itself says so.
     """
-    settings = settings_of(config)
+    return inputs_of_settings(settings_of(config))
+
+
+def inputs_of_settings(settings: Settings) -> dict[str, InputFiles]:
+    """`inputs_of` for a config that has been read."""
     found: dict[str, InputFiles] = {}
-    for cls in task_named(config.task).sections:
+    for cls in task_named(settings.task).sections:
         holder = getattr(settings, cls.section_name) if cls.section_name else settings
         for key, kind, path, owner in _paths(cls, holder, prefix=cls.section_name):
             if path and not path.startswith("@"):

@@ -165,6 +165,16 @@ class ChatTemplate:
         """Ids of a conversation up to the beginning of the next answer; arguments and errors as of `render`."""
         return self.encode(self.render(messages, add_generation_prompt=True, **given))
 
+    def end_ids(self) -> tuple[int, ...]:
+        """The control token that the template writes behind an answer, which ends one; empty if there is none."""
+        try:
+            rendered = self.render([{"role": "user", "content": "?"}, {"role": "assistant", "content": "="}])
+        except UserError:  # it wants other messages
+            return ()
+        behind = rendered.text.rfind("=")
+        found = [rendered.text[slice(*span)] for span in rendered.controls if span[0] > behind]
+        return (self._tokenizer.special_tokens[found[0]],) if found and behind >= 0 else ()
+
     def _guarded(self, value: Any, stand_ins: "_StandIns", *, role: bool = False) -> Any:
         """A value for the template, in which no string can become a control token or a part of one."""
         if isinstance(value, str):

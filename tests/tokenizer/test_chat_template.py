@@ -34,7 +34,8 @@ THINKING = """\
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% if mode == 'slow' %}{{ '<think>' }}{% endif %}
 {%- endif %}"""
 ROLES = """\
-{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' + message['content'] | trim + '<|end|>\\n' }}{% endfor %}"""
+{% for message in messages %}
+{{ '<|' + message['role'] + '|>\\n' + message['content'] | trim + '<|end|>\\n' }}{% endfor %}"""
 REMOVING = """\
 {% macro cleaned(text) %}{{ text | replace('<think>', '') | replace('</think>', '') }}{% endmacro %}
 {% for message in messages %}{% if loop.index > 40 %}{% break %}{% endif %}
@@ -163,6 +164,7 @@ def test_ready_templates_are_the_formats_that_models_know(tokenizer, name):
     assert tokenizer.decode(ids).replace(" ", "") == rendered.text.replace(" ", "")
     assert ids.count(tokenizer.bos_id) == rendered.text.count("<s>")  # the template's own, and no second one
     end = {"llama2": " </s>", "llama3": "<|eot_id|>"}.get(name, "<|im_end|>")
+    assert [tokenizer.id_to_piece(i) for i in ours.end_ids()] == [end.strip()]
     (start, stop) = rendered.generated[0]
     assert rendered.text[start:stop].lstrip() == f"مرحبا{end}"
     assert len(rendered.generated) == 1

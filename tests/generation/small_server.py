@@ -1,0 +1,84 @@
+"""A server on a small model with random weights, in threads of this process."""
+
+import contextlib
+import dataclasses
+import threading
+import time
+from collections.abc import Iterator
+
+import httpx
+import jax
+from small_models import TINY
+
+from allam_jax.generation.engine import Engine
+from allam_jax.generation.engine_thread import EngineThread
+from allam_jax.generation.openai_api import Model
+from allam_jax.generation.server import listen, make_app, make_server
+from allam_jax.generation.settings import EngineSettings, ServeSettings
+from allam_jax.model.llama import init_params
+from allam_jax.model.llama_config import ComputeOptions
+from allam_jax.tokenizer.chat_template import ChatTemplate
+from allam_jax.tokenizer.ready_templates import READY
+from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
+from allam_jax.tokenizer.tokenizer import Tokenizer, with_control_tokens
+
+TEXT = ["the cat sat on the mat and the dog ran", "قال رسول الله صلى الله عليه وسلم", "x = f(1)"] * 30
+CONTEXT = 192
+
+
+def make_tokenizer() -> Tokenizer:
+    return with_control_tokens(train_sentencepiece(TEXT, vocab_size=330), ["<|im_start|>", "<|im_end|>"])
+
+
+def make_engine(tokenizer: Tokenizer, *, slots: int = 4, burst: int = 4) -> Engine:
+    config = dataclasses.replace(
+        TINY, vocab_size=tokenizer.vocab_size, vocab_multiple=16, max_position=CONTEXT, init_std=0.3
+    )
+    params = jax.jit(lambda: init_params(jax.random.key(0), config=config))()
+    settings = EngineSettings(slots=slots, burst=burst)
+    ends = (tokenizer.eos_id, tokenizer.special_tokens["<|im_end|>"])
+    return Engine(params, config=config, options=ComputeOptions(), settings=settings, tokenizer=tokenizer, eos_ids=ends)
+
+
+@dataclasses.dataclass
+class Served:
+    """A running server and what it stands on."""
+
+    url: str
+    engine: EngineThread
+    model: Model
+    server: object
+
+    def client(self, **given) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=60, **given)
+
+    def metric(self, name: str) -> float:
+        """A value of /metrics, without labels."""
+        lines = self.client().get("/metrics").text.splitlines()
+        return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
+
+    def settle(self, seconds: float = 20.0) -> None:
+        """Waits until nothing is under way."""
+        until = time.monotonic() + seconds
+        while self.engine._engine.busy or self.metric("allam_free_slots") < len(self.engine._engine._answers):
+            assert time.monotonic() < until, "slots are still taken"
+            time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def serving(engine: Engine, tokenizer: Tokenizer, *, key: str = "", **settings) -> Iterator[Served]:
+    """Serves an engine until the end of the block; `settings` are keys of the section."""
+    options = ServeSettings(**({"port": 0, "max_new_tokens": 128, "max_samples": 16} | settings))
+    template = ChatTemplate(READY["allam"], tokenizer=tokenizer, name="allam")
+    model = Model("small/model", tokenizer, template, engine.capacity, options.max_new_tokens, options.max_samples)
+    thread = EngineThread(engine, max_queue=options.max_queue)
+    with listen(options) as sock:
+        server = make_server(make_app(thread, model=model, settings=options, key=key), drain_seconds=20)
+        runner = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+        runner.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield Served(f"http://127.0.0.1:{sock.getsockname()[1]}", thread, model, server)
+        server.should_exit = True
+        runner.join(30)
+        thread.stop()
