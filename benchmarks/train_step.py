@@ -25,7 +25,9 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags, logging
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
+
+from machine import sgemm_peaks  # noqa: E402
 
 ROUNDS = flags.DEFINE_integer("rounds", 15, "Timed steps of each contestant.", lower_bound=1)
 CORES = flags.DEFINE_integer("cores", 2, "CPU cores to use.", lower_bound=1)
@@ -127,32 +129,6 @@ def write_weights(directory: Path) -> None:
         tie_word_embeddings=False,
     )
     LlamaForCausalLM(config).save_pretrained(directory)
-
-
-def sgemm_peaks(size: int = 2048, repeats: int = 5) -> dict[str, float]:
-    """GFLOP/s of the fastest of several square float32 matrix products, for each library."""
-    import jax
-    import torch
-
-    a = np.random.default_rng(0).standard_normal((size, size), np.float32)
-    torch_a, jax_a, jax_product = torch.from_numpy(a), jax.device_put(a), jax.jit(lambda a: a @ a)
-    products: dict[str, Callable] = {
-        "torch": lambda: torch_a @ torch_a,
-        "numpy": lambda: a @ a,
-        "jax": lambda: jax.block_until_ready(jax_product(jax_a)),
-    }
-    return {name: 2e-9 * size**3 / min(times(product, repeats)) for name, product in products.items()}
-
-
-def times(call: Callable, repeats: int) -> list[float]:
-    """Seconds of each of `repeats` calls, after one call that is not timed."""
-    call()
-    result = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        result.append(time.perf_counter() - start)
-    return result
 
 
 def measure(contestants: dict[str, Step], rounds: int) -> dict[str, dict]:

@@ -218,6 +218,7 @@ DEFAULTS = {
     "ComputeOptions": "1 ec7c1d2fd339",
     "CorpusSettings": "1 1901ee693a14",
     "DataSettings": "1 a11b21f064f6",
+    "EngineSettings": "1 e03699415d00",
     "EvalSettings": "1 dbad914bd413",
     "ExpandSettings": "1 57d9c7d36cbb",
     "ExportSettings": "1 ce66f15cb37f",

@@ -23,14 +23,23 @@ from allam_jax.generation.requests import MAX_STOP_IDS, Completion, Delta, Reque
 from allam_jax.generation.settings import EngineSettings
 from allam_jax.generation.slots import Slots, buckets
 from allam_jax.model.kv_cache import KVCache
-from allam_jax.model.llama import Params
+from allam_jax.model.llama import Params, apart
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
 from allam_jax.tokenizer.tokenizer import Tokenizer
+from kernels import device
+
+# XLA would join products of the same rows into one, and for that copy their weights together at every step.
+COMPILER_OPTIONS = {"cuda": {"xla_gpu_dot_merger_threshold_mb": 0}}
 
 _prefill = jax.jit(Programs.prefill, static_argnums=0, donate_argnums=2)
 _score = jax.jit(Programs.score, static_argnums=0)
 _copy = jax.jit(Programs.copy, static_argnums=0, donate_argnums=1)
-_decode = jax.jit(Programs.decode, static_argnums=0, donate_argnums=2)
+
+
+@functools.cache
+def _decode_for(platform: str):
+    options = COMPILER_OPTIONS.get(platform)
+    return jax.jit(Programs.decode, static_argnums=0, donate_argnums=2, compiler_options=options)
 
 
 @dataclasses.dataclass(eq=False)
@@ -46,8 +55,8 @@ class Engine:
     """Continues many requests at a time, on a cache of keys and values.
 
     Args:
-        params: of `Llama(config)`; on `mesh` if that is given. If they have another dtype than `compute_dtype`, the
-            engine keeps a copy in that.
+        params: of `Llama(config)`; on `mesh` if that is given. The engine keeps a copy in the compute dtype, layer by
+            layer; who needs the memory deletes the original.
         config: shapes.
         options: how to compute; dropout is off, and nothing is kept for a backward pass.
         settings: slots and their capacity, which is the model's context at most.
@@ -82,11 +91,14 @@ class Engine:
         options = dataclasses.replace(
             options, remat="none", dropout_embedding=0.0, dropout_attention=0.0, dropout_residual=0.0
         )
+        self._decode = _decode_for(
+            device.of_device(jax.devices()[0] if mesh is None else mesh.devices.flat[0]).platform
+        )
         self._programs = Programs(config, options, settings.burst)
         make = functools.partial(KVCache.empty, config, slots=settings.slots, capacity=self.capacity, dtype=dtype)
         sharding = None if mesh is None else NamedSharding(mesh, jax.eval_shape(make).spec(mesh))
         with self._on_mesh():
-            self._params = _cast(params, dtype)
+            self._params = _prepared(params, dtype)
             self._cache: KVCache = jax.jit(make, out_shardings=sharding)()
         longest = max(self._cache.capacity, settings.prefill_tokens * settings.packed)
         self._buckets = buckets(longest)
@@ -187,7 +199,7 @@ class Engine:
                 _score(self._programs, self._params, hidden_BTD, nowhere.tokens_BT)
             targets_S = np.zeros(self._settings.slots, bool)
             self._cache = _copy(self._programs, self._cache, np.int32(0), targets_S)
-            self._cache, _ = _decode(self._programs, self._params, self._cache, self._slots.texts)
+            self._cache, _ = self._decode(self._programs, self._params, self._cache, self._slots.texts)
 
     def _admit(self) -> None:
         """Gives free slots to the waiting samples, first come, first served."""
@@ -220,6 +232,8 @@ class Engine:
         """Fills slots with prompts, all but their last tokens."""
         for job, slot in jobs:
             self._holders[slot] = job
+            if job.request.sampling.echo:
+                job.prompt_logprobs = (None,)  # nothing is before the first token
         length = sum(len(job.request.prompt_ids) - 1 for job, _ in jobs)
         if not length:
             return
@@ -236,7 +250,7 @@ class Engine:
             end = start + len(prompt) - 1
             if job.request.sampling.echo:
                 found = _token_logprobs(prompt[1:], *(a[start:end] for a in scores), top=job.request.sampling.logprobs)
-                job.prompt_logprobs = (None, *found)
+                job.prompt_logprobs += found
             start = end
 
     def _row(self, length: int, jobs: list[tuple[_Job, int]]) -> Prompts:
@@ -275,7 +289,7 @@ class Engine:
         """Decodes all slots, and gives what each of them got."""
         texts, deltas = self._slots.texts, []
         if np.any(texts.lengths_B < texts.limits_B):
-            self._cache, burst = _decode(self._programs, self._params, self._cache, texts)
+            self._cache, burst = self._decode(self._programs, self._params, self._cache, texts)
             burst = Burst(*map(np.asarray, burst))
         else:  # prompts without an answer
             burst = None
@@ -340,10 +354,10 @@ def with_capacity(settings: EngineSettings, longest: int, *, context: int) -> En
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _cast(params: Params, dtype: jnp.dtype) -> Params:
-    """In the compute dtype, as the network casts them itself, but once. The final norm, which it does not, stays."""
+def _prepared(params: Params, dtype: jnp.dtype) -> Params:
+    """In the compute dtype, as the network casts them itself, but once; and apart. The final norm stays as it is."""
     cast = jax.tree.map(lambda w: w.astype(dtype), params)
-    return cast | {"final_norm": params["final_norm"]}
+    return apart(cast | {"final_norm": params["final_norm"]})
 
 
 def _token_logprobs(

@@ -150,6 +150,7 @@ class Llama(nnx.Module):
             return Block(config, options=options, rngs=nnx.Rngs(params=key))
 
         self.layers = stacked_layers(jax.random.split(rngs.params(), config.num_layers))
+        self.layers_apart: tuple[Params, ...] | None = None  # see `bind`
         self.final_norm = RMSNorm(config)
         if not config.tie_embeddings:
             self.head = Head(config, rngs=rngs)
@@ -221,9 +222,6 @@ class Llama(nnx.Module):
         rope = rope_of(positions_BT, config=config, dtype=dtype)
         layers_key = None if dropout_key is None else jax.random.split(dropout_key)[1]
         graphdef, stacked = nnx.split(self.layers)
-        # Cast before the scan: under FSDP the layers are then gathered in the compute dtype.
-        stacked = jax.tree.map(lambda w: w.astype(dtype)[layers], nnx.to_pure_dict(stacked))
-        indices = jnp.arange(config.num_layers)[layers]
 
         def layer(carry, inputs):
             x_BTD, memory = carry
@@ -235,6 +233,15 @@ class Llama(nnx.Module):
 
         if options.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[options.remat], prevent_cse=False)
+        if self.layers_apart is not None:
+            carry = (x_BTD, memory)
+            for index in range(config.num_layers)[layers]:
+                params = jax.tree.map(lambda w: w.astype(dtype), self.layers_apart[index])
+                carry, _ = layer(carry, (params, jnp.int32(index)))
+            return carry
+        # Cast before the scan: under FSDP the layers are then gathered in the compute dtype.
+        stacked = jax.tree.map(lambda w: w.astype(dtype)[layers], nnx.to_pure_dict(stacked))
+        indices = jnp.arange(config.num_layers)[layers]
         unroll = max(1, min(options.scan_unroll, len(indices)))
         return jax.lax.scan(layer, (x_BTD, memory), (stacked, indices), unroll=unroll)[0]
 
@@ -280,5 +287,20 @@ def param_axes(config: LlamaConfig) -> Params:
 
 
 def bind(params: Params, *, config: LlamaConfig, options: ComputeOptions) -> Llama:
-    """The network with these parameters. It is cheap and meant to be called inside jit."""
-    return nnx.merge(_abstract(config, options)[0], params)
+    """The network with these parameters, stacked or `apart`. It is cheap and meant to be called inside jit."""
+    graphdef, state = _abstract(config, options)
+    if not isinstance(params["layers"], tuple):
+        return nnx.merge(graphdef, params)
+    model = nnx.merge(graphdef, params | {"layers": nnx.to_pure_dict(state)["layers"]})
+    model.layers_apart = nnx.data(params["layers"])
+    return model
+
+
+def apart(params: Params) -> Params:
+    """The same parameters with the layers one by one, in a tuple, for programs that read every weight once.
+
+    In a scan the weights of a layer are a slice of the stacked ones. That slice is a copy, which costs little beside a
+    long row's matmuls. To decode one token a text is to read the weights: a copy would double or triple that.
+    """
+    count = jax.tree.leaves(params["layers"])[0].shape[0]
+    return params | {"layers": tuple(jax.tree.map(lambda w, i=i: w[i], params["layers"]) for i in range(count))}

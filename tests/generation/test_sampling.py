@@ -138,10 +138,8 @@ def assert_follows(counts: np.ndarray, probabilities: np.ndarray) -> None:
     "one",
     [
         {"temperature": 1.0},
-        {"temperature": 0.5, "top_k": 6},
         {"temperature": 1.5, "top_p": 0.7},
         {"temperature": 2.0, "top_k": 9, "top_p": 0.8},
-        {"temperature": 1.0, "min_p": 0.05},
     ],
     ids=str,
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from kernels.attention import decoding, reference
+from kernels.attention import decoding, decoding_triton, reference
 from kernels.attention.api import Partition
 from kernels.attention.contract import Places, Request
 
@@ -41,6 +41,25 @@ def test_plain_form(shape):
         out = decoding.attend(*given, layer=jnp.int32(layer), lengths_B=jnp.asarray(LENGTHS))
         np.testing.assert_allclose(out, truth(*given, layer), atol=2e-6)
         np.testing.assert_array_equal(out[LENGTHS == 0], 0.0)
+
+
+@pytest.mark.parametrize("parts", [1, 3, 7])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_kernel(parts, dtype):
+    for shape in SHAPES:
+        given = arrays(*shape, dtype=dtype)
+        scale = shape[2] ** -0.5
+        call = functools.partial(decoding_triton.attention, scale=scale, interpret=True, parts=parts)
+        out = jax.jit(call)(*given, jnp.int32(1), jnp.asarray(LENGTHS))
+        assert out.dtype == dtype
+        np.testing.assert_allclose(out, truth(*given, 1), atol=2e-6 if dtype == jnp.float32 else 2e-2)
+        np.testing.assert_array_equal(out[LENGTHS == 0], 0.0)
+
+
+def test_kernel_needs_a_gpu():
+    q, k, v = arrays(4, 4, 8)
+    with pytest.raises(NotImplementedError, match="need an NVIDIA GPU .* not cpu"):
+        decoding.attend(q, k, v, layer=jnp.int32(0), lengths_B=jnp.asarray(LENGTHS), backend="triton")
 
 
 def test_what_lies_behind_the_lengths_changes_no_bit():

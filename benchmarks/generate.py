@@ -1,0 +1,219 @@
+"""Compares our generation engine with transformers + torch on CPU: alternately in one process, with the same weights.
+
+    python benchmarks/generate.py [--rounds 7] [--cores 2] [--nocompile] [--batches 1,8,32]
+
+The network has the shape of SmolLM2-135M, float32. Decoding: all texts of a batch have a prompt of 128 tokens, and a
+contestant takes the likeliest token of each for `STEPS` steps, with its cache. Ours is the engine as it is used, with
+text of all penalties and filters off; theirs is a loop around the model, without the overhead of `generate`, with a
+cache that grows ("eager") and with a static cache and torch.compile ("static, compiled"). Prefill: 1,024 tokens and the
+first new one.
+
+Beside it the floors of the same run: at batch 1 the bytes of the weights over the bandwidth of a copy (read + write),
+at large batches their FLOPs over the best square sgemm. The contestants take turns, so that other load on the machine
+slows all of them. The output is a table and, on the last line, a JSON object.
+"""
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags, logging
+
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
+
+from machine import copy_bandwidth, sgemm_peaks  # noqa: E402
+
+ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed runs of each contestant.", lower_bound=1)
+CORES = flags.DEFINE_integer("cores", 2, "CPU cores to use.", lower_bound=1)
+COMPILE = flags.DEFINE_bool("compile", True, "Also time torch.compile with a static cache.")
+BATCHES = flags.DEFINE_list("batches", ["1", "8", "32"], "Texts at a time.")
+PREFILL = flags.DEFINE_bool("prefill", True, "Also time the prefill.")
+
+PROMPT, STEPS, LONG_PROMPT, CAPACITY, V = 128, 16, 1024, 1152, 49_152
+OURS = "allam_jax"
+
+Run = Callable[[], tuple[float, list[int]]]  # seconds, and the tokens of the first text
+
+
+def write_weights(directory: Path) -> None:
+    """Writes random weights as a Hugging Face directory for both sides."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=576,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        intermediate_size=1536,
+        vocab_size=V,
+        max_position_embeddings=8192,
+        rope_theta=100_000.0,
+        tie_word_embeddings=True,
+        initializer_range=0.05,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+
+
+def our_runs(weights: Path, batches: list[int], prompts: np.ndarray) -> dict[int, Run]:
+    """Decoding for each batch, and the prefill as batch 0."""
+    import jax
+
+    from allam_jax.generation.engine import Engine
+    from allam_jax.generation.requests import Request, Sampling
+    from allam_jax.generation.settings import EngineSettings
+    from allam_jax.model.llama_config import ComputeOptions
+    from allam_jax.parallel.mesh import make_mesh
+    from allam_jax.weights.huggingface import import_huggingface
+
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, devices=jax.devices("cpu")[:1])
+    params, config = import_huggingface(weights, mesh=mesh)
+
+    def engine_with(slots: int) -> Engine:
+        settings = EngineSettings(slots=slots, burst=STEPS, capacity=CAPACITY, prefill_tokens=1 << 20)
+        return Engine(params, config=config, options=ComputeOptions(), settings=settings)
+
+    def decoding(batch: int) -> Run:
+        engine = engine_with(batch)
+
+        def run() -> tuple[float, list[int]]:
+            # The first burst, which prefills too, is not timed; the second one is.
+            asked = Sampling(max_new_tokens=2 * STEPS, temperature=0.0)
+            for row in range(batch):
+                engine.submit(Request(str(row), tuple(prompts[row, :PROMPT].tolist()), asked))
+            tokens = [index for delta in engine.step() if delta.name == "0" for index in delta.ids]
+            start = time.perf_counter()
+            deltas = engine.step()
+            seconds = time.perf_counter() - start
+            assert not engine.busy
+            return seconds, tokens + [index for delta in deltas if delta.name == "0" for index in delta.ids]
+
+        return run
+
+    one = engine_with(1)
+
+    def prefill() -> tuple[float, list[int]]:
+        one.submit(Request("0", tuple(prompts[0].tolist()), Sampling(max_new_tokens=1, temperature=0.0)))
+        start = time.perf_counter()
+        (delta,) = one.step()
+        return time.perf_counter() - start, list(delta.ids)
+
+    return {batch: decoding(batch) for batch in batches} | ({0: prefill} if PREFILL.value else {})
+
+
+def their_runs(weights: Path, batches: list[int], prompts: np.ndarray, *, static: bool) -> dict[int, Run]:
+    """The same of transformers."""
+    import torch
+    from transformers import DynamicCache, LlamaForCausalLM, StaticCache
+
+    model = LlamaForCausalLM.from_pretrained(weights, dtype=torch.float32).eval()
+    step = torch.compile(model, dynamic=False) if static else model
+
+    def filled(tokens: "torch.Tensor"):
+        cache = StaticCache(model.config, max_cache_len=CAPACITY) if static else DynamicCache(config=model.config)
+        logits = model(
+            tokens, past_key_values=cache, cache_position=torch.arange(tokens.shape[1]), logits_to_keep=1
+        ).logits
+        return cache, logits[:, -1].argmax(-1, keepdim=True)
+
+    def decoding(batch: int) -> Run:
+        def run() -> tuple[float, list[int]]:
+            with torch.inference_mode():
+                cache, new = filled(torch.tensor(prompts[:batch, :PROMPT]))
+                tokens = [int(new[0])]
+                for position in range(PROMPT, PROMPT + 2 * STEPS - 1):
+                    if position == PROMPT + STEPS - 1:
+                        start = time.perf_counter()
+                    where = torch.tensor([position])
+                    new = step(new, past_key_values=cache, cache_position=where).logits[:, -1].argmax(-1, keepdim=True)
+                    tokens.append(int(new[0]))
+                return time.perf_counter() - start, tokens
+
+        return run
+
+    def prefill() -> tuple[float, list[int]]:
+        with torch.inference_mode():
+            start = time.perf_counter()
+            _, new = filled(torch.tensor(prompts[:1]))
+            return time.perf_counter() - start, [int(new[0])]
+
+    return {batch: decoding(batch) for batch in batches} | ({0: prefill} if PREFILL.value else {})
+
+
+def measure(contestants: dict[str, Run], rounds: int) -> dict[str, dict]:
+    """Runs the contestants in turn, and checks that all choose the same tokens."""
+    names = list(contestants)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    tokens = {name: (contestants[name](), contestants[name]())[1][1] for name in names}  # compiles, touches memory
+    for name in names:
+        if tokens[name] != tokens[OURS]:
+            raise AssertionError(f"{name} and {OURS} choose other tokens: {tokens[name]} and {tokens[OURS]}")
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            time.sleep(0.05)  # until the threads of the previous contestant stop spinning
+            seconds[name].append(contestants[name]()[0])
+    return {name: {"seconds": statistics.median(s), "fastest_seconds": min(s)} for name, s in seconds.items()}
+
+
+def main(argv: list[str]) -> None:
+    """Runs the comparison."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    cores = sorted(os.sched_getaffinity(0))[: CORES.value]
+    os.sched_setaffinity(0, cores)  # before any library starts its threads
+
+    import torch
+
+    torch.set_num_threads(len(cores))
+    batches = [int(batch) for batch in BATCHES.value]
+    prompts = np.random.default_rng(0).integers(3, V, (max(batches), LONG_PROMPT))
+    with tempfile.TemporaryDirectory() as directory:
+        weights = Path(directory) / "weights"
+        write_weights(weights)
+        sides = {
+            OURS: our_runs(weights, batches, prompts),
+            "eager": their_runs(weights, batches, prompts, static=False),
+        }
+        if COMPILE.value:
+            compiled = their_runs(weights, batches, prompts, static=True)
+            try:
+                compiled[batches[0]]()
+                sides["static, compiled"] = compiled
+            except Exception as error:  # without a working compiler, compare the others
+                logging.warning("torch.compile failed and is left out: %s", str(error).splitlines()[0])
+        results = {
+            case: measure({name: runs[case] for name, runs in sides.items()}, ROUNDS.value)
+            for case in ([0] if PREFILL.value else []) + batches
+        }
+        bandwidth, peak = copy_bandwidth(), max(sgemm_peaks().values())
+
+    parameters = 30 * (576 * 64 * (9 + 3 + 3 + 9) + 3 * 576 * 1536) + V * 576
+    print(f"{len(cores)} cores; a copy moves {bandwidth:.1f} GB/s (read + write), sgemm {peak:.0f} GFLOP/s")
+    print(f"{'':34}{'s':>9}{'fastest':>9}{'tokens/s':>10}{'floor ms':>10}{'of floor':>10}{'ours/it':>9}")
+    table = {}
+    for case, result in results.items():
+        tokens, steps = (LONG_PROMPT, 1) if case == 0 else (case * STEPS, STEPS)
+        flops = 2 * parameters * tokens if case else 2 * (parameters - V * 576) * tokens
+        floor = max(4 * parameters * steps / bandwidth / 1e9, flops / peak / 1e9)
+        for name, row in result.items():
+            title = f"{'prefill 1,024' if case == 0 else f'batch {case}'}, {name}"
+            row |= {"tokens_per_second": tokens / row["seconds"], "floor_seconds": floor}
+            row["speed_ratio_of_ours"] = row["seconds"] / result[OURS]["seconds"]
+            row["fastest_ratio_of_ours"] = row["fastest_seconds"] / result[OURS]["fastest_seconds"]
+            print(
+                f"{title:34}{row['seconds']:9.3f}{row['fastest_seconds']:9.3f}{row['tokens_per_second']:10.1f}"
+                f"{1e3 * floor / steps:10.1f}{floor / row['seconds']:10.1%}{row['speed_ratio_of_ours']:9.2f}"
+            )
+        table["prefill" if case == 0 else f"batch {case}"] = result
+    print(json.dumps({"copy_gb_per_second": bandwidth, "sgemm_gflops": peak, "cores": len(cores), "results": table}))
+
+
+if __name__ == "__main__":
+    app.run(main)
