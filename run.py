@@ -29,6 +29,7 @@ from allam_jax.parallel import lifeline
 from allam_jax.tasks import config_help, registry
 
 _ROOT = Path(__file__).resolve().parent
+_OVERRIDE = re.compile(r"--?config\.[^\W\d]\w*(\.[^\W\d]\w*|\[\d+\])*")  # a key, or an element of its value
 _OURS = [_ROOT / name for name in ("allam_jax", "configs", "experiments", "kernels")]
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with `:ARG` for its argument.", lock_config=True)
@@ -47,6 +48,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         if {"--help", "-help", "-h"} & set(argv[1:]):
             print_help()
             raise SystemExit(0)
+        check_overrides(argv)
         argv = with_installed_files(sweep_flags.prepare(with_installed_files(argv)))
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
@@ -72,6 +74,13 @@ def parse_flags(argv: list[str]) -> list[str]:
             raise
         raise UserError(message) from error
     return rest
+
+
+def check_overrides(argv: list[str]) -> None:
+    """UserError for a name that no key can have, which ml_collections would parse as an expression."""
+    for name in (arg.partition("=")[0] for arg in argv):
+        if name.startswith(("--config.", "-config.")) and not _OVERRIDE.fullmatch(name):
+            raise UserError(f"{name}: this cannot be the name of a key; expected --config.SECTION.KEY=VALUE")
 
 
 def print_help() -> None:
@@ -140,7 +149,7 @@ def explain_config(error: Exception, *, argv: list[str]) -> str | None:
 
 def explain_flag(error: Exception, *, argv: list[str]) -> str | None:
     """One line for an error of the flag parser or of the locked config, naming the flag; None for any other error."""
-    if not isinstance(error, flags.Error | KeyError | AttributeError | TypeError | ValueError | OSError):
+    if not isinstance(error, flags.Error | LookupError | AttributeError | TypeError | ValueError | OSError):
         return None
     text = reason(error)
     unknown = re.match(r"the config has no key '(\w+)'", text)
@@ -153,7 +162,7 @@ def explain_flag(error: Exception, *, argv: list[str]) -> str | None:
 def reason(error: Exception) -> str:
     """What the locked config says of a key that it does not have, in our words; the text of other errors."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    unknown = re.match(r"\W*(?:Key\W+)?(\w+)", text)
+    unknown = re.match(r"\W*(?:Key\W+|Attribute <class '\w+'>\.)?(\w+)", text)
     if not isinstance(error, KeyError | AttributeError) or not unknown:
         return text
     hint = re.search(r'Did you mean "(\w+)"', text)
@@ -240,7 +249,7 @@ def command_line() -> None:
     streams.protect()
     logging.set_verbosity(logging.INFO)
     logging.set_stderrthreshold("info")
-    logging.get_absl_logger().addFilter(is_ours)
+    logging.get_absl_handler().addFilter(is_ours)  # of the handler: libraries have loggers of their own
     try:
         app.run(main, flags_parser=parse_flags)
     except UserError as error:

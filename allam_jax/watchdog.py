@@ -18,6 +18,7 @@ from allam_jax.errors import STALLED
 _SIGNAL_GRACE_SECONDS = 60.0  # for a run that has been asked to stop and does not move; a save may take longer
 _SAVING = "save"
 _WAITING = ("step", "log", "wait for others")  # phases in which a process may wait for others
+NO_ANSWER = "does not answer"  # the phase of a process that says nothing any more, though its connection is open
 
 
 class Place(NamedTuple):
@@ -49,11 +50,14 @@ def place() -> Place:
 def late(places: Sequence[Place | None]) -> list[int]:
     """The processes that others wait for, given where each is (None: not known).
 
-    These are the ones at the lowest step. Where all are at one step, those that do not wait for the others.
+    These are the ones that do not answer; else those at the lowest step; where all are at one step, those that do not
+    wait for the others.
     """
     known = {index: here for index, here in enumerate(places) if here is not None}
     if not known:
         return []
+    if silent := [index for index, here in known.items() if here.phase == NO_ANSWER]:
+        return silent
     lowest = min(here.step for here in known.values())
     behind = [index for index, here in known.items() if here.step == lowest]
     if len(behind) == len(known):
@@ -126,6 +130,7 @@ class Watchdog:
     def _end(self, line: str, *, show: bool = False) -> None:
         if show:
             self._show(line.removeprefix("error: "))
+            line += "".join(f"; process {index} is late" for index in late(self._others()))
         line += "; ended without saving: run the same command again to go on from the last checkpoint"
         self._leaving(line, STALLED)
         _write(line)

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from allam_jax.errors import STALLED
-from allam_jax.watchdog import Place, late
+from allam_jax.watchdog import NO_ANSWER, Place, late
 
 SILENT = """
 import os, signal, sys, time
@@ -52,7 +52,9 @@ def test_silence_is_reported_and_then_ends_the_process():
     assert "s  <- late" in done.stderr
     assert "watchdog: process 2: not known" in done.stderr
     assert re.search(r'\n  File "<string>", line \d+ in <module>\n', done.stderr), "the stack of the thread that sleeps"
-    assert lines[-1].startswith("error: no progress for 2 s (step 4, step, for 2 s); ended without saving")
+    assert lines[-1].startswith(
+        "error: no progress for 2 s (step 4, step, for 2 s); process 1 is late; ended without saving"
+    )
 
 
 def test_without_limits_and_with_progress_nothing_is_said():
@@ -69,6 +71,8 @@ def test_without_limits_and_with_progress_nothing_is_said():
         ([(7, "step"), (7, "evaluate"), (6, "step")], [2]),
         ([(7, "data"), (7, "data")], []),
         ([None, (3, "data")], []),
+        ([(7, "data"), (8, NO_ANSWER)], [1]),  # ahead, because JAX does not wait, and then stopped
+        ([None, (3, "data"), (3, NO_ANSWER)], [2]),
         ([], []),
     ],
 )

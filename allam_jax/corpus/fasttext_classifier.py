@@ -153,7 +153,7 @@ def train_classifier(
                 input=str(file),
                 **{_OPTIONS[key]: value for key, value in options.items()},
                 thread=1,
-                seed=seed,
+                seed=seed % 2**31,  # an int32 there
                 verbose=0,
             )
         except RuntimeError as error:  # "Encountered NaN."

@@ -19,6 +19,7 @@ from allam_jax.errors import UserError
 
 SUFFIXES = (".warc", ".warc.gz", ".wet", ".wet.gz")
 _HEADER_BYTES = 1 << 20  # more than any real header
+_MOST_TAGS = 50_000  # of a page: the time of trafilatura grows with the square of the links and paragraphs
 _PAGES = ("text/html", "application/xhtml+xml")
 
 
@@ -157,6 +158,8 @@ def _text_of_page(record: Any, *, limit: int) -> str | None:
     content = decoded_content(content, encodings=http.get("content-encoding", ""), limit=limit)
     charset = re.search(r"""charset\s*=\s*["']?([^"';\s]*)""", parameters, re.IGNORECASE)
     page = decoded_page(content, declared=charset.group(1) if charset else "")
+    if len(re.findall("<[A-Za-z]", page)) > _MOST_TAGS:
+        raise BadContent(f"a page of more than {_MOST_TAGS} tags")
     try:
         return extract(page, favor_precision=True, include_comments=False)
     except Exception:  # lxml and others, on a page of any make

@@ -33,19 +33,20 @@ _STORE = "stages"  # beside the workdirs of sweeps, so that experiments share st
 def prepare(argv: list[str]) -> list[str]:
     """The arguments with underscores in the names of flags, and with what a sweep does not state.
 
-    `--status` and `--collect` take the config, the overrides and the store from the sweep's record. Otherwise the
-    config is that of the experiment.
+    `--status` and `--collect` take the kinds of arguments that are not given (the config, the overrides, the settings
+    of all runs, the store) from the sweep's record. Otherwise the config is that of the experiment.
     """
     argv = [_underscored(arg) for arg in argv]
     sweep = _value_of(argv, "sweep")
     if sweep is None:
         return argv
-    if {"--status", "--collect"} & set(argv) and not _arguments(argv):
+    if {"--status", "--collect"} & set(argv):
         from allam_jax.launch.sweep import RECORD  # slow to import
 
         record = _workdir(sweep, _value_of(argv, "workdir")) / RECORD
         if record.is_file():
-            argv = [*argv, *read_json(record).get("arguments", [])]
+            given = set(map(_kind, _arguments(argv)))
+            argv += [arg for arg in read_json(record).get("arguments", []) if _kind(arg) not in given]
     if _value_of(argv, "config") is not None:
         return argv
     from allam_jax.ablation.experiment import load_experiment  # slow to import
@@ -69,6 +70,11 @@ def _arguments(argv: list[str]) -> list[str]:
             following = argv[index + 1 : index + 2]
             found.append(arg if separator or not following else f"{arg}={following[0]}")
     return found
+
+
+def _kind(argument: str) -> str:
+    name = argument.partition("=")[0]
+    return "--config." if name.startswith("--config.") else name
 
 
 def _workdir(sweep: str, given: str | None) -> Path:

@@ -117,6 +117,7 @@ PRESETS: dict[str, LlamaConfig] = {
     "tiny": dataclasses.replace(_llama2(256, 4, 8, 4, 688), vocab_size=4096, max_position=256),
     # 1B: the scale at which the ALLaM paper (section 2.3) compared one language with two.
     "1b": _llama2(2048, 22, 32, 32, 5632),
+    "tinyllama_1b": _llama2(2048, 22, 32, 4, 5632),
     "llama2_7b": _llama2(4096, 32, 32, 32, 11_008),
     "llama2_13b": _llama2(5120, 40, 40, 40, 13_824),
     "allam_34b": _llama2(8192, 48, 64, 8, 22_016),

@@ -176,7 +176,7 @@ def _initialize_from_kubernetes(*, timeout_seconds: float, facts: Callable[[], M
 
 
 def places() -> list[watchdog.Place | None]:
-    """Where the processes of the job are, as far as this one knows; [] for a single process."""
+    """Where the processes of the job are, as far as this one knows (`Lifeline.places`); [] for a single process."""
     line = lifeline.current()
     return line.places() if line else []
 

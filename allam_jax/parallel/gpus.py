@@ -88,6 +88,7 @@ GPUS = {
         nvlink_bandwidth=32e9,
         network_bandwidth=12.5e9,
         watts=2 * 350,
+        target="l40s",
     ),
     "rtx4090": Gpu(
         name="GeForce RTX 4090",
@@ -98,6 +99,7 @@ GPUS = {
         nvlink_bandwidth=32e9,
         network_bandwidth=12.5e9,
         watts=2 * 450,
+        target="rtx4090",
     ),
 }
 

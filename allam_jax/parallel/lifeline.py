@@ -4,7 +4,8 @@ Each process has one to process 0. They carry three things:
 
 - Ends. A process that dies closes its connection; one that fails says why first. All others then leave at once, instead
   of waiting in a collective until JAX's own service gives the dead one up.
-- Places. Each says which step and phase it is in, so that a watchdog can name those that are late.
+- Places. Each says every two seconds which step and phase it is in, so that a watchdog can name those that are late or
+  do not answer. Process 0 hears it of all others, and they hear it of process 0.
 - Stops. When one process is asked to stop, all agree on a step after which they do. Process 0 lets every process halt
   before its next step (`freeze`), hears how far each has come, and tells all to stop after the step that follows the
   farthest one.
@@ -28,6 +29,7 @@ from allam_jax import watchdog
 from allam_jax.errors import PEER_ENDED, USER_ERROR
 
 _PLACE_EVERY_SECONDS = 2.0
+_ANSWER_SECONDS = 10.0  # a process that has said nothing for so long is stopped, or its machine hangs
 _ECHO_SECONDS = 0.5  # in which a process may find the error itself that another one has reported
 _LAST_SECONDS = 30.0  # in which the others end before process 0 does
 _READ_BYTES = 65_536
@@ -50,6 +52,7 @@ class Lifeline:
         self._stop: tuple[Round, str] | None = None
         self._halted: dict[int, Round] = {}  # on process 0: who has answered, while the others are frozen
         self._places: dict[int, watchdog.Place] = {}
+        self._heard: dict[int, float] = {}  # when each has last said its place, by time.monotonic()
         self._finished: set[int] = set()
         self._gone: set[int] = set()
         self._leaving = threading.Event()
@@ -82,10 +85,12 @@ class Lifeline:
         self._send({"stop": name})
 
     def places(self) -> list[watchdog.Place | None]:
-        """Where each process is; [] on all but process 0, which alone knows of the others."""
-        if self._me:
-            return []
-        return [watchdog.place() if index == self._me else self._places.get(index) for index in range(self._size)]
+        """Where each process is; None for those that this one hears nothing of."""
+        places = [watchdog.place() if index == self._me else self._places.get(index) for index in range(self._size)]
+        for index, heard in list(self._heard.items()):
+            if time.monotonic() - heard > _ANSWER_SECONDS:
+                places[index] = self._places[index]._replace(phase=watchdog.NO_ANSWER, since=heard)
+        return places
 
     def finish(self, *, timeout_seconds: float | None = None) -> None:
         """Returns when all processes have done their work, or after a time; then call `os._exit`.
@@ -120,9 +125,9 @@ class Lifeline:
         buffers = dict.fromkeys(self._connections, b"")
         for index, connection in self._connections.items():
             selector.register(connection, selectors.EVENT_READ, index)
-        said = None
+        due = time.monotonic()
         while True:
-            for key, _ in selector.select(_PLACE_EVERY_SECONDS):
+            for key, _ in selector.select(max(due - time.monotonic(), 0.01)):
                 if key.data is None:
                     os.read(self._waking, _READ_BYTES)
                     continue
@@ -136,10 +141,10 @@ class Lifeline:
                     self._lost(key.data)
             while not self._outbox.empty():
                 self._handle(self._me, self._outbox.get())
-            here = watchdog.place()
-            if self._me and here != said:
-                said = here
-                self._tell(0, {"at": [here.step, here.phase]})
+            now = time.monotonic()
+            if now >= due:
+                due, here = now + _PLACE_EVERY_SECONDS, watchdog.place()
+                self._tell_all({"at": [here.step, here.phase, round(now - here.since, 3)]})
 
     def _receive(self, index: int) -> bytes:
         try:
@@ -163,8 +168,10 @@ class Lifeline:
             if "ended" in message:
                 self._sent.set()
         elif "at" in message:
-            step, phase = message["at"]
-            self._places[sender] = watchdog.Place(step, phase, time.monotonic())
+            step, phase, silent = message["at"]
+            now = time.monotonic()
+            self._places[sender] = watchdog.Place(step, phase, now - silent)
+            self._heard[sender] = now
         elif "finished" in message:
             self._finished.add(sender)
             if self._me == 0 and len(self._finished) == self._size:

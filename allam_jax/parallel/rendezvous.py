@@ -100,7 +100,7 @@ def _receive_all(
     except OSError as error:
         raise UserError(
             f"coordinator {coordinator}: process 0 cannot listen on port {port} ({error.strerror}); "
-            "choose another port or end the process that holds it"
+            "choose another port, end the process that holds it, or give each process its own --process_id"
         ) from None
     arrived: dict[int, socket.socket] = {}
     patience = _Patience(deadline)

@@ -43,7 +43,9 @@ def summary(plan: RunPlan) -> dict[str, str]:
         "training": f"{plan.tokens / 1e9:,.0f}B tokens, {plan.tokens / plan.run.tokens_per_step:,.0f} steps",
         "days": f"{plan.days:.1f}",
         "GPU hours": f"{plan.gpu_hours:,.0f}",
-        "energy": f"{plan.megawatt_hours:,.0f} MWh",
+        "energy": f"{plan.megawatt_hours:,.0f} MWh"
+        if plan.megawatt_hours >= 10
+        else f"{1000 * plan.megawatt_hours:,.0f} kWh",
     }
 
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import importlib
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from allam_jax import interrupts
+from allam_jax.checksums import write_listed
 from allam_jax.config import CONFIG_FILE, check_own, save
 from allam_jax.errors import UserError
 from allam_jax.files import lock, sweep
@@ -100,6 +102,7 @@ def _run_task(config: ConfigDict, *, workdir: Path) -> dict[str, Any]:
     task = task_named(config.task)
     name = task.module or f"allam_jax.tasks.{config.task}"
     module = importlib.import_module(name)  # only now: a tokenizer task does not wait for JAX
+    before = None
     with contextlib.ExitStack() as stack:
         if is_main_process():
             try:
@@ -107,6 +110,8 @@ def _run_task(config: ConfigDict, *, workdir: Path) -> dict[str, Any]:
                 busy = f"--workdir {workdir}: another run is at work there; let it end, or use another one"
                 stack.enter_context(lock(workdir, busy=busy, wait=False))
                 sweep_workdir(workdir)
+                path = workdir / CONFIG_FILE
+                before = path.read_bytes() if path.is_file() else None
                 for line in save(config, workdir=workdir):
                     logging.info("config changed since the last start: %s", line)
             except OSError as error:
@@ -115,7 +120,22 @@ def _run_task(config: ConfigDict, *, workdir: Path) -> dict[str, Any]:
         # Work on files alone is done once, while the other processes wait.
         takes_part = task.on_devices or is_main_process()
         interrupts.raise_pending()
+        stack.enter_context(_config_of_what_is_there(workdir, before))
         return broadcast(module.run(settings_of(config), workdir) if takes_part else {})
+
+
+@contextlib.contextmanager
+def _config_of_what_is_there(workdir: Path, before: bytes | None) -> Iterator[None]:
+    """Puts `before`, the earlier config.json, back if a start is refused: it made what lies in the workdir."""
+    started = time.time()
+    try:
+        yield
+    except UserError:
+        if before is not None and not any(
+            path.stat().st_mtime >= started for path in workdir.rglob("*") if path.is_file()
+        ):
+            write_listed(workdir, {CONFIG_FILE: before})
+        raise
 
 
 @contextlib.contextmanager
@@ -134,10 +154,13 @@ def _disk_errors(workdir: Path) -> Iterator[None]:
     """Turns errors of the disk, and too little memory, into a UserError, wherever they happen."""
     try:
         yield
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:  # JAX raises a RuntimeError
+        if isinstance(error, RuntimeError) and not str(error).startswith("RESOURCE_EXHAUSTED"):
+            raise
+        said = f" ({' '.join(str(error).split())[:200]})" if str(error) else ""
         raise UserError(
-            "not enough memory for what the config asks; choose smaller sizes, or a larger machine"
-        ) from None
+            f"not enough memory for what the config asks{said}; choose smaller sizes, or a larger machine"
+        ) from error
     except OSError as error:
         if error.errno is not None and error.errno in _OF_THE_DISK:
             remedy = "check the disk and its permissions, and run the same command again to go on"

@@ -23,6 +23,7 @@ from allam_jax.files import read_json, sha256_of_file, write_json
 from allam_jax.report.markdown import table
 from allam_jax.settings import Settings
 from allam_jax.tokenizer.tokenizer_files import TOKENIZER_FILES
+from allam_jax.training.load import check_run_of
 from allam_jax.training.metrics import METRICS_FILE, metrics_damage
 from allam_jax.training.stored_checkpoints import checkpoint_damages, list_steps, read_metadata, step_path
 from allam_jax.weights.directory import MODEL_FILE, PARAMS_FOLDER
@@ -115,12 +116,19 @@ def _listed(directory: Path, kind: str, covered: set[Path]) -> Row:
         return _row(directory, kind or "files", [str(error)])
     covered |= {(directory / name).parent for name in files.files} - {directory}
     if kind == "checkpoint":
-        reasons = list(checkpoint_damages(directory))
+        reasons = list(checkpoint_damages(directory)) or list(_of_another_run(directory))
     else:
         # What tasks read of a workdir is listed; beside it lie reports and the directories of other things.
         whole = kind in ("weights", "safetensors", "tokens", "dataset")
         reasons = [str(damage) for damage in files.damages(reads=lambda name: whole or name in files.files)]
     return _row(directory, kind or "files", reasons, otherwise="whole" if files.has_hashes else "unchecked")
+
+
+def _of_another_run(checkpoint: Path) -> Iterator[str]:
+    try:
+        check_run_of(checkpoint, read_metadata(checkpoint))
+    except UserError as error:
+        yield str(error)
 
 
 def _unlisted(directory: Path, kind: str) -> Row:

@@ -3,13 +3,14 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 
 from allam_jax.checksums import FILE_LIST, read_listed, write_listed
 from allam_jax.config import CHECKPOINTS_FOLDER
 from allam_jax.errors import UserError
-from allam_jax.files import json_text
+from allam_jax.files import json_text, read_json
 from allam_jax.model.llama import abstract_params
 from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.training.stored_checkpoints import (
@@ -36,6 +37,7 @@ from allam_jax.weights.huggingface import import_huggingface
 from allam_jax.weights.output_directory import copy_tokenizer
 from allam_jax.weights.stored_parameters import huggingface_parameters, orbax_parameters
 
+_RUN_FILE = "run.json"
 _REMEDY = "copy the run again, or take the file from a run of the same model"
 
 
@@ -104,13 +106,14 @@ def run_of(checkpoint: Path) -> Path:
     return checkpoint.parent.parent
 
 
-def save_run(workdir: Path, *, config: LlamaConfig, tokenizer_dir: Path) -> None:
-    """Writes what a run's checkpoints need to be loaded as a model: `model.json` and `tokenizer/`."""
+def save_run(workdir: Path, *, config: LlamaConfig, tokenizer_dir: Path, name: str) -> None:
+    """Writes what a run's checkpoints need to be loaded as a model, and the run's name, which is in all of them."""
     copy_tokenizer(tokenizer_dir, to=workdir / TOKENIZER_FOLDER)
     tokenizer_list = f"{TOKENIZER_FOLDER}/{FILE_LIST}"
     contents = {
         MODEL_FILE: f"{json_text(config_to_json(config), indent=2)}\n".encode(),
         tokenizer_list: (workdir / tokenizer_list).read_bytes(),
+        _RUN_FILE: f"{json_text({'name': name})}\n".encode(),
     }
     write_listed(workdir, contents)
 
@@ -118,6 +121,23 @@ def save_run(workdir: Path, *, config: LlamaConfig, tokenizer_dir: Path) -> None
 def read_run(workdir: Path) -> LlamaConfig:
     """The architecture of the run in `workdir`."""
     return config_from_json(read_listed(workdir, MODEL_FILE, remedy=_REMEDY), file=workdir / MODEL_FILE)
+
+
+def run_name(workdir: Path) -> str | None:
+    """The name that `save_run` wrote; None for a run from before runs had names."""
+    if not (workdir / _RUN_FILE).exists():
+        return None
+    return read_json(workdir / _RUN_FILE, keys={"name": str})["name"]
+
+
+def check_run_of(checkpoint: Path, metadata: dict[str, Any]) -> None:
+    """UserError if a checkpoint in a run's folder was written by another run."""
+    own = run_name(run_of(checkpoint))
+    if own is not None and metadata.get("run") not in (None, own):
+        raise UserError(
+            f"{checkpoint}: was written by another run (it began with another config, tokenizer or mixture); move it "
+            "away, or start a branch from it: --config.init.weights in another --workdir"
+        )
 
 
 def _is_weights(path: Path) -> bool:

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+from absl import logging
 from jax.sharding import Mesh
 
 from allam_jax.config import CHECKPOINTS_FOLDER, differences, require
@@ -12,6 +13,7 @@ from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.settings import Settings
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.training.load import checkpoint_of, load_model, read_run, run_of
+from allam_jax.training.metrics import METRICS_FILE, read_metrics
 from allam_jax.training.stored_checkpoints import list_steps, move_damaged_aside, read_metadata
 from allam_jax.weights.directory import TOKENIZER_FOLDER, check_vocabulary
 
@@ -42,6 +44,7 @@ def open_origin(config: Settings, *, workdir: Path, mesh: Mesh) -> Origin:
         move_damaged_aside(workdir / CHECKPOINTS_FOLDER)
     if list_steps(workdir / CHECKPOINTS_FOLDER):
         return _own(config, workdir)
+    _check_history(workdir)
     if not config.init.weights:
         if is_branch(config):
             raise UserError("config.init.optimizer, step and data need init.weights: the path of a checkpoint")
@@ -69,6 +72,23 @@ def open_origin(config: Settings, *, workdir: Path, mesh: Mesh) -> Origin:
     return Origin(model=model, tokenizer=tokenizer, tokenizer_dir=tokenizer_dir, params=params, checkpoint=checkpoint)
 
 
+def _check_history(workdir: Path) -> None:
+    """UserError if a run has a history but its checkpoints folder is gone; says it if the history begins again."""
+    path = workdir / METRICS_FILE
+    rows = read_metrics(path) if path.is_file() else []
+    if not rows:
+        return
+    if not (workdir / CHECKPOINTS_FOLDER).is_dir():
+        raise UserError(
+            f"{workdir / CHECKPOINTS_FOLDER}: is gone, but {METRICS_FILE} has a history up to step {rows[-1]['step']}; "
+            "put it back to go on, or remove that file to train anew"
+        )
+    logging.warning(
+        "%s: no complete checkpoint; training begins anew, and so does %s, which had reached step %d",
+        *(workdir, METRICS_FILE, rows[-1]["step"]),
+    )
+
+
 def is_branch(config: Settings) -> bool:
     """Whether the run takes more than parameters from `init.weights`."""
     return config.init.optimizer or config.init.step or config.init.data
@@ -91,14 +111,15 @@ def open_fitting_tokenizer(
 ) -> tuple[Tokenizer, Path]:
     """As `open_tokenizer`; UserError unless it fits the model, whose weights are called `weights`.
 
-    It must have the model's vocabulary. One beside the weights must have the fingerprint that is written with them.
+    It must have the model's vocabulary and, where one is written with the weights, the same fingerprint.
     """
     tokenizer, directory = open_tokenizer(config, beside_weights=beside_weights)
     check_vocabulary(model, tokenizer.vocab_size, tokenizer=str(directory), weights=weights)
-    if not config.tokenizer and fingerprint not in (None, tokenizer.fingerprint):
+    if fingerprint not in (None, tokenizer.fingerprint):
+        remedy = "leave config.tokenizer empty to take that one" if config.tokenizer else "copy it again"
         raise UserError(
             f"{directory}: is not the tokenizer that {weights} was written with (fingerprint "
-            f"{tokenizer.fingerprint[:12]} instead of {fingerprint[:12]}); copy it again, or give config.tokenizer"
+            f"{tokenizer.fingerprint[:12]} instead of {fingerprint[:12]}); {remedy}"
         )
     return tokenizer, directory
 

@@ -16,15 +16,17 @@ def run_metadata(
     mesh: dict[str, int],
     tokenizer: str,
     mixture: str,
+    run: str,
     parent: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Metadata of every checkpoint of a run, beside the tokens by source.
 
-    `mesh` has the size of each axis, `tokenizer` is a fingerprint and `mixture` a hash. `parent` is `{"path", "step"}`
-    of the checkpoint that this run was started from: a branch points to its main run.
+    `mesh` has the size of each axis, `tokenizer` is a fingerprint, `mixture` a hash and `run` the run's name. `parent`
+    is `{"path", "step"}` of the checkpoint that this run was started from: a branch points to its main run.
     """
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
     return {
+        "run": run,
         "mesh": mesh,
         "processes": jax.process_count(),
         "code_revision": code_revision(),

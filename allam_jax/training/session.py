@@ -19,18 +19,18 @@ from jax.sharding import Mesh
 from allam_jax.config import CHECKPOINTS_FOLDER
 from allam_jax.data.loader import Loader
 from allam_jax.errors import UserError
-from allam_jax.files import Keys, check_shape
+from allam_jax.files import Keys, check_shape, sha256_of_json
 from allam_jax.parallel.distributed import gather, global_batch_array, is_main_process
 from allam_jax.settings import Settings, as_dict
 from allam_jax.training.checkpoints import Checkpointer
-from allam_jax.training.load import save_run
+from allam_jax.training.load import check_run_of, run_name, save_run
 from allam_jax.training.metrics import MetricsWriter
 from allam_jax.training.objective import Batch
 from allam_jax.training.origin import Origin, is_branch
 from allam_jax.training.run_description import RunDescription
 from allam_jax.training.run_metadata import run_metadata
 from allam_jax.training.state import TrainState, random_params, start_state
-from allam_jax.training.stored_checkpoints import Restored, read_metadata, restore_checkpoint
+from allam_jax.training.stored_checkpoints import Restored, find_checkpoint, read_metadata, restore_checkpoint
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -80,11 +80,15 @@ def open_session(
         tokens = dict.fromkeys(loader.source_names, 0)
         if origin.resuming:
             state, data, metadata = checkpointer.restore(abstract)
+            check_run_of(find_checkpoint(checkpointer.directory), metadata)
             keys: Keys = {"tokens_by_source": dict, "parent": (dict, type(None))}
             check_shape(metadata, kind=dict, keys=keys, where=f"{checkpointer.directory}, metadata of the checkpoint:")
             loader.set_state(data)
             tokens |= metadata["tokens_by_source"]
             parent = metadata["parent"]
+            name = run_name(workdir) or ""
+            if metadata["config"].get("init") != as_dict(config)["init"]:
+                logging.warning("config.init has changed: nothing of it is read, because the run has a checkpoint")
             logging.info("resuming at step %d of %d", int(state.step), config.train.steps)
         else:
             parent = None
@@ -99,8 +103,10 @@ def open_session(
             else:
                 params = origin.params or random_params(abstract.params, config=run.model, seed=config.seed)
                 state = start_state(params, abstract=abstract, optimizer=run.optimizer, seed=config.seed)
+            # What it begins with names a run: two runs of one name are the same to the last bit.
+            name = sha256_of_json([as_dict(config), origin.tokenizer.fingerprint, loader.mixture])
             if is_main_process():
-                save_run(workdir, config=run.model, tokenizer_dir=origin.tokenizer_dir)
+                save_run(workdir, config=run.model, tokenizer_dir=origin.tokenizer_dir, name=name)
         origin.params = None
         if int(state.step) > config.train.steps:
             raise UserError(
@@ -131,6 +137,7 @@ def open_session(
                 mesh=dict(mesh.shape),
                 tokenizer=origin.tokenizer.fingerprint,
                 mixture=loader.mixture,
+                run=name,
                 parent=parent,
             ),
             tokens=TokenCounts(tokens),

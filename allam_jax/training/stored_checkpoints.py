@@ -25,6 +25,7 @@ _STATE = "state"
 ITEMS = (_STATE, "data", "metadata")
 _DAMAGED = "the checkpoint is damaged or was not copied completely"
 _ASIDE = ".damaged"
+_STEP_NAME = re.compile(r"\d{8,}")
 
 
 class Restored(NamedTuple):
@@ -47,6 +48,8 @@ def restore_checkpoint(path: Path, *, abstract_state: Any) -> Restored:
         UserError: the arrays have other names, shapes or dtypes.
     """
     data, metadata = (_read_item(path, item) for item in ("data", "metadata"))
+    if problem := _misnamed(path, metadata):
+        raise UserError(problem)
     return Restored(state=_restore_state(path, abstract_state, partial=False), data=data, metadata=metadata)
 
 
@@ -77,7 +80,20 @@ def checkpoint_damages(path: Path) -> Iterator[str]:
     except UserError as error:
         yield str(error)
         return
-    yield from map(str, files.damages(reads=_is_item))
+    found = False
+    for damage in files.damages(reads=_is_item):
+        found = True
+        yield str(damage)
+    if not found and (problem := _misnamed(path, read_metadata(path))):
+        yield problem
+
+
+def _misnamed(path: Path, metadata: dict[str, Any]) -> str:
+    """What is wrong with the name of a checkpoint: a number that is not its step, after `mv` or by a link."""
+    named = _STEP_NAME.fullmatch(path.name)
+    if named is None or int(path.name) == metadata["step"]:
+        return ""
+    return f"{path}: holds step {metadata['step']}; call it {step_path(path.parent, metadata['step']).name} again"
 
 
 def move_damaged_aside(directory: Path) -> None:
@@ -155,7 +171,7 @@ def list_steps(directory: Path) -> list[int]:
     """Steps of the complete checkpoints in `directory`, ascending; [] if there is no such directory."""
     if not Path(directory).is_dir():
         return []
-    return sorted(int(p.name) for p in Path(directory).iterdir() if re.fullmatch(r"\d{8,}", p.name) and p.is_dir())
+    return sorted(int(p.name) for p in Path(directory).iterdir() if _STEP_NAME.fullmatch(p.name) and p.is_dir())
 
 
 def step_path(directory: Path, step: int) -> Path:
@@ -232,10 +248,17 @@ def _check_matches(stored: Any, abstract: Any, *, path: Path, partial: bool) -> 
                 + _reason_of_shape(name)
             )
         if not partial and have[name].dtype != leaf.dtype:
-            raise UserError(f"{path}: {name} is {have[name].dtype}, but the config makes it {leaf.dtype}")
+            raise UserError(
+                f"{path}: {name} is {have[name].dtype}, but the config makes it {leaf.dtype}; set "
+                f"{_key_of_dtype(name)} to {have[name].dtype}, or start anew from these weights in another --workdir"
+            )
     for name in have:
         if not partial and name not in want:
             raise UserError(f"{path}: holds an array {name} that this model and optimizer do not have")
+
+
+def _key_of_dtype(name: str) -> str:
+    return "config.optimizer.first_moment_dtype" if name.startswith("optimizer/") else "config.param_dtype"
 
 
 def _reason_of_shape(name: str) -> str:

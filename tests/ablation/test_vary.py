@@ -40,6 +40,17 @@ def test_arms_have_names_and_any_overrides():
     assert choices[0].overrides == {"en.weight": 0.55, "ar.weight": 0.45, "stage.*.seed": 7}
 
 
+@pytest.mark.parametrize("text", ["x" * 300, "\u0643" * 300, "/very/long" * 40])
+def test_names_of_long_values_are_short_and_tell_them_apart(text):
+    choices = grid(param("a.path", text, f"{text}!"), param("b.path", text, name="other"))
+    assert len(set(names(choices))) == 2
+    for name in names(choices):
+        assert len(name.encode()) <= 150
+        assert name.startswith(text[0].replace("/", "-"))
+        assert "/" not in name
+    assert names(choices) == names(grid(param("a.path", text, f"{text}!"), param("b.path", text, name="other")))
+
+
 def test_one_name_or_key_in_two_axes_is_told():
     with pytest.raises(UserError, match="two axes are called 'lr'"):
         grid(param("a.lr", 1), param("b.lr", 2))

@@ -16,7 +16,7 @@ from allam_jax.planning.gpu_cluster import cluster_of
 from allam_jax.planning.run_plan import RunPlan
 from allam_jax.tasks.registry import settings_of
 from allam_jax.training.run_description import described_run
-from configs import allam_70b
+from configs import allam_70b, sizes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -122,3 +122,13 @@ def test_collectives(planned):
     # fsdp 128 fills 16 nodes of 8.
     assert {each["ranks_per_node"] for each in large if each["axes"] == ["fsdp"]} == {8}
     assert all(each["crosses_nodes"] for each in large)
+
+
+def test_a_billion_parameters_fit_one_card_of_24_gb():
+    config = settings_of(sizes.get_config("1b_24gb"), task="plan")
+    cluster = cluster_of(config.plan)
+    run = described_run(config, device_count=1)
+    step = compile_step(run, cluster=cluster)
+    assert run.model.num_parameters > 1e9
+    assert step.memory.total < 0.95 * cluster.usable_bytes
+    assert any("attention_forward" in name for name in step.kernels), step.kernels  # Triton's, for sm_89

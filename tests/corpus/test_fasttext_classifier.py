@@ -153,6 +153,11 @@ def test_the_same_texts_give_the_same_bytes_in_any_order(real, trained, tmp_path
     assert (tmp_path / MODEL_FILE).read_bytes() == (directory / MODEL_FILE).read_bytes()
 
 
+def test_every_seed_that_a_config_takes_can_be_used(real, tmp_path):
+    texts = [some[:100] for some in real]
+    assert train_classifier(*texts, directory=tmp_path, settings=SMALL, seed=2**32 - 1)["seed"] == 2**32 - 1
+
+
 def test_the_task_trains_on_document_shards(real, tmp_path):
     config = base.get_config("quality_classifier")
     config.quality.update(dim=8, buckets=2**12, held_out=0.2)

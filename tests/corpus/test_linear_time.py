@@ -1,4 +1,4 @@
-"""Every tag, repair, removal, redaction and key takes time in proportion to the text, whatever the text is.
+"""Every tag, repair, redaction, key and extraction from a page takes time in proportion to the text, whatever it is.
 
 A quadratic expression takes over a minute for 200 kB of its worst input, and a hundred times as long for 2 MB.
 """
@@ -13,6 +13,7 @@ from allam_jax.corpus.normalise import normalise
 from allam_jax.corpus.settings import DedupSettings
 from allam_jax.corpus.tags import Resources
 from allam_jax.corpus.text_care import REPAIRS
+from allam_jax.corpus.web_archives import archive_records
 from allam_jax.corpus.words import Words
 
 PATTERNS = {
@@ -59,6 +60,12 @@ def timed(text, tmp_path):
     for name, tag in tags.TAGS.items():
         if name != "rps_doc_ml_palm_score":  # a model of the user's
             operations[name] = lambda tag=tag: tag.compute(words, resources)
+    archive = tmp_path / "a.warc"
+    page = f"<html><head><title>t</title></head><body><article><p>{text}</p></article></body></html>".encode()
+    http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n\r\n" + page
+    header = "WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://a.example\r\nContent-Length: %d\r\n\r\n"
+    archive.write_bytes((header % len(http)).encode() + http + b"\r\n\r\n")
+    operations["extraction from a page"] = lambda: list(archive_records(archive, text_field="text", limit=2**30))
     minhash = MinHash(DedupSettings(minhash=True))
     operations["key of the text"] = lambda: keys.text_key(text, words.words)
     operations["shingles"] = lambda: minhash.shingles([words.words])
@@ -77,6 +84,7 @@ def test_two_hundred_kilobytes(pattern, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_two_megabytes(pattern, tmp_path):
     text = PATTERNS[pattern] * (2_000_000 // len(PATTERNS[pattern].encode()))

@@ -168,6 +168,7 @@ def test_one_bad_page_never_stops_an_archive(tmp_path):
         "with an unknown content encoding": page("Content-Encoding: sdch"),
         "with broken content encoding": page("Content-Encoding: gzip", content=b"\x01\x02"),
         "longer than max_record_bytes": page(content=b"x" * 300_000),
+        "a page of more than 50000 tags": page(content=b"<p" * 50_001),
         "with invalid UTF-8": page(content=b"<p>\xff\xff"),
         "with an unknown character set": page("content-type: text/html; charset=nothing", content=b"<p>\xff\xff"),
         "status unknown": warc_record("response", b"nonsense\r\n\r\n<p>", WARC_Target_URI="http://a.example"),

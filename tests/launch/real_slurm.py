@@ -1,6 +1,7 @@
 """A real Slurm on this machine: munge, a controller and two nodes on the loopback, in one folder, for one test run.
 
-Needs root and Debian's packages slurm-wlm and munge.
+Needs root and Debian's packages slurm-wlm and munge. The second node has a name that follows this host's: the first
+node of a job is where its process 0 is looked for, and only the host's own name has an address.
 """
 
 import os
@@ -43,9 +44,9 @@ MinJobAge=300
 KillWait=5
 ReturnToService=2
 NodeName={host} NodeHostname={host} NodeAddr=127.0.0.1 Port={first} CPUs=2 RealMemory=8000
-NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={second} CPUs=2 RealMemory=8000
-PartitionName=main Nodes={host},node2 Default=YES MaxTime=60 DefaultTime=10 State=UP
-PartitionName=short Nodes={host},node2 MaxTime=1 DefaultTime=1 State=UP
+NodeName={host}2 NodeHostname={host} NodeAddr=127.0.0.1 Port={second} CPUs=2 RealMemory=8000
+PartitionName=main Nodes={host},{host}2 Default=YES MaxTime=60 DefaultTime=10 State=UP
+PartitionName=short Nodes={host},{host}2 MaxTime=1 DefaultTime=1 State=UP
 """
 
 
@@ -79,7 +80,7 @@ class Cluster:
         self._start("munged", "--foreground", "--force", *options)
         self._start("slurmctld", "-D")
         time.sleep(1)
-        for node in (host, "node2"):
+        for node in (host, f"{host}2"):
             self._start("slurmd", "-D", "-N", node)
         end = time.monotonic() + 60
         while self.run("sinfo", "--noheader", "--Node", "--partition=main", "--format=%T").split() != ["idle", "idle"]:
@@ -98,11 +99,17 @@ class Cluster:
         """What one of Slurm's commands prints."""
         return subprocess.run(command, env=os.environ | self.environment, capture_output=True, text=True).stdout
 
-    def stop(self):
-        """Cancels all jobs and ends the daemons that it has started."""
+    def clear(self):
+        """Cancels all jobs and waits until they have ended."""
         self.run("scancel", "--user=root", "--full", "--signal=KILL")
         self.run("scancel", "--user=root")
-        time.sleep(1)
+        end = time.monotonic() + 60
+        while self.run("squeue", "--noheader"):
+            assert time.monotonic() < end, self.run("squeue")
+            time.sleep(0.5)
+
+    def stop(self):
+        """Ends the daemons that it has started."""
         for daemon in reversed(self.daemons):
             daemon.send_signal(signal.SIGTERM)
         for daemon in self.daemons:

@@ -1,5 +1,6 @@
 """Real processes, real sockets: how a job starts, and what it says when it cannot."""
 
+import jax
 import numpy as np
 import pytest
 from processes import child_environment, run_together
@@ -154,6 +155,7 @@ def test_flags_that_cannot_work(flags, words):
     assert words in str(error.value)
 
 
+@pytest.mark.usefixtures("one_process")
 def test_kubernetes_job_that_does_not_say_its_size(monkeypatch):
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
@@ -162,6 +164,24 @@ def test_kubernetes_job_that_does_not_say_its_size(monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
     initialize()
+    monkeypatch.delenv("JOB_COMPLETION_INDEX")
+    monkeypatch.delenv("JAX_NUM_PROCESSES")
+    initialize()  # a pod of another kind has the address of the API too
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_kubernetes_api_that_refuses_is_one_line(monkeypatch):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("allam_jax.parallel.distributed._configure", lambda: None)
+
+    def refuse():
+        raise RuntimeError("Forbidden:\n  pods is forbidden")
+
+    monkeypatch.setattr(jax.distributed, "initialize", refuse)
+    with pytest.raises(UserError, match="^Kubernetes: Forbidden: pods is forbidden$"):
+        initialize()
 
 
 @pytest.mark.usefixtures("one_process")

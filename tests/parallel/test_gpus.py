@@ -1,8 +1,11 @@
 """Data sheets against the chips: units times clock, memory bus times data rate."""
 
+import re
+
 import pytest
 
 from allam_jax.parallel.gpus import GPUS, known_gpu, peak_flops
+from kernels.aot import TARGETS
 
 # Name -> multiprocessors, multiply-adds of 16-bit numbers in each a clock (sums in float32), clock in GHz; bits of the
 # memory bus, Gbit/s of each; decimal GB of memory on the board.
@@ -27,6 +30,16 @@ def test_rates_and_memory_follow_from_the_chip(name):
     assert gpu.memory_bandwidth == pytest.approx(bus_bits / 8 * gigabits * 1e9, rel=1e-3)
     # The driver keeps some; boards may hold a little more than they are called after.
     assert 0.97 * gigabytes * 1e9 < gpu.memory_bytes < 1.08 * gigabytes * 1e9
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_compiler_is_told_the_same(name):
+    text, gpu = TARGETS[name].read_text(), GPUS[name]
+    fields = {field: float(value) for field, value in re.findall(r"^  (\w+): ([\d.]+)", text, re.M)}
+    assert fields["core_count"] == CHIPS[name][0]
+    assert fields["device_memory_size"] == gpu.memory_bytes
+    assert fields["memory_bandwidth"] == pytest.approx(gpu.memory_bandwidth, rel=1e-3)
+    assert re.search(r'^device_description_str: "NVIDIA (.+)"', text, re.M)[1] in gpu.device_kinds
 
 
 @pytest.mark.parametrize(

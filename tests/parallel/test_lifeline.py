@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from processes import child_environment, start, wait
 
+from allam_jax import watchdog
 from allam_jax.errors import PEER_ENDED, USER_ERROR
+from allam_jax.parallel import lifeline
 from allam_jax.parallel.lifeline import Lifeline
 
 PROCESS = """
@@ -32,6 +34,9 @@ if deed == "killed at the end":
     os.kill(os.getpid(), signal.SIGKILL)
 time.sleep(30)
 """
+
+
+_KEPT = []  # a lifeline whose connection closes ends its process, which here is that of the tests
 
 
 def tcp_pair():
@@ -73,6 +78,40 @@ def test_all_stop_after_the_same_step_wherever_they_are(seed):
     assert ends[0] is not None
     assert ends[0][2] == "SIGTERM"
     assert ends[0][1] < 400
+
+
+def until(condition):
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_process_0_hears_where_all_are_and_the_others_where_it_is(monkeypatch):
+    monkeypatch.setattr(watchdog, "_place", watchdog.Place(3, "data", time.monotonic() - 50))
+    lines = connected(3)
+    until(lambda: None not in lines[0].places())
+    until(lambda: lines[1].places()[0])
+    now = time.monotonic()
+    for place in lines[0].places():
+        assert place[:2] == (3, "data")
+        assert now - place.since == pytest.approx(50, abs=2)
+    assert [place and place[:2] for place in lines[1].places()] == [(3, "data"), (3, "data"), None]
+
+
+@pytest.mark.parametrize("me", [0, 1])
+def test_who_says_nothing_any_more_does_not_answer(monkeypatch, me):
+    monkeypatch.setattr(lifeline, "_ANSWER_SECONDS", 0.3)
+    theirs, ours = tcp_pair()
+    _KEPT.append(theirs)
+    line = Lifeline(me, {1 - me: ours}, num_processes=2)
+    assert line.places()[1 - me] is None
+    theirs.sendall(b'{"at": [7, "step", 0.0]}\n')
+    until(lambda: line.places()[1 - me])
+    assert line.places()[1 - me][:2] == (7, "step")
+    until(lambda: line.places()[1 - me].phase == watchdog.NO_ANSWER)
+    assert line.places()[1 - me].step == 7
+    assert watchdog.late(line.places()) == [1 - me]
 
 
 @pytest.fixture

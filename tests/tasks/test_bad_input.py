@@ -1,6 +1,7 @@
 """Bad input, given as a user would: one line that names the thing and the remedy, status 2, nothing half-written."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -28,6 +29,12 @@ CONFIGS = {
     "exits_early.py": "raise SystemExit('enough')\n",
     "interrupts.py": "def get_config():\n    raise KeyboardInterrupt\n",
     "constant.py": "get_config = 3\n",
+    "chatty.py": """
+import logging
+logging.getLogger("jax._src.distributed").info("says a library")
+logging.getLogger("of.another").warning("warns a library")
+get_config = None
+""",
     "recursive.py": "def get_config():\n    return get_config()\n",
     "notes.txt": "a shopping list\n",
     "misspelt.py": """
@@ -86,6 +93,7 @@ CASES = {
     ),
     "config that interrupts": ({"config": "{bad}/interrupts.py"}, "interrupted"),
     "get_config is no function": ({"config": "{bad}/constant.py"}, "{bad}/constant.py: TypeError"),
+    "config that logs": ({"config": "{bad}/chatty.py"}, "{bad}/chatty.py: TypeError"),
     "config without end": ({"config": "{bad}/recursive.py"}, "{bad}/recursive.py, line 2: RecursionError"),
     "config of zeros": ({"config": "{bad}/binary.py"}, "{bad}/binary.py: source code"),
     "config of noise": ({"config": "{bad}/noise.py"}, "{bad}/noise.py"),
@@ -105,6 +113,11 @@ CASES = {
         "{bad}/mistyped.py, line 5: TypeError: Could not override",
     ),
     "unknown key": ({"train.stepz": 3}, "--config.train.stepz: the config has no key 'stepz'; did you mean 'steps'?"),
+    "no name of a key": ({"": 3}, "--config.: this cannot be the name of a key; expected --config.SECTION.KEY=VALUE"),
+    "empty names of a key": ({"..": 3}, "--config...: this cannot be the name of a key"),
+    "empty name in a key": ({"train..steps": 3}, "--config.train..steps: this cannot be the name of a key"),
+    "element of a number": ({"train.steps[0]": 3}, "<class 'int'> does not support integer indexing"),
+    "key like a method": ({"items.x": 3}, "--config.items.x: the config has no key 'x'"),
     "wrong type": ({"train.steps": "many"}, "--config.train.steps=many: invalid literal for int()"),
     "number too small": ({"train.log_every": 0}, "config.train.log_every = 0: expected a whole number, at least 1"),
     "unknown name": ({"param_dtype": "float99"}, "config.param_dtype = 'float99': expected one of 'float32'"),
@@ -270,6 +283,13 @@ def test_bad_input_is_one_line(name, outcomes, bad, reference):
         left = {path.name for path in workdir.iterdir() if not path.name.startswith(".work-")}
         assert left <= HARMLESS
         assert not (workdir / "checkpoints").is_dir() or not list((workdir / "checkpoints").iterdir())
+
+
+def test_of_libraries_only_warnings_are_shown(outcomes):
+    finished, _ = outcomes["config that logs"]
+    # The process that was forked had a handler of another format, which shows both.
+    shown = re.findall(r"^[IW]\d{4} .* chatty.py:\d+\] (.*)", finished.err, flags=re.M)
+    assert shown == ["warns a library"]
 
 
 def test_the_source_that_needs_a_network_is_in_the_catalog():

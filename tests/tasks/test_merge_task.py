@@ -49,7 +49,7 @@ def place(root, name, params, *, tokenizer, config=CONFIG):
     export_huggingface(
         root / name / "huggingface", params=params, config=config, tokenizer_dir=tokenizer, max_shard_bytes=60_000
     )
-    save_run(root / name / "run", config=config, tokenizer_dir=tokenizer)
+    save_run(root / name / "run", config=config, tokenizer_dir=tokenizer, name="a run")
     with Checkpointer(root / name / "run" / CHECKPOINTS_FOLDER, CheckpointSettings(keep_last=3)) as checkpointer:
         state = {"params": params, "step": jnp.int32(8)}
         checkpointer.save(8, state=state, data={}, metadata={"config": {"param_dtype": "float32"}})
@@ -64,7 +64,7 @@ def root(launcher, tmp_path_factory):
         patch.setattr(orbax_arrays, "CHUNK_BYTES", 5000)  # several chunks an array, as large models have
         place(root, "a", params_of(0), tokenizer=tokenizer)
     place(root, "b", params_of(1), tokenizer=tokenizer)
-    save_run(root / "trunk", config=CONFIG, tokenizer_dir=tokenizer)
+    save_run(root / "trunk", config=CONFIG, tokenizer_dir=tokenizer, name="a run")
     with Checkpointer(root / "trunk" / CHECKPOINTS_FOLDER, CheckpointSettings(keep_last=9)) as checkpointer:
         for step in STEPS:
             state = {"params": jax.tree.map(jnp.asarray, params_of(step)), "step": jnp.int32(step)}

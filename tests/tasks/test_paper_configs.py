@@ -14,6 +14,7 @@ VARIANTS = (
     *(("allam_7b", None), ("allam_13b", None), ("allam_70b", None)),
     *(("allam_7b_scratch", "english"), ("allam_7b_scratch", "mixed")),
     *(("allam_34b", "constant"), ("allam_34b", "release")),
+    *(("sizes", "1b_24gb"), ("sizes", "7b_8h100"), ("sizes", "7b_64h100")),
 )
 SMALL = {
     **{"model.dim": 32, "model.num_layers": 2, "model.num_heads": 4, "model.num_kv_heads": 2, "model.head_dim": 8},
@@ -97,12 +98,18 @@ def test_plans_by_formula(tmp_path, name, argument):
     assert result["memory_gib"] <= result["usable_gib"]
     training = json.loads((tmp_path / "plan.json").read_text())["training"]
     billions = {"allam_70b": 600, "allam_7b": 1200, "allam_13b": 1200}.get(name)
-    billions = billions or {"english": 4000, "mixed": 1200, "constant": 4000, "release": 42}[argument]
+    phases = {"english": 4000, "mixed": 1200, "constant": 4000, "release": 42}
+    billions = billions or (phases | {"1b_24gb": 2, "7b_8h100": 20, "7b_64h100": 20})[argument]
     assert training["tokens"] / 1e9 == pytest.approx(billions, rel=0.01)
 
 
 @pytest.mark.parametrize(
-    ("name", "good"), [("allam_7b_scratch", "english or mixed"), ("allam_34b", "constant or release")]
+    ("name", "good"),
+    [
+        ("allam_7b_scratch", "english or mixed"),
+        ("allam_34b", "constant or release"),
+        ("sizes", "1b_24gb, 7b_8h100 or 7b_64h100"),
+    ],
 )
 def test_unknown_phases(name, good):
     with pytest.raises(UserError, match=f"{name}.py:nonsense: expected {good}"):

@@ -21,8 +21,9 @@ from processes import child_environment, start, wait, wait_until
 from allam_jax.checksums import FileList
 from allam_jax.errors import UserError
 from allam_jax.training.checkpoints import Checkpointer
+from allam_jax.training.guard import SpikeGuard
 from allam_jax.training.run_metadata import run_metadata
-from allam_jax.training.settings import CheckpointSettings
+from allam_jax.training.settings import CheckpointSettings, GuardSettings
 from allam_jax.training.stored_checkpoints import (
     find_checkpoint,
     list_steps,
@@ -157,7 +158,7 @@ def test_a_step_is_saved_once_and_never_over_an_earlier_run(tmp_path):
 
 
 def test_metadata_says_where_a_branch_comes_from(tmp_path):
-    facts = {"config": {"seed": 1}, "mesh": {"data": 8}, "tokenizer": "t", "mixture": "m"}
+    facts = {"run": "r", "config": {"seed": 1}, "mesh": {"data": 8}, "tokenizer": "t", "mixture": "m"}
     with Checkpointer(tmp_path / "main", CheckpointSettings(keep_last=3)) as main:
         main.save(
             3, state={"x": jnp.ones(3)}, data={}, metadata={"tokens_by_source": {"en": 70}, **run_metadata(**facts)}
@@ -344,6 +345,15 @@ def test_a_checkpoint_that_does_not_fit_is_told(tmp_path):
                 checkpointer.restore(abstract(other))
         with pytest.raises(UserError, match="no checkpoint of step 7; there are 1"):
             checkpointer.restore(abstract(state), step=7)
+
+
+def test_another_window_of_the_guard_is_not_taken_for_another_model(tmp_path):
+    with Checkpointer(tmp_path, CheckpointSettings(keep_last=3)) as checkpointer:
+        guards = [SpikeGuard(GuardSettings(window=size)) for size in (100, 128)]
+        states = [state_of(1)._replace(optimizer=guard.init()) for guard in guards]
+        checkpointer.save(1, state=states[0], data={}, metadata={})
+        with pytest.raises(UserError, match=r"optimizer/losses_W has shape \(100,\).*set guard.window to what it was"):
+            checkpointer.restore(abstract(states[1]))
 
 
 def test_a_missing_checkpoint_is_told(tmp_path):

@@ -35,7 +35,7 @@ def places(tmp_path_factory, params):
     (tokenizer / "tokenizer.json").write_text("{}")
     save_weights(root / "weights", params=params, config=CONFIG, tokenizer_dir=tokenizer, metadata={"step": 2})
     export_huggingface(root / "huggingface", params=params, config=CONFIG, tokenizer_dir=tokenizer)
-    save_run(root / "run", config=CONFIG, tokenizer_dir=tokenizer)
+    save_run(root / "run", config=CONFIG, tokenizer_dir=tokenizer, name="a run")
     with Checkpointer(root / "run" / CHECKPOINTS_FOLDER, CheckpointSettings(keep_last=2)) as checkpointer:
         for step, tree in ((1, jax.tree.map(jnp.zeros_like, params)), (2, params)):
             state = {"params": tree, "step": jnp.int32(step)}
