@@ -55,7 +55,8 @@ class EngineBackend:
                 name = str(prompt.row)
                 order.append(name)
                 try:
-                    request = Request(name, tuple(self._encode(prompt)), self._sampling_of(prompt.row))
+                    sampling = dataclasses.replace(self._sampling, seed=self.seed_of(prompt.row))
+                    request = Request(name, tuple(self._encode(prompt)), sampling)
                     sizes[name] = len(request.prompt_ids)
                     self._engine.submit(request)
                 except UserError as error:
@@ -66,9 +67,10 @@ class EngineBackend:
             while order and order[0] in done:
                 yield done.pop(order.popleft())
 
-    def _sampling_of(self, row: int) -> Sampling:
+    def seed_of(self, row: int) -> int:
+        """The seed of a row: equal prompts get different samples, and other rows change nothing."""
         digest = hashlib.blake2b(f"{self._sampling.seed}/{row}".encode(), digest_size=4).digest()
-        return dataclasses.replace(self._sampling, seed=int.from_bytes(digest))
+        return int.from_bytes(digest)
 
 
 class GatheredDeltas:

@@ -45,6 +45,12 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     chat = Conversation(
         engine, template, sampling=sampling_of(config.chat, seed=config.seed), system=config.chat.system
     )
+    talk(chat)
+    return {"answers": chat.answers}
+
+
+def talk(chat: "Conversation") -> None:
+    """Reads lines, answers messages and obeys commands until /quit or the end of the input."""
     with _terminal() as ask:
         print("Type a message, or /help.", file=sys.stderr, flush=True)
         while (line := _next_line(ask)) is not None:
@@ -55,7 +61,6 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
                 print(chat.command(command, argument.strip()), flush=True)
             elif line.strip():
                 chat.answer(line, write=_write)
-    return {"answers": chat.answers}
 
 
 class Conversation:

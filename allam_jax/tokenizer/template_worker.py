@@ -22,7 +22,7 @@ import jinja2.meta
 import jinja2.nodes
 import jinja2.sandbox
 
-CPU_SECONDS = 2  # of one template
+CPU_SECONDS = 1  # of one template
 MEMORY_BYTES = 1 << 30  # of this process
 
 
