@@ -17,7 +17,7 @@ from allam_jax.errors import UserError
 from allam_jax.generation.engine import Engine
 from allam_jax.generation.requests import Request, Sampling
 from allam_jax.generation.terminal_text import FIND_DIRECTION, KEEP_DIRECTION, DirectedLines, printable
-from allam_jax.interrupts import StopRequest
+from allam_jax.interrupts import StopRequest, Terminated
 from allam_jax.settings import Settings
 from allam_jax.tasks.setup import open_engine, open_mesh, open_model, sampling_of
 from allam_jax.tokenizer.chat_template import ChatTemplate
@@ -90,6 +90,7 @@ class Conversation:
     def answer(self, text: str, *, write: Callable[[str], None]) -> None:
         """Answers a message piece by piece; Ctrl-C ends the answer. A message that cannot be answered is forgotten."""
         self.messages.append({"role": "user", "content": text})
+        name = uuid.uuid4().hex
         try:
             prompt_ids = tuple(self._template.prompt_ids(self.messages))
             room = self._engine.capacity - len(prompt_ids)
@@ -98,17 +99,16 @@ class Conversation:
                 max_new_tokens=max(min(self._sampling.max_new_tokens, room), 1),
                 seed=(self._sampling.seed + self.answers) % 2**32,
             )
-            request = Request(uuid.uuid4().hex, prompt_ids, sampling)
-            self._engine.submit(request)
+            self._engine.submit(Request(name, prompt_ids, sampling))
         except UserError as error:
             self.messages.pop()
-            write(f"{str(error).rpartition('prompt ')[2]} (/reset forgets the conversation)\n")
+            write(f"{str(error).removeprefix(f'prompt {name}: ')} (/reset forgets the conversation)\n")
             return
         lines, parts = DirectedLines(), list[str]()
         with StopRequest(notices={"SIGINT": "[stopped]"}) as stop:
             while self._engine.busy:
                 if stop.received:
-                    self._engine.cancel(request.name)
+                    self._engine.cancel(name)
                 for delta in self._engine.step():
                     parts.append(delta.text)
                     write(lines.push(printable(delta.text)))
@@ -133,6 +133,8 @@ def _next_line(ask: Callable[[], str]) -> str | None:
         try:
             with _AtPrompt(notices={"SIGINT": ""}):
                 return ask()
+        except Terminated:
+            raise
         except KeyboardInterrupt:
             print("\n(/quit or Ctrl-D leaves)", file=sys.stderr, flush=True)
         except EOFError:

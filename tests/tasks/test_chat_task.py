@@ -76,7 +76,7 @@ def test_a_chat_in_a_terminal(tokenizer, tmp_path):
     terminal = Terminal(tokenizer, ANSWER)
     terminal.until("> ")
     terminal.type("كيف حالك؟\n")
-    shown = terminal.until("- نقطة").replace("\r", "")
+    shown = re.sub(r"\x1b\[\?\d+[hl]|\r", "", terminal.until("- نقطة"))
     lines = [line for line in shown.split("\n") if line]
     assert "مرحبا بك" in lines
     (line,) = [line for line in lines if "JAX" in line]
@@ -93,7 +93,8 @@ def test_a_chat_in_a_terminal(tokenizer, tmp_path):
     terminal.type("/system be brief\n")
     assert "system: be brief" in terminal.until("> ")
     terminal.type("\x1b[A\x1b[A\n")  # the line before the last one, from the history
-    assert "3 messages" not in terminal.until("> ")
+    terminal.until("1 messages")
+    terminal.until("> ")
     assert len(json.loads((tmp_path / "chat.json").read_text())["messages"]) == 1
     terminal.type("/quit\n")
     assert "answers: 1" in terminal.until("answers: 1")

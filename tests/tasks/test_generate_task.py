@@ -64,7 +64,7 @@ def test_rows_of_a_file(root, greedy, tmp_path):
     found = {record["row"]: record["answers"][0]["text"] for record in read_answers(tmp_path / "out")}
     for n in range(7):
         assert found[n] == text(tokenizer.encode(f"the {n}", bos=True))
-    template = ChatTemplate(stored_template(root / "model"), tokenizer=tokenizer, name="stored")
+    template = ChatTemplate(stored_template(root / "tokenizer"), tokenizer=tokenizer, name="stored")
     assert found[7] == text(template.prompt_ids(messages))
     (tmp_path / "out" / "answers" / "00002.jsonl").unlink()  # as if it had been killed before the last shard
     assert runner.run(config, workdir=tmp_path / "out") == result
