@@ -66,7 +66,9 @@ def _files(path: Path, owner: Any) -> list[Path]:
 
 
 def _texts(path: Path, owner: Any) -> list[Path]:
-    return find_files(str(path)).files
+    from allam_jax.data.documents import DATASET_FILE  # here, because it imports libraries of datasets
+
+    return _files(path, owner) if (path / DATASET_FILE).is_file() else find_files(str(path)).files
 
 
 def _tokenizer(path: Path, owner: Any) -> list[Path]:
