@@ -189,7 +189,8 @@ def _errors_of(directory: Path, *, shards: int) -> dict[str, int]:
 
 def _kind(error: str) -> str:
     """The first words of a reason, without the numbers that differ from row to row."""
-    return re.sub(r"\d[\d,]{3,}", "...", error.partition(":")[0])[:_LONGEST_REASON]
+    words = error.partition(":")[0]
+    return words if words.startswith("status ") else re.sub(r"\d[\d,]*", "N", words)[:_LONGEST_REASON]
 
 
 def _check_share(errors: Mapping[str, int], *, rows: int, most: float, directory: Path) -> None:

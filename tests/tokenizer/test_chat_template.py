@@ -124,7 +124,7 @@ def test_text_ids_and_spans_are_those_of_transformers(directory, tokenizer, name
 
     theirs = transformers.AutoTokenizer.from_pretrained(directory)
     ours = template(name, tokenizer)
-    for messages, answer in conversations(60):
+    for messages, answer in conversations(30):
         given = {"add_generation_prompt": answer, "tools": [{"name": "ا<b>", "x": 1}] if answer else None}
         rendered = ours.render(messages, **given)
         shared = {"chat_template": TEMPLATES[name], **given}
