@@ -178,14 +178,26 @@ def read_listed(directory: Path, name: str, *, remedy: str) -> dict[str, Any]:
     return read_json(Path(directory) / name, kind=dict)
 
 
-def write_list(directory: Path, *, names: Iterable[str] | None = None, arrays: Mapping[str, Any] | None = None) -> None:
-    """Writes the list of a directory that is complete: all files below it, or `names`."""
+def write_list(
+    directory: Path,
+    *,
+    names: Iterable[str] | None = None,
+    arrays: Mapping[str, Any] | None = None,
+    known: Mapping[str, tuple[int, str]] | None = None,
+) -> None:
+    """Writes the list of a directory that is complete: all files below it, or `names`; those `known` are not read."""
     directory = Path(directory)
     found = sorted(name for name, _ in _files_below(directory) if name != FILE_LIST) if names is None else names
-    found = list(found)
+    entries = dict(known or {})
+    unread = [name for name in found if name not in entries]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        entries = pool.map(lambda name: ((directory / name).stat().st_size, hash_file(directory / name)), found)
-        _write(directory, dict(zip(found, entries, strict=True)), arrays or {})
+        entries.update(zip(unread, pool.map(lambda name: entry_of(directory / name), unread), strict=True))
+    _write(directory, dict(sorted(entries.items())), arrays or {})
+
+
+def entry_of(path: Path) -> tuple[int, str]:
+    """What a list says of a file: its size in bytes, and its hash."""
+    return path.stat().st_size, hash_file(path)
 
 
 def write_listed(directory: Path, contents: Mapping[str, bytes], *, whole: bool = False) -> None:

@@ -12,6 +12,7 @@ are checked whenever a section is made. A config file sees the same keys as an `
 """
 
 import dataclasses
+import functools
 import math
 import operator
 import os
@@ -143,10 +144,11 @@ class Section:
         return cls()
 
 
-def fields_of(cls: type[Section]) -> list[tuple[dataclasses.Field, Any]]:
+@functools.cache  # resolving the types takes most of the time of reading a config
+def fields_of(cls: type[Section]) -> tuple[tuple[dataclasses.Field, Any], ...]:
     """The keys of a section with their types."""
     hints = typing.get_type_hints(cls)
-    return [(field, hints[field.name]) for field in dataclasses.fields(cls)]
+    return tuple((field, hints[field.name]) for field in dataclasses.fields(cls))
 
 
 def to_config(instance: Section) -> ConfigDict:

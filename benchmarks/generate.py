@@ -39,6 +39,7 @@ PROMPT, STEPS, LONG_PROMPT, CAPACITY, V = 128, 16, 1024, 1152, 49_152
 OURS = "allam_jax"
 
 Run = Callable[[], tuple[float, list[int]]]  # seconds, and the tokens of the first text
+Side = Callable[[int], Run]  # of a batch; 0 is the prefill
 
 
 def write_weights(directory: Path) -> None:
@@ -62,8 +63,8 @@ def write_weights(directory: Path) -> None:
     LlamaForCausalLM(config).save_pretrained(directory)
 
 
-def our_runs(weights: Path, batches: list[int], prompts: np.ndarray) -> dict[int, Run]:
-    """Decoding for each batch, and the prefill as batch 0."""
+def ours(weights: Path, prompts: np.ndarray) -> Side:
+    """The engine."""
     import jax
 
     from allam_jax.generation.engine import Engine
@@ -97,19 +98,22 @@ def our_runs(weights: Path, batches: list[int], prompts: np.ndarray) -> dict[int
 
         return run
 
-    one = engine_with(1)
+    def prefilling() -> Run:
+        engine = engine_with(1)
 
-    def prefill() -> tuple[float, list[int]]:
-        one.submit(Request("0", tuple(prompts[0].tolist()), Sampling(max_new_tokens=1, temperature=0.0)))
-        start = time.perf_counter()
-        (delta,) = one.step()
-        return time.perf_counter() - start, list(delta.ids)
+        def run() -> tuple[float, list[int]]:
+            engine.submit(Request("0", tuple(prompts[0].tolist()), Sampling(max_new_tokens=1, temperature=0.0)))
+            start = time.perf_counter()
+            (delta,) = engine.step()
+            return time.perf_counter() - start, list(delta.ids)
 
-    return {batch: decoding(batch) for batch in batches} | ({0: prefill} if PREFILL.value else {})
+        return run
+
+    return lambda batch: decoding(batch) if batch else prefilling()
 
 
-def their_runs(weights: Path, batches: list[int], prompts: np.ndarray, *, static: bool) -> dict[int, Run]:
-    """The same of transformers."""
+def theirs(weights: Path, prompts: np.ndarray, *, static: bool) -> Side:
+    """transformers."""
     import torch
     from transformers import DynamicCache, LlamaForCausalLM, StaticCache
 
@@ -144,7 +148,7 @@ def their_runs(weights: Path, batches: list[int], prompts: np.ndarray, *, static
             _, new = filled(torch.tensor(prompts[:1]))
             return time.perf_counter() - start, [int(new[0])]
 
-    return {batch: decoding(batch) for batch in batches} | ({0: prefill} if PREFILL.value else {})
+    return lambda batch: decoding(batch) if batch else prefill
 
 
 def measure(contestants: dict[str, Run], rounds: int) -> dict[str, dict]:
@@ -177,19 +181,16 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         weights = Path(directory) / "weights"
         write_weights(weights)
-        sides = {
-            OURS: our_runs(weights, batches, prompts),
-            "eager": their_runs(weights, batches, prompts, static=False),
-        }
+        sides = {OURS: ours(weights, prompts), "eager": theirs(weights, prompts, static=False)}
         if COMPILE.value:
-            compiled = their_runs(weights, batches, prompts, static=True)
+            compiled = theirs(weights, prompts, static=True)
             try:
-                compiled[batches[0]]()
+                compiled(batches[0])()
                 sides["static, compiled"] = compiled
             except Exception as error:  # without a working compiler, compare the others
                 logging.warning("torch.compile failed and is left out: %s", str(error).splitlines()[0])
         results = {
-            case: measure({name: runs[case] for name, runs in sides.items()}, ROUNDS.value)
+            case: measure({name: side(case) for name, side in sides.items()}, ROUNDS.value)
             for case in ([0] if PREFILL.value else []) + batches
         }
         bandwidth, peak = copy_bandwidth(), max(sgemm_peaks().values())

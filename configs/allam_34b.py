@@ -35,7 +35,7 @@ def get_config(phase: str = "constant") -> ConfigDict:
     if phase == "constant":
         config.schedule.update(name="constant", peak_lr=1.5e-4, warmup_steps=2000)
     elif phase == "release":
-        checkpoint = f"runs/allam_34b/checkpoints/{RELEASE_STEP:08d}"
+        checkpoint = f"runs/allam_34b/checkpoints/{RELEASE_STEP}"
         config.init.update(weights=checkpoint, optimizer=True, step=True)
         config.schedule.update(
             name="wsd", peak_lr=1.5e-4, warmup_steps=2000, decay_start=RELEASE_STEP, decay_steps=DECAY_STEPS

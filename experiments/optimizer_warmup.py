@@ -13,7 +13,7 @@ the median of the later ones. The rise is the largest excess of bits per byte of
 
 Laptop: 2,100 steps (21 runs) at a rate of 1e-3, warm-up over 20 of 100 steps, 8 minutes with `--jobs 2` on two cores,
 with the bases and the resumed runs, which other experiments share. Paper (`:paper`): 7B, 10B tokens each, warm-up over
-200 steps; the resumed run is the 7B's own, `runs/allam_7b/checkpoints/00020000`.
+200 steps; the resumed run is the 7B's own, `runs/allam_7b/checkpoints/20000`.
 """
 
 from ml_collections import ConfigDict
@@ -27,7 +27,7 @@ from allam_jax.ablation.vary import Choices, always, arms, grid
 from experiments.settings import Setting, continuing, every_seed, setting
 
 FIRST = 20  # updates that count as the start
-PAPER_CHECKPOINT = "runs/allam_7b/checkpoints/00020000"
+PAPER_CHECKPOINT = "runs/allam_7b/checkpoints/20000"
 
 
 def get_experiment(scale: str = "laptop") -> Experiment:

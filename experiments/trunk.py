@@ -24,7 +24,7 @@ def trunk() -> ConfigDict:
 
 def checkpoint(step: int) -> str:
     """The path of a step's checkpoint in the directory of a run."""
-    return f"checkpoints/{step:08d}"
+    return f"checkpoints/{step}"
 
 
 def going_on(here: Setting, *, steps: int) -> dict[str, Any]:

@@ -34,6 +34,49 @@ SHAPES: dict[str, dict[str, Any]] = {
         },
     },
     "theta_and_eps": {"num_key_value_heads": 4, "rope_theta": 1e6, "rms_norm_eps": 1e-3},
+    # The other model types, each with a scaling of RoPE that 96 tokens feel.
+    "mistral_dynamic": {
+        "model_type": "mistral",
+        "sliding_window": None,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 40,
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
+    },
+    "qwen2_yarn": {
+        "model_type": "qwen2",
+        "num_key_value_heads": 2,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e6,
+            "factor": 4.0,
+            "original_max_position_embeddings": 128,
+        },
+    },
+    "qwen3_linear_tied": {
+        "model_type": "qwen3",
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0},
+    },
+    "seed_oss_yarn_mscale": {
+        "model_type": "seed_oss",
+        "num_key_value_heads": 2,
+        "head_dim": 24,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1e4,
+            "factor": 8.0,
+            "original_max_position_embeddings": 64,
+            "beta_fast": 16.0,
+            "beta_slow": 2.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 0.7,
+            "truncate": False,
+        },
+    },
+    "internlm3": {"model_type": "internlm3", "num_key_value_heads": 2, "head_dim": 16},
+    "iquestcoder": {"model_type": "iquestcoder", "num_key_value_heads": 2, "head_dim": 16},
 }
 
 
@@ -80,8 +123,8 @@ def our_logits(
     return model(tokens_BT, segment_ids_BT=segment_ids_BT, positions_BT=positions_BT)
 
 
-def random_torch_llama(*, std: float = 0.1, **changes: Any) -> Any:
-    """A LlamaForCausalLM in float32 whose every parameter is random, norms included.
+def random_torch_llama(*, std: float = 0.1, model_type: str = "llama", **changes: Any) -> Any:
+    """A model of transformers in float32 whose every parameter is random, norms and biases included.
 
     The default standard deviation is larger than at the start of training, so that attention is far from uniform.
     """
@@ -99,7 +142,8 @@ def random_torch_llama(*, std: float = 0.1, **changes: Any) -> Any:
         "eos_token_id": 2,
     }
     torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**(values | changes)))
+    config = transformers.AutoConfig.for_model(model_type, **(values | changes))
+    model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(1.0 if "norm" in name else 0.0, std)

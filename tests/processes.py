@@ -7,13 +7,13 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import Forked
 
 ROOT = Path(__file__).parents[1]
 # LLVM's optimiser would take a third of the time of all tests, most of whose programs run once.
@@ -70,7 +70,7 @@ def start(command: Sequence[Any], *, environment: Mapping[str, str]) -> subproce
     )
 
 
-def wait(process: subprocess.Popen, *, timeout: float = 400) -> Finished:
+def wait(process: subprocess.Popen | Forked, *, timeout: float = 400) -> Finished:
     """What the process printed and how it ended."""
     try:
         out, err = process.communicate(timeout=timeout)
@@ -79,7 +79,7 @@ def wait(process: subprocess.Popen, *, timeout: float = 400) -> Finished:
     return Finished(process.returncode, out, err)
 
 
-def wait_until(condition: Callable[[], Any], *, process: subprocess.Popen, timeout: float = 300) -> None:
+def wait_until(condition: Callable[[], Any], *, process: subprocess.Popen | Forked, timeout: float = 300) -> None:
     """Looks every millisecond; fails if the process ends before."""
     end = time.monotonic() + timeout
     while not condition():
@@ -100,8 +100,7 @@ def run_together(
 ) -> list[Finished]:
     """Starts Python with each list of arguments at once, as a launcher would, and waits for all."""
     processes = [
-        start([sys.executable, *command], environment=environment)
-        for command, environment in zip(commands, environments, strict=True)
+        Forked(command, environment=environment) for command, environment in zip(commands, environments, strict=True)
     ]
     try:
         return [wait(process, timeout=timeout) for process in processes]

@@ -225,7 +225,7 @@ DEFAULTS = {
     "GenerateSettings": "1 9cce3a0a4de6",
     "GuardSettings": "1 a3fb105eb7c1",
     "InitSettings": "1 b57b83edef8b",
-    "LlamaConfig": "1 4455dc7f23d8",
+    "LlamaConfig": "1 e80f4ba9b5e9",
     "MergeSettings": "1 e58b5c432550",
     "MeshSettings": "1 9fc217894998",
     "MetricsSettings": "1 884a7baa315b",

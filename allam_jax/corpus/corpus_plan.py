@@ -4,11 +4,8 @@ A *part* is what one task reads: consecutive files of one source, or a whole sou
 parts, so the number of parts (`corpus.parts`) changes the files of a dataset; the number of workers does not.
 """
 
-import contextlib
 import dataclasses
 import functools
-import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +13,11 @@ from typing import Any
 from allam_jax.corpus import catalog
 from allam_jax.corpus.fasttext_classifier import MODEL_FILE
 from allam_jax.corpus.found_files import common_folder, find_files
+from allam_jax.corpus.known_tags import PROBABILITIES, QUALITY_SIGNALS
 from allam_jax.corpus.language_id import LANGUAGES, check_language
 from allam_jax.corpus.minhash import MinHash
 from allam_jax.corpus.readers import FileReader
-from allam_jax.corpus.rules import Rules
+from allam_jax.corpus.rules import PARETO, Rules
 from allam_jax.corpus.settings import CorpusSettings, DocumentsSettings
 from allam_jax.corpus.shards import FIELDS, check_name
 from allam_jax.corpus.tags import LANGUAGE_TAGS, check_names
@@ -27,8 +25,6 @@ from allam_jax.errors import UserError
 from allam_jax.files import sha256_of_file, sha256_of_json, shown
 from allam_jax.inputs import InputFiles, look
 from allam_jax.settings import as_dict
-
-_QUALITY_SIGNALS = "quality_signals"  # the field of a record in which RedPajama-v2 keeps its tags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +85,11 @@ class CorpusPlan:
         rules = dict(sorted(self.settings.rules[name].items()))
         for key, rule in rules.items():
             check_names([rule.tag], key=f"corpus.rules.{name}.{key}.tag")
+            if rule.drop == PARETO and rule.tag not in PROBABILITIES:
+                raise UserError(
+                    f"config.corpus.rules.{name}.{key}: {PARETO} samples by a probability, which {rule.tag} is not; "
+                    f"use one of {', '.join(PROBABILITIES)}"
+                )
         return rules
 
     def tags(self, source: str) -> tuple[str, ...]:
@@ -121,7 +122,7 @@ class CorpusPlan:
         settings, features = self.sources[source], self.settings.features
         fields = [settings.url_field, settings.date_field] if self.deduplicates or features else []
         tags = self.tags(source)
-        return tuple(filter(None, (*fields, *features, *tags, *([_QUALITY_SIGNALS] if tags else []))))
+        return tuple(filter(None, (*fields, *features, *tags, *([QUALITY_SIGNALS] if tags else []))))
 
     def facts(self, source: str) -> dict[str, Any]:
         """Everything that determines the dataset of a source: equal facts give equal shards."""
@@ -144,7 +145,15 @@ class CorpusPlan:
             return catalog.documents(settings.catalog)
         fields = self.record_fields(part.source)
         files = list(self.found[part.source].files.values())
-        return FileReader(settings, source=part.source, files=files, fields=fields, part=part.index, parts=part.count)
+        return FileReader(
+            settings,
+            source=part.source,
+            files=files,
+            fields=fields,
+            tags=self.tags(part.source),
+            part=part.index,
+            parts=part.count,
+        )
 
 
 def make_corpus_plan(settings: CorpusSettings, *, workdir: Path, seed: int = 0) -> CorpusPlan:
@@ -180,30 +189,6 @@ def make_corpus_plan(settings: CorpusSettings, *, workdir: Path, seed: int = 0) 
                     f"{plan.language(name)!r}; give the source a set of rules without it"
                 )
     return plan
-
-
-def known_tags(record: Mapping[str, Any], tags: Sequence[str]) -> dict[str, float]:
-    """The tags whose values a record brings: name -> value.
-
-    A tag is a field of the record, or an entry of RedPajama-v2's `quality_signals`: a mapping, or JSON of a mapping,
-    from name to [[start, end, value]].
-    """
-    signals = record.get(_QUALITY_SIGNALS) or {}
-    if isinstance(signals, str):
-        try:
-            signals = json.loads(signals)
-        except ValueError:
-            signals = {}
-    found = {}
-    for tag in tags:
-        value = record.get(tag, signals.get(tag) if isinstance(signals, Mapping) else None)
-        while isinstance(value, list | tuple) and value:
-            value = value[-1]
-        with contextlib.suppress(OverflowError):  # an integer of 400 digits
-            # A record that says NaN or infinity does not know its tag.
-            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-                found[tag] = float(value)
-    return found
 
 
 def _values(settings: CorpusSettings) -> tuple[dict[str, Any], dict[str, Any]]:

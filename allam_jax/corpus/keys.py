@@ -1,8 +1,8 @@
 """The keys by which duplicates are found: columns with one row for each document of a part.
 
 Two texts are exact duplicates if they have the same `bare_words` in the same order: case, punctuation, white space,
-vowel marks and tatweel make no difference. A text without words is compared as it is. Addresses are compared without
-scheme, `www.`, fragment and final slash.
+vowel marks, tatweel and characters that are not seen make no difference. A text without words is compared as it is.
+Addresses are equal as `addresses.py` says.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from allam_jax.corpus.addresses import parse_address
 from allam_jax.corpus.dates import microseconds, parse_date
 from allam_jax.corpus.minhash import MinHash
 from allam_jax.corpus.word_boundaries import without_inner_punctuation
@@ -21,7 +22,8 @@ KEYS, SIGNED, BANDS, SHINGLES = "keys.npz", "signed.npy", "bands.npy", "shingles
 
 NO_DATE = np.iinfo(np.int64).min + 1  # below all dates, and its negative is an int64 too
 _WORDS_AT_ONCE = 1 << 16
-_SCHEME = re.compile(r"^[a-z][a-z0-9+.-]*://(?:www\.)?", re.IGNORECASE)
+# Characters that are not seen: hyphens that may break a word, joiners, marks that choose between shapes of a letter.
+_UNSEEN = re.compile("[\u00ad\u034f\u180b-\u180f\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\U000e0100-\U000e01ef]+")
 
 
 class Columns:
@@ -48,7 +50,8 @@ class Columns:
     def append(self, text: str, *, words: Sequence[str], url: str, date: str, size: int) -> None:
         """Adds a document, given its text, its `bare_words`, its address, its date and its size in bytes."""
         self._text.append(digest(text_key(text, words), salt=self._salt))
-        self._url.append(digest(url_key(url), salt=self._salt) if url else bytes(16))
+        address = parse_address(url)
+        self._url.append(digest(address.key, salt=self._salt) if address else bytes(16))
         self._length.append(size)
         self._date.append(date_key(date))
         if self._minhash is not None:
@@ -94,13 +97,7 @@ class Columns:
 
 def text_key(text: str, words: Sequence[str]) -> str:
     """The string that two texts must share to be duplicates."""
-    return without_inner_punctuation(" ".join(words)) if words else f"\0{text}"
-
-
-def url_key(url: str) -> str:
-    """The address without scheme, `www.`, fragment and final slash, and with the host in lower case."""
-    host, slash, path = _SCHEME.sub("", url.strip()).partition("#")[0].partition("/")
-    return f"{host.lower()}{slash}{path}".rstrip("/")
+    return without_inner_punctuation(_UNSEEN.sub("", " ".join(words))) if words else f"\0{text}"
 
 
 def date_key(date: str) -> int:

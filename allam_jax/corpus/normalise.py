@@ -1,8 +1,10 @@
 """Text normalisation: Unicode composition (NFC) and, on request, removal of the marks listed here."""
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterable
+from typing import Literal
 
 # Short vowels, tanwin, shadda, sukun; the superscript alef; further vowel signs; honorifics; Quranic annotation.
 # Maddah and hamza above or below (U+0653-0655) are spelling and stay. So do the Quran's small waw and yeh (U+06E5,
@@ -32,6 +34,9 @@ _REMOVABLE = {
     for name, marks in (("tashkeel", TASHKEEL), ("tatweel", TATWEEL), ("direction_marks", DIRECTION_MARKS))
 }
 
+_LONG_RUN = 128  # Python needs n^2 / 4 steps for n marks that are not in order; up to here that is not much
+_STRIDE = 16
+
 
 def normalise(text: str, *, remove: Iterable[str] = (), compose: bool = True) -> str:
     """The text without the given classes of marks, composed to NFC. Applying it twice changes nothing more.
@@ -41,7 +46,37 @@ def normalise(text: str, *, remove: Iterable[str] = (), compose: bool = True) ->
     """
     for name in remove:
         text = text.translate(_REMOVABLE[name])
-    return unicodedata.normalize("NFC", text) if compose else text
+    return to_form("NFC", text) if compose else text
+
+
+def to_form(form: Literal["NFC", "NFD", "NFKC"], text: str) -> str:
+    """What `unicodedata.normalize` returns, in time proportional to the length of the text."""
+    return unicodedata.normalize(form, with_sorted_marks(text))
+
+
+def with_sorted_marks(text: str) -> str:
+    """The text with all long runs of combining marks decomposed and in the canonical order of the Unicode Standard.
+
+    The canonical forms stay the same. Python sorts each run by insertion, which takes minutes for a run of 600 kB.
+    """
+    # A long run has a mark at each of these places.
+    if len(text) < _LONG_RUN or text.isascii() or not _runs(_LONG_RUN // _STRIDE).search(text[::_STRIDE]):
+        return text
+    return _runs(_LONG_RUN).sub(lambda run: "".join(sorted(_decomposed(run[0]), key=unicodedata.combining)), text)
+
+
+def _decomposed(marks: str) -> str:
+    return "".join(unicodedata.normalize("NFD", mark) for mark in marks)
+
+
+@functools.cache
+def _runs(length: int) -> re.Pattern[str]:
+    """Matches at least so many characters that are, or are decomposed to, marks of another combining class than 0."""
+    codes = range(0x300, 0x20000)  # there are none beyond
+    marks = [chr(code) for code in codes if unicodedata.combining(unicodedata.normalize("NFD", chr(code))[0])]
+    every, short = "".join(marks), "".join(mark for mark in marks if mark <= "\uffff")
+    # A class with characters beyond U+FFFF is slow for `re`.
+    return re.compile(f"(?:[{short}]|[\U00010000-\U0001ffff](?<=[{every}])){{{length},}}")
 
 
 def without_marks(text: str) -> str:

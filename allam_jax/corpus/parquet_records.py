@@ -24,11 +24,11 @@ def parquet_records(file: Path, *, text_field: str, optional: Sequence[str], lim
 
     Raises:
         DamagedFile: the file is damaged or not Parquet; all rows before that point have been yielded.
-        UserError: there is no column `text_field`.
+        UserError: there is no column `text_field`, or a column that is read occurs twice.
     """
     with _opened(file) as parquet:
         names = parquet.schema_arrow.names
-        check_columns(file, names, text_field=text_field)
+        check_columns(file, names, text_field=text_field, optional=optional)
         columns = [text_field] + [name for name in optional if name in names and name != text_field]
         for group in range(parquet.num_row_groups):
             rows = _rows_of_batch(parquet.metadata.row_group(group), columns)
@@ -44,9 +44,9 @@ def column_names(file: Path) -> list[str]:
         return parquet.schema_arrow.names
 
 
-def check_schema(file: Path, *, text_field: str) -> None:
+def check_schema(file: Path, *, text_field: str, optional: Sequence[str]) -> None:
     """Raises what `parquet_records` raises for the file's schema."""
-    check_columns(file, column_names(file), text_field=text_field)
+    check_columns(file, column_names(file), text_field=text_field, optional=optional)
 
 
 @contextlib.contextmanager
@@ -98,7 +98,11 @@ def _values(column: Any, *, limit: int) -> list[Any]:
 
 
 def _in_python_s_range(column: Any) -> Any:
-    """The column with microseconds for nanoseconds, in UTC for any zone, and without layouts that kernels lack."""
+    """The column with microseconds for nanoseconds, UTC for any zone, and plain strings for all layouts of strings."""
+    if isinstance(column, pyarrow.ExtensionArray) and types.is_string(column.type.storage_type):  # JSON
+        column = column.storage
+    if types.is_dictionary(column.type):
+        column = column.dictionary_decode()
     kind = column.type
     if types.is_timestamp(kind):
         return column.cast(pyarrow.timestamp("us" if kind.unit == "ns" else kind.unit, kind.tz and "UTC"), safe=False)
@@ -142,4 +146,6 @@ def _plain(value: Any) -> Any:
             return {str(_plain(key)): _plain(item) for key, item in value.items()}
         case list() | tuple():
             return [_plain(item) for item in value]
-    return value
+        case None | bool() | int() | float() | str():
+            return value
+    return str(value)  # such as a UUID

@@ -1,6 +1,6 @@
 """Replaces personal data of a known form by placeholders: e-mail addresses, telephone numbers, IBANs, IP addresses.
 
-Digits may be European or Arabic-Indic.
+Digits may be European or Arabic-Indic, and spaces those that do not break a line. Arabic letters may touch a number.
 """
 
 import ipaddress
@@ -9,22 +9,75 @@ import re
 from collections import Counter
 from collections.abc import Container
 
-_DIGIT = "0-9\u0660-\u0669\u06f0-\u06f9"
-_TO_ASCII = str.maketrans("٠١٢٣٤٥٦٧٨٩۰۱۲۳۴۵۶۷۸۹", "01234567890123456789")
+_DIGITS = "0-9\u0660-\u0669\u06f0-\u06f9"
+_DIGIT = f"[{_DIGITS}]"
+_WIDE = "\u00a0\u2007\u2009\u202f"  # spaces that do not break, or are narrow
+_TO_ASCII = str.maketrans("٠١٢٣٤٥٦٧٨٩۰۱۲۳۴۵۶۷۸۹" + _WIDE + "\u2010\u2011", "0123456789" * 2 + " " * 4 + "--")
+_LATIN = "A-Za-z_\u00c0-\u024f"
+_IN_WORD = _DIGITS + _LATIN  # a number that touches one of these is a part of something else
+
+# ISO 13616: length -> the countries whose IBANs are so long. The registry of SWIFT, release 99.
+_IBAN_COUNTRIES = {
+    15: "NO",
+    16: "BE",
+    18: "DK FI FK FO GL NL SD",
+    19: "MK SI",
+    20: "AT BA EE KZ LT LU MN XK",
+    21: "CH HR LI LV",
+    22: "BG BH CR DE GB GE IE ME RS VA",
+    23: "AE GI IL IQ OM SO TL",
+    24: "AD CZ ES MD PK RO SA SE SK TN VG",
+    25: "LY PT ST",
+    26: "IS TR",
+    27: "BI DJ FR GR IT MC MR SM",
+    28: "AL AZ BY CY DO GT HN HU LB NI PL SV",
+    29: "BR EG PS QA UA",
+    30: "JO KW MU YE",
+    31: "MT SC",
+    32: "LC",
+    33: "RU",
+}
+
+
+def _ibans() -> str:
+    """An expression for the country, two check digits and the rest, in groups of four or in one piece."""
+    gap, character = f"[ {_WIDE}-]?", f"[{_DIGITS}A-Za-z]"
+    found = []
+    for length, countries in _IBAN_COUNTRIES.items():
+        names = "|".join(f"[{a}{a.lower()}][{b}{b.lower()}]" for a, b in countries.split())
+        groups, rest = divmod(length - 4, 4)
+        end = f"{gap}{character}{{{rest}}}" if rest else ""
+        found.append(f"(?:{names}){_DIGIT}{{2}}(?:{gap}{character}{{4}}){{{groups}}}{end}")
+    return "|".join(found)
+
+
+_GROUP = f"[ {_WIDE}.\u2010\u2011-]?{_DIGIT}"  # a digit of a telephone number, and the sign before it
+_LOCAL = f"[(]?[0٠۰]{_DIGIT}{{1,3}}[)]?(?:{_GROUP}){{6,8}}"
+_ABROAD = (
+    rf"(?:\+|00|[٠۰]{{2}})[ {_WIDE}(-]?{_DIGIT}{{1,3}}[)]?(?:[ {_WIDE}.()\u2010\u2011-]{{0,2}}{_DIGIT}){{6,12}}"
+)
+_V4 = rf"{_DIGIT}{{1,3}}(?:\.{_DIGIT}{{1,3}}){{3}}"
 
 # In this order, because a part of an IBAN can look like a telephone number.
 PATTERNS = {
-    "email": re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[\w-]{1,63}\.)+[^\W\d_]{2,24}(?![\w-])"),
-    # Two letters, two check digits and 11 to 30 characters, in groups of four or in one piece. `_is_iban` then checks
-    # the checksum.
-    "iban": re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]{4}){2,7}(?:[ -]?[A-Z0-9]{1,3})?(?!\w)", re.ASCII),
+    # The name may hold apostrophes and other signs that mail allows, but begins with none.
+    "email": re.compile(
+        r"(?<![\w.+-])[\w.+-][\w.+'’!#$%&*^~-]{0,63}@(?:[\w-]{1,63}\.)+"
+        r"(?:[xX][nN]--[A-Za-z0-9-]{0,58}[A-Za-z0-9]|[^\W\d_]{2,24})(?![^\W_])"
+    ),
+    # `_is_iban` then checks the checksum.
+    "iban": re.compile(
+        rf"(?=[A-Za-z]{{2}}{_DIGIT}{{2}})(?:(?<![{_IN_WORD}])|(?<=[Ii][Bb][Aa][Nn]))(?:{_ibans()})(?![{_DIGITS}A-Za-z])"
+    ),
     "ip": re.compile(
-        r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}(?!\.?\d)|(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4})(?![\w:])", re.ASCII
+        rf"(?<![{_IN_WORD}.:])(?:[0-9A-Fa-f]{{0,4}}:){{2,7}}(?:{_V4}|[0-9A-Fa-f]{{0,4}})(?![{_IN_WORD}:])"
+        rf"|(?<![{_IN_WORD}.]){_V4}(?![{_IN_WORD}]|\.{_DIGIT})"
     ),
     # International numbers with + or 00, or national ones with a leading 0; single separators between groups of digits.
+    # A comma or slash may stand between two numbers.
     "phone": re.compile(
-        rf"(?<![\w.,/-])(?P<phone>(?:\+|00|[٠۰]{{2}})[ (-]?[{_DIGIT}]{{1,3}}[)]?(?:[ .()-]{{0,2}}[{_DIGIT}]){{6,12}}"
-        rf"|[(]?[0٠۰][{_DIGIT}]{{1,3}}[)]?(?:[ .-]?[{_DIGIT}]){{6,8}})(?![\w/-]|[.,:][{_DIGIT}])"
+        rf"(?=[(+0٠۰])(?:(?<![{_IN_WORD}.,/-])|(?<={_DIGIT}{{4}}[,/]))(?P<phone>{_ABROAD}|{_LOCAL})"
+        rf"(?![{_IN_WORD}-]|[.:]{_DIGIT}|[,/](?:(?={_DIGIT})(?!{_LOCAL}|{_ABROAD})|[{_LATIN}]))"
     ),
 }
 
@@ -42,7 +95,7 @@ _ISBN = re.compile(r"ISBN(?:-1[03])?[:\s]{0,3}\Z")
 def redact(text: str, *, kinds: Container[str]) -> tuple[str, Counter[str]]:
     """Replaces personal data by `[EMAIL]`, `[PHONE]`, `[IBAN]` or `[IP]`; returns the text and the count of each kind.
 
-    An IBAN must have a correct checksum (ISO 7064: remainder 1 modulo 97). An IP address must be public; 127.0.0.1,
+    An IBAN must have its country's length and a correct checksum (ISO 7064: remainder 1 modulo 97). An IP address must be public; 127.0.0.1,
     192.168.x.x and version numbers with a part above 255 stay. So do dates, ranges, lists of numbers and ISBNs.
     """
     found: Counter[str] = Counter()
@@ -76,15 +129,21 @@ def is_phone(match: re.Match[str]) -> bool:
 
 
 def _is_iban(match: re.Match[str]) -> bool:
-    bare = re.sub("[ -]", "", match[0])
-    return 15 <= len(bare) <= 34 and int("".join(str(int(char, 36)) for char in bare[4:] + bare[:4])) % 97 == 1
+    bare = re.sub("[ -]", "", match[0].translate(_TO_ASCII))
+    return int("".join(str(int(char, 36)) for char in bare[4:] + bare[:4])) % 97 == 1
 
 
 def _is_public_address(match: re.Match[str]) -> bool:
     try:
-        return ipaddress.ip_address(match[0]).is_global
+        address = ipaddress.ip_address(match[0].translate(_TO_ASCII))
     except ValueError:
         return False
+    if isinstance(address, ipaddress.IPv6Address):
+        # All public ones are in 2000::/3; A::B is a name in C++.
+        inner = address.ipv4_mapped
+        return inner.is_global if inner else address.is_global and address in _UNICAST
+    return address.is_global
 
 
+_UNICAST = ipaddress.ip_network("2000::/3")
 _CHECKS = {"email": lambda _: True, "iban": _is_iban, "ip": _is_public_address, "phone": is_phone}

@@ -16,6 +16,7 @@ from typing import Any
 from absl import logging
 
 from allam_jax.corpus.corpus_plan import CorpusPlan
+from allam_jax.corpus.readers import what_was_read
 from allam_jax.corpus.shards import assemble, read_manifest
 from allam_jax.corpus.tally import Tally, merge_tallies
 from allam_jax.errors import UserError
@@ -104,7 +105,7 @@ def _reasons(tally: Mapping[str, Any]) -> str:
     counts["left without text by the text care"] = tally.get("empty", 0)
     read = int(tally.get("read", {}).get("documents", 0))
     if not read:
-        return "no document was read"
+        return f"no document was read ({what_was_read(tally.get('files', {}).values())})"
     named = ", ".join(f"{int(count)} {why}" for why, count in counts.items() if count)
     return f"all {read} documents were dropped: {named}"
 
@@ -142,7 +143,12 @@ def _write_dropped(directories: list[Path], *, path: Path) -> None:
     if not files:
         path.unlink(missing_ok=True)
         return
-    with atomic_path(path) as temporary, gzip.GzipFile(temporary, "wb", mtime=0) as target:
+    # Without the name of the temporary file and without a time, so that the same lines give the same bytes.
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, "wb") as compressed,
+        gzip.GzipFile("", "wb", fileobj=compressed, mtime=0) as target,
+    ):
         for file in files:
             with open(file, "rb") as source:
                 shutil.copyfileobj(source, target)

@@ -11,6 +11,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from allam_jax.corpus.normalise import normalise
+
 _DUPLICATE = {"exact_copy": "duplicate text", "near_copy": "near-duplicate", "url_copy": "duplicate URL"}
 _RULES = {"spam": {"spam"}, "foreign": {"language", "code"}}
 
@@ -80,7 +82,7 @@ def _score(planted: int, found: int, flagged: int, right: int) -> dict[str, floa
 
 def _same(stored: str, text: str) -> bool:
     """Whether the texts are equal except for composition and spaces at the ends, which change in every text."""
-    return unicodedata.normalize("NFC", stored).strip() == unicodedata.normalize("NFC", text).strip()
+    return normalise(stored).strip() == normalise(text).strip()
 
 
 def _true_duplicates(

@@ -8,20 +8,22 @@ more than an accepted share of all files.
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from allam_jax.corpus import web_archives
 from allam_jax.corpus.document import Document
 from allam_jax.corpus.found_files import common_folder, find_files, kind_of, part_of
-from allam_jax.corpus.record_formats import NULS, Record, Unreadable, csv_records, json_records, text_records
+from allam_jax.corpus.known_tags import UnreadableTagError, known_tags
+from allam_jax.corpus.record_formats import MANY_CONTROLS, NULS, Record, Unreadable, csv_records, json_records, text_records
 from allam_jax.corpus.settings import DocumentsSettings
-from allam_jax.corpus.text_lines import DamagedFile
+from allam_jax.corpus.text_lines import CONTROLS, DamagedFile
 from allam_jax.errors import UserError
 from allam_jax.files import shown
 
 _CHECK_EVERY = 10_000
+_MANY_CONTROLS = 0.05  # share of a text's characters
 
 
 @dataclasses.dataclass
@@ -65,13 +67,15 @@ class FileReader:
         source: str,
         files: Sequence[Path] | None = None,
         fields: Sequence[str] = (),
+        tags: Sequence[str] = (),
         part: int = 0,
         parts: int = 1,
     ):
         """Takes the share of number `part` (from 0) of `parts` of `files`, by default those at `settings.path`.
 
         Parts are consecutive files of about equal bytes; some may be empty. `fields` are more fields or columns for the
-        documents' metadata, where a record has them. UserError as for `find_files`.
+        documents' metadata, where a record has them; `tags` are those whose values a record may bring in these fields.
+        UserError as for `find_files`.
         """
         found = find_files(settings.path).files if files is None else files
         self._root = common_folder(found)
@@ -80,6 +84,7 @@ class FileReader:
         self._parts = parts
         self.counts: dict[Path, FileCounts] = {}
         self._source, self._settings, self._text_field = source, settings, settings.text_field
+        self._tags = tags
         self._fields = [field for field in fields if field not in (settings.text_field, "id")]
 
     def __iter__(self) -> Iterator[Document]:
@@ -100,8 +105,9 @@ class FileReader:
                     self._check_share(file)
             self._check_share(file)
         if self._parts == 1 and not any(counts.documents for counts in self.counts.values()):
+            why = what_was_read(counts.to_dict() for counts in self.counts.values())
             raise UserError(
-                f"{self._source}: no documents in {', '.join(map(str, self.files[:3]))}; the corpus is empty"
+                f"{self._source}: no documents in {', '.join(map(str, self.files[:3]))}; the corpus is empty ({why})"
             )
 
     def _readable_records(self, file: Path) -> Iterator[Record]:
@@ -126,7 +132,7 @@ class FileReader:
             return json_records(file, limit=limit)
         if kind == "txt":
             return text_records(file, text_field=field, unit=self._settings.text_unit, limit=limit)
-        return csv_records(file, text_field=field, dialect=str(kind), limit=limit)
+        return csv_records(file, text_field=field, dialect=str(kind), limit=limit, optional=("id", *self._fields))
 
     def _document(self, record: Record, counts: FileCounts, *, default_id: str) -> Document | str:
         if isinstance(record, str):
@@ -143,18 +149,31 @@ class FileReader:
             value = record.get(field)
             if isinstance(value, Unreadable):
                 counts.unread[f"{field} {value}"] += 1
-            elif value is not None:
+            elif value is not None and value == value:  # NaN, by which tables say that there is no value
                 metadata[field] = value
-        id_ = str(metadata.pop("id", default_id))
+        id_ = str(metadata.pop("id", "")) or default_id
         others = (v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in metadata.values())
         try:
             encoded = text.encode()
-            "".join((id_, *others)).encode()
+            around = "".join((id_, *others))
+            around.encode()
+            brought = known_tags(metadata, self._tags)
         except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell as an escape
             return "with invalid Unicode"
-        if b"\0" in encoded:
+        except UnreadableTagError as error:
+            return str(error)
+        if b"\0" in encoded or "\0" in around:
             return NULS
-        return Document(text=text, id=id_, source=self._source, language=self._settings.language, metadata=metadata)
+        if len(encoded) - len(encoded.translate(None, CONTROLS)) > _MANY_CONTROLS * len(text):
+            return MANY_CONTROLS
+        return Document(
+            text=text,
+            id=id_,
+            source=self._source,
+            language=self._settings.language,
+            metadata=metadata,
+            known_tags=brought,
+        )
 
     def _check_share(self, file: Path) -> None:
         counts = self.counts[file]
@@ -164,3 +183,13 @@ class FileReader:
                 f"{file}: too many bad records ({counts}; accepted share {accepted:g}); "
                 f"repair the file, or raise max_bad_share"
             )
+
+
+def what_was_read(files: Iterable[Mapping[str, Any]]) -> str:
+    """What the `FileCounts` (as JSON values) of some files hold instead of documents, by reason."""
+    reasons: Counter[str] = Counter()
+    for counts in files:
+        reasons += Counter(counts["bad"]) + Counter(counts["other"])
+        if counts["damage"]:
+            reasons[f"files that are {counts['damage']}"] += 1
+    return ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "the files are empty"

@@ -3,7 +3,7 @@
 import csv
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ Record = dict[str, Any] | str
 NOT_UTF8 = "with invalid UTF-8"
 TOO_LONG = "longer than max_record_bytes"
 NULS = "with NUL characters, as in UTF-16 without a byte order mark"
+MANY_CONTROLS = "with many control characters, as in UTF-16 without a byte order mark"
 
 
 class Unreadable(str):
@@ -29,24 +30,26 @@ def json_records(file: Path, *, limit: int) -> Iterator[Record]:
 
 def text_records(file: Path, *, text_field: str, unit: str, limit: int) -> Iterator[Record]:
     """Each `unit` of a text (line, paragraph or file) as a record of one field."""
-    for unit_bytes in units_of_lines(lines_of_file(file, limit=limit), unit=unit, limit=limit):
+    for unit_bytes in units_of_lines(lines_of_file(file, limit=limit, any_end=True), unit=unit, limit=limit):
         if unit_bytes is None:
             yield TOO_LONG
             continue
         try:
-            yield {text_field: unit_bytes.decode("utf-8-sig").rstrip("\r")}
+            yield {text_field: unit_bytes.decode("utf-8-sig")}
         except UnicodeDecodeError:
             yield NOT_UTF8
 
 
-def csv_records(file: Path, *, text_field: str, dialect: str, limit: int) -> Iterator[Record]:
+def csv_records(
+    file: Path, *, text_field: str, dialect: str, limit: int, optional: Sequence[str] = ()
+) -> Iterator[Record]:
     """Rows as records, with the names in the first line; the dialect is `csv` or `tsv`.
 
     A row is a bad record if its quoting is broken or it has more or fewer values than there are names.
 
     Raises:
         DamagedFile: a quoted value is never closed; all rows before it have been yielded.
-        UserError: the first line has no name `text_field`.
+        UserError: the first line has no name `text_field`, or names it or one of the `optional` columns twice.
     """
     csv.field_size_limit(sys.maxsize)  # rows are limited by _RowLines
     lines = _RowLines(lines_of_file(file, limit=limit), limit=limit)
@@ -76,7 +79,7 @@ def csv_records(file: Path, *, text_field: str, dialect: str, limit: int) -> Ite
             continue
         if names is None:
             names = row
-            check_columns(file, names, text_field=text_field)
+            check_columns(file, names, text_field=text_field, optional=optional)
         elif row and len(row) != len(names):
             yield "with another number of values than columns"
         elif any("\udc80" <= character <= "\udcff" for value in row if not value.isascii() for character in value):
@@ -85,10 +88,13 @@ def csv_records(file: Path, *, text_field: str, dialect: str, limit: int) -> Ite
             yield dict(zip(names, row, strict=True))
 
 
-def check_columns(file: Path, names: list[str], *, text_field: str) -> None:
-    """UserError unless there is a column for the text."""
+def check_columns(file: Path, names: Sequence[str], *, text_field: str, optional: Sequence[str]) -> None:
+    """UserError unless there is one column for the text, and at most one for each of the others."""
     if text_field not in names:
         raise UserError(f"{file}: no column {text_field!r}; it has {', '.join(names)[:200]}")
+    for name in (text_field, *optional):
+        if names.count(name) > 1:
+            raise UserError(f"{file}: {names.count(name)} columns are called {name!r}; rename or remove all but one")
 
 
 class _TooLongError(Exception):

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
@@ -20,7 +19,8 @@ from datatrove.pipeline.base import PipelineStep
 from loguru import logger
 
 from allam_jax.corpus import keys
-from allam_jax.corpus.corpus_plan import CorpusPlan, known_tags
+from allam_jax.corpus.addresses import parse_address
+from allam_jax.corpus.corpus_plan import CorpusPlan
 from allam_jax.corpus.dates import parse_date
 from allam_jax.corpus.normalise import normalise
 from allam_jax.corpus.pii import redact
@@ -129,7 +129,6 @@ class Read(Source):
         self.reader = self.plan.reader(self.part)
 
     def _documents(self) -> Iterator[tuple[int, PipelineDocument | None]]:
-        tags = self.plan.tags(self.part.source)
         for read in self.reader:
             size = len(read.text.encode())
             metadata = {
@@ -138,7 +137,7 @@ class Read(Source):
                 "url": _string(read.metadata.get(self.settings.url_field)),
                 "date": _string(read.metadata.get(self.settings.date_field)),
                 "bytes": size,
-                "known_tags": known_tags(read.metadata, tags),
+                "known_tags": read.known_tags,
                 # Apart from the others, because a record's field can have any name.
                 "features": {name: _string(read.metadata.get(name)) for name in self.plan.settings.features},
             }
@@ -363,7 +362,5 @@ def _string(value: Any) -> str:
 
 
 def _host(url: str) -> str:
-    try:
-        return (urlsplit(url if "//" in url else f"//{url}").hostname or "").removeprefix("www.") if url else ""
-    except ValueError:  # not an address
-        return ""
+    address = parse_address(url)
+    return address.host if address else ""

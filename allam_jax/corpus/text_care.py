@@ -10,6 +10,8 @@ from collections.abc import Callable, Container
 import ftfy
 from ftfy.badness import is_bad
 
+from allam_jax.corpus.normalise import to_form
+
 # Letter shapes and ligatures of letters, which NFKC spells out. Signs that stand for a phrase are not among them.
 _PRESENTATION_FORMS = re.compile("[\ufb50-\ufbb1\ufbd3-\ufd3d\ufd50-\ufd8f\ufd92-\ufdc7\ufe70-\ufefc]+")
 
@@ -96,7 +98,7 @@ def _windows_1256(text: str) -> str:
 REPAIRS: dict[str, Callable[[str], str]] = {
     "mojibake": _mojibake,
     "presentation_forms": lambda text: _PRESENTATION_FORMS.sub(
-        lambda form: unicodedata.normalize("NFKC", form[0].translate(_MARK_FORMS)), text
+        lambda form: to_form("NFKC", form[0].translate(_MARK_FORMS)), text
     ),
     "look_alikes": lambda text: text.translate(_LOOK_ALIKES),
 }

@@ -3,15 +3,11 @@
 Lines and units longer than the limit come out as None; their bytes are not kept.
 """
 
-import bz2
 import codecs
-import gzip
-import lzma
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
 
+from allam_jax.corpus.compressed_streams import DamagedStreamError, pieces_of_file
 from allam_jax.errors import UserError
 
 # Byte order marks. That of UTF-16 begins that of UTF-32, which therefore comes first.
@@ -22,27 +18,30 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-_READ_BYTES = 1 << 20
-# A block of Zstandard's can be 4 bytes long and hold 128 KiB, so that this much never grows to more than 128 MiB.
-_ZSTD_BYTES = 1 << 12
-_ZSTD_WINDOW = 1 << 31  # the largest that `zstd --long=31` writes
+# Control characters that no text has: all of ASCII's except white space and escape (which colours a terminal).
+CONTROLS = bytes({*range(0x20), 0x7F} - {*b"\t\n\v\f\r\x1b\x1c\x1d\x1e\x1f"})
+_CONTROLS_OF_UTF_16 = 0.2  # share of bytes; one of two bytes of a letter in Latin, Cyrillic, Arabic, Thai, ... is one
 
 
 class DamagedFile(UserError):
     """A file that ends early or is not what its name says. The message names the file."""
 
 
-def lines_of_file(file: Path, *, limit: int) -> Iterator[bytes | None]:
+def lines_of_file(file: Path, *, limit: int, any_end: bool = False) -> Iterator[bytes | None]:
     """The lines of a file without their ends; None for each line of more than `limit` bytes.
 
+    Lines end with a line feed; with `any_end` also with a carriage return (old Macintosh) or both (Windows).
+
     Raises:
-        DamagedFile: compressed data is damaged or ends early, or a character of UTF-16 or UTF-32 does.
+        DamagedFile: compressed data is damaged or ends early, or a character of UTF-16 or UTF-32 does; the text is
+            UTF-16 without a byte order mark.
         UserError: the file cannot be read.
     """
     pending: list[bytes] = []  # the pieces of a line that goes on in the next block
     held = 0  # the length of that line so far
     try:
-        for block in _utf8(_blocks(file)):
+        blocks = _utf8(piece for piece, _ in pieces_of_file(file))
+        for block in _with_line_feeds(blocks) if any_end else blocks:
             *lines, last = block.split(b"\n")
             if lines:
                 yield b"".join([*pending, lines[0]]) if held + len(lines[0]) <= limit else None
@@ -54,11 +53,11 @@ def lines_of_file(file: Path, *, limit: int) -> Iterator[bytes | None]:
                 pending.append(last)
             else:
                 pending.clear()
-    except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, UnicodeDecodeError) as error:
+    except (DamagedStreamError, UnicodeDecodeError) as error:
         raise DamagedFile(f"{file}: damaged or cut short ({error}); fetch it again") from None
+    except _UnmarkedError as error:
+        raise DamagedFile(f"{file}: {error} without a byte order mark; convert it to UTF-8") from None
     except OSError as error:
-        if error.errno is None:  # bz2 says so where the data is not its own
-            raise DamagedFile(f"{file}: damaged or cut short ({error}); fetch it again") from None
         raise UserError(f"{file}: cannot read ({error.strerror or error})") from None
     if held:
         yield b"".join(pending) if held <= limit else None
@@ -94,6 +93,8 @@ def _utf8(blocks: Iterator[bytes]) -> Iterator[bytes]:
     mark, encoding = next(((mark, name) for mark, name in _MARKS if first.startswith(mark)), (b"", "utf-8"))
     first = first[len(mark) :]
     if encoding == "utf-8":
+        if not mark:
+            _check_unmarked(first)
         yield first
         yield from blocks
         return
@@ -105,46 +106,47 @@ def _utf8(blocks: Iterator[bytes]) -> Iterator[bytes]:
     decoder.decode(b"", final=True)
 
 
-def _blocks(file: Path) -> Iterator[bytes]:
-    if file.suffix.lower() == ".zst":
-        yield from _zstd_blocks(file)
+class _UnmarkedError(Exception):
+    """A text is in UTF-16 and does not say so; the message is the encoding."""
+
+
+def _check_unmarked(start: bytes) -> None:
+    """Raises where the start of a text is UTF-16: all its zeros are in even or all in odd places.
+
+    A file of UTF-8 with some zeros passes: its bad records are counted one by one.
+    """
+    nuls = start.count(0)
+    if not nuls:
         return
-    with COMPRESSIONS.get(file.suffix.lower(), _plain)(file) as stream:
-        # `read` would lose the last block of data that is cut short; `read1` returns what there is.
-        while block := stream.read1(_READ_BYTES):
-            yield block
-
-
-def _plain(file: Path) -> BinaryIO:
-    return open(file, "rb")
-
-
-def _zstd_blocks(file: Path) -> Iterator[bytes]:
-    """Decompresses one frame after another. The library's own stream reader ends silently inside a cut frame."""
-    import zstandard
-
-    def new() -> Any:
-        return zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW).decompressobj()
-
-    decompressor, fed = new(), False
+    even = start[::2].count(0)
+    controls = len(start) - len(start.translate(None, CONTROLS))
+    if even not in (0, nuls) or (controls < _CONTROLS_OF_UTF_16 * len(start) and _is_utf8(start)):
+        return
+    encoding = "utf-16-be" if even else "utf-16-le"
     try:
-        with open(file, "rb") as stream:
-            while block := stream.read(_ZSTD_BYTES):
-                while block:
-                    if decompressor.eof:
-                        decompressor, fed = new(), False
-                    yield decompressor.decompress(block)
-                    fed, block = True, decompressor.unused_data
-    except zstandard.ZstdError as error:
-        raise EOFError(str(error)) from None
-    if fed and not decompressor.eof:
-        raise EOFError("the last frame is not complete")
+        text = codecs.getincrementaldecoder(encoding)().decode(start)
+    except UnicodeDecodeError:
+        return
+    if "\0" not in text:
+        raise _UnmarkedError(encoding.upper())
 
 
-# Suffix -> what opens such a file.
-COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
-    ".gz": gzip.open,
-    ".zst": _zstd_blocks,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
-}
+def _is_utf8(start: bytes) -> bool:
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(start)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _with_line_feeds(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """The same text with a line feed for each line end of Windows and of old Macintoshes."""
+    held = b""  # a carriage return, whose line feed may come in the next block
+    for block in blocks:
+        if held or b"\r" in block:
+            block = held + block
+            held = b"\r" if block.endswith(b"\r") else b""
+            block = block.removesuffix(held).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        yield block
+    if held:
+        yield b"\n"

@@ -6,9 +6,12 @@ Python's codecs differ from it in a few characters, which `_table` and `_as_brow
 
 import codecs
 import functools
+import gzip
+import io
 import re
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import webencodings
 import zstandard
@@ -25,6 +28,19 @@ _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16le"), (codecs
 _SINGLE_BYTE = ("windows", "iso-8859", "koi8", "mac", "x-mac", "ibm", "x-user")  # how the names of these begin
 # Bytes that Python's codecs read otherwise, or not at all.
 _CORRECTED = {"koi8-u": {0xAE: "ў", 0xBE: "Ў"}, "windows-1255": {0xCA: "\u05ba"}}
+# Characters of the edition of 2022, which the standard follows, for those of private use in Python's older one. A3 A0
+# is a wide space on the web.
+_GB18030_2022 = {0xE5E5: 0x3000} | dict(
+    zip(
+        (*range(0xE78D, 0xE797), 0xE81E, 0xE826, 0xE82B, 0xE82C, 0xE832, 0xE843, 0xE854, 0xE864),
+        (0xFE10, 0xFE12, 0xFE11, *range(0xFE13, 0xFE1A), *range(0x9FB4, 0x9FBC)),
+        strict=True,
+    )
+)
+_OLD_GB18030 = re.compile("[" + "".join(map(chr, _GB18030_2022)) + "]")
+_NOT_SHIFT_JIS = re.compile("[\uf8f0-\uf8f3]")  # what Windows makes of the bytes A0, FD, FE and FF
+_CHUNK = re.compile(rb"(?:\r?\n)?([0-9A-Fa-f]{1,12})[ \t]*(?:;[^\r\n]{0,200})?\r?\n")
+_ZSTD_BYTES = 1 << 12
 
 
 class BadContent(Exception):
@@ -41,7 +57,7 @@ def decoded_content(content: bytes, *, encodings: str, limit: int) -> bytes:
             raise BadContent("with an unknown content encoding")
         try:
             content = _DECODERS[name](content, limit) if name in _DECODERS else content
-        except (zlib.error, zstandard.ZstdError, ValueError):
+        except (zlib.error, zstandard.ZstdError, ValueError, EOFError, gzip.BadGzipFile):
             # Crawlers keep the header when they store the content decoded.
             if not content.lstrip().startswith(b"<"):
                 raise BadContent("with broken content encoding") from None
@@ -87,7 +103,11 @@ def _decode(content: bytes, name: str) -> str | None:
         return codecs.charmap_decode(content, "strict", _table(name))[0]
     codec = _WIDER.get(name) or webencodings.lookup(name).codec_info.name
     text = codecs.getincrementaldecoder(codec)("whatwg").decode(content)
-    return text.replace("\ue5e5", "\u3000") if codec == "gb18030" else text  # A3 A0: a wide space on the web
+    if codec == "gb18030" and _OLD_GB18030.search(text):
+        return text.translate(_GB18030_2022)
+    if codec == "cp932" and (wrong := _NOT_SHIFT_JIS.search(text)):
+        raise UnicodeError(f"{wrong[0]!r} is one byte that the standard does not have")
+    return text
 
 
 @functools.cache
@@ -120,20 +140,50 @@ def _as_browsers(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("whatwg", _as_browsers)
 
 
+def without_chunks(content: bytes) -> bytes:
+    """Undoes HTTP's chunked transfer. Content that has no chunks after all stays as it is; BadContent if it is cut."""
+    found, place = [], 0
+    while head := _CHUNK.match(content, place):
+        size, start = int(head[1], 16), head.end()
+        if not size:
+            return b"".join(found)
+        found.append(content[start : start + size])
+        place = start + size
+    if not place:  # crawlers keep the header when they store the content without chunks
+        return content
+    raise BadContent("with broken chunks")
+
+
 def _inflated(content: bytes, limit: int) -> bytes:
     try:
-        return zlib.decompressobj().decompress(content, limit + 1)
+        return _whole(zlib.decompressobj(), content, limit)
     except zlib.error:  # many servers send no header of zlib
-        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, limit + 1)
+        return _whole(zlib.decompressobj(-zlib.MAX_WBITS), content, limit)
+
+
+def _whole(decompressor: Any, content: bytes, limit: int) -> bytes:
+    found: bytes = decompressor.decompress(content, limit + 1)
+    if len(found) <= limit and not decompressor.eof:
+        raise EOFError("cut short")
+    return found
 
 
 def _gunzipped(content: bytes, limit: int) -> bytes:
-    return zlib.decompressobj(16 + zlib.MAX_WBITS).decompress(content, limit + 1)
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as members:
+        return members.read(limit + 1)
 
 
 def _zstd(content: bytes, limit: int) -> bytes:
-    with zstandard.ZstdDecompressor().stream_reader(content, read_across_frames=True) as reader:
-        return reader.read(limit + 1)
+    found, place, decompressor = bytearray(), 0, None
+    while place < len(content) and len(found) <= limit:
+        if decompressor is None or decompressor.eof:
+            decompressor = zstandard.ZstdDecompressor().decompressobj()
+        block = content[place : place + _ZSTD_BYTES]
+        found += decompressor.decompress(block)
+        place += len(block) - len(decompressor.unused_data)
+    if len(found) <= limit and decompressor is not None and not decompressor.eof:
+        raise EOFError("cut short")
+    return bytes(found)
 
 
 def _brotli(content: bytes, limit: int) -> bytes:
@@ -144,7 +194,11 @@ def _brotli(content: bytes, limit: int) -> bytes:
     if not hasattr(brotli.Decompressor, "can_accept_more_data"):  # it cannot limit what comes out
         raise BadContent("compressed with Brotli; pip install -U brotli")
     try:
-        return brotli.Decompressor().process(content, output_buffer_limit=limit + 1)
+        decompressor = brotli.Decompressor()
+        found: bytes = decompressor.process(content, output_buffer_limit=limit + 1)
+        if len(found) <= limit and not decompressor.is_finished():
+            raise EOFError("cut short")
+        return found
     except brotli.error as error:
         raise ValueError(str(error)) from None
 

@@ -13,10 +13,9 @@ spaces. The words of `Words.words` and `Words.tokens` have none of these faults 
 import functools
 import re
 import string
-import unicodedata
 
 from allam_jax.corpus.language_id import identify
-from allam_jax.corpus.normalise import without_marks
+from allam_jax.corpus.normalise import to_form, without_marks
 from allam_jax.corpus.word_boundaries import find_tokens, find_words
 
 _RAW_WORD = re.compile(r"\w+|[^\w\s]+")
@@ -30,7 +29,7 @@ _SENTENCE_END = re.compile(r"[.!?؟۔…]+")
 def redpajama_normalise(text: str) -> str:
     """The text without ASCII punctuation, in lower case, with single spaces, in NFD."""
     text = text.translate(_NO_ASCII_PUNCTUATION).lower().strip()
-    return unicodedata.normalize("NFD", _WHITE_SPACE.sub(" ", text))
+    return to_form("NFD", _WHITE_SPACE.sub(" ", text))
 
 
 def bare_words(text: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Token ids of documents on disk, written once, mapped into memory, and read at random by the loader instead of text.
 
-A cache directory holds one split of one dataset, tokenised by one tokenizer: `tokens.json` (the manifest) and, for each
-shard,
+A cache directory holds one split of one dataset, tokenised by one tokenizer: `tokens.json` (the manifest), `files.json`
+(the sizes and hashes of its files) and, for each shard,
 
     SPLIT-00000.tokens.npy  uint16 or uint32 [tokens]: the ids of its documents one after another, each BOS text EOS
     SPLIT-00000.index.npy   uint64 [documents, 2]: the end of each document, and the CRC-32 of its ids' bytes
@@ -18,14 +18,14 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
-from allam_jax.checksums import FileList, find_list
+from allam_jax.checksums import FileList
 from allam_jax.corpus.shards import read_manifest
 from allam_jax.data.documents import DocumentSource
 from allam_jax.errors import UserError
-from allam_jax.files import Keys, check_shape, parse_json, read_json, sha256_of_file
+from allam_jax.files import Keys, check_shape
 
 MANIFEST = "tokens.json"
-VERSION = 1
+VERSION = 2
 REMEDY = "run the tokenize task again"
 
 
@@ -50,7 +50,7 @@ class TokenSource:
             UserError: no cache, another split or tokenizer, documents that have changed since, files missing or cut.
         """
         self._directory = Path(directory)
-        manifest = read_cache_manifest(self._directory)
+        manifest, files = read_cache(self._directory)
         if manifest["split"] != split:
             raise UserError(f"{directory}: holds the tokens of split {manifest['split']!r}, not of {split!r}; {REMEDY}")
         if tokenizer is not None and manifest["tokenizer"] != tokenizer:
@@ -64,7 +64,8 @@ class TokenSource:
         _check_origin(manifest, directory=self._directory)
         self._shards: list[dict[str, Any]] = manifest["shards"]
         self._dtype = np.dtype(manifest["dtype"])
-        _list_of(manifest, self._directory).check(remedy=REMEDY, reads=lambda name: name.endswith(".npy"))
+        self._split = split
+        files.check(remedy=REMEDY)
         self._ends = list(itertools.accumulate(shard["documents"] for shard in self._shards))
         self._mapped: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -109,47 +110,32 @@ class TokenSource:
         return self._mapped[number]
 
     def _path(self, number: int, kind: str) -> Path:
-        return self._directory / next(file for file in self._shards[number]["files"] if f".{kind}." in file)
+        return self._directory / shard_file(self._split, number, kind)
 
 
-def read_cache_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest of a token cache; UserError if it is damaged or of another version."""
-    files = find_list(directory, remedy=REMEDY)
-    raw = files.read_bytes(MANIFEST, remedy=REMEDY) if files else None
+def shard_file(split: str, number: int, kind: str) -> str:
+    """The name of a shard's file; `kind` is `tokens` or `index`."""
+    return f"{split}-{number:05d}.{kind}.npy"
+
+
+def read_cache(directory: Path) -> tuple[dict[str, Any], FileList]:
+    """The manifest of a token cache and the list of its files; UserError if damaged or of another version."""
+    files = FileList.read(directory, remedy=REMEDY)
+    manifest = files.read_json(MANIFEST, remedy=REMEDY)
+    if manifest.get("version") != VERSION:
+        raise UserError(f"{directory}: tokens of version {manifest.get('version')}, not {VERSION}; {REMEDY}")
     keys: Keys = dict.fromkeys(("split", "tokenizer", "dataset", "origin", "dtype"), str) | {
         "shards": list,
-        **dict.fromkeys(("version", "targets", "documents", "tokens"), int),
+        **dict.fromkeys(("targets", "documents", "tokens"), int),
     }
     path = Path(directory) / MANIFEST
-    manifest = read_json(path, keys=keys) if raw is None else parse_json(raw, path=path, keys=keys)
-    if manifest["version"] != VERSION:
-        raise UserError(f"{directory}: tokens of version {manifest['version']}, not {VERSION}; {REMEDY}")
+    check_shape(manifest, kind=dict, keys=keys, where=f"{path}:")
     for number, shard in enumerate(manifest["shards"]):
-        check_shape(
-            shard, kind=dict, keys={"documents": int, "tokens": int, "files": dict}, where=f"{path}: shard {number}:"
-        )
-        for name, facts in shard["files"].items():
-            check_shape(facts, kind=dict, keys={"size": int, "sha256": str}, where=f"{path}: {name}:")
-    return manifest
-
-
-def verify_tokens(directory: str | Path) -> None:
-    """Reads every file of a cache in full and compares its hash; UserError for the first that differs."""
-    for shard in read_cache_manifest(Path(directory))["shards"]:
-        if damaged := damaged_files(shard, Path(directory)):
-            raise UserError(f"{damaged[0]}: missing, or its bytes differ from those written (sha256); {REMEDY}")
-
-
-def damaged_files(shard: dict[str, Any], directory: Path) -> list[Path]:
-    """The files of a shard that are missing, or whose SHA-256 differs from the manifest's."""
-    files = {directory / file: facts["sha256"] for file, facts in shard["files"].items()}
-    return [path for path, expected in files.items() if not path.is_file() or sha256_of_file(path) != expected]
-
-
-def _list_of(manifest: dict[str, Any], directory: Path) -> FileList:
-    """The sizes of the shards' files."""
-    facts = {file: facts for shard in manifest["shards"] for file, facts in shard["files"].items()}
-    return FileList(directory, {file: (one["size"], None) for file, one in facts.items()}, {})
+        check_shape(shard, kind=dict, keys={"documents": int, "tokens": int}, where=f"{path}: shard {number}:")
+        for kind in ("tokens", "index"):
+            if (name := shard_file(manifest["split"], number, kind)) not in files.files:
+                raise UserError(f"{path}: {name} is not in the list of files; {REMEDY}")
+    return manifest, files
 
 
 def _check_origin(manifest: dict[str, Any], *, directory: Path) -> None:

@@ -14,21 +14,15 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from allam_jax.checksums import write_list
+from allam_jax.checksums import entry_of, write_list
 from allam_jax.data.batch import Encoder
 from allam_jax.data.documents import DocumentSource
-from allam_jax.data.token_cache import (
-    MANIFEST,
-    VERSION,
-    damaged_files,
-    is_token_cache,
-    read_cache_manifest,
-    verify_tokens,
-)
+from allam_jax.data.token_cache import MANIFEST, REMEDY, VERSION, is_token_cache, read_cache, shard_file
 from allam_jax.errors import UserError
-from allam_jax.files import atomic_path, read_json, sha256_of_file, sweep, write_array, write_json
+from allam_jax.files import atomic_path, read_json, sweep, write_array, write_json
 
 SHARD_TOKENS = 2**26  # 128 MiB of uint16
+Entries = dict[str, tuple[int, str]]  # files with their sizes and hashes
 _BATCH_CHARACTERS = 4_000_000  # for one call of the tokenizer: enough work for all cores, and little memory
 
 
@@ -43,12 +37,11 @@ def write_tokens(
     """Tokenises a split of a dataset directory into a cache directory; returns its manifest.
 
     A finished cache of the same documents, tokenizer and shard size is kept, after its files have been compared with
-    their hashes. An unfinished one is continued. Any other cache is replaced. A shard is closed when it holds
-    `shard_tokens` tokens.
+    their hashes. An unfinished one is continued. Any other cache is replaced, also a damaged one. A shard is closed
+    when it holds `shard_tokens` tokens.
 
     The manifest is `{"version", "tokenizer", "dataset", "origin", "split", "documents", "tokens", "targets", "dtype",
-    "shards"}`. `targets` is the number of tokens that one epoch trains on. A shard is `{"documents", "tokens", "files":
-    {name: {"size", "sha256"}}}`.
+    "shards"}`. `targets` is the number of tokens that one epoch trains on. A shard is `{"documents", "tokens"}`.
 
     UserError if there is no such dataset or split, or the split has no documents.
     """
@@ -64,28 +57,27 @@ def write_tokens(
     }
     directory = Path(directory)
     if is_token_cache(directory):
-        manifest = read_cache_manifest(directory)
-        if all(manifest.get(key) == value for key, value in plan.items()):
-            verify_tokens(directory)
-            return manifest
+        try:
+            manifest, files = read_cache(directory)
+            if all(manifest.get(key) == value for key, value in plan.items()):
+                files.check_bytes(remedy=REMEDY)
+                return manifest
+        except UserError as error:
+            logging.warning("%s: this does so, and replaces the cache", error)
     unfinished = _open_unfinished(directory, plan)
     shards: list[dict[str, Any]] = []
-    while (record := unfinished / f"{len(shards):05d}.json").is_file():
-        shard = read_json(record)
-        try:
-            damaged = damaged_files(shard, unfinished)
-        except (KeyError, TypeError, AttributeError):
-            break  # the record itself is damaged: this shard is written anew
-        if damaged:
-            break
-        shards.append(shard)
+    entries: Entries = {}  # of all shards
+    while (written := _written_shard(unfinished, split, len(shards))) is not None:
+        shards.append(written[0])
+        entries |= written[1]
     first = sum(shard["documents"] for shard in shards)
     if shards:
         logging.info("%s: %d shards are there, going on with document %d", directory, len(shards), first)
     for ids in _shards(encoded(source, tokenizer=tokenizer, first=first), shard_tokens=shard_tokens):
-        name = f"{split}-{len(shards):05d}"
-        shards.append(_write_shard(unfinished, name, ids, dtype=dtype))
-        write_json(unfinished / f"{len(shards) - 1:05d}.json", shards[-1])
+        shard, files_of_shard = _write_shard(unfinished, split, len(shards), ids, dtype=dtype)
+        write_json(_record(unfinished, len(shards)), shard | {"files": files_of_shard})
+        shards.append(shard)
+        entries |= files_of_shard
     total = sum(shard["tokens"] for shard in shards)
     manifest = plan | {
         "origin": str(Path(documents).absolute()),
@@ -98,7 +90,7 @@ def write_tokens(
         record.unlink()
     (unfinished / "plan.json").unlink()
     write_json(unfinished / MANIFEST, manifest)
-    write_list(unfinished)
+    write_list(unfinished, known=entries)
     with atomic_path(directory) as temporary:
         os.replace(unfinished, temporary)
     return manifest
@@ -157,15 +149,39 @@ def _shards(documents: Iterator[np.ndarray], *, shard_tokens: int) -> Iterator[l
         yield held
 
 
-def _write_shard(directory: Path, name: str, documents: list[np.ndarray], *, dtype: np.dtype) -> dict[str, Any]:
+def _record(unfinished: Path, number: int) -> Path:
+    """What is noted of a finished shard until the cache is complete."""
+    return unfinished / f"{number:05d}.json"
+
+
+def _written_shard(
+    unfinished: Path, split: str, number: int
+) -> tuple[dict[str, Any], dict[str, tuple[int, str]]] | None:
+    """A shard that an earlier start has finished, and the entries of its files; None if it is not there, or damaged."""
+    try:
+        record = read_json(_record(unfinished, number), keys={"documents": int, "tokens": int, "files": dict})
+        entries = {name: entry_of(unfinished / name) for name in _names(split, number)}
+    except (UserError, OSError):
+        return None
+    noted = {name: list(entry) for name, entry in entries.items()}
+    return ({key: record[key] for key in ("documents", "tokens")}, entries) if record["files"] == noted else None
+
+
+def _names(split: str, number: int) -> list[str]:
+    return [shard_file(split, number, kind) for kind in ("tokens", "index")]
+
+
+def _write_shard(
+    directory: Path, split: str, number: int, documents: list[np.ndarray], *, dtype: np.dtype
+) -> tuple[dict[str, Any], Entries]:
+    """Gives the shard and the entries of its files."""
     tokens = np.concatenate(documents).astype(dtype)
     ends = np.cumsum([len(ids) for ids in documents], dtype=np.uint64)
     starts = np.concatenate([[np.uint64(0)], ends[:-1]])
     checksums = [zlib.crc32(tokens[start:end].data) for start, end in zip(starts, ends, strict=True)]
     index = np.stack([ends, np.asarray(checksums, np.uint64)], axis=1).astype("<u8")
-    files = {}
-    for kind, array in (("tokens", tokens), ("index", index)):
-        path = directory / f"{name}.{kind}.npy"
-        write_array(path, array)
-        files[path.name] = {"size": path.stat().st_size, "sha256": sha256_of_file(path)}
-    return {"documents": len(documents), "tokens": len(tokens), "files": files}
+    names = _names(split, number)
+    for name, array in zip(names, (tokens, index), strict=True):
+        write_array(directory / name, array)
+    entries = {name: entry_of(directory / name) for name in names}
+    return {"documents": len(documents), "tokens": len(tokens)}, entries

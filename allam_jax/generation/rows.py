@@ -65,7 +65,7 @@ class PromptRows:
         return (self._prompt(number, record) for number, record in enumerate(records))
 
     def _records(self, file: Path) -> Iterator[Record]:
-        kind, fields = kind_of(file), (self._field, MESSAGES, *self._keep)
+        kind, fields = kind_of(file), tuple(dict.fromkeys((self._field, MESSAGES, *self._keep)))
         if kind == "parquet":
             from allam_jax.corpus.parquet_records import column_names, parquet_records  # pyarrow takes a second
 
@@ -75,7 +75,7 @@ class PromptRows:
             return json_records(file, limit=_LARGEST_ROW)
         if kind == "txt":
             return text_records(file, text_field=self._field, unit="line", limit=_LARGEST_ROW)
-        return csv_records(file, text_field=self._field, dialect=str(kind), limit=_LARGEST_ROW)
+        return csv_records(file, text_field=self._field, dialect=str(kind), limit=_LARGEST_ROW, optional=fields)
 
     def _prompt(self, number: int, record: Record) -> Prompt:
         if isinstance(record, str):

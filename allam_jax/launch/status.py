@@ -123,9 +123,9 @@ def watch(read: Callable[[], list[RunState]]) -> None:
     """Prints the table. At a terminal it refreshes the table in place until all runs have ended or Ctrl-C comes."""
     while True:
         states = read()
-        live = sys.stdout.isatty()
-        sys.stdout.write(("\x1b[H\x1b[2J" if live else "") + status_table(states) + "\n")
-        sys.stdout.flush()
+        live = sys.stderr.isatty()
+        sys.stderr.write(("\x1b[H\x1b[2J" if live else "") + status_table(states) + "\n")
+        sys.stderr.flush()
         if not live or all(state.state in ("finished", "stopped", "failed") for state in states):
             return
         time.sleep(_REFRESH_SECONDS)

@@ -65,7 +65,7 @@ def run_sweep(base: ConfigDict, options: SweepOptions) -> dict[str, Any]:
     if options.dry_run:
         from allam_jax.launch.preview import preview  # imports JAX
 
-        print(preview(experiment, runs, jobs), flush=True)
+        print(preview(experiment, runs, jobs), file=sys.stderr, flush=True)
         return {"runs": len(runs), "jobs": len(jobs), "finished": sum(run.finished for run in runs)}
     if options.status:
 

@@ -68,9 +68,9 @@ def expand(
             f"expand.head_method = {head_method!r}: the tables of this model are tied, so it must equal expand.method "
             f"({method!r}) or be empty"
         )
-    if plan.base_size != config.vocab_size:
+    if plan.base_size > config.vocab_size:
         raise UserError(
-            f"the base tokenizer has {plan.base_size} tokens, but the weights to expand have {config.vocab_size}: "
+            f"the base tokenizer has {plan.base_size} tokens, but the weights to expand have {config.vocab_size} rows: "
             "give the tokenizer that belongs to the weights"
         )
     new_config = dataclasses.replace(config, vocab_size=plan.merged_size)
@@ -78,7 +78,7 @@ def expand(
         _expand_table,
         spelling=_spelling(plan, rows=new_config.padded_vocab_size),
         scales=_Scales(config.init_std, settings.noise_std, settings.covariance_scale),
-        num_old=config.vocab_size,
+        num_old=plan.base_size,  # other rows belong to no token, and end here
     )
     input_key, output_key = jax.random.split(jax.random.key(seed))
     expanded = dict(params)

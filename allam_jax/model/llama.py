@@ -1,5 +1,8 @@
 """Llama in flax.nnx: RMSNorm, rotary positions, grouped-query attention, SwiGLU; layers stacked and scanned.
 
+Mistral without a window is the same network. Qwen2 adds biases to q, k and v, Qwen3 norms of every head of q and k;
+`LlamaConfig.model_type` says which.
+
 Shapes: B batch, T sequence, D model width, N query heads, K key/value heads, H head size, F feed-forward width,
 V padded vocabulary, L layers. `LlamaConfig` describes a network. Its parameters are a plain nested dict that lives
 outside of the network (`init_params`); `bind` joins both for one forward pass:
@@ -30,6 +33,16 @@ from kernels.attention.api import attention
 Params = dict[str, Any]  # nested dict of arrays
 
 
+class Biases(nnx.Module):
+    """What Qwen2 adds to q, k and v."""
+
+    def __init__(self, config: LlamaConfig):
+        N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
+        self.query = nnx.Param(jnp.zeros((N, H), jnp.float32), axes=("heads", "head_dim"))
+        self.key = nnx.Param(jnp.zeros((K, H), jnp.float32), axes=("kv_heads", "head_dim"))
+        self.value = nnx.Param(jnp.zeros((K, H), jnp.float32), axes=("kv_heads", "head_dim"))
+
+
 class Attention(nnx.Module):
     """Grouped-query attention, causal and within segments."""
 
@@ -43,6 +56,9 @@ class Attention(nnx.Module):
         # Projections back into the residual stream start smaller, so that its variance does not grow with depth.
         out_std = std / math.sqrt(2 * config.num_layers)
         self.output = parameter(rngs.params(), (N, H, D), ("heads", "head_dim", "embed"), out_std)
+        self.bias = Biases(config) if config.qkv_bias else None
+        self.query_norm = RMSNorm(H, eps=config.norm_eps) if config.qk_norm else None
+        self.key_norm = RMSNorm(H, eps=config.norm_eps) if config.qk_norm else None
 
     def __call__(
         self, x_BTD: Array, *, rope: Rope, segment_ids_BT: Array, key: Array | None, memory: Memory | None
@@ -51,9 +67,10 @@ class Attention(nnx.Module):
 
         `key` is for dropout of the attention probabilities. A memory may mix in the values of earlier tokens.
         """
-        q_BTNH = rotate(kept(project(x_BTD, self.query[...])), rope)
-        k_BTKH = rotate(kept(project(x_BTD, self.key[...])), rope)
-        v_BTKH = kept(project(x_BTD, self.value[...]))
+        bias = self.bias
+        q_BTNH = rotate(_heads(x_BTD, self.query, bias=bias.query if bias else None, norm=self.query_norm), rope)
+        k_BTKH = rotate(_heads(x_BTD, self.key, bias=bias.key if bias else None, norm=self.key_norm), rope)
+        v_BTKH = _heads(x_BTD, self.value, bias=bias.value if bias else None)
         q_BTNH = constrain(q_BTNH, layouts.QUERIES)
         k_BTKH, v_BTKH = constrain(k_BTKH, layouts.KEYS), constrain(v_BTKH, layouts.KEYS)
         within_rows = functools.partial(
@@ -69,6 +86,14 @@ class Attention(nnx.Module):
         else:
             mixed_BTNH, memory = memory.mix(q_BTNH, k_BTKH, v_BTKH, within_rows=within_rows)
         return project(mixed_BTNH, self.output[...]), memory
+
+
+def _heads(x_BTD: Array, weight: nnx.Param, *, bias: nnx.Param | None, norm: RMSNorm | None = None) -> Array:
+    """Queries, keys or values [B, T, heads, H] before their rotation."""
+    heads = kept(project(x_BTD, weight[...]))
+    if bias is not None:
+        heads = heads + bias[...]
+    return heads if norm is None else norm(heads)
 
 
 class MLP(nnx.Module):
@@ -91,9 +116,9 @@ class Block(nnx.Module):
 
     def __init__(self, config: LlamaConfig, *, options: ComputeOptions, rngs: nnx.Rngs):
         self.options = options
-        self.attention_norm = RMSNorm(config)
+        self.attention_norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.attention = Attention(config, options=options, rngs=rngs)
-        self.mlp_norm = RMSNorm(config)
+        self.mlp_norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.mlp = MLP(config, rngs=rngs)
 
     def __call__(
@@ -151,7 +176,7 @@ class Llama(nnx.Module):
 
         self.layers = stacked_layers(jax.random.split(rngs.params(), config.num_layers))
         self.layers_apart: tuple[Params, ...] | None = None  # see `bind`
-        self.final_norm = RMSNorm(config)
+        self.final_norm = RMSNorm(config.dim, eps=config.norm_eps)
         if not config.tie_embeddings:
             self.head = Head(config, rngs=rngs)
 
@@ -264,7 +289,10 @@ def _abstract(config: LlamaConfig, options: ComputeOptions) -> tuple[Any, Any]:
 
 
 def init_params(key: Array, *, config: LlamaConfig) -> Params:
-    """Random parameters (float32): normal with `init_std`, ones for norms. Jit it with out_shardings on a mesh."""
+    """Random parameters (float32): normal with `init_std`, ones for norms, zeros for biases.
+
+    Jit it with out_shardings on a mesh.
+    """
     model = Llama(config, options=ComputeOptions(), rngs=nnx.Rngs(params=key))
     return nnx.to_pure_dict(nnx.split(model)[1])
 

@@ -1,15 +1,40 @@
 """Shapes of a Llama, options of how it is computed, and the presets of the papers."""
 
 import dataclasses
+from typing import NamedTuple
 
 from allam_jax.errors import UserError
 from allam_jax.settings import Section, setting
 from kernels.attention.backends import BACKENDS
 
 
+class Family(NamedTuple):
+    """What the networks of one Hugging Face `model_type` have beside those of Llama."""
+
+    qkv_bias: bool = False  # biases are added to q, k and v
+    qk_norm: bool = False  # every head of q and k is normalised, with one scale for all heads
+
+
+FAMILIES = {
+    "llama": Family(),
+    "internlm3": Family(),
+    "iquestcoder": Family(),
+    "mistral": Family(),
+    "qwen2": Family(qkv_bias=True),
+    "qwen3": Family(qk_norm=True),
+    "seed_oss": Family(qkv_bias=True),
+}
+ROPE_SCALINGS = ("llama3", "linear", "dynamic", "yarn")
+
+
 class LlamaConfig(Section, name="model"):
     """The architecture, on which weights and code must agree. It is stored as `model.json`."""
 
+    model_type: str = setting(
+        "llama",
+        "of exports; qwen2 and seed_oss have biases of q, k and v, qwen3 norms of q and k",
+        choices=tuple(FAMILIES),
+    )
     vocab_size: int = setting(..., "ids the tokenizer can produce; 0 in a config takes the tokenizer's", least=0)
     vocab_multiple: int = setting(..., "rows of the embedding and the head are padded up to a multiple of it", least=1)
     dim: int = setting(..., "width of the residual stream", least=1)
@@ -21,10 +46,17 @@ class LlamaConfig(Section, name="model"):
     tie_embeddings: bool = setting(..., "whether the embedding is the head too")
     norm_eps: float = setting(..., "added to the mean square in norms", above=0, most=1)
     rope_theta: float = setting(..., "base of the rotary frequencies", above=0)
-    rope_scaling_factor: float = setting(1.0, "Llama-3's frequency scaling; 1: none", above=0)
+    rope_scaling: str = setting("llama3", "how longer contexts change the frequencies", choices=ROPE_SCALINGS)
+    rope_scaling_factor: float = setting(1.0, "by which the context grows; 1: none", above=0)
     rope_low_freq_factor: float = setting(1.0, "Llama-3: longer wavelengths are stretched by the factor", above=0)
     rope_high_freq_factor: float = setting(4.0, "Llama-3: shorter wavelengths are kept", above=0)
-    rope_original_max_position: int = setting(8192, "Llama-3: the context before scaling", least=1)
+    rope_original_max_position: int = setting(8192, "Llama-3 and YaRN: the context before scaling", least=1)
+    rope_beta_fast: float = setting(32.0, "YaRN: dimensions with more turns in that context are kept", above=0)
+    rope_beta_slow: float = setting(1.0, "YaRN: dimensions with fewer turns are stretched by the factor", above=0)
+    rope_truncate: bool = setting(True, "YaRN: whether the range between is rounded outwards to whole dimensions")
+    rope_attention_factor: float = setting(
+        0.0, "YaRN: multiplies sines and cosines; 0: 0.1 ln(factor) + 1, as in the paper", least=0, most=1e3
+    )
     max_position: int = setting(4096, "longest context it was trained on; recorded for exports", least=1)
     init_std: float = setting(0.02, "standard deviation of random weights", above=0, most=1e3)
 
@@ -35,11 +67,18 @@ class LlamaConfig(Section, name="model"):
                 f"config.model.num_heads = {self.num_heads}: expected a multiple of model.num_kv_heads = "
                 f"{self.num_kv_heads}"
             )
-        if self.rope_low_freq_factor > self.rope_high_freq_factor:
+        if self.rope_low_freq_factor >= self.rope_high_freq_factor:
             raise UserError(
-                f"config.model.rope_low_freq_factor = {self.rope_low_freq_factor}: expected at most "
+                f"config.model.rope_low_freq_factor = {self.rope_low_freq_factor}: expected less than "
                 f"model.rope_high_freq_factor = {self.rope_high_freq_factor}"
             )
+        if self.rope_scaling == "yarn" and not (self.rope_beta_slow < self.rope_beta_fast and self.rope_theta > 1):
+            raise UserError(
+                f"config.model.rope_beta_slow = {self.rope_beta_slow}: YaRN needs less than model.rope_beta_fast = "
+                f"{self.rope_beta_fast}, and model.rope_theta above 1"
+            )
+        if self.rope_scaling == "dynamic" and self.head_dim <= 2:
+            raise UserError(f"config.model.head_dim = {self.head_dim}: dynamic NTK scaling needs more than 2")
         if self.head_dim % 2:
             raise UserError(f"config.model.head_dim = {self.head_dim}: rotary embeddings need an even size")
 
@@ -49,6 +88,16 @@ class LlamaConfig(Section, name="model"):
         return dataclasses.replace(preset("tiny"), vocab_size=0)
 
     @property
+    def qkv_bias(self) -> bool:
+        """Whether biases are added to q, k and v."""
+        return FAMILIES[self.model_type].qkv_bias
+
+    @property
+    def qk_norm(self) -> bool:
+        """Whether every head of q and k is normalised before its rotation."""
+        return FAMILIES[self.model_type].qk_norm
+
+    @property
     def padded_vocab_size(self) -> int:
         """Rows of the embedding and of the head: `vocab_size` rounded up to `vocab_multiple`."""
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
@@ -56,19 +105,28 @@ class LlamaConfig(Section, name="model"):
     @property
     def num_parameters(self) -> int:
         """Trained parameters (without padding rows)."""
-        attention = self.dim * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
-        layer = attention + 3 * self.dim * self.mlp_dim + 2 * self.dim
         tables = self.vocab_size * self.dim * (1 if self.tie_embeddings else 2)
-        return self.num_layers * layer + tables + self.dim
+        return self.num_layers * self._layer_matrices + tables + self._num_vectors
+
+    @property
+    def _layer_matrices(self) -> int:
+        """Elements of the matrices of a layer."""
+        attention = self.dim * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
+        return attention + 3 * self.dim * self.mlp_dim
+
+    @property
+    def _num_vectors(self) -> int:
+        """Elements of norms and biases."""
+        biases = self.qkv_bias * (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+        head_norms = self.qk_norm * 2 * self.head_dim
+        return self.num_layers * (2 * self.dim + biases + head_norms) + self.dim
 
     def flops_per_token(self, seq_len: int) -> float:
         """Model FLOPs of one training token: 6 per matmul parameter plus causal attention, 6·L·N·H·T.
 
         Causal attention counts half of the full square. What remat recomputes is not counted.
         """
-        matmul = self.num_parameters - self.dim * (2 * self.num_layers + 1)
-        if not self.tie_embeddings:
-            matmul -= self.vocab_size * self.dim  # a look-up, not a matmul
+        matmul = self.num_layers * self._layer_matrices + self.vocab_size * self.dim
         return 6.0 * matmul + 6.0 * self.num_layers * self.num_heads * self.head_dim * seq_len
 
 
@@ -124,6 +182,21 @@ PRESETS: dict[str, LlamaConfig] = {
     "llama2_70b": _llama2(8192, 80, 64, 8, 28_672),
     "llama3_8b": dataclasses.replace(
         _llama2(4096, 32, 32, 8, 14_336), vocab_size=128_256, rope_theta=500_000.0, max_position=8192
+    ),
+    "llama3_1_8b": dataclasses.replace(
+        _llama2(4096, 32, 32, 8, 14_336),
+        vocab_size=128_256,
+        rope_theta=500_000.0,
+        rope_scaling_factor=8.0,
+        max_position=131_072,
+    ),
+    "qwen2_5_7b": dataclasses.replace(
+        _llama2(3584, 28, 28, 4, 18_944),
+        model_type="qwen2",
+        vocab_size=152_064,
+        norm_eps=1e-6,
+        rope_theta=1e6,
+        max_position=32_768,
     ),
     "smollm2_135m": dataclasses.replace(
         _llama2(576, 30, 9, 3, 1536),

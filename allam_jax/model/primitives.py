@@ -11,8 +11,6 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
-from allam_jax.model.llama_config import LlamaConfig
-
 REMAT_POLICIES = {
     # By name: left to itself JAX keeps the output projection's result as it comes out of the matmul, a whole copy on
     # every tensor device. (The attention backends name their own results.)
@@ -58,12 +56,12 @@ def parameter(key: Array, shape: tuple[int, ...], axes: tuple[str, ...], std: fl
 class RMSNorm(nnx.Module):
     """Root-mean-square norm, computed in float32."""
 
-    def __init__(self, config: LlamaConfig):
-        self.eps = config.norm_eps
-        self.scale = nnx.Param(jnp.ones((config.dim,), jnp.float32), axes=("norm",))
+    def __init__(self, size: int, *, eps: float):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones((size,), jnp.float32), axes=("norm",))
 
-    def __call__(self, x_BTD: Array) -> Array:
-        """Normalises the last axis; the result has the input's dtype."""
-        x = x_BTD.astype(jnp.float32)
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps)
-        return (x * self.scale[...]).astype(x_BTD.dtype)
+    def __call__(self, x: Array) -> Array:
+        """Normalises the last axis, of the norm's size; the result has the input's dtype."""
+        x_f32 = x.astype(jnp.float32)
+        x_f32 = x_f32 * jax.lax.rsqrt(jnp.mean(jnp.square(x_f32), axis=-1, keepdims=True) + self.eps)
+        return (x_f32 * self.scale[...]).astype(x.dtype)

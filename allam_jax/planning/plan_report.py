@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from allam_jax.planning.generation_cost import generation_cost
 from allam_jax.planning.roofline import collective_seconds
 from allam_jax.planning.run_plan import RunPlan
 from allam_jax.planning.search import gib
@@ -21,6 +22,7 @@ def plan_markdown(plan: RunPlan, *, figure: str, candidates: Sequence[RunPlan] =
         section("Memory of one GPU", memory_table(plan)),
         section("Time of a step", time_table(plan)),
         section("Collectives of a step", collectives_table(plan)),
+        section("Generation on one node", generation_table(plan)),
         section("Assumptions", "\n".join(f"- {line}" for line in assumptions(plan))),
     ]
     if candidates:
@@ -102,6 +104,20 @@ def collectives_table(plan: RunPlan) -> str:
         figures = (small_count, f"{small_bytes / 1e9:,.2f}", "", "", "", "", f"{small_seconds:.3f}")
         rows.append(("small ones", "", "", "", *figures))
     return _rows((*headings, "async", "s"), rows)
+
+
+def generation_table(plan: RunPlan) -> str:
+    """What the cache costs when the trained model generates, and how many texts fit."""
+    run, cluster = plan.run, plan.cluster
+    cost = generation_cost(run.model, cluster=cluster, tokens=run.seq_len)
+    step = f"{1e3 * cost.seconds_empty:.1f} ms with short texts, {1e3 * cost.seconds_full:.1f} ms with full ones"
+    rows = (
+        ("weights, 16 bits", gib(cost.weights)),
+        ("a token in the cache", f"{cost.token / 1024:,.0f} KiB"),
+        (f"slots of {run.seq_len:,} tokens that fit", f"{cost.slots:,}"),
+        ("a step of decoding, at least", step),
+    )
+    return _rows((f"one of {cluster.gpus_per_node} GPUs", ""), rows)
 
 
 def assumptions(plan: RunPlan) -> list[str]:

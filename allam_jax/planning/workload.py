@@ -168,7 +168,8 @@ def work_of_step(workload: Workload) -> list[Work]:
 
     matmuls = 2 + workload.backward_attention_matmuls + 2 * w.attention
     # Norms, residual sums, rotation and SwiGLU read and write activations; backward costs twice as much.
-    elementwise = (12 * D * workload.residual_share + 4 * (NH + KH) + 3 * F) * (3 + w.elementwise)
+    heads = 4 * (NH + KH) * (1 + c.qk_norm)
+    elementwise = (12 * D * workload.residual_share + heads + 3 * F) * (3 + w.elementwise)
     if workload.remat == "none":
         elementwise += _UNFUSED * (saved_elements(workload) - _dots(workload))
     V = c.padded_vocab_size / t
@@ -278,7 +279,8 @@ def saved_elements(workload: Workload) -> float:
         return _dots(workload)
     if workload.remat == "none":
         # Per norm three float32 arrays and the result; attention's result in two shapes; six parts of SwiGLU.
-        return 14 * D + 3 * NH + 2 * KH + 6 * F
+        head_norms = 7 * (NH + KH) if c.qk_norm else 0
+        return 14 * D + 3 * NH + 2 * KH + head_norms + 6 * F
     raise ValueError(f"remat {workload.remat!r}: the memory of another framework's policy is unknown")
 
 

@@ -13,6 +13,7 @@ from allam_jax.model.llama import Params
 from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.settings import Settings
 from allam_jax.tasks.setup import open_mesh, open_model
+from allam_jax.tokenizer.generation_config import complete_generation
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.weights.directory import save_weights
 from allam_jax.weights.huggingface import export_huggingface
@@ -53,7 +54,8 @@ def write_formats(
     options = config.export
     paths = {name: str(workdir / name) for name in ("huggingface", "orbax") if name in options.formats}
     if "huggingface" in paths:
-        special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+        generation = complete_generation(tokenizer, tokenizer_dir)
+        pad_id = generation.get("pad_token_id")
         export_huggingface(
             workdir / "huggingface",
             params=params,
@@ -61,7 +63,8 @@ def write_formats(
             tokenizer_dir=tokenizer_dir,
             dtype=options.dtype or None,
             max_shard_bytes=int(options.max_shard_gb * 1e9),
-            generation={name: value for name, value in special.items() if value is not None},
+            generation=generation,
+            pad_token="" if pad_id is None else tokenizer.id_to_piece(pad_id),
         )
     if "orbax" in paths:
         if options.dtype:

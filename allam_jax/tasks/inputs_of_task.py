@@ -72,7 +72,7 @@ def _texts(path: Path, owner: Any) -> list[Path]:
 
 
 def _tokenizer(path: Path, owner: Any) -> list[Path]:
-    from allam_jax.weights.output_directory import TOKENIZER_FILES
+    from allam_jax.tokenizer.tokenizer_files import TOKENIZER_FILES
 
     return [path / name for name in TOKENIZER_FILES] if path.is_dir() else [path]
 

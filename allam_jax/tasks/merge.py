@@ -13,6 +13,7 @@ from allam_jax.errors import UserError
 from allam_jax.settings import Settings
 from allam_jax.tasks.export import write_formats
 from allam_jax.tokenizer.tokenizer import Tokenizer
+from allam_jax.tokenizer.tokenizer_files import directory_of
 from allam_jax.training.load import open_stored
 from allam_jax.training.run_metadata import code_revision
 from allam_jax.training.schedules import decay
@@ -96,8 +97,11 @@ def _common_tokenizer(config: Settings, inputs: list[_Input]) -> tuple[Tokenizer
                 "expand the one to the other's vocabulary first (task expand)"
             )
     first = inputs[0]
-    check_vocabulary(first.model.config, tokenizer.vocab_size, tokenizer=first_name, weights=str(first.path))
-    return tokenizer, first_dir if first_dir.is_dir() else first_dir.parent
+    is_own = first_dir == first.model.tokenizer_dir
+    check_vocabulary(
+        first.model.config, tokenizer.vocab_size, tokenizer=first_name, weights=str(first.path), is_own=is_own
+    )
+    return tokenizer, directory_of(first_dir)
 
 
 def _method(config: Settings, inputs: list[_Input]) -> Method:

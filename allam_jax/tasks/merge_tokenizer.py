@@ -14,9 +14,11 @@ from allam_jax.report.style import language_name
 from allam_jax.settings import Settings
 from allam_jax.tasks.texts import lines_of, read_texts
 from allam_jax.tokenizer.fertility import fertility_bars, fertility_table
+from allam_jax.tokenizer.generation_config import keep_conversation
 from allam_jax.tokenizer.piece_merge import merge_vocabularies, verify_merge
 from allam_jax.tokenizer.scripts import script_pattern
 from allam_jax.tokenizer.tokenizer import Tokenizer
+from allam_jax.tokenizer.tokenizer_files import directory_of
 
 PROOF_FILE = "proof.json"
 FERTILITY_FILE = "fertility.json"
@@ -51,6 +53,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     files.write_json(workdir / PROOF_FILE, proof)
     files.write_json(workdir / FERTILITY_FILE, table)
     merged.save(workdir)
+    keep_conversation(directory_of(options.base), to=workdir)
     return {"vocab_size": merged.vocab_size, "fingerprint": merged.fingerprint, "merge": proof, "fertility": table}
 
 

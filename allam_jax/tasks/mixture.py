@@ -3,6 +3,7 @@
 Works on any train config (`--config.task=mixture`). The workdir holds mixture.json, mixture.md and mixture.png.
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     draw_mixture(plan, workdir / "mixture.png")
     write_text(workdir / "mixture.md", report)
     write_json(workdir / "mixture.json", plan.to_dict())
-    print(report, end="", flush=True)
+    print(report, end="", file=sys.stderr, flush=True)  # standard output has the JSON of the result alone
     return {
         "tokens": plan.budget,
         "shares": {line.name: round(line.share, 6) for line in plan.lines},

@@ -17,16 +17,15 @@ from allam_jax.checksums import FILE_LIST, FileList
 from allam_jax.config import CHECKPOINTS_FOLDER, CONFIG_FILE, require
 from allam_jax.corpus.shards import MANIFEST as DATASET_MANIFEST
 from allam_jax.data.token_cache import MANIFEST as TOKENS_MANIFEST
-from allam_jax.data.token_cache import verify_tokens
 from allam_jax.errors import UserError
 from allam_jax.files import read_json, sha256_of_file, write_json
 from allam_jax.report.markdown import table
 from allam_jax.settings import Settings
-from allam_jax.tokenizer.tokenizer_files import TOKENIZER_FILES
+from allam_jax.tokenizer.tokenizer_files import MODEL_FILES
 from allam_jax.training.load import check_run_of
 from allam_jax.training.metrics import METRICS_FILE, metrics_damage
 from allam_jax.training.stored_checkpoints import checkpoint_damages, list_steps, read_metadata, step_path
-from allam_jax.weights.directory import MODEL_FILE, PARAMS_FOLDER
+from allam_jax.weights.directory import is_weights_directory
 from allam_jax.weights.safetensors_io import read_directory, written_with_list
 
 REPORT_FILE = "verify.json"
@@ -92,7 +91,7 @@ def verify(path: Path) -> Iterator[Row]:
 def _kind(directory: Path, files: set[str], folders: set[str]) -> str:
     if directory.parent.name == CHECKPOINTS_FOLDER and directory.name.isdigit():
         return "checkpoint"
-    if PARAMS_FOLDER in folders and (MODEL_FILE in files or FILE_LIST in files):
+    if is_weights_directory(directory):
         return "weights"
     if any(name.endswith(".safetensors") for name in files):
         return "safetensors"
@@ -102,7 +101,7 @@ def _kind(directory: Path, files: set[str], folders: set[str]) -> str:
         return "dataset"
     if CONFIG_FILE in files:
         return "workdir"
-    return "tokenizer" if {*TOKENIZER_FILES[:2]} & files else ""
+    return "tokenizer" if {*MODEL_FILES} & files else ""
 
 
 def _row(directory: Path, kind: str, reasons: list[str], *, otherwise: str = "whole") -> Row:
@@ -135,14 +134,11 @@ def _unlisted(directory: Path, kind: str) -> Row:
     """Of another program, written before there were checksums, or without the list that belongs to it."""
     missing = f"{directory / FILE_LIST}: is missing"
     try:
-        if kind in ("checkpoint", "weights"):
+        if kind in ("checkpoint", "weights", "tokens"):
             return _row(directory, kind, [missing])
         if kind == "safetensors":
             read_directory(directory)
             return _row(directory, kind, [missing] if written_with_list(directory) else [], otherwise="unchecked")
-        if kind == "tokens":
-            verify_tokens(directory)
-            return Row(directory, kind, "whole")
         if kind == "dataset" and (directory / DATASET_MANIFEST).exists():
             return _row(directory, kind, list(_damaged_shards(directory)))
         if kind == "workdir":

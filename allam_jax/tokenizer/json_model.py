@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from allam_jax.errors import UserError
@@ -23,10 +24,18 @@ class JsonModel:
     """Text <-> ids with a BPE `tokenizer.json`, of which `serialized` is the text.
 
     `settings` is the content of `tokenizer_config.json`, which names the bos, eos, unk and pad tokens. `source` names
-    the model in error messages. UserError if the text is no tokenizer.json, or its model is not BPE.
+    the model in error messages. `added` are tokens that other files add, by id, in the form of `added_tokens`.
+    UserError if the text is no tokenizer.json, its model is not BPE, or an added token has the id of another.
     """
 
-    def __init__(self, serialized: str, *, settings: Mapping[str, Any], source: str):
+    def __init__(
+        self,
+        serialized: str,
+        *,
+        settings: Mapping[str, Any],
+        source: str,
+        added: Mapping[int, Mapping[str, Any]] = MappingProxyType({}),
+    ):
         import tokenizers  # here, because the import takes time and SentencePiece models do not need it
 
         try:
@@ -39,6 +48,8 @@ class JsonModel:
             raise UserError(f"{source}: not a tokenizer.json; expected JSON with a 'model' of type BPE") from None
         if model_type != "BPE":
             raise UserError(f"{source}: a tokenizer of type {model_type}; expected BPE")
+        if added:
+            serialized = self._with_added(added, source=source)
         try:
             self._plain = tokenizers.Tokenizer.from_str(serialized)
         except Exception as error:  # the library raises Exception itself
@@ -102,7 +113,27 @@ class JsonModel:
     def fingerprint_state(self) -> object:
         """JSON-able value of everything that determines the ids of a text."""
         keys = ("model", "normalizer", "pre_tokenizer", "added_tokens")
-        return {**{key: self.document.get(key) for key in keys}, "special": [self.bos_id, self.eos_id, self.pad_id]}
+        # A pad token that is another's is written into exports of tokenizers that have none; it changes no ids.
+        pad_id = None if self.pad_id in (self.bos_id, self.eos_id, self.unk_id) else self.pad_id
+        return {**{key: self.document.get(key) for key in keys}, "special": [self.bos_id, self.eos_id, pad_id]}
+
+    def _with_added(self, added: Mapping[int, Mapping[str, Any]], *, source: str) -> str:
+        """Adds those of the tokens to the document that it lacks; returns its text."""
+        entries = list(self.document.get("added_tokens") or ())
+        known = {index: piece for piece, index in self.document["model"].get("vocab", {}).items()}
+        known |= {entry["id"]: entry["content"] for entry in entries}
+        for index, token in sorted(added.items()):
+            if known.setdefault(index, token["content"]) != token["content"]:
+                raise UserError(
+                    f"{source}: id {index} is {known[index]!r} there and {token['content']!r} in the files beside it; "
+                    "remove the file that does not belong to the weights"
+                )
+        stated = {entry["id"] for entry in entries}
+        in_vocabulary = set(self.document["model"].get("vocab", {}).values())
+        self.document["added_tokens"] = entries + [
+            {"id": index, **token} for index, token in sorted(added.items()) if index not in stated | in_vocabulary
+        ]
+        return json.dumps(self.document, ensure_ascii=False)
 
     @functools.cached_property
     def _parsing(self):

@@ -18,9 +18,9 @@ from allam_jax.tokenizer.kinds import Kind
 from allam_jax.tokenizer.scripts import has_letter_outside, script_pattern
 from allam_jax.tokenizer.sentencepiece_model import ModelProto, Piece, SentencePieceModel
 from allam_jax.tokenizer.tokenizer import Tokenizer, with_control_tokens
-from allam_jax.tokenizer.tokenizer_json import check_expressible
+from allam_jax.tokenizer.tokenizer_json import CHAT_END, CHAT_START, check_expressible
 
-CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")
+CHAT_TOKENS = (CHAT_START, CHAT_END)
 _MUST_AGREE = {
     "trainer_spec": ("byte_fallback", "split_digits", "split_by_unicode_script", "treat_whitespace_as_suffix"),
     "normalizer_spec": ("precompiled_charsmap", "add_dummy_prefix", "remove_extra_whitespaces", "escape_whitespaces"),
@@ -86,7 +86,8 @@ def _comparable(base: Tokenizer, target: Tokenizer) -> tuple[SentencePieceModel,
     for model in (base_model, target_model):
         if not isinstance(model, SentencePieceModel):
             raise UserError(
-                f"{model.source}: only SentencePiece BPE models can be merged; byte-level BPE has merge rules instead"
+                f"{model.source}: only SentencePiece BPE models can be merged; a byte-level BPE (Llama 3, Qwen) cannot "
+                "be expanded yet: train the model with its own tokenizer, without a merge and an expansion"
             )
     assert isinstance(base_model, SentencePieceModel)
     assert isinstance(target_model, SentencePieceModel)

@@ -36,8 +36,10 @@ class Tokenizer:
     def load(cls, path: str | Path) -> "Tokenizer":
         """Loads `tokenizer.model` or `tokenizer.json`, or the first of the two that a directory has.
 
-        A directory's extra tokens (`added_tokens.json`, `added_tokens_decoder` in `tokenizer_config.json`) become
-        control pieces. UserError if there is no such file, or if it is damaged or of another type.
+        Tokens that other files of the directory add (`added_tokens.json`, `added_tokens_decoder` in
+        `tokenizer_config.json`, and `tokenizer.json` beside `tokenizer.model`) belong to it, to a `tokenizer.model` as
+        control pieces. UserError if there is no such file, if it is damaged or of another type, or if the files
+        disagree.
         """
         path = Path(path)
         candidates = [path / "tokenizer.model", path / "tokenizer.json"] if path.is_dir() else [path]
@@ -50,7 +52,10 @@ class Tokenizer:
             settings_file = file.parent / "tokenizer_config.json"
             settings = read_json(settings_file, kind=dict) if settings_file.is_file() else {}
             try:
-                return cls(JsonModel(file.read_text(encoding="utf-8"), settings=settings, source=str(file)))
+                added = _added_tokens(file.parent)
+                return cls(
+                    JsonModel(file.read_text(encoding="utf-8"), settings=settings, source=str(file), added=added)
+                )
             except UnicodeDecodeError:
                 raise UserError(f"{file}: not UTF-8; expected the JSON of a BPE tokenizer") from None
         tokenizer = cls.from_sentencepiece(file.read_bytes(), source=str(file))
@@ -197,28 +202,54 @@ def with_control_tokens(tokenizer: Tokenizer, tokens: Sequence[str], *, source: 
 
 
 def _with_added_tokens(tokenizer: Tokenizer, directory: Path) -> Tokenizer:
-    """Appends the tokens that a Hugging Face directory keeps outside its `tokenizer.model`."""
-    added: dict[int, str] = {}
-    file = directory / "added_tokens.json"
-    try:
-        if file.is_file():
-            added.update({int(index): str(token) for token, index in read_json(file, kind=dict).items()})
-        if (file := directory / "tokenizer_config.json").is_file():
-            decoder: dict[str, Any] = read_json(file, kind=dict).get("added_tokens_decoder", {})
-            added.update({int(index): str(token["content"]) for index, token in decoder.items()})
-    except (AttributeError, TypeError, ValueError, KeyError):
-        raise UserError(f"{file}: added tokens of an unknown form; expected ids and their strings") from None
-    extra = sorted((index, token) for index, token in added.items() if index >= tokenizer.vocab_size)
-    if [index for index, _ in extra] != list(range(tokenizer.vocab_size, tokenizer.vocab_size + len(extra))):
+    """Appends the tokens that a directory keeps outside its `tokenizer.model`, which all its files must fit."""
+    added = {index: token["content"] for index, token in _added_tokens(directory).items()}
+    stated: dict[int, str] = dict(added)
+    if (file := directory / "tokenizer.json").is_file():
+        document = read_json(file, kind=dict)
+        try:
+            vocabulary = document["model"]["vocab"]
+            entries = {int(entry["id"]): str(entry["content"]) for entry in document.get("added_tokens") or ()}
+            stated = {
+                **({} if isinstance(vocabulary, list) else {i: p for p, i in vocabulary.items()}),
+                **entries,
+                **added,
+            }
+        except (AttributeError, TypeError, ValueError, KeyError):
+            raise UserError(f"{file}: not a tokenizer.json; remove it, or tokenizer.model beside it") from None
+        added = entries | added
+    size = tokenizer.vocab_size
+    for index, piece in sorted(stated.items()):
+        own = tokenizer.id_to_piece(index) if 0 <= index < size else added.get(index)
+        if own != piece:
+            raise UserError(
+                f"{directory}: id {index} is {own!r} in tokenizer.model and {piece!r} in the JSON files beside it; "
+                "remove the files that do not belong to the weights"
+            )
+    extra = sorted((index, token) for index, token in added.items() if index >= size)
+    if [index for index, _ in extra] != list(range(size, size + len(extra))):
         raise UserError(
             f"{directory}: added tokens {json.dumps(extra, ensure_ascii=False)} do not continue the "
-            f"{tokenizer.vocab_size} pieces of tokenizer.model; give the path of tokenizer.json instead"
+            f"{size} pieces of tokenizer.model; give the path of tokenizer.json instead"
         )
     return with_control_tokens(tokenizer, [token for _, token in extra]) if extra else tokenizer
 
 
-def _object(file: Path) -> dict[str, Any]:
-    found = read_json(file)
-    if not isinstance(found, dict):
-        raise UserError(f"{file}: a JSON {type(found).__name__}; expected an object")
-    return found
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def _added_tokens(directory: Path) -> dict[int, dict[str, Any]]:
+    """The tokens of `added_tokens.json` and `tokenizer_config.json`, by id, in the form of `added_tokens`."""
+    added: dict[int, dict[str, Any]] = {}
+    plain = dict.fromkeys(_FLAGS, False) | {"special": True}
+    file = directory / "added_tokens.json"
+    try:
+        if file.is_file():
+            added.update({int(i): {"content": str(t), **plain} for t, i in read_json(file, kind=dict).items()})
+        if (file := directory / "tokenizer_config.json").is_file():
+            for index, token in (read_json(file, kind=dict).get("added_tokens_decoder") or {}).items():
+                flags = {flag: bool(token.get(flag, plain[flag])) for flag in _FLAGS}
+                added[int(index)] = {"content": str(token["content"]), **flags}
+    except (AttributeError, TypeError, ValueError, KeyError):
+        raise UserError(f"{file}: added tokens of an unknown form; expected ids and their strings") from None
+    return added

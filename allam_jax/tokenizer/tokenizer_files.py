@@ -5,18 +5,25 @@ from pathlib import Path
 
 from allam_jax.checksums import find_list
 
-# Here and in transformers. Other files are not read and not copied.
+GENERATION_FILE = "generation_config.json"
+MODEL_FILES = ("tokenizer.model", "tokenizer.json")
+# Here and in transformers, with what the model says of its use. Other files are not read and not copied.
 TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
+    *MODEL_FILES,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    GENERATION_FILE,
     "vocab.json",
     "merges.txt",
 )
 _REMEDY = "copy the tokenizer again or make it anew (or remove files.json, if it was changed on purpose)"
+
+
+def directory_of(path: str | Path) -> Path:
+    """The directory of a tokenizer that is named by it or by one of its files."""
+    return Path(path) if Path(path).is_dir() else Path(path).parent
 
 
 def check_files(directory: Path, contents: Mapping[str, bytes] | None = None) -> None:
@@ -29,7 +36,7 @@ def check_files(directory: Path, contents: Mapping[str, bytes] | None = None) ->
         contents: name -> what has been read; None reads the files.
     """
     files = find_list(directory, remedy=_REMEDY)
-    if files is None or not set(TOKENIZER_FILES) & files.files.keys():
+    if files is None or not set(MODEL_FILES) & files.files.keys():
         return
     files.check(remedy=_REMEDY, reads=lambda name: name in TOKENIZER_FILES)
     for name in sorted(set(TOKENIZER_FILES) & files.files.keys()):

@@ -16,6 +16,7 @@ from allam_jax.tokenizer.json_model import JsonModel
 from allam_jax.tokenizer.kinds import Kind
 from allam_jax.tokenizer.sentencepiece_model import SPACE, SentencePieceModel
 
+CHAT_START, CHAT_END = "<|im_start|>", "<|im_end|>"
 # ChatML after a bos token; used if the vocabulary has ChatML's two tokens.
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
@@ -150,7 +151,7 @@ def tokenizer_config(model: SentencePieceModel | JsonModel) -> dict[str, Any]:
         "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": int(1e30),
     }
-    if {"<|im_start|>", "<|im_end|>"} <= model.special_tokens.keys():
+    if {CHAT_START, CHAT_END} <= model.special_tokens.keys():
         config["chat_template"] = CHAT_TEMPLATE
     return config
 

@@ -1,9 +1,10 @@
 """Checkpoints hold all that a run needs to continue. They are written in the background and are complete or absent.
 
-A checkpoint is a directory named by its step (`00001200`), with three items: `state` (arrays, Orbax), `data` (JSON, the
+A checkpoint is a directory named by its step (`1200`), with three items: `state` (arrays, Orbax), `data` (JSON, the
 position in every document stream) and `metadata` (JSON: what made it). Orbax writes to a temporary name and renames it
 when everything is on disk, so a directory with a step's name is complete, whatever killed the run. Before a checkpoint
-is deleted it is renamed. The next run removes the leftovers of both. `files.json` lists every file with its size and
+is deleted it is renamed. The next run removes the leftovers of both. All names are Orbax's own: a stock
+`CheckpointManager` opens the directory of a run (docs/formats.md). `files.json` lists every file with its size and
 hash, and has the checksums of the arrays as they were in memory: reading a checkpoint that is not what was saved fails
 and names the file or the array.
 
@@ -74,8 +75,8 @@ class Checkpointer:
         self._newest = self.latest_step()
         handler = ocp.CompositeCheckpointHandler(
             state=ocp.PyTreeCheckpointHandler(),
-            data=ocp.JsonCheckpointHandler(JSON_FILE),
-            metadata=ocp.JsonCheckpointHandler(JSON_FILE),
+            data=ocp.JsonCheckpointHandler(),
+            metadata=ocp.JsonCheckpointHandler(),
         )
         self._orbax = ocp.AsyncCheckpointer(
             handler, async_options=ocp.AsyncOptions(post_finalization_callback=self._list_files)

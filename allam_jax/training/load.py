@@ -24,14 +24,15 @@ from allam_jax.training.stored_checkpoints import (
 )
 from allam_jax.weights.directory import (
     MODEL_FILE,
-    PARAMS_FOLDER,
     TOKENIZER_FOLDER,
     LoadedWeights,
     abstract_on_devices,
     config_from_json,
     config_to_json,
+    is_weights_directory,
     load_weights,
     open_weights,
+    params_folder_of,
 )
 from allam_jax.weights.huggingface import import_huggingface
 from allam_jax.weights.output_directory import copy_tokenizer
@@ -53,7 +54,7 @@ def load_model(path: Path, *, mesh: Mesh | None = None, param_dtype: str | None 
         UserError: nothing of the kind is there, or it is damaged.
     """
     path = Path(path)
-    if _is_weights(path):
+    if is_weights_directory(path):
         return load_weights(path, mesh=mesh, param_dtype=param_dtype)
     if _is_huggingface(path):
         params, config = import_huggingface(path, mesh=mesh, param_dtype=param_dtype)
@@ -70,9 +71,9 @@ def open_stored(path: Path) -> LoadedWeights:
     It raises the same errors, except those that only reading the values can bring to light.
     """
     path = Path(path)
-    if _is_weights(path):
+    if is_weights_directory(path):
         opened = open_weights(path, check_bytes=True)
-        return dataclasses.replace(opened, params=orbax_parameters(path / PARAMS_FOLDER, config=opened.config))
+        return dataclasses.replace(opened, params=orbax_parameters(params_folder_of(path), config=opened.config))
     if _is_huggingface(path):
         params, config = huggingface_parameters(path)
         return LoadedWeights(params, config, {"source": str(path)}, _tokenizer_beside(path))
@@ -92,7 +93,7 @@ def checkpoint_of(path: Path) -> Path | None:
 
 def places_of_model(path: Path, *, steps: Sequence[int] = ()) -> list[Path]:
     """What loading a model reads: `path`, or parts of a run with the newest checkpoint or those of `steps`."""
-    if _is_weights(path) or _is_huggingface(path):
+    if is_weights_directory(path) or _is_huggingface(path):
         return [path]
     checkpoint = checkpoint_of(path)
     if checkpoint is None:
@@ -140,10 +141,6 @@ def check_run_of(checkpoint: Path, metadata: dict[str, Any]) -> None:
         )
 
 
-def _is_weights(path: Path) -> bool:
-    return (path / PARAMS_FOLDER).is_dir()
-
-
 def _is_huggingface(path: Path) -> bool:
     return (path / "config.json").is_file() and any(path.glob("*.safetensors"))
 
@@ -167,6 +164,10 @@ def _what_is_there(path: Path) -> str:
         return f"{path}: no such directory; {expected}"
     if not path.is_dir():
         return f"{path}: is a file; {expected}"
+    if (path / "adapter_config.json").is_file():
+        return f"{path}: a LoRA adapter; merge it into its base first (in peft: merge_and_unload, then save_pretrained)"
+    if any(path.glob("*.gguf")):
+        return f"{path}: a GGUF model, which is quantised for inference; give the model's safetensors"
     if (path / CHECKPOINTS_FOLDER).is_dir():
         return f"{path}: a run without a complete checkpoint; wait for its first, or give another path"
     pickles = sorted(path.glob("*.bin")) + sorted(path.glob("*.pth"))

@@ -116,7 +116,7 @@ def optimizer_metrics(state: OptimizerState) -> dict[str, jax.Array]:
 
 
 def decay_mask(params: optax.Params, *, no_decay: tuple[str, ...] = ("scale",)) -> Any:
-    """Tree of bools like `params`: False where a name on the parameter's path is in `no_decay`.
+    """Tree of bools like `params`: False for biases, and where a name on the parameter's path is in `no_decay`.
 
     Names decide, not ranks: layers are stacked, so a norm's scale has two axes like a matrix.
     UserError if a name in `no_decay` occurs nowhere.
@@ -124,9 +124,9 @@ def decay_mask(params: optax.Params, *, no_decay: tuple[str, ...] = ("scale",)) 
     found: set[str] = set()
 
     def decays(path: tuple[Any, ...], _: Any) -> bool:
-        matches = set(path_name(path).split("/")) & set(no_decay)
-        found.update(matches)
-        return not matches
+        names = set(path_name(path).split("/"))
+        found.update(names)
+        return names.isdisjoint((*no_decay, "bias"))
 
     mask = jax.tree_util.tree_map_with_path(decays, params)
     for name in no_decay:

@@ -12,6 +12,7 @@ from allam_jax.model.llama import Params
 from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.settings import Settings
 from allam_jax.tokenizer.tokenizer import Tokenizer
+from allam_jax.tokenizer.tokenizer_files import directory_of
 from allam_jax.training.load import checkpoint_of, load_model, read_run, run_of
 from allam_jax.training.metrics import METRICS_FILE, read_metrics
 from allam_jax.training.stored_checkpoints import list_steps, move_damaged_aside, read_metadata
@@ -103,7 +104,7 @@ def open_tokenizer(config: Settings, *, beside_weights: Path | None = None) -> t
             hint="give a tokenizer directory (the weights, if any, have none beside them)",
         )
     )
-    return Tokenizer.load(path), path if path.is_dir() else path.parent
+    return Tokenizer.load(path), directory_of(path)
 
 
 def open_fitting_tokenizer(
@@ -114,7 +115,9 @@ def open_fitting_tokenizer(
     It must have the model's vocabulary and, where one is written with the weights, the same fingerprint.
     """
     tokenizer, directory = open_tokenizer(config, beside_weights=beside_weights)
-    check_vocabulary(model, tokenizer.vocab_size, tokenizer=str(directory), weights=weights)
+    check_vocabulary(
+        model, tokenizer.vocab_size, tokenizer=str(directory), weights=weights, is_own=not config.tokenizer
+    )
     if fingerprint not in (None, tokenizer.fingerprint):
         remedy = "leave config.tokenizer empty to take that one" if config.tokenizer else "copy it again"
         raise UserError(

@@ -47,7 +47,7 @@ class OptimizerSettings(Section, name="optimizer"):
     eps: float = setting(1e-8, "added to the root of the second moment", least=1e-30, most=1)
     weight_decay: float = setting(0.1, "decoupled; multiplied by the learning rate, as in torch", least=0, most=1e3)
     no_decay: tuple[str, ...] = setting(
-        ("scale",), 'parameters without weight decay, by name: norms; add "embedding" to spare it'
+        ("scale",), 'parameters without weight decay, by name: norms; add "embedding" to spare it; biases never decay'
     )
     clip_norm: float = setting(1.0, "largest global gradient norm; 0: not clipped", least=0, most=1e6)
     first_moment_dtype: str = setting(

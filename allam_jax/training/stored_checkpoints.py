@@ -20,12 +20,13 @@ from allam_jax.weights.directory import as_dtype
 from allam_jax.weights.orbax_arrays import reading
 from allam_jax.weights.orbax_logs import quiet_orbax
 
-JSON_FILE = "content.json"  # of the items `data` and `metadata`; Orbax wants one name for both
+JSON_FILE = "metadata"  # Orbax's name for the JSON of an item, here of `data` and `metadata`
+_OLD_JSON_FILE = "content.json"  # in checkpoints that a stock CheckpointManager does not open
 _STATE = "state"
 ITEMS = (_STATE, "data", "metadata")
 _DAMAGED = "the checkpoint is damaged or was not copied completely"
 _ASIDE = ".damaged"
-_STEP_NAME = re.compile(r"\d{8,}")
+_STEP_NAME = re.compile(r"[0-9]+")
 
 
 class Restored(NamedTuple):
@@ -149,7 +150,9 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 def _read_item(path: Path, item: str) -> dict[str, Any]:
     with _damage_of(path):
-        return FileList.read(path, remedy=_DAMAGED).read_json(f"{item}/{JSON_FILE}", remedy=_DAMAGED)
+        files = FileList.read(path, remedy=_DAMAGED)
+        old = f"{item}/{_OLD_JSON_FILE}"
+        return files.read_json(old if old in files.files else f"{item}/{JSON_FILE}", remedy=_DAMAGED)
 
 
 @contextmanager
@@ -171,17 +174,18 @@ def list_steps(directory: Path) -> list[int]:
     """Steps of the complete checkpoints in `directory`, ascending; [] if there is no such directory."""
     if not Path(directory).is_dir():
         return []
-    return sorted(int(p.name) for p in Path(directory).iterdir() if _STEP_NAME.fullmatch(p.name) and p.is_dir())
+    return sorted({int(p.name) for p in Path(directory).iterdir() if _STEP_NAME.fullmatch(p.name) and p.is_dir()})
 
 
 def step_path(directory: Path, step: int) -> Path:
-    """Where the checkpoint of `step` lies."""
-    return Path(directory) / f"{step:08d}"
+    """Where the checkpoint of `step` lies, or will: its name is the step, with zeros in front in old runs."""
+    old = Path(directory) / f"{step:08d}"
+    return old if old.is_dir() else Path(directory) / str(step)
 
 
 def is_checkpoint(path: Path) -> bool:
     """Whether `path` is itself the directory of a complete checkpoint."""
-    return (Path(path) / "metadata" / JSON_FILE).is_file()
+    return any((Path(path) / "metadata" / name).is_file() for name in (JSON_FILE, _OLD_JSON_FILE))
 
 
 def find_checkpoint(path: Path, *, step: int | None = None) -> Path:

@@ -1,6 +1,7 @@
 """The weights directory: parameters with everything needed to use them, independent of any training run.
 
-params/          Orbax, with each parameter as one array, so that it can be restored onto any mesh
+_METADATA, ...   Orbax, with each parameter as one array, so that it can be restored onto any mesh; its files lie
+                 beside ours, so that a stock `StandardCheckpointer` opens the directory (older ones: in params/)
 model.json       the architecture (`LlamaConfig`) and the version of this layout
 metadata.json    where the weights come from: step, parent, tokenizer fingerprint, code revision, ...
 tokenizer/       the tokenizer's files
@@ -35,9 +36,12 @@ from allam_jax.weights.streamed import StreamedArray
 FORMAT_VERSION = 1
 MODEL_FILE = "model.json"
 METADATA_FILE = "metadata.json"
-PARAMS_FOLDER = "params"
+_OLD_PARAMS_FOLDER = "params"
+_ORBAX_FILE = "_METADATA"
+_ORBAX_FILES = re.compile(r"(params|d|array_metadatas|ocdbt\.process_\d+)/|(manifest\.ocdbt|_[A-Za-z_]+)$")
 TOKENIZER_FOLDER = "tokenizer"
 _REMEDY = "copy or export the weights again"
+_MOST_SPARE = 0.05  # share of rows that padding explains: 0.3 % in Qwen2.5, 1.8 % in Phi-2, 2.3 % in DeepSeek-LLM
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +84,7 @@ def save_weights(
     if not streamed:
         check_finite(params, where=f"{directory}: the parameters to save")
     with collective_directory(Path(directory)) as temporary:
-        folder = temporary / PARAMS_FOLDER
+        folder = temporary / _OLD_PARAMS_FOLDER
         try:
             if streamed:
                 checksums = write_arrays(folder, params)
@@ -95,6 +99,9 @@ def save_weights(
             raise
         barrier(f"parameters of {directory}")
         if is_main_process():
+            for path in list(folder.iterdir()):  # Orbax writes only into a directory that it makes
+                path.rename(temporary / path.name)
+            folder.rmdir()
             if tokenizer_dir is not None:
                 copy_tokenizer(tokenizer_dir, to=temporary / TOKENIZER_FOLDER)
             write_json(temporary / METADATA_FILE, metadata or {})
@@ -116,7 +123,7 @@ def load_weights(directory: Path, *, param_dtype: str | None = None, mesh: Mesh 
     """
     files = _checked_list(Path(directory))
     opened = open_weights(directory)
-    folder = (Path(directory) / PARAMS_FOLDER).absolute()
+    folder = params_folder_of(Path(directory))
     target = abstract_on_devices(opened.params, config=opened.config, mesh=mesh)
     with _checkpointer() as checkpointer, reading(f"{folder}:"):
         params = checkpointer.restore(folder, target)
@@ -143,7 +150,7 @@ def open_weights(directory: Path, *, check_bytes: bool = False) -> LoadedWeights
     files = _checked_list(directory)
     config = config_from_json(files.read_json(MODEL_FILE, remedy=_REMEDY), file=directory / MODEL_FILE)
     metadata = files.read_json(METADATA_FILE, remedy=_REMEDY)
-    folder = (directory / PARAMS_FOLDER).absolute()
+    folder = params_folder_of(directory)
     if check_bytes:
         files.check_bytes(remedy=_REMEDY)
     with _checkpointer() as checkpointer, reading(f"{folder}:"):
@@ -151,6 +158,18 @@ def open_weights(directory: Path, *, check_bytes: bool = False) -> LoadedWeights
     _check_shapes(stored, config, where=str(folder))
     tokenizer_dir = directory / TOKENIZER_FOLDER
     return LoadedWeights(stored, config, metadata, tokenizer_dir if tokenizer_dir.is_dir() else None)
+
+
+def is_weights_directory(directory: Path) -> bool:
+    """Whether a directory is meant to be one of weights; some file of it may be missing."""
+    named = [name for name in (MODEL_FILE, METADATA_FILE, _ORBAX_FILE) if (directory / name).is_file()]
+    return len(named) > 1 or (directory / _OLD_PARAMS_FOLDER).is_dir()
+
+
+def params_folder_of(directory: Path) -> Path:
+    """Where Orbax has the parameters of a weights directory."""
+    old = directory / _OLD_PARAMS_FOLDER
+    return (old if old.is_dir() else directory).absolute()
 
 
 def config_to_json(config: LlamaConfig) -> dict[str, Any]:
@@ -169,9 +188,18 @@ def config_from_json(values: Any, *, file: Path) -> LlamaConfig:
         raise UserError(f"{file}: `architecture` does not describe a Llama ({error})") from None
 
 
-def check_vocabulary(config: LlamaConfig, tokenizer_size: int, *, tokenizer: str, weights: str) -> None:
-    """UserError if the tokenizer and the weights have different numbers of tokens; names both, for instance by path."""
-    if tokenizer_size != config.vocab_size:
+def check_vocabulary(
+    config: LlamaConfig, tokenizer_size: int, *, tokenizer: str, weights: str, is_own: bool = False
+) -> None:
+    """UserError if the tokenizer does not fit the weights; names both, for instance by path.
+
+    Every token needs a row of the tables. Many models have some rows more, which no token uses; a tokenizer that lies
+    beside the weights (`is_own`) may leave any number of them, another one only as many as padding explains.
+    """
+    spare = config.vocab_size - tokenizer_size
+    if spare > 0 and (is_own or spare <= _MOST_SPARE * config.vocab_size):
+        logging.info("%s: %d of its %d rows belong to no token of %s", weights, spare, config.vocab_size, tokenizer)
+    elif spare:
         raise UserError(
             f"{weights} has {config.vocab_size} tokens but {tokenizer} has {tokenizer_size}: give the tokenizer that "
             "belongs to the weights, or expand the weights to this vocabulary first (task expand)"
@@ -202,11 +230,11 @@ def _checked_list(directory: Path) -> FileList:
     if not files.has_hashes:
         # Lists of sizes named the files of params/ alone.
         logging.warning("%s: written before there were checksums; damage inside its files goes unnoticed", directory)
-        under = {f"{PARAMS_FOLDER}/{name}": found for name, found in files.files.items()}
+        under = {f"{_OLD_PARAMS_FOLDER}/{name}": found for name, found in files.files.items()}
         there = [name for name in (MODEL_FILE, METADATA_FILE) if (directory / name).is_file()]
         small = {name: ((directory / name).stat().st_size, None) for name in there}
         files = dataclasses.replace(files, files=under | small)
-    files.check(remedy=_REMEDY, reads=lambda name: name.startswith(f"{PARAMS_FOLDER}/") or name in files.files)
+    files.check(remedy=_REMEDY, reads=lambda name: bool(_ORBAX_FILES.match(name)) or name in files.files)
     return files
 
 

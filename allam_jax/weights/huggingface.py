@@ -1,4 +1,4 @@
-"""Converts between Hugging Face Llama directories and parameters, block by block.
+"""Converts between Hugging Face directories of Llama and its kin (`FAMILIES`) and parameters, block by block.
 
 Each of our parameters is one of their tensors, or the stack of one tensor for each layer, transposed: they store a
 linear map as [out, in]; we store [in, out] with heads on an axis of their own. Both sides use the half-split layout of
@@ -27,10 +27,12 @@ from allam_jax.files import read_json, write_json
 from allam_jax.model.llama import Params, abstract_params
 from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.parallel.distributed import is_main_process
+from allam_jax.tokenizer.generation_config import name_pad_token
+from allam_jax.tokenizer.tokenizer_files import GENERATION_FILE
 from allam_jax.weights import safetensors_io
 from allam_jax.weights.array_checksums import NOT_FINITE, all_finite
 from allam_jax.weights.directory import shardings_on
-from allam_jax.weights.huggingface_config import config_from_huggingface, config_to_huggingface
+from allam_jax.weights.huggingface_config import config_from_huggingface, config_to_huggingface, refuse_quantised
 from allam_jax.weights.orbax_arrays import flatten, hash_box
 from allam_jax.weights.output_directory import collective_directory, copy_tokenizer, tokenizer_files
 from allam_jax.weights.safetensors_io import StoredTensor, TensorToWrite
@@ -55,6 +57,11 @@ _MAPPINGS: dict[tuple[str, ...], _Mapping] = {
     ("layers", "attention", "query"): _Mapping("model.layers.{}.self_attn.q_proj.weight", (2, 0, 1), row_axes=2),
     ("layers", "attention", "key"): _Mapping("model.layers.{}.self_attn.k_proj.weight", (2, 0, 1), row_axes=2),
     ("layers", "attention", "value"): _Mapping("model.layers.{}.self_attn.v_proj.weight", (2, 0, 1), row_axes=2),
+    ("layers", "attention", "bias", "query"): _Mapping("model.layers.{}.self_attn.q_proj.bias", (0, 1), row_axes=2),
+    ("layers", "attention", "bias", "key"): _Mapping("model.layers.{}.self_attn.k_proj.bias", (0, 1), row_axes=2),
+    ("layers", "attention", "bias", "value"): _Mapping("model.layers.{}.self_attn.v_proj.bias", (0, 1), row_axes=2),
+    ("layers", "attention", "query_norm", "scale"): _Mapping("model.layers.{}.self_attn.q_norm.weight", (0,)),
+    ("layers", "attention", "key_norm", "scale"): _Mapping("model.layers.{}.self_attn.k_norm.weight", (0,)),
     ("layers", "attention", "output"): _Mapping("model.layers.{}.self_attn.o_proj.weight", (1, 2, 0)),
     ("layers", "mlp_norm", "scale"): _Mapping("model.layers.{}.post_attention_layernorm.weight", (0,)),
     ("layers", "mlp", "gate"): _Mapping("model.layers.{}.mlp.gate_proj.weight", (1, 0)),
@@ -64,6 +71,16 @@ _MAPPINGS: dict[tuple[str, ...], _Mapping] = {
     ("head", "kernel"): _Mapping("lm_head.weight", (1, 0)),
 }
 _TABLE, _HEAD = _MAPPINGS["embedding", "table"].name, _MAPPINGS["head", "kernel"].name
+# What quantisers add to a tensor's name, or call it, where config.json does not tell.
+_QUANTISED = {
+    ".qweight": "GPTQ or AWQ",
+    ".weight_packed": "compressed-tensors",
+    ".weight_scale": "FP8 or INT8",
+    ".weight_scale_inv": "FP8",
+    ".weight.absmax": "bitsandbytes",
+    ".weight.quant_map": "bitsandbytes",
+    ".SCB": "bitsandbytes",
+}
 # Old exports contain these tensors, which follow from the configuration.
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"
 
@@ -113,12 +130,14 @@ def pieces_of(config: LlamaConfig) -> dict[tuple[str, ...], list[Piece]]:
     }
     pieces = {}
     for path, mapping in _MAPPINGS.items():  # in this order tensors are written
+        if path not in shapes:  # tied embeddings have no head, Llama no biases
+            continue
         if path[0] == "layers":
             pieces[path] = [
                 Piece(mapping.name.format(layer), mapping, layer, shapes[path][1:])
                 for layer in range(config.num_layers)
             ]
-        elif path in shapes:  # tied embeddings have no head
+        else:
             pieces[path] = [Piece(mapping.name, mapping, None, shapes[path])]
     return pieces
 
@@ -169,6 +188,10 @@ def open_huggingface(directory: Path, *, vocab_multiple: int = 128) -> tuple[Lla
         values = read_json(config_file, kind=dict)
     config = config_from_huggingface(values, file=config_file, vocab_multiple=vocab_multiple)
     stored = safetensors_io.read_directory(directory)
+    for name, tensor in stored.items():
+        method = next((method for suffix, method in _QUANTISED.items() if name.endswith(suffix)), None)
+        if method or tensor.dtype.name.startswith("float8"):
+            refuse_quantised(f"{tensor.file}: {name}", method=method or "FP8")
     if config.tie_embeddings and _TABLE not in stored and _HEAD in stored:
         stored[_TABLE] = dataclasses.replace(stored.pop(_HEAD), name=_HEAD)  # some tied exports name the table so
     _check_tensors(stored, pieces_of(config), config=config, directory=directory)
@@ -182,7 +205,7 @@ def open_huggingface(directory: Path, *, vocab_multiple: int = 128) -> tuple[Lla
 
 def _is_read(name: str) -> bool:
     """Whether a file of a Llama directory decides what is read from it."""
-    return name in ("config.json", "generation_config.json") or name.endswith((".safetensors", ".index.json"))
+    return name in ("config.json", GENERATION_FILE) or name.endswith((".safetensors", ".index.json"))
 
 
 def read_block(piece: Piece, tensor: StoredTensor, *, first: int, last: int) -> np.ndarray:
@@ -330,8 +353,9 @@ def export_huggingface(
     dtype: str | None = None,
     max_shard_bytes: int = 5 * 10**9,
     generation: dict[str, Any] | None = None,
+    pad_token: str = "",
 ) -> None:
-    """Writes a directory that `LlamaForCausalLM.from_pretrained` reads, atomically; replaces an existing one.
+    """Writes a directory that `AutoModelForCausalLM.from_pretrained` reads, atomically; replaces an existing one.
 
     All processes must call it; the main process writes. Padding rows are left out.
 
@@ -344,6 +368,7 @@ def export_huggingface(
         max_shard_bytes: larger weights are split into several files with an index.
         generation: the content of `generation_config.json`; its `bos_token_id`, `eos_token_id` and `pad_token_id` also
             go into `config.json`.
+        pad_token: of a tokenizer that names none itself; empty leaves it without.
     """
     generation = dict(generation or {})
     if tokenizer_dir is not None:
@@ -362,9 +387,11 @@ def export_huggingface(
             return
         blocks = safetensors_io.write_directory(temporary, tensors, max_shard_bytes=max_shard_bytes)
         write_json(temporary / "config.json", config_to_huggingface(config, dtype=dtype_name, token_ids=generation))
-        write_json(temporary / "generation_config.json", generation)
         if tokenizer_dir is not None:
             copy_tokenizer(tokenizer_dir, to=temporary)
+            if pad_token:
+                name_pad_token(temporary, pad_token)
+        write_json(temporary / GENERATION_FILE, generation)
         write_list(temporary, arrays=blocks)
 
 

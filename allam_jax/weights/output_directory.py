@@ -6,9 +6,10 @@ from pathlib import Path
 
 from allam_jax.checksums import FILE_LIST, write_listed
 from allam_jax.errors import UserError
-from allam_jax.files import remove, replace
+from allam_jax.files import json_text, remove, replace
 from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
-from allam_jax.tokenizer.tokenizer_files import TOKENIZER_FILES, check_files
+from allam_jax.tokenizer.generation_config import read_generation
+from allam_jax.tokenizer.tokenizer_files import GENERATION_FILE, MODEL_FILES, TOKENIZER_FILES, check_files
 
 
 @contextlib.contextmanager
@@ -50,7 +51,7 @@ def _is_own(directory: Path) -> bool:
 def tokenizer_files(directory: Path) -> list[Path]:
     """The files of the tokenizer in a directory; UserError if there is none."""
     names = [name for name in TOKENIZER_FILES if (Path(directory) / name).is_file()]
-    if not {"tokenizer.model", "tokenizer.json"} & set(names):
+    if not set(MODEL_FILES) & set(names):
         raise UserError(f"{directory}: holds neither tokenizer.model nor tokenizer.json")
     return [Path(directory) / name for name in names]
 
@@ -58,8 +59,12 @@ def tokenizer_files(directory: Path) -> list[Path]:
 def copy_tokenizer(source: Path, *, to: Path) -> None:
     """Copies the files of a tokenizer into the directory `to`, which is made, with their list.
 
+    What the model says beside it (tokenizer/generation_config.py) goes along.
+
     UserError if there are none, or if one of them is not as it was written.
     """
     contents = {file.name: file.read_bytes() for file in tokenizer_files(source)}
     check_files(source, contents)
+    if generation := read_generation(source):
+        contents[GENERATION_FILE] = f"{json_text(generation, indent=2)}\n".encode()
     write_listed(to, contents, whole=True)

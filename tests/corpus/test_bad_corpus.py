@@ -125,6 +125,20 @@ def test_cut_off_archives_are_named_and_kept_up_to_the_damage(folder, tmp_path, 
     assert written == 100 + damaged["documents"]
 
 
+def test_nothing_read_is_said_with_the_reasons(folder, tmp_path):
+    (folder / "a.jsonl").write_text("{\n{\n")
+    (folder / "b.jsonl").write_text('{"text": ""}\n')
+    with pytest.raises(UserError, match="no document was read .2 not JSON, 1 empty.; see report.md"):
+        run(folder, tmp_path / "out", max_bad_share=1.0)
+
+
+def test_pareto_samples_by_probabilities_only(folder, tmp_path):
+    value = config(folder)
+    value.corpus.rules.arabic = {"x": base.rule("word_count", "pareto", 9.0)}
+    with pytest.raises(UserError, match="corpus.rules.arabic.x: pareto samples by a probability, which word_count is"):
+        task.run(settings_of(value), tmp_path)
+
+
 def test_binary_junk_under_every_name(folder, tmp_path):
     junk = random.Random(1).randbytes(5000)
     names = ("j.jsonl.gz", "j.jsonl.zst", "j.jsonl.bz2", "j.jsonl.xz", "j.parquet", "j.csv.gz", "j.warc.gz", "j.warc")

@@ -147,13 +147,12 @@ def test_a_second_start_cancels_what_the_first_has_left(crawl, tmp_path, slurm):
     assert (tmp_path / "cancelled").read_text() == "11 12\n"
 
 
-@pytest.mark.parametrize("name", ["a space", "100%j", 'it\'s "quoted"'])
-def test_any_path_reaches_the_nodes(crawl, reference, tmp_path, slurm, name):
-    workdir = tmp_path / name
+def test_any_path_reaches_the_nodes(crawl, reference, tmp_path, slurm):
+    workdir = tmp_path / "a space" / "100%j" / 'it\'s "quoted"'
     run(small(crawl), workdir, kind="slurm", partition="cpu", workers=2)
     assert files_of(workdir / "crawl") == reference
     script = next(slurm.iterdir()).read_text()
-    assert (name.replace("%", "%%") in script) or "'" in name
+    assert "a space/100%%j/it" in script
 
 
 @pytest.mark.parametrize(

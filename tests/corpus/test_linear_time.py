@@ -27,6 +27,9 @@ PATTERNS = {
     "labels": "a.",
     "marks": "\u064e",
     "a letter with marks": "ب\u064e\u0651",
+    "marks of alternating classes": "\u0301\u0316",
+    "marks that are two marks": "\u0f73",
+    "marks beyond U+FFFF": "\U0001d165\U0001e8d0",
     "digits": "0",
     "digits and hyphens": "05-",
     "groups of digits": "0123 ",
@@ -38,6 +41,10 @@ PATTERNS = {
     "Hebrew quotation": 'א"',
     "commands of fastText": "</s> ",
     "forms of marks": "\ufe76",
+    "forms of marks of two classes": "\ufe7c\ufe76",
+    "numbers of IBANs": "SA03 8000 ",
+    "numbers with commas": "0501234567,",
+    "colons": "::",
     "Thai": "ภาษาไทย",
     "Chinese": "中文",
     "mojibake": "Ø§Ù„",
@@ -53,6 +60,7 @@ def timed(text, tmp_path):
     resources = Resources(block_list=str(block_list))
     words = Words(text, language="ar")
     operations = {f"repair {name}": lambda repair=repair: repair(text) for name, repair in REPAIRS.items()}
+    operations["composed"] = lambda: normalise(text)
     for name in ("tashkeel", "tatweel", "direction_marks"):
         operations[f"remove {name}"] = lambda name=name: normalise(text, remove=[name])
     for kind in pii.PATTERNS:

@@ -1,9 +1,10 @@
+import random
 import sys
 import unicodedata
 
 import pytest
 
-from allam_jax.corpus.normalise import DIRECTION_MARKS, TASHKEEL, normalise, without_marks
+from allam_jax.corpus.normalise import DIRECTION_MARKS, TASHKEEL, normalise, to_form, with_sorted_marks, without_marks
 
 
 def test_nfc_alone_is_unicodedata():
@@ -63,3 +64,26 @@ def test_without_marks_is_the_removal_of_all_classes():
     text = "بِسْمِ ا\u0653 مـد\u200f e\u0301"
     everything = normalise(text, remove=["tashkeel", "tatweel", "direction_marks"], compose=False)
     assert without_marks(text) == everything == "بسم ا\u0653 مد e\u0301"
+
+
+# Marks of many combining classes, and characters of class 0 that are decomposed to marks.
+MARKS = "\u0301\u0316\u0327\u0345\u0650\u0651\u064e\u0653\u0654\u05b0\u05c1\u0344\u0f73\u0f75\u0f81\u0340\U0001d165\U0001e8d0"
+ALPHABET = MARKS + "aeكا가\u1100\u1161\u11a8é\u1ea5\u0958ﷺﻻ\u2126\ufb2c"
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC"])
+def test_forms_are_unicodedatas(form):
+    rng = random.Random(0)
+    for _ in range(300):
+        text = "".join(rng.choices(ALPHABET, k=rng.randint(1, 20)))
+        for _ in range(rng.randint(0, 2)):
+            text += "".join(rng.choices(MARKS, k=rng.choice((100, 127, 128, 129, 160, 300)))) + rng.choice(ALPHABET)
+        assert to_form(form, text) == unicodedata.normalize(form, text)
+
+
+def test_every_mark_is_known():
+    """All of Unicode: long runs with any character that is decomposed to marks are put in order."""
+    for code in range(sys.maxunicode + 1):
+        if unicodedata.combining(unicodedata.normalize("NFD", chr(code))[0]):
+            classes = list(map(unicodedata.combining, with_sorted_marks((chr(code) + "\u0301\u0316") * 50)))
+            assert classes == sorted(classes), hex(code)

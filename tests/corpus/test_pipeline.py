@@ -133,6 +133,8 @@ def test_every_document_that_went_is_listed_with_its_reasons(crawl, reference):
 def test_more_workers_write_the_same_bytes(crawl, reference, tmp_path):
     run(config(crawl[0]), tmp_path, workers=2)
     assert files_of(tmp_path / "crawl") == files_of(reference[0] / "crawl")
+    name = "crawl.dropped.jsonl.gz"
+    assert (tmp_path / name).read_bytes() == (reference[0] / name).read_bytes()
 
 
 KILLED = """

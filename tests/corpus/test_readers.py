@@ -77,6 +77,71 @@ def test_no_damaged_byte_of_an_archive_passes_unseen(tmp_path, suffix):
     assert refused > 0.8 * len(content)
 
 
+def streams(suffix, *contents):
+    if suffix == ".zst":
+        checked = zstandard.ZstdCompressor(write_checksum=True)
+        return [checked.compress(content) for content in contents]
+    return [compress(content, suffix) for content in contents]
+
+
+ROWS = [f'{{"text": "text {number}"}}\n'.encode() for number in range(4)]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2", ".xz"])
+def test_no_damaged_byte_of_several_streams_passes_unseen(tmp_path, suffix):
+    parts = streams(suffix, ROWS[0] + ROWS[1], ROWS[2], ROWS[3])
+    content, path = b"".join(parts), tmp_path / f"a.jsonl{suffix}"
+    expected = [f"text {number}" for number in range(4)]
+    path.write_bytes(content)
+    assert [document.text for document in read(path)[1]] == expected
+    for position in range(len(content)):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 0x10]) + content[position + 1 :])
+        reader, documents = read(path, max_damaged_share=1.0, max_bad_share=1.0)
+        texts = [document.text for document in documents]
+        assert texts == expected or (reader.counts[path].damage and texts == expected[: len(texts)]), position
+
+
+def test_damage_keeps_what_comes_before_it(tmp_path):
+    path = tmp_path / "a.jsonl.xz"
+    path.write_bytes(lzma.compress(ROWS[0]) + b"\xfd7zXY" + lzma.compress(ROWS[1])[5:])
+    with pytest.raises(UserError, match="a.jsonl.xz: damaged or cut short"):
+        read(path)
+    reader, documents = read(path, max_damaged_share=1.0)
+    assert [document.text for document in documents] == ["text 0"]
+    assert reader.counts[path].damage
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2", ".xz"])
+@pytest.mark.parametrize("zeros", [1, 3, 4, 512, 300_000])
+@pytest.mark.parametrize("last", [False, True])
+def test_zeros_between_and_after_streams(tmp_path, suffix, zeros, last):
+    """The file format of xz allows multiples of four zeros, gzip any number (as its program reads), others none."""
+    first, second = streams(suffix, ROWS[0], ROWS[1])
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(first + second + bytes(zeros) if last else first + bytes(zeros) + second)
+    if suffix == ".gz" or (suffix == ".xz" and zeros % 4 == 0):
+        assert [document.text for document in read(path)[1]] == ["text 0", "text 1"]
+    else:
+        with pytest.raises(UserError, match="damaged or cut short"):
+            read(path)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2", ".xz"])
+@pytest.mark.parametrize("rubbish", [b"\n", b"abc", b"BZ", b"\xfd7zXZ", b"\x1f\x8b", b"\x28\xb5\x2f"])
+def test_what_follows_the_last_stream_is_no_rubbish(tmp_path, suffix, rubbish):
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(streams(suffix, ROWS[0])[0] + rubbish)
+    with pytest.raises(UserError, match="damaged or cut short"):
+        read(path)
+
+
+def test_many_small_streams(tmp_path):
+    rows = [f'{{"text": "{number}"}}\n'.encode() for number in range(300)]
+    for suffix in (".gz", ".zst", ".bz2", ".xz"):
+        (tmp_path / f"a.jsonl{suffix}").write_bytes(b"".join(streams(suffix, *rows)))
+    assert [document.text for document in read(tmp_path)[1]] == [str(number) for number in range(300)] * 4
+
+
 @pytest.mark.parametrize(
     ("unit", "expected"),
     [
@@ -93,9 +158,19 @@ def test_text(tmp_path, unit, expected, suffix):
     assert [document.text.rstrip("\n") for document in documents] == expected
 
 
-def test_text_with_windows_line_ends_and_a_byte_order_mark(tmp_path):
-    (tmp_path / "a.txt").write_bytes("\ufeffone\r\ntwo\r\n".encode())
-    assert [document.text for document in read(tmp_path / "a.txt")[1]] == ["one", "two"]
+@pytest.mark.parametrize(("unit", "expected"), [("line", ["a", "b", "c"]), ("paragraph", ["a\nb", "c"])])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_line_ends_of_all_systems(tmp_path, unit, expected, end, mark):
+    (tmp_path / "a.txt").write_bytes(f"{mark}a\nb\n\nc\n".replace("\n", end).encode())
+    assert [document.text for document in read(tmp_path / "a.txt", text_unit=unit)[1]] == expected
+
+
+def test_line_ends_across_blocks(tmp_path):
+    lines = ["x" * (7 * number % 97 + 1) for number in range(60_000)]  # three blocks
+    for end in ("\r\n", "\r"):
+        (tmp_path / "a.txt").write_bytes(end.join(lines).encode())
+        assert [document.text for document in read(tmp_path / "a.txt")[1]] == lines
 
 
 def test_parquet(tmp_path):
@@ -191,8 +266,14 @@ def test_paths_that_do_not_exist(tmp_path):
 
 def test_an_empty_corpus_is_an_error(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n\n")
-    with pytest.raises(UserError, match="no documents in .*a.jsonl; the corpus is empty"):
+    with pytest.raises(UserError, match="no documents in .*a.jsonl; the corpus is empty .the files are empty.$"):
         read(tmp_path)
+    (tmp_path / "a.jsonl").write_text('{\n{\n{"text": " "}\n')
+    (tmp_path / "b.jsonl.gz").write_bytes(b"x")
+    with pytest.raises(
+        UserError, match="empty .2 not JSON, 1 empty, 1 files that are damaged or cut short"
+    ):
+        read(tmp_path, max_bad_share=1.0, max_damaged_share=1.0)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be", "utf-8"])
@@ -214,20 +295,34 @@ def test_utf_16_that_ends_inside_a_character_is_damaged(tmp_path):
         read(tmp_path)
 
 
-def test_utf_16_without_a_mark_and_nuls_are_bad_records(tmp_path):
-    texts = "\n".join(["مرحبا بالعالم", "hello", "كيف الحال"])
+WITHOUT_SPACES = {"a.txt": "السلام\nعليكم", "b.txt": "你好世界\n再见", "c.jsonl": '{"text": "你好世界"}', "d.csv": "text\nنص\n"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_a_mark_is_refused(tmp_path, encoding):
+    for name, content in WITHOUT_SPACES.items():
+        path = tmp_path / name
+        path.write_bytes(content.encode(encoding))
+        with pytest.raises(UserError, match=f"{name}: {encoding.upper()} without a byte order mark; convert it to UTF"):
+            read(path, max_bad_share=1.0)
+
+
+def test_one_line_of_utf_16_and_nuls_are_bad_records(tmp_path):
     for name, content in (
-        ("a.txt", texts.encode("utf-16-le")),
-        ("b.jsonl", json.dumps({"text": "a\0b"}).encode()),
-        ("c.csv", b"text\na\0b\n"),
-        ("d.jsonl", json.dumps({"text": "hello"}).encode("utf-16-le")),
+        ("a.txt", "السلام".encode("utf-16-le")),
+        ("b.txt", "你好世界".encode("utf-16-be")),
+        ("c.jsonl", json.dumps({"text": "a\0b"}).encode()),
+        ("d.csv", b"text\na\0b\n"),
+        ("e.jsonl", b'{"text": "a", "id": "b\\u0000"}'),
+        ("f.jsonl", b'{"text": "a", "url": "b\\u0000"}'),
     ):
         (tmp_path / name).write_bytes(content)
-    (tmp_path / "e.txt").write_text("good")
-    reader, documents = read(tmp_path, max_bad_share=1.0)
-    assert [document.text for document in documents] == ["good"]
-    for counts in list(reader.counts.values())[:4]:
-        assert set(counts.bad) == {"with NUL characters, as in UTF-16 without a byte order mark"}
+    (tmp_path / "g.txt").write_text("good \x0c\n one control character \x02 is no harm, and colours \x1b[31mare none\n")
+    reader, documents = read(tmp_path, max_bad_share=1.0, fields=("url",))
+    assert [document.id for document in documents] == ["g.txt:1", "g.txt:2"]
+    for counts in list(reader.counts.values())[:6]:
+        (reason,) = counts.bad
+        assert reason.endswith("control characters, as in UTF-16 without a byte order mark") or "with NUL" in reason
 
 
 @pytest.mark.parametrize("unit", ["line", "paragraph", "file"])
@@ -339,3 +434,58 @@ def test_texts_of_all_string_types_and_large_ones(tmp_path, kind):
     assert [document.text for document in documents] == ["one", "مرحبا"]
     (counts,) = reader.counts.values()
     assert counts.bad == {"longer than max_record_bytes": 1, "without field 'text'": 1}
+
+
+@pytest.mark.parametrize("column", [pa.array(["x" * 100, "y"] * 2).dictionary_encode(), pa.array(["x" * 100, "y"] * 2)])
+def test_the_limit_holds_in_dictionaries_too(tmp_path, column):
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    reader, documents = read(tmp_path, max_bad_share=0.9, max_record_bytes=10)
+    assert [document.text for document in documents] == ["y", "y"]
+    assert reader.counts[tmp_path / "a.parquet"].bad == {"longer than max_record_bytes": 2}
+
+
+def test_an_id_that_is_missing_is_the_number_of_the_record(tmp_path):
+    nan = float("nan")
+    for name, ids in (("a", [1.0, nan, nan]), ("b", ["", "x", None]), ("c", [nan, None, 2.0])):
+        pq.write_table(pa.table({"text": ["1", "2", "3"], "id": ids}), tmp_path / f"{name}.parquet")
+    ids = [document.id for document in read(tmp_path)[1]]
+    assert ids == ["1.0", "a.parquet:2", "a.parquet:3", "b.parquet:1", "x", "b.parquet:3", "c.parquet:1"] + [
+        "c.parquet:2",
+        "2.0",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+@pytest.mark.parametrize(("names", "twice"), [(["text", "text", "url"], "text"), (["text", "url", "url"], "url")])
+def test_two_columns_of_one_name(tmp_path, kind, names, twice):
+    rows = [["a", "b", "c"], ["d", "e", "f"]]
+    if kind == "csv":
+        (tmp_path / "a.csv").write_text("\n".join(",".join(row) for row in [names, *rows]))
+    else:
+        columns = [pa.array(column) for column in zip(*rows, strict=True)]
+        pq.write_table(pa.Table.from_arrays(columns, names=names), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=f"2 columns are called '{twice}'; rename or remove all but one"):
+        read(tmp_path, fields=("url",))
+    if twice == "url":
+        assert [document.text for document in read(tmp_path)[1]] == ["a", "d"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("quality_signals", "[" * 100_000, "with quality_signals that are not JSON"),
+        ("quality_signals", "{", "with quality_signals that are not JSON"),
+        ("quality_signals", '{"rps_doc_ml_palm_score": [[0, 9, 5.0]]}', "with rps_doc_ml_palm_score outside 0..1"),
+        ("rps_doc_ml_palm_score", 5.0, "with rps_doc_ml_palm_score outside 0..1"),
+        ("rps_doc_ml_palm_score", -0.1, "with rps_doc_ml_palm_score outside 0..1"),
+        ("rps_doc_ml_palm_score", 1, ""),
+        ("rps_doc_ml_palm_score", float("nan"), ""),
+    ],
+)
+def test_tags_that_cannot_be(tmp_path, field, value, reason):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a", field: value}) + '\n{"text": "good"}\n')
+    settings = DocumentsSettings(path=str(tmp_path), language="ar", max_bad_share=1.0)
+    tag = "rps_doc_ml_palm_score"
+    reader = FileReader(settings, source="s", fields=(tag, "quality_signals"), tags=(tag,))
+    assert len(list(reader)) == 2 - bool(reason)
+    assert reader.counts[tmp_path / "a.jsonl"].bad == ({reason: 1} if reason else {})

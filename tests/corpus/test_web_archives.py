@@ -1,7 +1,9 @@
 """WARC and WET written by warcio, CSV written by Python's csv."""
 
 import csv
+import gzip
 import io
+import time
 
 import pytest
 
@@ -95,10 +97,9 @@ def test_an_archive_that_is_cut_off_is_damaged(write_warc, name, share):
 
 
 def test_what_is_no_archive(tmp_path):
-    pytest.importorskip("warcio")
-    path = tmp_path / "a.warc"
+    path = tmp_path / "a.wet"
     path.write_bytes(b"nothing of the kind\n" * 20)
-    with pytest.raises(UserError, match="a.warc: .*no web archive.*fetch it again"):
+    with pytest.raises(UserError, match="a.wet: .*no web archive.*fetch it again"):
         read(path)
 
 
@@ -149,8 +150,9 @@ def test_tsv(tmp_path):
 
 
 def warc_record(kind, content, **headers):
-    lines = {"WARC-Type": kind, "WARC-Record-ID": "<urn:x>", "Content-Length": len(content)} | headers
-    head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in lines.items())
+    lines = {"WARC-Type": kind, "WARC-Record-ID": "<urn:x>", "WARC-Date": "2024-05-06T07:08:09Z"}
+    lines |= {"Content-Length": len(content)} | {name.replace("_", "-"): value for name, value in headers.items()}
+    head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
     return f"WARC/1.0\r\n{head}\r\n".encode() + content + b"\r\n\r\n"
 
 
@@ -186,8 +188,135 @@ def test_one_bad_page_never_stops_an_archive(tmp_path):
 
 
 def test_a_header_without_end_is_no_archive(tmp_path):
-    pytest.importorskip("warcio")
-    path = tmp_path / "a.warc"
+    path = tmp_path / "a.wet"
     path.write_bytes(page()[:60] + b"X: " + b"x" * 3_000_000)
     with pytest.raises(UserError, match="a header of more than 1048576 bytes"):
         read(path)
+
+
+WET = [f"document {number}: {SENTENCES}".encode() for number in range(4)]
+
+
+def wet(*, wrong=None, length=None):
+    """Records of WET, one of which has a wrong length."""
+    return [
+        warc_record("conversion", text, **({"Content-Length": length} if number == wrong else {}))
+        for number, text in enumerate(WET)
+    ]
+
+
+def written(records, form):
+    """The same records as they are, with line feeds alone, and compressed in three ways."""
+    if form == "record by record":
+        return b"".join(map(gzip.compress, records))
+    content = b"".join(records)
+    if form == "whole":
+        return gzip.compress(content)
+    if form == "blocks":  # bgzip
+        return b"".join(gzip.compress(content[i : i + 100]) for i in range(0, len(content), 100))
+    return content.replace(b"\r\n", b"\n") if form == "line feeds" else content
+
+
+FORMS = {"plain": "a.wet", "line feeds": "a.wet"} | dict.fromkeys(("record by record", "whole", "blocks"), "a.wet.gz")
+SIZE, RECORD = len(WET[1]), len(wet()[2])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_archives_in_all_forms(tmp_path, form):
+    quoted = warc_record("conversion", b"a text about\r\n\r\nWARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: 3\r\n\r\nfoo")
+    path = tmp_path / FORMS[form]
+    path.write_bytes(written([*wet(), *([quoted] if form != "line feeds" else [])], form))
+    assert [document.text.encode() for document in read(path)[1]][:4] == WET
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("wrong", [0, 1, 3])
+@pytest.mark.parametrize(
+    "length",
+    [
+        *(SIZE + number for number in (-SIZE, -100, -4, -3, -2, -1, 1, 2, 3, 4, 5, 30, RECORD, RECORD + 100)),
+        *(SIZE + 4 + RECORD - 4, SIZE + 2 * RECORD, -5, "abc", "", "1e3", "+5", 10**30),
+    ],
+)
+def test_a_wrong_length_costs_its_record_only(tmp_path, form, wrong, length):
+    """The text of a record is what was written, or the record is counted as bad; the others are read."""
+    path = tmp_path / FORMS[form]
+    path.write_bytes(written(wet(wrong=wrong, length=length), form))
+    try:
+        reader, documents = read(path, max_bad_share=1.0)
+    except UserError as error:  # of the last record nobody can say whether the file was cut instead
+        assert wrong == 3 and "damaged" in str(error)
+        reader, documents = read(path, max_bad_share=1.0, max_damaged_share=1.0)
+        assert reader.counts[path].damage and not reader.counts[path].bad
+    else:
+        assert reader.counts[path].bad == {"with a wrong Content-Length": 1}
+    assert [document.text.encode() for document in documents] == WET[:wrong] + WET[wrong + 1 :]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_length_beyond_all_is_damage(tmp_path, form):
+    path = tmp_path / FORMS[form]
+    path.write_bytes(written(wet(wrong=1, length=10**15), form))
+    reader, documents = read(path, max_bad_share=1.0, max_damaged_share=1.0)
+    texts = [document.text.encode() for document in documents]
+    if form == "record by record":
+        assert (texts, reader.counts[path].bad) == ([WET[0], *WET[2:]], {"with a wrong Content-Length": 1})
+    else:
+        assert texts == WET[:1]
+        assert reader.counts[path].damage
+
+
+def test_no_damaged_byte_of_a_length_gives_a_wrong_text(tmp_path, capfd):
+    content = b"".join(wet())
+    for position in range(content.index(b"Content-Length"), content.index(b"Content-Length") + 24):
+        for bit in range(8):
+            (tmp_path / "a.wet").write_bytes(
+                content[:position] + bytes([content[position] ^ (1 << bit)]) + content[position + 1 :]
+            )
+            _, documents = read(tmp_path / "a.wet", max_bad_share=1.0, max_damaged_share=1.0)
+            assert {document.text.encode() for document in documents} <= set(WET)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_records_of_all_types_are_read_or_counted(tmp_path):
+    pytest.importorskip("trafilatura")
+    body = PAGE.format(meta="", text=TEXT).encode()
+    packed = gzip.compress(body)
+    address = {"WARC_Target_URI": "<https://a.example>"}
+    records = [
+        warc_record("warcinfo", b"software: test"),
+        warc_record("request", b"GET / HTTP/1.1\r\n\r\n", **address),
+        warc_record("metadata", b"a: b", **address),
+        warc_record("resource", body, Content_Type="text/html; charset=utf-8", **address),
+        warc_record("resource", b"a: b", Content_Type="text/dns", **address),
+        warc_record("revisit", b"HTTP/1.1 200 OK\r\n\r\n", **address),
+        warc_record("continuation", body, WARC_Segment_Number=2, **address),
+        warc_record("response", b"HTTP/1.1 200 OK\r\n\r\n" + body, WARC_Segment_Number=1, **address),
+        warc_record("x-own", body, **address),
+        page("Content-Encoding: gzip", content=gzip.compress(body[:200]) + gzip.compress(body[200:])),
+        page("Content-Encoding: gzip", content=packed[:-20]),
+        page("Content-Encoding: gzip", content=packed[: len(packed) // 2]),
+        page("Transfer-Encoding: chunked", content=b"ffff\r\n" + body),
+    ]
+    (tmp_path / "a.warc").write_bytes(b"".join(records))
+    reader, documents = read(tmp_path / "a.warc", max_bad_share=0.9)
+    assert [document.text.strip() for document in documents] == [TEXT.strip()] * 2
+    assert documents[0].metadata["url"] == "https://a.example"
+    counts = reader.counts[tmp_path / "a.warc"]
+    assert counts.bad == {"with broken content encoding": 2, "with broken chunks": 1}
+    assert counts.other == {
+        "of type text/dns": 1,
+        "of type revisit": 1,
+        "a part of a record that was cut in segments": 2,
+        "of an unknown WARC-Type": 1,
+    }
+
+
+def test_marks_spelled_as_entities_take_no_time(tmp_path):
+    pytest.importorskip("trafilatura")
+    path = tmp_path / "a.warc"
+    path.write_bytes(page(content=f"<p>{TEXT}a{'&#x301;&#x316;' * 50_000}</p>".encode()))
+    start = time.process_time()
+    (document,) = read(path)[1]
+    assert time.process_time() - start < 5
+    assert document.text.count("\u0316") == 50_000

@@ -7,7 +7,7 @@ import zlib
 import pytest
 import zstandard
 
-from allam_jax.corpus.web_encodings import BadContent, decoded_content, decoded_page
+from allam_jax.corpus.web_encodings import BadContent, decoded_content, decoded_page, without_chunks
 
 # Label, bytes, what the standard's index of that label's encoding has for them.
 STANDARD = [
@@ -21,6 +21,9 @@ STANDARD = [
     ("windows-1256", b"\xe3\xd1\x81\xc7", "مرپا"),
     ("gb2312", b"\x80\xe5L\x81\x40\xa3\xa0", "€錖丂\u3000"),  # GBK
     ("gb_2312-80", b"\x84\x31\x95\x33", "\ufeff"),  # four bytes: GB18030
+    # The edition of 2022 of GB18030 (whatwg/encoding#336).
+    ("gbk", bytes.fromhex("a6d9a6daa6dba6dca6dda6dea6dfa6eca6eda6f3"), "\ufe10\ufe12\ufe11\ufe13\ufe14\ufe15\ufe16\ufe17\ufe18\ufe19"),
+    ("gb18030", bytes.fromhex("fe59fe61fe66fe67fe6dfe7efe90fea0"), "".join(map(chr, range(0x9FB4, 0x9FBC)))),
     ("ks_c_5601-1987", b"\x8c\x63\xb0\xa1", "똠가"),  # Windows-949
     ("shift_jis", b"\x87\x40\x81\x60", "①～"),  # Windows-31J
     ("x-euc-jp", b"\xad\xa1\xa4\xa2\xf9\xa1", "①あ纊"),
@@ -72,6 +75,7 @@ def test_hostile_labels_are_unknown(label):
         (b"<p>\xff\xff", "", "with invalid UTF-8"),
         (b"<p>\xff\xff", "utf-8", "with invalid UTF-8"),
         (b"<p>\xff\xff", "euc-kr", "not in the character set that it names"),
+        *((bytes([byte]) + b"\xff", "shift_jis", "not in the character set that it names") for byte in (0xA0, 0xFD, 0xFE)),
         ("<p>نص".encode("utf-16-le"), "windows-1252", "with NUL characters"),
         (b"~{<:Ky2;S{#,~}\xff", "hz-gb-2312", "not in the character set that it names"),
     ],
@@ -103,6 +107,29 @@ def test_content_encodings():
     assert decoded_content(twice, encodings="deflate, identity, gzip", limit=10_000) == CONTENT
     with pytest.raises(BadContent, match="^with an unknown content encoding$"):
         decoded_content(CONTENT, encodings="sdch", limit=10_000)
+
+
+def test_content_in_several_members_and_cut_content():
+    members = gzip.compress(CONTENT[:300]) + gzip.compress(CONTENT[300:])
+    assert decoded_content(members, encodings="gzip", limit=10_000) == CONTENT
+    frames = zstandard.compress(CONTENT[:300]) + zstandard.compress(CONTENT[300:])
+    assert decoded_content(frames, encodings="zstd", limit=10_000) == CONTENT
+    encoded = {"gzip": gzip.compress(CONTENT), "deflate": zlib.compress(CONTENT), "zstd": zstandard.compress(CONTENT)}
+    if brotli := sys.modules.get("brotli") or pytest.importorskip("brotli"):
+        encoded["br"] = brotli.compress(CONTENT)
+    for name, content in {"deflate ": raw_deflate(CONTENT), **encoded, "gzip ": members, "zstd ": frames}.items():
+        for kept in (1, len(content) // 2, len(content) - 1):
+            with pytest.raises(BadContent, match="broken content encoding"):
+                decoded_content(content[:kept], encodings=name, limit=10_000)
+
+
+def test_chunks():
+    chunks = b"5;a=b\r\n<html\r\n6\r\n>text \r\n0\r\nX: y\r\n\r\n"
+    assert without_chunks(chunks) == b"<html>text "
+    assert without_chunks(CONTENT) == CONTENT
+    for cut in (chunks[:10], chunks[:13], chunks[:20], chunks[:24], chunks.replace(b"6\r", b"9\r")):
+        with pytest.raises(BadContent, match="^with broken chunks$"):
+            without_chunks(cut)
 
 
 def test_brotli():

@@ -70,7 +70,7 @@ def test_words_of_scripts(text, words):
 def test_texts_that_differ_in_vowel_signs_are_no_duplicates():
     """Each pair has the same letters, and other words."""
     pairs = [("किताब", "कताब"), ("কাল", "কল"), ("ကို", "ကူ"), ("กิน", "กัน"), ("דָּבָר", "דֶּבֶר")]
-    for one, other in [*pairs, ("می\u200cدان", "میدان")]:
+    for one, other in pairs:
         keys = [text_key(text, Words(text, language="").words) for text in (one, other)]
         assert keys[0] != keys[1]
 
@@ -81,3 +81,13 @@ def test_punctuation_inside_words_makes_no_difference_to_duplicates():
 
     assert key("Don't do 3.5 snake_case") == key("don’t do 3,5 snake case") == "don t do 3 5 snake case"
     assert key("35") != key("3.5")
+
+
+@pytest.mark.parametrize("unseen", "\u00ad\u034f\u200c\u200d\u2060\u2063\ufe0f\U000e0100")
+def test_characters_that_are_not_seen_make_no_difference_to_duplicates(unseen):
+    for text in ("کتاب میدان", "holiday makers", "葛飾", "हिन्दी", "a"):
+        keys = [
+            text_key(spelled, bare_words(spelled))
+            for spelled in (text, text[:1] + unseen + text[1:], text + unseen, text[:-1] + unseen + text[-1])
+        ]
+        assert len(set(keys)) == 1

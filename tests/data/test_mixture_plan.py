@@ -39,7 +39,7 @@ def plan(weights, *, available, budget, later=None, max_epochs=0.0, tokens_per_s
 
 def test_table_1_of_the_paper(tmp_path, capsys):
     runner.run(allam.get_config(), workdir=tmp_path)
-    printed = capsys.readouterr().out
+    printed = capsys.readouterr().err
     assert printed == (tmp_path / "mixture.md").read_text()
     assert "| english_code | en | code | natural | – | 21.45 % | 257.4 B | – | – |" in printed
     facts = json.loads((tmp_path / "mixture.json").read_text())

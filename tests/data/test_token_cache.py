@@ -1,5 +1,6 @@
 """Token caches: batches out of them are those out of the text, and nothing that does not fit is read."""
 
+import json
 import os
 import shutil
 import signal
@@ -13,11 +14,12 @@ import numpy as np
 import pytest
 from small_corpus import BOS, EOS, TEXTS, ByteTokenizer, load
 
+from allam_jax.checksums import write_listed
 from allam_jax.corpus.document import Document
 from allam_jax.corpus.shards import write_dataset
 from allam_jax.data.batch import DTYPES
 from allam_jax.data.documents import DocumentSource
-from allam_jax.data.token_cache import MANIFEST, TokenSource, is_token_cache, verify_tokens
+from allam_jax.data.token_cache import MANIFEST, TokenSource, is_token_cache, read_cache
 from allam_jax.data.token_writer import write_tokens
 from allam_jax.errors import UserError
 from allam_jax.files import read_json, sha256_of_file
@@ -189,13 +191,21 @@ def test_damage_is_named(caches, tmp_path):
         ("header", lambda path: flip(path, 3), "train-00001.tokens.npy: not readable"),
     ):
         copy = shutil.copytree(caches / "en", tmp_path / kind)
-        verify_tokens(copy)
+        read_cache(copy)[1].check_bytes(remedy="")
         change(copy / "train-00001.tokens.npy")
         with pytest.raises(UserError, match=message) as error:
             batches(60, sources={"en": {"path": copy}})
         assert "\n" not in str(error.value)
-        with pytest.raises(UserError, match=r"train-00001.tokens.npy: missing, or its bytes differ"):
-            verify_tokens(copy)
+        with pytest.raises(UserError, match=r"train-00001.tokens.npy: "):
+            read_cache(copy)[1].check_bytes(remedy="")
+
+
+def test_a_cache_of_an_older_version_says_what_to_do(caches, tmp_path):
+    copy = shutil.copytree(caches / "en", tmp_path / "old")
+    manifest = read_json(copy / MANIFEST) | {"version": 1}
+    write_listed(copy, {MANIFEST: json.dumps(manifest).encode()})
+    with pytest.raises(UserError, match="old: tokens of version 1, not 2; run the tokenize task again"):
+        TokenSource(copy, split="train")
 
 
 def flip(path, position=300):
@@ -252,12 +262,12 @@ def test_a_finished_cache_is_kept_and_another_tokenizer_replaces_it(datasets, tm
     before = (directory / MANIFEST).stat().st_ino
     assert write_tokens(datasets / "ar", split="train", tokenizer=ByteTokenizer(), directory=directory) == first
     assert (directory / MANIFEST).stat().st_ino == before
-    flip(directory / "train-00000.tokens.npy")
-    with pytest.raises(UserError, match="its bytes differ"):
-        write_tokens(datasets / "ar", split="train", tokenizer=ByteTokenizer(), directory=directory)
+    for damage in (lambda: flip(directory / "train-00000.tokens.npy"), (directory / "files.json").unlink):
+        damage()
+        assert write_tokens(datasets / "ar", split="train", tokenizer=ByteTokenizer(), directory=directory) == first
+        read_cache(directory)[1].check_bytes(remedy="")
     write_tokens(datasets / "ar", split="train", tokenizer=Other(), directory=directory)
     assert read_json(directory / MANIFEST)["tokenizer"] == "other"
-    verify_tokens(directory)
     assert is_token_cache(directory)
     assert not is_token_cache(datasets / "ar")
 

@@ -115,19 +115,25 @@ def test_after_expansion(networks):
     assert found["kl"] > 0.1
 
 
-def test_networks_that_differ_everywhere(networks):
+@pytest.fixture(scope="module")
+def others(networks):
+    """Networks that differ everywhere, and their report on one device."""
     base, _, config = networks
     other = init_params(jax.random.key(1), config=config)
-    found, expected = report(base, other, config), expected_report(base, other, config)
+    return base, other, config, report(base, other, config)
+
+
+def test_networks_that_differ_everywhere(others):
+    *networks, found = others
+    expected = expected_report(*networks)
     assert expected["kl_old_tokens"] > 0.1
     for key, value in expected.items():
         assert found[key] == pytest.approx(value, rel=1e-4), key
 
 
-def test_on_a_mesh(networks):
-    base, _, config = networks
-    other = init_params(jax.random.key(1), config=config)
-    one, many = report(base, other, config), report(base, other, config, mesh_sizes=(2, 2, 2), batch_size=4)
+def test_on_a_mesh(others):
+    *networks, one = others
+    many = report(*networks, mesh_sizes=(2, 2, 2), batch_size=4)
     for key, value in one.items():
         assert many[key] == pytest.approx(value, rel=1e-5), key
 

@@ -20,6 +20,7 @@ from kernels.workshop.cases import Case
 from tests.kernels.attention_truth import Truth, assert_true, with_gradients
 
 PASSES = ("forward", "dq", "dkv")
+LONG = functools.partial(pytest.param, marks=pytest.mark.long)
 PACKED = Case(
     name="packed",
     batch=2,
@@ -50,7 +51,7 @@ def interpreted(block_q: int, block_k: int):
     return functools.partial(triton.attention, interpret=True, blocks=all_blocks(block_q, block_k))
 
 
-@pytest.mark.parametrize(("block_q", "block_k"), [(16, 16), (64, 16), (16, 64), (128, 128)])
+@pytest.mark.parametrize(("block_q", "block_k"), [LONG(16, 16), (64, 16), (16, 64), LONG(128, 128)])
 def test_any_blocks_give_the_truth(block_q, block_k):
     assert_true(interpreted(block_q, block_k), PACKED)
 
@@ -63,7 +64,7 @@ def test_any_segment_ids_give_the_truth():
     assert truth.out[:3].any()
 
 
-@pytest.mark.parametrize("head_dim", [64, 80])
+@pytest.mark.parametrize("head_dim", [LONG(64), 80])
 def test_blocks_of_the_table_in_bfloat16(head_dim):
     case = Case(name="long", batch=1, seq_len=290, num_heads=2, num_kv_heads=1, head_dim=head_dim, documents=(200, 61))
     assert_true(functools.partial(triton.attention, interpret=True), case, bound=1e-2, dtype=jnp.bfloat16)

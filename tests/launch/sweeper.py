@@ -2,11 +2,11 @@
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import psutil
-from processes import ROOT, child_environment, start, wait
+from forked import Forked
+from processes import ROOT, child_environment, wait
 
 EXPERIMENT = ROOT / "tests" / "launch" / "small_experiment.py"
 
@@ -23,10 +23,10 @@ class Sweeper:
         return child_environment(cache=self.cache, xla_flags="", **variables)
 
     def start(self, workdir, *flags, arg="", **variables):
-        """A process with pipes; `variables` of the environment."""
-        command = [sys.executable, ROOT / "run.py", f"--config={ROOT}/tests/tasks/tiny_recipe.py:{self.texts}"]
+        """A process; `variables` of the environment."""
+        command = [ROOT / "run.py", f"--config={ROOT}/tests/tasks/tiny_recipe.py:{self.texts}"]
         command += [f"--sweep={EXPERIMENT}{arg and ':'}{arg}", f"--workdir={workdir}", *flags]
-        return start(command, environment=self.environment(**variables))
+        return Forked(command, environment=self.environment(**variables))
 
     def run(self, workdir, *flags, status=0, **options):
         """stdout, stderr; must end with `status`."""

@@ -50,7 +50,7 @@ def test_an_unknown_vocabulary_leaves_the_cost_unknown(tmp_path):
 
 
 def test_a_branch_trains_from_the_step_of_its_checkpoint(tmp_path):
-    overrides = {"stage.continued.init.weights": "@base/checkpoints/00000150", "stage.continued.init.step": True}
+    overrides = {"stage.continued.init.weights": "@base/checkpoints/150", "stage.continued.init.step": True}
     _, runs = make(overrides, tmp_path)
     tokens = {stage.name: training_tokens(stage) for stage in runs[0].stages}
     assert tokens["continued"] == (300 - 150) * 8 * 128

@@ -1,5 +1,6 @@
 """From an experiment to runs and jobs."""
 
+import functools
 import importlib
 import itertools
 import json
@@ -196,12 +197,15 @@ SHARED = ("settings", "trunk")  # what several experiments share
 ALL = sorted(path for path in EXPERIMENTS.glob("*.py") if path.stem not in SHARED)
 
 
-def runs_of_experiment(path, tmp_path, *, arg=""):
+@functools.cache
+def runs_of_experiment(path, *, arg=""):
+    """The experiment and its runs, in folders that nothing writes."""
     experiment = load_experiment(f"{path}{arg and ':'}{arg}")
     file, _, config_arg = experiment.config.partition(":")
     module = importlib.import_module(f"configs.{Path(file).stem}")
     config = module.get_config(config_arg) if config_arg else module.get_config()
-    return experiment, expand_runs(experiment, config, workdir=tmp_path, store=tmp_path / "stages", overrides={})
+    nowhere = Path("nowhere")
+    return experiment, expand_runs(experiment, config, workdir=nowhere, store=nowhere / "stages", overrides={})
 
 
 def test_all_ten_experiments_are_there():
@@ -209,8 +213,8 @@ def test_all_ten_experiments_are_there():
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda p: p.stem)
-def test_every_experiment_fits_its_config(path, tmp_path):
-    experiment, runs = runs_of_experiment(path, tmp_path)
+def test_every_experiment_fits_its_config(path):
+    experiment, runs = runs_of_experiment(path)
     seeds_of = {run.labels.get("seed") for run in runs}
     assert len(seeds_of) >= 3
     assert experiment.claims
@@ -223,9 +227,9 @@ def test_every_experiment_fits_its_config(path, tmp_path):
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda p: p.stem)
-def test_every_experiment_has_a_paper_scale(path, tmp_path):
-    experiment, runs = runs_of_experiment(path, tmp_path, arg="paper")
-    _, small = runs_of_experiment(path, tmp_path)
+def test_every_experiment_has_a_paper_scale(path):
+    experiment, runs = runs_of_experiment(path, arg="paper")
+    _, small = runs_of_experiment(path)
     assert {claim.measure for claim in experiment.claims}
     assert max(map(tokens_of, runs)) > 1000 * max(map(tokens_of, small)) or path.stem in TOKENLESS
     with pytest.raises(UserError, match="huge: expected laptop or paper"):
@@ -241,11 +245,11 @@ def tokens_of(run):
                 for s in run.stages if s.config.task == "train"), default=0)  # fmt: skip
 
 
-def test_experiments_share_their_first_stages(tmp_path):
+def test_experiments_share_their_first_stages():
     """The bases are trained once for all of them."""
     bases = {}
     for path in ALL:
-        _, runs = runs_of_experiment(path, tmp_path)
+        _, runs = runs_of_experiment(path)
         for run in runs:
             found = [stage.fingerprint for stage in run.stages if stage.name == "base"]
             if found:

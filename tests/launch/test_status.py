@@ -108,4 +108,4 @@ def test_before_the_shared_stages_all_wait_for_their_job(sweep):
 def test_without_a_terminal_it_is_shown_once(sweep, capsys):
     runs, jobs = sweep
     status.watch(lambda: status.run_states(runs, jobs, queued={}))
-    assert capsys.readouterr().out.startswith("7 runs: 7 waiting\n")
+    assert capsys.readouterr().err.startswith("7 runs: 7 waiting\n")

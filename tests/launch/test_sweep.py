@@ -31,7 +31,7 @@ def attempts(workdir):
 
 def training(workdir):
     """Names of the runs that have a checkpoint and have not finished."""
-    complete = [p for p in workdir.parent.glob("stages/train-*/checkpoints/*") if re.fullmatch(r"\d{8}", p.name)]
+    complete = [p for p in workdir.parent.glob("stages/train-*/checkpoints/*") if p.name.isdigit()]
     stages = [path.parents[1] for path in complete]
     return {stage for stage in stages if not (stage / "result.json").exists()}
 
@@ -158,7 +158,7 @@ def test_a_broken_run_is_named_and_does_not_stop_the_others(sweeper, finished, t
 @pytest.mark.long
 def test_another_seed_reuses_what_is_there(sweeper, finished, tmp_path):
     workdir, stages = tmp_path / "sweep", finished[0].parent / "stages"
-    plan, _ = sweeper.run(workdir, f"--store={stages}", "--dry_run", arg="more")
+    _, plan = sweeper.run(workdir, f"--store={stages}", "--dry_run", arg="more")
     assert not workdir.exists()
     assert len([line for line in plan.splitlines() if "| finished |" in line]) == 4 + 5  # runs, jobs
     before = results(finished[0])
@@ -172,11 +172,11 @@ def test_another_seed_reuses_what_is_there(sweeper, finished, tmp_path):
 
 
 def test_dry_run_shows_runs_and_jobs(sweeper, tmp_path):
-    out, _ = sweeper.run(tmp_path / "sweep", "--dry-run")
+    out, plan = sweeper.run(tmp_path / "sweep", "--dry-run")
     assert list(tmp_path.iterdir()) == []
-    assert "| peak_lr-0.003--seed-0 |  | 10,240 | train.schedule.peak_lr: 0.0001 -> 0.003 |" in out
-    assert re.search(r"\| shared-corpus-to-tokenizer-\w{6} \| 4 runs \|  \| corpus, tokenizer \| – \|", out)
-    assert json.loads(out.splitlines()[-1]) == {"runs": 4, "jobs": 5, "finished": 0}
+    assert "| peak_lr-0.003--seed-0 |  | 10,240 | train.schedule.peak_lr: 0.0001 -> 0.003 |" in plan
+    assert re.search(r"\| shared-corpus-to-tokenizer-\w{6} \| 4 runs \|  \| corpus, tokenizer \| – \|", plan)
+    assert json.loads(out) == {"runs": 4, "jobs": 5, "finished": 0}
 
 
 def test_a_sweep_writes_its_section_of_the_page_of_results(sweeper, finished, tmp_path):

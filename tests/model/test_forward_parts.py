@@ -1,12 +1,15 @@
-"""The parts of the forward pass, run one by one."""
+"""The parts of the forward pass, run one by one, and what they are counted as."""
+
+import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from allam_jax.model.llama import bind, init_params
-from allam_jax.model.llama_config import ComputeOptions
+from allam_jax.model.llama import abstract_params, bind, init_params
+from allam_jax.model.llama_config import FAMILIES, ComputeOptions
 from tests import numpy_llama
 from tests.small_models import SMALL
 
@@ -77,3 +80,20 @@ def test_layers_draw_different_masks(params):
     assert not np.allclose(first, second, rtol=0.01)
     without = [model.apply_layers(x_BTD, **places, layers=slice(index, index + 1)) for index in (0, 1)]
     np.testing.assert_array_equal(*without)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("tied", [False, True])
+def test_parameters_and_operations_are_counted(model_type, tied):
+    config = dataclasses.replace(SMALL, model_type=model_type, tie_embeddings=tied, vocab_multiple=1)
+    leaves = jax.tree.leaves(abstract_params(config))
+    assert config.num_parameters == sum(math.prod(leaf.shape) for leaf in leaves)
+    # Two operations for each element of a matrix, forward, and twice that backward; the embedding is looked up.
+    layers = abstract_params(config)["layers"]
+    matrices = [layers["attention"][name] for name in ("query", "key", "value", "output")]
+    matrices += [layers["mlp"][name] for name in ("gate", "up", "down")]
+    elements = sum(math.prod(leaf.shape) for leaf in matrices) + config.vocab_size * config.dim
+    attention = (
+        2 * 2 * 3 * config.num_layers * config.num_heads * config.head_dim * 100 / 2
+    )  # scores and values; causal
+    assert config.flops_per_token(100) == 6 * elements + attention

@@ -120,8 +120,8 @@ def parameter_bytes(sizes, *, config=CONFIG):
     D, L, N, H = config.dim // f, config.num_layers, config.num_heads // t, config.head_dim
     K = config.num_kv_heads // t if config.num_kv_heads % t == 0 else config.num_kv_heads
     V, F = config.padded_vocab_size // t, config.mlp_dim // t
-    norms = (2 * L + 1) * config.dim
-    return 4 * (2 * V * D + L * D * (2 * N + 2 * K) * H + L * 3 * D * F + norms)
+    vectors = (2 * L + 1) * config.dim + L * H * (config.qkv_bias * (N + 2 * K) + config.qk_norm * 2)
+    return 4 * (2 * V * D + L * D * (2 * N + 2 * K) * H + L * 3 * D * F + vectors)
 
 
 def assert_really_sharded(state, sizes, *, config=CONFIG):
@@ -145,6 +145,16 @@ def test_same_loss_and_gradients_as_one_device(sizes, accumulation, one_device):
     before, after, _ = result
     assert_really_sharded(before, sizes)
     assert_really_sharded(after, sizes)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "sizes"), [("qwen2", (2, 2, 2)), pytest.param("qwen3", (1, 2, 4), marks=pytest.mark.long)]
+)
+def test_biases_and_norms_of_heads(model_type, sizes):
+    config = dataclasses.replace(CONFIG, model_type=model_type, num_layers=2)
+    result = train(sizes, config=config)
+    assert_same_training(result, train((1, 1, 1), config=config))
+    assert_really_sharded(result[1], sizes, config=config)
 
 
 def test_dropout_rematerialisation_and_fewer_key_value_heads_than_tensor_devices():

@@ -100,7 +100,10 @@ def our_losses(pair, data, *, accumulation: int) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize(("shape", "accumulation"), [("gqa_tied", 1), ("llama3_rope", 2), ("odd_vocabulary", 1)])
+@pytest.mark.parametrize(
+    ("shape", "accumulation"),
+    [("gqa_tied", 1), ("llama3_rope", 2), pytest.param("odd_vocabulary", 1, marks=pytest.mark.long)],
+)
 def test_twenty_adamw_steps(tmp_path, shape, accumulation):
     # Weights of the size they start training with: from large ones the first steps are chaotic on both sides.
     pair = make_pair(tmp_path, std=0.02, **SHAPES[shape])

@@ -57,6 +57,12 @@ def test_a_plan_by_formula(tmp_path):
     assert saved["training"]["megawatt_hours"] == pytest.approx(megawatt_hours)
     # 6 for each of 12.85 B matmul parameters, and causal attention
     model = 6 * (40 * (4 * 5120**2 + 3 * 5120 * 13824) + 5120 * 32000) + 6 * 40 * 5120 * 4096
+    # The cache of a token: keys and values of 40 layers, 5 of 40 heads of 128 on each of 8 GPUs, 2 bytes each.
+    token = 2 * 40 * 5 * 128 * 2
+    weights = 2 * preset("llama2_13b").num_parameters / 8
+    slots = int((saved["memory"]["usable"] - weights) // (token * 4096))
+    assert "| a token in the cache | 100 KiB |" in report
+    assert f"| slots of 4,096 tokens that fit | {slots:,} |" in report
     assert saved["mfu"] == pytest.approx(model * 64 * 4096 / 16 / (seconds["total"] * 312e12))
     memory = saved["memory"]
     assert memory["fits"]

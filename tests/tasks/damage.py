@@ -109,8 +109,8 @@ def readers(root: Path) -> dict[str, Callable[[], Any]]:
         return loaded.fingerprint, loaded.encode("one and two", bos=True), loaded.special_tokens
 
     return {
-        "run/checkpoints/00000001": lambda: checkpoint(1),
-        "run/checkpoints/00000002": lambda: checkpoint(2),
+        "run/checkpoints/1": lambda: checkpoint(1),
+        "run/checkpoints/2": lambda: checkpoint(2),
         "run/metrics.jsonl": lambda: read_metrics(root / "run/metrics.jsonl"),
         "run/tokenizer": lambda: Tokenizer.load(root / "run/tokenizer").fingerprint,
         "run/model.json": lambda: read_run(root / "run"),

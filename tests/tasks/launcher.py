@@ -1,14 +1,13 @@
-"""Runs run.py as a user does, in processes of their own."""
+"""Runs run.py as a user does, in processes of their own (`forked.py`)."""
 
 import dataclasses
 import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from processes import ROOT, Finished, child_environment, start, wait
+from forked import Forked
+from processes import ROOT, Finished, child_environment, wait
 
 from allam_jax.training.metrics import TIMING_KEYS
 
@@ -36,15 +35,15 @@ class Launcher:
         self,
         workdir: Path,
         *,
-        config: str = "",
+        config: str | None = None,
         devices: int = 1,
         environment: Mapping[str, str] | None = None,
         **overrides: Any,
-    ) -> subprocess.Popen:
+    ) -> Forked:
         """See `run_command`; the config is tiny.py's where none is given."""
-        command = run_command(workdir, config=config or f"{TINY}:{self.root}", **overrides)
+        command = run_command(workdir, config=f"{TINY}:{self.root}" if config is None else config, **overrides)
         variables = child_environment(devices=devices, cache=self.cache, **environment or {})
-        return start([sys.executable, *command], environment=variables)
+        return Forked(command, environment=variables)
 
     def run(self, workdir: Path, **options: Any) -> Finished:
         """`start`, and wait for the end."""

@@ -110,7 +110,7 @@ def mutations(config: ConfigDict, *, task: str, seed: str) -> Iterator[tuple[tup
     """One to three keys, as the names of their sections and their own, each with a new value."""
     rng = random.Random(f"{task} {seed}")
     places = list(_places(config))
-    for path, value in rng.sample(places, rng.choice((1, 1, 1, 2, 3))):
+    for path, value in rng.sample(places, min(rng.choice((1, 1, 1, 2, 3)), len(places))):
         yield path, _new_value(value, rng)
 
 

@@ -1,4 +1,4 @@
-"""Runs many configs of mutated.py, forked out of warm processes, and says what each fault was:
+"""Runs many configs of mutated.py, forked out of a warm process, and says what each fault was:
 
 PYTHONPATH=tests:tests/tasks:. python tests/tasks/mutation_runs.py --root DIR --out DIR --count 3000 [--flags]
 
@@ -16,8 +16,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from forked import Forked
 from launcher import Launcher, run_command
-from processes import ROOT, child_environment, start, wait
+from processes import Finished, child_environment, start, wait
 
 from allam_jax.tasks.registry import TASKS
 from tests.tasks.mutated import config_of, mutations
@@ -63,32 +64,16 @@ def prepare(launcher: Launcher) -> None:
 def run_all(
     jobs: list[tuple[str, int]], *, root: Path, folder: Path, environment: Mapping[str, str]
 ) -> Iterator[tuple]:
-    """Runs mutation SEED of TASK for each job in forks of one warm process; yields (task, seed, fault, status)."""
-    server = subprocess.Popen(
-        [sys.executable, MUTATED.with_name("forked_runs.py")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=dict(environment),
-        cwd=ROOT,
-        text=True,
-    )
-    assert server.stdin is not None
-    assert server.stdout is not None
+    """Runs mutation SEED of TASK for each job in forks of a warm process; yields (task, seed, fault, status)."""
     for task, seed in jobs:
         place = folder / f"{task}-{seed}"
         place.mkdir(parents=True)
         command = ["run.py", f"--config={MUTATED}:{root},{task},{seed}", f"--workdir={place / 'workdir'}"]
-        streams = {"out": str(place / "out"), "err": str(place / "err")}
-        print(
-            json.dumps({"command": command, "environment": {}, "seconds": 120, **streams}),
-            file=server.stdin,
-            flush=True,
-        )
-        status = int(server.stdout.readline())
-        out, err = ((place / name).read_text(encoding="utf-8", errors="replace") for name in ("out", "err"))
-        yield task, seed, fault_of(status, out, err, place / "workdir"), status
-    server.stdin.close()
-    server.wait()
+        try:
+            done = wait(Forked(command, environment=environment), timeout=120)
+        except subprocess.TimeoutExpired:
+            done = Finished(-1, "", "hangs")
+        yield task, seed, fault_of(done.status, done.out, done.err, place / "workdir"), done.status
 
 
 def run_by_flags(

@@ -41,6 +41,7 @@ NOT_COMPARED = (
 CLOCK = {"seconds", "tokens_per_second", "mfu", "eta", "peak_memory_bytes"}
 CLOCK |= {"metrics"}  # of a checkpoint: the hash of metrics.jsonl, which has times
 ARRAYS = {"checkpoints", "params"}  # folders of files with arrays
+NANOSECONDS = 10**18  # times of files, in the records of what was read
 HANG_SECONDS = 150
 
 
@@ -49,22 +50,28 @@ class Storm:
 
     def __init__(self, folder: Path, *, config: str, flags: Sequence[str] = (), cache: Path | None = None):
         """Runs the command once, undisturbed, or twice without a compilation cache that is warm."""
-        self.folder, self.config, self.flags = folder, config, list(flags)
+        self.disk, self.config, self.flags = folder / "disk", config, list(flags)
+        self.workdir = self.disk / "run"  # always the same, because names of runs and hashes of mixtures depend on it
+        self.disk.mkdir()
         self.environment = child_environment(cache=cache or folder / "compiled")
         self.faults: list[str] = []
         self.seconds = 0.0
         self.expected: dict[str, str] = {}
-        for name in ["warm"] * (cache is None) + ["reference"]:
+        for _ in range(2 if cache is None else 1):
             begin = time.monotonic()
-            done = wait(self.start(folder / name))
+            done = wait(self.start())
             self.seconds = time.monotonic() - begin
             assert done.status == 0, done.err[-3000:]
-            earlier, self.expected = self.expected, content(folder / name)
-            assert earlier in ({}, self.expected), "two undisturbed runs differ"
+            earlier, self.expected = self.expected, content(self.workdir)
+            different = [
+                name for name in self.expected if earlier.get(name, self.expected[name]) != self.expected[name]
+            ]
+            assert different == [], "two undisturbed runs differ"
+            shutil.rmtree(self.workdir)
 
-    def start(self, workdir: Path) -> subprocess.Popen:
+    def start(self) -> subprocess.Popen:
         """Starts the command."""
-        command = [sys.executable, ROOT / "run.py", f"--config={self.config}", f"--workdir={workdir}", *self.flags]
+        command = [sys.executable, ROOT / "run.py", f"--config={self.config}", f"--workdir={self.workdir}", *self.flags]
         return start(command, environment=self.environment)
 
     def end(self, process: subprocess.Popen, *, what: str, statuses: Sequence[int]) -> Finished:
@@ -81,14 +88,15 @@ class Storm:
             self.faults.append(f"{what}: status {done.status}: ...{done.err[-1500:]}")
         return done
 
-    def complete(self, workdir: Path, *, what: str) -> None:
-        """Runs the command to its end and compares what is there with the undisturbed run."""
-        self.end(self.start(workdir), what=f"{what}, then undisturbed", statuses=(0,))
-        found = content(workdir)
+    def complete(self, *, what: str) -> None:
+        """Runs the command to its end, compares what is there with the undisturbed run, and removes it."""
+        self.end(self.start(), what=f"{what}, then undisturbed", statuses=(0,))
+        found = content(self.workdir)
         for name in sorted(self.expected.keys() | found.keys()):
             if self.expected.get(name) != found.get(name):
                 self.faults.append(f"{what}: {name} differs from the undisturbed run")
-        self.faults += [f"{what}: left behind: {path}" for path in left_behind(workdir)]
+        self.faults += [f"{what}: left behind: {path}" for path in left_behind(self.workdir)]
+        shutil.rmtree(self.workdir, ignore_errors=True)
 
     def moment(self) -> float:
         """Seconds after the start, anywhere in the run."""
@@ -114,7 +122,7 @@ def content(workdir: Path) -> dict[str, str]:
             data = _timeless(data)
         elif ARRAYS & set(path.parts):
             continue  # TensorStore's files differ in their order
-        found[name] = hashlib.sha256(data.replace(str(workdir).encode(), b"")).hexdigest()
+        found[name] = hashlib.sha256(data).hexdigest()
     return found
 
 
@@ -122,7 +130,9 @@ def _timeless(data: bytes) -> bytes:
     def without(value):
         if isinstance(value, dict):
             return {key: without(item) for key, item in value.items() if key not in CLOCK}
-        return [without(item) for item in value] if isinstance(value, list) else value
+        if isinstance(value, list):
+            return [without(item) for item in value]
+        return None if isinstance(value, int) and value > NANOSECONDS else value
 
     return json.dumps(without(json.loads(data))).encode()
 
@@ -137,26 +147,26 @@ def kills(storm: Storm, number: int) -> None:
     """kill -9, `number` times, in chains of up to five on one workdir."""
     done = 0
     while done < number:
-        workdir = storm.folder / "kills"
         for _ in range(min(random.randint(1, 5), number - done)):
-            process = storm.start(workdir)
+            process = storm.start()
             try:
-                process.communicate(timeout=storm.moment())
+                _, err = process.communicate(timeout=storm.moment())
+                if process.returncode:
+                    storm.faults.append(f"{done} kills: status {process.returncode}: ...{err[-1500:]}")
                 break  # it has come to its end
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.communicate()
                 done += 1
-        storm.complete(workdir, what=f"{done} kills")
-        shutil.rmtree(workdir, ignore_errors=True)
+        storm.complete(what=f"{done} kills")
 
 
 def signals(storm: Storm, number: int) -> None:
     """SIGTERM, SIGINT and SIGHUP in turn, each on a workdir of its own; then the run is completed."""
     for index in range(number):
         name = ("SIGTERM", "SIGINT", "SIGHUP")[index % 3]
-        workdir, seconds = storm.folder / "signals", storm.moment()
-        process = storm.start(workdir)
+        seconds = storm.moment()
+        process = storm.start()
         time.sleep(seconds)
         process.send_signal(getattr(signal, name))
         what = f"{name} after {seconds:.2f} s"
@@ -164,29 +174,26 @@ def signals(storm: Storm, number: int) -> None:
         early = (-getattr(signal, name), 1) if seconds < 0.3 else ()
         storm.end(process, what=what, statuses=(0, *early, *((2,) if name == "SIGINT" else ())))
         if index % 5 == 4:
-            storm.complete(workdir, what=what)
-            shutil.rmtree(workdir, ignore_errors=True)
+            storm.complete(what=what)
 
 
 def disks(storm: Storm, number: int) -> None:
     """A file system that is full from a random moment on, until there is room again."""
-    disk = storm.folder / "disk"
-    disk.mkdir()
     for index in range(number):
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(disk)], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(storm.disk)], check=True)
         try:
-            workdir, seconds = disk / "run", storm.moment()
-            process = storm.start(workdir)
+            seconds = storm.moment()
+            process = storm.start()
             time.sleep(seconds)
-            filler = disk / "filler"
+            filler = storm.disk / "filler"
             with open(filler, "wb", buffering=0) as file, _no_space():
                 while True:
                     file.write(bytes(1 << 16))
             storm.end(process, what=f"disk {index} full after {seconds:.2f} s", statuses=(0, 2))
             filler.unlink()
-            storm.complete(workdir, what=f"disk {index} full after {seconds:.2f} s")
+            storm.complete(what=f"disk {index} full after {seconds:.2f} s")
         finally:
-            subprocess.run(["umount", "-l", str(disk)], check=True)
+            subprocess.run(["umount", "-l", str(storm.disk)], check=True)
 
 
 class _no_space:

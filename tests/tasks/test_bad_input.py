@@ -1,15 +1,13 @@
 """Bad input, given as a user would: one line that names the thing and the remedy, status 2, nothing half-written."""
 
-import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import sentencepiece
-from launcher import TINY, error_of, run_command
-from processes import Finished, child_environment, start, wait, wait_until
+from launcher import error_of
+from processes import wait, wait_until
 
 from allam_jax.corpus.catalog import SOURCES
 from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
@@ -253,22 +251,12 @@ def fill(value, **names):
 def outcomes(launcher, reference, bad, tmp_path_factory):
     """What each case did, and its workdir."""
     folder = tmp_path_factory.mktemp("workdirs")
-    (folder / "said").mkdir()
-    runs, workdirs = [], {}
+    found = {}
     for name in CASES:
         options = fill(CASES[name][0], bad=bad, reference=reference)
-        workdirs[name] = Path(options.pop("workdir", folder / name.replace(" ", "_")))
-        environment = child_environment(devices=options.pop("devices", 1), **options.pop("environment", {}))
-        options.setdefault("config", f"{TINY}:{launcher.root}")
-        said = {stream: str(folder / "said" / f"{len(runs)}.{stream}") for stream in ("out", "err")}
-        runs.append({"command": run_command(workdirs[name], **options), "environment": environment, **said})
-    server = start([sys.executable, Path(__file__).with_name("forked_runs.py")], environment=child_environment())
-    statuses, err = server.communicate("".join(json.dumps(run) + "\n" for run in runs), timeout=500)
-    assert len(statuses.split()) == len(CASES), err
-    return {
-        name: (Finished(int(status), Path(run["out"]).read_text(), Path(run["err"]).read_text()), workdirs[name])
-        for name, status, run in zip(CASES, statuses.split(), runs, strict=True)
-    }
+        workdir = Path(options.pop("workdir", folder / name.replace(" ", "_")))
+        found[name] = launcher.run(workdir, **options), workdir
+    return found
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -30,9 +30,9 @@ def root(made, tmp_path):
 
 
 def test_a_sample_of_damages(root):
-    found = damage.try_damages(root, count=150, seed=1)
-    assert sum(found.values()) == 150
-    assert sum(number for what, number in found.items() if "verify names it" in what) > 100
+    found = damage.try_damages(root, count=100, seed=1)
+    assert sum(found.values()) == 100
+    assert sum(number for what, number in found.items() if "verify names it" in what) > 65
 
 
 def run_verify(path: Path, workdir: Path):
@@ -43,7 +43,7 @@ def run_verify(path: Path, workdir: Path):
 def test_verify_says_what_is_whole(root, tmp_path, capsys):
     assert run_verify(root, tmp_path / "out") == {"whole": 9, "unchecked": 0}
     said = capsys.readouterr().err
-    for name in ("run/checkpoints/00000001", "run/metrics.jsonl", "weights", "huggingface", "dataset", "tokens"):
+    for name in ("run/checkpoints/1", "run/metrics.jsonl", "weights", "huggingface", "dataset", "tokens"):
         assert f"{root / name} " in said
     shard = next((root / "dataset").glob("*-train.*"))
     shard.write_bytes(shard.read_bytes() + b"x")
@@ -61,7 +61,7 @@ def test_verify_says_what_is_whole(root, tmp_path, capsys):
     [
         "huggingface/model.safetensors.index.json",
         "huggingface/added_tokens.json",
-        "weights/params/d/x",
+        "weights/d/x",
         "dataset/en-train.array_record-9",
     ],
 )
@@ -80,14 +80,14 @@ def test_a_damaged_newest_checkpoint_names_the_whole_one_and_can_be_skipped(root
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
-    with pytest.raises(UserError, match=f"the newest whole one is {checkpoints / '00000001'}: .*skip_damaged=True"):
+    with pytest.raises(UserError, match=f"the newest whole one is {checkpoints / '1'}: .*skip_damaged=True"):
         load_model(root / "run")
     move_damaged_aside(checkpoints)
     assert list_steps(checkpoints) == [1]
-    assert (checkpoints / "00000002.damaged").is_dir()
+    assert (checkpoints / "2.damaged").is_dir()
     assert read_metadata(find_checkpoint(checkpoints))["step"] == 1
     first = find_checkpoint(checkpoints)
-    (first / "data" / "content.json").write_text("{}")
+    (first / "data" / "metadata").write_text("{}")
     with pytest.raises(UserError, match="no checkpoint is whole, so the run cannot go on"):
         move_damaged_aside(checkpoints)
     assert list_steps(checkpoints) == [1]

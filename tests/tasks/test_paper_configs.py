@@ -80,7 +80,7 @@ def test_a_release_decays_and_leaves_the_main_run_alone(launcher, tmp_path):
     warm = {"schedule.warmup_steps": 1}
     rows = train(launcher, main, "allam_34b", **warm)
     before = (main / "metrics.jsonl").read_bytes()
-    branch = {"init.weights": main / "checkpoints" / "00000002", "schedule.decay_start": 2, "schedule.decay_steps": 2}
+    branch = {"init.weights": main / "checkpoints" / "2", "schedule.decay_start": 2, "schedule.decay_steps": 2}
     decayed = train(launcher, release, "allam_34b:release", **warm | branch)
     assert [row["learning_rate"] for row in rows[1:]] == pytest.approx([1.5e-4] * 3)
     assert [row["step"] for row in decayed] == [3, 4]

@@ -125,7 +125,7 @@ def test_a_stage_with_checkpoints_is_not_continued_with_another_config(texts, tm
         raise UserError("a mistake")
 
     def killed(workdir):
-        (workdir / "checkpoints" / "00000002").mkdir(parents=True)
+        (workdir / "checkpoints" / "2").mkdir(parents=True)
         raise KeyboardInterrupt
 
     with pytest.raises(UserError, match="a mistake"):

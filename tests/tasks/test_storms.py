@@ -14,12 +14,20 @@ pytestmark = pytest.mark.slow
 def storm(launcher, reference, tmp_path_factory):
     """On the run of tiny.py, with TensorBoard; `reference` has warmed the compilation cache."""
     folder = tmp_path_factory.mktemp("storm")
-    flags = ["--config.metrics.tensorboard=True", "--config.train.steps=20", "--config.schedule.decay_steps=5"]
-    flags.append("--config.schedule.decay_start=15")
+    flags = ["--config.metrics.tensorboard=True", "--config.train.steps=12", "--config.schedule.decay_steps=5"]
+    flags.append("--config.schedule.decay_start=7")
     return storms.Storm(folder, config=f"{TINY}:{launcher.root}", flags=flags, cache=launcher.cache)
 
 
-@pytest.mark.parametrize(("name", "number"), [("kills", 2), ("signals", 2), ("disks", 1)])
+# Signals and full disks of a run: test_resume.py too.
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("kills", 2),
+        pytest.param("signals", 6, marks=pytest.mark.long),
+        pytest.param("disks", 2, marks=pytest.mark.long),
+    ],
+)
 def test_a_sample_of_storms(storm, name, number):
     if name == "disks" and os.geteuid() != 0:
         pytest.skip("needs the right to mount a small tmpfs")

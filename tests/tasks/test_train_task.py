@@ -10,8 +10,9 @@ pytestmark = pytest.mark.slow
 
 
 def test_speed_does_not_depend_on_how_often_it_is_logged(launcher, tmp_path):
-    result = launcher.train(tmp_path / "run", **{"train.log_every": 8})
-    assert [row["step"] for row in read_rows(tmp_path / "run") if "loss" in row] == [8, 16, 24, 32, 40]
+    short = {"train.steps": 12, "schedule.name": "constant", "eval.every": 0}
+    result = launcher.train(tmp_path / "run", **{"train.log_every": 4} | short)
+    assert [row["step"] for row in read_rows(tmp_path / "run") if "loss" in row] == [4, 8, 12]
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     rates = [row["tokens_per_second"] for row in map(json.loads, lines) if "loss" in row]
     assert result["tokens_per_second"] == statistics.median(rates)

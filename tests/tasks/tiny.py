@@ -24,6 +24,6 @@ def get_config(root: str) -> ConfigDict:
     config.train.update(steps=40, accumulation=2, z_loss=1e-5, loss_chunks=2)
     config.schedule.update(name="wsd", peak_lr=3e-3, warmup_steps=3, decay_start=28, decay_steps=12)
     config.guard.min_history = 8
-    config.checkpoint.update(every=2, keep_last=2, keep_every=8)
+    config.checkpoint.update(every=4, keep_last=2, keep_every=8)
     config.metrics.tensorboard = False
     return config

@@ -48,7 +48,7 @@ def assert_params(found, expected) -> None:
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-@pytest.mark.parametrize("name", ["weights", "huggingface", "run", "run/checkpoints", "run/checkpoints/00000002"])
+@pytest.mark.parametrize("name", ["weights", "huggingface", "run", "run/checkpoints", "run/checkpoints/2"])
 def test_every_place_gives_the_same(places, params, name):
     loaded = load_model(places / name)
     assert_params(loaded.params, params)
@@ -85,6 +85,11 @@ def test_what_else_is_there_is_told(tmp_path):
         load_model(tmp_path)
     with pytest.raises(UserError, match="is a file"):
         load_model(tmp_path / "notes.txt")
+    for name, message in (("model.gguf", "a GGUF model"), ("adapter_config.json", "a LoRA adapter; merge it")):
+        (tmp_path / name).write_text("x")
+        with pytest.raises(UserError, match=message):
+            load_model(tmp_path)
+        (tmp_path / name).unlink()
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(UserError, match="pickled weights"):
         load_model(tmp_path)

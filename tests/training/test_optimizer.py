@@ -109,6 +109,8 @@ def test_decay_spares_norms_and_what_is_named():
             spared = any(name in jax.tree_util.keystr(path) for name in no_decay)
             factor = 1.0 if spared else 1 - 0.1 * 0.5
             np.testing.assert_allclose(leaf, before * np.float32(factor), rtol=1e-6)
+    biased = {"attention": {"bias": {"query": params["final_norm"]["scale"]}, "query": 1}, "norm": {"scale": 1}}
+    assert jax.tree.leaves(decay_mask(biased)) == [False, True, False]
     with pytest.raises(UserError, match=r"optimizer\.no_decay.*'embeding'"):
         decay_mask(params, no_decay=("scale", "embeding"))
 

@@ -65,6 +65,20 @@ def test_round_trip(saved):
     assert [path.name for path in saved.parent.glob(".*")] == []
 
 
+def test_an_older_directory_with_its_parameters_in_a_folder(saved):
+    arrays = FileList.read(saved, remedy="").arrays
+    ours = {"files.json", "model.json", "metadata.json", "tokenizer"}
+    moved = [path for path in saved.iterdir() if path.name not in ours]
+    (saved / "params").mkdir()
+    for path in moved:
+        path.rename(saved / "params" / path.name)
+    write_list(saved, arrays=arrays)
+    assert_bitwise(load_weights(saved).params, random_params())
+    (saved / "params" / "d" / "x").write_text("x")
+    with pytest.raises(UserError, match="params/d/x: is not among the files"):
+        load_weights(saved)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_dtypes(tmp_path, dtype):
     params = random_params(dtype=dtype)
@@ -148,7 +162,7 @@ def test_model_file_that_does_not_fit(saved, change, message):
 
 
 def test_damaged_directories(saved):
-    largest = max((saved / "params").rglob("*"), key=lambda path: path.stat().st_size)
+    largest = max((saved / "ocdbt.process_0").rglob("*"), key=lambda path: path.stat().st_size)
     content = largest.read_bytes()
     largest.write_bytes(content[:-1])
     with pytest.raises(UserError, match=f"{largest}: is {len(content) - 1:,} bytes long instead of {len(content):,}"):
@@ -162,8 +176,11 @@ def test_damaged_directories(saved):
 
 def test_vocabulary_that_does_not_match():
     check_vocabulary(CONFIG, 125, tokenizer="t", weights="w")
-    with pytest.raises(UserError, match="w has 125 tokens but t has 126"):
-        check_vocabulary(CONFIG, 126, tokenizer="t", weights="w")
+    for size, is_own in ((126, False), (126, True), (118, False)):
+        with pytest.raises(UserError, match=f"w has 125 tokens but t has {size}"):
+            check_vocabulary(CONFIG, size, tokenizer="t", weights="w", is_own=is_own)
+    check_vocabulary(CONFIG, 119, tokenizer="t", weights="w")  # 5 % of the rows may be padding
+    check_vocabulary(CONFIG, 64, tokenizer="t", weights="w", is_own=True)
 
 
 _NO_SPACE = """

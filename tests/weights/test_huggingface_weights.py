@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -20,7 +21,8 @@ from small_models import SMALL
 
 from allam_jax.errors import UserError
 from allam_jax.model.llama import abstract_params
-from allam_jax.model.llama_config import PRESETS, LlamaConfig
+from allam_jax.model.llama_config import FAMILIES, PRESETS, LlamaConfig
+from allam_jax.model.rope import rope_magnitude
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.parallel.sharding import bytes_per_device
 from allam_jax.weights.huggingface import export_huggingface, import_huggingface
@@ -58,10 +60,19 @@ def assert_bitwise(found, expected) -> None:
         assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("tied", [False, True])
-def test_import_after_export_is_bitwise(tmp_path, dtype, tied):
-    config = dataclasses.replace(CONFIG, tie_embeddings=tied)
+@pytest.mark.parametrize(
+    ("dtype", "tied", "model_type"),
+    [
+        ("float32", False, "llama"),
+        ("bfloat16", True, "llama"),
+        ("float16", False, "mistral"),
+        ("float32", True, "qwen2"),
+        ("bfloat16", False, "qwen2"),
+        ("float32", True, "qwen3"),
+    ],
+)
+def test_import_after_export_is_bitwise(tmp_path, dtype, tied, model_type):
+    config = dataclasses.replace(CONFIG, tie_embeddings=tied, model_type=model_type)
     params = random_params(config, dtype=dtype)
     for shard_bytes in (10**9, 5_000):
         target = tmp_path / str(shard_bytes)
@@ -200,23 +211,79 @@ def test_defaults_of_old_files():
     assert (config.norm_eps, config.rope_theta) == (1e-6, 10_000.0)
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_survive_the_config_file(name):
-    config = dataclasses.replace(PRESETS[name], vocab_multiple=128)
+SCALINGS: dict[str, dict] = {
+    "linear": {"rope_scaling": "linear", "rope_scaling_factor": 2.5},
+    "dynamic": {"rope_scaling": "dynamic", "rope_scaling_factor": 1.0},
+    "llama3": {"rope_scaling_factor": 8.0, "rope_low_freq_factor": 1.5},
+    "yarn": {"rope_scaling": "yarn", "rope_scaling_factor": 4.0, "rope_beta_fast": 16.0, "rope_truncate": False},
+    "yarn_factor": {"rope_scaling": "yarn", "rope_scaling_factor": 4.0, "rope_attention_factor": 0.9},
+}
+CONFIGS = PRESETS | {
+    name: dataclasses.replace(PRESETS["llama3_8b"], model_type=model_type, **scaling)
+    for (name, scaling), model_type in zip(SCALINGS.items(), ("mistral", *list(FAMILIES)[:3], "qwen3"), strict=True)
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configs_survive_the_config_file(name):
+    config = dataclasses.replace(CONFIGS[name], vocab_multiple=128)
     values = json.loads(json.dumps(config_to_huggingface(config, dtype="float32", token_ids={})))
     assert read(values) == config
+
+
+def test_windows_that_cover_the_context_are_none():
+    for change in (
+        {"model_type": "mistral", "sliding_window": None},
+        {"model_type": "mistral", "sliding_window": 131_072},
+        {"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": False},
+        {"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": True, "max_window_layers": 32},
+        {"model_type": "qwen3", "sliding_window": None, "layer_types": ["full_attention"] * 32, "head_dim": 128},
+    ):
+        assert read(LLAMA_31 | change).model_type == change["model_type"]
+
+
+def test_yarn_as_models_state_it():
+    def yarn(**values):
+        plain = {key: value for key, value in LLAMA_31.items() if key != "rope_scaling"}
+        rope = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768} | values
+        return read(plain | {"rope_scaling": rope, "max_position_embeddings": 131_072})
+
+    qwen = yarn()
+    assert (qwen.rope_scaling, qwen.rope_scaling_factor, qwen.rope_original_max_position) == ("yarn", 4.0, 32_768)
+    assert (qwen.rope_beta_fast, qwen.rope_beta_slow, qwen.rope_truncate) == (32, 1, True)
+    assert rope_magnitude(qwen) == pytest.approx(1 + 0.1 * math.log(4), rel=1e-15)
+    assert yarn(factor=None) == qwen  # the longest context over the original one
+    assert rope_magnitude(yarn(attention_factor=1.25)) == 1.25
+    both = yarn(mscale=2.0, mscale_all_dim=1.0)
+    expected = (1 + 0.2 * math.log(4)) / (1 + 0.1 * math.log(4))
+    assert rope_magnitude(both) == pytest.approx(expected, rel=1e-15)
+    assert yarn(factor=1.0).rope_scaling == "llama3"  # which with a factor of 1 is plain RoPE
+    assert rope_magnitude(yarn(mscale=2.0)) == rope_magnitude(qwen)  # as transformers, which needs both
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "mistral"}, "model_type = 'mistral'"),
+        ({"model_type": "mixtral"}, "model_type = 'mixtral' has a mixture of experts; llama, .* can be imported"),
+        ({"model_type": "nameless"}, "model_type = 'nameless' is another network"),
+        ({"model_type": ["llama"]}, "is another network"),
+        ({"model_type": "mistral"}, "sliding_window = 4096: .*set max_position_embeddings"),  # its default
+        ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 64}, "sliding_window = 64"),
+        ({"model_type": "qwen3", "layer_types": ["linear_attention"]}, "layer_types has linear_attention"),
+        ({"model_type": "seed_oss", "attention_out_bias": True}, "attention_out_bias"),
         ({"attention_bias": True}, "attention_bias"),
         ({"mlp_bias": True}, "mlp_bias"),
         ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type = 'linear'"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type = 'yarn'"),
+        (
+            {"quantization_config": {"bits": 4, "quant_method": "gptq"}},
+            r"are quantised \(gptq\).*give the .*unquantised",
+        ),
+        (
+            {"rope_scaling": {"type": "longrope", "factor": 2.0}},
+            "rope_type = 'longrope'; supported are default, linear",
+        ),
+        ({"rope_scaling": {"rope_type": "linear"}}, "factor = None; expected a number"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 0.5}}, "rope_beta_slow"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor"),
         ({"rope_parameters": 7, "rope_scaling": None}, "rope_parameters = 7"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
@@ -287,6 +354,21 @@ def test_integers_are_no_weights(exported):
     change_tensors(exported, lambda t: t.update({"model.norm.weight": np.ones(32, np.int32)}))
     with pytest.raises(UserError, match=r"model\.norm\.weight is int32"):
         import_huggingface(exported)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "method"),
+    [
+        ("model.layers.0.mlp.up_proj.qweight", np.ones((4, 6), np.int32), "GPTQ or AWQ"),
+        ("model.layers.0.mlp.up_proj.weight_scale_inv", np.ones((1, 1), np.float32), "FP8"),
+        ("model.layers.0.mlp.up_proj.weight", np.ones((48, 32), ml_dtypes.float8_e4m3fn), "FP8"),
+    ],
+)
+def test_quantised_weights_say_what_to_do(exported, name, values, method):
+    change_tensors(exported, lambda t: t.update({name: values}))
+    with pytest.raises(UserError, match=rf"{name}: the weights are quantised \({method}\).*save_pretrained") as error:
+        import_huggingface(exported)
+    assert "\n" not in str(error.value)
 
 
 def test_float64_needs_a_choice(exported):

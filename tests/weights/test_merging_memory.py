@@ -82,7 +82,7 @@ def test_two_models_of_750_mb(tmp_path):
         grown = run.result["peak"] - run.result["before"]
         # Buffers of the libraries take 390 to 440 MB whatever the models' size; a whole model would come on top.
         assert grown < 0.75 * size, f"{grown:,} bytes for models of {size:,}: {run.result}"
-        folder = tmp_path / "out" / "orbax" / "params"
+        folder = tmp_path / "out" / "orbax"
         found = read_part(open_array(folder, "layers.mlp.down"), (7,), folder=folder, name="layers.mlp.down")
         parts = [random_params(seed)["layers"]["mlp"]["down"][7].astype(np.float64) for seed in (0, 1)]
         np.testing.assert_allclose(found, 0.25 * parts[0] + 0.75 * parts[1], rtol=1e-6, atol=1e-7)

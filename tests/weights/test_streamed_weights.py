@@ -94,7 +94,7 @@ def test_parts_of_what_save_weights_wrote(tmp_path, params, small_chunks, mesh):
         )
     save_weights(tmp_path / "x", params=jax.tree.map(jnp.asarray, placed), config=SMALL)
     assert_bitwise(load_weights(tmp_path / "x").params, params)
-    folder = tmp_path / "x" / "params"
+    folder = tmp_path / "x"
     for name in NAMES:
         array = open_array(folder, name)
         expected = params
@@ -113,12 +113,12 @@ def test_small_arrays_stay_whole(params):
 
 def test_damaged_parts(tmp_path, params):
     save_weights(tmp_path / "x", params=jax.tree.map(jnp.asarray, params), config=SMALL)
-    folder = tmp_path / "x" / "params"
-    with pytest.raises(UserError, match=r"params: array layers\.nothing cannot be read \("):
+    folder = tmp_path / "x"
+    with pytest.raises(UserError, match=r"x: array layers\.nothing cannot be read \("):
         open_array(folder, "layers.nothing")
     array = open_array(folder, "embedding.table")
     for file in folder.glob("ocdbt.process_0/d/*"):
         file.write_bytes(b"\x00" * file.stat().st_size)
-    with pytest.raises(UserError, match=r"params: array embedding\.table cannot be read \(") as error:
+    with pytest.raises(UserError, match=r"x: array embedding\.table cannot be read \(") as error:
         read_part(array, (slice(0, 3),), folder=folder, name="embedding.table")
     assert "\n" not in str(error.value)

@@ -1,0 +1,103 @@
+"""What a model says of its use beside its weights: the tokens that end an answer, defaults of sampling, chat template.
+
+It lies with the tokenizer and goes where that goes: from an imported Hugging Face directory through runs and weights
+directories into exports.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from allam_jax.checksums import read_listed, write_listed
+from allam_jax.errors import UserError
+from allam_jax.files import json_text
+from allam_jax.tokenizer.tokenizer import Tokenizer
+from allam_jax.tokenizer.tokenizer_files import GENERATION_FILE
+from allam_jax.tokenizer.tokenizer_json import CHAT_END, CHAT_TEMPLATE
+
+_SETTINGS_FILE, _TEMPLATE_FILE = "tokenizer_config.json", "chat_template.jinja"
+_REMEDY = "copy the model again (or remove files.json, if it was changed on purpose)"
+
+
+def read_generation(directory: Path) -> dict[str, Any]:
+    """The content of `generation_config.json`, with the token ids of `config.json` that it lacks; {} without both.
+
+    UserError for ids that are no whole numbers.
+    """
+    found: dict[str, Any] = {}
+    for name in (GENERATION_FILE, "config.json"):
+        if not (file := Path(directory) / name).is_file():
+            continue
+        values = read_listed(Path(directory), name, remedy=_REMEDY)
+        ids = {key: values[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in values}
+        for key, value in ids.items():
+            stated = value if isinstance(value, list) else [value]
+            if any(isinstance(index, bool) or not isinstance(index, int | None) for index in stated):
+                raise UserError(f"{file}: {key} = {value!r}; expected a token id, or a list of them")
+        found = (values if name == GENERATION_FILE else {key: i for key, i in ids.items() if i is not None}) | found
+    found.pop("_from_model_config", None)  # transformers would then prefer config.json
+    return found
+
+
+def complete_generation(tokenizer: Tokenizer, directory: Path) -> dict[str, Any]:
+    """The `generation_config.json` of an export: what the model says, and what its tokenizer says where it is silent.
+
+    The end of a turn of our own chat template ends an answer. Without a token for padding, the unknown token pads, or
+    else the first that ends an answer.
+    """
+    found = read_generation(directory)
+    named = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id}
+    for name, index in named.items():
+        if found.get(f"{name}_token_id") is None and index is not None:
+            found[f"{name}_token_id"] = index
+    ends = _as_list(found.get("eos_token_id"))
+    chat_end = tokenizer.special_tokens.get(CHAT_END)
+    if _chat_template(directory) == CHAT_TEMPLATE and chat_end is not None and chat_end not in ends:
+        ends.append(chat_end)
+        found["eos_token_id"] = ends if len(ends) > 1 else ends[0]
+    if found.get("pad_token_id") not in range(tokenizer.vocab_size):  # old models state -1
+        found.pop("pad_token_id", None)
+    if "pad_token_id" not in found and (tokenizer.unk_id is not None or ends):
+        found["pad_token_id"] = ends[0] if tokenizer.unk_id is None else tokenizer.unk_id
+    return found
+
+
+def stop_ids(tokenizer: Tokenizer, directory: Path) -> tuple[int, ...]:
+    """The tokens of which each ends an answer."""
+    return tuple(_as_list(complete_generation(tokenizer, directory).get("eos_token_id")))
+
+
+def keep_conversation(base: Path, *, to: Path) -> None:
+    """Copies what the model of the base tokenizer says into the directory `to` of one that keeps the base's ids."""
+    contents = {}
+    if generation := read_generation(base):
+        contents[GENERATION_FILE] = _as_bytes(generation)
+    if template := _chat_template(base):
+        settings = read_listed(to, _SETTINGS_FILE, remedy=_REMEDY)
+        contents[_SETTINGS_FILE] = _as_bytes(settings | {"chat_template": template})
+    if contents:
+        write_listed(to, contents)
+
+
+def name_pad_token(directory: Path, token: str) -> None:
+    """Writes the token for padding into a `tokenizer_config.json` that names none, so that batches can be padded."""
+    if not (directory / _SETTINGS_FILE).is_file():
+        return
+    settings = read_listed(directory, _SETTINGS_FILE, remedy=_REMEDY)
+    if not settings.get("pad_token"):
+        write_listed(directory, {_SETTINGS_FILE: _as_bytes(settings | {"pad_token": token})})
+
+
+def _chat_template(directory: Path) -> Any:
+    if (file := Path(directory) / _TEMPLATE_FILE).is_file():
+        return file.read_text(encoding="utf-8")
+    if (Path(directory) / _SETTINGS_FILE).is_file():
+        return read_listed(Path(directory), _SETTINGS_FILE, remedy=_REMEDY).get("chat_template")
+    return None
+
+
+def _as_list(ids: int | list[int] | None) -> list[int]:
+    return [] if ids is None else list(ids) if isinstance(ids, list) else [ids]
+
+
+def _as_bytes(value: Any) -> bytes:
+    return f"{json_text(value, indent=2)}\n".encode()
