@@ -21,7 +21,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from allam_jax import streams
+from allam_jax import recipe_inputs, streams
 from allam_jax.errors import USER_ERROR, Stopped, UserError
 from allam_jax.files import json_text
 from allam_jax.launch import flags as sweep_flags
@@ -31,6 +31,12 @@ from allam_jax.tasks import config_help, registry
 _ROOT = Path(__file__).resolve().parent
 _OVERRIDE = re.compile(r"--?config\.[^\W\d]\w*(\.[^\W\d]\w*|\[\d+\])*")  # a key, or an element of its value
 _OURS = [_ROOT / name for name in ("allam_jax", "configs", "experiments", "kernels")]
+
+# What Python says of a text that is no number, and what was expected.
+_NUMBERS = (
+    (r"invalid literal for int\(\) with base 10: '.*'", "expected a whole number"),
+    (r"could not convert string to float: '.*'", "expected a number"),
+)
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with `:ARG` for its argument.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Where the run writes; by default runs/<name of the config>.")
@@ -49,7 +55,8 @@ def parse_flags(argv: list[str]) -> list[str]:
             print_help()
             raise SystemExit(0)
         check_overrides(argv)
-        argv = with_installed_files(sweep_flags.prepare(with_installed_files(argv)))
+        argv = recipe_inputs.move(with_installed_files(sweep_flags.prepare(with_installed_files(argv))))
+        sys.argv = argv  # config_flags looks there for the keys that are set
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise UserError(f"unexpected argument {rest[1]!r}: flags start with --")
@@ -156,6 +163,8 @@ def explain_flag(error: Exception, *, argv: list[str]) -> str | None:
     if unknown:
         flag = next((arg.split("=")[0] for arg in argv if f".{unknown[1]}" in arg.split("=")[0]), "config")
         return f"{flag}: {text}"
+    for python, words in _NUMBERS:
+        text = re.sub(python, words, text)
     return "; ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
@@ -168,8 +177,12 @@ def reason(error: Exception) -> str:
     hint = re.search(r'Did you mean "(\w+)"', text)
     owners = registry.owners_of(unknown[1])
     if owners:
-        return f"the config has no key {unknown[1]!r}, which belongs to task {' and '.join(owners)}"
-    return f"the config has no key {unknown[1]!r}" + (f"; did you mean {hint[1]!r}?" if hint else "")
+        return (
+            f"the config has no key {unknown[1]!r}, which belongs to task {' and '.join(owners)}: leave it out, or set "
+            f"it in a config of that task (in a recipe: --config.stage.NAME.{unknown[1]}...)"
+        )
+    advice = f"did you mean {hint[1]!r}?" if hint else "--help_config TASK prints those that there are"
+    return f"the config has no key {unknown[1]!r}; {advice}"
 
 
 def main(_) -> None:

@@ -207,13 +207,19 @@ def changed(instance: Section) -> dict[str, Any]:
     found: dict[str, Any] = {}
     default = type(instance).default()
     for field, kind in fields_of(type(instance)):
-        value = getattr(instance, field.name)
+        value, standard = (_ordered(field, getattr(one, field.name)) for one in (instance, default))
         if _is_section(kind):
             different = changed(value) if kind.changes_results else {}
             found |= {field.name: different} if different else {}
-        elif value != getattr(default, field.name) and field.metadata.get("changes_results", True):
+        elif value != standard and field.metadata.get("changes_results", True):
             found[field.name] = _changed_entries(kind, value)
     return found
+
+
+def _ordered(field: dataclasses.Field, value: Any) -> Any:
+    """A tuple of choices is a set: in the order of the choices, each once. Other values as they are."""
+    choices = field.metadata["choices"]
+    return tuple(choice for choice in choices if choice in value) if choices and isinstance(value, tuple) else value
 
 
 def as_dict(value: Any) -> Any:
@@ -239,9 +245,10 @@ def explain(cls: type[Section], *, prefix: str = "") -> list[str]:
         if _is_section(kind):
             lines += [f"# {key}: {comment}", *explain(kind, prefix=f"{key}.")]
         elif _is_entries(kind):
-            inner = typing.get_args(kind)[1]
             lines.append(f"# {key}.NAME: {comment}")
-            lines += explain(inner, prefix=f"{key}.NAME.") if _is_section(inner) else []
+            while _is_entries(kind):  # named sets of named entries have two names
+                kind, key = typing.get_args(kind)[1], f"{key}.NAME"
+            lines += explain(kind, prefix=f"{key}.") if _is_section(kind) else []
         else:
             lines.append(f"{key} = {getattr(default, field.name)!r}  # {comment}{limits}")
     return lines
@@ -276,7 +283,8 @@ def _converted(kind: Any, value: Any, *, where: str) -> Any:
     if _is_section(kind):
         return read(kind, value, where=where)
     if not _is_entries(kind):
-        return tuple(value) if isinstance(value, list) else value
+        value = tuple(value) if isinstance(value, list) else value
+        return _as_float(value) if _element(kind) is float else value
     if not isinstance(value, Mapping | ConfigDict):
         raise UserError(f"config.{where} = {value!r}: expected named entries")
     inner = typing.get_args(kind)[1]
@@ -285,6 +293,14 @@ def _converted(kind: Any, value: Any, *, where: str) -> Any:
         if problem := _problem(inner, item):
             raise UserError(f"config.{where}.{name} = {item!r}: expected {problem}")
     return made
+
+
+def _as_float(value: Any) -> Any:
+    """Numbers as floats without the sign of zero, so that 1 and 1.0 give one fingerprint; other values as they are."""
+    if isinstance(value, tuple):
+        return tuple(map(_as_float, value))
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST_INT
+    return float(value) + 0.0 if whole or isinstance(value, float) else value
 
 
 def _problem(kind: Any, value: Any, *, bounds: Sequence[Bound] = (), choices: Sequence[str] = ()) -> str:

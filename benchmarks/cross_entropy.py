@@ -7,7 +7,7 @@ It needs requirements-aot.txt and no GPU.
 The benchmark compiles `chunked_cross_entropy` with its gradients for 8 fsdp shards (times 8 tensor shards for some
 models) and counts the bytes that every instruction of the optimised program reads and writes. The times are bounds, not
 measurements: matmuls run at the share of the peak that long training steps reach, and all else at that share of the
-memory's rate (`allam_jax/planning/gpu_cluster.py: Efficiency`). Two possible kernels are predicted at the same rates:
+memory's rate (`allam_jax/planning/gpu_cluster.py: EFFICIENCIES`). Two possible kernels are predicted at the same rates:
 
   epilogue   One kernel computes statistics and gradient of the logits. It reads logits once (4 bytes each) instead of
              twice, and needs all columns of a row on one device.
@@ -114,9 +114,10 @@ def compiled_cost(kind: str, shard: Shard, *, chunks: int) -> Cost:
 def seconds(kind: str, *, flops: float, matmul_bytes: float, other_bytes: float) -> float:
     """The time of matmuls by operations or traffic, whichever is longer, plus that of all other traffic."""
     from allam_jax.parallel.gpus import GPUS as DATA_SHEETS
-    from allam_jax.planning.gpu_cluster import Efficiency
+    from allam_jax.planning.gpu_cluster import efficiency_of
 
-    gpu, share = DATA_SHEETS[kind], Efficiency()
+    gpu = DATA_SHEETS[kind]
+    share = efficiency_of(gpu)
     memory = gpu.memory_bandwidth * share.memory
     return max(flops / (gpu.peak_flops["bfloat16"] * share.matmul), matmul_bytes / memory) + other_bytes / memory
 

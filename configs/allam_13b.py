@@ -3,14 +3,14 @@
     python run.py --config configs/allam_13b.py --config.task=plan
     python run.py --config configs/allam_13b.py --config.init.weights=DIR     # DIR: what the expand task wrote
 
-Plans: the fastest layout that fits, by `--config.plan.search=true` with the step compiled; predictions, no run. Mesh:
-data x fsdp x tensor.
+Plans: a fast layout that fits, found by `--config.plan.search=true`, with the step compiled; predictions, no run.
+Mesh: data x fsdp x tensor.
 
 | GPUs | mesh | remat | accumulation | GiB | s a step | tokens/s/GPU | MFU | days, 1.2T | MWh in all |
 |---|---|---|---|---|---|---|---|---|---|
-| 128 A100 | 4 x 32 x 1 | dots | 4 | 47.5 | 15.85 | 2,067 | 55.1% | 52.5 | 123 |
-| 1,024 A100 | 32 x 32 x 1 | dots | 1 | 26.1 | 2.11 | 1,939 | 51.6% | 7.0 | 131 |
-| 128 H100 | 4 x 32 x 1 | dots | 4 | 47.2 | 5.53 | 5,922 | 49.8% | 18.3 | 67 |
+| 128 A100 | 4 x 32 x 1 | dots | 4 | 47.5 | 15.62 | 2,098 | 55.9% | 51.7 | 121 |
+| 1,024 A100 | 32 x 32 x 1 | dots | 1 | 26.1 | 2.18 | 1,877 | 50.0% | 7.2 | 135 |
+| 128 H100 | 4 x 32 x 1 | dots | 4 | 47.2 | 5.28 | 6,202 | 52.1% | 17.5 | 64 |
 """
 
 from ml_collections import ConfigDict

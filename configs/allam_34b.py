@@ -8,15 +8,15 @@ The talk: train at a constant rate; for a release, branch off, decay (WSD), then
 decay and on at the constant rate. The branch leaves the main run untouched. The talk gives neither the rate nor the
 tokens: 1.5e-4 is Llama-2's for 34B and 70B, 4T the English phase of the 7B, 42B tokens of decay about 1 % of it.
 
-Plans: the fastest layout that fits, by `--config.plan.search=true` with the step compiled; predictions, no run. Mesh:
-data x fsdp x tensor.
+Plans: a fast layout that fits, found by `--config.plan.search=true`, with the step compiled; predictions, no run.
+Mesh: data x fsdp x tensor.
 
 | GPUs | mesh | remat | accumulation | GiB | s a step | tokens/s/GPU | MFU | days, 4T | days, 42B release | MWh in all |
 |---|---|---|---|---|---|---|---|---|---|---|
-| 128 A100 | 1 x 64 x 2 | dots | 4 | 67.7 | 40.53 | 808 | 55.0% | 447.4 | 4.7 | 1,058 |
-| 512 A100 | 4 x 128 x 1 | dots | 1 | 65.9 | 9.77 | 839 | 57.0% | 107.8 | 1.1 | 1,020 |
-| 1,024 A100 | 16 x 64 x 1 | dots | 1 | 39.3 | 5.18 | 791 | 53.8% | 57.2 | 0.6 | 1,081 |
-| 256 H100 | 1 x 256 x 1 | dots | 2 | 64.6 | 7.08 | 2,315 | 49.6% | 78.1 | 0.8 | 580 |
+| 128 A100 | 1 x 64 x 2 | dots | 4 | 67.7 | 38.97 | 841 | 57.2% | 430.2 | 4.5 | 1,017 |
+| 512 A100 | 4 x 128 x 1 | dots | 1 | 65.9 | 9.39 | 872 | 59.3% | 103.7 | 1.1 | 980 |
+| 1,024 A100 | 16 x 64 x 1 | dots | 1 | 39.3 | 5.20 | 787 | 53.5% | 57.4 | 0.6 | 1,086 |
+| 256 H100 | 1 x 256 x 1 | dots | 2 | 64.6 | 6.96 | 2,355 | 50.5% | 76.8 | 0.8 | 570 |
 """
 
 from ml_collections import ConfigDict

@@ -3,14 +3,14 @@
     python run.py --config configs/allam_70b.py --config.task=plan
     python run.py --config configs/allam_70b.py --config.init.weights=DIR     # DIR: what the expand task wrote
 
-Plans: the fastest layout that fits, by `--config.plan.search=true` with the step compiled; predictions, no run. Mesh:
-data x fsdp x tensor.
+Plans: a fast layout that fits, found by `--config.plan.search=true`, with the step compiled; predictions, no run.
+Mesh: data x fsdp x tensor.
 
 | GPUs | mesh | remat | accumulation | GiB | s a step | tokens/s/GPU | MFU | days, 600B | MWh in all |
 |---|---|---|---|---|---|---|---|---|---|
-| 128 A100 | 1 x 64 x 2 | dots | 8 | 69.6 | 85.11 | 385 | 53.1% | 140.9 | 330 |
-| 1,024 A100 | 8 x 128 x 1 | dots | 1 | 67.3 | 10.44 | 392 | 54.1% | 17.3 | 324 |
-| 512 H100 | 4 x 64 x 2 | dots | 2 | 69.4 | 7.75 | 1,057 | 45.9% | 12.8 | 189 |
+| 128 A100 | 1 x 64 x 2 | dots | 8 | 69.6 | 84.32 | 389 | 53.6% | 139.6 | 327 |
+| 1,024 A100 | 8 x 128 x 1 | dots | 1 | 67.3 | 10.43 | 393 | 54.1% | 17.3 | 323 |
+| 512 H100 | 4 x 64 x 2 | dots | 2 | 69.4 | 7.80 | 1,050 | 45.6% | 12.9 | 190 |
 """
 
 from ml_collections import ConfigDict

@@ -7,14 +7,14 @@
 The tokenizer is bilingual from the start, so nothing is expanded (paper, section 2.3). English ends at the 3e-5 at
 which the mixture goes on, with the moments that it has: once a learning rate has gone down, raising it forgets.
 
-Plans: the fastest layout that fits, by `--config.plan.search=true` with the step compiled; predictions, no run. Mesh:
-data x fsdp x tensor.
+Plans: a fast layout that fits, found by `--config.plan.search=true`, with the step compiled; predictions, no run.
+Mesh: data x fsdp x tensor.
 
 | GPUs | mesh | remat | accumulation | GiB | s a step | tokens/s/GPU | MFU | days, 4T | days, 1.2T | MWh in all |
 |---|---|---|---|---|---|---|---|---|---|---|
-| 128 A100 | 4 x 32 x 1 | dots | 2 | 56.4 | 8.29 | 3,955 | 55.3% | 91.4 | 27.4 | 278 |
-| 1,024 A100 | 32 x 32 x 1 | dots | 1 | 16.6 | 1.14 | 3,583 | 50.1% | 12.6 | 3.8 | 307 |
-| 128 H100 | 8 x 16 x 1 | dots | 2 | 60.4 | 2.87 | 11,425 | 50.4% | 31.7 | 9.5 | 151 |
+| 128 A100 | 4 x 32 x 1 | dots | 2 | 56.4 | 8.15 | 4,022 | 56.3% | 89.9 | 27.0 | 274 |
+| 1,024 A100 | 32 x 32 x 1 | dots | 1 | 16.6 | 1.21 | 3,396 | 47.5% | 13.3 | 4.0 | 324 |
+| 128 H100 | 8 x 16 x 1 | dots | 2 | 60.4 | 2.66 | 12,331 | 54.4% | 29.3 | 8.8 | 140 |
 """
 
 from ml_collections import ConfigDict

@@ -41,6 +41,22 @@ def arabic() -> ConfigDict:
     )
 
 
+def any_language() -> ConfigDict:
+    """Rules that hold for every language and kind of text: another language, hardly any words, signs instead of text.
+
+    Thresholds are ours, and mild. The tags count words by Unicode's rules for all scripts. A language that lid.176 does
+    not know has no score, and the rule on it drops nothing.
+    """
+    return _unlocked(
+        language=rule("language_score", "<", 0.5),
+        short=rule("word_count", "<", 5),
+        no_letters=rule("word_no_letter_share", ">=", 0.6),
+        symbols=rule("word_symbol_ratio", ">", 0.1),
+        duplicate_lines=rule("gopher_duplicate_line_share", ">", 0.3),
+        spam=rule("word_spam_share", ">=", 0.2),
+    )
+
+
 def blocked_words(*, threshold: float = 0.9, tag: str = "rps_doc_ldnoobw_words_share") -> ConfigDict:
     """ALLaM's rule on LDNOOBW's words, for a set of rules; needs `config.corpus.block_lists.LANGUAGE`.
 

@@ -7,9 +7,9 @@ Plans, with the step compiled; predictions, no run:
 
 | argument | model | GPUs | mesh | remat | accumulation | GiB | s a step | tokens/s/GPU | MFU | days |
 |---|---|---|---|---|---|---|---|---|---|---|
-| `1b_24gb` | TinyLlama 1.1B | 1 RTX 4090 | 1 x 1 x 1 | full | 64 | 19.9 | 27.2 | 9,623 | 40.5% | 2.5 for 2B tokens |
-| `7b_8h100` | Llama-2 7B | 8 H100 | 1 x 8 x 1 | dots | 64 | 43.3 | 46.6 | 11,253 | 49.6% | 2.6 for 20B tokens |
-| `7b_64h100` | Llama-2 7B | 64 H100 | 4 x 16 x 1 | dots | 4 | 60.4 | 5.72 | 11,460 | 50.6% | 0.3 for 20B tokens |
+| `1b_24gb` | TinyLlama 1.1B | 1 RTX 4090 | 1 x 1 x 1 | full | 64 | 19.9 | 27.8 | 9,423 | 39.7% | 2.5 for 2B tokens |
+| `7b_8h100` | Llama-2 7B | 8 H100 | 1 x 8 x 1 | dots | 64 | 43.3 | 43.6 | 12,032 | 53.1% | 2.4 for 20B tokens |
+| `7b_64h100` | Llama-2 7B | 64 H100 | 4 x 16 x 1 | dots | 4 | 60.4 | 5.29 | 12,396 | 54.7% | 0.3 for 20B tokens |
 
 The card holds 1.2 billion parameters in float32 with their moments, the first of them in bfloat16, and the sum of the
 gradients: 17.7 GiB, before any activation. A vocabulary of 48,000 instead of 64,000 makes the room for two rows.

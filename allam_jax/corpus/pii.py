@@ -53,9 +53,7 @@ def _ibans() -> str:
 
 _GROUP = f"[ {_WIDE}.\u2010\u2011-]?{_DIGIT}"  # a digit of a telephone number, and the sign before it
 _LOCAL = f"[(]?[0٠۰]{_DIGIT}{{1,3}}[)]?(?:{_GROUP}){{6,8}}"
-_ABROAD = (
-    rf"(?:\+|00|[٠۰]{{2}})[ {_WIDE}(-]?{_DIGIT}{{1,3}}[)]?(?:[ {_WIDE}.()\u2010\u2011-]{{0,2}}{_DIGIT}){{6,12}}"
-)
+_ABROAD = rf"(?:\+|00|[٠۰]{{2}})[ {_WIDE}(-]?{_DIGIT}{{1,3}}[)]?(?:[ {_WIDE}.()\u2010\u2011-]{{0,2}}{_DIGIT}){{6,12}}"
 _V4 = rf"{_DIGIT}{{1,3}}(?:\.{_DIGIT}{{1,3}}){{3}}"
 
 # In this order, because a part of an IBAN can look like a telephone number.
@@ -95,8 +93,9 @@ _ISBN = re.compile(r"ISBN(?:-1[03])?[:\s]{0,3}\Z")
 def redact(text: str, *, kinds: Container[str]) -> tuple[str, Counter[str]]:
     """Replaces personal data by `[EMAIL]`, `[PHONE]`, `[IBAN]` or `[IP]`; returns the text and the count of each kind.
 
-    An IBAN must have its country's length and a correct checksum (ISO 7064: remainder 1 modulo 97). An IP address must be public; 127.0.0.1,
-    192.168.x.x and version numbers with a part above 255 stay. So do dates, ranges, lists of numbers and ISBNs.
+    An IBAN must have its country's length and a correct checksum (ISO 7064: remainder 1 modulo 97). An IP address must
+    be public; 127.0.0.1, 192.168.x.x and version numbers with a part above 255 stay. So do dates, ranges, lists of
+    numbers and ISBNs.
     """
     found: Counter[str] = Counter()
     for kind, pattern in PATTERNS.items():

@@ -16,7 +16,15 @@ from allam_jax.corpus import web_archives
 from allam_jax.corpus.document import Document
 from allam_jax.corpus.found_files import common_folder, find_files, kind_of, part_of
 from allam_jax.corpus.known_tags import UnreadableTagError, known_tags
-from allam_jax.corpus.record_formats import MANY_CONTROLS, NULS, Record, Unreadable, csv_records, json_records, text_records
+from allam_jax.corpus.record_formats import (
+    MANY_CONTROLS,
+    NULS,
+    Record,
+    Unreadable,
+    csv_records,
+    json_records,
+    text_records,
+)
 from allam_jax.corpus.settings import DocumentsSettings
 from allam_jax.corpus.text_lines import CONTROLS, DamagedFile
 from allam_jax.errors import UserError

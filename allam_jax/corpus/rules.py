@@ -19,10 +19,11 @@ Rules = Mapping[str, RuleSettings]  # name -> rule
 
 
 def drops(rule: RuleSettings, value: float | None, *, key: str) -> bool:
-    """Whether the rule drops a document with this value of the tag: never for None. `key` is the document's id.
+    """Whether the rule drops a document with this value of the tag. None is never dropped. `key` is the document's id.
 
-    `pareto` keeps a document with the probability of GPT-3 (Brown et al. 2020, appendix A), that of
-    `Pareto(threshold) > 1 - tag`; a hash of the id decides. The threshold is the distribution's shape, 9 in GPT-3.
+    `pareto` draws as GPT-3 does (Brown et al. 2020, appendix A): it keeps a document if a number from the Pareto
+    distribution is greater than 1 - tag. The threshold is the distribution's shape (9 in GPT-3). The number is drawn by
+    a hash of the id, so a second run keeps the same documents.
     """
     if value is None:
         return False

@@ -145,7 +145,7 @@ class QualitySettings(Section, name="quality"):
     positives: Mapping[str, TextsSettings] = entries("base.texts(...) of known quality: encyclopedias, books")
     negatives: Mapping[str, TextsSettings] = entries("base.texts(...): unfiltered web")
     held_out: float = setting(0.1, "share of the documents that the classifier is tested on", above=0, below=1)
-    epochs: int = setting(5, "fastText: passes over the texts", least=1)
+    epochs: int = setting(5, "fastText: passes over the texts", least=1, most=10_000)
     learning_rate: float = setting(0.5, "fastText: learning rate", above=0)
     word_ngrams: int = setting(2, "fastText: longest n-gram of words", least=1)
     dim: int = setting(32, "fastText: size of the vectors", least=1)

@@ -29,7 +29,7 @@ def mixture_page(plan: MixturePlan) -> str:
     if unknown:
         which = "any source" if len(unknown) == sum(line.tokens > 0 for line in plan.lines) else ", ".join(unknown)
         blocks.append(
-            f"The size of {which} is not known; to see epochs, set `path` or `tokens` in `config.data.sources`."
+            f"The size of {which} is not known. Set `path` or `tokens` in `config.data.sources` to see the epochs."
         )
     return section(f"Mixture of {plan.budget:,} tokens", *blocks, level=1) + "\n"
 

@@ -40,11 +40,11 @@ def targets_of(source: DocumentSource | TokenSource, *, tokenizer: Encoder) -> i
 
 
 def stated_weights(sources: Mapping[str, SourceSettings], *, targets: Mapping[str, int]) -> dict[str, float]:
-    """The weights of a mixture, which is stated by weights or by epochs.
+    """The weight of each source, from a config that gives either weights or epochs.
 
-    Epochs above 0 state how often each source is used, relative to the others; its weight is then its epochs times its
-    tokens. `targets` are the tokens of one epoch, which only that needs. UserError if only some sources have epochs, or
-    the number of a source's tokens is unknown.
+    Epochs say how often a source is used, relative to the others. The weight of a source is then its epochs times its
+    tokens. `targets` has the tokens of one epoch of each source; configs with weights do not need it. UserError if only
+    some sources have epochs, or if the tokens of a source are unknown.
     """
     by_epochs = [name for name, source in sources.items() if source.epochs]
     if not by_epochs:

@@ -39,7 +39,9 @@ class Detokenizer:
         return new
 
     def _text(self) -> str:
-        return self._tokenizer.decode(self._window, skip_special=True)
+        # A model may have more rows than its tokenizer has ids; those stand for no text.
+        known = [index for index in self._window if index < self._tokenizer.vocab_size]
+        return self._tokenizer.decode(known, skip_special=True)
 
 
 def _whole_characters(text: str) -> int:

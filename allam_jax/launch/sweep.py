@@ -4,7 +4,7 @@ import dataclasses
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,9 @@ def run_sweep(base: ConfigDict, options: SweepOptions) -> dict[str, Any]:
     runs = expand_runs(experiment, base, workdir=options.workdir, store=options.store, overrides=overrides)
     folder = options.workdir / "jobs"
     jobs = plan_jobs(runs, folder=folder, environment=_environment(options))
+    chosen = slurm.parse_options(options.slurm) if options.slurm else {}
+    if chosen and options.launcher != "slurm":
+        raise UserError(f"--slurm {options.slurm[0]}: only --launcher=slurm takes it; add that, or leave it out")
     if options.dry_run:
         from allam_jax.launch.preview import preview  # imports JAX
 
@@ -82,7 +85,7 @@ def run_sweep(base: ConfigDict, options: SweepOptions) -> dict[str, Any]:
             each.save()
         record = {"experiment": options.sweep, "command": _command(), "arguments": list(options.arguments)}
         files.write_json(options.workdir / RECORD, record)
-        failed = _launch(jobs, options)
+        failed = _launch(jobs, options, slurm_options=chosen)
         if failed is None:
             return {"runs": len(runs), "submitted": sum(entry.queued for entry in slurm.queue(folder).values())}
         if failed:
@@ -112,14 +115,13 @@ def _environment(options: SweepOptions) -> dict[str, str]:
     return environment
 
 
-def _launch(jobs: list[Job], options: SweepOptions) -> dict[str, str] | None:
+def _launch(jobs: list[Job], options: SweepOptions, *, slurm_options: Mapping[str, Any]) -> dict[str, str] | None:
     """Starts the unfinished jobs. Returns job -> reason for the failed ones, or None if a scheduler has the jobs."""
     todo = [job for job in jobs if not job.finished]
     logging.info("%d jobs, %d to do", len(jobs), len(todo))
     if options.launcher == "slurm":
         if todo:
-            chosen = slurm.parse_options(options.slurm)
-            slurm.submit(jobs, retries=options.retries, options=chosen, name=options.workdir.name)
+            slurm.submit(jobs, retries=options.retries, options=slurm_options, name=options.workdir.name)
         return None if todo else {}
     slots = local.make_slots(options.jobs, gpus_per_job=options.gpus_per_job)
     (jobs[0].folder / slurm.RECORD).unlink(missing_ok=True)  # an earlier submission says nothing about these jobs

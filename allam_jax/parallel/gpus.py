@@ -24,6 +24,11 @@ class Gpu:
     watts: float  # of the node at full draw, divided by its GPUs
     target: str = ""  # its description for the compiler: kernels/targets; "": there is none
 
+    @property
+    def family(self) -> str:
+        """The chip without form and memory, such as `A100`."""
+        return self.name.partition("-")[0]
+
 
 def _peak(bfloat16: float, tf32: float) -> dict[str, float]:
     return {"bfloat16": bfloat16, "float16": bfloat16, "float32": tf32}

@@ -1,6 +1,7 @@
 """Clusters as data: nodes of equal GPUs (`parallel/gpus.py`), and the shares of their rates that training reaches."""
 
 import dataclasses
+import functools
 import math
 
 from allam_jax.parallel.gpus import GPUS, Gpu
@@ -9,19 +10,38 @@ from allam_jax.planning.settings import PlanSettings
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Efficiency:
-    """The share of each data-sheet rate that long training steps reach. All GPUs, models and meshes have the same.
+    """The share of each data-sheet rate that long training steps reach on a kind of GPU, whatever model and mesh.
 
-    The shares were fitted by eye to the published runs of `benchmarks/published_speeds.py`, which prints the error of
-    each prediction. ALLaM's appendix G measured the same share of the links (1,200 to 1,400 of 1,600 Gbit/s).
+    ALLaM's appendix G measured the share of the links (1,200 to 1,400 of 1,600 Gbit/s).
     """
 
-    matmul: float = 0.67
-    attention: float = 0.50  # for the matmuls inside fused kernels, forward and backward together
-    memory: float = 0.80
+    matmul: float
+    attention: float  # for the matmuls inside fused kernels, forward and backward together
+    memory: float
+    overlap: float  # of the time of fsdp and data collectives is hidden behind compute; none of tensor's
     links: float = 0.80
-    overlap: float = 0.60  # of the time of fsdp and data collectives is hidden behind compute; none of tensor's
     hop_seconds: float = 2e-6  # one step of a ring inside a node
     network_hop_seconds: float = 4e-6  # one step of a ring that leaves the node
+    error: float = 0.0  # nine in ten steps are faster or slower than predicted by no more than this factor, less 1
+    basis: str = ""  # what the shares rest on, for reports
+
+
+# Fitted by `python -m benchmarks.published_speeds --fit` on half of the published rows of each kind.
+EFFICIENCIES = {
+    "A100": Efficiency(matmul=0.823, attention=0.311, memory=0.600, overlap=0.300, error=0.26, basis="fitted"),
+    "H100": Efficiency(matmul=0.850, attention=0.558, memory=0.600, overlap=0.300, error=0.09, basis="fitted"),
+}
+_GUESSED_ERROR = 0.4
+_SCALED = {"H200": "H100", "B200": "H100", "L40S": "A100", "GeForce RTX 4090": "A100"}
+
+
+def efficiency_of(gpu: Gpu) -> Efficiency:
+    """The shares of a kind of GPU; where no published run could be used, those of another kind, marked as scaled."""
+    if gpu.family in EFFICIENCIES:
+        return EFFICIENCIES[gpu.family]
+    other = _SCALED[gpu.family]
+    basis = f"scaled from {other}: no published run of this GPU was used, and the band is a guess"
+    return dataclasses.replace(EFFICIENCIES[other], error=_GUESSED_ERROR, basis=basis)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +54,12 @@ class Cluster:
     usable_share: float = 0.92  # of the memory: XLA_PYTHON_CLIENT_MEM_FRACTION; the rest is for CUDA and NCCL
     power_share: float = 1.0  # of a node's full draw, on average
     pue: float = 1.0  # power of the building over that of its nodes
-    efficiency: Efficiency = Efficiency()
+    assumed: Efficiency | None = None  # shares of the rates; None: those of the GPU's kind
+
+    @functools.cached_property
+    def efficiency(self) -> Efficiency:
+        """The shares of the rates that a step reaches."""
+        return self.assumed or efficiency_of(self.gpu)
 
     @property
     def size(self) -> int:

@@ -34,8 +34,9 @@ def summary(plan: RunPlan) -> dict[str, str]:
     """Name -> value of the most important figures."""
     return {
         "fits": f"{'yes' if plan.memory.fits else 'NO'}: {gib(plan.memory.total)} of {gib(plan.memory.usable)}",
-        "predicted step time": f"{plan.time.total:.2f} s",
-        "tokens per second and GPU": f"{plan.tokens_per_second_per_gpu:,.0f}",
+        "predicted step time": f"{plan.time.total:.2f} s, {_band(plan, plan.time.total, '.2f')} s",
+        "tokens per second and GPU": f"{plan.tokens_per_second_per_gpu:,.0f}, "
+        f"{_band(plan, plan.tokens_per_second_per_gpu, ',.0f')}",
         "MFU (causal attention, no recomputation counted)": f"{plan.mfu:.1%}",
         "HFU (recomputation counted)": f"{plan.hardware_flops / (plan.time.total * plan.peak_flops):.1%}",
         "model FLOPs": f"{plan.model_flops / 1e12:,.0f} TFLOP, "
@@ -43,12 +44,18 @@ def summary(plan: RunPlan) -> dict[str, str]:
         "hardware FLOPs": f"{plan.hardware_flops / 1e12:,.0f} TFLOP",
         "memory traffic": f"{plan.memory_traffic / 1e9:,.0f} GB",
         "training": f"{plan.tokens / 1e9:,.0f}B tokens, {plan.tokens / plan.run.tokens_per_step:,.0f} steps",
-        "days": f"{plan.days:.1f}",
+        "days": f"{plan.days:.1f}, {_band(plan, plan.days, '.1f')}",
         "GPU hours": f"{plan.gpu_hours:,.0f}",
         "energy": f"{plan.megawatt_hours:,.0f} MWh"
         if plan.megawatt_hours >= 10
         else f"{1000 * plan.megawatt_hours:,.0f} kWh",
     }
+
+
+def _band(plan: RunPlan, value: float, form: str) -> str:
+    """The error band around a prediction that is proportional to the time of a step, or to its inverse."""
+    factor = 1 + plan.cluster.efficiency.error
+    return f"between {value / factor:{form}} and {value * factor:{form}}"
 
 
 def memory_table(plan: RunPlan) -> str:
@@ -126,7 +133,8 @@ def assumptions(plan: RunPlan) -> list[str]:
     lines = [
         f"Matrix products reach {e.matmul:.0%} of {plan.peak_flops / 1e12:,.0f} TFLOP/s, attention kernels "
         f"{e.attention:.0%}, memory {e.memory:.0%} of {gpu.memory_bandwidth / 1e12:.2f} TB/s. The shares are the same "
-        "for every model, mesh and GPU; docs/planning.md compares them with published runs.",
+        f"for every model and mesh on this GPU ({e.basis}). Nine in ten published runs lie within the printed band, a "
+        f"factor of {1 + e.error:.2f} each way; docs/planning.md compares them one by one.",
         f"Links reach {e.links:.0%} of {gpu.nvlink_bandwidth / 1e9:.0f} GB/s inside a node and of "
         f"{gpu.network_bandwidth / 1e9:.0f} GB/s of network per GPU. Compute hides {e.overlap:.0%} of the time of "
         "asynchronous fsdp and data collectives, and nothing of those over tensor.",

@@ -1,4 +1,4 @@
-"""A roofline: turns work and traffic into seconds, with all assumptions in `gpu_cluster.Efficiency`.
+"""A roofline: turns work and traffic into seconds, with all assumptions in `gpu_cluster.EFFICIENCIES`.
 
 A piece of work takes the longer of two times: its arithmetic at the reachable share of the peak, and its bytes at the
 reachable share of the memory bandwidth. Pieces run one after the other. A collective takes the bytes of its ring over

@@ -60,6 +60,11 @@ class Workload:
     attention: str = "fused"
     backward_attention_matmuls: int = 7  # with separate kernels for dQ and for dK, dV; 5 with one kernel
     gathers: int = 7  # per layer: XLA gathers each matrix separately
+    # What other frameworks cost more than a compiled step: traffic of norms, residual sums and activations where each
+    # operation is a kernel of its own; time of matrix products and attention with kernels made for older GPUs.
+    unfused: float = 1.0
+    older_matmul: float = 1.0
+    older_attention: float = 1.0
     # Between matmuls each tensor GPU has its own positions, as in our step (Megatron, 2205.05198).
     sequence_parallel: bool = True
 
@@ -157,7 +162,7 @@ def work_of_step(workload: Workload) -> list[Work]:
         passes = 3 + recomputed
         return Work(
             kind="matmul",
-            flops=2.0 * m * elements * passes,
+            flops=2.0 * m * elements * passes * workload.older_matmul,
             bytes=(elements + m * rest) * size * passes,
             count=A * L,
             source=name,
@@ -179,8 +184,14 @@ def work_of_step(workload: Workload) -> list[Work]:
         product("down", down, w.down, F + D),
         product("projections", others, w.projections, 5 * D + 2 * NH + 2 * KH + 2 * F),
         _attention_work(workload, matmuls=matmuls, io=(2 * NH + 2 * KH) * m * size * (3 + w.attention)),
-        memory("elementwise", m * size * elementwise, A * L),
-        Work(kind="matmul", flops=2.0 * chunk * D * V * 3, bytes=head_bytes, count=chunks, source="head"),
+        memory("elementwise", m * size * elementwise * workload.unfused, A * L),
+        Work(
+            kind="matmul",
+            flops=2.0 * chunk * D * V * 3 * workload.older_matmul,
+            bytes=head_bytes,
+            count=chunks,
+            source="head",
+        ),
         # The softmax writes and reads float32 logits; the head's gradient is summed in float32 over the chunks.
         memory("loss", 24.0 * chunk * V + 8.0 * D * V, chunks),
         # AdamW reads four arrays and writes three; clipping needs a norm; the parameters are cast.
@@ -198,7 +209,7 @@ def _attention_work(workload: Workload, *, matmuls: float, io: float) -> Work:
         scores = workload.tokens * workload.seq_len * c.num_heads / workload.t * BYTES[workload.compute_dtype]
         touches = 6 * (1 + workload.policy.attention) + 9
         io = io + touches * scores
-    flops = attention_flops(workload, matmuls=matmuls)
+    flops = attention_flops(workload, matmuls=matmuls) * workload.older_attention
     return Work(kind="kernel", flops=flops, bytes=io, count=workload.accumulation * c.num_layers)
 
 

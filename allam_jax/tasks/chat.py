@@ -41,7 +41,15 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     if template is None:
         raise UserError(f"{tokenizer_dir}: no chat template; set chat.template to {', '.join(READY)} or a .jinja file")
     settings = dataclasses.replace(config.engine, slots=1)
-    engine = open_engine(config, loaded, settings=settings, tokenizer=tokenizer, template=template, mesh=mesh)
+    engine = open_engine(
+        config,
+        loaded,
+        settings=settings,
+        tokenizer=tokenizer,
+        tokenizer_dir=tokenizer_dir,
+        template=template,
+        mesh=mesh,
+    )
     chat = Conversation(
         engine, template, sampling=sampling_of(config.chat, seed=config.seed), system=config.chat.system
     )

@@ -1,6 +1,7 @@
 """Every key of a config with its default and meaning: for `--help_config`, and for docs/config.md."""
 
 from allam_jax import settings
+from allam_jax.errors import UserError
 from allam_jax.settings import Section
 from allam_jax.tasks.registry import TASKS, task_named
 
@@ -17,6 +18,8 @@ def explain(task: str) -> str:
     """All keys that a task reads, or for `all` the page of every task. UserError for a name that is no task."""
     if task == "all":
         return _page()
+    if task not in TASKS:
+        raise UserError(f"--help_config {task}: no task is called so; the tasks are {', '.join(TASKS)} (or all)")
     return "\n\n".join("\n".join(_section(cls)) for cls in task_named(task).sections)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from allam_jax.report import curves as figures
 from allam_jax.report.environment import environment
 from allam_jax.report.markdown import figure, section, table, write_report
+from allam_jax.report.style import language_name
 from allam_jax.settings import Settings
 from allam_jax.tasks.merge_tokenizer import FERTILITY_FIGURE
 from allam_jax.tasks.recipe import read_result
@@ -35,19 +36,24 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Writes `report.md` and `figures/`; see the module."""
     stages = config.report
     tokenizers = _result(stages.tokenizers)
-    base = {name: value for name, value in _result(stages.base)["bits_per_byte"][-1].items() if name != "step"}
     # The baseline comes last: figures and tables compare the others with the first.
     arms = {method: stages.arms[method] for method in sorted(stages.arms, key=lambda name: (name == "random", name))}
     metrics = {method: read_metrics(Path(arm.continued) / "metrics.jsonl") for method, arm in arms.items()}
     curves = {method: evaluation_curves(rows) for method, rows in metrics.items()}
     step0 = {method: _result(arm.expand)["step0"] for method, arm in arms.items()}
+    if stages.base:
+        base = {name: value for name, value in _result(stages.base)["bits_per_byte"][-1].items() if name != "step"}
+    else:
+        base = {name: values["bits_per_byte_base"] for name, values in next(iter(step0.values())).items()}
     result = {
         "fertility": {
             name: {domain: counts["tokens_per_word"] for domain, counts in domains.items()}
             for name, domains in tokenizers["fertility"].items()
         },
         "merge": {
-            key: value for key, value in tokenizers["merge"].items() if key.endswith("_equal") and key != "mixed_equal"
+            key: value
+            for key, value in tokenizers["merge"].items()
+            if key.endswith(("_equal", "_saved")) and key != "mixed_equal"
         },
         "bits_per_byte": {
             "base": base,
@@ -57,6 +63,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         "steps_earlier": _steps_earlier(curves),
         "step0_report": step0,
         "export": _result(stages.export)["huggingface"],
+        **_evaluated(stages.evaluation),
         "tokens_per_second": _result(next(iter(arms.values())).continued)["tokens_per_second"],
     }
     figures.bits_per_byte_curves(curves, base=base, path=workdir / "figures" / "bits_per_byte.png")
@@ -105,6 +112,8 @@ def _write_report(workdir: Path, *, result: dict[str, Any], curves: dict[str, Cu
     for method in curves:
         summary.append({"model": f"{method}, step 0", **scores["step0"][method]})
         summary.append({"model": f"{method}, end", **scores["final"][method]})
+    if "evaluation" in result:
+        summary.append({"model": "export, evaluated again", **result["evaluation"]})
     columns = {f"{method} {name}": dict(curves[method][name]) for method in curves for name in languages}
     steps = sorted(next(iter(columns.values())))
     by_step = [{"step": step} | {name: column.get(step) for name, column in columns.items()} for step in steps]
@@ -115,6 +124,16 @@ def _write_report(workdir: Path, *, result: dict[str, Any], curves: dict[str, Cu
         for method, report_of in result["step0_report"].items()
         for language, values in report_of.items()
     ]
+    comparison: tuple[str, ...] = ()
+    if "random" in curves:
+        comparison = (
+            "At step 0, random output rows give logits near 0 in every context, and so take probability from every "
+            "English token. Averaged rows get logits like those of the pieces that they average. On the new language "
+            "they can get nearly all the probability, but not yet on the right tokens. There the even guess of random "
+            "rows may score better before the first steps. The step-0 table shows how much probability each takes.",
+            "Steps before the end at which a method reached the final score of random initialisation:",
+            table(earlier, ["method", *languages]),
+        )
     sections = [
         section(
             "Bits per byte of held-out text",
@@ -124,20 +143,13 @@ def _write_report(workdir: Path, *, result: dict[str, Any], curves: dict[str, Cu
                 caption="Bits per byte during continued pre-training, by language; dashed: the base model.",
                 report=report,
             ),
-            "At step 0, random output rows give logits near 0 in every context, and so take probability from every "
-            "English token. Averaged rows get logits like those of the pieces that they average. On the new language "
-            "they can get nearly all the probability, but not yet on the right tokens. There the even guess of random "
-            "rows may score better before the first steps. The step-0 table shows how much probability each takes.",
-            "Steps before the end at which a method reached the final score of random initialisation:",
-            table(earlier, ["method", *languages]),
+            *comparison,
         ),
         section(
             "Tokenizer",
             table(tokens, list(tokens[0])),
             figure(folder / "fertility.png", caption="Fertility: tokens per word on held-out text.", report=report),
-            "Share of held-out lines that are segmented as before, those of the script by its own tokenizer and the "
-            "others by the base:",
-            table([{"lines": kind.removesuffix("_equal"), "share": share} for kind, share in result["merge"].items()]),
+            *_segmentation(result["merge"]),
         ),
         section(
             "Step 0",
@@ -152,4 +164,29 @@ def _write_report(workdir: Path, *, result: dict[str, Any], curves: dict[str, Cu
         section("Every evaluation", table(by_step, list(by_step[0]))),
         section("Environment", environment()),
     ]
-    write_report(report, title="From an English Llama to an Arabic-English one", sections=sections)
+    title = f"Continued pre-training in {' and '.join(map(language_name, languages))}"
+    write_report(report, title=title, sections=sections)
+
+
+def _evaluated(stage: str) -> dict[str, Any]:
+    """Bits per byte of the exported model, if a stage evaluated it."""
+    if not stage:
+        return {}
+    return {"evaluation": {name: values["bits_per_byte"] for name, values in _result(stage).items()}}
+
+
+def _segmentation(shares: dict[str, float]) -> tuple[str, ...]:
+    """What the merge kept and saved: a proof for a script of its own, a measurement for a shared one."""
+    equal = {key.removesuffix("_equal"): share for key, share in shares.items() if key.endswith("_equal")}
+    saved = {name: shares[f"{name}_tokens_saved"] for name in equal if f"{name}_tokens_saved" in shares}
+    if saved:
+        return (
+            "The new language shares its script with the base's, so new pieces can change old text. Shares of held-out "
+            "lines whose segmentation changed, and of tokens that are no longer needed:",
+            table([{"lines": name, "changed": 1 - equal[name], "tokens saved": saved[name]} for name in equal]),
+        )
+    return (
+        "Share of held-out lines that are segmented as before, those of the script by its own tokenizer and the "
+        "others by the base:",
+        table([{"lines": kind, "share": share} for kind, share in equal.items()]),
+    )

@@ -83,7 +83,15 @@ def _backend(config: Settings, prompts: Sequence[Prompt]) -> Backend:
     if prompts:
         longest = max(len(encode(prompt)) for prompt in prompts) + options.max_new_tokens
         settings = with_capacity(settings, longest, context=loaded.config.max_position)
-    engine = open_engine(config, loaded, settings=settings, tokenizer=tokenizer, template=template, mesh=mesh)
+    engine = open_engine(
+        config,
+        loaded,
+        settings=settings,
+        tokenizer=tokenizer,
+        tokenizer_dir=tokenizer_dir,
+        template=template,
+        mesh=mesh,
+    )
     read = inputs_of_settings(config)
     identity = {
         "weights": _content(read["init.weights"]),

@@ -58,6 +58,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         raise does_not_fit(plan, plans=ranked(wanted, cluster=cluster))
     return {
         "step_seconds": round(plan.time.total, 3),
+        "step_seconds_band": [round(seconds, 3) for seconds in plan.band],
         "tokens_per_second_per_gpu": round(plan.tokens_per_second_per_gpu),
         "mfu": round(plan.mfu, 4),
         "memory_gib": round(plan.memory.total / 2**30, 2),

@@ -148,12 +148,18 @@ def _run(
 ) -> dict[str, Any]:
     started = time.monotonic()
     identity = {"fingerprint": stage.fingerprint, "config": changed_settings(stage.config)}
-    _check_begun(identity, stage=stage, directory=directory)
+    before = _check_begun(identity, stage=stage, directory=directory)
+
+    def seconds() -> float:
+        return round(before + time.monotonic() - started, 1)
+
     inputs = inputs_of(stage.config) if is_main_process() else {}
-    record = identity | {
-        "result": run_task(resolved, workdir=directory),
-        "seconds": round(time.monotonic() - started, 1),
-    }
+    try:
+        record = identity | {"result": run_task(resolved, workdir=directory), "seconds": seconds()}
+    except BaseException:  # stopped, or failed: the next start counts these seconds too
+        if is_main_process() and directory.is_dir():
+            files.write_json(directory / _BEGUN_FILE, identity | {"seconds": seconds()})
+        raise
     if is_main_process():
         read_files = {key: found.record() for key, found in inputs.items()}
         record["inputs"] = read_files
@@ -169,11 +175,12 @@ def _write_result(directory: Path, record: dict[str, Any]) -> None:
     write_listed(directory, {RESULT_FILE: f"{files.json_text(record, indent=2)}\n".encode()})
 
 
-def _check_begun(identity: dict[str, Any], *, stage: Stage, directory: Path) -> None:
-    """UserError where the stage has checkpoints of another config, from which it would go on.
+def _check_begun(identity: dict[str, Any], *, stage: Stage, directory: Path) -> float:
+    """The seconds that earlier starts took, from whose checkpoints the stage goes on. UserError if they are of another
+    config.
 
-    Without any it begins anew, so that a config with a mistake can be mended. Other tasks keep no state that a later
-    start would take without looking.
+    Without any checkpoint it begins anew, so that a config with a mistake can be mended. Other tasks keep no state that
+    a later start would take without looking.
     """
     begun, path = identity, directory / _BEGUN_FILE
     if is_main_process():
@@ -181,7 +188,9 @@ def _check_begun(identity: dict[str, Any], *, stage: Stage, directory: Path) -> 
             begun = files.read_json(path, keys={"fingerprint": str, "config": dict})
         else:
             files.write_json(path, identity)
-    _check_unchanged(broadcast(begun), stage=stage, directory=directory, state="begun")
+    begun = broadcast(begun)
+    _check_unchanged(begun, stage=stage, directory=directory, state="begun")
+    return begun.get("seconds", 0.0)
 
 
 def _check_unchanged(record: dict[str, Any], *, stage: Stage, directory: Path, state: str = "finished") -> None:

@@ -21,7 +21,7 @@ from allam_jax.parallel.settings import MeshSettings
 from allam_jax.planning.settings import PlanSettings
 from allam_jax.settings import Section, Settings
 from allam_jax.tasks.settings import ReportSettings, SeedSettings, TokenizerSettings, VerifySettings
-from allam_jax.tokenizer.settings import TokenizerMergeSettings, TokenizerTrainingSettings
+from allam_jax.tokenizer.settings import TokenizerExtensionSettings, TokenizerMergeSettings, TokenizerTrainingSettings
 from allam_jax.training.settings import (
     CheckpointSettings,
     GuardSettings,
@@ -65,6 +65,7 @@ TASKS: dict[str, Task] = {
     "quality_classifier": Task((SeedSettings, QualitySettings)),
     "tokenizer": Task((TokenizerTrainingSettings,)),
     "merge_tokenizer": Task((TokenizerMergeSettings,)),
+    "extend_tokenizer": Task((TokenizerExtensionSettings,)),
     "train": Task(
         (SeedSettings, TokenizerSettings, InitSettings, *_STEP, EvalSettings, CheckpointSettings, MetricsSettings),
         on_devices=True,

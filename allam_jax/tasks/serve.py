@@ -31,7 +31,15 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         mesh = open_mesh(config)
         loaded, tokenizer, tokenizer_dir = open_model(config, mesh=mesh)
         template = ChatTemplate.named(options.template, tokenizer=tokenizer, directory=tokenizer_dir)
-        engine = open_engine(config, loaded, settings=config.engine, tokenizer=tokenizer, template=template, mesh=mesh)
+        engine = open_engine(
+            config,
+            loaded,
+            settings=config.engine,
+            tokenizer=tokenizer,
+            tokenizer_dir=tokenizer_dir,
+            template=template,
+            mesh=mesh,
+        )
         model = Model(
             name=options.name or "/".join(Path(config.init.weights).absolute().parts[-2:]),
             tokenizer=tokenizer,

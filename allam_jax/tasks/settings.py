@@ -35,7 +35,8 @@ class ArmSettings(Section):
 class ReportSettings(Section, name="report"):
     """Directories of the stages that the report of a recipe reads."""
 
-    base: str = setting("", "of the base's training", path="stage")
+    base: str = setting("", "of the base's training; empty: the base's scores are those of the expansion", path="stage")
     tokenizers: str = setting("", "of the merged tokenizer", path="stage")
     export: str = setting("", "of the export", path="stage")
+    evaluation: str = setting("", "of the export's evaluation; empty: there is none", path="stage")
     arms: Mapping[str, ArmSettings] = entries("method -> base.arm(...)")

@@ -23,6 +23,7 @@ from allam_jax.parallel.distributed import process_rows
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.settings import Settings
 from allam_jax.tokenizer.chat_template import ChatTemplate
+from allam_jax.tokenizer.generation_config import stop_ids
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.training.load import load_model
 from allam_jax.training.loop import Evaluation
@@ -55,11 +56,12 @@ def open_engine(
     *,
     settings: EngineSettings,
     tokenizer: Tokenizer,
+    tokenizer_dir: Path,
     template: ChatTemplate | None,
     mesh: Mesh,
 ) -> Engine:
-    """An engine whose answers end at the tokenizer's end token, and at that of a turn of the template."""
-    ends = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+    """An engine whose answers end where the model says, and at the end of a turn of the template."""
+    ends = stop_ids(tokenizer, tokenizer_dir)
     return Engine(
         loaded.params,
         config=loaded.config,

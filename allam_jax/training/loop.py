@@ -110,7 +110,9 @@ def run_loop(
 
     with StopSignal() as stop, contextlib.ExitStack() as stack:
         stack.callback(progress.end)
-        tracer = Tracer(session.workdir, steps=config.metrics.profile_steps, pause=throughput.pause)
+        tracer = Tracer(
+            session.workdir, steps=config.metrics.profile_steps, last_step=config.train.steps, pause=throughput.pause
+        )
         stack.callback(tracer.stop)
         if step == 0:
             evaluate(last=False)

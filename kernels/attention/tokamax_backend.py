@@ -29,7 +29,7 @@ def attention(
     *,
     implementations: Sequence[str] = GPU_IMPLEMENTATIONS,
 ) -> AttentionOutput:
-    """As `reference.attention`, up to rounding, for segments that are runs: no id comes back after another one.
+    """As `reference.attention`, up to rounding. Each segment must lie in one piece: its id appears in one run only.
 
     `log_z_BNT` costs a second forward pass where it is used. tokamax's `implementations` are tried in this order.
     Raises NotImplementedError, with the reason, if tokamax is not installed or none of them serves this.

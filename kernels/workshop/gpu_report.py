@@ -142,6 +142,8 @@ def _in_process(part: ReportPart, out: Path, seconds: float, *, small: bool) -> 
     file = _records_file(part, out)
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
     records = [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may be cut
+    if status == "done" and records and all("refused" in record for record in records):
+        status = "nothing ran: every piece was refused"
     return {"status": status, "seconds": time.monotonic() - started, "records": records}
 
 

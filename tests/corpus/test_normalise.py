@@ -67,7 +67,10 @@ def test_without_marks_is_the_removal_of_all_classes():
 
 
 # Marks of many combining classes, and characters of class 0 that are decomposed to marks.
-MARKS = "\u0301\u0316\u0327\u0345\u0650\u0651\u064e\u0653\u0654\u05b0\u05c1\u0344\u0f73\u0f75\u0f81\u0340\U0001d165\U0001e8d0"
+MARKS = (
+    "\u0301\u0316\u0327\u0345\u0650\u0651\u064e\u0653\u0654\u05b0\u05c1"
+    "\u0344\u0f73\u0f75\u0f81\u0340\U0001d165\U0001e8d0"
+)
 ALPHABET = MARKS + "aeكا가\u1100\u1161\u11a8é\u1ea5\u0958ﷺﻻ\u2126\ufb2c"
 
 

@@ -270,9 +270,7 @@ def test_an_empty_corpus_is_an_error(tmp_path):
         read(tmp_path)
     (tmp_path / "a.jsonl").write_text('{\n{\n{"text": " "}\n')
     (tmp_path / "b.jsonl.gz").write_bytes(b"x")
-    with pytest.raises(
-        UserError, match="empty .2 not JSON, 1 empty, 1 files that are damaged or cut short"
-    ):
+    with pytest.raises(UserError, match="empty .2 not JSON, 1 empty, 1 files that are damaged or cut short"):
         read(tmp_path, max_bad_share=1.0, max_damaged_share=1.0)
 
 
@@ -295,7 +293,12 @@ def test_utf_16_that_ends_inside_a_character_is_damaged(tmp_path):
         read(tmp_path)
 
 
-WITHOUT_SPACES = {"a.txt": "السلام\nعليكم", "b.txt": "你好世界\n再见", "c.jsonl": '{"text": "你好世界"}', "d.csv": "text\nنص\n"}
+WITHOUT_SPACES = {
+    "a.txt": "السلام\nعليكم",
+    "b.txt": "你好世界\n再见",
+    "c.jsonl": '{"text": "你好世界"}',
+    "d.csv": "text\nنص\n",
+}
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])

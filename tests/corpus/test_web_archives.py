@@ -223,7 +223,8 @@ SIZE, RECORD = len(WET[1]), len(wet()[2])
 
 @pytest.mark.parametrize("form", FORMS)
 def test_archives_in_all_forms(tmp_path, form):
-    quoted = warc_record("conversion", b"a text about\r\n\r\nWARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: 3\r\n\r\nfoo")
+    text = b"a text about\r\n\r\nWARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: 3\r\n\r\nfoo"
+    quoted = warc_record("conversion", text)
     path = tmp_path / FORMS[form]
     path.write_bytes(written([*wet(), *([quoted] if form != "line feeds" else [])], form))
     assert [document.text.encode() for document in read(path)[1]][:4] == WET

@@ -105,3 +105,12 @@ def test_stop_texts_against_looking_at_the_whole_text(seed):
         longest = max((n for stop in stops for n in range(len(stop)) if so_far.endswith(stop[:n])), default=0)
         assert len(rest) == longest
     assert given + matcher.flush() == so_far
+
+
+def test_rows_that_no_token_uses_have_no_text(tokenizer):
+    """Models of others have more rows than their tokenizer has ids, and may sample one."""
+    ids = tokenizer.encode("one two")
+    spare = tokenizer.vocab_size + 3
+    assert "".join(streamed(tokenizer, ids[:1], [spare, *ids[1:], spare])) == "".join(
+        streamed(tokenizer, ids[:1], ids[1:])
+    )

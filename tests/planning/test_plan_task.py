@@ -11,6 +11,7 @@ import pytest
 from allam_jax.errors import UserError
 from allam_jax.model.llama_config import preset
 from allam_jax.parallel.gpus import GPUS
+from allam_jax.planning.gpu_cluster import EFFICIENCIES
 from allam_jax.tasks import plan
 from allam_jax.tasks.registry import settings_of
 from configs import base
@@ -68,7 +69,12 @@ def test_a_plan_by_formula(tmp_path):
     assert memory["fits"]
     assert memory["total"] + memory["headroom"] == memory["usable"]
     assert result["step_seconds"] == pytest.approx(seconds["total"], abs=1e-3)
-    assert f"| days | {days:.1f} |" in report
+    factor = 1 + EFFICIENCIES["A100"].error
+    band = [seconds["total"] / factor, seconds["total"] * factor]
+    assert seconds["band"] == pytest.approx(band)
+    assert result["step_seconds_band"] == pytest.approx(band, abs=1e-3)
+    assert f"{seconds['total']:.2f} s, between {band[0]:.2f} and {band[1]:.2f} s" in report
+    assert f"| days | {days:.1f}, between " in report
     assert "formulas alone" in report
 
 

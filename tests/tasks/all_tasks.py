@@ -17,6 +17,7 @@ TASKS = {
     "tokenizer": "tokenizer",
     "target": "tokenizer",
     "merged": "merge_tokenizer",
+    "extended": "extend_tokenizer",
     "tokens": "tokenize",
     "mixture": "mixture",
     "planned": "plan",

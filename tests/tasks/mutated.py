@@ -79,6 +79,10 @@ def config_of(task: str, root: str) -> ConfigDict:
         case "merge_tokenizer":
             config.tokenizer_merge.update(base=f"{root}/tokenizer", target=f"{stages}/target")
             config.tokenizer_merge.sources.update(texts)
+        case "extend_tokenizer":
+            config.tokenizer_extension.update(base=f"{root}/tokenizer", pieces=8, limit=1.0)
+            for key in ("sources", "kept", "held_out"):
+                config.tokenizer_extension[key].update(texts)
         case "expand":
             config.tokenizer = f"{stages}/merged"
         case "generate":

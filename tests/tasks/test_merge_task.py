@@ -4,20 +4,18 @@ import dataclasses
 import itertools
 import json
 import math
-import signal
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import safetensors.numpy
 from launcher import error_of
-from processes import free_port, wait, wait_until
-from small_models import SMALL
+from merged_models import CONFIG, assert_params, combine, config_of, merge, params_of, place, tensors
+from processes import free_port, wait
 
 from allam_jax.errors import UserError
-from allam_jax.model.llama import abstract_params, init_params
+from allam_jax.model.llama import abstract_params
 from allam_jax.tasks import runner
 from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 from allam_jax.training.checkpoints import Checkpointer
@@ -26,33 +24,9 @@ from allam_jax.training.settings import CheckpointSettings
 from allam_jax.weights import directory, orbax_arrays
 from allam_jax.weights.directory import load_weights, save_weights
 from allam_jax.weights.huggingface import export_huggingface
-from configs import base
 
-CONFIG = dataclasses.replace(SMALL, vocab_size=384, vocab_multiple=128, num_layers=2, init_std=0.3)
 STEPS = (4, 6, 10, 12)  # of the run
 KINDS = ("orbax", "huggingface", "run")
-
-
-def params_of(seed):
-    """Random, the scales of norms too; padding rows stay zero."""
-    params = jax.tree.map(np.array, init_params(jax.random.key(seed), config=CONFIG))
-    rng = np.random.default_rng(seed)
-    for norm in (params["final_norm"], params["layers"]["attention_norm"], params["layers"]["mlp_norm"]):
-        norm["scale"] = rng.uniform(0.5, 1.5, norm["scale"].shape).astype(np.float32)
-    return params
-
-
-def place(root, name, params, *, tokenizer, config=CONFIG):
-    """The same parameters as a weights directory, a Hugging Face directory in several files, and a run."""
-    params = jax.tree.map(jnp.asarray, params)
-    save_weights(root / name / "orbax", params=params, config=config, tokenizer_dir=tokenizer)
-    export_huggingface(
-        root / name / "huggingface", params=params, config=config, tokenizer_dir=tokenizer, max_shard_bytes=60_000
-    )
-    save_run(root / name / "run", config=config, tokenizer_dir=tokenizer, name="a run")
-    with Checkpointer(root / name / "run" / CHECKPOINTS_FOLDER, CheckpointSettings(keep_last=3)) as checkpointer:
-        state = {"params": params, "step": jnp.int32(8)}
-        checkpointer.save(8, state=state, data={}, metadata={"config": {"param_dtype": "float32"}})
 
 
 @pytest.fixture(scope="module")
@@ -70,40 +44,6 @@ def root(launcher, tmp_path_factory):
             state = {"params": jax.tree.map(jnp.asarray, params_of(step)), "step": jnp.int32(step)}
             checkpointer.save(step, state=state, data={}, metadata={"config": {"param_dtype": "float32"}})
     return root
-
-
-def config_of(*paths, steps=(), **options):
-    config = base.get_config("merge")
-    for number, path in enumerate(paths):
-        config.merge.models[f"m{number}"] = base.merge_input(path=str(path), steps=tuple(steps))
-    for key, value in options.items():
-        config.merge[key] = value
-    return config
-
-
-def merge(workdir, *paths, **options):
-    return runner.run(config_of(*paths, **options), workdir=workdir)
-
-
-def tensors(directory):
-    found = {}
-    for file in directory.glob("*.safetensors"):
-        found |= safetensors.numpy.load_file(file)
-    return found
-
-
-def assert_params(found, expected, *, rtol=1.2e-7):
-    """Equal up to the last bit of float32."""
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    jax.tree.map(
-        lambda f, e: np.testing.assert_allclose(np.asarray(f, np.float64), e, rtol=rtol, atol=1e-12), found, expected
-    )
-
-
-def combine(coefficients, trees):
-    return jax.tree.map(
-        lambda *leaves: sum(c * leaf.astype(np.float64) for c, leaf in zip(coefficients, leaves, strict=True)), *trees
-    )
 
 
 # -- what comes out ----------------------------------------------------------------------------------------------------
@@ -391,39 +331,6 @@ def test_numbers_that_are_none_leave_the_old_result(root, tmp_path, launcher, va
     assert [pair for pair in after if not pair[0].endswith(("out/config.json", "out/files.json"))] == [
         pair for pair in before if not pair[0].endswith(("out/config.json", "out/files.json"))
     ]
-
-
-# -- killed ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def large(launcher, tmp_path_factory):
-    """Two models so large that writing takes a moment."""
-    folder = tmp_path_factory.mktemp("large")
-    config = dataclasses.replace(CONFIG, dim=256, num_layers=8, mlp_dim=1024, head_dim=32)
-    for seed, name in enumerate("ab"):
-        params = init_params(jax.random.key(seed), config=config)
-        save_weights(folder / name, params=params, config=config, tokenizer_dir=launcher.root / "tokenizer")
-    return folder / "a", folder / "b"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("format", ["orbax", "huggingface"])
-def test_killed_half_way_nothing_is_half_written(launcher, large, tmp_path, format):
-    """The second run clears what the first has left, and finishes."""
-    workdir = tmp_path / "out"
-    options = {"config": f"configs/merge.py:{large[0]},{large[1]}", "export.formats": f"('{format}',)"}
-    process = launcher.start(workdir, **options)
-    wait_until((workdir / f".{format}.partial").exists, process=process)
-    process.kill()
-    assert wait(process).status == -signal.SIGKILL
-    assert {path.name for path in workdir.iterdir()} == {"config.json", "files.json", f".{format}.partial"}
-    config = config_of(*large)
-    config.export.formats = (format,)
-    assert runner.run(config, workdir=workdir)["method"] == "average"
-    assert {path.name for path in workdir.iterdir()} == {"config.json", "files.json", "merge.json", format}
-    a, b, merged = (load_model(path).params for path in (*large, workdir / format))
-    assert_params(merged, combine([0.5, 0.5], [jax.tree.map(np.asarray, tree) for tree in (a, b)]))
 
 
 @pytest.mark.slow

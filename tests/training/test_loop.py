@@ -139,10 +139,14 @@ def untraced(tmp_path_factory):
 
 
 @pytest.mark.parametrize("trace", [(2, 4), (5, 99)], ids=["inside the run", "beyond its end"])
-def test_a_trace_of_some_steps_changes_nothing_else(tmp_path, untraced, trace):
+def test_a_trace_of_some_steps_changes_nothing_else(tmp_path, untraced, trace, caplog):
+    caplog.set_level("INFO")
     assert without_timing(train(tmp_path, trace=trace)) == without_timing(untraced)
     (file,) = (tmp_path / "profile").rglob("*.xplane.pb")
     assert file.stat().st_size > 0
+    beyond = trace[1] > STEPS + 1
+    assert (f"profile_steps = {trace}: the run ends at step {STEPS} already" in caplog.text) == beyond
+    assert f"profile of steps {trace[0]} to {STEPS if beyond else trace[1] - 1}: " in caplog.text
 
 
 def test_no_trace_unless_asked_for(tmp_path):

@@ -1,0 +1,65 @@
+"""configs/adapt.py: its stages for different languages, and every stage of it in a short run."""
+
+import json
+from urllib.parse import urlencode
+
+import pytest
+
+from allam_jax.errors import UserError
+from allam_jax.tasks import runner
+from configs import adapt
+
+OWN, SHARED = {"tokenizer", "vocabulary"}, {"vocabulary"}
+
+
+@pytest.mark.parametrize(
+    ("arg", "stages", "task"),
+    [
+        ("laptop?language=fa", OWN, "merge_tokenizer"),
+        ("laptop?language=hi", OWN, "merge_tokenizer"),
+        ("laptop?language=vi", SHARED, "extend_tokenizer"),
+        ("laptop?language=uk", OWN, "merge_tokenizer"),
+        ("laptop?language=uk&replay=x&replay_language=ru", SHARED, "extend_tokenizer"),
+        ("laptop?language=ja", OWN, "merge_tokenizer"),
+    ],
+)
+def test_a_language_in_the_bases_script_is_measured_and_others_are_proved(arg, stages, task):
+    config = adapt.get_config(arg)
+    runner.check(config)
+    assert set(config.stages) & {"tokenizer", "vocabulary"} == stages
+    assert config.stage.vocabulary.task == task
+
+
+def test_a_given_base_is_not_made():
+    given = {"base": "llama", "texts": "t", "replay": "r", "language": "fa"}
+    config = adapt.get_config(f"full?{urlencode(given)}")
+    runner.check(config)
+    assert "base" not in config.stages
+    assert config.stage.expanded.init.weights == config.stage.tokenizer.tokenizer_training.like == "llama"
+    for key in given:
+        with pytest.raises(UserError, match=rf"config\.{key} is empty"):
+            adapt.get_config(f"full?{urlencode(given | {key: ''})}")
+    with pytest.raises(UserError, match="catalog has texts of"):
+        adapt.get_config("laptop?language=am")
+    with pytest.raises(UserError, match="is the new one"):
+        adapt.get_config("laptop?language=en")
+
+
+@pytest.mark.slow
+def test_every_stage_runs_without_an_argument_and_the_report_says_what_happened(tmp_path):
+    result = runner.run(adapt.get_config("smoke"), workdir=tmp_path)
+    assert result["merge"] == {"Arab_equal": 1.0, "non_Arab_equal": 1.0}
+    final = result["bits_per_byte"]["final"]["subword_mean"]
+    assert final["ar"] < result["bits_per_byte"]["step0"]["subword_mean"]["ar"] < result["bits_per_byte"]["base"]["ar"]
+    assert result["evaluation"] == pytest.approx(final, rel=1e-5)
+    assert result["fertility"]["merged"]["ar"] < 0.5 * result["fertility"]["base"]["ar"]
+    assert result["fertility"]["merged"]["en"] == result["fertility"]["base"]["en"]
+    report = (tmp_path / "report" / "report.md").read_text()
+    assert report.startswith("# Continued pre-training in Arabic and English")
+    assert {path.name for path in (tmp_path / "report" / "figures").iterdir()} == {
+        "bits_per_byte.png",
+        "fertility.png",
+        "training.png",
+    }
+    assert json.loads((tmp_path / "vocabulary" / "proof.json").read_text())["Arab_lines"] > 10
+    assert (tmp_path / "export" / "huggingface" / "config.json").is_file()
