@@ -2,7 +2,6 @@
 
 from allam_jax.settings import Section, nested, setting
 
-
 _TEMPLATE = "chat template: allam, chatml, llama2, llama3 or a .jinja file; empty: the tokenizer's"
 
 
