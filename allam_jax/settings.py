@@ -275,7 +275,7 @@ def _changed_entries(kind: Any, value: Any) -> Any:
         return changed(value)
     if _is_entries(kind):
         return {name: _changed_entries(typing.get_args(kind)[1], item) for name, item in value.items()}
-    return as_dict(value)
+    return as_dict(_as_float(value) if _element(kind) is float else value)
 
 
 def _converted(kind: Any, value: Any, *, where: str) -> Any:
@@ -283,8 +283,7 @@ def _converted(kind: Any, value: Any, *, where: str) -> Any:
     if _is_section(kind):
         return read(kind, value, where=where)
     if not _is_entries(kind):
-        value = tuple(value) if isinstance(value, list) else value
-        return _as_float(value) if _element(kind) is float else value
+        return tuple(value) if isinstance(value, list) else value
     if not isinstance(value, Mapping | ConfigDict):
         raise UserError(f"config.{where} = {value!r}: expected named entries")
     inner = typing.get_args(kind)[1]
@@ -296,11 +295,8 @@ def _converted(kind: Any, value: Any, *, where: str) -> Any:
 
 
 def _as_float(value: Any) -> Any:
-    """Numbers as floats without the sign of zero, so that 1 and 1.0 give one fingerprint; other values as they are."""
-    if isinstance(value, tuple):
-        return tuple(map(_as_float, value))
-    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST_INT
-    return float(value) + 0.0 if whole or isinstance(value, float) else value
+    """Numbers as floats without the sign of zero, so that 1 and 1.0 give one fingerprint."""
+    return tuple(map(_as_float, value)) if isinstance(value, tuple) else float(value) + 0.0
 
 
 def _problem(kind: Any, value: Any, *, bounds: Sequence[Bound] = (), choices: Sequence[str] = ()) -> str:

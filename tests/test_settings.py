@@ -1,6 +1,7 @@
 """What a config accepts, which task reads what of it, and what makes a finished stage another one."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -170,6 +171,21 @@ def with_row(monkeypatch, cls):
     config = base.get_config("toy")
     config.toy.text = "changed"
     return changed_settings(config)
+
+
+def test_one_value_has_one_fingerprint_however_it_is_written():
+    def changed(weight, phase, formats, shift=0.0):
+        train, export = base.get_config("train"), base.get_config("export")
+        train.data.sources.en = base.mixture(path="x", weight=weight)
+        train.data.phases.mid = base.phase(from_step=3, en=phase)
+        train.optimizer.weight_decay = shift
+        export.export.formats = formats
+        return json.dumps([changed_settings(train), changed_settings(export)])
+
+    expected = changed(2.0, 3.0, ("orbax",))
+    assert changed(2, 3, ("orbax", "orbax"), -0.0) == expected
+    assert changed(2, 4, ("orbax",)) != expected
+    assert changed(1.0, 1.0, ("orbax", "huggingface")) == changed(1, 1, ("huggingface", "orbax"))
 
 
 def test_a_new_key_with_a_default_changes_no_fingerprint_but_a_value_and_a_version_do(monkeypatch):

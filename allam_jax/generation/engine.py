@@ -215,7 +215,8 @@ class Engine:
             if not free or (not held and tokens > budget < self._settings.prefill_tokens):
                 break
             # First those that have the prompt already: they must not be given to another request before they are read.
-            slots = sorted(free, key=lambda slot, job=job: self._holders[slot] is not job)[: len(job.waiting)]
+            slots = [slot for slot in free if slot in held] + [slot for slot in free if slot not in held]
+            slots = slots[: len(job.waiting)]
             free = [slot for slot in free if slot not in slots]
             if not held:
                 if not (rows and self._settings.packed and tokens <= budget):

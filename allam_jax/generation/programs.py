@@ -5,6 +5,8 @@ is donated, so it exists once. What a program gives back beside the cache is sma
 
 A prefill computes keys and values of all tokens of a prompt but the last. That one is the first that decoding feeds to
 the network. So only decoding chooses tokens, and all samples of a request can start from one prefill.
+
+Arguments and results that the host sees are NumPy's arrays there, and JAX's in the programs.
 """
 
 import dataclasses
@@ -29,28 +31,28 @@ SCORED_AT_ONCE = 64  # tokens of a prompt whose logits exist at a time
 class Prompts(NamedTuple):
     """A row of prompts, one behind the other. Padding has segment 0 and a slot beyond the last one."""
 
-    tokens_BT: Int[Array, "1 T"]
-    segment_ids_BT: Int[Array, "1 T"]
-    positions_BT: Int[Array, "1 T"]
-    slots_BT: Int[Array, "1 T"]
+    tokens_BT: Int[Any, "1 T"]
+    segment_ids_BT: Int[Any, "1 T"]
+    positions_BT: Int[Any, "1 T"]
+    slots_BT: Int[Any, "1 T"]
 
 
 class Texts(NamedTuple):
     """The texts in the slots: their tokens so far, where they end at the latest, and how their tokens are chosen."""
 
-    tokens_BC: Int[Array, "B C"]
-    lengths_B: Int[Array, " B"]  # 0: nothing to do
-    limits_B: Int[Array, " B"]
+    tokens_BC: Int[Any, "B C"]
+    lengths_B: Int[Any, " B"]  # 0: nothing to do
+    limits_B: Int[Any, " B"]
     sampling: SlotSampling
 
 
 class Burst(NamedTuple):
     """What the steps of a burst have given each slot; -1 where a slot had ended."""
 
-    ids_BX: Int[Array, "B X"]
-    logprobs_BX: Float[Array, "B X"]
-    top_ids_BXM: Int[Array, "B X M"]
-    top_logprobs_BXM: Float[Array, "B X M"]
+    ids_BX: Int[Any, "B X"]
+    logprobs_BX: Float[Any, "B X"]
+    top_ids_BXM: Int[Any, "B X M"]
+    top_logprobs_BXM: Float[Any, "B X M"]
 
 
 @dataclasses.dataclass(frozen=True)

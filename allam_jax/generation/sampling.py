@@ -7,7 +7,7 @@ Shapes: B slots, V vocabulary (padded), C capacity of a slot; J banned ids and E
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,22 +19,22 @@ LANES = 128  # sums and searches over the vocabulary go by rows of so many, whic
 
 
 class SlotSampling(NamedTuple):
-    """`requests.Sampling`, for each slot."""
+    """`requests.Sampling`, for each slot: arrays of JAX, or of NumPy on the host."""
 
-    temperature_B: Float[Array, " B"]
-    top_k_B: Int[Array, " B"]
-    top_p_B: Float[Array, " B"]
-    min_p_B: Float[Array, " B"]
-    repetition_penalty_B: Float[Array, " B"]
-    presence_penalty_B: Float[Array, " B"]
-    frequency_penalty_B: Float[Array, " B"]
-    seed_B: UInt32[Array, " B"]
-    sample_B: UInt32[Array, " B"]
-    prompt_lengths_B: Int[Array, " B"]
-    earliest_stops_B: Int[Array, " B"]  # length of the text, with its prompt, at which it may stop
-    banned_BJ: Int[Array, "B J"]
-    stops_BE: Int[Array, "B E"]
-    logprobs_B: Bool[Array, " B"]  # whether log-probabilities are asked for
+    temperature_B: Float[Any, " B"]
+    top_k_B: Int[Any, " B"]
+    top_p_B: Float[Any, " B"]
+    min_p_B: Float[Any, " B"]
+    repetition_penalty_B: Float[Any, " B"]
+    presence_penalty_B: Float[Any, " B"]
+    frequency_penalty_B: Float[Any, " B"]
+    seed_B: UInt32[Any, " B"]
+    sample_B: UInt32[Any, " B"]
+    prompt_lengths_B: Int[Any, " B"]
+    earliest_stops_B: Int[Any, " B"]  # length of the text, with its prompt, at which it may stop
+    banned_BJ: Int[Any, "B J"]
+    stops_BE: Int[Any, "B E"]
+    logprobs_B: Bool[Any, " B"]  # whether log-probabilities are asked for
 
 
 class Chosen(NamedTuple):

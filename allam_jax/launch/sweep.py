@@ -63,7 +63,7 @@ def run_sweep(base: ConfigDict, options: SweepOptions) -> dict[str, Any]:
     folder = options.workdir / "jobs"
     jobs = plan_jobs(runs, folder=folder, environment=_environment(options))
     chosen = slurm.parse_options(options.slurm) if options.slurm else {}
-    if chosen and options.launcher != "slurm":
+    if chosen and options.launcher != "slurm" and not (options.status or options.collect):
         raise UserError(f"--slurm {options.slurm[0]}: only --launcher=slurm takes it; add that, or leave it out")
     if options.dry_run:
         from allam_jax.launch.preview import preview  # imports JAX

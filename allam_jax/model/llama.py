@@ -14,7 +14,7 @@ outside of the network (`init_params`); `bind` joins both for one forward pass:
 
 import functools
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from allam_jax.parallel.sharding import constrain
 from kernels.attention.api import attention
 
 Params = dict[str, Any]  # nested dict of arrays
+AnyMemory = TypeVar("AnyMemory", bound=Memory | None)
 
 
 class Biases(nnx.Module):
@@ -237,10 +238,10 @@ class Llama(nnx.Module):
         *,
         segment_ids_BT: Int[Array, "B T"],
         positions_BT: Int[Array, "B T"],
-        memory: Memory | None,
+        memory: AnyMemory,
         dropout_key: Array | None = None,
         layers: slice = slice(None),
-    ) -> tuple[Float[Array, "B T D"], Memory | None]:
+    ) -> tuple[Float[Array, "B T D"], AnyMemory]:
         """As `apply_layers`, with a memory of keys and values that every layer reads and extends; returns both."""
         config, options = self.config, self.options
         dtype = jnp.dtype(options.compute_dtype)

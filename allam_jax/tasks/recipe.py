@@ -158,7 +158,8 @@ def _run(
         record = identity | {"result": run_task(resolved, workdir=directory), "seconds": seconds()}
     except BaseException:  # stopped, or failed: the next start counts these seconds too
         if is_main_process() and directory.is_dir():
-            files.write_json(directory / _BEGUN_FILE, identity | {"seconds": seconds()})
+            with contextlib.suppress(OSError):  # the disk may be what has failed
+                files.write_json(directory / _BEGUN_FILE, identity | {"seconds": seconds()})
         raise
     if is_main_process():
         read_files = {key: found.record() for key, found in inputs.items()}

@@ -204,7 +204,7 @@ def find_checkpoint(path: Path, *, step: int | None = None) -> Path:
 
 
 def _restore_state(path: Path, abstract: Any, *, partial: bool) -> Any:
-    folder, stored = _checked_state(path, abstract, partial=partial)
+    folder, stored, files = _checked_state(path, abstract, partial=partial)
     if partial:  # as they are stored, because their checksums are those of the stored values
         dtypes = {path_name(keys): leaf.dtype for keys, leaf in jax.tree_util.tree_leaves_with_path(stored)}
         abstract = jax.tree_util.tree_map_with_path(
@@ -216,23 +216,23 @@ def _restore_state(path: Path, abstract: Any, *, partial: bool) -> Any:
     with _damage_of(path):
         with reading(f"{folder}: this checkpoint", remedy=_DAMAGED):
             restored = ocp.PyTreeCheckpointHandler().restore(folder, args=args)
-        files = FileList.read(path, remedy=_DAMAGED)
         if not files.has_hashes:
             logging.warning("%s: written before there were checksums; damage inside its files goes unnoticed", path)
         check_arrays(restored, files.arrays, folder=folder, remedy=_DAMAGED)
     return restored
 
 
-def _checked_state(path: Path, abstract: Any, *, partial: bool) -> tuple[Path, Any]:
-    """The folder of the state and its description; UserError if files are missing or it is not like `abstract`."""
+def _checked_state(path: Path, abstract: Any, *, partial: bool) -> tuple[Path, Any, FileList]:
+    """The folder of the state, its description and the list of files; UserError if it is cut or unlike `abstract`."""
     quiet_orbax()
     folder = path / _STATE
     with _damage_of(path):
-        FileList.read(path, remedy=_DAMAGED).check(reads=_is_item, remedy=_DAMAGED)
+        files = FileList.read(path, remedy=_DAMAGED)
+        files.check(reads=_is_item, remedy=_DAMAGED)
         with reading(f"{folder}: this checkpoint", remedy=_DAMAGED):
             stored = ocp.PyTreeCheckpointHandler().metadata(folder).tree
     _check_matches(stored, abstract, path=folder, partial=partial)
-    return folder, stored
+    return folder, stored, files
 
 
 def _check_matches(stored: Any, abstract: Any, *, path: Path, partial: bool) -> None:

@@ -41,6 +41,8 @@ class Letters:
 
     pieces = [b"", b"", b"\xd8", b"\xa8", b"\xd9", b"\x83", b" ", b" the", *(bytes([97 + n]) for n in range(21))]
 
+    vocab_size = len(pieces)
+
     def decode(self, ids, *, skip_special):
         assert skip_special
         return b"".join(self.pieces[index] for index in ids).decode(errors="replace")
@@ -88,6 +90,7 @@ def test_an_end_ends_its_text_only_and_is_not_returned(params):
     assert eos_id not in longer[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_greedy_text_is_that_of_transformers_for_prompts_in_two_languages(tmp_path):
     import torch
@@ -101,22 +104,23 @@ def test_greedy_text_is_that_of_transformers_for_prompts_in_two_languages(tmp_pa
     assert len(prompts) == 50
     sizes = {"hidden_size": 32, "num_key_value_heads": 2, "tie_word_embeddings": True, "max_position_embeddings": 128}
     pair = make_pair(tmp_path, std=0.3, vocab_size=tokenizer.vocab_size, **sizes)
-    common = {"config": pair.config, "options": OPTIONS, "max_new_tokens": 16}
-    eos_id = generate(pair.params, **common, prompts=prompts[:1])[0][10]  # which ends some texts early
+    common = {"config": pair.config, "options": OPTIONS, "max_new_tokens": 10}
+    eos_id = generate(pair.params, **common, prompts=prompts[:1])[0][6]  # which ends some texts early
     together = generate(pair.params, **common, prompts=prompts, eos_id=eos_id, slots=8)
-    assert generate(pair.params, **common, prompts=prompts, eos_id=eos_id, slots=1) == together
+    alone = generate(pair.params, **common, prompts=prompts[::5], eos_id=eos_id, slots=1)
+    assert alone == together[::5]
     for prompt, new in zip(prompts, together, strict=True):
         tokens = torch.tensor([prompt])
         theirs = pair.torch_model.generate(
             tokens,
             attention_mask=torch.ones_like(tokens),
             do_sample=False,
-            max_new_tokens=16,
+            max_new_tokens=10,
             eos_token_id=eos_id,
             pad_token_id=0,
         )[0, len(prompt) :].tolist()
-        assert [*new, *([eos_id] if len(new) < 16 else [])] == theirs
-    assert min(map(len, together)) < 16
+        assert [*new, *([eos_id] if len(new) < 10 else [])] == theirs
+    assert min(map(len, together)) < 10
 
 
 TEN = [
