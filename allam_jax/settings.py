@@ -144,9 +144,13 @@ class Section:
         return cls()
 
 
-@functools.cache  # resolving the types takes most of the time of reading a config
 def fields_of(cls: type[Section]) -> tuple[tuple[dataclasses.Field, Any], ...]:
     """The keys of a section with their types."""
+    return _fields_of(typing.cast(Any, cls))
+
+
+@functools.cache  # resolving the types takes most of the time of reading a config
+def _fields_of(cls: Any) -> tuple[tuple[dataclasses.Field, Any], ...]:
     hints = typing.get_type_hints(cls)
     return tuple((field, hints[field.name]) for field in dataclasses.fields(cls))
 

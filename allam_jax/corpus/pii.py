@@ -109,8 +109,8 @@ def redact(text: str, *, kinds: Container[str]) -> tuple[str, Counter[str]]:
                 kept += [text[end : match.start()], f"[{kind.upper()}]"]
                 end = match.end()
                 match = pattern.search(text, end)
-            else:  # a true one may begin inside
-                match = pattern.search(text, match.start() + 1)
+            else:  # a true IBAN may begin inside; a part of a date is no telephone number
+                match = pattern.search(text, match.start() + 1 if kind == "iban" else match.end())
         text = "".join([*kept, text[end:]])
     return text, found
 

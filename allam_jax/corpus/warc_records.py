@@ -171,9 +171,9 @@ class _Archive:
 
         Raises DamagedStreamError where the file ends before.
         """
-        if not self.need(size + _END_BYTES) and not self.in_next_member:
-            if self.held[size:] in _CUT_ENDS and not _NEXT_RECORD.search(self.held):
-                raise DamagedStreamError("the last record is not complete")
+        at_end = not self.need(size + _END_BYTES) and not self.in_next_member
+        if at_end and self.held[size:] in _CUT_ENDS and not _NEXT_RECORD.search(self.held):
+            raise DamagedStreamError("the last record is not complete")
         match = _RECORD_END.match(self.held, size)
         return match.end() if match else 0
 

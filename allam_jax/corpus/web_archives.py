@@ -115,6 +115,7 @@ def _text_of_page(kind: str, headers: Mapping[str, str], content: bytes, *, limi
         raise BadContent(f"a page of more than {_MOST_TAGS} tags")
     try:
         found = bare_extraction(page, favor_precision=True, include_comments=False)
-        return normalise(found.text) if found and found.text else None
+        text = getattr(found, "text", None)
+        return normalise(text) if text else None
     except Exception:  # lxml and others, on a page of any make
         raise BadContent("a page that cannot be parsed") from None

@@ -142,7 +142,8 @@ codecs.register_error("whatwg", _as_browsers)
 
 def without_chunks(content: bytes) -> bytes:
     """Undoes HTTP's chunked transfer. Content that has no chunks after all stays as it is; BadContent if it is cut."""
-    found, place = [], 0
+    found: list[bytes] = []
+    place = 0
     while head := _CHUNK.match(content, place):
         size, start = int(head[1], 16), head.end()
         if not size:

@@ -116,7 +116,7 @@ def test_repairs_are_idempotent(texts):
         ("phone", "0501234567,0557654321 +966501234567/0501234567", "[PHONE],[PHONE] [PHONE]/[PHONE]"),
         ("phone", "050 123 4567/055 765 4321, 055 765 4321", "[PHONE]/[PHONE], [PHONE]"),
         ("phone", "جوال0501234567 رقم٠٥٠١٢٣٤٥٦٧هاتف tel:+966501234567", "جوال[PHONE] رقم[PHONE]هاتف tel:[PHONE]"),
-        ("phone", "+966\u00a050\u00a0123\u00a04567 050\u202f123\u202f4567", "[PHONE] [PHONE]"),
+        ("phone", "+966\u00a050\u00a0123\u00a04567; 050\u202f123\u202f4567", "[PHONE]; [PHONE]"),
         ("phone", "050\u2011123\u20114567", "[PHONE]"),
         ("phone", "0x0501234567 id0501234567 ab12/0501234567/ 1,0501234567,000 05/03/2024,06/03/2024", None),
         ("phone", "05\u00a003\u00a02024 08.30\u00a009.45", None),
@@ -181,12 +181,12 @@ SC18SSCB11010000000000001497USD SE4550000000058398257466 SI56263300012039086 SK3
 SM86U0322509800000000270100 ST23000100010051845310146 SV62CENR00000000000000700025 TL380080012345678910157
 TN5910006035183598478831 TR330006100519786457841326 UA213223130000026007233566001 VA59001123000012345678
 VG96VPVG0000012345678901 XK051212012345678906
-""".split()
+"""
 
 
 def test_ibans_of_all_countries_in_all_spellings():
     eastern = str.maketrans("0123456789", "٠١٢٣٤٥٦٧٨٩")
-    for iban in IBANS:
+    for iban in IBANS.split():
         grouped = " ".join(iban[i : i + 4] for i in range(0, len(iban), 4))
         for text in (iban, grouped, iban.lower(), grouped.replace(" ", "\u00a0"), grouped.translate(eastern)):
             for after in ("", " SAR", " ALRAJHI BANK", "،", " 1234", "."):

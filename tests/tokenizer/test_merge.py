@@ -269,7 +269,7 @@ def test_refuses_what_it_cannot_merge(trained_base: Tokenizer):
     arabic = sentencepiece_model({"اب": -1.0, "ا": -2.0, "ب": -3.0, "▁": -4.0})
     with pytest.raises(UserError, match="'the': already an ordinary piece"):
         merge_vocabularies(sentencepiece_model({"the": -1.0}), arabic, control_tokens=["the"])
-    with pytest.raises(UserError, match="unknown script 'arabik'; expected one of arabic"):
+    with pytest.raises(UserError, match="unknown script 'arabik'; expected names of Unicode"):
         merge_vocabularies(trained_base, arabic, script="arabik")
     proto = type(arabic.model.proto)()
     proto.CopyFrom(arabic.model.proto)
