@@ -13,6 +13,4 @@ from configs import base
 
 def get_config() -> ConfigDict:
     """Needs init.weights and generate.prompts."""
-    config = base.get_config("generate")
-    config.generate.prompts = ("",)
-    return config
+    return base.get_config("generate")

@@ -16,6 +16,7 @@ class Inputs(Section):
     texts: str = setting("", "files: one, a directory or a glob")
     language: str = setting("", "ISO 639 code of their language")
     pieces: int = setting(16_000, "size of the vocabulary", least=1)
+    validation_share: float = setting(0.02, "of the documents, held out", least=0, below=1)
 
 
 INPUTS = {"full": Inputs()}
@@ -23,7 +24,7 @@ INPUTS = {"full": Inputs()}
 
 def get_config(arg: str = "full") -> ConfigDict:
     _, given = recipe_inputs.read(INPUTS, arg)
-    documents = corpus.documents(given.texts, given.language, validation_share=0.02)
+    documents = corpus.documents(given.texts, given.language, validation_share=given.validation_share)
     config = base.get_config("tokenizer")
     config.tokenizer_training.sources[given.language] = base.texts(path=f"@corpus/{given.language}")
     config.tokenizer_training.vocab_size = given.pieces

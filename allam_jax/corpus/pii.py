@@ -44,7 +44,7 @@ def _ibans() -> str:
     gap, character = f"[ {_WIDE}-]?", f"[{_DIGITS}A-Za-z]"
     found = []
     for length, countries in _IBAN_COUNTRIES.items():
-        names = "|".join(f"[{a}{a.lower()}][{b}{b.lower()}]" for a, b in countries.split())
+        names = "|".join(f"(?i:{country})" for country in countries.split())
         groups, rest = divmod(length - 4, 4)
         end = f"{gap}{character}{{{rest}}}" if rest else ""
         found.append(f"(?:{names}){_DIGIT}{{2}}(?:{gap}{character}{{4}}){{{groups}}}{end}")

@@ -27,6 +27,7 @@ from allam_jax.corpus.pii import redact
 from allam_jax.corpus.readers import FileReader
 from allam_jax.corpus.rules import failed
 from allam_jax.corpus.shards import PartWriter, disk_errors
+from allam_jax.corpus.step_clock import StepClock
 from allam_jax.corpus.tags import Resources, compute
 from allam_jax.corpus.tally import Tally
 from allam_jax.corpus.text_care import repair
@@ -59,18 +60,18 @@ class Step(PipelineStep):
         self.plan, self.tally = plan, tally
 
     def run(self, data: Documents, rank: int = 0, world_size: int = 1) -> Documents:
-        """Processes all documents; counts them and the seconds of processor time in the tally."""
+        """Processes all documents; counts them and the seconds of processor time in the tally (`step_clock.py`)."""
         self._enter(rank)
-        count, size, seconds = 0, 0, 0.0
+        count, size, clock = 0, 0, StepClock()
         for document in data:
-            start = time.thread_time()
+            clock.start()
             count += 1
             size += document.metadata["bytes"]
             result = self._process(document)
-            seconds += time.thread_time() - start
+            clock.stop()
             if result is not None:
                 yield result
-        self._leave(count, size, seconds)
+        self._leave(count, size, clock.seconds)
 
     def _begin(self) -> None:
         """Runs before the first document."""
@@ -103,16 +104,21 @@ class Source(Step):
         """Yields the documents of this rank's part until the tally says that there are enough."""
         self.tally.clear()
         self._enter(rank)
-        count, total, seconds, start = 0, 0, 0.0, time.thread_time()
-        for size, document in self._documents():
+        count, total, clock = 0, 0, StepClock()
+        documents = self._documents()
+        while True:
+            clock.start()
+            found = next(documents, None)
+            clock.stop()
+            if found is None:
+                break
+            size, document = found
             count, total = count + 1, total + size
             if document is not None:
-                seconds += time.thread_time() - start
                 yield document
-                start = time.thread_time()
             if self.tally.enough:
                 break
-        self._leave(count, total, seconds)
+        self._leave(count, total, clock.seconds)
 
     def _documents(self) -> Iterator[tuple[int, PipelineDocument | None]]:
         """Yields (bytes, document) for everything that is read; the document is None where it was removed."""

@@ -69,7 +69,8 @@ def _remedy(path: Path) -> str:
         if other != path and not any(checkpoint_damages(other)):
             return (
                 f"the newest whole one is {other}: to go on from it, run the same command again with "
-                "--config.checkpoint.skip_damaged=True, which moves damaged ones aside, or give its path"
+                "--config.checkpoint.skip_damaged=True, which moves damaged ones aside, or branch from it in another "
+                "--workdir"
             )
     return "there is no other whole one beside it: copy the checkpoint again, or use another run's"
 

@@ -78,8 +78,11 @@ def _kernel(q_ref, k_ref, v_ref, layer_ref, lengths_ref, out_ref, log_z_ref, *, 
     g, h = (max(SMALLEST_TILE, pl.next_power_of_2(size)) for size in (G, H))
     heads_g, places_h = jnp.arange(g), jnp.arange(h)
     exist_gh = (heads_g < G)[:, None] & (places_h < H)[None, :]
+    # Tiles reach beyond the heads and their size, behind the masks. From a start that is not static JAX allows that.
+    zero = 0 * part
+    tile_g, tile_h = pl.ds(zero, g), pl.ds(zero, h)
     layer, length = layer_ref[0], plgpu.load(lengths_ref.at[slot])
-    q_gh = plgpu.load(q_ref.at[slot, head, pl.ds(0, g), pl.ds(0, h)], mask=exist_gh, other=jnp.zeros((), q_ref.dtype))
+    q_gh = plgpu.load(q_ref.at[slot, head, tile_g, tile_h], mask=exist_gh, other=jnp.zeros((), q_ref.dtype))
     blocks = pl.cdiv(pl.cdiv(length, block), P)  # of a part
     first = part * blocks
     last = jnp.minimum(first + blocks, pl.cdiv(length, block))
@@ -91,7 +94,7 @@ def _kernel(q_ref, k_ref, v_ref, layer_ref, lengths_ref, out_ref, log_z_ref, *, 
 
         def tile(ref):
             mask = filled_s[:, None] & (places_h < H)[None, :]
-            where = ref.at[layer, slot, pl.ds(start, block), head, pl.ds(0, h)]
+            where = ref.at[layer, slot, pl.ds(start, block), head, tile_h]
             return plgpu.load(where, mask=mask, other=jnp.zeros((), ref.dtype))
 
         scores_gs = scale * matmul(q_gh, tile(k_ref), transpose_b=True)
@@ -107,7 +110,7 @@ def _kernel(q_ref, k_ref, v_ref, layer_ref, lengths_ref, out_ref, log_z_ref, *, 
     mixed_gh, max_g, sum_g = lax.fori_loop(first, last, step, start)
     empty_g = sum_g == 0.0
     sum_g = jnp.where(empty_g, 1.0, sum_g)
-    out = out_ref.at[slot, head, part, pl.ds(0, g), pl.ds(0, h)]
+    out = out_ref.at[slot, head, part, tile_g, tile_h]
     plgpu.store(out, mixed_gh / sum_g[:, None], mask=exist_gh)
     log_z_g = jnp.where(empty_g, MASKED, max_g + jnp.log(sum_g))
-    plgpu.store(log_z_ref.at[slot, head, part, pl.ds(0, g)], log_z_g, mask=heads_g < G)
+    plgpu.store(log_z_ref.at[slot, head, part, tile_g], log_z_g, mask=heads_g < G)

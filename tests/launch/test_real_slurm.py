@@ -72,7 +72,7 @@ def test_requeued_cancelled_and_submitted_again_it_comes_to_the_same_curve(clust
     until(lambda: "resuming at step" in log_of(workdir))
     cluster.run("scancel", job)  # somebody takes it away
     until(lambda: "|CANCELLED|" in cluster.run("squeue", "-h", "--states=all", "--format=%i|%T|", f"--jobs={job}"))
-    status, _ = run("--status")
+    _, status = run("--status")
     assert re.search(r"steps-400 +(failed|stopped) ", status), status
     run("--launcher=slurm", "--slurm=time=30")
     (again,) = slurm_ids(workdir)
@@ -109,7 +109,7 @@ def test_what_is_refused_is_one_line_and_what_cannot_start_has_a_reason(cluster,
         assert words in line
     assert cluster.run("squeue", "--noheader") == ""
     run("--launcher=slurm", "--slurm=partition=short", "--slurm=time=30")
-    until(lambda: "PartitionTimeLimit" in run("--status")[0], timeout=30)
+    until(lambda: "PartitionTimeLimit" in run("--status")[1], timeout=30)
 
 
 def test_arrays_are_cut_to_what_the_cluster_takes(cluster, sweep):

@@ -114,7 +114,7 @@ def test_a_sweep_through_sbatch(sweeper, finished, scheduler, tmp_path):
     assert array["requeue"] is True
     assert (array["partition"], array["time"], array["nodes"], array["job-name"]) == ("tests", "60", "1", "sweep")
     wait_until(lambda: all(fake_slurm_state(state, f"2_{i}") == "COMPLETED" for i in range(2)))
-    status, _ = sweeper.run(workdir, "--status", **sweep)
+    _, status = sweeper.run(workdir, "--status", **sweep)
     assert "2 runs: 2 finished" in status
     done, _ = sweeper.run(workdir, *flags, **sweep)  # all is there: it collects
     assert json.loads(done.splitlines()[-1])["finished"] == 2

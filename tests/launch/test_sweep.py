@@ -147,7 +147,7 @@ def test_a_broken_run_is_named_and_does_not_stop_the_others(sweeper, finished, t
     assert error.startswith("error: 1 of 6 jobs did not finish: -nowhere: error: /nowhere: no such directory")
     assert f"(log: {workdir}/jobs/-nowhere.log)" in error
     assert {job: len(tries) for job, tries in attempts(workdir).items()} == {"-nowhere": 1}
-    status, _ = sweeper.run(workdir, f"--store={stages}", "--status", arg="broken")
+    _, status = sweeper.run(workdir, f"--store={stages}", "--status", arg="broken")
     assert "5 runs: 4 finished, 1 failed" in status
     assert re.search(r"-nowhere +failed +2/3 train .*no such directory", status)
     collected, _ = sweeper.run(workdir, f"--store={stages}", "--collect", arg="broken")
