@@ -86,12 +86,14 @@ class Served:
 @contextlib.contextmanager
 def serving(engine: Engine, tokenizer: Tokenizer, *, key: str = "", **settings) -> Iterator[Served]:
     """Serves an engine until the end of the block; `settings` are keys of the section."""
-    options = ServeSettings(**({"port": 0, "max_new_tokens": 128, "max_samples": 16} | settings))
+    defaults = {"port": 0, "max_new_tokens": 128, "max_samples": 16, "drain_seconds": 20.0}
+    options = ServeSettings(**(defaults | settings))
     template = ChatTemplate(READY["allam"], tokenizer=tokenizer, name="allam")
     model = Model("small/model", tokenizer, template, engine.capacity, options.max_new_tokens, options.max_samples)
     thread = EngineThread(engine, max_queue=options.max_queue)
     with listen(options) as sock:
-        server = make_server(make_app(thread, model=model, settings=options, key=key), drain_seconds=20)
+        app = make_app(thread, model=model, settings=options, key=key)
+        server = make_server(app, drain_seconds=options.drain_seconds)
         runner = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
         runner.start()
         while not server.started:
@@ -120,6 +122,9 @@ class ScriptedEngine:
     @property
     def free_slots(self) -> int:
         return 1 - len(self._answers)
+
+    def check(self, request: Request) -> None:
+        pass
 
     def submit(self, request: Request) -> None:
         self._answers, self._left = [request], re.findall(r"\S+\s*", self.text)

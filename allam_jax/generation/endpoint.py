@@ -194,4 +194,9 @@ def _choice(item: Mapping[str, Any]) -> tuple[str, str]:
     text = item["text"] if "text" in item else item["message"]["content"]
     if not isinstance(text, str | None):
         raise TypeError(text)
-    return text or "", str(item.get("finish_reason") or "")
+    return _characters(text or ""), _characters(str(item.get("finish_reason") or ""))
+
+
+def _characters(text: str) -> str:
+    """The text with U+FFFD for halves of surrogate pairs, which a server leaves that cuts an answer between them."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 from absl import logging
 
-from allam_jax.errors import UserError
 from allam_jax.generation.engine import Engine
 from allam_jax.generation.requests import Delta, Request
 
@@ -50,12 +49,14 @@ class EngineThread:
         return self._published[1]
 
     def submit(self, request: Request, listener: Listener) -> None:
-        """Queues a request whose deltas `listener` gets, or the exception that ends it.
+        """Queues a request of a new name. `listener` gets its deltas, or the exception that ends it.
 
         Raises:
+            UserError: the engine refuses it.
             QueueFull: too many samples wait.
             RuntimeError: the engine has failed.
         """
+        self._engine.check(request)
         with self._changed:
             if self.failed is not None or self._stopping:
                 raise RuntimeError(f"the engine has ended: {self.failed}")
@@ -104,12 +105,8 @@ class EngineThread:
                 self._engine.cancel(item)
                 continue
             request, listener = item
-            try:
-                self._engine.submit(request)
-            except UserError as error:
-                listener(error)
-            else:
-                self._listeners[request.name] = listener, request.sampling.samples
+            self._engine.submit(request)
+            self._listeners[request.name] = listener, request.sampling.samples
         return not self._stopping
 
     def _deliver(self, deltas: Sequence[Delta]) -> None:

@@ -155,7 +155,6 @@ def _prompts(fields: "_Fields", *, model: Model) -> tuple[list[tuple[int, ...]],
     prompts, texts = [], []
     for one in given:
         if isinstance(one, str):
-            _check_text(one, param="prompt")
             ids = tokenizer.encode(one, bos=tokenizer.bos_id is not None)
             texts.append(one)
         else:
@@ -195,17 +194,7 @@ def _message(message: Any, number: int) -> dict[str, Any]:
         content = "".join(texts)
     if not isinstance(content, str):
         raise BadRequest(f"{where}: expected a text as content", param="messages")
-    for value in (content, message.get("role")):
-        if isinstance(value, str):
-            _check_text(value, param="messages")
     return {**message, "content": content}
-
-
-def _check_text(text: str, *, param: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise BadRequest(f"{param}: half of a surrogate pair, which is no character", param=param) from None
 
 
 def _ids(value: Any, *, vocab_size: int, param: str) -> list[int]:

@@ -164,6 +164,7 @@ def _shard(directory: Path, name: str, number: int) -> Path:
 def _claim(directory: Path, identity: Mapping[str, Any]) -> None:
     """Notes what decides the answers; UserError if earlier answers there were decided by something else."""
     path = directory / STATE_FILE
+    identity = json.loads(json.dumps(identity))  # as it is read back: tuples become lists
     if path.exists():
         earlier = read_json(path, kind=dict)
         different = sorted(key for key in {*identity, *earlier} if identity.get(key) != earlier.get(key))
@@ -175,7 +176,7 @@ def _claim(directory: Path, identity: Mapping[str, Any]) -> None:
     for name in (ANSWERS, ERRORS):
         (directory / name).mkdir(parents=True, exist_ok=True)
         sweep(directory / name)
-    write_json(path, dict(identity))
+    write_json(path, identity)
 
 
 def _errors_of(directory: Path, *, shards: int) -> dict[str, int]:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from allam_jax.corpus.found_files import find_files, kind_of
-from allam_jax.corpus.record_formats import Record, csv_records, json_records, text_records
+from allam_jax.corpus.record_formats import Record, Unreadable, csv_records, json_records, text_records
 from allam_jax.data.documents import DATASET_FILE, DocumentSource
 from allam_jax.errors import UserError
+from allam_jax.files import json_text
 
 MESSAGES = "messages"  # the field of a conversation, in place of a prompt
 _LARGEST_ROW = 1 << 26  # bytes
@@ -80,7 +81,15 @@ class PromptRows:
     def _prompt(self, number: int, record: Record) -> Prompt:
         if isinstance(record, str):
             return Prompt(number, "", problem=f"a row {record}")
-        kept = {name: record[name] for name in self._keep if name in record}
+        read = {name: record[name] for name in (self._field, MESSAGES, *self._keep) if name in record}
+        for name, value in read.items():
+            if isinstance(value, Unreadable):
+                return Prompt(number, "", problem=f"a row with field {name!r} {value}")
+        try:
+            json_text(read).encode()
+        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell as an escape
+            return Prompt(number, "", problem="a row with invalid Unicode")
+        kept = {name: read[name] for name in self._keep if name in read}
         messages, text = record.get(MESSAGES), record.get(self._field)
         if messages is not None:
             if isinstance(messages, list) and messages and all(isinstance(one, dict) for one in messages):

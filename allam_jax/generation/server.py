@@ -188,10 +188,13 @@ class _Answer:
         self._begun = time.monotonic()
 
     def submit(self) -> None:
-        """Queues the prompts; BadRequest if there is no room for them."""
+        """Queues the prompts; BadRequest if the engine refuses them or there is no room."""
         try:
             for name, number in self._names.items():
                 self._engine.submit(Request(name, self.asked.prompts[number], self.asked.sampling), self._hear)
+        except UserError as error:
+            self.give_up()
+            raise BadRequest(str(error)) from None
         except QueueFull:
             self.give_up()
             raise BadRequest("too many requests wait; try again later", status=429, code="queue_full") from None
@@ -206,13 +209,13 @@ class _Answer:
         self._under_way = {}
 
     async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
-        """Index of a choice and what it got, until all have ended; BadRequest if the engine refuses a prompt."""
+        """Index of a choice and what it got, until all have ended; BadRequest if the engine fails."""
         first = True
         while self._under_way:
             event = await self._events.get()
             if isinstance(event, Exception):
                 self.give_up()
-                raise BadRequest(str(event), status=400 if isinstance(event, UserError) else 500)
+                raise BadRequest(f"the engine has failed: {event}", status=500)
             if first:
                 self._metrics.first.observe(time.monotonic() - self._begun)
                 first = False
@@ -301,7 +304,7 @@ class _Gate:
             # A page elsewhere whose name has been made to mean this machine.
             return BadRequest(f"host {request.url.hostname!r}: expected localhost", status=403)
         origin = headers.get("origin")
-        if origin and origin != "null" and origin.partition("://")[2] != headers.get("host"):
+        if origin and origin.partition("://")[2] != headers.get("host"):
             return BadRequest("pages of other sites may not ask", status=403)
         given = headers.get("authorization", "").removeprefix("Bearer ")
         known = hmac.compare_digest(given.encode(), server.key.encode())
@@ -338,6 +341,9 @@ def _parsed(body: bytes, chat: bool, model: Model) -> Asked:
     """A request of the bytes of its body; tokenises, so it runs in a thread."""
     try:
         value = json.loads(body)
+        json.dumps(
+            value, ensure_ascii=False
+        ).encode()  # not with half of a surrogate pair, which answers could not quote
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"the body is no JSON ({error})".replace("\n", " ")[:300]) from None
     return read_request(value, chat=chat, model=model)

@@ -59,16 +59,16 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
 
 def talk(chat: "Conversation") -> None:
     """Reads lines, answers messages and obeys commands until /quit or the end of the input."""
-    with _terminal() as ask:
+    with _terminal() as ask, _CtrlC() as ctrl_c:
         print("Type a message, or /help.", file=sys.stderr, flush=True)
-        while (line := _next_line(ask)) is not None:
+        while (line := ctrl_c.next_line(ask)) is not None:
             command, _, argument = line.strip().partition(" ")
             if command == "/quit":
                 break
             if command.startswith("/"):
                 print(chat.command(command, argument.strip()), flush=True)
             elif line.strip():
-                chat.answer(line, write=_write)
+                chat.answer(line, write=_write, stopped=lambda: bool(ctrl_c.received))
 
 
 class Conversation:
@@ -87,16 +87,16 @@ class Conversation:
             self._reset()
             return f"system: {self._system}" if self._system else "no system message"
         if name == "/save" and argument:
-            path = Path(argument).expanduser()
             try:
+                path = Path(argument).expanduser()
                 files.write_json(path, {"messages": self.messages})
-            except OSError as error:
-                return f"{path}: {error.strerror}"
+            except (OSError, ValueError, RuntimeError) as error:  # NUL in a name; `~somebody` who has no home
+                return f"{argument}: {getattr(error, 'strerror', error)}"
             return f"{len(self.messages)} messages in {path}"
         return HELP
 
-    def answer(self, text: str, *, write: Callable[[str], None]) -> None:
-        """Answers a message piece by piece; Ctrl-C ends the answer. A message that cannot be answered is forgotten."""
+    def answer(self, text: str, *, write: Callable[[str], None], stopped: Callable[[], bool]) -> None:
+        """Answers a message piece by piece until it is `stopped`. A message that cannot be answered is forgotten."""
         self.messages.append({"role": "user", "content": text})
         name = uuid.uuid4().hex
         try:
@@ -113,13 +113,12 @@ class Conversation:
             write(f"{str(error).removeprefix(f'prompt {name}: ')} (/reset forgets the conversation)\n")
             return
         lines, parts = DirectedLines(), list[str]()
-        with StopRequest(notices={"SIGINT": "[stopped]"}) as stop:
-            while self._engine.busy:
-                if stop.received:
-                    self._engine.cancel(name)
-                for delta in self._engine.step():
-                    parts.append(delta.text)
-                    write(lines.push(printable(delta.text)))
+        while self._engine.busy:
+            if stopped():
+                self._engine.cancel(name)
+            for delta in self._engine.step():
+                parts.append(delta.text)
+                write(lines.push(printable(delta.text)))
         write(f"{lines.flush()}\n")
         self.messages.append({"role": "assistant", "content": "".join(parts)})
         self.answers += 1
@@ -128,27 +127,38 @@ class Conversation:
         self.messages = [{"role": "system", "content": self._system}] if self._system else []
 
 
-class _AtPrompt(StopRequest):
-    """While a line is read: Ctrl-C drops it."""
+class _CtrlC(StopRequest):
+    """Ctrl-C during a chat: drops the line that is being typed, and otherwise is noted until the next line."""
+
+    def __init__(self) -> None:
+        super().__init__(notices={"SIGINT": "[stopped]"})
+        self._asking = False
 
     def noted(self, name: str) -> None:
-        raise KeyboardInterrupt
+        if self._asking:
+            self._asking = False
+            raise KeyboardInterrupt
 
-
-def _next_line(ask: Callable[[], str]) -> str | None:
-    """The next line; None at the end of the input."""
-    while True:
-        try:
-            with _AtPrompt(notices={"SIGINT": ""}):
-                return ask()
-        except Terminated:
-            raise
-        except KeyboardInterrupt:
-            print("\n(/quit or Ctrl-D leaves)", file=sys.stderr, flush=True)
-        except EOFError:
-            return None
-        except UnicodeDecodeError:
-            print("this line is not UTF-8", file=sys.stderr, flush=True)
+    def next_line(self, ask: Callable[[], str]) -> str | None:
+        """The next line; None at the end of the input."""
+        while True:
+            self.received.clear()
+            try:
+                self._asking = True
+                line = ask()
+                self._asking = False
+                line.encode()
+                return line
+            except Terminated:
+                raise
+            except KeyboardInterrupt:
+                print("\n(/quit or Ctrl-D leaves)", file=sys.stderr, flush=True)
+            except EOFError:
+                return None
+            except UnicodeError:
+                print("this line is not UTF-8", file=sys.stderr, flush=True)
+            finally:
+                self._asking = False
 
 
 def _write(text: str) -> None:

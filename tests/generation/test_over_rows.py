@@ -132,6 +132,8 @@ RECORDS = [
     {"text": "no prompt"},
     {"prompt": 3},
     {"messages": "hi"},
+    {"prompt": "half \ud83d"},
+    {"prompt": "x", "topic": ["half \ud83d"]},
 ]
 
 
@@ -140,13 +142,15 @@ def test_jsonl_rows(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
     rows = PromptRows(str(tmp_path), split="train", field="prompt", keep=("topic",))
     found = list(rows)
-    assert len(rows) == len(found) == 7
+    assert len(rows) == len(found) == 9
     assert found[0] == Prompt(0, "مرحبا", {"id": 7, "topic": "x"})
     assert found[1].asked == RECORDS[1]["messages"]
     problems = [
         "'prompt' is missing, and so is 'messages'",
         "is not a string",
         "no list",
+        "invalid Unicode",
+        "invalid Unicode",
         "not JSON",
         "not a JSON object",
     ]
@@ -159,11 +163,16 @@ def test_parquet_rows_and_datasets(tmp_path):
     table = pyarrow.table({"messages": conversations, "id": ["a", "b", "c"], "other": [1, 2, 3]})
     pyarrow.parquet.write_table(table, tmp_path / "m.parquet")
     pyarrow.parquet.write_table(pyarrow.table({"q": ["x", "y"]}), tmp_path / "p.parquet")
+    not_utf8 = pyarrow.Array.from_buffers(pyarrow.string(), 2, pyarrow.array([b"good", b"\xff"]).buffers())
+    mixed = pyarrow.table({"messages": [None, None], "prompt": not_utf8})
+    pyarrow.parquet.write_table(mixed, tmp_path / "mixed.parquet")
     given = {"split": "train", "keep": ("other",)}
     found = list(PromptRows(str(tmp_path / "m.parquet"), field="prompt", **given))
     assert [row.asked for row in found] == conversations
     assert found[1].kept == {"id": "b", "other": 2}
     assert [row.asked for row in PromptRows(str(tmp_path / "p.parquet"), field="q", **given)] == ["x", "y"]
+    first, second = PromptRows(str(tmp_path / "mixed.parquet"), field="prompt", **given)
+    assert (first.asked, second.problem) == ("good", "a row with field 'prompt' with invalid UTF-8")
     documents = (Document(text=f"d{n}", id=str(n), source="s", language="en") for n in range(8))
     write_dataset(documents, directory=tmp_path / "set", name="set", validation_share=0.0)
     rows = PromptRows(str(tmp_path / "set"), field="prompt", **given)
@@ -255,7 +264,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         else:
             time.sleep(0.005)
             reason = "content_filter" if text == "filtered" else "length"
-            content = None if text == "filtered" else f"re: {text}"
+            content = {"filtered": None, "cut": "half \ud83d"}.get(text, f"re: {text}")
             choice = {"text": content} if "prompt" in body else {"message": {"role": "assistant", "content": content}}
             choices = [{"index": n, **choice, "finish_reason": reason} for n in reversed(range(body.get("n", 1)))]
             usage = {"prompt_tokens": 3, "completion_tokens": 5}
@@ -299,13 +308,13 @@ def test_an_endpoint_that_misbehaves_loses_nothing(endpoint, tmp_path, monkeypat
         "too long": [(400, {})],
         "sk-secret": [(422, {})],
     }
-    rows = [Prompt(n, text) for n, text in enumerate([*endpoint.script, "good", "filtered"])]
+    rows = [Prompt(n, text) for n, text in enumerate([*endpoint.script, "good", "filtered", "cut"])]
     rows.append(Prompt(len(rows), [{"role": "user", "content": "as chat"}]))
     result = mapped(rows, asking(endpoint, monkeypatch), tmp_path, max_error_share=1.0)
     errors = [json.loads(line) for f in (tmp_path / "errors").iterdir() for line in f.open()]
     found = {record["prompt"]: record["error"] for record in errors}
     assert found.keys() == {"always 500", "always html", "always closes", "hangs", "too long", "sk-secret"}
-    assert result["answered"] == 7
+    assert result["answered"] == 8
     assert found["always 500"].startswith("status 500: ")
     assert found["always html"] == "no completion: <html> <h1>Welcome</h1>"
     assert found["hangs"].startswith("no answer: ")
@@ -314,6 +323,7 @@ def test_an_endpoint_that_misbehaves_loses_nothing(endpoint, tmp_path, monkeypat
     answers = {json.dumps(record.get("prompt")): record["answers"][0] for record in read_answers(tmp_path)}
     assert answers['"filtered"'] == {"text": "", "finish_reason": "content_filter", "tokens": 5}
     assert answers["null"]["text"] == "re: as chat"
+    assert answers['"cut"']["text"] == "half \ufffd"
     _, body, headers = endpoint.seen["good"][0]
     assert body == {"model": "m", "prompt": "good", "max_tokens": 9, "temperature": 0.0}
     assert headers["Authorization"] == "Bearer sk-secret"

@@ -1,5 +1,6 @@
 """The server through clients that are not ours: openai's own, curl, and sockets; its values are those of the engine."""
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -8,10 +9,11 @@ import subprocess
 import threading
 import time
 
+import httpx
 import openai
 import prometheus_client.parser
 import pytest
-from small_server import make_engine, make_tokenizer, serving
+from small_server import ScriptedEngine, make_engine, make_tokenizer, serving
 
 from allam_jax.errors import UserError
 from allam_jax.generation.engine_thread import EngineThread
@@ -174,6 +176,7 @@ GOOD = {"prompt": "x", "max_tokens": 1}
         ({"prompt": [10**9]}, 400, "ids from 1000000000"),
         ({"prompt": ["x", 3]}, 400, "expected whole numbers"),
         (b'{"prompt": "\\ud800"}', 400, "surrogate"),
+        (b'{"prompt": "x", "\\ud800": ["\\ud800"]}', 400, "surrogate"),
         ({"prompt": "x " * 500}, 400, "at most 192"),
         ({"prompt": "x", "max_tokens": 500}, 400, "exceed the context"),
         ({"prompt": "x", "max_tokens": 150}, 400, "at most 128 here"),
@@ -187,6 +190,7 @@ GOOD = {"prompt": "x", "max_tokens": 1}
         (GOOD | {"logprobs": 99}, 400, "logprobs"),
         (GOOD | {"stop": [1]}, 400, "stop: expected"),
         (GOOD | {"stop_token_ids": list(range(40))}, 400, "stop ids"),
+        (GOOD | {"stop_token_ids": list(range(40)), "stream": True}, 400, "stop ids"),
         (GOOD | {"stream": "yes"}, 400, "true or false"),
         (GOOD | {"suffix": "y"}, 400, "suffix is not served"),
         (GOOD | {"logit_bias": {"1": 5}}, 400, "logit_bias is not served"),
@@ -217,7 +221,8 @@ def test_other_paths_and_methods(served):
     assert client.get("/nothing").status_code == 404
     assert client.get("/health").json() == {"status": "ok"}
     assert client.get("/", headers={"Host": "evil.example"}).status_code == 403
-    assert client.post("/v1/completions", json=GOOD, headers={"Origin": "https://evil.example"}).status_code == 403
+    for origin in ("https://evil.example", "null"):  # a frame in a sandbox has none
+        assert client.post("/v1/completions", json=GOOD, headers={"Origin": origin}).status_code == 403
     assert client.post("/v1/completions", json=GOOD, headers={"Origin": served.url}).status_code == 200
 
 
@@ -279,6 +284,12 @@ def test_a_key(engine, tokenizer, served):
         assert openai.OpenAI(base_url=f"{locked.url}/v1", api_key="sesam").models.list().data[0].id == MODEL
 
 
+def connect_error(port):
+    """The number of the error that a new connection has; 0 if it is accepted."""
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port))
+
+
 def test_an_end_lets_answers_end(engine, tokenizer, served):
     served.settle()
     body = {"prompt": "the", "max_tokens": 120, "min_tokens": 120, "temperature": 1.0, "stream": True}
@@ -289,15 +300,32 @@ def test_an_end_lets_answers_end(engine, tokenizer, served):
             found.server.should_exit = True
             assert [line for line in lines if line][-1] == "data: [DONE]"
         until, port = time.monotonic() + 10, int(found.url.rpartition(":")[2])
-        with socket.socket() as sock:
-            while sock.connect_ex(("127.0.0.1", port)) != errno.ECONNREFUSED:
-                assert time.monotonic() < until
-                time.sleep(0.05)
+        while connect_error(port) != errno.ECONNREFUSED:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+
+def test_an_end_does_not_wait_for_ever(tokenizer):
+    engine = ScriptedEngine("word " * 10_000, seconds=0.01)
+    with serving(engine, tokenizer, drain_seconds=0.2) as found:
+        with found.client().stream("POST", "/v1/completions", json=GOOD | {"stream": True}) as response:
+            lines = response.iter_lines()
+            next(lines)
+            found.server.should_exit = True
+            with contextlib.suppress(httpx.RemoteProtocolError):
+                assert "data: [DONE]" not in list(lines)
+        until = time.monotonic() + 10
+        while engine.busy:
+            assert time.monotonic() < until, "the answer goes on"
+            time.sleep(0.02)
 
 
 def test_a_failed_engine_is_said(tokenizer):
     class Broken:
         free_slots, queued, busy = 1, 0, True
+
+        def check(self, request):
+            pass
 
         def submit(self, request):
             pass

@@ -1,12 +1,16 @@
 """The chat in a pseudo-terminal: lines, commands, Ctrl-C, Arabic; the model's part is played by a script."""
 
+import contextlib
+import fcntl
 import json
 import os
 import pty
 import re
 import select
 import signal
+import struct
 import sys
+import termios
 import time
 
 import pytest
@@ -19,6 +23,7 @@ from allam_jax.tasks import chat
 from allam_jax.tokenizer.chat_template import ChatTemplate
 from allam_jax.tokenizer.ready_templates import READY
 
+PROMPT = "> "
 ANSWER = "مرحبا بك\nJAX مكتبة \x1b[2J للأرقام\n- نقطة"
 
 
@@ -26,10 +31,11 @@ class Terminal:
     """A child that talks, and what it has written."""
 
     def __init__(self, tokenizer, answer, *, seconds=0.0):
-        self.shown = ""
+        self.shown, self._unread = "", b""
         self.pid, self._descriptor = pty.fork()
         if self.pid == 0:
             try:
+                fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 500, 0, 0))  # no line is broken
                 self._talk(tokenizer, answer, seconds)
             finally:
                 os._exit(1)
@@ -50,18 +56,30 @@ class Terminal:
     def type(self, text):
         os.write(self._descriptor, text.encode())
 
-    def until(self, text, seconds=20.0):
-        """Reads until the text has been written since the last call; gives all of it."""
-        end, found = time.monotonic() + seconds, b""
-        while text.encode() not in found:
-            assert time.monotonic() < end, found.decode(errors="replace")
+    def until(self, *texts, seconds=20.0):
+        """What is written up to and with one of the texts; what lies behind it is for the next call."""
+        end, wanted = time.monotonic() + seconds, re.compile("|".join(map(re.escape, texts)).encode())
+        while not (match := wanted.search(self._unread)):
+            assert time.monotonic() < end, self._unread.decode(errors="replace")
             if select.select([self._descriptor], [], [], 0.1)[0]:
-                try:
-                    found += os.read(self._descriptor, 65536)
-                except OSError:  # the other end is closed
-                    break
-        self.shown += found.decode(errors="replace")
-        return found.decode(errors="replace")
+                self._unread += os.read(self._descriptor, 65536)
+        found = self._unread[: match.end()].decode(errors="replace")
+        self._unread = self._unread[match.end() :]
+        self.shown += found
+        return found
+
+    def ask(self, line):
+        """Types a line; what is written up to the next prompt."""
+        self.type(f"{line}\n")
+        return self.until(PROMPT)
+
+    def rest(self):
+        """What is written until the process closes the terminal."""
+        with contextlib.suppress(OSError):  # EIO: the other end is closed
+            while piece := os.read(self._descriptor, 65536):
+                self._unread += piece
+        self.shown += self._unread.decode(errors="replace")
+        return self._unread.decode(errors="replace")
 
     def wait(self):
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
@@ -74,56 +92,70 @@ def tokenizer():
 
 def test_a_chat_in_a_terminal(tokenizer, tmp_path):
     terminal = Terminal(tokenizer, ANSWER)
-    terminal.until("> ")
-    terminal.type("كيف حالك؟\n")
-    shown = re.sub(r"\x1b\[\?\d+[hl]|\r", "", terminal.until("- نقطة"))
-    lines = [line for line in shown.split("\n") if line]
-    assert "مرحبا بك" in lines
-    (line,) = [line for line in lines if "JAX" in line]
-    assert line == "\u200fJAX مكتبة \ufffd[2J للأرقام"  # runs from right to left, and commands nothing
-    terminal.until("> ")
-    terminal.type("/nonsense\n")
-    assert "/reset" in terminal.until("> ")
-    terminal.type(f"/save {tmp_path}/chat.json\n")
-    assert "3 messages" in terminal.until("> ")
+    terminal.until(PROMPT)
+    shown = re.sub(r"\x1b\[\?\d+[hl]|\r", "", terminal.ask("كيف حالك؟"))
+    lines = shown.split("\n")
+    # The second line runs from right to left, and commands nothing.
+    assert lines[1:4] == ["مرحبا بك", "\u200fJAX مكتبة \ufffd[2J للأرقام", "- نقطة"]
+    assert "/reset" in terminal.ask("/nonsense")
+    assert "3 messages" in terminal.ask(f"/save {tmp_path}/chat.json")
     saved = json.loads((tmp_path / "chat.json").read_text())["messages"]
     assert [message["role"] for message in saved] == ["system", "user", "assistant"]
     assert saved[1]["content"] == "كيف حالك؟"
     assert saved[2]["content"] == ANSWER
-    terminal.type("/system be brief\n")
-    assert "system: be brief" in terminal.until("> ")
-    terminal.type("\x1b[A\x1b[A\n")  # the line before the last one, from the history
+    assert "No such file" in terminal.ask(f"/save {tmp_path}/none/chat.json")
+    assert "system: be brief" in terminal.ask("/system be brief")
+    up = "\x1b[A"
+    terminal.type(f"{up * 3}\n")  # the first /save again, from the history
     terminal.until("1 messages")
-    terminal.until("> ")
+    terminal.until(PROMPT)
     assert len(json.loads((tmp_path / "chat.json").read_text())["messages"]) == 1
     terminal.type("/quit\n")
-    assert "answers: 1" in terminal.until("answers: 1")
+    assert "answers: 1" in terminal.rest()
     assert terminal.wait() == 0
     assert terminal.shown.count(FIND_DIRECTION) == terminal.shown.count(KEEP_DIRECTION) == 1
 
 
 def test_ctrl_c_stops_an_answer_and_not_the_chat(tokenizer, tmp_path):
     terminal = Terminal(tokenizer, "word " * 400, seconds=0.02)
-    terminal.until("> ")
-    terminal.type("\x03")  # at the prompt
+    terminal.until(PROMPT)
+    terminal.type("a line that is dropped\x03")
     terminal.until("/quit or Ctrl-D leaves")
+    terminal.until(PROMPT)
     for _ in range(2):
         terminal.type("hello\n")
         terminal.until("word word")
         terminal.type("\x03")
         terminal.until("[stopped]")
-        terminal.until("> ")
-    terminal.type(f"/save {tmp_path}/chat.json\n")
-    terminal.until("> ")
-    answers = json.loads((tmp_path / "chat.json").read_text())["messages"][2::2]
-    assert all(re.fullmatch(r"(word )+", one["content"]) and len(one["content"]) < 5 * 400 for one in answers)
+        terminal.until(PROMPT)
+    assert "5 messages" in terminal.ask(f"/save {tmp_path}/chat.json")
+    messages = json.loads((tmp_path / "chat.json").read_text())["messages"]
+    assert [one["content"] for one in messages[1::2]] == ["hello"] * 2
+    assert all(re.fullmatch(r"(word )+", one["content"]) and len(one["content"]) < 5 * 400 for one in messages[2::2])
     terminal.type("\x04")
-    terminal.until("answers: 2")
+    assert "answers: 2" in terminal.rest()
+    assert terminal.wait() == 0
+
+
+def test_ctrl_c_at_any_moment_ends_no_chat(tokenizer):
+    """Also between a line and its answer, and between the answer and the next prompt."""
+    terminal = Terminal(tokenizer, "word")
+    terminal.until(PROMPT)
+    for moment in range(30):
+        terminal.type("hello\n")
+        time.sleep(moment * 2e-4)
+        os.kill(terminal.pid, signal.SIGINT)
+        terminal.until("[stopped]", "/quit or Ctrl-D leaves")
+    terminal.type("/nonsense\n")
+    terminal.until("/reset")
+    terminal.until(PROMPT)
+    terminal.type("\x04")
+    assert "answers: " in terminal.rest()
     assert terminal.wait() == 0
 
 
 def test_a_hang_up_ends_the_chat(tokenizer):
     terminal = Terminal(tokenizer, "x")
-    terminal.until("> ")
+    terminal.until(PROMPT)
     os.kill(terminal.pid, signal.SIGTERM)
     assert terminal.wait() == 1  # the exception of the handler; run.py makes status 0 of it

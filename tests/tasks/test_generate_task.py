@@ -1,9 +1,13 @@
 """Task `generate` as a config runs it: prompts, files of rows, messages, an endpoint, and what is refused."""
 
 import json
+import subprocess
+import sys
+import time
 
 import pytest
 from ml_collections import ConfigDict
+from processes import ROOT, child_environment
 from small_server import make_engine, make_tokenizer, save_model
 
 from allam_jax.errors import UserError
@@ -98,3 +102,35 @@ def test_prompts_as_messages(root, greedy, tmp_path):
 def test_what_is_refused(root, tmp_path, generate, said):
     with pytest.raises(UserError, match=said):
         runner.run(config_of(root, **generate), workdir=tmp_path)
+
+
+@pytest.mark.long
+def test_the_same_answers_after_kills(root, tmp_path):
+    """Sampled answers, killed with -9 in the middle three times, are those of a run that nobody disturbed."""
+    records = [{"prompt": f"the cat {n}" if n % 7 else 3} for n in range(400)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    config = config_of(root, input=str(tmp_path / "in.jsonl"), shard_rows=5, max_error_share=0.5, temperature=1.0)
+    result = runner.run(config, workdir=tmp_path / "whole")
+    given = {f"generate.{key}": config.generate[key] for key in ("input", "shard_rows", "max_error_share")}
+    given |= {"generate.temperature": 1.0, "generate.max_new_tokens": 6, "generate.prompts": "()"}
+    given |= {"init.weights": root / "model", "engine.slots": 4, "engine.burst": 4}
+    command = [sys.executable, "run.py", "--config=configs/generate.py", f"--workdir={tmp_path / 'out'}"]
+    command += [f"--config.{key}={value}" for key, value in given.items()]
+    environment = child_environment(cache=tmp_path / "cache")
+
+    def shards():
+        return len(list((tmp_path / "out" / "answers").glob("*.jsonl")))
+
+    for wanted in (2, 20, 50):
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+        while shards() < wanted:
+            assert process.poll() is None
+            time.sleep(0.001)
+        process.kill()
+        process.wait()
+        assert shards() < 80
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    assert list(read_answers(tmp_path / "out")) == list(read_answers(tmp_path / "whole"))
+    errors = [[f.read_text() for f in sorted((tmp_path / name / "errors").iterdir())] for name in ("out", "whole")]
+    assert errors[0] == errors[1]
+    assert result["answered"] == 400 - len(range(0, 400, 7))
