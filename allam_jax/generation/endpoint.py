@@ -27,6 +27,8 @@ _AGAIN = frozenset({408, 409, 425, 429, *range(500, 600)})
 _FOR_ALL_ROWS = {401: "refuses the key", 403: "refuses the key", 404: "has no such model or address"}
 _LOOK_AHEAD = 4  # rows under way or waiting for an earlier one, for each thread
 _SHOWN = 200  # characters of an answer that is shown in an error
+_LONGEST_PAUSE = 60.0  # seconds, where the server states none
+_LONGEST_STATED = 3600.0
 
 
 class EndpointBackend:
@@ -157,10 +159,6 @@ class _Pace:
         # Spread, so that rows that were refused together do not come back together.
         seconds = min(_LONGEST_PAUSE, 2.0**attempt) * random.uniform(0.5, 1.0)
         return not self._stop.wait(stated if stated is not None else seconds)
-
-
-_LONGEST_PAUSE = 60.0  # seconds, where the server states none
-_LONGEST_STATED = 3600.0
 
 
 def _retry_after(value: str) -> float | None:

@@ -17,14 +17,7 @@ from allam_jax.generation.requests import LARGEST_SEED, Delta, Sampling, TokenLo
 from allam_jax.tokenizer.chat_template import ChatTemplate
 from allam_jax.tokenizer.tokenizer import Tokenizer
 
-_NOT_SERVED = {
-    "tools": None,
-    "functions": None,
-    "logit_bias": None,
-    "suffix": None,
-    "audio": None,
-    "prediction": None,
-}
+_NOT_SERVED = ("tools", "functions", "logit_bias", "suffix", "audio", "prediction")
 _MOST_STOPS = 64
 
 
@@ -75,8 +68,8 @@ def read_request(body: Any, *, chat: bool, model: Model) -> Asked:
     fields = _Fields(body)
     if fields.text("model", model.name) != model.name:
         raise BadRequest(f"no model {body['model']!r} here; {model.name!r} is served", param="model", status=404)
-    for key, harmless in _NOT_SERVED.items():
-        if body.get(key) not in (harmless, [], {}, ""):
+    for key in _NOT_SERVED:
+        if body.get(key) not in (None, [], {}, ""):
             raise BadRequest(f"{key} is not served here", param=key)
     if fields.object("response_format").get("type", "text") != "text":
         raise BadRequest("only response_format text is served here", param="response_format")

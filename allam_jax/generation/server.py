@@ -40,8 +40,10 @@ from allam_jax.interrupts import StopRequest
 
 _PAGE = Path(__file__).with_name("chat_page.html")
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_LOOPBACK_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d*)?", re.IGNORECASE)  # as the header names it
 _LEFT = 499  # status of a request whose client has left, in metrics
 _THROWN_AWAY = 1 << 27  # bytes of a body that is too large that are read before it is refused
+_KEEP_ALIVE = 75  # seconds; longer than clients keep idle connections, or a request would meet one that is being closed
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
@@ -83,7 +85,12 @@ def listen(settings: ServeSettings) -> socket.socket:
 def make_server(app: Starlette, *, drain_seconds: float) -> uvicorn.Server:
     """The server of an application. Set `should_exit`, and it ends when its answers have ended."""
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=math.ceil(drain_seconds)
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=math.ceil(drain_seconds),
     )
     server = uvicorn.Server(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]  # they are ours
@@ -300,11 +307,11 @@ class _Gate:
 
     def _refusal(self, request: HttpRequest) -> BadRequest | None:
         server, headers = self._server, request.headers
-        if server.settings.host in _LOOPBACK and request.url.hostname not in _LOOPBACK:
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if server.settings.host in _LOOPBACK and not _LOOPBACK_HOST.fullmatch(host):
             # A page elsewhere whose name has been made to mean this machine.
-            return BadRequest(f"host {request.url.hostname!r}: expected localhost", status=403)
-        origin = headers.get("origin")
-        if origin and origin.partition("://")[2] != headers.get("host"):
+            return BadRequest(f"host {host!r}: expected localhost", status=403)
+        if origin and origin.partition("://")[2] != host:
             return BadRequest("pages of other sites may not ask", status=403)
         given = headers.get("authorization", "").removeprefix("Bearer ")
         known = hmac.compare_digest(given.encode(), server.key.encode())
