@@ -27,21 +27,18 @@ CACHE_EVERYTHING = {
 _FOREIGN = ("SLURM_", "OMPI_", "PMIX_", "JAX_", "XLA_", "MASTER_", "KUBERNETES_", "JOB_COMPLETION", "CUDA_VISIBLE")
 
 
-def child_environment(
-    *, devices: int = 1, cache: Path | None = None, xla_flags: str = UNOPTIMISED, **variables: str
-) -> dict[str, str]:
+def child_environment(*, devices: int = 1, cache: Path | None = None, **variables: str) -> dict[str, str]:
     """Our environment without any launcher's variables, plus `variables`.
 
     Args:
         devices: number of virtual CPU devices.
         cache: a compilation cache, which keeps even the smallest program.
-        xla_flags: further flags of XLA.
         variables: set last.
     """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
     own = {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {xla_flags}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {UNOPTIMISED}",
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",  # children may import what tests share
     }
     shared = CACHE_EVERYTHING | {"JAX_COMPILATION_CACHE_DIR": str(cache)}

@@ -82,7 +82,7 @@ def bytes_on_a_gpu(tree) -> int:
     return sum(math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("name", ["llama2_7b", "llama2_70b"])
+@pytest.mark.parametrize("name", ["llama2_7b", pytest.param("llama2_70b", marks=pytest.mark.long)])
 def test_a_burst_reads_weights_once_and_leaves_the_cache_where_it_is(name):
     report, module, params, cache = burst(name)
     assert report.argument_bytes >= bytes_on_a_gpu((params, cache))

@@ -11,7 +11,8 @@ from kernels.attention import reference, tokamax_backend
 from kernels.attention.contract import Request
 from kernels.workshop.cases import CASES
 
-CASES_TO_SHOW = [case for case in CASES if case.name in ("grouped", "ragged", "padded_in_front")]
+CASES_TO_SHOW = [case for case in CASES if case.name in ("grouped", "padded_in_front")]
+CASES_TO_SHOW += [pytest.param(case, marks=pytest.mark.long) for case in CASES if case.name == "ragged"]
 
 
 @pytest.mark.parametrize("case", CASES_TO_SHOW, ids=lambda case: case.name)

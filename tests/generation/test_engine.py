@@ -104,22 +104,20 @@ def test_greedy_text_is_that_of_transformers_for_prompts_in_two_languages(tmp_pa
     assert len(prompts) == 50
     sizes = {"hidden_size": 32, "num_key_value_heads": 2, "tie_word_embeddings": True, "max_position_embeddings": 128}
     pair = make_pair(tmp_path, std=0.3, vocab_size=tokenizer.vocab_size, **sizes)
-    common = {"config": pair.config, "options": OPTIONS, "max_new_tokens": 10}
-    eos_id = generate(pair.params, **common, prompts=prompts[:1])[0][6]  # which ends some texts early
-    together = generate(pair.params, **common, prompts=prompts, eos_id=eos_id, slots=8)
-    alone = generate(pair.params, **common, prompts=prompts[::5], eos_id=eos_id, slots=1)
+
+    def theirs(prompt, eos_id):
+        tokens = torch.tensor([prompt])
+        ends = {"eos_token_id": eos_id, "pad_token_id": 0, "attention_mask": torch.ones_like(tokens)}
+        out = pair.torch_model.generate(tokens, do_sample=False, max_new_tokens=10, **ends)
+        return out[0, len(prompt) :].tolist()
+
+    eos_id = theirs(prompts[0], eos_id=None)[6]  # which ends some texts early
+    common = {"config": pair.config, "options": OPTIONS, "max_new_tokens": 10, "eos_id": eos_id}
+    together = generate(pair.params, **common, prompts=prompts, slots=8)
+    alone = generate(pair.params, **common, prompts=prompts[::5], slots=1)
     assert alone == together[::5]
     for prompt, new in zip(prompts, together, strict=True):
-        tokens = torch.tensor([prompt])
-        theirs = pair.torch_model.generate(
-            tokens,
-            attention_mask=torch.ones_like(tokens),
-            do_sample=False,
-            max_new_tokens=10,
-            eos_token_id=eos_id,
-            pad_token_id=0,
-        )[0, len(prompt) :].tolist()
-        assert [*new, *([eos_id] if len(new) < 10 else [])] == theirs
+        assert [*new, *([eos_id] if len(new) < 10 else [])] == theirs(prompt, eos_id)
     assert min(map(len, together)) < 10
 
 
@@ -365,7 +363,14 @@ class _Compilations:
         self._listening = False
 
 
-@pytest.mark.parametrize("sizes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"data": 8}, {"tensor": 4}], ids=str)
+MESHES = (
+    {"data": 2, "fsdp": 2, "tensor": 2},
+    pytest.param({"data": 8}, marks=pytest.mark.long),
+    pytest.param({"tensor": 4}, marks=pytest.mark.long),
+)
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
 def test_meshes_give_the_same_texts(params, sizes):
     requests = [
         request(n, prompt, **one, samples=2)

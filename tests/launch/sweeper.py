@@ -19,8 +19,8 @@ class Sweeper:
     cache: Path
 
     def environment(self, **variables):
-        """What a user would have set, with a compilation cache; programs are optimised as a user's are."""
-        return child_environment(cache=self.cache, xla_flags="", **variables)
+        """What a user would have set, with a compilation cache."""
+        return child_environment(cache=self.cache, **variables)
 
     def start(self, workdir, *flags, arg="", **variables):
         """A process; `variables` of the environment."""

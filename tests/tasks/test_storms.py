@@ -23,7 +23,7 @@ def storm(launcher, reference, tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "number"),
     [
-        ("kills", 2),
+        pytest.param("kills", 4, marks=pytest.mark.long),
         pytest.param("signals", 6, marks=pytest.mark.long),
         pytest.param("disks", 2, marks=pytest.mark.long),
     ],

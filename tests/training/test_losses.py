@@ -181,8 +181,17 @@ def test_same_on_a_mesh_without_gathering_logits():
 
 
 # (8, 12): everything can be cut. (3, 11): neither rows nor positions. tensor 8: the last device holds padding only.
-@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 2, 4), (1, 1, 8), (4, 2, 1)])
-@pytest.mark.parametrize(("rows", "length"), [(8, 12), (8, 11), (3, 11)])
+@pytest.mark.parametrize(
+    ("sizes", "rows", "length"),
+    [
+        ((2, 2, 2), 8, 12),
+        ((2, 2, 2), 8, 11),
+        ((2, 2, 2), 3, 11),
+        ((1, 2, 4), 3, 11),
+        ((1, 1, 8), 8, 12),
+        ((4, 2, 1), 8, 11),
+    ],
+)
 def test_any_mesh_gives_what_one_device_gives(sizes, rows, length):
     data, fsdp, tensor = sizes
     mesh = make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor})
