@@ -58,6 +58,7 @@ def test_a_chat(tokenizer, phone):
         directions = "return [...document.querySelectorAll('.assistant p, .assistant h3, .assistant pre, .user > div')]"
         found = browser.js(f"{directions}.map(e => getComputedStyle(e).direction)")
         assert found == ["rtl", "rtl", "rtl", "ltr", "ltr"]
+        assert browser.js("return getComputedStyle(document.querySelector('.assistant ol')).direction") == "rtl"
         assert browser.js("return document.querySelector('.assistant a').getAttribute('rel')").startswith("noopener")
         width = browser.js("return [document.documentElement.scrollWidth, innerWidth, innerHeight]")
         assert width[0] <= width[1]

@@ -36,6 +36,8 @@ class Process:
         with self.log.open("w") as log:
             self.popen = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
         self.port, self.url = port, f"http://127.0.0.1:{port}"
+
+    def wait_until_ready(self):
         until = time.monotonic() + 120
         while "serving small" not in self.log.read_text():
             assert self.popen.poll() is None, self.log.read_text()
@@ -55,6 +57,22 @@ def root(tmp_path_factory):
     directory = tmp_path_factory.mktemp("served")
     save_model(directory)
     return directory
+
+
+@pytest.fixture
+def start(root):
+    """Starts the server at a port; the test's end is that of all servers."""
+    started = []
+
+    def start(port):
+        started.append(Process(root, port))
+        started[-1].wait_until_ready()
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.popen.kill()
+        server.popen.wait()
 
 
 def head(length, path="/v1/completions"):
@@ -149,8 +167,8 @@ async def storm(port):
     return found
 
 
-def test_a_storm_of_clients_and_a_kill(root):
-    server = Process(root, free_port())
+def test_a_storm_of_clients_and_a_kill(start):
+    server = start(free_port())
     text = server.text()
     process = psutil.Process(server.popen.pid)
     asyncio.run(storm(server.port))  # once before the memory is looked at
@@ -173,7 +191,7 @@ def test_a_storm_of_clients_and_a_kill(root):
     assert "Traceback" not in server.log.read_text()
     server.popen.kill()
     server.popen.wait()
-    again = Process(root, server.port)  # the same port, at once
+    again = start(server.port)  # the same port, at once
     assert again.text() == text
     ended_by_sigterm(again)
 
