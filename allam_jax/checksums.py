@@ -192,7 +192,7 @@ def write_list(
     unread = [name for name in found if name not in entries]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         entries.update(zip(unread, pool.map(lambda name: entry_of(directory / name), unread), strict=True))
-    _write(directory, dict(sorted(entries.items())), arrays or {})
+    _write(directory, entries, arrays or {})
 
 
 def entry_of(path: Path) -> tuple[int, str]:
@@ -236,7 +236,8 @@ def _holds(path: Path, content: bytes) -> bool:
 
 
 def _write(directory: Path, files: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
-    values = {"version": _VERSION, "files": {name: list(entry) for name, entry in files.items()}, "arrays": arrays}
+    entries = {name: list(entry) for name, entry in sorted(files.items())}
+    values = {"version": _VERSION, "files": entries, "arrays": arrays}
     write_json(directory / FILE_LIST, values | {"checksum": hash_json(values)})
 
 

@@ -188,6 +188,12 @@ def read_json(path: Path, *, kind: type = object, keys: Keys | None = None) -> A
     return parse_json(raw, path=path, kind=kind, keys=keys)
 
 
+def refuse_pointer(path: Path, content: bytes) -> None:
+    """UserError if a file begins like the pointer that Git leaves where it has not fetched a large file."""
+    if content.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path}: a pointer of Git LFS, not the file itself; run `git lfs pull` in its directory")
+
+
 def parse_json(raw: bytes, *, path: Path, kind: type = object, keys: Keys | None = None) -> Any:
     """The value of the content of `path`; see `read_json`."""
     try:

@@ -28,6 +28,7 @@ from absl import app, flags, logging
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
 from machine import copy_bandwidth, sgemm_peaks  # noqa: E402
+from random_weights import write_weights  # noqa: E402
 
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed runs of each contestant.", lower_bound=1)
 CORES = flags.DEFINE_integer("cores", 2, "CPU cores to use.", lower_bound=1)
@@ -37,30 +38,21 @@ PREFILL = flags.DEFINE_bool("prefill", True, "Also time the prefill.")
 
 PROMPT, STEPS, LONG_PROMPT, CAPACITY, V = 128, 16, 1024, 1152, 49_152
 OURS = "allam_jax"
+SHAPE = {
+    "hidden_size": 576,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "intermediate_size": 1536,
+    "vocab_size": V,
+    "max_position_embeddings": 8192,
+    "rope_theta": 100_000.0,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.05,
+}
 
 Run = Callable[[], tuple[float, list[int]]]  # seconds, and the tokens of the first text
 Side = Callable[[int], Run]  # of a batch; 0 is the prefill
-
-
-def write_weights(directory: Path) -> None:
-    """Writes random weights as a Hugging Face directory for both sides."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=576,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        intermediate_size=1536,
-        vocab_size=V,
-        max_position_embeddings=8192,
-        rope_theta=100_000.0,
-        tie_word_embeddings=True,
-        initializer_range=0.05,
-    )
-    LlamaForCausalLM(config).save_pretrained(directory)
 
 
 def ours(weights: Path, prompts: np.ndarray) -> Side:
@@ -180,7 +172,7 @@ def main(argv: list[str]) -> None:
     prompts = np.random.default_rng(0).integers(3, V, (max(batches), LONG_PROMPT))
     with tempfile.TemporaryDirectory() as directory:
         weights = Path(directory) / "weights"
-        write_weights(weights)
+        write_weights(weights, **SHAPE)
         sides = {OURS: ours(weights, prompts), "eager": theirs(weights, prompts, static=False)}
         if COMPILE.value:
             compiled = theirs(weights, prompts, static=True)

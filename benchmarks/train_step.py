@@ -28,6 +28,7 @@ from absl import app, flags, logging
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
 from machine import sgemm_peaks  # noqa: E402
+from random_weights import write_weights  # noqa: E402
 
 ROUNDS = flags.DEFINE_integer("rounds", 15, "Timed steps of each contestant.", lower_bound=1)
 CORES = flags.DEFINE_integer("cores", 2, "CPU cores to use.", lower_bound=1)
@@ -36,6 +37,16 @@ HUGE_PAGES = flags.DEFINE_bool("huge_pages", False, "Let malloc use huge pages, 
 
 B, T, V, LEARNING_RATE = 8, 256, 8192, 3e-4
 OURS = "allam_jax"
+SHAPE = {
+    "hidden_size": 256,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "intermediate_size": 688,
+    "vocab_size": V,
+    "max_position_embeddings": T,
+    "tie_word_embeddings": False,
+}
 
 Step = Callable[[], float]  # runs one training step and returns its loss
 
@@ -112,25 +123,6 @@ def torch_step(weights: Path, ids_BT: np.ndarray, *, attention: str, compiled: b
     return run
 
 
-def write_weights(directory: Path) -> None:
-    """Writes random weights as a Hugging Face directory for both sides."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=256,
-        num_hidden_layers=6,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        intermediate_size=688,
-        vocab_size=V,
-        max_position_embeddings=T,
-        tie_word_embeddings=False,
-    )
-    LlamaForCausalLM(config).save_pretrained(directory)
-
-
 def measure(contestants: dict[str, Step], rounds: int) -> dict[str, dict]:
     """Runs the steps in turn. Returns median and fastest wall seconds, median CPU seconds, and all losses."""
     names = list(contestants)
@@ -180,7 +172,7 @@ def main(argv: list[str]) -> None:
     ids_BT = np.random.default_rng(0).integers(0, V, (B, T + 1)).astype(np.int32)
     with tempfile.TemporaryDirectory() as directory:
         weights = Path(directory) / "weights"
-        write_weights(weights)
+        write_weights(weights, **SHAPE)
         ours, flops = our_step(weights, ids_BT)
         contestants = {
             OURS: ours,

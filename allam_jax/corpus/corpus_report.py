@@ -129,7 +129,9 @@ def _not_read(plan: CorpusPlan, tallies: Tallies) -> str:
         examples: dict[tuple[str, str], str] = {}
         for file, read in sorted(tally.get("files", {}).items()):
             damage = {read["damage"].partition(" (")[0]: 1} if read["damage"] else {}
+            is_empty = not (read["documents"] or damage or read["bad"] or read["other"])
             kinds = {
+                "files": {"empty": 1} if is_empty else {},
                 "rest of a file": damage,
                 "records": read["bad"],
                 "not text": read["other"],

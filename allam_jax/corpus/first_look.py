@@ -1,5 +1,7 @@
 """A first look at all inputs of a corpus, so that what stops a run stops it before the work."""
 
+import contextlib
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +11,16 @@ from absl import logging
 from allam_jax.corpus import web_archives
 from allam_jax.corpus.corpus_plan import CorpusPlan
 from allam_jax.corpus.found_files import kind_of
+from allam_jax.corpus.readers import FileReader
 from allam_jax.corpus.record_formats import csv_records
 from allam_jax.corpus.settings import DocumentsSettings
+from allam_jax.corpus.shards import FIELDS
 from allam_jax.corpus.text_lines import DamagedFile
-from allam_jax.errors import UserError
+from allam_jax.errors import UserError, nearest
 from allam_jax.files import shown
+
+_KNOWN = (*FIELDS, "url", "date", "domain", "tags")  # fields that every document has, though they may be empty
+_RECORDS = 100  # of a file, in which a field that is asked for is looked for
 
 
 def check_inputs(plan: CorpusPlan) -> None:
@@ -34,6 +41,29 @@ def check_inputs(plan: CorpusPlan) -> None:
                 _check_file(file, source, fields=plan.record_fields(name))
             except DamagedFile:
                 continue  # counted when its turn comes
+
+
+def check_fields(plan: CorpusPlan) -> None:
+    """UserError for a field in `features`, `url_field` or `date_field` that the first records of no file have."""
+    asked = {name: "features" for name in plan.settings.features}
+    for name, source in plan.sources.items():
+        asked |= {getattr(source, key): f"sources.{name}.{key}" for key in ("url_field", "date_field")}
+    missing = {name: key for name, key in asked.items() if name and name not in _KNOWN}
+    seen: set[str] = set()
+    for name, source in plan.sources.items():
+        for file in plan.found[name].files.values() if source.path else ():
+            if not missing.keys() - seen:
+                return
+            reader = FileReader(source, source=name, files=[file], fields=plan.record_fields(name))
+            with contextlib.suppress(DamagedFile):  # counted when its turn comes
+                for record in itertools.islice(reader.records(file), _RECORDS):
+                    seen |= record.keys() if isinstance(record, dict) else set()
+    for name, key in missing.items():
+        if name not in seen:
+            raise UserError(
+                f"config.corpus.{key}: none of the first {_RECORDS} records of any file has a field {name!r}; "
+                f"{nearest(name, sorted({*_KNOWN, *seen}))}"
+            )
 
 
 def _check_file(file: Path, source: DocumentsSettings, *, fields: Sequence[str]) -> None:

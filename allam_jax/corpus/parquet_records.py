@@ -17,6 +17,7 @@ from allam_jax.corpus.text_lines import DamagedFile
 
 _ROWS = 1000  # of a batch, unless they are large
 _BATCH_BYTES = 1 << 28
+_MICROSECOND = datetime.timedelta(microseconds=1)
 
 
 def parquet_records(file: Path, *, text_field: str, optional: Sequence[str], limit: int) -> Iterator[Record]:
@@ -135,7 +136,7 @@ def _plain(value: Any) -> Any:
         case datetime.date() | datetime.time():  # and datetime.datetime
             return value.isoformat()
         case datetime.timedelta():
-            return f"PT{value.total_seconds():g}S"
+            return f"PT{decimal.Decimal(value // _MICROSECOND) / 10**6:f}S"
         case decimal.Decimal():
             return str(value)
         case bytes():

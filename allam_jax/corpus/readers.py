@@ -121,14 +121,15 @@ class FileReader:
     def _readable_records(self, file: Path) -> Iterator[Record]:
         """The records up to the damage, if there is any; raises if more files than accepted are damaged."""
         try:
-            yield from self._records(file)
+            yield from self.records(file)
         except DamagedFile as error:
             self.counts[file].damage = str(error).removeprefix(f"{file}: ")
             damaged = sum(bool(counts.damage) for counts in self.counts.values())
             if damaged > self._max_damaged:
                 raise
 
-    def _records(self, file: Path) -> Iterator[Record]:
+    def records(self, file: Path) -> Iterator[Record]:
+        """The records of one of the files, or the reasons why they cannot be read; raises DamagedFile."""
         kind, field, limit = kind_of(file), self._text_field, self._settings.max_record_bytes
         if kind == "parquet":
             from allam_jax.corpus.parquet_records import parquet_records  # pyarrow takes a second to import

@@ -124,7 +124,7 @@ def _resolve(*, coordinator: str | None, num_processes: int | None, process_id: 
     if num_processes is not None and process_id is not None:
         if not 0 <= process_id < num_processes:
             raise UserError(f"--process_id={process_id}: expected 0 to {num_processes - 1} (--num_processes)")
-        launch = Launch("flags", num_processes=num_processes, process_id=process_id, coordinator=coordinator)
+        launch = Launch("--num_processes", num_processes=num_processes, process_id=process_id, coordinator=coordinator)
         if num_processes == 1:
             return None
     else:

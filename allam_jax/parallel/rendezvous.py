@@ -24,6 +24,7 @@ from allam_jax.parallel.lifeline import Lifeline
 
 _LINE = 1 << 24  # bytes, at most: the facts are a whole config
 _CHUNK = 65_536
+_HOLDER_SECONDS = 3.0  # in which a process that listens at one's own port answers
 _SAY_AFTER_SECONDS = (10, 30, 60, 120, 240)  # of waiting
 
 
@@ -98,10 +99,11 @@ def _receive_all(
             ("", port), family=family, backlog=num_processes, dualstack_ipv6=family == socket.AF_INET6
         )
     except OSError as error:
-        raise UserError(
-            f"coordinator {coordinator}: process 0 cannot listen on port {port} ({error.strerror}); "
-            "choose another port, end the process that holds it, or give each process its own --process_id"
-        ) from None
+        told = _told_at(port, hello=hello) or (
+            f"process 0 cannot listen on port {port} ({error.strerror}); choose another port, or end the process that "
+            "holds it"
+        )
+        raise UserError(f"coordinator {coordinator}: {told}") from None
     arrived: dict[int, socket.socket] = {}
     patience = _Patience(deadline)
     problem = None
@@ -128,7 +130,7 @@ def _receive_all(
                 )
                 _answer(connection, {"error": problem})
             elif process_id in arrived or not 0 < process_id < num_processes:
-                problem = f"two processes came with process id {process_id}; each needs its own"
+                problem = f"two processes came with process id {process_id}; give each its own --process_id"
                 _answer(connection, {"error": problem})
             else:
                 arrived[process_id] = connection
@@ -139,6 +141,19 @@ def _receive_all(
     if problem is not None:
         raise UserError(f"coordinator {coordinator}: {problem}")
     return arrived
+
+
+def _told_at(port: int, *, hello: Mapping[str, Any]) -> str | None:
+    """What is wrong with this process, in the words of one of its job that listens at its port already, if one does.
+
+    So the first of two processes 0 on one machine ends too, instead of waiting for a process that will not come.
+    """
+    try:
+        with socket.create_connection(("localhost", port), timeout=_HOLDER_SECONDS) as connection:
+            connection.sendall(json.dumps(hello).encode() + b"\n")
+            return _read(connection, deadline=time.monotonic() + _HOLDER_SECONDS).get("error")
+    except OSError:
+        return None
 
 
 def _difference(mine: Mapping[str, Any], theirs: Mapping[str, Any], *, process_id: int) -> str | None:

@@ -7,6 +7,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from allam_jax.parallel.gpus import GPUS, known_gpu
+from allam_jax.parallel.host_memory import check_memory
 from allam_jax.planning.gpu_cluster import Cluster
 from allam_jax.planning.run_plan import RunPlan
 from allam_jax.planning.search import does_not_fit, gib, ranked
@@ -18,8 +19,10 @@ TOLERANCE = 1.15  # the formulas are off by a few percent; a run is refused only
 def check_fits(run: RunDescription, *, mesh: Mesh) -> None:
     """Raises UserError, with the nearest layout that fits, if the step needs clearly more memory than a device has.
 
-    A step that is close to the limit gives a warning. Without a known memory limit, as on CPUs, nothing is checked.
+    A step that is close to the limit gives a warning. On CPUs the state alone is compared with the machine's memory.
     """
+    remedy = "choose a smaller model, or see with --config.task=plan what it needs on GPUs"
+    check_memory(run.abstract_state(mesh), what="the parameters and the optimizer's state", remedy=remedy)
     device = mesh.local_devices[0]
     stats = device.memory_stats()
     if device.platform != "gpu" or not stats or not stats.get("bytes_limit"):

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from allam_jax.files import write_text
 
 # What Markdown, GitHub's dialect of it and HTML take for more than its letters. An underscore inside a word is plain.
@@ -104,9 +106,10 @@ def duration(seconds: float) -> str:
 
 
 def write_report(path: Path, *, title: str, sections: Sequence[str]) -> None:
-    """Writes a Markdown file: the title, the time of writing (UTC) and the sections."""
+    """Writes a Markdown file: the title, the time of writing (UTC) and the sections. Logs where it lies."""
     written = time.strftime("Written %Y-%m-%d %H:%M UTC.", time.gmtime())
     write_text(path, "\n\n".join((f"# {title}", written, *sections)) + "\n")
+    logging.info("report: %s", path)
 
 
 def _line(cells) -> str:

@@ -11,7 +11,7 @@ from allam_jax.config import require
 from allam_jax.corpus import pipeline
 from allam_jax.corpus.corpus_plan import make_corpus_plan
 from allam_jax.corpus.corpus_report import write_corpus_report
-from allam_jax.corpus.first_look import check_inputs
+from allam_jax.corpus.first_look import check_fields, check_inputs
 from allam_jax.corpus.shards import read_manifest
 from allam_jax.settings import Settings
 
@@ -25,10 +25,12 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     plan = make_corpus_plan(config.corpus, workdir=workdir, seed=config.seed)
     wanted = pipeline.outdated(plan, workdir=workdir)
     if wanted:
+        whole = plan
         if not plan.shares_duplicates:
             settings = dataclasses.replace(config.corpus, sources={name: sources[name] for name in wanted})
             plan = make_corpus_plan(settings, workdir=workdir, seed=config.seed)
         check_inputs(plan)
+        check_fields(whole)
         report = functools.partial(write_corpus_report, plan, workdir=workdir)
         pipeline.run(plan, workdir=workdir, report=report)
         pipeline.clear(plan)

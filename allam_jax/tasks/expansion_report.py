@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from allam_jax.errors import UserError
 from allam_jax.report import curves as figures
 from allam_jax.report.environment import environment
 from allam_jax.report.markdown import figure, section, table, write_report
@@ -40,9 +41,15 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     arms = {method: stages.arms[method] for method in sorted(stages.arms, key=lambda name: (name == "random", name))}
     metrics = {method: read_metrics(Path(arm.continued) / "metrics.jsonl") for method, arm in arms.items()}
     curves = {method: evaluation_curves(rows) for method, rows in metrics.items()}
+    for method, by_language in curves.items():
+        if not by_language:
+            raise UserError(
+                f"{arms[method].continued}: was trained without evaluations, so there is nothing to compare; give its "
+                "stage eval.sources"
+            )
     step0 = {method: _result(arm.expand)["step0"] for method, arm in arms.items()}
-    if stages.base:
-        base = {name: value for name, value in _result(stages.base)["bits_per_byte"][-1].items() if name != "step"}
+    if stages.base and (evaluations := _result(stages.base)["bits_per_byte"]):
+        base = {name: value for name, value in evaluations[-1].items() if name != "step"}
     else:
         base = {name: values["bits_per_byte_base"] for name, values in next(iter(step0.values())).items()}
     result = {
@@ -57,7 +64,10 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         },
         "bits_per_byte": {
             "base": base,
-            "step0": {method: {name: curve[0][1] for name, curve in by.items()} for method, by in curves.items()},
+            "step0": {
+                method: {name: curve[0][1] for name, curve in by.items() if curve[0][0] == 0}
+                for method, by in curves.items()
+            },
             "final": {method: {name: curve[-1][1] for name, curve in by.items()} for method, by in curves.items()},
         },
         "steps_earlier": _steps_earlier(curves),
@@ -110,20 +120,29 @@ def _write_report(workdir: Path, *, result: dict[str, Any], curves: dict[str, Cu
     languages = list(scores["base"])
     summary = [{"model": "base, before", **scores["base"]}]
     for method in curves:
-        summary.append({"model": f"{method}, step 0", **scores["step0"][method]})
+        if scores["step0"][method]:
+            summary.append({"model": f"{method}, step 0", **scores["step0"][method]})
         summary.append({"model": f"{method}, end", **scores["final"][method]})
     if "evaluation" in result:
         summary.append({"model": "export, evaluated again", **result["evaluation"]})
-    columns = {f"{method} {name}": dict(curves[method][name]) for method in curves for name in languages}
-    steps = sorted(next(iter(columns.values())))
+    columns = {f"{method} {name}": dict(curve) for method, by in curves.items() for name, curve in by.items()}
+    steps = sorted({step for column in columns.values() for step in column})
     by_step = [{"step": step} | {name: column.get(step) for name, column in columns.items()} for step in steps]
-    tokens = [{"tokenizer": name, **domains} for name, domains in result["fertility"].items()]
+    own = {"base", "extended", "merged"}  # the third is of the new language's script
+    tokens = [
+        {"tokenizer": name if name in own else f"{name} only", **domains}
+        for name, domains in result["fertility"].items()
+    ]
     earlier = [{"method": method, **steps} for method, steps in result["steps_earlier"].items()]
     step0 = [
         {"method": method, "language": language, **values}
         for method, report_of in result["step0_report"].items()
         for language, values in report_of.items()
     ]
+    unmet = [language_name(name) for name, bits in scores["base"].items() if bits > 8]
+    remark = (
+        f"The base knows no {' and no '.join(unmet)}: 8 bits per byte is what even chances for all bytes would take."
+    )
     comparison: tuple[str, ...] = ()
     if "random" in curves:
         comparison = (
@@ -135,9 +154,11 @@ def _write_report(workdir: Path, *, result: dict[str, Any], curves: dict[str, Cu
             table(earlier, ["method", *languages]),
         )
     sections = [
+        section("In short", *_in_short(result, method=next(iter(curves)))),
         section(
             "Bits per byte of held-out text",
             table(summary, ["model", *languages]),
+            *([remark] if unmet else []),
             figure(
                 folder / "bits_per_byte.png",
                 caption="Bits per byte during continued pre-training, by language; dashed: the base model.",
@@ -168,6 +189,25 @@ def _write_report(workdir: Path, *, result: dict[str, Any], curves: dict[str, Cu
     write_report(report, title=title, sections=sections)
 
 
+def _in_short(result: dict[str, Any], *, method: str) -> tuple[str, ...]:
+    """What the first method did to each language, in a sentence each."""
+    base, final = result["bits_per_byte"]["base"], result["bits_per_byte"]["final"][method]
+    before, after = next(iter(result["fertility"].values())), list(result["fertility"].values())[-1]
+    lines = []
+    for name in base:
+        bits = f"{final[name]:.3f} bits per byte of held-out text, {_change(base[name], final[name])} the base model"
+        tokens = ""
+        if name in after:
+            tokens = f"; {after[name]:.2f} tokens per word, {_change(before[name], after[name])} its tokenizer"
+        lines.append(f"- {language_name(name)}: {bits}{tokens}.")
+    return ("\n".join(lines),)
+
+
+def _change(before: float, after: float) -> str:
+    share = f"{abs(after / before - 1):.1%}"
+    return "as many as" if share == "0.0%" else f"{share} {'fewer' if after < before else 'more'} than"
+
+
 def _evaluated(stage: str) -> dict[str, Any]:
     """Bits per byte of the exported model, if a stage evaluated it."""
     if not stage:
@@ -183,10 +223,20 @@ def _segmentation(shares: dict[str, float]) -> tuple[str, ...]:
         return (
             "The new language shares its script with the base's, so new pieces can change old text. Shares of held-out "
             "lines whose segmentation changed, and of tokens that are no longer needed:",
-            table([{"lines": name, "changed": 1 - equal[name], "tokens saved": saved[name]} for name in equal]),
+            table(
+                [
+                    {"lines": name, "changed": f"{1 - equal[name]:.2%}", "tokens saved": f"{saved[name]:.2%}"}
+                    for name in equal
+                ]
+            ),
         )
     return (
         "Share of held-out lines that are segmented as before, those of the script by its own tokenizer and the "
         "others by the base:",
-        table([{"lines": kind, "share": share} for kind, share in equal.items()]),
+        table(
+            [
+                {"lines": "all others" if kind.startswith("non_") else f"in {kind}", "share": share}
+                for kind, share in equal.items()
+            ]
+        ),
     )

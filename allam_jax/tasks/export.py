@@ -14,6 +14,7 @@ from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.settings import Settings
 from allam_jax.tasks.setup import open_mesh, open_model
 from allam_jax.tokenizer.generation_config import complete_generation
+from allam_jax.tokenizer.sentencepiece_model import SentencePieceModel
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.weights.directory import save_weights
 from allam_jax.weights.huggingface import export_huggingface
@@ -56,6 +57,11 @@ def write_formats(
     if "huggingface" in paths:
         generation = complete_generation(tokenizer, tokenizer_dir)
         pad_id = generation.get("pad_token_id")
+        if architecture.model_type == "qwen2" and isinstance(tokenizer.model, SentencePieceModel):
+            logging.warning(
+                "transformers 5 takes the tokenizer of every qwen2 model for Qwen's, with other ids than this one's; "
+                "load it with PreTrainedTokenizerFast instead of AutoTokenizer"
+            )
         export_huggingface(
             workdir / "huggingface",
             params=params,

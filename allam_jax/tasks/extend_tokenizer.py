@@ -12,8 +12,10 @@ from allam_jax.settings import Settings
 from allam_jax.tasks.merge_tokenizer import FERTILITY_FIGURE, FERTILITY_FILE, PROOF_FILE
 from allam_jax.tasks.texts import lines_of, read_texts
 from allam_jax.tokenizer.fertility import fertility_bars, fertility_table
+from allam_jax.tokenizer.generation_config import keep_conversation
 from allam_jax.tokenizer.piece_extension import extend_vocabulary, measure_extension
 from allam_jax.tokenizer.tokenizer import Tokenizer
+from allam_jax.tokenizer.tokenizer_files import directory_of
 
 
 def run(config: Settings, workdir: Path) -> dict[str, Any]:
@@ -47,6 +49,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     files.write_json(workdir / PROOF_FILE, measured)
     files.write_json(workdir / FERTILITY_FILE, table)
     extended.save(workdir)
+    keep_conversation(directory_of(options.base), to=workdir)
     return {
         "vocab_size": extended.vocab_size,
         "fingerprint": extended.fingerprint,

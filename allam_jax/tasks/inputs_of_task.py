@@ -1,6 +1,6 @@
 """The files that a config's task reads: what lies at the paths of its sections, except stages of the same recipe."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,39 @@ def inputs_of(config: ConfigDict) -> dict[str, InputFiles]:
 def inputs_of_settings(settings: Settings) -> dict[str, InputFiles]:
     """`inputs_of` for a config that has been read."""
     found: dict[str, InputFiles] = {}
+    for key, kind, path, owner in _named(settings):
+        try:
+            files = _LISTED[kind](Path(path), owner)
+        except UserError:
+            files = []
+        found[key] = look(path if path.is_dir() else _above(path), files)
+    return found
+
+
+def check_named(config: ConfigDict, *, made: Sequence[Path] = ()) -> None:
+    """UserError for the first path of a config at which its task will find nothing that it reads.
+
+    Only looks which files there are. `made`: directories that the recipe itself writes; nothing needs to be there yet.
+    """
+    for key, kind, path, owner in _named(settings_of(config)):
+        if any(path.absolute().is_relative_to(directory.absolute()) for directory in made):
+            continue
+        try:
+            there = any(file.is_file() for file in _LISTED[kind](path, owner))
+        except UserError as error:
+            raise UserError(f"config.{key}: {error}") from None
+        if not there and kind not in ("stage", "template"):
+            found = "holds no files that this key reads" if path.exists() else "no such file or directory"
+            raise UserError(f"config.{key}: {path}: {found}; give the path of what is there")
+
+
+def _named(settings: Settings) -> Iterator[tuple[str, str, Path, Any]]:
+    """Key, kind, path and the section that holds it, for every path that is given and is no reference to a stage."""
     for cls in task_named(settings.task).sections:
         holder = getattr(settings, cls.section_name) if cls.section_name else settings
         for key, kind, path, owner in _paths(cls, holder, prefix=cls.section_name):
             if path and not path.startswith("@"):
-                try:
-                    files = _LISTED[kind](Path(path), owner)
-                except UserError:
-                    files = []
-                folder = Path(path)
-                found[key] = look(folder if folder.is_dir() else _above(folder), files)
-    return found
+                yield key, kind, Path(path), owner
 
 
 def _paths(cls: type[Section], holder: Any, *, prefix: str) -> Iterator[tuple[str, str, str, Any]]:
@@ -72,16 +94,24 @@ def _texts(path: Path, owner: Any) -> list[Path]:
 
 
 def _tokenizer(path: Path, owner: Any) -> list[Path]:
-    from allam_jax.tokenizer.tokenizer_files import TOKENIZER_FILES
+    from allam_jax.tokenizer.tokenizer_files import MORE_TEMPLATES, TOKENIZER_FILES
 
-    return [path / name for name in TOKENIZER_FILES] if path.is_dir() else [path]
+    named = [path / name for name in TOKENIZER_FILES]
+    return [*named, *sorted(path.glob(MORE_TEMPLATES))] if path.is_dir() else [path]
 
 
 def _model(path: Path, owner: Any) -> list[Path]:
-    from allam_jax.training.load import places_of_model  # here, because it imports JAX
+    from allam_jax.training.load import places_of_model, what_is_there  # here, because it imports JAX
 
     places = places_of_model(path, steps=getattr(owner, "steps", ()))
+    if not places:
+        raise UserError(what_is_there(path))
     return [file for place in places for file in _files(place, owner)]
+
+
+def _template(path: Path, owner: Any) -> list[Path]:
+    """A file; the task knows the names of those that are none."""
+    return [path] if path.is_file() else []
 
 
 def _nothing(path: Path, owner: Any) -> list[Path]:
@@ -94,5 +124,6 @@ _LISTED: dict[str, Callable[[Path, Any], list[Path]]] = {
     "texts": _texts,
     "tokenizer": _tokenizer,
     "model": _model,
+    "template": _template,
     "stage": _nothing,
 }

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from allam_jax.checksums import read_listed, write_listed
 from allam_jax.config import CHECKPOINTS_FOLDER, check_own, differences, resolve_stages
 from allam_jax.errors import UserError
 from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
-from allam_jax.tasks.inputs_of_task import inputs_of
+from allam_jax.tasks.inputs_of_task import check_named, inputs_of
 from allam_jax.tasks.registry import changed_settings
 
 RESULT_FILE = "result.json"
@@ -105,6 +105,8 @@ def run_recipe(
     result: dict[str, Any] = {}
     seconds = 0.0
     end = 1 + max((config.stages.index(name) for name in only), default=len(stages) - 1)
+    to_run = [stage for stage in stages[:end] if not only or stage.name in only]
+    _check_paths(to_run, directories=directories, made=[workdir, *([store] if store else [])])
     for number, stage in enumerate(stages[:end], start=1):
         directory = directories[stage.name]
         title = f"stage {number}/{len(stages)} {stage.name}"
@@ -141,6 +143,21 @@ def check_own_recipe(workdir: Path, names: Sequence[str]) -> None:
     there = {path.name for path in workdir.iterdir()} if workdir.is_dir() else set()
     if not there & {*names, _SWEEP_FILE}:
         check_own(workdir)
+
+
+def _check_paths(stages: Sequence[Stage], *, directories: Mapping[str, Path], made: Sequence[Path]) -> None:
+    """UserError if a stage that has not finished names a path at which nothing is: found before the first one works."""
+    problem = ""
+    if is_main_process():
+        for stage in stages:
+            if not is_finished(directories[stage.name]):
+                try:
+                    check_named(stage.config, made=made)
+                except UserError as error:
+                    problem = f"stage {stage.name}: {error}"
+                    break
+    if problem := broadcast(problem):
+        raise UserError(problem)
 
 
 def _run(

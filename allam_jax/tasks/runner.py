@@ -4,7 +4,6 @@ import contextlib
 import errno
 import importlib
 import os
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,15 +126,20 @@ def _run_task(config: ConfigDict, *, workdir: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def _config_of_what_is_there(workdir: Path, before: bytes | None) -> Iterator[None]:
     """Puts `before`, the earlier config.json, back if a start is refused: it made what lies in the workdir."""
-    started = time.time()
+    if before is None:
+        yield
+        return
+    there = _times(workdir)
     try:
         yield
     except UserError:
-        if before is not None and not any(
-            path.stat().st_mtime >= started for path in workdir.rglob("*") if path.is_file()
-        ):
+        if _times(workdir) == there:  # nothing was written with the new config
             write_listed(workdir, {CONFIG_FILE: before})
         raise
+
+
+def _times(workdir: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
 
 
 @contextlib.contextmanager
@@ -166,6 +170,8 @@ def _disk_errors(workdir: Path) -> Iterator[None]:
             remedy = "check the disk and its permissions, and run the same command again to go on"
         elif error.errno is not None and error.errno in _OF_THE_PATH and error.filename is not None:
             remedy = "check this path in the config"
+        elif error.errno == errno.EEXIST:  # where a directory is made
+            remedy = "a directory belongs there: move away what is in its place, such as a link that leads nowhere"
         else:
             raise
         # Of a copy, the second name is that of the target.

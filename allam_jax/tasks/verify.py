@@ -21,7 +21,7 @@ from allam_jax.errors import UserError
 from allam_jax.files import read_json, sha256_of_file, write_json
 from allam_jax.report.markdown import table
 from allam_jax.settings import Settings
-from allam_jax.tokenizer.tokenizer_files import MODEL_FILES
+from allam_jax.tokenizer.tokenizer_files import MODEL_FILES, TOKENIZER_FILES
 from allam_jax.training.load import check_run_of
 from allam_jax.training.metrics import METRICS_FILE, metrics_damage
 from allam_jax.training.stored_checkpoints import checkpoint_damages, list_steps, read_metadata, step_path
@@ -113,13 +113,15 @@ def _listed(directory: Path, kind: str, covered: set[Path]) -> Row:
         files = FileList.read(directory, remedy="copy it again")
     except UserError as error:
         return _row(directory, kind or "files", [str(error)])
-    covered |= {(directory / name).parent for name in files.files} - {directory}
+    # A folder of which only the list is listed, such as a run's tokenizer, has its own row.
+    covered |= {(directory / name).parent for name in files.files if Path(name).name != FILE_LIST} - {directory}
     if kind == "checkpoint":
         reasons = list(checkpoint_damages(directory)) or list(_of_another_run(directory))
     else:
         # What tasks read of a workdir is listed; beside it lie reports and the directories of other things.
         whole = kind in ("weights", "safetensors", "tokens", "dataset")
-        reasons = [str(damage) for damage in files.damages(reads=lambda name: whole or name in files.files)]
+        read = {*files.files, *(TOKENIZER_FILES if {*MODEL_FILES} & files.files.keys() else ())}
+        reasons = [str(damage) for damage in files.damages(reads=lambda name: whole or name in read)]
     return _row(directory, kind or "files", reasons, otherwise="whole" if files.has_hashes else "unchecked")
 
 
@@ -157,13 +159,15 @@ def _damaged_shards(directory: Path) -> Iterator[str]:
 
 
 def _metrics(directory: Path) -> Row:
-    path = directory / METRICS_FILE
-    steps = list_steps(directory / CHECKPOINTS_FOLDER)
+    path, folder = directory / METRICS_FILE, directory / CHECKPOINTS_FOLDER
     expected = None
-    if steps:
+    for step in reversed(list_steps(folder)):
         try:
-            expected = read_metadata(step_path(directory / CHECKPOINTS_FOLDER, steps[-1])).get("metrics")
+            metadata = read_metadata(step_path(folder, step))
+            check_run_of(step_path(folder, step), metadata)
         except UserError:  # its own row says so
-            expected = None
+            continue
+        expected = metadata.get("metrics")
+        break
     reason = metrics_damage(path, expected=expected)
     return _row(path, "metrics", [reason] if reason else [], otherwise="whole" if expected else "unchecked")

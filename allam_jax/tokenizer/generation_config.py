@@ -11,7 +11,7 @@ from allam_jax.checksums import read_listed, write_listed
 from allam_jax.errors import UserError
 from allam_jax.files import json_text
 from allam_jax.tokenizer.tokenizer import Tokenizer
-from allam_jax.tokenizer.tokenizer_files import GENERATION_FILE
+from allam_jax.tokenizer.tokenizer_files import GENERATION_FILE, MORE_TEMPLATES
 from allam_jax.tokenizer.tokenizer_json import CHAT_END, CHAT_TEMPLATE
 
 _SETTINGS_FILE, _TEMPLATE_FILE = "tokenizer_config.json", "chat_template.jinja"
@@ -68,12 +68,15 @@ def stop_ids(tokenizer: Tokenizer, directory: Path) -> tuple[int, ...]:
 
 def keep_conversation(base: Path, *, to: Path) -> None:
     """Copies what the model of the base tokenizer says into the directory `to` of one that keeps the base's ids."""
-    contents = {}
+    contents: dict[str, bytes] = {}
     if generation := read_generation(base):
         contents[GENERATION_FILE] = _as_bytes(generation)
     if template := _chat_template(base):
         settings = read_listed(to, _SETTINGS_FILE, remedy=_REMEDY)
         contents[_SETTINGS_FILE] = _as_bytes(settings | {"chat_template": template})
+    if more := sorted(Path(base).glob(MORE_TEMPLATES)):
+        files = [path for path in (Path(base) / _TEMPLATE_FILE, *more) if path.is_file()]
+        contents |= {path.relative_to(base).as_posix(): path.read_bytes() for path in files}
     if contents:
         write_listed(to, contents)
 

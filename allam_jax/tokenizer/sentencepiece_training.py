@@ -36,6 +36,7 @@ _TRAINER_DEFAULTS: dict[str, Any] = {
     "pad_piece": "<pad>",
 }
 
+_KEYS = "config.tokenizer_training.vocab_size, or config.pieces where a recipe asks for that"
 _RESERVED = "\u2585"  # SentencePiece skips every line that contains it
 _DELIMITER = "\ufdd0"  # a non-character; while training, no piece may cross it
 
@@ -187,12 +188,12 @@ def _explained(error: RuntimeError, *, vocab_size: int, sentences: _Sentences) -
         return UserError(f"tokenizer training: no line of the texts has {sentences.wanted}; check the sources")
     if match := re.search(r"Please set it to a value <= (\d+)", message):
         return UserError(
-            f"tokenizer training: vocab_size {vocab_size} is too large for {lines} lines of text; "
-            f"set it to at most {match[1]} or give more text"
+            f"tokenizer training: {vocab_size} pieces ({_KEYS}) are too many for {lines} lines of text; "
+            f"ask for at most {match[1]}, or give more text"
         )
     if match := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         return UserError(
-            f"tokenizer training: vocab_size {vocab_size} is too small; the control tokens, bytes and characters alone "
-            f"need {match[1]} (raise it, or lower character_coverage)"
+            f"tokenizer training: {vocab_size} pieces ({_KEYS}) are too few; the control tokens, bytes and characters "
+            f"alone need {match[1]}"
         )
     return UserError(f"tokenizer training: SentencePiece failed on {lines} lines: {message}")

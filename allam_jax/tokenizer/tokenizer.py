@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from allam_jax.errors import UserError
-from allam_jax.files import read_json, sha256_of_json
+from allam_jax.files import read_json, refuse_pointer, sha256_of_json
 from allam_jax.tokenizer import tokenizer_json
 from allam_jax.tokenizer.json_model import JsonModel, byte_alphabet
 from allam_jax.tokenizer.kinds import Kind
@@ -48,17 +48,17 @@ class Tokenizer:
             what = "no tokenizer here" if path.is_dir() else "no such file"
             raise UserError(f"{path}: {what}; expected a tokenizer.model, a tokenizer.json or a directory with one")
         check_files(file.parent)
+        content = file.read_bytes()
+        refuse_pointer(file, content)
         if file.suffix == ".json":
-            settings_file = file.parent / "tokenizer_config.json"
-            settings = read_json(settings_file, kind=dict) if settings_file.is_file() else {}
+            named = [file.parent / name for name in ("tokenizer_config.json", "special_tokens_map.json")]
+            settings = next((read_json(path, kind=dict) for path in named if path.is_file()), {})
             try:
                 added = _added_tokens(file.parent)
-                return cls(
-                    JsonModel(file.read_text(encoding="utf-8"), settings=settings, source=str(file), added=added)
-                )
+                return cls(JsonModel(content.decode("utf-8"), settings=settings, source=str(file), added=added))
             except UnicodeDecodeError:
                 raise UserError(f"{file}: not UTF-8; expected the JSON of a BPE tokenizer") from None
-        tokenizer = cls.from_sentencepiece(file.read_bytes(), source=str(file))
+        tokenizer = cls.from_sentencepiece(content, source=str(file))
         return _with_added_tokens(tokenizer, path) if path.is_dir() else tokenizer
 
     @classmethod

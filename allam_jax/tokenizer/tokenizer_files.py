@@ -1,5 +1,6 @@
 """The files of a tokenizer, and whether they are as they were written."""
 
+import fnmatch
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,12 +19,18 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+MORE_TEMPLATES = "additional_chat_templates/*.jinja"  # those with names, as transformers 5 saves them
 _REMEDY = "copy the tokenizer again or make it anew (or remove files.json, if it was changed on purpose)"
 
 
 def directory_of(path: str | Path) -> Path:
     """The directory of a tokenizer that is named by it or by one of its files."""
     return Path(path) if Path(path).is_dir() else Path(path).parent
+
+
+def is_tokenizer_file(name: str) -> bool:
+    """Whether a file of a directory, by its relative path, belongs to the tokenizer there."""
+    return name in TOKENIZER_FILES or fnmatch.fnmatch(name, MORE_TEMPLATES)
 
 
 def check_files(directory: Path, contents: Mapping[str, bytes] | None = None) -> None:
@@ -38,8 +45,8 @@ def check_files(directory: Path, contents: Mapping[str, bytes] | None = None) ->
     files = find_list(directory, remedy=_REMEDY)
     if files is None or not set(MODEL_FILES) & files.files.keys():
         return
-    files.check(remedy=_REMEDY, reads=lambda name: name in TOKENIZER_FILES)
-    for name in sorted(set(TOKENIZER_FILES) & files.files.keys()):
+    files.check(remedy=_REMEDY, reads=is_tokenizer_file)
+    for name in sorted(filter(is_tokenizer_file, files.files)):
         if contents is None:
             files.read_bytes(name, remedy=_REMEDY)
         else:

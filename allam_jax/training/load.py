@@ -142,14 +142,15 @@ def check_run_of(checkpoint: Path, metadata: dict[str, Any]) -> None:
 
 
 def _is_huggingface(path: Path) -> bool:
-    return (path / "config.json").is_file() and any(path.glob("*.safetensors"))
+    weights = [file for file in path.glob("*.safetensors") if not file.name.startswith("adapter_")]
+    return (path / "config.json").is_file() and bool(weights)
 
 
 def _open_run(path: Path) -> tuple[Path, LoadedWeights]:
     """The checkpoint that `path` means, and its model with abstract parameters."""
     checkpoint = checkpoint_of(path)
     if checkpoint is None:
-        raise UserError(_what_is_there(path))
+        raise UserError(what_is_there(path))
     config, tokenizer = read_run(run_of(checkpoint)), _tokenizer_beside(run_of(checkpoint) / TOKENIZER_FOLDER)
     return checkpoint, LoadedWeights(abstract_params(config), config, read_metadata(checkpoint), tokenizer)
 
@@ -158,7 +159,8 @@ def _tokenizer_beside(path: Path) -> Path | None:
     return path if any((path / name).is_file() for name in ("tokenizer.model", "tokenizer.json")) else None
 
 
-def _what_is_there(path: Path) -> str:
+def what_is_there(path: Path) -> str:
+    """One line about a path at which no model is found."""
     expected = "expected a weights directory, a Hugging Face directory (config.json and *.safetensors) or a run"
     if not path.exists():
         return f"{path}: no such directory; {expected}"

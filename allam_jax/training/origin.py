@@ -1,6 +1,7 @@
 """What a run begins with: its architecture and tokenizer, and the parameters or the checkpoint that it starts from."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 from absl import logging
@@ -41,6 +42,7 @@ def open_origin(config: Settings, *, workdir: Path, mesh: Mesh) -> Origin:
         UserError: what `config.init.weights` names is not there or lacks what is asked of it, the tokenizer does not
             fit the model, or the run in `workdir` is of another model.
     """
+    _check_folder(workdir / CHECKPOINTS_FOLDER)
     if config.checkpoint.skip_damaged:
         move_damaged_aside(workdir / CHECKPOINTS_FOLDER)
     if list_steps(workdir / CHECKPOINTS_FOLDER):
@@ -71,6 +73,15 @@ def open_origin(config: Settings, *, workdir: Path, mesh: Mesh) -> Origin:
         config, model, beside_weights=beside, weights=str(path), fingerprint=fingerprint
     )
     return Origin(model=model, tokenizer=tokenizer, tokenizer_dir=tokenizer_dir, params=params, checkpoint=checkpoint)
+
+
+def _check_folder(folder: Path) -> None:
+    """UserError where something else lies in the place of the folder of checkpoints."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        found = "a link that leads nowhere" if folder.is_symlink() else "a file"
+        raise UserError(
+            f"{folder}: is {found}; put the folder of the run's checkpoints there, or remove it to begin anew"
+        )
 
 
 def _check_history(workdir: Path) -> None:

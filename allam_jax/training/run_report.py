@@ -28,6 +28,7 @@ _CURVE_TITLES = {
     "last": "Bits/byte",
     "change": "Change",
 }
+_SINGLE_TITLES = {"language": "Language", "last_step": "Step", "last": "Bits/byte"}
 
 
 def evaluation_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
@@ -105,15 +106,14 @@ def write_run_report(workdir: Path, *, command: str, seconds: float, parameters:
             )
         )
     if curves:
-        curves_path = workdir / "figures" / "bits_per_byte.png"
-        figures.bits_per_byte_curves({"training": curves}, base={}, path=curves_path)
-        sections.append(
-            section(
-                "Bits per byte",
-                table([_first_and_last(language, points) for language, points in curves.items()], _CURVE_TITLES),
-                figure(curves_path, caption="Bits per byte of held-out text, by language.", report=report),
-            )
-        )
+        rows_of_curves = [_first_and_last(language, points) for language, points in curves.items()]
+        if max(map(len, curves.values())) == 1:  # a single evaluation has no curve and no change
+            sections.append(section("Bits per byte", table(rows_of_curves, _SINGLE_TITLES)))
+        else:
+            curves_path = workdir / "figures" / "bits_per_byte.png"
+            figures.bits_per_byte_curves({"training": curves}, base={}, path=curves_path)
+            shown = figure(curves_path, caption="Bits per byte of held-out text, by language.", report=report)
+            sections.append(section("Bits per byte", table(rows_of_curves, _CURVE_TITLES), shown))
     sections.append(section("Environment", environment(seconds=seconds)))
     write_report(report, title="Training run", sections=sections)
     return report

@@ -95,7 +95,9 @@ def _misnamed(path: Path, metadata: dict[str, Any]) -> str:
     named = _STEP_NAME.fullmatch(path.name)
     if named is None or int(path.name) == metadata["step"]:
         return ""
-    return f"{path}: holds step {metadata['step']}; call it {step_path(path.parent, metadata['step']).name} again"
+    own = step_path(path.parent, metadata["step"])
+    remedy = "remove it" if own.is_dir() else f"call it {own.name} again"
+    return f"{path}: holds step {metadata['step']}; {remedy}"
 
 
 def move_damaged_aside(directory: Path) -> None:

@@ -26,6 +26,7 @@ from allam_jax.files import write_json
 from allam_jax.model.llama import Params, abstract_params, param_axes
 from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.parallel.distributed import barrier, is_main_process
+from allam_jax.parallel.host_memory import check_memory
 from allam_jax.parallel.sharding import parameter_shardings
 from allam_jax.weights.array_checksums import array_checksums, check_arrays, check_finite
 from allam_jax.weights.orbax_arrays import flatten, reading, save_args, write_arrays
@@ -216,12 +217,17 @@ def shardings_on(config: LlamaConfig, *, mesh: Mesh | None) -> Any:
 
 
 def abstract_on_devices(stored: Any, *, config: LlamaConfig, mesh: Mesh | None, param_dtype: str | None = None) -> Any:
-    """The shapes, dtypes (those of `stored`, or `param_dtype`) and shardings to restore parameters into."""
+    """The shapes, dtypes (those of `stored`, or `param_dtype`) and shardings to restore parameters into.
+
+    UserError if they need more memory than a machine without accelerators has.
+    """
 
     def leaf(array: Any, shape: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape.shape, jnp.dtype(param_dtype or array.dtype), sharding=sharding)
 
-    return jax.tree.map(leaf, stored, abstract_params(config), shardings_on(config, mesh=mesh))
+    target = jax.tree.map(leaf, stored, abstract_params(config), shardings_on(config, mesh=mesh))
+    check_memory(target)
+    return target
 
 
 def _checked_list(directory: Path) -> FileList:

@@ -27,6 +27,7 @@ from allam_jax.files import read_json, write_json
 from allam_jax.model.llama import Params, abstract_params
 from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.parallel.distributed import is_main_process
+from allam_jax.parallel.host_memory import check_memory
 from allam_jax.tokenizer.generation_config import name_pad_token
 from allam_jax.tokenizer.tokenizer_files import GENERATION_FILE
 from allam_jax.weights import safetensors_io
@@ -162,12 +163,18 @@ def import_huggingface(
     config, stored = open_huggingface(directory, vocab_multiple=vocab_multiple)
     pieces = pieces_of(config)
 
-    def read(path: tuple[jax.tree_util.DictKey, ...], whole: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.Array:
+    def parts_of(path: tuple[jax.tree_util.DictKey, ...]) -> tuple[list[Piece], list[StoredTensor]]:
         parts = pieces[tuple(key.key for key in path)]
-        tensors = [stored[part.name] for part in parts]
-        return _assemble(parts, tensors, whole.shape, parameter_dtype(tensors, param_dtype), sharding)
+        return parts, [stored[part.name] for part in parts]
 
-    return jax.tree_util.tree_map_with_path(read, abstract_params(config), shardings_on(config, mesh=mesh)), config
+    def place(path: Any, whole: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.ShapeDtypeStruct:
+        dtype = parameter_dtype(parts_of(path)[1], param_dtype)
+        return jax.ShapeDtypeStruct(whole.shape, dtype, sharding=sharding)
+
+    shardings = shardings_on(config, mesh=mesh)
+    targets = jax.tree_util.tree_map_with_path(place, abstract_params(config), shardings)
+    check_memory(targets)
+    return jax.tree_util.tree_map_with_path(lambda path, to: _assemble(*parts_of(path), to), targets), config
 
 
 def open_huggingface(directory: Path, *, vocab_multiple: int = 128) -> tuple[LlamaConfig, dict[str, StoredTensor]]:
@@ -239,12 +246,16 @@ def _check_tensors(
                 "set tie_word_embeddings to false to keep both"
             )
         found.discard(_HEAD)
-    for kind, names in (("missing", sorted(set(expected) - found)), ("unexpected", sorted(found - set(expected)))):
-        if names:
-            listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            raise UserError(
-                f"{directory}: {len(names)} {kind} tensors: {listed}; config.json does not fit the safetensors"
-            )
+    by_kind = {"missing": sorted(set(expected) - found), "unexpected": sorted(found - set(expected))}
+    listed = [
+        f"{len(names)} {kind} tensors: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for kind, names in by_kind.items()
+        if names
+    ]
+    if listed:
+        is_tied = by_kind["missing"] == [_HEAD]
+        hint = "; if the embedding is the head too, set tie_word_embeddings to true there" if is_tied else ""
+        raise UserError(f"{directory}: {' and '.join(listed)}; config.json does not fit the safetensors{hint}")
     for name, piece in expected.items():
         shape = stored[name].shape
         if shape != piece.stored_shape:
@@ -257,14 +268,16 @@ def _check_tensors(
 
 
 def _equal(first: StoredTensor, second: StoredTensor | None) -> bool:
-    if second is None or (first.shape, first.dtype) != (second.shape, second.dtype):
+    """Whether two tensors have the same values; each may have a dtype of its own."""
+    if second is None or first.shape != second.shape:
         return False
     step = max(1, _BLOCK_ELEMENTS // math.prod(first.shape[1:]))
+
+    def rows(tensor: StoredTensor, start: int) -> np.ndarray:
+        return safetensors_io.read_rows(tensor, start=start, stop=min(start + step, tensor.shape[0])).astype(np.float64)
+
     return all(
-        np.array_equal(
-            safetensors_io.read_rows(first, start=start, stop=min(start + step, first.shape[0])).view(np.uint8),
-            safetensors_io.read_rows(second, start=start, stop=min(start + step, first.shape[0])).view(np.uint8),
-        )
+        np.array_equal(rows(first, start), rows(second, start), equal_nan=True)
         for start in range(0, first.shape[0], step)
     )
 
@@ -281,17 +294,17 @@ def parameter_dtype(tensors: Sequence[StoredTensor], param_dtype: str | None) ->
     return np.dtype(jnp.result_type(*{tensor.dtype for tensor in tensors}))  # layers may differ
 
 
-def _assemble(
-    parts: list[Piece], tensors: list[StoredTensor], shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding
-) -> jax.Array:
+def _assemble(parts: list[Piece], tensors: list[StoredTensor], target: jax.ShapeDtypeStruct) -> jax.Array:
     """Reads the blocks that this process needs, each once, and copies them into the buffers of its shards."""
+    shape, sharding = target.shape, target.sharding
+    assert sharding is not None
 
     def bounds(index: tuple[slice, ...] | None) -> tuple[_Range, ...]:
         assert index is not None
         return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
 
     shards = {bounds(index) for index in sharding.addressable_devices_indices_map(shape).values()}
-    buffers = {shard: _aligned_zeros(tuple(stop - start for start, stop in shard), dtype) for shard in shards}
+    buffers = {shard: _aligned_zeros(tuple(stop - start for start, stop in shard), target.dtype) for shard in shards}
     for piece, tensor in zip(parts, tensors, strict=True):
         targets = list(buffers.items())
         if (layer := piece.layer) is not None:

@@ -127,6 +127,7 @@ def config_from_huggingface(values: dict[str, Any], *, file: Path, vocab_multipl
     model_type = str(values.get("model_type"))
     if model_type not in FAMILIES:
         has = f"has {_OTHERS[model_type]}" if model_type in _OTHERS else "is another network"
+        has = has if values.get("model_type") else "is not stated"
         raise UserError(f"{file}: model_type = {model_type!r} {has}; {', '.join(FAMILIES)} can be imported")
     for key, (accepted, message) in _UNSUPPORTED.items():
         if key in values and values[key] not in accepted:

@@ -9,7 +9,13 @@ from allam_jax.errors import UserError
 from allam_jax.files import json_text, remove, replace
 from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
 from allam_jax.tokenizer.generation_config import read_generation
-from allam_jax.tokenizer.tokenizer_files import GENERATION_FILE, MODEL_FILES, TOKENIZER_FILES, check_files
+from allam_jax.tokenizer.tokenizer_files import (
+    GENERATION_FILE,
+    MODEL_FILES,
+    MORE_TEMPLATES,
+    TOKENIZER_FILES,
+    check_files,
+)
 
 
 @contextlib.contextmanager
@@ -53,7 +59,7 @@ def tokenizer_files(directory: Path) -> list[Path]:
     names = [name for name in TOKENIZER_FILES if (Path(directory) / name).is_file()]
     if not set(MODEL_FILES) & set(names):
         raise UserError(f"{directory}: holds neither tokenizer.model nor tokenizer.json")
-    return [Path(directory) / name for name in names]
+    return [*(Path(directory) / name for name in names), *sorted(Path(directory).glob(MORE_TEMPLATES))]
 
 
 def copy_tokenizer(source: Path, *, to: Path) -> None:
@@ -63,7 +69,7 @@ def copy_tokenizer(source: Path, *, to: Path) -> None:
 
     UserError if there are none, or if one of them is not as it was written.
     """
-    contents = {file.name: file.read_bytes() for file in tokenizer_files(source)}
+    contents = {file.relative_to(source).as_posix(): file.read_bytes() for file in tokenizer_files(source)}
     check_files(source, contents)
     if generation := read_generation(source):
         contents[GENERATION_FILE] = f"{json_text(generation, indent=2)}\n".encode()

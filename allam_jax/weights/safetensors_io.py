@@ -20,7 +20,7 @@ from absl import logging
 
 from allam_jax.checksums import FILE_LIST, hash_bytes
 from allam_jax.errors import UserError
-from allam_jax.files import read_json, write_json
+from allam_jax.files import read_json, refuse_pointer, write_json
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -81,6 +81,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
+            refuse_pointer(path, file.read(40))
+            file.seek(0)
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
                 raise UserError(f"{path}: truncated, or not a safetensors file (no complete header); fetch it again")
@@ -155,7 +157,9 @@ def read_directory(directory: Path) -> dict[str, StoredTensor]:
             f"{directory}: holds pickled weights only (.bin, .pt), which can run code when loaded; "
             "convert them to safetensors first"
         )
-    raise UserError(f"{directory}: no {SINGLE_FILE} and no {INDEX_FILE}")
+    others = sorted(path.name for path in directory.glob("*.safetensors"))
+    found = f"; {others[0]} is a shard without its index, or of another format: fetch what is missing" if others else ""
+    raise UserError(f"{directory}: no {SINGLE_FILE} and no {INDEX_FILE}{found}")
 
 
 def _read_indexed(directory: Path) -> dict[str, StoredTensor]:

@@ -175,6 +175,9 @@ def test_parquet_of_another_schema(folder, tmp_path):
 def test_all_that_is_not_read_is_in_the_report(folder, tmp_path):
     (folder / "README.md").write_text("x")
     (folder / ".hidden.jsonl").write_text("x")
+    (folder / "e.jsonl").write_text("")
+    (folder / "e.jsonl.gz").write_bytes(gzip.compress(b"\n\n"))
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), folder / "e.parquet")
     (folder / "linked.jsonl").symlink_to(tmp_path / "nowhere")
     lines = rows(20, prefix="d") + ["{", '{"text": "a\\u0000b"}']
     dates = ["2024/03/05", "05/03/2024", "06/03/2024", "soon"]
@@ -192,6 +195,7 @@ def test_all_that_is_not_read_is_in_the_report(folder, tmp_path):
     }
     assert cells == {
         ("files", "hidden", "1"),
+        ("files", "empty", "3"),
         ("files", "of another kind (.md)", "1"),
         ("files", "a link to nothing", "1"),
         ("records", "not JSON", "1"),
@@ -232,6 +236,29 @@ def test_features_may_have_any_name(folder, tmp_path, names):
     task.run(settings_of(value), tmp_path / "out")
     (record,) = tfds.builder_from_directory(tmp_path / "out" / "crawl").as_data_source("train")
     assert {name: record[name].decode() for name in names} == {name: f"own {name}" for name in names}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("features", ("url", "urll"), "features: .* field 'urll'; did you mean url"),
+        ("features", ("licence",), "features: .* field 'licence'; known: address, date, domain, id"),
+        ("url_field", "adress", "sources.crawl.url_field: .* field 'adress'; did you mean address"),
+    ],
+)
+def test_a_field_that_no_record_has_is_told_before_the_work(folder, tmp_path, key, value, message):
+    (folder / "z.jsonl").write_text("{\n" + json.dumps({"text": "x", "address": "http://x", "rare": 1}))
+    pq.write_table(pa.table({"text": ["y"], "column": ["z"]}), folder / "z.parquet")
+    wrong = config(folder)
+    holder = wrong.corpus if key == "features" else wrong.corpus.sources.crawl
+    holder[key] = value
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match=f"^config.corpus.{message}"):
+        task.run(settings_of(wrong), tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+    wrong.corpus.features, wrong.corpus.sources.crawl.url_field = ("rare", "column", "domain"), "address"
+    wrong.corpus.sources.crawl.update(rules="", max_bad_share=0.5)
+    task.run(settings_of(wrong), tmp_path / "out")
 
 
 def test_a_tag_that_is_no_number_is_computed(folder, tmp_path):

@@ -1,10 +1,10 @@
 """Slurm with a stand-in that really runs the batch scripts, and Ray for real."""
 
 import importlib.util
-import os
-import sys
+import json
 from pathlib import Path
 
+import fake_slurm
 import pytest
 from pipeline_corpus import config, files_of, plan_of, run, write_crawl
 
@@ -12,28 +12,6 @@ from allam_jax.corpus import executors
 from allam_jax.errors import UserError
 
 pytestmark = pytest.mark.slow
-
-SBATCH = """#!{python}
-# Runs the tasks of an array at once and in order, unless the job that it waits for has failed.
-import os, re, shlex, subprocess, sys
-state, script = {state!r}, sys.argv[-1]
-text = open(script).read()
-first, last = map(int, re.search(r"^#SBATCH --array=(\\d+)-(\\d+)", text, re.M).groups())
-(log,) = shlex.split(re.search(r"^#SBATCH --output=(.*)$", text, re.M).group(1))
-number = len(os.listdir(state)) + 1
-exports = next(argument for argument in sys.argv if argument.startswith("--export="))
-exported = dict(item.split("=", 1) for item in exports.split(",")[1:])
-needed = [argument.split(":")[1] for argument in sys.argv if argument.startswith("--dependency=afterok:")]
-codes = [1 for need in needed if "#FAILED" in open(os.path.join(state, need)).read()]
-for index in range(first, last + 1) if not codes else ():
-    environment = os.environ | exported | {{"SLURM_ARRAY_TASK_ID": str(index), "SLURM_ARRAY_JOB_ID": str(number)}}
-    words = {{"A": str(number), "a": str(index), "%": "%"}}
-    out = open(re.sub("%(.)", lambda found: words[found.group(1)], log), "wb")
-    codes.append(subprocess.run(["bash", script], env=environment, stdout=out, stderr=out).returncode)
-said = [text, "#ARGS " + " ".join(sys.argv[1:-1]), "#FAILED" if any(codes) else ""]
-open(os.path.join(state, str(number)), "w").write("\\n".join(said))
-print("Submitted batch job", number)
-"""
 
 
 def small(folder):
@@ -55,38 +33,37 @@ def reference(crawl, tmp_path):
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """Puts sbatch and squeue on the path; returns the folder of the scripts that were submitted."""
-    folder, state = tmp_path / "bin", tmp_path / "jobs"
-    folder.mkdir()
-    state.mkdir()
-    for name, content in (
-        ("sbatch", SBATCH.format(python=sys.executable, state=str(state))),
-        ("squeue", "#!/bin/sh\nexit 0\n"),
-        ("scancel", f'#!/bin/sh\necho "$@" >> {tmp_path}/cancelled\n'),
-        ("scontrol", "#!/bin/sh\necho 'MaxArraySize = 1001'\n"),
-    ):
-        (folder / name).write_text(content)
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    return state
+    """Puts Slurm's commands on the path; returns the folder of what they know of each other."""
+    for name, value in fake_slurm.install(tmp_path / "bin").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(executors, "_POLL_SECONDS", 0.1)
+    return tmp_path / "bin" / "state"
 
 
-def test_slurm_scripts_run_and_write_the_same_bytes(crawl, reference, tmp_path, slurm):
-    workdir = tmp_path / "slurm"
+def state_of(slurm, job):
+    return (slurm / f"{job}.state").read_text()
+
+
+def test_slurm_scripts_run_in_any_path_and_write_the_same_bytes(crawl, reference, tmp_path, slurm):
+    workdir = tmp_path / "a space" / "100%j" / 'it\'s "quoted"'
+    record = plan_of(small(crawl), workdir=workdir).work / "logs" / executors._SLURM_RECORD
+    record.parent.mkdir(parents=True)
+    record.write_text('["111", "112"]')  # what an earlier start has left in the queue
     options = {"kind": "slurm", "partition": "cpu", "workers": 2, "memory_gb": 3, "options": ["account=me"]}
     run(small(crawl), workdir, **options)
     assert files_of(workdir / "crawl") == reference
-    scripts = [path.read_text() for path in sorted(slurm.iterdir(), key=lambda path: int(path.name))]
-    assert len(scripts) == 5  # clean, exact, bands, clusters, write
-    assert all("#SBATCH --partition=cpu" in script and "#SBATCH --account=me" in script for script in scripts)
-    assert all("#SBATCH --mem-per-cpu=3G" in script for script in scripts)
-    assert "#SBATCH --array=0-2%2" in scripts[0]
-    assert "#SBATCH --array=0-1%2" in scripts[2]
-    assert all(f"--dependency=afterok:{number}" in script for number, script in enumerate(scripts[1:], 1))
+    assert [state_of(slurm, job) for job in (111, 112)] == ["CANCELLED"] * 2
+    jobs = [json.loads((slurm / f"{job}.json").read_text())["options"] for job in range(1, 6)]
+    assert not (slurm / "6.json").exists()  # clean, exact, bands, clusters, write
+    for number, job in enumerate(jobs):
+        assert (job["partition"], job["account"], job["mem-per-cpu"]) == ("cpu", "me", "3G")
+        assert "a space/100%%j/it" in job["output"]
+        assert job.get("dependency") == (f"afterok:{number}" if number else None)
+    assert [jobs[0]["array"], jobs[2]["array"]] == ["0-2%2", "0-1%2"]
 
 
-def test_a_task_that_fails_is_named_with_its_log(crawl, tmp_path, slurm, monkeypatch):
-    monkeypatch.setattr(executors, "_POLL_SECONDS", 0.1)
+@pytest.mark.usefixtures("slurm")
+def test_a_task_that_fails_is_named_with_its_log(crawl, tmp_path):
     (crawl / "1.jsonl").write_bytes(b"\xff\n" * 5)
     with pytest.raises(
         UserError, match="1 of 3 tasks of stage 'clean' did not end .the first is task 1.; see their logs in"
@@ -108,11 +85,10 @@ def test_a_refusal_is_one_line_and_what_was_submitted_is_cancelled(crawl, tmp_pa
         UserError, match="^sbatch refused the jobs: Batch job submission failed: Invalid qos specification$"
     ):
         run(small(crawl), tmp_path / "out", kind="slurm", partition="cpu")
-    assert (tmp_path / "cancelled").read_text() == "41\n"
+    assert state_of(slurm, 41) == "CANCELLED"
 
 
-def test_jobs_that_wait_are_explained_and_do_not_stay_queued(crawl, tmp_path, slurm, monkeypatch, caplog):
-    monkeypatch.setattr(executors, "_POLL_SECONDS", 0.05)
+def test_jobs_that_wait_are_explained_and_do_not_stay_queued(crawl, tmp_path, slurm, caplog):
     for name, script in (
         ("sbatch", "echo Submitted batch job 7"),
         # No answer at first, then a job that waits, and at last one that can never start.
@@ -135,24 +111,7 @@ def test_jobs_that_wait_are_explained_and_do_not_stay_queued(crawl, tmp_path, sl
         run(small(crawl), tmp_path / "out", kind="slurm", partition="cpu")
     assert "clean: waiting; squeue failed: slurm_load_jobs error: Unable to contact" in caplog.text
     assert "clean: pending: Resources" in caplog.text
-    assert (tmp_path / "cancelled").read_text().split() == ["7"] * 5
-
-
-def test_a_second_start_cancels_what_the_first_has_left(crawl, tmp_path, slurm):
-    workdir = tmp_path / "out"
-    record = plan_of(small(crawl), workdir=workdir).work / "logs" / executors._SLURM_RECORD
-    record.parent.mkdir(parents=True)
-    record.write_text('["11", "12"]')
-    run(small(crawl), workdir, kind="slurm", partition="cpu")
-    assert (tmp_path / "cancelled").read_text() == "11 12\n"
-
-
-def test_any_path_reaches_the_nodes(crawl, reference, tmp_path, slurm):
-    workdir = tmp_path / "a space" / "100%j" / 'it\'s "quoted"'
-    run(small(crawl), workdir, kind="slurm", partition="cpu", workers=2)
-    assert files_of(workdir / "crawl") == reference
-    script = next(slurm.iterdir()).read_text()
-    assert "a space/100%%j/it" in script
+    assert state_of(slurm, 7) == "CANCELLED"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from llama_pair import make_pair
 from small_models import TINY
 
 from allam_jax.corpus import catalog
-from allam_jax.errors import UserError
 from allam_jax.generation import engine as engine_module
 from allam_jax.generation.engine import Engine
 from allam_jax.generation.requests import Request, Sampling, joined
@@ -423,38 +422,3 @@ def test_padding_rows_of_the_head_are_never_chosen(params):
     for temperature in (0.0, 1e3):
         new = generate(spoiled, **SIZES, prompts=PROMPTS, max_new_tokens=20, temperature=temperature)
         assert max(max(row) for row in new) < CONFIG.vocab_size
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"prompt": []}, "prompt x: no tokens"),
-        ({"prompt": [29]}, "vocabulary has 29"),
-        ({"prompt": [-1]}, "vocabulary has 29"),
-        ({"prompt": [1] * 120}, "exceed a slot's 128"),
-        ({"stop_ids": tuple(range(17))}, "more than 16 stop ids"),
-        ({"stop_texts": ("a",)}, "need a tokenizer"),
-        ({"max_new_tokens": -1}, "max_new_tokens = -1: expected 0 or more"),
-        ({"min_new_tokens": 10}, "min_new_tokens = 10"),
-        ({"top_p": 1.1}, "top_p = 1.1"),
-        ({"temperature": float("nan")}, "temperature = nan"),
-        ({"seed": 2**32}, "seed = 4294967296"),
-        ({"logprobs": 21}, "logprobs = 21"),
-        ({"stop_texts": ("",)}, "not empty"),
-    ],
-)
-def test_bad_requests_are_named(params, change, message):
-    engine = made(params)
-    with pytest.raises(UserError, match=message) as error:
-        engine.submit(request("x", **({"prompt": [1]} | change)))
-    assert "\n" not in str(error.value)
-    assert not engine.busy
-
-
-def test_two_requests_of_a_name_and_a_capacity_beyond_the_context_are_errors(params):
-    engine = made(params)
-    engine.submit(request("x", [1]))
-    with pytest.raises(UserError, match="under way"):
-        engine.submit(request("x", [2]))
-    with pytest.raises(UserError, match="context is 128"):
-        made(params, capacity=129)

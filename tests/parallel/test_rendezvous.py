@@ -76,9 +76,10 @@ def test_processes_that_disagree_about_their_number(port):
         assert "process 1 was started as one of 3, not 2" in message
 
 
-def test_two_with_the_same_id(port):
-    for message in gather((0, 3), (1, 3), (1, 3), port=port):
-        assert "two processes came with process id 1" in message
+@pytest.mark.parametrize("twice", [0, 1])
+def test_two_with_the_same_id(port, twice):
+    for message in gather((0, 3), (1, 3), (twice, 3), port=port):
+        assert f"two processes came with process id {twice}; give each its own --process_id" in message
 
 
 def test_after_a_while_it_says_for_whom_it_waits(port, monkeypatch, caplog):
@@ -129,7 +130,8 @@ def test_name_that_does_not_resolve():
         meet(coordinator="no-such-host.invalid:61500", num_processes=2, process_id=1, timeout_seconds=0.5)
 
 
-def test_port_that_is_taken():
+def test_port_that_is_taken(monkeypatch):
+    monkeypatch.setattr(rendezvous, "_HOLDER_SECONDS", 0.1)
     with socket.create_server(("", 0)) as holder:
         port = holder.getsockname()[1]
         (message,) = gather((0, 2), port=port)

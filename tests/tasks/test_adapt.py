@@ -1,6 +1,7 @@
 """configs/adapt.py: its stages for different languages, and every stage of it in a short run."""
 
 import json
+import re
 from urllib.parse import urlencode
 
 import pytest
@@ -56,6 +57,15 @@ def test_every_stage_runs_without_an_argument_and_the_report_says_what_happened(
     assert result["fertility"]["merged"]["en"] == result["fertility"]["base"]["en"]
     report = (tmp_path / "report" / "report.md").read_text()
     assert report.startswith("# Continued pre-training in Arabic and English")
+    saved = 1 - result["fertility"]["merged"]["ar"] / result["fertility"]["base"]["ar"]
+    assert re.search(
+        rf"^- Arabic: {final['ar']:.3f} bits per byte .*, {saved:.1%} fewer than its tokenizer\.$", report, re.M
+    )
+    assert result["bits_per_byte"]["base"]["ar"] > 8
+    assert "The base knows no Arabic: 8 bits per byte" in report
+    assert "| Arab only |" in report
+    assert "| in Arab | 1.000 |\n| all others | 1.000 |" in report
+    assert re.search(r"^- English: .* tokens per word, as many as its tokenizer\.$", report, re.M)
     assert {path.name for path in (tmp_path / "report" / "figures").iterdir()} == {
         "bits_per_byte.png",
         "fertility.png",

@@ -61,13 +61,14 @@ def test_training_keeps_what_a_model_says(launcher, foreign, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_expansion_drops_the_spare_rows(foreign, tmp_path):
+def test_an_expansion_drops_the_spare_rows(foreign, tmp_path, caplog):
     merged = with_control_tokens(Tokenizer.load(foreign), CHAT_TOKENS)
     merged.save(tmp_path / "merged")
     config = base.get_config("expand")
     config.init.weights, config.tokenizer = str(foreign), str(tmp_path / "merged")
     runner.run(config, workdir=tmp_path / "expanded")
     target = exported(tmp_path / "expanded" / "weights", tmp_path / "export")
+    assert "load it with PreTrainedTokenizerFast instead of AutoTokenizer" in caplog.text  # of this model type
     new, old = (import_huggingface(directory)[0] for directory in (target, foreign))
     assert merged.vocab_size == 386
     np.testing.assert_array_equal(new["embedding"]["table"][:384], old["embedding"]["table"][:384])

@@ -1,4 +1,4 @@
-"""The task merge_tokenizer on shards: what it proves, and that it writes nothing if the proof fails."""
+"""The tasks merge_tokenizer and extend_tokenizer on shards: what a merge proves, and what both keep of the base."""
 
 import pytest
 
@@ -6,8 +6,9 @@ from allam_jax.corpus.document import Document
 from allam_jax.corpus.shards import write_dataset
 from allam_jax.errors import UserError
 from allam_jax.files import read_json
-from allam_jax.tasks import merge_tokenizer
+from allam_jax.tasks import extend_tokenizer, merge_tokenizer
 from allam_jax.tasks.registry import settings_of
+from allam_jax.tokenizer.generation_config import read_generation
 from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 from configs import base as configs
 
@@ -25,14 +26,15 @@ def configured(root, *, script: str, like_base: bool):
     config = configs.get_config("merge_tokenizer")
     config.tokenizer_merge.update(base=str(root / "base"), target=str(root / "target"), script=script)
     for name, lines in (("en", ENGLISH), ("other", ALPHABETS[script])):
-        write_dataset(
-            (Document(text=line, id=str(i), source=name, language=name) for i, line in enumerate(lines)),
-            directory=root / name,
-            name=name,
-            validation_share=0.3,
-        )
-        config.tokenizer_merge.sources[name] = configs.texts(path=str(root / name), split="validation")
+        config.tokenizer_merge.sources[name] = dataset(root / name, lines)
     return config
+
+
+def dataset(directory, lines: list[str]):
+    name = directory.name
+    documents = (Document(text=line, id=str(i), source=name, language=name) for i, line in enumerate(lines))
+    write_dataset(documents, directory=directory, name=name, validation_share=0.3)
+    return configs.texts(path=str(directory), split="validation")
 
 
 @pytest.mark.parametrize("script", ["arabic", "cyrillic"])
@@ -42,6 +44,24 @@ def test_a_merge_of_any_script_is_proved(tmp_path, script: str):
     assert result["merge"][f"{script}_lines"] > 0 < result["merge"][f"non_{script}_lines"]
     assert (tmp_path / "merged" / "tokenizer.model").is_file()
     assert read_json(tmp_path / "merged" / "proof.json") == result["merge"]
+
+
+@pytest.mark.parametrize("task", [merge_tokenizer, extend_tokenizer])
+def test_what_the_base_says_of_its_use_goes_along(tmp_path, task):
+    config = configured(tmp_path, script="cyrillic", like_base=True)
+    if task is extend_tokenizer:
+        config = configs.get_config("extend_tokenizer")
+        options = config.tokenizer_extension
+        options.update(base=str(tmp_path / "base"), script="latin", pieces=20, limit=1.0)
+        options.sources.vi = dataset(tmp_path / "vi", ["nghe nghe thang nghe lung thang"] * 20)
+        options.kept.en = options.held_out.en = dataset(tmp_path / "en", ENGLISH)
+    (tmp_path / "base" / "generation_config.json").write_text('{"eos_token_id": [2, 7], "top_p": 0.9}')
+    (tmp_path / "base" / "chat_template.jinja").write_text("{{ messages }}")
+    (tmp_path / "base" / "files.json").unlink()  # another program wrote it
+    result = task.run(settings_of(config), tmp_path / "made")
+    assert result["vocab_size"] > 300
+    assert read_generation(tmp_path / "made") == {"eos_token_id": [2, 7], "top_p": 0.9}
+    assert read_json(tmp_path / "made" / "tokenizer_config.json")["chat_template"] == "{{ messages }}"
 
 
 def test_the_figure_names_the_language_that_was_added(tmp_path, monkeypatch):

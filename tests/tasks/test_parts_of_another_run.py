@@ -52,7 +52,8 @@ def test_a_checkpoint_of_another_run(train, run, tmp_path):
     train(tmp_path / "other", **{"schedule.peak_lr": 1e-2})
     shutil.rmtree(run / "checkpoints" / "4")
     shutil.copytree(tmp_path / "other" / "checkpoints" / "4", run / "checkpoints" / "4")
-    assert any("4: was written by another run" in reason for reason in damaged(run))
+    (reason,) = damaged(run)  # and not the metrics, of which that checkpoint knows nothing
+    assert "4: was written by another run" in reason
     with pytest.raises(UserError, match="4: was written by another run.*move it away"):
         train(run, steps=6)
 
@@ -68,6 +69,36 @@ def test_a_renamed_checkpoint(train, run):
     assert any("holds step 4; call it 4 again" in reason for reason in damaged(run))
     with pytest.raises(UserError, match="holds step 4; call it 4 again"):
         train(run, steps=8)
+
+
+def test_a_link_to_an_earlier_checkpoint(train, run):
+    shutil.rmtree(run / "checkpoints" / "4")
+    (run / "checkpoints" / "4").symlink_to("2")
+    with pytest.raises(UserError, match="4: holds step 2; remove it"):
+        train(run, steps=8)
+
+
+@pytest.mark.parametrize("target", ["checkpoints", "nowhere", None])
+def test_another_thing_in_the_place_of_the_checkpoints(train, run, target):
+    (run / "checkpoints").rename(run / "elsewhere")
+    if target == "nowhere":
+        (run / "metrics.jsonl").unlink()
+    if target:
+        (run / "checkpoints").symlink_to(target)
+    else:
+        (run / "checkpoints").write_text("mine")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    what = "a link that leads nowhere" if target else "a file"
+    with pytest.raises(UserError, match=f"^{run}/checkpoints: is {what}; put the folder of the run's checkpoints"):
+        train(run, steps=8)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_link_to_nothing_where_a_directory_is_made(train, tmp_path):
+    (tmp_path / "tokenizer").symlink_to("nowhere")
+    (tmp_path / "config.json").write_text('{"task": "train"}')
+    with pytest.raises(UserError, match="tokenizer: file exists; a directory belongs there: move away what is in its"):
+        train(tmp_path)
 
 
 def test_a_missing_folder_of_checkpoints(train, run, caplog):

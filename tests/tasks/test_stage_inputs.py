@@ -27,6 +27,34 @@ def texts(tmp_path):
     return tmp_path / "texts"
 
 
+@pytest.mark.parametrize(
+    ("task", "key", "message"),
+    [
+        ("tokenizer", "tokenizer_training.like", "config.tokenizer_training.like: {there}: no such file or directory"),
+        ("merge_tokenizer", "tokenizer_merge.base", "config.tokenizer_merge.base: {there}: no such file"),
+        ("expand", "init.weights", "config.init.weights: {there}: no such directory; expected a weights directory"),
+        ("corpus", "corpus.block_lists.ar", "config.corpus.block_lists.ar: {there}: no such file"),
+    ],
+)
+def test_every_path_is_looked_at_before_the_first_stage(texts, tmp_path, task, key, message):
+    calls = []
+
+    def go(path):
+        later = corpus_config(texts) if task == "corpus" else base.get_config(task)
+        if task == "corpus":
+            later.corpus.block_lists.ar = ""
+        later.update_from_flattened_dict({key: str(path)})
+        recipe = base.recipe(corpus=corpus_config(texts), later=later)
+        run_recipe(recipe, workdir=tmp_path / "run", run_task=lambda *_, workdir: calls.append(workdir) or {})
+
+    with pytest.raises(UserError, match=message.format(there=tmp_path / "typo")) as error:
+        go(tmp_path / "typo")
+    assert str(error.value).startswith("stage later: config.")
+    assert calls == []
+    go(tmp_path / "run" / "corpus")  # what an earlier stage will have made
+    assert len(calls) == 2
+
+
 def test_a_recipe_refuses_changed_inputs_and_accepts_moved_ones(texts, tmp_path):
     calls = []
 

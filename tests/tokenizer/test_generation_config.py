@@ -80,6 +80,9 @@ def test_a_merge_keeps_what_its_base_says(base, merged, tmp_path):
     base.save(tmp_path / "base")
     write(tmp_path / "base", generation_config={"eos_token_id": [2, 4], "temperature": 0.6})
     (tmp_path / "base" / "chat_template.jinja").write_text("{{ messages }}")
+    tools = "additional_chat_templates/tool_use.jinja"
+    (tmp_path / "base" / tools).parent.mkdir()
+    (tmp_path / "base" / tools).write_text("{{ tools }}")
     merged.save(tmp_path / "merged")
     keep_conversation(tmp_path / "base", to=tmp_path / "merged")
     copy_tokenizer(tmp_path / "merged", to=tmp_path / "run")  # as into a run and out of it
@@ -89,6 +92,12 @@ def test_a_merge_keeps_what_its_base_says(base, merged, tmp_path):
     settings = json.loads((tmp_path / "export" / "tokenizer_config.json").read_text())
     assert (settings["chat_template"], settings["pad_token"]) == ("{{ messages }}", "<unk>")
     assert Tokenizer.load(tmp_path / "export").fingerprint == merged.fingerprint
+    for name, text in ((tools, "{{ tools }}"), ("chat_template.jinja", "{{ messages }}")):
+        assert (tmp_path / "export" / name).read_text() == text
+        assert name in json.loads((tmp_path / "export" / "files.json").read_text())["files"]
+    (tmp_path / "export" / tools).write_text("{{ tolls }}")
+    with pytest.raises(UserError, match=r"tool_use\.jinja: its bytes are not those that were written"):
+        Tokenizer.load(tmp_path / "export")
 
 
 def test_a_pad_token_changes_no_fingerprint(byte_level, tmp_path):

@@ -188,6 +188,10 @@ def _truncated(path):
     path.write_bytes(data[: len(data) // 2])
 
 
+def _pointer(path):
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 9\n")
+
+
 def _word_piece(path):
     tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]")).save(str(path))
 
@@ -204,6 +208,8 @@ def _word_piece(path):
         ("tokenizer.model", _unigram, "a SentencePiece UNIGRAM model; expected BPE"),
         ("tokenizer.model", _truncated, "not a SentencePiece model or truncated"),
         ("tokenizer.model", lambda path: path.write_bytes(b""), "not a SentencePiece model or truncated"),
+        ("tokenizer.model", _pointer, "a pointer of Git LFS, not the file itself; run `git lfs pull`"),
+        ("tokenizer.json", _pointer, "a pointer of Git LFS"),
         (
             "tokenizer.model",
             lambda path: path.write_text("IQ== 0\nIg== 1\n"),
@@ -232,5 +238,8 @@ def test_wrong_files_are_refused_in_one_line(tmp_path, name: str, write, message
 def test_byte_level_bpe_without_a_bos_token_says_so(byte_level_directory, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((byte_level_directory / "tokenizer.json").read_bytes())
     tokenizer = Tokenizer.load(tmp_path)
+    named = {"bos_token": tokenizer.id_to_piece(0), "eos_token": {"content": tokenizer.id_to_piece(1)}}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(named))  # all that old models have
+    assert (Tokenizer.load(tmp_path).bos_id, Tokenizer.load(tmp_path).eos_id) == (0, 1)
     with pytest.raises(UserError, match="no bos token; name one in tokenizer_config.json"):
         tokenizer.encode("a", bos=True)

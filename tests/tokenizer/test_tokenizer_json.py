@@ -67,6 +67,17 @@ def test_special_tokens_in_transformers(languages: Merge, directory):
     assert ids == ours.encode(text, specials="parse")
 
 
+def test_beside_a_qwen2_the_generic_class_gives_our_ids(languages: Merge, tmp_path, awkward_lines: list[str]):
+    """transformers 5 takes every tokenizer of this model type for Qwen's own, whatever its files say."""
+    languages.merged.save(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}))
+    lines = awkward_lines[-200:]
+    ids = languages.merged.encode_batch(lines, specials="parse", bos=True)
+    assert transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)(lines)["input_ids"] == ids
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        assert transformers.AutoTokenizer.from_pretrained(tmp_path)(lines)["input_ids"] != ids
+
+
 def test_saved_again_by_transformers(languages: Merge, directory, tmp_path, awkward_lines: list[str]):
     theirs = transformers.AutoTokenizer.from_pretrained(directory)
     theirs.save_pretrained(tmp_path)

@@ -173,8 +173,8 @@ def test_long_lines_and_reserved_characters_are_not_dropped():
     [
         ([], 300, "no line of the texts has characters"),
         (["", " \n "], 300, "no line of the texts has characters"),
-        (TEXT, 5000, "vocab_size 5000 is too large for 5 lines of text; set it to at most 3"),
-        (TEXT, 100, "vocab_size 100 is too small; .* need 29"),
+        (TEXT, 5000, r"5000 pieces \(.*config.pieces .* too many for 5 lines of text; ask for at most 3"),
+        (TEXT, 100, r"100 pieces \(.*config.pieces .* too few; .* need 29"),
     ],
 )
 def test_impossible_requests_are_explained(texts: list[str], vocab_size: int, message: str, tmp_path):

@@ -87,9 +87,14 @@ def test_what_else_is_there_is_told(tmp_path):
         load_model(tmp_path / "notes.txt")
     for name, message in (("model.gguf", "a GGUF model"), ("adapter_config.json", "a LoRA adapter; merge it")):
         (tmp_path / name).write_text("x")
-        with pytest.raises(UserError, match=message):
-            load_model(tmp_path)
-        (tmp_path / name).unlink()
+        beside = (tmp_path / "config.json", tmp_path / "adapter_model.safetensors")  # some trainers write both
+        for others in ((), beside):
+            for other in others:
+                other.write_text("{}")
+            with pytest.raises(UserError, match=message):
+                load_model(tmp_path)
+        for written in (tmp_path / name, *beside):
+            written.unlink()
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(UserError, match="pickled weights"):
         load_model(tmp_path)

@@ -61,6 +61,19 @@ def test_every_linked_figure_exists_and_is_a_png(workdir):
         assert (workdir / link).read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_single_evaluation_is_no_curve(workdir):
+    training = {"step": 9, "loss": 2.0, "grad_norm": 1.0, "learning_rate": 0.1}
+    write_metrics(workdir, [training, {"step": 9, "eval/held_out/en/bits_per_byte": 3.0}])
+    text = run_report.write_run_report(workdir, command="x", seconds=1.0, parameters=1).read_text(encoding="utf-8")
+    assert table_under(text, "Bits per byte") == [
+        ["Language", "Step", "Bits/byte"],
+        ["---", "---:", "---:"],
+        ["English", "9", "3.000"],
+    ]
+    assert "bits_per_byte.png" not in text
+    assert not (workdir / "figures" / "bits_per_byte.png").exists()
+
+
 def test_a_run_without_evaluations_has_no_such_section(workdir):
     write_metrics(workdir, [{"step": 1, "loss": 2.0, "grad_norm": 1.0, "learning_rate": 0.1}])
     text = run_report.write_run_report(workdir, command="x", seconds=1.0, parameters=1).read_text(encoding="utf-8")

@@ -111,6 +111,7 @@ def test_yarn_as_models_state_it():
         ({"model_type": "mixtral"}, "model_type = 'mixtral' has a mixture of experts; llama, .* can be imported"),
         ({"model_type": "nameless"}, "model_type = 'nameless' is another network"),
         ({"model_type": ["llama"]}, "is another network"),
+        ({"model_type": None}, "model_type = 'None' is not stated; llama"),
         ({"model_type": "mistral"}, "sliding_window = 4096: .*set max_position_embeddings"),  # its default
         ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 64}, "sliding_window = 64"),
         ({"model_type": "qwen3", "layer_types": ["linear_attention"]}, "layer_types has linear_attention"),

@@ -191,6 +191,11 @@ def test_missing_and_unexpected_tensors(exported):
     change_tensors(exported, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
     with pytest.raises(UserError, match=r"1 missing tensors: model\.layers\.1\.mlp\.up_proj\.weight"):
         import_huggingface(exported)
+    up = "model.layers.1.mlp.up_proj.weight"
+    change_tensors(exported, lambda tensors: tensors.update({f"_orig_mod.{up}": np.zeros((48, 32), np.float32)}))
+    with pytest.raises(UserError, match=rf"1 missing tensors: {up} and 1 unexpected tensors: _orig_mod\.{up};"):
+        import_huggingface(exported)
+    change_tensors(exported, lambda tensors: tensors.pop(f"_orig_mod.{up}"))
     zeros = np.zeros((48, 32), np.float32)
     change_tensors(exported, lambda tensors: tensors.update({"model.layers.1.mlp.up_proj.weight": zeros, "odd": zeros}))
     with pytest.raises(UserError, match="1 unexpected tensors: odd"):
@@ -255,9 +260,22 @@ def test_tied_head_that_is_stored_as_well(tmp_path):
     export_huggingface(tmp_path / "x", params=random_params(config), config=config)
     change_tensors(tmp_path / "x", lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].copy()}))
     assert "head" not in import_huggingface(tmp_path / "x")[0]
+
+    def narrow(tensors):
+        table = tensors["model.embed_tokens.weight"].astype(ml_dtypes.bfloat16)
+        tensors |= {"model.embed_tokens.weight": table, "lm_head.weight": table.astype(np.float32)}
+
+    change_tensors(tmp_path / "x", narrow)  # the same values in two dtypes
+    assert import_huggingface(tmp_path / "x")[0]["embedding"]["table"].dtype == jnp.bfloat16
     change_tensors(tmp_path / "x", lambda t: t["lm_head.weight"].__setitem__((100, 3), 9.0))
     with pytest.raises(UserError, match="differs from the embedding"):
         import_huggingface(tmp_path / "x")
+
+
+def test_a_head_that_is_not_there(exported):
+    change_tensors(exported, lambda tensors: tensors.pop("lm_head.weight"))
+    with pytest.raises(UserError, match=r"1 missing tensors: lm_head\.weight;.*set tie_word_embeddings to true there"):
+        import_huggingface(exported)
 
 
 def test_tied_weights_that_are_stored_as_the_head_alone(tmp_path):

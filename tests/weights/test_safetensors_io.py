@@ -175,11 +175,18 @@ def test_another_kind_of_file(file):
     file.write_bytes(b"PK\x03\x04" + b"\xff" * 100)  # a pickle in a zip, say
     with pytest.raises(UserError, match="not a safetensors file"):
         read_directory(file.parent)
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 9\n")
+    with pytest.raises(UserError, match="a pointer of Git LFS, not the file itself; run `git lfs pull`"):
+        read_directory(file.parent)
 
 
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(UserError, match="no model.safetensors"):
         read_directory(tmp_path)
+    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"and no .*index\.json; model-00001-of-00002\.safetensors is a shard without"):
+        read_directory(tmp_path)
+    (tmp_path / "model-00001-of-00002.safetensors").unlink()
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(UserError, match="pickled"):
         read_directory(tmp_path)

@@ -41,15 +41,20 @@ def preempt(state, task, number=signal.SIGUSR1):
             process.send_signal(number)
 
 
-def sbatch(script):
-    options = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(.*))?$", Path(script).read_text(), flags=re.M))
+def sbatch(*arguments):
+    *flags, script = arguments
+    text = Path(script).read_text()
+    options = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(.*))?$", text, flags=re.M))
     options = {key: shlex.split(value)[0] if value else True for key, value in options.items()}
+    options |= dict(flag.removeprefix("--").split("=", 1) for flag in flags if "=" in flag)
     job = 1 + max((int(path.stem) for path in STATE.glob("*.json")), default=0)
     first, last, limit = 0, 0, 1
     if "array" in options:
-        first, last, limit = map(int, re.fullmatch(r"(\d+)-(\d+)%(\d+)", options["array"]).groups())
+        numbers = re.fullmatch(r"(\d+)-(\d+)(?:%(\d+))?", options["array"]).groups("1000")
+        first, last, limit = map(int, numbers)
     tasks = [f"{job}_{index}" for index in range(first, last + 1)] if "array" in options else [str(job)]
-    record = {"script": script, "options": options, "tasks": tasks, "limit": limit, "cwd": os.getcwd()}
+    (STATE / f"{job}.sh").write_text(text)  # as Slurm, which keeps the script
+    record = {"options": options, "tasks": tasks, "limit": limit, "cwd": os.getcwd()}
     (STATE / f"{job}.json").write_text(json.dumps(record))
     for task in tasks:
         set_state(task, "PENDING")
@@ -98,19 +103,25 @@ def run_batch(job, task, record, restarts):
     options = record["options"]
     nodes, per_node = int(options.get("nodes", 1)), int(options.get("ntasks-per-node", 1))
     _, _, index = task.partition("_")
-    environment = os.environ | {
-        "SLURM_JOB_ID": task.replace("_", "00"),
-        "SLURM_NTASKS": str(nodes * per_node),
-        "SLURM_JOB_NUM_NODES": str(nodes),
-        "SLURM_JOB_NODELIST": "localhost",
-        "SLURM_RESTART_COUNT": str(restarts),
-        "FAKE_SLURM_TASK": task,
-    }
+    exported = dict(item.split("=", 1) for item in options.get("export", "ALL").split(",") if "=" in item)
+    environment = (
+        os.environ
+        | exported
+        | {
+            "SLURM_JOB_ID": task.replace("_", "00"),
+            "SLURM_NTASKS": str(nodes * per_node),
+            "SLURM_JOB_NUM_NODES": str(nodes),
+            "SLURM_JOB_NODELIST": "localhost",
+            "SLURM_RESTART_COUNT": str(restarts),
+            "FAKE_SLURM_TASK": task,
+        }
+    )
     if index:
         environment |= {"SLURM_ARRAY_JOB_ID": str(job), "SLURM_ARRAY_TASK_ID": index}
-    output = options["output"].replace("%A", str(job)).replace("%a", index).replace("%j", str(job))
+    words = {"A": str(job), "a": index, "j": str(job), "%": "%"}
+    output = re.sub("%([Aaj%])", lambda found: words[found[1]], options["output"])
     with open(output, "ab") as file:
-        script = ["bash", record["script"]]
+        script = ["bash", str(STATE / f"{job}.sh")]
         batch = subprocess.Popen(script, cwd=record["cwd"], env=environment, stdout=file, stderr=file)
         code = batch.wait()
     end_step(task)  # what is left of a job that ends is killed
@@ -164,7 +175,8 @@ def scontrol(verb, task):
 
 
 def end_step(task):
-    end_processes(json.loads((STATE / f"{task}.pids").read_text()))
+    pids = STATE / f"{task}.pids"
+    end_processes(json.loads(pids.read_text()) if pids.exists() else [])
 
 
 def end_processes(pids):
@@ -185,8 +197,7 @@ def scancel(*tasks):
     for need in tasks:
         for task in members(need):
             set_state(task, "CANCELLED")
-            if (STATE / f"{task}.pids").exists():
-                end_step(task)
+            end_step(task)
 
 
 def members(need):
