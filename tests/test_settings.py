@@ -230,6 +230,7 @@ def test_a_finished_stage_outlives_a_new_key(monkeypatch, tmp_path):
 # Section -> version and the hash of its defaults. If this fails, a default has changed: finished stages that relied on
 # it would be taken for others, so raise the section's version with it. A new key needs its line here only.
 DEFAULTS = {
+    "ChatSettings": "1 5e2101537c6a",
     "CheckpointSettings": "1 d7fb1276ba2b",
     "ComputeOptions": "1 ec7c1d2fd339",
     "CorpusSettings": "1 1901ee693a14",
@@ -238,7 +239,7 @@ DEFAULTS = {
     "EvalSettings": "1 dbad914bd413",
     "ExpandSettings": "1 57d9c7d36cbb",
     "ExportSettings": "1 ce66f15cb37f",
-    "GenerateSettings": "1 9cce3a0a4de6",
+    "GenerateSettings": "1 d752568f7487",
     "GuardSettings": "1 a3fb105eb7c1",
     "InitSettings": "1 b57b83edef8b",
     "LlamaConfig": "1 e80f4ba9b5e9",
@@ -255,6 +256,7 @@ DEFAULTS = {
     "ReportSettings": "1 b903b2793c45",
     "ScheduleSettings": "1 43b9256456c1",
     "SeedSettings": "1 de7d7744ccd7",
+    "ServeSettings": "1 1fc11eaa898a",
     "TokenizerExtensionSettings": "1 727e9d91e2ec",
     "TokenizerMergeSettings": "1 571b24551618",
     "TokenizerSettings": "1 356763cf278e",

@@ -39,10 +39,15 @@ def parquet_records(file: Path, *, text_field: str, optional: Sequence[str], lim
                     yield str(row[0]) if isinstance(row[0], Unreadable) else dict(zip(columns, row, strict=True))
 
 
+def column_names(file: Path) -> list[str]:
+    """The names of the file's columns; DamagedFile if it is damaged or not Parquet."""
+    with _opened(file) as parquet:
+        return parquet.schema_arrow.names
+
+
 def check_schema(file: Path, *, text_field: str, optional: Sequence[str]) -> None:
     """Raises what `parquet_records` raises for the file's schema."""
-    with _opened(file) as parquet:
-        check_columns(file, parquet.schema_arrow.names, text_field=text_field, optional=optional)
+    check_columns(file, column_names(file), text_field=text_field, optional=optional)
 
 
 @contextlib.contextmanager

@@ -124,17 +124,22 @@ class Engine:
         return sum(len(job.waiting) for job in self._jobs.values())
 
     def submit(self, request: Request) -> None:
-        """Queues a request.
+        """Queues a request; UserError if `check` refuses it, or if a request of its name is under way."""
+        self.check(request)
+        if request.name in self._jobs:
+            raise UserError(f"prompt {request.name}: a request of this name is under way")
+        self._jobs[request.name] = _Job(request, collections.deque(range(request.sampling.samples)))
+
+    def check(self, request: Request) -> None:
+        """Refuses a request that can never be answered. Can be called from any thread.
 
         Raises:
-            UserError: no prompt, an id outside of the vocabulary, too long for a slot, too many stop ids, stop texts
-                without a tokenizer, or a name that is under way already.
+            UserError: no prompt, an id outside of the vocabulary, too long for a slot, too many stop ids, or stop texts
+                without a tokenizer.
         """
         prompt, asked, vocab = request.prompt_ids, request.sampling, self._config.vocab_size
         problem = None
-        if request.name in self._jobs:
-            problem = "a request of this name is under way"
-        elif not prompt:
+        if not prompt:
             problem = "no tokens: give at least the begin-of-text token"
         elif min(prompt) < 0 or max(prompt) >= vocab:
             problem = (
@@ -152,7 +157,6 @@ class Engine:
             problem = "stop texts need a tokenizer"
         if problem:
             raise UserError(f"prompt {request.name}: {problem}")
-        self._jobs[request.name] = _Job(request, collections.deque(range(asked.samples)))
 
     def cancel(self, name: str) -> None:
         """Ends a request: its samples finish as "cancelled" in the next step. An unknown name is ignored."""

@@ -1,54 +1,117 @@
-"""Task `generate`: continues prompts with a model."""
+"""Task `generate`: continues prompts, or answers messages, with a model or an endpoint."""
 
+import dataclasses
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from allam_jax import files
-from allam_jax.config import require
-from allam_jax.generation.engine import Engine, with_capacity
-from allam_jax.generation.requests import LARGEST_SEED, Request, Sampling
-from allam_jax.settings import Settings
-from allam_jax.tasks.setup import open_mesh, open_model
-from allam_jax.tokenizer.generation_config import stop_ids
+from allam_jax.checksums import hash_json
+from allam_jax.errors import UserError
+from allam_jax.generation.endpoint import EndpointBackend
+from allam_jax.generation.engine import with_capacity
+from allam_jax.generation.engine_backend import EngineBackend
+from allam_jax.generation.over_rows import Backend, over_rows
+from allam_jax.generation.rows import Prompt, PromptRows
+from allam_jax.inputs import InputFiles
+from allam_jax.parallel.distributed import broadcast, is_main_process
+from allam_jax.settings import Settings, as_dict
+from allam_jax.tasks.inputs_of_task import inputs_of_settings
+from allam_jax.tasks.setup import open_engine, open_mesh, open_model, sampling_of
+from allam_jax.tokenizer.chat_template import ChatTemplate
+from allam_jax.tokenizer.ready_templates import READY
+from allam_jax.tokenizer.tokenizer import Tokenizer
 
 
 def run(config: Settings, workdir: Path) -> dict[str, Any]:
-    """Continues `config.generate.prompts` with the model at `init.weights`; writes `continuations.json`."""
+    """Answers `generate.prompts` (writes `continuations.json`), or every row of `generate.input` (writes shards)."""
     options = config.generate
-    prompts = list(require(options.prompts, key="generate.prompts", hint='for example ("The Prophet said",)'))
+    if bool(options.prompts) == bool(options.input):
+        raise UserError('config.generate.prompts: give some, for example ("The Prophet said",), or generate.input')
+    if options.input:
+        return _over_input(config, workdir)
+    prompts = [_asked(Prompt(number, text), as_chat=options.as_chat) for number, text in enumerate(options.prompts)]
+    continuations = []
+    for text, answer in zip(options.prompts, _backend(config, prompts).answers(prompts), strict=True):
+        if answer.error:
+            raise UserError(f"prompt {text[:40]!r}: {answer.error}")
+        texts = [choice.text for choice in answer.choices]
+        continuations.append({"prompt": text, "continuation": texts[0]} | ({"samples": texts} if texts[1:] else {}))
+    result = {"continuations": continuations}
+    if is_main_process():
+        files.write_json(workdir / "continuations.json", result)
+    return result
+
+
+def _over_input(config: Settings, workdir: Path) -> dict[str, Any]:
+    options = config.generate
+    rows = PromptRows(options.input, split=options.split, field=options.field, keep=options.keep)
+    read = inputs_of_settings(config)["generate.input"]
+    asked = {"field": options.field, "keep": list(options.keep), "as_chat": options.as_chat, "split": options.split}
+    return over_rows(
+        map(functools.partial(_asked, as_chat=options.as_chat), rows),
+        total=broadcast(len(rows) if is_main_process() else 0),
+        backend=_backend(config, ()),
+        directory=workdir,
+        identity={"input": _content(read), "rows": asked},
+        shard_rows=options.shard_rows,
+        max_error_share=options.max_error_share,
+        writes=is_main_process(),
+        agree=broadcast,
+    )
+
+
+def _asked(prompt: Prompt, *, as_chat: bool) -> Prompt:
+    """The prompt, as the message of a user where the config says so."""
+    if not as_chat or prompt.problem or not isinstance(prompt.asked, str):
+        return prompt
+    return dataclasses.replace(prompt, asked=[{"role": "user", "content": prompt.asked}])
+
+
+def _backend(config: Settings, prompts: Sequence[Prompt]) -> Backend:
+    """What answers. For the cache, `prompts` are all that will come; empty if that is not known."""
+    options = config.generate
+    sampling = sampling_of(options, seed=config.seed, samples=options.samples, logprobs=0 if options.logprobs else None)
+    if options.endpoint.url:
+        return EndpointBackend(options.endpoint, sampling=sampling)
     mesh = open_mesh(config)
     loaded, tokenizer, tokenizer_dir = open_model(config, mesh=mesh)
-    prompt_ids = tokenizer.encode_batch(prompts, bos=tokenizer.bos_id is not None)
-    longest = max(map(len, prompt_ids)) + options.max_new_tokens
-    engine = Engine(
-        loaded.params,
-        config=loaded.config,
-        options=config.compute,
-        settings=with_capacity(config.engine, longest, context=loaded.config.max_position),
+    template = ChatTemplate.named(options.template, tokenizer=tokenizer, directory=tokenizer_dir)
+    encode = functools.partial(_encode, tokenizer=tokenizer, template=template)
+    settings = config.engine
+    if prompts:
+        longest = max(len(encode(prompt)) for prompt in prompts) + options.max_new_tokens
+        settings = with_capacity(settings, longest, context=loaded.config.max_position)
+    engine = open_engine(
+        config,
+        loaded,
+        settings=settings,
         tokenizer=tokenizer,
-        eos_ids=stop_ids(tokenizer, tokenizer_dir),
+        tokenizer_dir=tokenizer_dir,
+        template=template,
         mesh=mesh,
     )
-    requests = [
-        Request(
-            f"{number}",
-            tuple(ids),
-            Sampling(
-                max_new_tokens=options.max_new_tokens,
-                temperature=options.temperature,
-                top_k=options.top_k,
-                top_p=options.top_p,
-                seed=(config.seed + number) % (LARGEST_SEED + 1),  # equal prompts get different samples
-            ),
-        )
-        for number, ids in enumerate(prompt_ids, start=1)
-    ]
-    completions = engine.complete(requests)
-    result = {
-        "continuations": [
-            {"prompt": prompt, "continuation": completion.text}
-            for prompt, completion in zip(prompts, completions, strict=True)
-        ]
+    read = inputs_of_settings(config)
+    identity = {
+        "weights": _content(read["init.weights"]),
+        "tokenizer": tokenizer.fingerprint,
+        "template": template and hash_json(template.source),
+        "compute": as_dict(config.compute),
     }
-    files.write_json(workdir / "continuations.json", result)
-    return result
+    return EngineBackend(engine, encode=encode, sampling=sampling, identity=identity)
+
+
+def _encode(prompt: Prompt, *, tokenizer: Tokenizer, template: ChatTemplate | None) -> list[int]:
+    if isinstance(prompt.asked, str):
+        return tokenizer.encode(prompt.asked, bos=tokenizer.bos_id is not None)
+    if template is None:
+        raise UserError(
+            f"messages, but the tokenizer has no chat template: set generate.template to {', '.join(READY)} or a file"
+        )
+    return template.prompt_ids(prompt.asked)
+
+
+def _content(found: InputFiles) -> str:
+    """A hash of the content of files and of their names."""
+    return hash_json({name: hash_ for name, (_, _, hash_) in found.record().items()})

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from allam_jax.corpus.found_files import find_files
 from allam_jax.errors import UserError
 from allam_jax.inputs import InputFiles, look
-from allam_jax.settings import Section, fields_of
+from allam_jax.settings import Section, Settings, fields_of
 from allam_jax.tasks.registry import settings_of, task_named
 
 
@@ -18,8 +18,13 @@ def inputs_of(config: ConfigDict) -> dict[str, InputFiles]:
 
     What is not there has no files: the task itself says so.
     """
+    return inputs_of_settings(settings_of(config))
+
+
+def inputs_of_settings(settings: Settings) -> dict[str, InputFiles]:
+    """`inputs_of` for a config that has been read."""
     found: dict[str, InputFiles] = {}
-    for key, kind, path, owner in _named(config):
+    for key, kind, path, owner in _named(settings):
         try:
             files = _LISTED[kind](Path(path), owner)
         except UserError:
@@ -33,22 +38,21 @@ def check_named(config: ConfigDict, *, made: Sequence[Path] = ()) -> None:
 
     Only looks which files there are. `made`: directories that the recipe itself writes; nothing needs to be there yet.
     """
-    for key, kind, path, owner in _named(config):
+    for key, kind, path, owner in _named(settings_of(config)):
         if any(path.absolute().is_relative_to(directory.absolute()) for directory in made):
             continue
         try:
             there = any(file.is_file() for file in _LISTED[kind](path, owner))
         except UserError as error:
             raise UserError(f"config.{key}: {error}") from None
-        if not there and kind != "stage":
+        if not there and kind not in ("stage", "template"):
             found = "holds no files that this key reads" if path.exists() else "no such file or directory"
             raise UserError(f"config.{key}: {path}: {found}; give the path of what is there")
 
 
-def _named(config: ConfigDict) -> Iterator[tuple[str, str, Path, Any]]:
+def _named(settings: Settings) -> Iterator[tuple[str, str, Path, Any]]:
     """Key, kind, path and the section that holds it, for every path that is given and is no reference to a stage."""
-    settings = settings_of(config)
-    for cls in task_named(config.task).sections:
+    for cls in task_named(settings.task).sections:
         holder = getattr(settings, cls.section_name) if cls.section_name else settings
         for key, kind, path, owner in _paths(cls, holder, prefix=cls.section_name):
             if path and not path.startswith("@"):
@@ -84,7 +88,9 @@ def _files(path: Path, owner: Any) -> list[Path]:
 
 
 def _texts(path: Path, owner: Any) -> list[Path]:
-    return find_files(str(path)).files
+    from allam_jax.data.documents import DATASET_FILE  # here, because it imports libraries of datasets
+
+    return _files(path, owner) if (path / DATASET_FILE).is_file() else find_files(str(path)).files
 
 
 def _tokenizer(path: Path, owner: Any) -> list[Path]:
@@ -103,6 +109,11 @@ def _model(path: Path, owner: Any) -> list[Path]:
     return [file for place in places for file in _files(place, owner)]
 
 
+def _template(path: Path, owner: Any) -> list[Path]:
+    """A file; the task knows the names of those that are none."""
+    return [path] if path.is_file() else []
+
+
 def _nothing(path: Path, owner: Any) -> list[Path]:
     """A stage's directory, whose `result.json` the task reads and checks."""
     return []
@@ -113,5 +124,6 @@ _LISTED: dict[str, Callable[[Path, Any], list[Path]]] = {
     "texts": _texts,
     "tokenizer": _tokenizer,
     "model": _model,
+    "template": _template,
     "stage": _nothing,
 }

@@ -14,7 +14,7 @@ from allam_jax.corpus.settings import CorpusSettings, PlantedCheckSettings, Plan
 from allam_jax.data.settings import DataSettings, MixtureSettings
 from allam_jax.errors import UserError, nearest
 from allam_jax.evaluation.settings import EvalSettings
-from allam_jax.generation.settings import EngineSettings, GenerateSettings
+from allam_jax.generation.settings import ChatSettings, EngineSettings, GenerateSettings, ServeSettings
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
 from allam_jax.model.settings import ExpandSettings
 from allam_jax.parallel.settings import MeshSettings
@@ -76,6 +76,8 @@ TASKS: dict[str, Task] = {
     "expand": Task((SeedSettings, *_MODEL, ExpandSettings, EvalSettings), on_devices=True),
     "evaluate": Task((*_MODEL, EvalSettings), on_devices=True),
     "generate": Task((SeedSettings, *_MODEL, GenerateSettings, EngineSettings), on_devices=True),
+    "chat": Task((SeedSettings, *_MODEL, ChatSettings, EngineSettings), on_devices=True),
+    "serve": Task((*_MODEL, ServeSettings, EngineSettings), on_devices=True),
     "export": Task((TokenizerSettings, WeightsSettings, MeshSettings, ExportSettings), on_devices=True),
     "merge": Task((TokenizerSettings, MergeSettings, ExportSettings), on_devices=True),
     "expansion_report": Task((ReportSettings,)),

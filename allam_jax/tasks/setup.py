@@ -14,11 +14,16 @@ from allam_jax.data.sources import stated_weights
 from allam_jax.data.token_cache import TokenSource, is_token_cache
 from allam_jax.evaluation.bits_per_byte import Result, make_evaluator
 from allam_jax.evaluation.metric_keys import HELD_OUT
+from allam_jax.generation.engine import Engine
+from allam_jax.generation.requests import Sampling
+from allam_jax.generation.settings import EngineSettings, SamplingSettings
 from allam_jax.model.llama import Params
 from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.parallel.distributed import process_rows
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.settings import Settings
+from allam_jax.tokenizer.chat_template import ChatTemplate
+from allam_jax.tokenizer.generation_config import stop_ids
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.training.load import load_model
 from allam_jax.training.loop import Evaluation
@@ -43,6 +48,35 @@ def open_model(config: Settings, *, mesh: Mesh) -> tuple[LoadedWeights, Tokenize
         fingerprint=loaded.metadata.get("tokenizer"),
     )
     return loaded, tokenizer, tokenizer_dir
+
+
+def open_engine(
+    config: Settings,
+    loaded: LoadedWeights,
+    *,
+    settings: EngineSettings,
+    tokenizer: Tokenizer,
+    tokenizer_dir: Path,
+    template: ChatTemplate | None,
+    mesh: Mesh,
+) -> Engine:
+    """An engine whose answers end where the model says, and at the end of a turn of the template."""
+    ends = stop_ids(tokenizer, tokenizer_dir)
+    return Engine(
+        loaded.params,
+        config=loaded.config,
+        options=config.compute,
+        settings=settings,
+        tokenizer=tokenizer,
+        eos_ids=tuple(dict.fromkeys((*ends, *(template.end_ids() if template else ())))),
+        mesh=mesh,
+    )
+
+
+def sampling_of(settings: SamplingSettings, *, seed: int, samples: int = 1, logprobs: int | None = None) -> Sampling:
+    """What a section asks of the engine."""
+    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(SamplingSettings)}
+    return Sampling(**values, seed=seed, samples=samples, logprobs=logprobs)
 
 
 def open_held_out(config: Settings, *, tokenizer: Tokenizer, seq_len: int) -> dict[str, EvaluationRows]:

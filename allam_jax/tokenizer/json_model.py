@@ -69,9 +69,9 @@ class JsonModel:
         self.pieces = [""] * size
         self.kinds = [Kind.UNUSED] * size  # for the ids without a piece
         alphabet = byte_alphabet()
-        byte_level = '"ByteLevel"' in serialized
+        self.byte_level = '"ByteLevel"' in serialized  # the characters of pieces stand for bytes
         for piece, index in vocabulary.items():
-            is_byte = piece in alphabet if byte_level else bool(_BYTE_PIECE.fullmatch(piece))
+            is_byte = piece in alphabet if self.byte_level else bool(_BYTE_PIECE.fullmatch(piece))
             self.pieces[index], self.kinds[index] = piece, Kind.BYTE if is_byte else Kind.NORMAL
         for index, token in self._plain.get_added_tokens_decoder().items():
             self.kinds[index] = Kind.CONTROL if token.special else Kind.USER_DEFINED
@@ -158,6 +158,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+@functools.cache
 def byte_alphabet() -> dict[str, int]:
     """The 256 printable characters with which byte-level BPE writes bytes (as in GPT-2): character -> byte."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]

@@ -10,9 +10,9 @@ from typing import Any, Literal
 from allam_jax.errors import UserError
 from allam_jax.files import read_json, refuse_pointer, sha256_of_json
 from allam_jax.tokenizer import tokenizer_json
-from allam_jax.tokenizer.json_model import JsonModel
+from allam_jax.tokenizer.json_model import JsonModel, byte_alphabet
 from allam_jax.tokenizer.kinds import Kind
-from allam_jax.tokenizer.sentencepiece_model import Piece, SentencePieceModel
+from allam_jax.tokenizer.sentencepiece_model import SPACE, Piece, SentencePieceModel
 from allam_jax.tokenizer.tokenizer_files import check_files
 
 Specials = Literal["text", "parse"]
@@ -129,6 +129,16 @@ class Tokenizer:
     def is_byte(self, index: int) -> bool:
         """Whether the id stands for one raw byte."""
         return self.model.kinds[index] is Kind.BYTE
+
+    def token_bytes(self, index: int) -> bytes:
+        """The UTF-8 bytes that an id stands for in the middle of a text; of a special token, its string."""
+        piece, kind = self.model.pieces[index], self.model.kinds[index]
+        if kind in (Kind.CONTROL, Kind.UNKNOWN, Kind.USER_DEFINED):
+            return piece.encode()
+        if isinstance(self.model, JsonModel) and self.model.byte_level:
+            alphabet = byte_alphabet()
+            return bytes(alphabet[character] for character in piece)
+        return bytes([int(piece[3:5], 16)]) if kind is Kind.BYTE else piece.replace(SPACE, " ").encode()
 
     def segment_piece(self, piece: str) -> list[int]:
         """Ids of the text of another tokenizer's piece, where `▁` is a space, without a dummy prefix."""

@@ -1,0 +1,229 @@
+"""The one way to map rows through a model: prompts in order in, shards of answers out.
+
+    DIR/answers/00000.jsonl     the rows that were answered, each file written in one step
+    DIR/errors/00000.jsonl      the rows of the same shard that were not, with the reason
+    DIR/over_rows.json          what decides the answers; a directory made otherwise is refused
+
+A shard is a fixed number of rows of the input. One that is there is complete: a run that was killed goes on behind it,
+so that every row occurs once, as an answer or as an error.
+"""
+
+import collections
+import dataclasses
+import datetime
+import itertools
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from absl import logging
+
+from allam_jax.corpus.record_formats import json_records
+from allam_jax.errors import UserError
+from allam_jax.files import json_text, read_json, sweep, write_json, write_text
+from allam_jax.generation.rows import Prompt
+
+STATE_FILE = "over_rows.json"
+ANSWERS, ERRORS = "answers", "errors"
+_LEAST_ROWS = 20  # before so many rows the share of errors says nothing
+_LONGEST_REASON = 60
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One answer to a prompt. `finish_reason` is the backend's own word; `logprobs` of its tokens, if asked for."""
+
+    text: str
+    finish_reason: str
+    tokens: int
+    logprobs: Sequence[float] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RowAnswer:
+    """What a backend gave for one prompt: choices, or why there are none."""
+
+    choices: Sequence[Choice] = ()
+    prompt_tokens: int = 0
+    error: str = ""
+
+
+class Backend(Protocol):
+    """A model that answers prompts."""
+
+    def describe(self) -> dict[str, Any]:
+        """What decides its answers, as JSON values."""
+
+    def answers(self, prompts: Iterable[Prompt]) -> Iterator[RowAnswer]:
+        """An answer for each prompt, in their order; takes prompts as it has room for them.
+
+        UserError for what no other row would change, such as an endpoint that is not there.
+        """
+
+
+def over_rows(
+    rows: Iterable[Prompt],
+    *,
+    total: int,
+    backend: Backend,
+    directory: Path,
+    identity: Mapping[str, Any],
+    shard_rows: int,
+    max_error_share: float,
+    every_seconds: float = 10.0,
+    writes: bool = True,
+    agree: Callable[[Any], Any] = lambda value: value,
+) -> dict[str, Any]:
+    """Answers every row; goes on where an earlier run ended.
+
+    Args:
+        rows: in a fixed order; iterated from its start, also when the first of them are done.
+        total: number of rows.
+        backend: answers them.
+        directory: where shards are written.
+        identity: of the input, as JSON values: with the backend's description it must be that of an earlier run.
+        shard_rows: rows of a shard. So many are lost at most when the process is killed.
+        max_error_share: of the rows so far; more errors end the run.
+        every_seconds: between two progress lines.
+        writes: whether this process writes; of several that work together one does.
+        agree: the first process's value on all of them.
+
+    Returns:
+        Numbers of rows, of answered rows and of errors by reason.
+
+    Raises:
+        UserError: the directory belongs to another run, or there are too many errors.
+    """
+    if writes:
+        _claim(directory, {**identity, **backend.describe(), "shard_rows": shard_rows})
+    shards = -(-total // shard_rows)
+    finished = agree(next((n for n in range(shards) if not _shard(directory, ANSWERS, n).exists()), shards))
+    errors = collections.Counter[str](agree(_errors_of(directory, shards=finished)))
+    progress = _Progress(total=total, done=finished * shard_rows, every=every_seconds)
+    answered = _in_order(itertools.islice(rows, finished * shard_rows, None), backend)
+    for number in range(finished, shards):
+        lines: dict[str, list[str]] = {ANSWERS: [], ERRORS: []}
+        for prompt, answer in itertools.islice(answered, shard_rows):
+            errors.update([_kind(answer.error)] if answer.error else [])
+            lines[ERRORS if answer.error else ANSWERS].append(json_text(_record(prompt, answer)) + "\n")
+            progress.row(answer, errors=errors.total())
+        if writes:  # the answers last: they make the shard complete
+            for name in (ERRORS, ANSWERS):
+                write_text(_shard(directory, name, number), "".join(lines[name]))
+        _check_share(errors, rows=min((number + 1) * shard_rows, total), most=max_error_share, directory=directory)
+    return {"rows": total, "answered": total - errors.total(), "errors": dict(errors.most_common())}
+
+
+def read_answers(directory: Path) -> Iterator[dict[str, Any]]:
+    """The answered rows of a finished run, in order: `row`, fields that were kept, `prompt`, `answers`."""
+    for file in sorted((directory / ANSWERS).glob("*.jsonl")):
+        for record in json_records(file, limit=1 << 30):
+            if isinstance(record, str):
+                raise UserError(f"{file}: a line {record}; remove it and run the same command again")
+            yield record
+
+
+def _in_order(rows: Iterable[Prompt], backend: Backend) -> Iterator[tuple[Prompt, RowAnswer]]:
+    """Every row with its answer; rows with a problem never reach the backend."""
+    waiting: collections.deque[Prompt] = collections.deque()
+
+    def askable() -> Iterator[Prompt]:
+        for row in rows:
+            waiting.append(row)
+            if not row.problem:
+                yield row
+
+    def problems() -> Iterator[tuple[Prompt, RowAnswer]]:
+        while waiting and waiting[0].problem:
+            row = waiting.popleft()
+            yield row, RowAnswer(error=row.problem)
+
+    for answer in backend.answers(askable()):
+        yield from problems()
+        yield waiting.popleft(), answer
+        yield from problems()
+    yield from problems()
+
+
+def _record(prompt: Prompt, answer: RowAnswer) -> dict[str, Any]:
+    asked = {"prompt": prompt.asked} if isinstance(prompt.asked, str) else {"messages": prompt.asked}
+    record = {"row": prompt.row, **prompt.kept, **asked}
+    if answer.error:
+        return record | {"error": answer.error}
+    choices = [{k: v for k, v in dataclasses.asdict(choice).items() if v is not None} for choice in answer.choices]
+    return record | {"answers": choices, "prompt_tokens": answer.prompt_tokens}
+
+
+def _shard(directory: Path, name: str, number: int) -> Path:
+    return directory / name / f"{number:05d}.jsonl"
+
+
+def _claim(directory: Path, identity: Mapping[str, Any]) -> None:
+    """Notes what decides the answers; UserError if earlier answers there were decided by something else."""
+    path = directory / STATE_FILE
+    identity = json.loads(json.dumps(identity))  # as it is read back: tuples become lists
+    if path.exists():
+        earlier = read_json(path, kind=dict)
+        different = sorted(key for key in {*identity, *earlier} if identity.get(key) != earlier.get(key))
+        if different:
+            raise UserError(
+                f"{directory}: holds answers that were made with another {' and '.join(different)}; "
+                "remove it, or use another --workdir"
+            )
+    for name in (ANSWERS, ERRORS):
+        (directory / name).mkdir(parents=True, exist_ok=True)
+        sweep(directory / name)
+    write_json(path, identity)
+
+
+def _errors_of(directory: Path, *, shards: int) -> dict[str, int]:
+    """Reason -> number of the errors in the first shards."""
+    found = collections.Counter[str]()
+    for number in range(shards):
+        for line in _shard(directory, ERRORS, number).read_bytes().splitlines():
+            found[_kind(json.loads(line)["error"])] += 1
+    return dict(found)
+
+
+def _kind(error: str) -> str:
+    """The first words of a reason, without the numbers that differ from row to row."""
+    words = error.partition(":")[0]
+    return words if words.startswith("status ") else re.sub(r"\d[\d,]*", "N", words)[:_LONGEST_REASON]
+
+
+def _check_share(errors: Mapping[str, int], *, rows: int, most: float, directory: Path) -> None:
+    count = sum(errors.values())
+    if rows >= _LEAST_ROWS and count > most * rows:
+        listed = ", ".join(f"{number:,} {reason}" for reason, number in list(errors.items())[:3])
+        raise UserError(
+            f"{count:,} of {rows:,} rows have no answer ({listed}; all are in {directory / ERRORS}); mend the cause "
+            "and remove the directory, or raise max_error_share"
+        )
+
+
+class _Progress:
+    """Logs how far the rows are, from time to time."""
+
+    def __init__(self, *, total: int, done: int, every: float):
+        self._total, self._rows, self._every = total, min(done, total), every
+        self._tokens, self._begun, self._first = 0, time.monotonic(), self._rows
+        self._shown = self._begun
+
+    def row(self, answer: RowAnswer, *, errors: int) -> None:
+        """Counts a row; shows the line if it is time."""
+        self._rows += 1
+        self._tokens += sum(choice.tokens for choice in answer.choices)
+        now = time.monotonic()
+        if now - self._shown < self._every and self._rows < self._total:
+            return
+        self._shown, seconds = now, max(now - self._begun, 1e-9)
+        left = (self._total - self._rows) * seconds / (self._rows - self._first)
+        eta = str(datetime.timedelta(seconds=round(left)))
+        logging.info(
+            "%s of %s rows, %s errors, %s tokens/s, ETA %s",
+            *(f"{count:,}" for count in (self._rows, self._total, errors, round(self._tokens / seconds))),
+            eta,
+        )

@@ -1,0 +1,420 @@
+"""The HTTP server: OpenAI's API, a page to chat with the model, health and metrics, over an `EngineThread`.
+
+An answer is given up as soon as its client leaves. A slow reader holds no slot: its deltas wait in memory, of which
+max_new_tokens bounds the size.
+"""
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import hmac
+import json
+import math
+import re
+import socket
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import uvicorn
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from allam_jax.errors import UserError
+from allam_jax.files import json_text
+from allam_jax.generation.engine_thread import EngineThread, QueueFull
+from allam_jax.generation.openai_api import Asked, BadRequest, Model, Writer, read_request
+from allam_jax.generation.requests import Delta, Request
+from allam_jax.generation.settings import ServeSettings
+from allam_jax.interrupts import StopRequest
+
+_PAGE = Path(__file__).with_name("chat_page.html")
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_LOOPBACK_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d*)?", re.IGNORECASE)  # as the header names it
+_LEFT = 499  # status of a request whose client has left, in metrics
+_THROWN_AWAY = 1 << 27  # bytes of a body that is too large that are read before it is refused
+_KEEP_ALIVE = 75  # seconds; longer than clients keep idle connections, or a request would meet one that is being closed
+_SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+
+
+def make_app(engine: EngineThread, *, model: Model, settings: ServeSettings, key: str = "") -> Starlette:
+    """The application. With a `key`, `/v1` asks for it as a bearer token."""
+    server = _Server(engine, model=model, settings=settings, key=key)
+    routes = [
+        Route("/v1/models", server.models),
+        Route("/v1/models/{name:path}", server.models),
+        Route("/v1/completions", server.completions, methods=["POST"]),
+        Route("/v1/chat/completions", server.chat, methods=["POST"]),
+        Route("/health", server.health),
+        Route("/metrics", server.metrics.page),
+        Route("/", server.page),
+    ]
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(_Gate, server=server)],
+        exception_handlers={BadRequest: _refused, HTTPException: _not_routed},
+    )
+
+
+def listen(settings: ServeSettings) -> socket.socket:
+    """A socket at the configured address; UserError if it cannot be had."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # also right after a server that was killed
+    try:
+        sock.bind((settings.host, settings.port))
+    except OSError as error:  # a name that cannot be resolved is one too
+        sock.close()
+        said = (error.strerror or str(error)).lower()
+        raise UserError(
+            f"serve.host = {settings.host!r}, serve.port = {settings.port}: {said}; choose another address or port"
+        ) from None
+    return sock
+
+
+def make_server(app: Starlette, *, drain_seconds: float) -> uvicorn.Server:
+    """The server of an application. Set `should_exit`, and it ends when its answers have ended."""
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=math.ceil(drain_seconds),
+    )
+    server = uvicorn.Server(config)
+    server.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]  # they are ours
+    return server
+
+
+def serve(app: Starlette, *, sock: socket.socket, drain_seconds: float) -> None:
+    """Answers until SIGTERM, SIGHUP or Ctrl-C; then takes no more requests, and waits for those under way."""
+    server = make_server(app, drain_seconds=drain_seconds)
+    with _Draining(server):
+        server.run(sockets=[sock])
+
+
+class _Draining(StopRequest):
+    """Signals that end the server when its answers have ended, or at once when they come again."""
+
+    def __init__(self, server: uvicorn.Server):
+        line = "no more requests are taken; waiting for the answers under way (again: leave at once)"
+        super().__init__(notices=dict.fromkeys(("SIGINT", "SIGTERM", "SIGHUP"), line))
+        self._server = server
+
+    def noted(self, name: str) -> None:
+        self._server.force_exit = self._server.should_exit
+        self._server.should_exit = True
+
+
+class _Server:
+    """The endpoints."""
+
+    def __init__(self, engine: EngineThread, *, model: Model, settings: ServeSettings, key: str):
+        self.engine, self.model, self.settings, self.key = engine, model, settings, key
+        self.metrics = _Metrics(engine)
+        self._page = _PAGE.read_text(encoding="utf-8")
+        policy = ["default-src 'none'; connect-src 'self'; base-uri 'none'; form-action 'none'; img-src data:"]
+        for kind, tag in (("script", "script"), ("style", "style")):  # the page's own, and nothing that comes into it
+            (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", self._page, re.DOTALL)
+            digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+            policy.append(f"{kind}-src 'sha256-{digest}'")
+        self._page_headers = {
+            "Content-Security-Policy": "; ".join(policy),
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+        }
+
+    async def models(self, request: HttpRequest) -> Response:
+        """`GET /v1/models`, and one by its name."""
+        card = {"id": self.model.name, "object": "model", "created": self.model.created, "owned_by": "allam_jax"}
+        card["max_model_len"] = self.model.context
+        if "name" not in request.path_params:
+            return _json({"object": "list", "data": [card]})
+        if request.path_params["name"] != self.model.name:
+            raise BadRequest(f"no model {request.path_params['name']!r} here", status=404)
+        return _json(card)
+
+    async def health(self, request: HttpRequest) -> Response:
+        """`GET /health`: 200 as long as the engine works."""
+        failed = self.engine.failed is not None
+        return _json({"status": "failed" if failed else "ok"}, status=503 if failed else 200)
+
+    async def page(self, request: HttpRequest) -> Response:
+        """`GET /`: the chat page."""
+        return Response(self._page, media_type="text/html", headers=self._page_headers)
+
+    async def completions(self, request: HttpRequest) -> Response:
+        """`POST /v1/completions`."""
+        return await self._answer(request, chat=False)
+
+    async def chat(self, request: HttpRequest) -> Response:
+        """`POST /v1/chat/completions`."""
+        return await self._answer(request, chat=True)
+
+    async def _answer(self, request: HttpRequest, *, chat: bool) -> Response:
+        body = await _body(request, most=self.settings.max_body_bytes, seconds=self.settings.body_seconds)
+        asked = await anyio.to_thread.run_sync(_parsed, body, chat, self.model)
+        answer = _Answer(asked, self.engine, self.metrics)
+        writer = Writer(asked, model=self.model)
+        answer.submit()
+        if asked.stream:
+            return _Stream(answer, writer)
+        leaving = asyncio.ensure_future(_left(request))
+        collecting = asyncio.ensure_future(answer.collect())
+        try:
+            await asyncio.wait({leaving, collecting}, return_when=asyncio.FIRST_COMPLETED)
+            if not collecting.done():
+                return Response(status_code=_LEFT)  # nobody reads it
+            return _json(writer.whole(collecting.result()))
+        finally:
+            leaving.cancel()
+            collecting.cancel()
+            answer.give_up()
+
+
+class _Answer:
+    """The deltas of all prompts of a request, as they come from the engine's thread."""
+
+    def __init__(self, asked: Asked, engine: EngineThread, metrics: "_Metrics"):
+        self.asked, self._engine, self._metrics = asked, engine, metrics
+        self._names = {f"{asked.id}/{number}": number for number in range(len(asked.prompts))}
+        self._under_way = dict.fromkeys(self._names, asked.sampling.samples)
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Sequence[Delta] | Exception] = asyncio.Queue()
+        self._begun = time.monotonic()
+
+    def submit(self) -> None:
+        """Queues the prompts; BadRequest if the engine refuses them or there is no room."""
+        try:
+            for name, number in self._names.items():
+                self._engine.submit(Request(name, self.asked.prompts[number], self.asked.sampling), self._hear)
+        except UserError as error:
+            self.give_up()
+            raise BadRequest(str(error)) from None
+        except QueueFull:
+            self.give_up()
+            raise BadRequest("too many requests wait; try again later", status=429, code="queue_full") from None
+        except RuntimeError as error:
+            raise BadRequest(str(error), status=503) from None
+        self._metrics.prompt_tokens.inc(sum(map(len, self.asked.prompts)))
+
+    def give_up(self) -> None:
+        """Ends what is still under way."""
+        for name in self._under_way:
+            self._engine.cancel(name)
+        self._under_way = {}
+
+    async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
+        """Index of a choice and what it got, until all have ended; BadRequest if the engine fails."""
+        first = True
+        while self._under_way:
+            event = await self._events.get()
+            if isinstance(event, Exception):
+                self.give_up()
+                raise BadRequest(f"the engine has failed: {event}", status=500)
+            if first:
+                self._metrics.first.observe(time.monotonic() - self._begun)
+                first = False
+            for delta in event:
+                self._metrics.answer_tokens.inc(len(delta.ids))
+                if delta.finish_reason is not None:
+                    self._under_way[delta.name] -= 1
+                    if not self._under_way[delta.name]:
+                        del self._under_way[delta.name]
+                yield self._names[delta.name] * self.asked.sampling.samples + delta.sample, delta
+        self._metrics.whole.observe(time.monotonic() - self._begun)
+
+    async def collect(self) -> dict[int, list[Delta]]:
+        """Index of a choice -> all of its deltas."""
+        found: dict[int, list[Delta]] = {}
+        async for index, delta in self.deltas():
+            found.setdefault(index, []).append(delta)
+        return found
+
+    def _hear(self, event: Sequence[Delta] | Exception) -> None:
+        """Called in the engine's thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+
+class _Stream(StreamingResponse):
+    """Server-sent events; ends the answer however it is left."""
+
+    def __init__(self, answer: _Answer, writer: Writer):
+        super().__init__(_events(answer, writer), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answer.give_up()
+
+
+async def _events(answer: _Answer, writer: Writer) -> AsyncIterator[str]:
+    seen: set[int] = set()
+    for chunk in writer.opening():
+        yield _event(chunk)
+    try:
+        async for index, delta in answer.deltas():
+            if delta.text or delta.finish_reason is not None or delta.logprobs or index not in seen:
+                yield _event(writer.chunk(index, delta, first=index not in seen))
+                seen.add(index)
+            else:  # text that is held back: its ids count
+                writer.completion_tokens += len(delta.ids)
+    except BadRequest as error:  # the status is out already
+        yield _event(error.body())
+    for chunk in writer.closing():
+        yield _event(chunk)
+    yield "data: [DONE]\n\n"
+
+
+class _Gate:
+    """Checks who asks, before any endpoint; counts every request by its status."""
+
+    def __init__(self, app: ASGIApp, *, server: _Server):
+        self._app, self._server = app, server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = [_LEFT]
+
+        async def note(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                status[0] = message["status"]
+            await send(message)
+
+        request = HttpRequest(scope)
+        refusal = self._refusal(request)
+        app = self._app if refusal is None else _json(refusal.body(), status=refusal.status)
+        try:
+            await app(scope, receive, note)
+        finally:
+            self._server.metrics.requests.labels(_known(scope["path"]), str(status[0])).inc()
+
+    def _refusal(self, request: HttpRequest) -> BadRequest | None:
+        server, headers = self._server, request.headers
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if server.settings.host in _LOOPBACK and not _LOOPBACK_HOST.fullmatch(host):
+            # A page elsewhere whose name has been made to mean this machine.
+            return BadRequest(f"host {host!r}: expected localhost", status=403)
+        if origin and origin.partition("://")[2] != host:
+            return BadRequest("pages of other sites may not ask", status=403)
+        given = headers.get("authorization", "").removeprefix("Bearer ")
+        known = hmac.compare_digest(given.encode(), server.key.encode())
+        if server.key and request.url.path.startswith("/v1") and not known:
+            return BadRequest("the key is missing or wrong; send it as `Authorization: Bearer KEY`", status=401)
+        return None
+
+
+class _Metrics:
+    """What Prometheus reads."""
+
+    def __init__(self, engine: EngineThread):
+        self._registry = registry = CollectorRegistry()
+        self.requests = Counter("allam_requests", "Requests by their status", ["path", "status"], registry=registry)
+        self.prompt_tokens = Counter("allam_prompt_tokens", "Tokens of prompts", registry=registry)
+        self.answer_tokens = Counter("allam_answer_tokens", "Tokens of answers", registry=registry)
+        self.first = Histogram(
+            "allam_first_token_seconds", "Until the first tokens", registry=registry, buckets=_SECONDS
+        )
+        self.whole = Histogram("allam_answer_seconds", "Until the end", registry=registry, buckets=_SECONDS)
+        for name, what, value in (
+            ("allam_waiting_samples", "Samples that wait for a slot", lambda: engine.waiting),
+            ("allam_free_slots", "Slots that no sample occupies", lambda: engine.free_slots),
+        ):
+            gauge = Gauge(name, what, registry=registry)
+            gauge.set_function(value)
+
+    async def page(self, request: HttpRequest) -> Response:
+        """`GET /metrics`."""
+        return Response(generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def _parsed(body: bytes, chat: bool, model: Model) -> Asked:
+    """A request of the bytes of its body; tokenises, so it runs in a thread."""
+    try:
+        value = json.loads(body)
+        json.dumps(
+            value, ensure_ascii=False
+        ).encode()  # not with half of a surrogate pair, which answers could not quote
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"the body is no JSON ({error})".replace("\n", " ")[:300]) from None
+    return read_request(value, chat=chat, model=model)
+
+
+async def _body(request: HttpRequest, *, most: int, seconds: float) -> bytes:
+    """The body of a request.
+
+    Raises:
+        BadRequest: it is larger than `most` bytes, or takes longer. Most of a body that is too large is read all the
+            same: a client that is still sending would not see the answer.
+        ClientDisconnect: the client has left.
+    """
+    parts, size = [], 0
+    stated = request.headers.get("content-length", "0")
+    too_large = BadRequest(f"the body is larger than {most:,} bytes", status=413)
+    if stated.isdigit() and int(stated) > _THROWN_AWAY:
+        raise too_large
+    try:
+        async with asyncio.timeout(seconds):
+            async for part in request.stream():
+                size += len(part)
+                if size <= most:
+                    parts.append(part)
+                elif size > _THROWN_AWAY:
+                    raise too_large
+    except TimeoutError:
+        raise BadRequest(f"the body was not there after {seconds:g} s", status=408) from None
+    if size > most:
+        raise too_large
+    return b"".join(parts)
+
+
+async def _left(request: HttpRequest) -> None:
+    """Returns when the client has left."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _refused(request: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, BadRequest)
+    headers = {"Retry-After": "1"} if error.status == 429 else {}
+    if error.status in (408, 413):
+        headers["Connection"] = "close"
+    return _json(error.body(), status=error.status, headers=headers)
+
+
+async def _not_routed(request: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    said = {404: f"no {request.url.path} here", 405: f"{request.method} is not for {request.url.path}"}
+    refusal = BadRequest(said.get(error.status_code, str(error.detail)), status=error.status_code)
+    return _json(refusal.body(), status=error.status_code, headers=error.headers)
+
+
+def _json(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(json_text(value), status, headers, media_type="application/json")
+
+
+def _event(value: Mapping[str, Any]) -> str:
+    return f"data: {json_text(value)}\n\n"
+
+
+def _known(path: str) -> str:
+    """The path for metrics, of which there must not be endlessly many."""
+    return (
+        path if path in ("/v1/models", "/v1/completions", "/v1/chat/completions", "/health", "/metrics", "/") else "-"
+    )

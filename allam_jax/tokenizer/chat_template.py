@@ -1,0 +1,323 @@
+"""Chat templates: messages -> text -> ids, with the text that transformers' `apply_chat_template` gives.
+
+Text of a user that spells a control token stays text. Before a template sees a string of a message, the characters with
+which a control token could begin or end are replaced by *stand-ins*, private characters that occur nowhere else. So no
+operation of the template (joining, cutting, removing) can make a control token out of a message. Afterwards control
+tokens are looked for, and only then do the stand-ins become the characters again.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from allam_jax.errors import UserError, nearest
+from allam_jax.files import read_json
+from allam_jax.tokenizer import template_process
+from allam_jax.tokenizer.ready_templates import READY
+from allam_jax.tokenizer.template_worker import CPU_SECONDS, MEMORY_BYTES
+from allam_jax.tokenizer.tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+
+TEMPLATE_FILE = "chat_template.jinja"
+
+_PRIVATE = range(0xF0000, 0xFFFFE)  # a private plane of Unicode
+_ROLES = frozenset({"system", "user", "assistant", "tool", "developer", "function", "ipython"})
+_OWN_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+_REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one thing; the first is the standard one
+
+
+@dataclasses.dataclass(frozen=True)
+class Rendered:
+    """A conversation as text.
+
+    Attributes:
+        text: what the template gave.
+        controls: places of the control tokens that the template wrote: (start, end) in characters, in order.
+        generated: what is inside of `{% generation %}`, which the model itself writes: (start, end) in characters.
+    """
+
+    text: str
+    controls: tuple[tuple[int, int], ...]
+    generated: tuple[tuple[int, int], ...]
+
+
+class ChatTemplate:
+    """A template for one tokenizer. `source` is its text, `name` names it in errors."""
+
+    def __init__(self, source: str, *, tokenizer: Tokenizer, name: str):
+        self.source, self.name, self._tokenizer = source, name, tokenizer
+        named = {kind: getattr(tokenizer, f"{kind}_id") for kind in ("bos", "eos", "unk", "pad")}
+        self._named = {f"{kind}_token": tokenizer.id_to_piece(i) for kind, i in named.items() if i is not None}
+        longest_first = sorted(tokenizer.special_tokens, key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._borders = frozenset(border for token in longest_first for border in _borders(token))
+        described = self._ask({"template": source})
+        self.variables = frozenset(described["variables"]) - _OWN_VARIABLES - self._named.keys()
+        self._spelled = frozenset(described["spelled"])
+        # What the template's logic looks for in a text, such as "</think>"; but no part of a control token.
+        logic = [s for s in self._spelled if self._borders & set(s) and not self._control.search(s)]
+        logic = [s for s in logic if not any(s in token for token in longest_first)]
+        self._logic = re.compile("|".join(map(re.escape, sorted(logic, key=len, reverse=True))) or "(?!)")
+
+    @classmethod
+    def named(cls, template: str, *, tokenizer: Tokenizer, directory: Path) -> "ChatTemplate | None":
+        """The template that a config names.
+
+        Args:
+            template: of `READY`, or the path of a `.jinja` file; empty for that of the tokenizer's directory.
+            tokenizer: for whose control tokens it is.
+            directory: of the tokenizer.
+
+        Returns:
+            None where the directory has none.
+
+        Raises:
+            UserError: there is no such template, or it cannot be parsed.
+        """
+        if not template:
+            source = stored_template(directory)
+            return None if source is None else cls(source, tokenizer=tokenizer, name=f"{directory}: chat template")
+        if template in READY:
+            return cls(READY[template], tokenizer=tokenizer, name=f"chat template {template}")
+        path = Path(template).expanduser()
+        if not path.is_file():
+            raise UserError(
+                f"chat template {template!r}: neither a file nor a name; {nearest(template, READY)} "
+                "(empty takes the tokenizer's own)"
+            )
+        return cls(_text_of(path), tokenizer=tokenizer, name=str(path))
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> Rendered:
+        """The text of a conversation.
+
+        Args:
+            messages: each with `role` and, as a rule, `content`; values are what JSON can hold. A role that is no known
+                one is text like any other.
+            add_generation_prompt: ends with the beginning of an answer.
+            tools: JSON schemas of functions.
+            documents: for templates that quote documents.
+            variables: further ones that the template reads.
+
+        Raises:
+            UserError: a message without role, a variable that the template does not read, or a template that refuses
+                the messages, fails, reaches for what the sandbox hides, or takes too long.
+        """
+        for number, message in enumerate(messages, start=1):
+            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+                raise UserError(f"message {number}: expected an object with 'role' and 'content'")
+        if not messages:
+            raise UserError("no messages: give at least one with 'role' and 'content'")
+        for name in variables or {}:
+            if name not in self.variables:
+                raise UserError(f"{self.name}: reads no variable {name!r}; {nearest(name, sorted(self.variables))}")
+        given = {
+            "messages": [_with_aliases(message) for message in messages],
+            "tools": tools,
+            "documents": documents,
+            **(variables or {}),
+        }
+        stand_ins = _StandIns(given, taken=self.source)
+        marks = stand_ins.reserve(), stand_ins.reserve()
+        context = {
+            **self._named,
+            **{key: self._guarded(value, stand_ins) for key, value in given.items()},
+            "add_generation_prompt": add_generation_prompt,
+        }
+        request = {"template": self.source, "context": context, "marks": marks, "stand_ins": stand_ins.meaning}
+        text = self._ask(request)["text"]
+        text, generated = _without_marks(text, *marks)
+        controls = tuple(match.span() for match in self._control.finditer(text))
+        return Rendered(stand_ins.restored(text), controls, generated)
+
+    def encode(self, rendered: Rendered) -> list[int]:
+        """Ids of a rendered text, without a begin-of-text token beside the template's own.
+
+        Where no message spells a control token, they are those of the tokenizer on the whole text. Otherwise the texts
+        between the template's control tokens are encoded one by one.
+        """
+        tokenizer, text = self._tokenizer, rendered.text
+        if tuple(match.span() for match in self._control.finditer(text)) == rendered.controls:
+            ids = tokenizer.encode(text, specials="parse")
+            # A normaliser may make a control token out of characters that only look like it.
+            found = [i for i in ids if tokenizer.is_special(i) and i != tokenizer.unk_id]
+            wanted = [tokenizer.special_tokens[text[slice(*span)]] for span in rendered.controls]
+            if found == [i for i in wanted if i != tokenizer.unk_id]:
+                return ids
+        ids, at = [], 0
+        for start, end in (*rendered.controls, (len(text), len(text))):
+            ids += tokenizer.encode(text[at:start]) if at < start else []
+            ids += [tokenizer.special_tokens[text[start:end]]] if start < end else []
+            at = end
+        return ids
+
+    def prompt_ids(self, messages: Sequence[Message], **given: Any) -> list[int]:
+        """Ids of a conversation up to the beginning of the next answer; arguments and errors as of `render`."""
+        return self.encode(self.render(messages, add_generation_prompt=True, **given))
+
+    def end_ids(self) -> tuple[int, ...]:
+        """The control token that the template writes behind an answer, which ends one; empty if there is none."""
+        try:
+            rendered = self.render([{"role": "user", "content": "?"}, {"role": "assistant", "content": "="}])
+        except UserError:  # it wants other messages
+            return ()
+        behind = rendered.text.rfind("=")
+        found = [rendered.text[slice(*span)] for span in rendered.controls if span[0] > behind]
+        return (self._tokenizer.special_tokens[found[0]],) if found and behind >= 0 else ()
+
+    def _guarded(self, value: Any, stand_ins: "_StandIns", *, role: bool = False) -> Any:
+        """A value for the template, in which no string can become a control token or a part of one."""
+        if isinstance(value, str):
+            return value if role and value in _ROLES else self._guarded_text(value, stand_ins)
+        if isinstance(value, Mapping):
+            return {
+                self._guarded_text(str(key), stand_ins): self._guarded(item, stand_ins, role=key == "role")
+                for key, item in value.items()
+            }
+        if isinstance(value, list | tuple):
+            return [self._guarded(item, stand_ins) for item in value]
+        return value if isinstance(value, int | float | None) else f"<{type(value).__name__}>"
+
+    def _guarded_text(self, text: str, stand_ins: "_StandIns") -> str:
+        whole = text.strip()
+        inside = whole not in self._spelled and any(whole in token for token in self._tokenizer.special_tokens)
+        if whole and inside:  # the template could write the rest of the token around it
+            return stand_ins.replaced(text, set(text))
+        if self._borders.isdisjoint(text):
+            return text
+        kept = 0
+        parts = []
+        for match in self._logic.finditer(text):
+            parts += [stand_ins.replaced(text[kept : match.start()], self._borders), match[0]]
+            kept = match.end()
+        return "".join([*parts, stand_ins.replaced(text[kept:], self._borders)])
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            answer = template_process.ask(request)
+        except template_process.TemplateKilled:
+            limits = f"{CPU_SECONDS} s of processor time or {MEMORY_BYTES >> 20} MiB"
+            raise UserError(f"{self.name}: takes more than {limits}; does it loop for ever? Mend it") from None
+        if "error" not in answer:
+            return answer
+        message = " ".join(answer["message"].split())[:300]
+        said = {
+            "syntax": f"line {answer.get('line')}: {message}; mend the template",
+            "security": f"reaches for what templates may not have ({message}); use another template",
+            "undefined": f"{message}: a message or a variable that it needs is not given",
+            "refused": f"refuses these messages: {message}",
+            "failed": f"fails on these messages: {message}",
+        }
+        raise UserError(f"{self.name}: {said[answer['error']]}")
+
+
+def stored_template(directory: Path) -> str | None:
+    """The text of the template of a tokenizer directory, from `chat_template.jinja` or `tokenizer_config.json`.
+
+    Of several named ones, that which is called "default". UserError for another form.
+    """
+    if (path := Path(directory) / TEMPLATE_FILE).is_file():
+        return _text_of(path)
+    if not (path := Path(directory) / "tokenizer_config.json").is_file():
+        return None
+    found = read_json(path, kind=dict).get("chat_template")
+    if isinstance(found, list) and all(isinstance(item, dict) for item in found):
+        found = {item.get("name"): item.get("template") for item in found}
+    if isinstance(found, dict):
+        if "default" not in found:
+            raise UserError(f"{path}: several chat templates and none is called 'default'; give one as a .jinja file")
+        found = found["default"]
+    if found is not None and not isinstance(found, str):
+        raise UserError(f"{path}: chat_template is no text; expected a Jinja template")
+    return found
+
+
+class _StandIns:
+    """Private characters, each for one character of the messages. They occur neither in these nor in the template."""
+
+    def __init__(self, given: Mapping[str, Any], *, taken: str):
+        used = set(taken).union(*_strings(given))
+        self._free = (chr(code) for code in _PRIVATE if chr(code) not in used)
+        self._of: dict[str, str] = {}
+
+    @property
+    def meaning(self) -> dict[str, str]:
+        """Stand-in -> character."""
+        return {stand_in: character for character, stand_in in self._of.items()}
+
+    def reserve(self) -> str:
+        """A private character for another use."""
+        return next(self._free)
+
+    def replaced(self, text: str, characters: Iterable[str]) -> str:
+        """The text with stand-ins for these characters, but for those that `_borders` leaves out."""
+        for character in {c for c in characters if _can_stand(c)} & set(text):
+            if character not in self._of:
+                self._of[character] = self.reserve()
+            text = text.replace(character, self._of[character])
+        return text
+
+    def restored(self, text: str) -> str:
+        """The text with the characters for their stand-ins."""
+        return text.translate({ord(stand_in): character for stand_in, character in self.meaning.items()})
+
+
+def _can_stand(character: str) -> bool:
+    """Not white space, which templates strip, and not what JSON escapes."""
+    return not character.isspace() and character >= " " and character not in '"\\'
+
+
+def _borders(token: str) -> Sequence[str]:
+    """The first and the last character of a control token that a stand-in can replace."""
+    found = [character for character in token if _can_stand(character)]
+    return (found[0], found[-1]) if found else ()
+
+
+def _strings(value: Any) -> Iterable[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield str(key)
+            yield from _strings(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings(item)
+
+
+def _with_aliases(message: Message) -> dict[str, Any]:
+    """A message without empty keys, and with its reasoning under the names that templates read."""
+    kept = {str(key): value for key, value in message.items() if value is not None}
+    reasoning = next((kept[key] for key in _REASONING if key in kept), None)
+    return kept if reasoning is None else {"thinking": reasoning, **kept, "reasoning_content": reasoning}
+
+
+def _without_marks(text: str, start: str, end: str) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """The text without the marks of generation, and the places between them."""
+    spans, opened, kept, length = [], list[int](), list[str](), 0
+    for piece in re.split(f"([{start}{end}])", text):
+        if piece == start:
+            opened.append(length)
+        elif piece == end:
+            spans.append((opened.pop(), length))
+        else:
+            kept.append(piece)
+            length += len(piece)
+    return "".join(kept), tuple(sorted(spans))
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8; expected a Jinja template") from None
