@@ -86,9 +86,8 @@ def test_a_damaged_newest_checkpoint_names_the_whole_one_and_can_be_skipped(root
     checkpoints = root / "run" / "checkpoints"
     newest = find_checkpoint(checkpoints)
     largest = max((newest / "state").rglob("*"), key=lambda path: path.stat().st_size)
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 1
-    largest.write_bytes(content)
+    # All of it: a single byte may be one of the optimizer's, which loading a model does not read.
+    largest.write_bytes(bytes(byte ^ 1 for byte in largest.read_bytes()))
     with pytest.raises(UserError, match=f"the newest whole one is {checkpoints / '1'}: .*skip_damaged=True"):
         load_model(root / "run")
     move_damaged_aside(checkpoints)
