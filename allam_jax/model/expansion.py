@@ -71,7 +71,7 @@ def expand(
     if plan.base_size > config.vocab_size:
         raise UserError(
             f"the base tokenizer has {plan.base_size} tokens, but the weights to expand have {config.vocab_size} rows: "
-            "give the tokenizer that belongs to the weights"
+            "give the tokenizer that belongs to the weights, or take the tokens without a row out of its files"
         )
     new_config = dataclasses.replace(config, vocab_size=plan.merged_size)
     table = functools.partial(

@@ -194,7 +194,7 @@ def _in_short(result: dict[str, Any], *, method: str) -> tuple[str, ...]:
     base, final = result["bits_per_byte"]["base"], result["bits_per_byte"]["final"][method]
     before, after = next(iter(result["fertility"].values())), list(result["fertility"].values())[-1]
     lines = []
-    for name in base:
+    for name in filter(final.__contains__, base):
         bits = f"{final[name]:.3f} bits per byte of held-out text, {_change(base[name], final[name])} the base model"
         tokens = ""
         if name in after:

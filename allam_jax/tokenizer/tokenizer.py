@@ -52,7 +52,8 @@ class Tokenizer:
         refuse_pointer(file, content)
         if file.suffix == ".json":
             named = [file.parent / name for name in ("tokenizer_config.json", "special_tokens_map.json")]
-            settings: dict[str, Any] = next((read_json(path, kind=dict) for path in named if path.is_file()), {})
+            there = next((path for path in named if path.is_file()), None)
+            settings = read_json(there, kind=dict) if there else {}
             try:
                 added = _added_tokens(file.parent)
                 return cls(JsonModel(content.decode("utf-8"), settings=settings, source=str(file), added=added))

@@ -172,6 +172,8 @@ def what_is_there(path: Path) -> str:
         return f"{path}: a GGUF model, which is quantised for inference; give the model's safetensors"
     if (path / CHECKPOINTS_FOLDER).is_dir():
         return f"{path}: a run without a complete checkpoint; wait for its first, or give another path"
+    if (path / _RUN_FILE).is_file():
+        return f"{path}: a run whose folder {CHECKPOINTS_FOLDER} is missing; put it back, or give another path"
     pickles = sorted(path.glob("*.bin")) + sorted(path.glob("*.pth"))
     if pickles:
         return f"{path}: holds pickled weights ({pickles[0].name}), which can run code; convert them to safetensors"

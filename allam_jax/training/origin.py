@@ -1,7 +1,6 @@
 """What a run begins with: its architecture and tokenizer, and the parameters or the checkpoint that it starts from."""
 
 import dataclasses
-import os
 from pathlib import Path
 
 from absl import logging
@@ -76,12 +75,12 @@ def open_origin(config: Settings, *, workdir: Path, mesh: Mesh) -> Origin:
 
 
 def _check_folder(folder: Path) -> None:
-    """UserError where something else lies in the place of the folder of checkpoints."""
-    if os.path.lexists(folder) and not folder.is_dir():
-        found = "a link that leads nowhere" if folder.is_symlink() else "a file"
-        raise UserError(
-            f"{folder}: is {found}; put the folder of the run's checkpoints there, or remove it to begin anew"
-        )
+    """UserError where something else lies in the place of the folder of checkpoints, or a link that leads nowhere."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; the folder of the run's checkpoints belongs there: move the file away")
+    for path in (folder, *(sorted(folder.iterdir()) if folder.is_dir() else ())):
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path}: is a link that leads nowhere; put back what it led to, or remove the link")
 
 
 def _check_history(workdir: Path) -> None:

@@ -200,6 +200,12 @@ def check_vocabulary(
     spare = config.vocab_size - tokenizer_size
     if spare > 0 and (is_own or spare <= _MOST_SPARE * config.vocab_size):
         logging.info("%s: %d of its %d rows belong to no token of %s", weights, spare, config.vocab_size, tokenizer)
+    elif spare < 0 and is_own:
+        raise UserError(
+            f"{weights} has {config.vocab_size} rows, but its own tokenizer has {tokenizer_size} tokens: take those "
+            "without a row out of its files (added_tokens.json, tokenizer_config.json, tokenizer.json), or give them "
+            "rows (in transformers: resize_token_embeddings)"
+        )
     elif spare:
         raise UserError(
             f"{weights} has {config.vocab_size} tokens but {tokenizer} has {tokenizer_size}: give the tokenizer that "

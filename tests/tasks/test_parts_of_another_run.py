@@ -72,24 +72,30 @@ def test_a_renamed_checkpoint(train, run):
 
 
 def test_a_link_to_an_earlier_checkpoint(train, run):
-    shutil.rmtree(run / "checkpoints" / "4")
-    (run / "checkpoints" / "4").symlink_to("2")
-    with pytest.raises(UserError, match="4: holds step 2; remove it"):
+    (run / "checkpoints" / "6").symlink_to("4")
+    with pytest.raises(UserError, match="6: holds step 4; remove it"):
         train(run, steps=8)
 
 
-@pytest.mark.parametrize("target", ["checkpoints", "nowhere", None])
-def test_another_thing_in_the_place_of_the_checkpoints(train, run, target):
-    (run / "checkpoints").rename(run / "elsewhere")
+@pytest.mark.parametrize(
+    ("name", "target", "what"),
+    [
+        ("checkpoints", "checkpoints", "is a link that leads nowhere; put back what it led to"),
+        ("checkpoints", "nowhere", "is a link that leads nowhere"),
+        ("checkpoints/4", "nowhere", "is a link that leads nowhere"),
+        ("checkpoints", None, "is a file; the folder of the run's checkpoints belongs there"),
+    ],
+)
+def test_another_thing_in_the_place_of_the_checkpoints(train, run, name, target, what):
+    (run / name).rename(run / "elsewhere")
     if target == "nowhere":
         (run / "metrics.jsonl").unlink()
     if target:
-        (run / "checkpoints").symlink_to(target)
+        (run / name).symlink_to(target)
     else:
-        (run / "checkpoints").write_text("mine")
+        (run / name).write_text("mine")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    what = "a link that leads nowhere" if target else "a file"
-    with pytest.raises(UserError, match=f"^{run}/checkpoints: is {what}; put the folder of the run's checkpoints"):
+    with pytest.raises(UserError, match=f"^{run / name}: {what}"):
         train(run, steps=8)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 

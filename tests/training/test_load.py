@@ -98,6 +98,9 @@ def test_what_else_is_there_is_told(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(UserError, match="pickled weights"):
         load_model(tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(UserError, match="a run whose folder checkpoints is missing; put it back"):
+        load_model(tmp_path)
     (tmp_path / CHECKPOINTS_FOLDER).mkdir()
     with pytest.raises(UserError, match="without a complete checkpoint"):
         load_model(tmp_path)
