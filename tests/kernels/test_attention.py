@@ -93,7 +93,7 @@ def test_dropout_is_unbiased(backend):
 SIXTEEN_BITS = [
     (case, jnp.bfloat16) for case in CASES if case.name in ("packed", "grouped", "ragged", "dropping", "many_blocks")
 ]
-SIXTEEN_BITS += [(case, jnp.float16) for case in (PACKED, DROPPING)]
+SIXTEEN_BITS += [pytest.param(case, jnp.float16, marks=pytest.mark.long) for case in (PACKED, DROPPING)]
 
 
 @pytest.mark.parametrize(("case", "dtype"), SIXTEEN_BITS, ids=lambda value: getattr(value, "name", None))
