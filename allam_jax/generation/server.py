@@ -41,6 +41,7 @@ from allam_jax.interrupts import StopRequest
 _PAGE = Path(__file__).with_name("chat_page.html")
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _LOOPBACK_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d*)?", re.IGNORECASE)  # as the header names it
+_OPEN = frozenset({"/", "/health", "/metrics"})  # what needs no key
 _LEFT = 499  # status of a request whose client has left, in metrics
 _THROWN_AWAY = 1 << 27  # bytes of a body that is too large that are read before it is refused
 _KEEP_ALIVE = 75  # seconds; longer than clients keep idle connections, or a request would meet one that is being closed
@@ -48,7 +49,7 @@ _SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
 def make_app(engine: EngineThread, *, model: Model, settings: ServeSettings, key: str = "") -> Starlette:
-    """The application. With a `key`, `/v1` asks for it as a bearer token."""
+    """The application. With a `key`, `/v1` asks for it as a bearer token, and any path that is not there."""
     server = _Server(engine, model=model, settings=settings, key=key)
     routes = [
         Route("/v1/models", server.models),
@@ -315,7 +316,8 @@ class _Gate:
             return BadRequest("pages of other sites may not ask", status=403)
         given = headers.get("authorization", "").removeprefix("Bearer ")
         known = hmac.compare_digest(given.encode(), server.key.encode())
-        if server.key and request.url.path.startswith("/v1") and not known:
+        # The path that is routed: `request.url` is made of the Host header too.
+        if server.key and request.scope["path"] not in _OPEN and not known:
             return BadRequest("the key is missing or wrong; send it as `Authorization: Bearer KEY`", status=401)
         return None
 

@@ -1,5 +1,6 @@
 """The server through clients that are not ours: openai's own, curl, and sockets; its values are those of the engine."""
 
+import asyncio
 import contextlib
 import dataclasses
 import errno
@@ -18,7 +19,7 @@ from small_server import ScriptedEngine, make_engine, make_tokenizer, serving
 from allam_jax.errors import UserError
 from allam_jax.generation.engine_thread import EngineThread
 from allam_jax.generation.requests import Request, Sampling
-from allam_jax.generation.server import listen
+from allam_jax.generation.server import listen, make_app
 from allam_jax.generation.settings import ServeSettings
 
 MODEL = "small/model"
@@ -283,6 +284,20 @@ def test_a_key(engine, tokenizer, served):
         with pytest.raises(openai.AuthenticationError, match="missing or wrong"):
             openai.OpenAI(base_url=f"{locked.url}/v1", api_key="simsim", max_retries=0).models.list()
         assert openai.OpenAI(base_url=f"{locked.url}/v1", api_key="sesam").models.list().data[0].id == MODEL
+
+
+@pytest.mark.parametrize("host", [b"localhost", b"a/x?", b"a/#", b"a@b/health?", b""])
+def test_no_host_opens_a_path_without_the_key(served, host):
+    """As the server hands it on, whatever the framework makes of the header."""
+    app = make_app(served.engine, model=served.model, settings=ServeSettings(host="0.0.0.0"), key="sesam")
+    scope = {"type": "http", "method": "GET", "path": "/v1/models", "query_string": b"", "headers": [(b"host", host)]}
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(app(scope, None, send))
+    assert sent[0]["status"] == 401
 
 
 def connect_error(port):
