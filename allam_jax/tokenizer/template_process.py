@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -24,23 +25,29 @@ class TemplateProcess:
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """The worker's answer to a request (see `template_worker.Renderer`); TemplateKilled if it was ended."""
+        line = json.dumps(request).encode() + b"\n"
         with self._lock:
-            if self._worker is None or self._worker.poll() is not None:
-                self._worker = self._start()
-            assert self._worker.stdin is not None
-            assert self._worker.stdout is not None
-            try:
-                self._worker.stdin.write(json.dumps(request).encode() + b"\n")
-                self._worker.stdin.flush()
-                answer = self._worker.stdout.readline()
+            for _ in range(2):
+                if self._worker is None:
+                    self._worker = self._start()
+                try:
+                    answer = _exchanged(self._worker, line)
+                except BaseException:  # such as Ctrl-C: what the worker still writes would be taken for the next answer
+                    self._end()
+                    raise
                 if answer.endswith(b"\n"):
                     return json.loads(answer)
-            except BrokenPipeError:
-                pass
-            except BaseException:  # such as Ctrl-C: what the worker still writes would be taken for the next answer
-                self._worker.kill()
-                raise
+                if self._end() == -signal.SIGXCPU:
+                    break
+                # Else something outside may have ended it, perhaps while it was idle: another one shows whose fault.
             raise TemplateKilled
+
+    def _end(self) -> int:
+        """Ends the worker and returns its status. Only then is it known to be gone."""
+        worker, self._worker = self._worker, None
+        assert worker is not None
+        worker.kill()
+        return worker.wait()
 
     @staticmethod
     def _start() -> "subprocess.Popen[bytes]":
@@ -51,6 +58,18 @@ class TemplateProcess:
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C in the terminal is not for it
         )
+
+
+def _exchanged(worker: "subprocess.Popen[bytes]", line: bytes) -> bytes:
+    """The worker's answer to a line; without a line end if the worker has ended."""
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    try:
+        worker.stdin.write(line)
+        worker.stdin.flush()
+    except BrokenPipeError:
+        return b""
+    return worker.stdout.readline()
 
 
 _current = TemplateProcess()

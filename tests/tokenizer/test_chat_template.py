@@ -2,13 +2,16 @@
 
 import itertools
 import json
+import os
 import random
+import signal
 import threading
 
 import pytest
 import tokenizers
 
 from allam_jax.errors import UserError
+from allam_jax.tokenizer import template_process
 from allam_jax.tokenizer.chat_template import ChatTemplate, stored_template
 from allam_jax.tokenizer.ready_templates import READY
 from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
@@ -41,6 +44,7 @@ REMOVING = """\
 {% for message in messages %}{% if loop.index > 40 %}{% break %}{% endif %}
 [INST]{{ cleaned(message.content) }}{% for part in message.parts %}{{ part }}{% endfor %}[/INST]
 {% endfor %}"""
+ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 TEMPLATES = {**READY, "thinking": THINKING, "roles": ROLES, "removing": REMOVING}
 
 
@@ -230,7 +234,7 @@ def test_what_a_user_spelled_is_read_back(tokenizer):
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "loop for ever"),
+        (ENDLESS, "loop for ever"),
         ("{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}", "MiB"),
         ("{{ 'a' * 10 ** 12 }}", "MiB"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "calls itself"),
@@ -261,6 +265,20 @@ def test_templates_that_fail_are_one_line(sentencepiece_directory, source, said)
     assert errors[0].startswith("t.jinja: ")
     assert said in errors[0]
     assert "\n" not in errors[0]
+
+
+def test_a_worker_that_is_gone_costs_no_other_template(sentencepiece_directory):
+    """Killed from outside while idle, or by the kernel for the template before: the next text is right all the same."""
+    tokenizer = Tokenizer.load(sentencepiece_directory)
+    harmless = ChatTemplate("{{ messages[0].content }}", tokenizer=tokenizer, name="t")
+    endless = ChatTemplate(ENDLESS, tokenizer=tokenizer, name="endless")
+    for number in range(20):
+        if number == 10:
+            with pytest.raises(UserError, match="loop for ever"):
+                endless.render(MESSAGES)
+        else:
+            os.kill(template_process._current._worker.pid, signal.SIGKILL)
+        assert harmless.render([{"role": "user", "content": f"x{number}"}]).text == f"x{number}"
 
 
 def test_bad_input_is_one_line(sentencepiece_directory, tmp_path):
