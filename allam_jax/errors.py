@@ -23,5 +23,7 @@ class Stopped(Exception):
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: those like it, or else all."""
     known = list(known)
+    if not known:
+        return "there are none"
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"

@@ -6,10 +6,14 @@ be the same for all rows (no such server, a refused key) ends the run. The key c
 written.
 """
 
+import asyncio
 import collections
 import concurrent.futures
+import dataclasses
 import email.utils
 import itertools
+import json
+import math
 import os
 import random
 import threading
@@ -17,7 +21,10 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import anyio.from_thread
+
 from allam_jax.errors import UserError
+from allam_jax.files import json_text
 from allam_jax.generation.over_rows import Choice, RowAnswer
 from allam_jax.generation.requests import Sampling
 from allam_jax.generation.rows import Prompt
@@ -29,6 +36,8 @@ _LOOK_AHEAD = 4  # rows under way or waiting for an earlier one, for each thread
 _SHOWN = 200  # characters of an answer that is shown in an error
 _LONGEST_PAUSE = 60.0  # seconds, where the server states none
 _LONGEST_STATED = 3600.0
+_LARGEST_ANSWER = 1 << 26  # bytes
+_LARGEST_COUNT = 1 << 53
 
 
 class EndpointBackend:
@@ -38,20 +47,20 @@ class EndpointBackend:
         import httpx  # here, because most tasks need it not
 
         self._settings, self._sampling = settings, sampling
-        self._key = os.environ.get(settings.key_variable, "") if settings.key_variable else ""
+        self._key = os.environ.get(settings.key_variable, "").strip() if settings.key_variable else ""
         if settings.key_variable and not self._key:
             raise UserError(
                 f"the environment has no {settings.key_variable}, where the endpoint's key is expected; set it, or set "
                 "generate.endpoint.key_variable to the name of another variable (empty for no key)"
             )
-        if not settings.url.startswith(("http://", "https://")):
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise UserError(f"{settings.key_variable} in the environment: a key is one line of ASCII characters")
+        try:
+            valid = httpx.URL(settings.url).scheme in ("http", "https") and httpx.URL(settings.url).host
+        except httpx.InvalidURL:
+            valid = False
+        if not valid:
             raise UserError(f"generate.endpoint.url = {settings.url!r}: expected http://... or https://..., up to /v1")
-        self._client = httpx.Client(
-            base_url=settings.url,
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            timeout=httpx.Timeout(settings.timeout, connect=min(settings.timeout, 10.0)),
-            limits=httpx.Limits(max_connections=settings.concurrency),
-        )
         self._stop = threading.Event()
         self._pace = _Pace(settings.requests_per_minute, stop=self._stop)
 
@@ -64,19 +73,22 @@ class EndpointBackend:
         waiting: collections.deque[concurrent.futures.Future[RowAnswer]] = collections.deque()
         pool = concurrent.futures.ThreadPoolExecutor(self._settings.concurrency, thread_name_prefix="endpoint")
         prompts = iter(prompts)
-        try:
-            while True:
-                room = _LOOK_AHEAD * self._settings.concurrency - len(waiting)
-                waiting.extend(pool.submit(self._answer, prompt) for prompt in itertools.islice(prompts, room))
-                if not waiting:
-                    return
-                yield waiting.popleft().result()
-        finally:
-            self._stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            self._client.close()
+        with anyio.from_thread.start_blocking_portal() as portal:
+            post = _Post(self._settings, key=self._key, portal=portal)
+            try:
+                while True:
+                    room = _LOOK_AHEAD * self._settings.concurrency - len(waiting)
+                    some = itertools.islice(prompts, room)
+                    waiting.extend(pool.submit(self._answer, prompt, post=post) for prompt in some)
+                    if not waiting:
+                        return
+                    yield waiting.popleft().result()
+            finally:
+                self._stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                post.close()  # what is under way is given up
 
-    def _answer(self, prompt: Prompt) -> RowAnswer:
+    def _answer(self, prompt: Prompt, *, post: "_Post") -> RowAnswer:
         """One row, asked until there is an answer or no hope."""
         import httpx
 
@@ -86,25 +98,29 @@ class EndpointBackend:
             self._pace.wait()
             stated = None
             try:
-                response = self._client.post(path, json=self._body(prompt.asked))
+                status, headers, content = post(path, self._body(prompt.asked))
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 problem = f"{self._settings.url}: does not answer ({self._shown(error)})"
                 if attempt + 1 == self._settings.attempts:
                     raise UserError(f"{problem}; start it, and run the same command again to go on") from None
+            except TimeoutError:
+                problem = f"no answer: it was not whole after {self._settings.timeout:g} s"
             except httpx.HTTPError as error:
                 problem = f"no answer: {self._shown(error) or type(error).__name__}"
             else:
-                if response.is_success:
-                    if answer := _read(response):
-                        return answer
-                    problem = f"no completion: {self._shown(response.text)}"
+                shown = self._shown(content[: 10 * _SHOWN].decode(errors="replace"))
+                if 200 <= status < 300:
+                    try:
+                        return _read(content, sampling=self._sampling)
+                    except _NoCompletion as error:
+                        problem = f"{error}: {shown}"
                 else:
-                    problem = f"status {response.status_code}: {self._shown(response.text)}"
-                    if said := _FOR_ALL_ROWS.get(response.status_code):
+                    problem = f"status {status}: {shown}"
+                    if said := _FOR_ALL_ROWS.get(status):
                         raise UserError(f"{self._settings.url}: {said} ({problem})")
-                    if response.status_code not in _AGAIN:
+                    if status not in _AGAIN:
                         return RowAnswer(error=problem)
-                    stated = _retry_after(response.headers.get("Retry-After", ""))
+                    stated = _retry_after(headers.get("Retry-After", ""))
             if attempt + 1 < self._settings.attempts and not self._pace.pause(attempt, stated):
                 break
         return RowAnswer(error=problem)
@@ -116,11 +132,13 @@ class EndpointBackend:
             "prompt" if isinstance(asked, str) else "messages": asked,
             "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,
+            "seed": sampling.seed,
         }
+        if sampling.logprobs is not None:  # of the chosen tokens, however each path spells it
+            body["logprobs"] = 1 if isinstance(asked, str) else True
         further = {
             "top_p": (sampling.top_p, 1.0),
             "n": (sampling.samples, 1),
-            "seed": (sampling.seed, 0),
             "stop": (list(sampling.stop_texts), []),
             "presence_penalty": (sampling.presence_penalty, 0.0),
             "frequency_penalty": (sampling.frequency_penalty, 0.0),
@@ -135,6 +153,39 @@ class EndpointBackend:
         text = str(what)[: 10 * _SHOWN]
         text = " ".join((text.replace(self._key, "***") if self._key else text).split())
         return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+class _Post:
+    """Sends requests from any thread. They share an event loop, so that a time bounds the whole of an answer."""
+
+    def __init__(self, settings: EndpointSettings, *, key: str, portal: anyio.from_thread.BlockingPortal):
+        import httpx  # here, because most tasks need it not
+
+        self._portal, self._seconds = portal, settings.timeout
+        self._client = httpx.AsyncClient(
+            base_url=settings.url,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(None, connect=min(settings.timeout / 2, 10.0)),
+            limits=httpx.Limits(max_connections=settings.concurrency),
+        )
+
+    def __call__(self, path: str, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], bytes]:
+        """Status, headers and content of the answer. TimeoutError, or httpx's HTTPError."""
+        return self._portal.call(self._sent, path, json_text(body).encode())
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._portal.call(self._client.aclose)
+
+    async def _sent(self, path: str, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
+        content = bytearray()
+        given = {"content": body, "headers": {"Content-Type": "application/json"}}
+        async with asyncio.timeout(self._seconds), self._client.stream("POST", path, **given) as response:
+            async for part in response.aiter_bytes():
+                content += part
+                if len(content) > _LARGEST_ANSWER:
+                    break
+        return response.status_code, response.headers, bytes(content[:_LARGEST_ANSWER])
 
 
 class _Pace:
@@ -173,26 +224,59 @@ def _retry_after(value: str) -> float | None:
     return min(max(seconds, 0.0), _LONGEST_STATED)
 
 
-def _read(response: Any) -> RowAnswer | None:
-    """The choices of an answer of either path; None if it is none."""
+class _NoCompletion(Exception):
+    """Why an answer is not what was asked for."""
+
+
+def _read(content: bytes, *, sampling: Sampling) -> RowAnswer:
+    """The choices of an answer of either path; _NoCompletion if they are not those that were asked for."""
     try:
-        body = response.json()
-        choices = [_choice(item) for item in sorted(body["choices"], key=lambda item: item.get("index", 0))]
+        body = json.loads(content)
+        items = sorted(body["choices"], key=lambda item: _count(item.get("index")))
         usage = body.get("usage") or {}
-        tokens = int(usage.get("completion_tokens") or 0)
+        prompt_tokens, tokens = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
         # The server counts the tokens of all choices together.
-        shares = [tokens // len(choices) + (i < tokens % len(choices)) for i in range(len(choices))]
-        counted = tuple(Choice(text, reason, share) for (text, reason), share in zip(choices, shares, strict=True))
-        return RowAnswer(counted, int(usage.get("prompt_tokens") or 0)) if counted else None
-    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError):
-        return None
+        shares = [tokens // len(items) + (i < tokens % len(items)) for i in range(len(items))]
+        choices = [_choice(item, tokens=share) for item, share in zip(items, shares, strict=True)]
+        logprobs = [_logprobs(item) for item in items] if sampling.logprobs is not None else []
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise _NoCompletion("no completion") from None
+    if len(choices) != sampling.samples:
+        raise _NoCompletion(f"{len(choices)} answers instead of the {sampling.samples} asked for as n")
+    for i, found in enumerate(logprobs):
+        if found is None and choices[i].text:
+            raise _NoCompletion("no log-probabilities, which generate.logprobs asks for")
+        if found is not None:
+            choices[i] = dataclasses.replace(choices[i], logprobs=found, tokens=len(found))
+    return RowAnswer(choices, prompt_tokens)
 
 
-def _choice(item: Mapping[str, Any]) -> tuple[str, str]:
+def _choice(item: Mapping[str, Any], *, tokens: int) -> Choice:
     text = item["text"] if "text" in item else item["message"]["content"]
-    if not isinstance(text, str | None):
-        raise TypeError(text)
-    return _characters(text or ""), _characters(str(item.get("finish_reason") or ""))
+    reason = item.get("finish_reason")
+    if not isinstance(text, str | None) or not isinstance(reason, str | None):
+        raise TypeError
+    return Choice(_characters(text or ""), _characters(reason or ""), tokens)
+
+
+def _logprobs(item: Mapping[str, Any]) -> list[float] | None:
+    """Of the tokens of a choice; None where it has none."""
+    given = item.get("logprobs")
+    if given is None:
+        return None
+    found = given["token_logprobs"] if "text" in item else [token["logprob"] for token in given["content"] or []]
+    if not all(type(one) in (int, float) and math.isfinite(one) for one in found or []):
+        raise TypeError
+    return list(map(float, found or [])) or None
+
+
+def _count(value: Any) -> int:
+    """A number of things; 0 where none is stated."""
+    if value is None:
+        return 0
+    if type(value) not in (int, float) or not 0 <= value <= _LARGEST_COUNT or value != int(value):
+        raise TypeError
+    return int(value)
 
 
 def _characters(text: str) -> str:

@@ -1,24 +1,38 @@
 """OpenAI's API as plain values: bodies of requests -> `Asked`, deltas of the engine -> bodies of answers.
 
-A key that changes what is generated and that is not served is refused; keys that change nothing (`user`, `store`) are
-ignored. Beside OpenAI's keys, `top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `stop_token_ids` and
-`chat_template_kwargs` have the meaning that other open servers give them.
+A key that is neither served nor known to change nothing (`user`, `store`) is refused, and null counts as absent. Beside
+OpenAI's keys, `top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `stop_token_ids` and `chat_template_kwargs` have
+the meaning that other open servers give them.
 """
 
 import dataclasses
+import re
 import secrets
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from allam_jax.errors import UserError
+from allam_jax.errors import UserError, nearest
 from allam_jax.generation.requests import LARGEST_SEED, Delta, Sampling, TokenLogprob
+from allam_jax.generation.streaming import Detokenizer
 from allam_jax.tokenizer.chat_template import ChatTemplate
 from allam_jax.tokenizer.tokenizer import Tokenizer
 
-_NOT_SERVED = ("tools", "functions", "logit_bias", "suffix", "audio", "prediction")
+_SERVED = {"model", "prompt", "messages", "stream", "stream_options", "n", "best_of", "max_tokens", "min_tokens"}
+_SERVED |= {"max_completion_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop"}
+_SERVED |= {"presence_penalty", "frequency_penalty", "stop_token_ids", "logprobs", "top_logprobs", "echo"}
+_SERVED |= {"response_format", "chat_template_kwargs"}
+_CHANGE_NOTHING = {"user", "metadata", "store", "service_tier", "safety_identifier", "parallel_tool_calls"}
+_CHANGE_NOTHING |= {"prompt_cache_key", "prompt_cache_retention"}
+# Values of other keys that ask for what is done anyway.
+_NOTHING: tuple[Any, ...] = (None, [], {}, "")
+_DONE_ANYWAY = {"tool_choice": ("none", "auto"), "modalities": (["text"],), "add_generation_prompt": (True,)}
+_DONE_ANYWAY |= {"continue_final_message": (False,), "ignore_eos": (False,), "skip_special_tokens": (True,)}
 _MOST_STOPS = 64
+_LONGEST_KEY = 60  # characters that are shown
+# Fields of Sampling that have another name in the API.
+_KEYS = {"min_new_tokens": "min_tokens", "samples": "n", "stop_texts": "stop", "stop_ids": "stop_token_ids"}
 
 
 class BadRequest(Exception):
@@ -68,17 +82,20 @@ def read_request(body: Any, *, chat: bool, model: Model) -> Asked:
     fields = _Fields(body)
     if fields.text("model", model.name) != model.name:
         raise BadRequest(f"no model {body['model']!r} here; {model.name!r} is served", param="model", status=404)
-    for key in _NOT_SERVED:
-        if body.get(key) not in (None, [], {}, ""):
-            raise BadRequest(f"{key} is not served here", param=key)
+    for key in body.keys() - _SERVED - _CHANGE_NOTHING:
+        if body[key] not in (*_NOTHING, *_DONE_ANYWAY.get(key, ())):
+            named = " ".join(key.split())[:_LONGEST_KEY]
+            raise BadRequest(f"{named} is not served here; {nearest(named, sorted(_SERVED))}", param=named)
     if fields.object("response_format").get("type", "text") != "text":
         raise BadRequest("only response_format text is served here", param="response_format")
     samples = fields.whole("n", 1)
     if fields.whole("best_of", samples) != samples:
         raise BadRequest("only best_of = n is served here", param="best_of")
     prompts, texts = _chat_prompt(fields, model=model) if chat else _prompts(fields, model=model)
-    if samples < 1 or samples * len(prompts) > model.max_samples:
-        raise BadRequest(f"n = {samples} for {len(prompts)} prompts: at most {model.max_samples} answers", param="n")
+    if samples * len(prompts) > model.max_samples:
+        raise BadRequest(
+            f"n = {samples} for each of {len(prompts)} prompts: at most {model.max_samples} answers here", param="n"
+        )
     sampling = _sampling(fields, chat=chat, samples=samples, longest=max(map(len, prompts)), model=model)
     return Asked(
         id=f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
@@ -100,15 +117,16 @@ def _sampling(fields: "_Fields", *, chat: bool, samples: int, longest: int, mode
             code="context_length_exceeded",
         )
     default = min(room, model.max_new_tokens) if chat else min(16, room)
-    asked = fields.whole("max_tokens", fields.whole("max_completion_tokens", default))
+    key = "max_tokens" if fields.body.get("max_tokens") is not None else "max_completion_tokens"
+    asked = fields.whole(key, default)
     if asked > room:
         raise BadRequest(
-            f"max_tokens = {asked:,} and the prompt of {longest:,} tokens exceed the context of {model.context:,}",
-            param="max_tokens",
+            f"{key} = {asked:,} and the prompt of {longest:,} tokens exceed the context of {model.context:,}",
+            param=key,
             code="context_length_exceeded",
         )
     if asked > model.max_new_tokens:
-        raise BadRequest(f"max_tokens = {asked:,}: at most {model.max_new_tokens:,} here", param="max_tokens")
+        raise BadRequest(f"{key} = {asked:,}: at most {model.max_new_tokens:,} here", param=key)
     if chat:
         top = fields.whole("top_logprobs", 0)
         logprobs = top if fields.flag("logprobs") else None
@@ -133,7 +151,10 @@ def _sampling(fields: "_Fields", *, chat: bool, samples: int, longest: int, mode
             echo=not chat and fields.flag("echo"),
         )
     except UserError as error:
-        raise BadRequest(str(error), param=str(error).partition(" ")[0]) from None
+        keys = _KEYS | {"max_new_tokens": key if key in fields.body else "max_tokens"}
+        keys |= {"logprobs": "top_logprobs"} if chat else {}
+        said = re.sub(r"\w+", lambda word: keys.get(word[0], word[0]), str(error))
+        raise BadRequest(said, param=said.partition(" ")[0]) from None
 
 
 def _prompts(fields: "_Fields", *, model: Model) -> tuple[list[tuple[int, ...]], list[str]]:
@@ -166,10 +187,15 @@ def _chat_prompt(fields: "_Fields", *, model: Model) -> tuple[list[tuple[int, ..
     if not isinstance(messages, list) or not messages:
         raise BadRequest("messages: expected a list with at least one message", param="messages")
     messages = [_message(message, number) for number, message in enumerate(messages)]
+    variables = fields.object("chat_template_kwargs")
     try:
-        ids = model.template.prompt_ids(messages, variables=fields.object("chat_template_kwargs"))
+        ids = model.template.prompt_ids(messages, variables=variables)
     except UserError as error:
-        raise BadRequest(str(error), param="messages") from None
+        said = str(error).replace(f"{model.template.name}: ", "the chat template ", 1)  # not where it lies here
+        unknown = variables.keys() - model.template.variables
+        raise BadRequest(said, param="chat_template_kwargs" if unknown else "messages") from None
+    except RecursionError:
+        raise BadRequest("messages: nested too deep", param="messages") from None
     return [tuple(ids)], [""]
 
 
@@ -269,7 +295,7 @@ class Writer:
             "created": int(time.time()),
             "model": model.name,
         }
-        self._offsets: dict[int, int] = {}  # characters of each choice so far, for text_offset
+        self._offsets: dict[int, _Offsets] = {}  # of each choice
         self.completion_tokens = 0
 
     @property
@@ -334,7 +360,10 @@ class Writer:
             logprobs |= {key: [one for part in parts for one in part["logprobs"][key]] for key in keys}
         choice = {"index": index, "logprobs": logprobs, "finish_reason": last["finish_reason"]}
         if not self._asked.chat:
-            return choice | {"text": "".join(part["text"] for part in parts)}
+            text = "".join(part["text"] for part in parts)
+            if logprobs is not None:  # tokens of a stop text lie behind the text's end
+                logprobs["text_offset"] = [min(at, len(text)) for at in logprobs["text_offset"]]
+            return choice | {"text": text}
         content = "".join(part["delta"].get("content", "") for part in parts)
         return choice | {"message": {"role": "assistant", "content": content, "refusal": None}}
 
@@ -343,23 +372,51 @@ class Writer:
         return {**self._named(one.token_id, one.logprob), "top_logprobs": top}
 
     def _named(self, index: int, logprob: float) -> dict[str, Any]:
-        content = self._model.tokenizer.token_bytes(index)
+        content = self._bytes(index)
         return {"token": _shown(content), "logprob": logprob, "bytes": list(content)}
 
+    def _bytes(self, index: int) -> bytes:
+        """Of a token. A model may have more rows than its tokenizer has ids; those stand for no text."""
+        tokenizer = self._model.tokenizer
+        return tokenizer.token_bytes(index) if index < tokenizer.vocab_size else b""
+
     def _legacy_logprobs(self, index: int, shown: Sequence[tuple[int, TokenLogprob | None]]) -> dict[str, list[Any]]:
-        string: Callable[[int], str] = lambda token: _shown(self._model.tokenizer.token_bytes(token))  # noqa: E731
-        offsets, at = [], self._offsets.get(index, 0)
-        for token, _ in shown:
-            offsets.append(at)
-            at += len(self._model.tokenizer.token_bytes(token).decode(errors="ignore"))
-        self._offsets[index] = at
+        string: Callable[[int], str] = lambda token: _shown(self._bytes(token))  # noqa: E731
+        if index not in self._offsets:
+            number = index // self._asked.sampling.samples
+            echoed = self._asked.texts[number] if self._asked.sampling.echo else None
+            self._offsets[index] = _Offsets(self._model.tokenizer, self._asked.prompts[number], echoed=echoed)
+        tokens = [string(token) for token, _ in shown]
+        places = [self._offsets[index].of_next(*one) for one in zip((i for i, _ in shown), tokens, strict=True)]
         return {
-            "tokens": [string(token) for token, _ in shown],
+            "tokens": tokens,
             "token_logprobs": [one and one.logprob for _, one in shown],
             # Of two ids with the same string the likelier one stays.
             "top_logprobs": [one and {string(i): value for i, value in reversed(one.top)} for _, one in shown],
-            "text_offset": offsets,
+            "text_offset": places,
         }
+
+
+class _Offsets:
+    """Where in the text of a choice its tokens begin: behind the characters that the tokens before make up."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], *, echoed: str | None):
+        self._tokenizer, self._prompt, self._echoed = tokenizer, prompt, echoed
+        self._detokenizer = Detokenizer(tokenizer, () if echoed is not None else prompt)
+        self._number = self._at = 0
+
+    def of_next(self, token: int, string: str) -> int:
+        """The place of the next token, which is this one; of the prompt too, where that is echoed."""
+        if self._echoed is not None and self._number == len(self._prompt):
+            # A tokenizer that changes texts gives others than the prompt: the answer begins behind it all the same.
+            self._detokenizer, self._at = Detokenizer(self._tokenizer, self._prompt), len(self._echoed)
+        text = self._detokenizer.push(token)
+        before = len(text.removesuffix(string)) if text.endswith(string) else 0  # halves of a character that stay such
+        at, self._at = self._at + before, self._at + len(text)
+        if self._echoed is not None and self._number < len(self._prompt):
+            self._at = min(self._at, len(self._echoed))
+        self._number += 1
+        return at
 
 
 def _reason(reason: str | None) -> str | None:

@@ -23,6 +23,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request as HttpRequest
@@ -63,7 +64,7 @@ def make_app(engine: EngineThread, *, model: Model, settings: ServeSettings, key
     return Starlette(
         routes=routes,
         middleware=[Middleware(_Gate, server=server)],
-        exception_handlers={BadRequest: _refused, HTTPException: _not_routed},
+        exception_handlers={BadRequest: _refused, HTTPException: _not_routed, Exception: _failed},
     )
 
 
@@ -291,11 +292,13 @@ class _Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status = [_LEFT]
+        status, streams = _LEFT, False
 
         async def note(message: Any) -> None:
+            nonlocal status, streams
             if message["type"] == "http.response.start":
-                status[0] = message["status"]
+                status = message["status"]
+                streams = Headers(raw=message["headers"]).get("content-type", "").startswith("text/event-stream")
             await send(message)
 
         request = HttpRequest(scope)
@@ -303,8 +306,11 @@ class _Gate:
         app = self._app if refusal is None else _json(refusal.body(), status=refusal.status)
         try:
             await app(scope, receive, note)
+        except asyncio.CancelledError:  # the server ends, and waits no longer
+            if status == _LEFT or streams:
+                await _cut_off(note, streams=streams)
         finally:
-            self._server.metrics.requests.labels(_known(scope["path"]), str(status[0])).inc()
+            self._server.metrics.requests.labels(_known(scope["path"]), str(status)).inc()
 
     def _refusal(self, request: HttpRequest) -> BadRequest | None:
         server, headers = self._server, request.headers
@@ -398,6 +404,22 @@ async def _refused(request: HttpRequest, error: Exception) -> Response:
     if error.status in (408, 413):
         headers["Connection"] = "close"
     return _json(error.body(), status=error.status, headers=headers)
+
+
+async def _failed(request: HttpRequest, error: Exception) -> Response:
+    return _json(BadRequest("internal error", status=500).body(), status=500)  # the log has the rest
+
+
+async def _cut_off(send: Send, *, streams: bool) -> None:
+    """Says that the server ends: with a status, or as the last event of a stream."""
+    body = BadRequest("the server is shutting down", status=503).body()
+    with contextlib.suppress(asyncio.CancelledError):  # a client that reads no more
+        if streams:
+            await send({"type": "http.response.body", "body": _event(body).encode(), "more_body": False})
+            return
+        response = _json(body, status=503, headers={"Connection": "close"})
+        await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+        await send({"type": "http.response.body", "body": response.body, "more_body": False})
 
 
 async def _not_routed(request: HttpRequest, error: Exception) -> Response:

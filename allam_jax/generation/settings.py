@@ -13,7 +13,7 @@ class EndpointSettings(Section):
     key_variable: str = setting("OPENAI_API_KEY", "environment variable with the key; empty: none is needed")
     concurrency: int = setting(16, "requests under way at a time", least=1, most=1024)
     requests_per_minute: float = setting(0.0, "requests a minute at most; 0: no limit", least=0)
-    timeout: float = setting(300.0, "seconds until an answer must be there", above=0)
+    timeout: float = setting(300.0, "seconds until an answer must be there in full", above=0)
     attempts: int = setting(6, "times that a row is asked before it counts as an error", least=1, most=100)
 
 

@@ -257,6 +257,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             time.sleep(3)
         elif step == "close":
             self.close_connection = True
+        elif step == "drip":
+            self.wfile.write(b"HTTP/1.0 200 OK\r\n")
+            for _ in range(40):
+                time.sleep(0.1)
+                self.wfile.write(b"X-Drip: 1\r\n" if text == "drips its head" else b"\r\n ")
+        elif isinstance(step, bytes):
+            self.reply(200, step, {})
         elif step == "html":
             self.reply(200, b"<html>\n<h1>Welcome</h1>", {"Content-Type": "text/html"})
         elif isinstance(step, tuple):
@@ -307,13 +314,17 @@ def test_an_endpoint_that_misbehaves_loses_nothing(endpoint, tmp_path, monkeypat
         "hangs": ["hang"] * 9,
         "too long": [(400, {})],
         "sk-secret": [(422, {})],
+        "drips": ["drip"] * 9,
+        "drips its head": ["drip"] * 9,
     }
     rows = [Prompt(n, text) for n, text in enumerate([*endpoint.script, "good", "filtered", "cut"])]
     rows.append(Prompt(len(rows), [{"role": "user", "content": "as chat"}]))
     result = mapped(rows, asking(endpoint, monkeypatch), tmp_path, max_error_share=1.0)
     errors = [json.loads(line) for f in (tmp_path / "errors").iterdir() for line in f.open()]
     found = {record["prompt"]: record["error"] for record in errors}
-    assert found.keys() == {"always 500", "always html", "always closes", "hangs", "too long", "sk-secret"}
+    drips = {"drips", "drips its head"}
+    assert {found[text] for text in drips} == {"no answer: it was not whole after 1 s"}
+    assert found.keys() == {"always 500", "always html", "always closes", "hangs", "too long", "sk-secret", *drips}
     assert result["answered"] == 8
     assert found["always 500"].startswith("status 500: ")
     assert found["always html"] == "no completion: <html> <h1>Welcome</h1>"
@@ -325,7 +336,7 @@ def test_an_endpoint_that_misbehaves_loses_nothing(endpoint, tmp_path, monkeypat
     assert answers["null"]["text"] == "re: as chat"
     assert answers['"cut"']["text"] == "half \ufffd"
     _, body, headers = endpoint.seen["good"][0]
-    assert body == {"model": "m", "prompt": "good", "max_tokens": 9, "temperature": 0.0}
+    assert body == {"model": "m", "prompt": "good", "max_tokens": 9, "temperature": 0.0, "seed": 0}
     assert headers["Authorization"] == "Bearer sk-secret"
     everything = "".join(file.read_text() for file in tmp_path.rglob("*.json*") if "errors" not in str(file))
     assert "sk-secret" not in everything  # the key, which is the text of one row here
@@ -344,8 +355,12 @@ def test_what_is_the_same_for_all_rows_ends_the_run(endpoint, tmp_path, monkeypa
     monkeypatch.delenv("A_KEY")
     with pytest.raises(UserError, match="the environment has no A_KEY"):
         EndpointBackend(EndpointSettings(url=endpoint.url, key_variable="A_KEY"), sampling=None)
-    with pytest.raises(UserError, match="expected http://"):
-        EndpointBackend(EndpointSettings(url="localhost:8000", key_variable=""), sampling=None)
+    for url in ("localhost:8000", "http://localhost:80a/v1", "http://[", "http://"):
+        with pytest.raises(UserError, match="expected http://"):
+            EndpointBackend(EndpointSettings(url=url, key_variable=""), sampling=None)
+    monkeypatch.setenv("A_KEY", "sk-\u0645")
+    with pytest.raises(UserError, match="one line of ASCII"):
+        EndpointBackend(EndpointSettings(url=endpoint.url, key_variable="A_KEY"), sampling=None)
 
 
 def test_limits_of_an_endpoint(endpoint, tmp_path, monkeypatch):
@@ -361,6 +376,78 @@ def test_limits_of_an_endpoint(endpoint, tmp_path, monkeypatch):
     mapped(rows_of(12), asking(endpoint, monkeypatch, requests_per_minute=1200), tmp_path / "b")
     times = sorted(seen[0][0] for seen in endpoint.seen.values())
     assert times[-1] - times[0] >= 11 * 0.05 - 0.02
+
+
+def answered(choices, **usage):
+    return json.dumps({"choices": choices, "usage": usage}).encode()
+
+
+ONE = {"index": 0, "text": "x", "finish_reason": "stop"}
+SENSELESS = [
+    b"[" * 100_000,
+    b"3",
+    b'{"choices": [{"text": "x"}], "usage": {"completion_tokens": 1e999}}',
+    b'{"choices": [{"text": "x"}], "usage": {"completion_tokens": NaN}}',
+    b'{"choices": [{"text": "x"}], "usage": {"prompt_tokens": 1' + b"0" * 400 + b"}}",
+    answered([ONE], completion_tokens=-1),
+    answered([ONE], completion_tokens="5"),
+    answered([ONE], prompt_tokens=True),
+    b'{"choices": [{"text": "x"}], "usage": [1]}',
+    answered(None),
+    answered({"0": ONE}),
+    answered("text"),
+    answered([None]),
+    answered([ONE | {"text": ["x"]}]),
+    answered([ONE | {"finish_reason": {"stop": 1}}]),
+    answered([ONE | {"index": "0"}]),
+    answered([{"message": None}]),
+    answered([{"message": {"content": 3}}]),
+]
+
+
+def test_senseless_answers_are_asked_for_again_and_then_errors(endpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("allam_jax.generation.endpoint._LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr("allam_jax.generation.endpoint._LARGEST_ANSWER", 1 << 20)
+    contents = [*SENSELESS, b" " * (1 << 20) + answered([ONE])]
+    endpoint.script = {f"row {n}": [content] * 9 for n, content in enumerate(contents)}
+    rows = rows_of(len(contents) + 1)
+    result = mapped(rows, asking(endpoint, monkeypatch, timeout=20.0), tmp_path, max_error_share=1.0)
+    assert result == {"rows": len(rows), "answered": 1, "errors": {"no completion": len(contents)}}
+    assert {len(endpoint.seen[f"row {n}"]) for n in range(len(contents))} == {3}
+
+
+@pytest.mark.parametrize(("given", "asked"), [(1, 3), (2, 1), (0, 1)])
+def test_another_number_of_answers_is_an_error(endpoint, tmp_path, monkeypatch, given, asked):
+    monkeypatch.setattr("allam_jax.generation.endpoint._LONGEST_PAUSE", 0.01)
+    endpoint.script = {"row 0": [answered([ONE] * given)] * 9, "row 1": [answered([ONE] * given)]}
+    sampling = Sampling(max_new_tokens=9, samples=asked)
+    result = mapped(rows_of(2), asking(endpoint, monkeypatch, sampling=sampling), tmp_path, max_error_share=1.0)
+    (reason,) = result["errors"]
+    assert reason == "N answers instead of the N asked for as n"
+    assert result["answered"] == 1
+    assert len(endpoint.seen["row 0"]) == 3
+
+
+def test_log_probabilities_of_an_endpoint(endpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("allam_jax.generation.endpoint._LONGEST_PAUSE", 0.01)
+    legacy = answered([ONE | {"logprobs": {"token_logprobs": [-1.5, -2]}}], completion_tokens=3)
+    content = [{"token": "x", "logprob": -0.25}]
+    chat = answered([{"message": {"content": "x"}, "finish_reason": "stop", "logprobs": {"content": content}}])
+    bad = answered([ONE | {"logprobs": {"token_logprobs": [None]}}])
+    empty = answered([{"message": {"content": None}, "logprobs": None}])
+    endpoint.script = {"legacy": [legacy], "chat": [chat], "bad": [bad] * 9, "empty": [empty]}
+    rows = [Prompt(0, "legacy"), Prompt(1, [{"role": "user", "content": "chat"}]), Prompt(2, "bad"), Prompt(3, "none")]
+    rows.append(Prompt(4, [{"role": "user", "content": "empty"}]))
+    sampling = Sampling(max_new_tokens=9, logprobs=0)
+    result = mapped(rows, asking(endpoint, monkeypatch, sampling=sampling), tmp_path, max_error_share=1.0)
+    missing = "no log-probabilities, which generate.logprobs asks for"
+    assert result["errors"] == {"no completion": 1, missing: 1}
+    first, second, third = (record["answers"][0] for record in read_answers(tmp_path))
+    assert first == {"text": "x", "finish_reason": "stop", "tokens": 2, "logprobs": [-1.5, -2.0]}
+    assert second == {"text": "x", "finish_reason": "stop", "tokens": 1, "logprobs": [-0.25]}
+    assert "logprobs" not in third
+    assert endpoint.seen["legacy"][0][1]["logprobs"] == 1
+    assert endpoint.seen["chat"][0][1]["logprobs"] is True
 
 
 @pytest.mark.parametrize("dated", [False, True])

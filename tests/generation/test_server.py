@@ -1,7 +1,6 @@
 """The server through clients that are not ours: openai's own, curl, and sockets; its values are those of the engine."""
 
 import asyncio
-import contextlib
 import dataclasses
 import errno
 import json
@@ -10,7 +9,6 @@ import subprocess
 import threading
 import time
 
-import httpx
 import openai
 import prometheus_client.parser
 import pytest
@@ -18,7 +16,8 @@ from small_server import ScriptedEngine, make_engine, make_tokenizer, serving
 
 from allam_jax.errors import UserError
 from allam_jax.generation.engine_thread import EngineThread
-from allam_jax.generation.requests import Request, Sampling
+from allam_jax.generation.openai_api import Writer, read_request
+from allam_jax.generation.requests import Delta, Request, Sampling, TokenLogprob
 from allam_jax.generation.server import listen, make_app
 from allam_jax.generation.settings import ServeSettings
 
@@ -106,11 +105,39 @@ def test_echo_and_logprobs(client, expected, tokenizer):
     assert got.token_logprobs[1:] == pytest.approx([token.logprob for token in truth])
     assert len(got.tokens) == len(ids) + len(one.ids)
     assert "".join(got.tokens[1 : len(ids)]) == f" {prompt}"  # behind <s>, with SentencePiece's space
-    assert got.text_offset[:3] == [0, 3, 3 + len(got.tokens[1])]
     for token, top in zip(truth, got.top_logprobs[1:], strict=True):
         assert max(top.values()) == pytest.approx(token.top[0][1])
     scored = client.completions.create(model=MODEL, prompt=[ids], max_tokens=0, echo=True, logprobs=1)
     assert scored.choices[0].logprobs.token_logprobs[1:] == pytest.approx([t.logprob for t in one.prompt_logprobs[1:]])
+
+
+@pytest.mark.parametrize("prompt", ["the cat sat", "قال 😀😀 é رسول", "x\n\n  汉字 f(1)", "</s> the"])
+@pytest.mark.parametrize("echo", [True, False])
+def test_text_offsets_are_places_in_the_text(client, tokenizer, prompt, echo):
+    ids = tokenizer.encode(prompt, bos=True)
+    given = {"model": MODEL, "prompt": prompt, "max_tokens": 40, "temperature": 1.0, "seed": 1, "echo": echo}
+    choice = client.completions.create(**given, logprobs=1).choices[0]
+    got, begin = choice.logprobs, len(prompt) if echo else 0
+    if echo:  # the characters that are whole before each token of the prompt
+        before = [tokenizer.decode(ids[:number], skip_special=True).rstrip("\ufffd") for number in range(len(ids))]
+        assert got.text_offset[: len(ids)] == list(map(len, before))
+        assert got.text_offset[len(ids)] == begin
+    assert got.text_offset == sorted(got.text_offset)
+    assert begin <= got.text_offset[-1] <= len(choice.text)
+    for number, (token, at) in enumerate(zip(got.tokens, got.text_offset, strict=True)):
+        if not token.startswith("bytes:") and token not in tokenizer.special_tokens:
+            token = token.lstrip() if echo and number == 1 else token
+            assert choice.text[at:].startswith(token), (number, token, at)
+    chunks = [chunk.choices[0].logprobs for chunk in client.completions.create(**given, logprobs=1, stream=True)]
+    assert [at for chunk in chunks for at in chunk.text_offset] == got.text_offset
+
+
+def test_text_offsets_end_with_a_text_that_is_stopped(client):
+    given = {"model": MODEL, "prompt": "the", "max_tokens": 40, "temperature": 1.0, "seed": 5, "logprobs": 0}
+    free = client.completions.create(**given).choices[0].text
+    choice = client.completions.create(**given, stop=free[5:12]).choices[0]
+    assert choice.text == free[: free.index(free[5:12])]
+    assert max(choice.logprobs.text_offset) <= len(choice.text)
 
 
 def test_stop_texts_and_seeds(client):
@@ -181,20 +208,31 @@ GOOD = {"prompt": "x", "max_tokens": 1}
         ({"prompt": "x " * 500}, 400, "at most 192"),
         ({"prompt": "x", "max_tokens": 500}, 400, "exceed the context"),
         ({"prompt": "x", "max_tokens": 150}, 400, "at most 128 here"),
-        ({"prompt": "x", "max_tokens": -1}, 400, "max_new_tokens = -1"),
+        ({"prompt": "x", "max_tokens": -1}, 400, "max_tokens = -1: expected 0"),
+        ({"messages": MESSAGES, "max_completion_tokens": -1}, 400, "max_completion_tokens = -1: expected 0"),
+        ({"messages": MESSAGES, "max_completion_tokens": 500}, 400, "max_completion_tokens = 500 and"),
+        (GOOD | {"min_tokens": 2}, 400, "min_tokens = 2: expected between 0 and max_tokens"),
+        ({"messages": MESSAGES, "logprobs": True, "top_logprobs": 30}, 400, "top_logprobs = 30: expected between"),
+        (GOOD | {"prompt": ["x"] * 9, "n": 2}, 400, "n = 2 for each of 9 prompts: at most 16 answers"),
         (GOOD | {"max_tokens": "many"}, 400, "expected a whole number"),
         (GOOD | {"n": 10**12}, 400, "at most 16 answers"),
-        (GOOD | {"n": 0}, 400, "at most 16 answers"),
+        (GOOD | {"n": 0}, 400, "n = 0: expected 1 or more"),
         (GOOD | {"temperature": -1}, 400, "temperature"),
         (b'{"prompt": "x", "temperature": NaN}', 400, "temperature"),
         (GOOD | {"top_p": 0}, 400, "top_p"),
-        (GOOD | {"logprobs": 99}, 400, "logprobs"),
+        (GOOD | {"logprobs": 99}, 400, "logprobs = 99: expected"),
         (GOOD | {"stop": [1]}, 400, "stop: expected"),
         (GOOD | {"stop_token_ids": list(range(40))}, 400, "stop ids"),
         (GOOD | {"stop_token_ids": list(range(40)), "stream": True}, 400, "stop ids"),
         (GOOD | {"stream": "yes"}, 400, "true or false"),
         (GOOD | {"suffix": "y"}, 400, "suffix is not served"),
         (GOOD | {"logit_bias": {"1": 5}}, 400, "logit_bias is not served"),
+        (GOOD | {"temprature": 0}, 400, "temprature is not served here; did you mean temperature"),
+        (GOOD | {"ignore_eos": True}, 400, "ignore_eos is not served"),
+        (GOOD | {"guided_json": {"type": "object"}}, 400, "guided_json is not served"),
+        (GOOD | {"a\nkey": 1}, 400, "a key is not served"),
+        ({"messages": MESSAGES, "continue_final_message": True}, 400, "continue_final_message is not served"),
+        ({"messages": MESSAGES, "tool_choice": "required"}, 400, "tool_choice is not served"),
         (GOOD | {"best_of": 4}, 400, "best_of"),
         (GOOD | {"response_format": {"type": "json_object"}}, 400, "response_format"),
         (GOOD | {"model": "other"}, 404, "no model 'other'"),
@@ -202,7 +240,11 @@ GOOD = {"prompt": "x", "max_tokens": 1}
         ({"messages": [{"role": "user"}]}, 400, "expected a text as content"),
         ({"messages": [{"role": 3, "content": "x"}]}, 400, "message 1"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "only parts of type text"),
-        ({"messages": MESSAGES, "chat_template_kwargs": {"mode": 1}}, 400, "reads no variable 'mode'"),
+        (
+            {"messages": MESSAGES, "chat_template_kwargs": {"mode": 1}},
+            400,
+            "template reads no variable 'mode'; there are none",
+        ),
         ({"messages": MESSAGES, "tools": [{"type": "function"}]}, 400, "tools is not served"),
         (b'{"prompt": "' + b"x" * (10 << 20) + b'"}', 413, "larger than"),
     ],
@@ -214,6 +256,42 @@ def test_bad_requests_have_the_right_status(served, body, status, said):
     error = response.json()["error"]
     assert (response.status_code, said in error["message"]) == (status, True), error
     assert "\n" not in error["message"]
+    assert error["param"] is None or error["param"] in body or error["param"] in ("prompt", "messages", "a key")
+
+
+def test_what_changes_nothing_is_taken(served):
+    unused = {
+        "user": "u",
+        "metadata": {"a": "b"},
+        "store": True,
+        "service_tier": "auto",
+        "tools": [],
+        "guided_json": None,
+    }
+    unused |= {"tool_choice": "auto", "ignore_eos": False, "temprature": None, "suffix": ""}
+    assert served.client().post("/v1/completions", json=GOOD | unused).status_code == 200
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_log_probabilities_of_ids_that_the_tokenizer_has_not(served, tokenizer, chat):
+    """A model may have more rows than its tokenizer: such an id is a token without text."""
+    spare = TokenLogprob(tokenizer.vocab_size + 3, -0.5, ((tokenizer.vocab_size + 3, -0.5), (5, -2.0)))
+    body = {"messages": MESSAGES, "logprobs": True} if chat else {"prompt": "x", "logprobs": 2}
+    asked = read_request(body, chat=chat, model=served.model)
+    delta = Delta("x", 0, (spare.token_id,), "", (spare,), "length")
+    logprobs = Writer(asked, model=served.model).whole({0: [delta]})["choices"][0]["logprobs"]
+    if chat:
+        assert logprobs["content"][0]["token"] == ""
+        assert [one["logprob"] for one in logprobs["content"][0]["top_logprobs"]] == [-0.5, -2.0]
+    else:
+        assert (logprobs["tokens"], logprobs["token_logprobs"], logprobs["text_offset"]) == ([""], [-0.5], [0])
+        assert logprobs["top_logprobs"][0][""] == -0.5
+
+
+def test_a_fault_of_ours_has_the_form_of_the_api(served, monkeypatch):
+    monkeypatch.setattr("allam_jax.generation.server.read_request", lambda *_, **__: 1 / 0)
+    response = served.client().post("/v1/completions", json=GOOD)
+    assert (response.status_code, response.json()["error"]["type"]) == (500, "server_error")
 
 
 def test_other_paths_and_methods(served):
@@ -321,19 +399,35 @@ def test_an_end_lets_answers_end(engine, tokenizer, served):
             time.sleep(0.05)
 
 
-def test_an_end_does_not_wait_for_ever(tokenizer):
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("again", [True, False])
+def test_an_end_does_not_wait_for_ever(tokenizer, caplog, stream, again):
+    """Asked to end a second time, or after drain_seconds: the client hears of it, and the log has no traceback."""
     engine = ScriptedEngine("word " * 10_000, seconds=0.01)
-    with serving(engine, tokenizer, drain_seconds=0.2) as found:
-        with found.client().stream("POST", "/v1/completions", json=GOOD | {"stream": True}) as response:
-            lines = response.iter_lines()
-            next(lines)
-            found.server.should_exit = True
-            with contextlib.suppress(httpx.RemoteProtocolError):
-                assert "data: [DONE]" not in list(lines)
+
+    def end(server):
+        while not engine.busy:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        server.should_exit, server.force_exit = True, again
+
+    with serving(engine, tokenizer, drain_seconds=60 if again else 0.2) as found:
+        threading.Thread(target=end, args=(found.server,)).start()
+        response = found.client().post("/v1/completions", json=GOOD | {"stream": stream})
+        if stream:
+            *_, last, _ = response.text.split("\n\n")
+            assert "word" in response.text
+            assert "data: [DONE]" not in response.text
+            error = json.loads(last.removeprefix("data: "))["error"]
+        else:
+            assert response.status_code == 503
+            error = response.json()["error"]
+        assert (error["type"], error["message"]) == ("server_error", "the server is shutting down")
         until = time.monotonic() + 10
         while engine.busy:
             assert time.monotonic() < until, "the answer goes on"
             time.sleep(0.02)
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_a_failed_engine_is_said(tokenizer):
