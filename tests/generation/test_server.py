@@ -256,7 +256,7 @@ def test_bad_requests_have_the_right_status(served, body, status, said):
     error = response.json()["error"]
     assert (response.status_code, said in error["message"]) == (status, True), error
     assert "\n" not in error["message"]
-    assert error["param"] is None or error["param"] in body or error["param"] in ("prompt", "messages", "a key")
+    assert error["param"] in (None, "prompt", "messages", "a key") or error["param"] in str(body)
 
 
 def test_what_changes_nothing_is_taken(served):
