@@ -18,11 +18,43 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]):
         self._tokenizer = tokenizer
-        self._window = list(prompt_ids[-CONTEXT:])
-        self._given = _whole_characters(self._text())
+        self._window: list[int] = []  # the last ids, without bytes of which no character came
+        self._bytes: list[int] = []  # the first bytes of a character
+        self._given = 0  # characters of the window's text
+        for index in prompt_ids[-CONTEXT:]:
+            self.push(index)
 
     def push(self, index: int) -> str:
         """What can be said of the text now."""
+        if self._is_known(index) and self._tokenizer.is_fallback_byte(index):
+            self._bytes.append(index)
+            return self._characters()
+        return self._broken() + self._pushed(index)
+
+    def _characters(self) -> str:
+        """Takes a character of the waiting bytes. One byte that is wrong makes decoders forget those before it."""
+        broken = ""
+        while self._bytes:
+            try:
+                character = b"".join(map(self._tokenizer.token_bytes, self._bytes)).decode()
+            except UnicodeDecodeError as error:
+                if error.reason == "unexpected end of data":
+                    break
+                del self._bytes[0]
+                broken += HALF_CHARACTER
+            else:
+                self._window += self._bytes
+                self._bytes.clear()
+                self._given = len(self._text())
+                return broken + character
+        return broken
+
+    def _broken(self) -> str:
+        broken = HALF_CHARACTER * len(self._bytes)
+        self._bytes.clear()
+        return broken
+
+    def _pushed(self, index: int) -> str:
         self._window.append(index)
         text = self._text()
         end = _whole_characters(text)
@@ -36,12 +68,14 @@ class Detokenizer:
         """What was held back: the start of a character that never became whole, as U+FFFD."""
         text = self._text()
         new, self._given = text[self._given :], len(text)
-        return new
+        return new + self._broken()
 
     def _text(self) -> str:
-        # A model may have more rows than its tokenizer has ids; those stand for no text.
-        known = [index for index in self._window if index < self._tokenizer.vocab_size]
-        return self._tokenizer.decode(known, skip_special=True)
+        return self._tokenizer.decode(list(filter(self._is_known, self._window)), skip_special=True)
+
+    def _is_known(self, index: int) -> bool:
+        """A model may have more rows than its tokenizer has ids; those stand for no text."""
+        return index < self._tokenizer.vocab_size
 
 
 def _whole_characters(text: str) -> int:

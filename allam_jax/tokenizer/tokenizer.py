@@ -131,6 +131,10 @@ class Tokenizer:
         """Whether the id stands for one raw byte."""
         return self.model.kinds[index] is Kind.BYTE
 
+    def is_fallback_byte(self, index: int) -> bool:
+        """Whether the id stands for one byte of a character that no piece has; byte-level BPE has no such ids."""
+        return self.is_byte(index) and not (isinstance(self.model, JsonModel) and self.model.byte_level)
+
     def token_bytes(self, index: int) -> bytes:
         """The UTF-8 bytes that an id stands for in the middle of a text; of a special token, its string."""
         piece, kind = self.model.pieces[index], self.model.kinds[index]

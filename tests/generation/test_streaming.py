@@ -1,5 +1,6 @@
 """Text as it streams, against decoding everything at once, for real tokenizers and random ids."""
 
+import functools
 import json
 import random
 
@@ -9,19 +10,30 @@ from allam_jax.corpus import catalog
 from allam_jax.generation.streaming import Detokenizer, StopTexts
 from allam_jax.tokenizer.json_model import byte_alphabet
 from allam_jax.tokenizer.tokenizer import Tokenizer
+from allam_jax.tokenizer.tokenizer_json import tokenizer_json
 
 TEXTS = [
     "In the name of God, the 1st  text\n\twith  spaces ",
     "بسم الله الرحمن الرحيم، والصلاة والسلام",
     "😀👨‍👩‍👧‍👦 𝄞 clef, é and 日本語",
     "كتاب book 😀 كتاب",
+    "𒀀𒀁𒀂 𒀃𒀄 a𒀅",  # characters of bytes, one after the other
 ]
 
 
-@pytest.fixture(scope="module", params=["sentencepiece", "bytes"])
+@functools.cache
+def mistral():
+    return Tokenizer.from_sentencepiece(catalog.read_asset("mistral_tokenizer"))
+
+
+@pytest.fixture(scope="module", params=["sentencepiece", "bytes", "byte fallback"])
 def tokenizer(request, tmp_path_factory):
     if request.param == "sentencepiece":
-        return Tokenizer.from_sentencepiece(catalog.read_asset("mistral_tokenizer"))
+        return mistral()
+    if request.param == "byte fallback":
+        file = tmp_path_factory.mktemp("fallback") / "tokenizer.json"
+        file.write_text(json.dumps(tokenizer_json(mistral().model)))
+        return Tokenizer.load(file)
     vocab = {symbol: index for index, symbol in enumerate(byte_alphabet())}
     special = {"id": 256, "content": "<eos>", "special": True}
     special |= dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
@@ -42,9 +54,10 @@ def streamed(tokenizer, prompt, ids) -> list[str]:
 def test_pieces_add_up_and_no_character_is_cut(tokenizer, text):
     ids = tokenizer.encode(text)
     for start in range(1, len(ids)):
-        whole, before = tokenizer.decode(ids), tokenizer.decode(ids[:start])
+        starts = (tokenizer.decode(ids[:end]) for end in range(start, -1, -1))
+        before = next(text for text in starts if "\ufffd" not in text)  # without the beginning of a character
         pieces = streamed(tokenizer, ids[:start], ids[start:])
-        assert "".join(pieces) == whole[len(before.rstrip("\ufffd")) :]
+        assert "".join(pieces) == tokenizer.decode(ids)[len(before) :]
         assert not any("\ufffd" in piece for piece in pieces)
 
 
@@ -57,7 +70,9 @@ def test_any_ids_add_up(tokenizer):
         for _ in range(40):
             byte_by_byte = rng.random() < 0.5
             ids += byte_ids(tokenizer, rng.choice("é日😀ب")) if byte_by_byte else [rng.choice(plain)]
-        whole, before = tokenizer.decode(ids), tokenizer.decode(ids[:1])
+        # The tokenizers library forgets characters of bytes in front of a byte that is wrong; SentencePiece does not.
+        decode = mistral().decode if tokenizer.vocab_size > 300 else tokenizer.decode
+        whole, before = decode(ids), decode(ids[:1])
         text = "".join(streamed(tokenizer, ids[:1], ids[1:]))
         if "\ufffd" not in whole:
             assert before + text == whole
