@@ -164,7 +164,7 @@ class _Post:
         self._portal, self._seconds = portal, settings.timeout
         self._client = httpx.AsyncClient(
             base_url=settings.url,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            headers={"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {}),
             timeout=httpx.Timeout(None, connect=min(settings.timeout / 2, 10.0)),
             limits=httpx.Limits(max_connections=settings.concurrency),
         )
@@ -179,8 +179,7 @@ class _Post:
 
     async def _sent(self, path: str, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
         content = bytearray()
-        given = {"content": body, "headers": {"Content-Type": "application/json"}}
-        async with asyncio.timeout(self._seconds), self._client.stream("POST", path, **given) as response:
+        async with asyncio.timeout(self._seconds), self._client.stream("POST", path, content=body) as response:
             async for part in response.aiter_bytes():
                 content += part
                 if len(content) > _LARGEST_ANSWER:

@@ -194,8 +194,6 @@ def _chat_prompt(fields: "_Fields", *, model: Model) -> tuple[list[tuple[int, ..
         said = str(error).replace(f"{model.template.name}: ", "the chat template ", 1)  # not where it lies here
         unknown = variables.keys() - model.template.variables
         raise BadRequest(said, param="chat_template_kwargs" if unknown else "messages") from None
-    except RecursionError:
-        raise BadRequest("messages: nested too deep", param="messages") from None
     return [tuple(ids)], [""]
 
 

@@ -115,7 +115,9 @@ class _Draining(StopRequest):
         self._server = server
 
     def noted(self, name: str) -> None:
-        self._server.force_exit = self._server.should_exit
+        if self._server.should_exit:
+            self._server.force_exit = True
+            self._notices = dict.fromkeys(self._notices, "leaving; the answers under way are cut off")
         self._server.should_exit = True
 
 

@@ -127,13 +127,13 @@ class ChatTemplate:
             "documents": documents,
             **(variables or {}),
         }
-        stand_ins = _StandIns(given, taken=self.source)
+        try:
+            stand_ins = _StandIns(given, taken=self.source)
+            guarded = {key: self._guarded(value, stand_ins) for key, value in given.items()}
+        except RecursionError:
+            raise UserError("messages: nested too deep; give flatter ones") from None
         marks = stand_ins.reserve(), stand_ins.reserve()
-        context = {
-            **self._named,
-            **{key: self._guarded(value, stand_ins) for key, value in given.items()},
-            "add_generation_prompt": add_generation_prompt,
-        }
+        context = {**self._named, **guarded, "add_generation_prompt": add_generation_prompt}
         request = {"template": self.source, "context": context, "marks": marks, "stand_ins": stand_ins.meaning}
         text = self._ask(request)["text"]
         text, generated = _without_marks(text, *marks)

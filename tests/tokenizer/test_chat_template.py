@@ -290,6 +290,7 @@ def test_bad_input_is_one_line(sentencepiece_directory, tmp_path):
         (["x"], {}, "message 1"),
         ([{"role": "user", "content": "x"}], {"modes": 1}, "did you mean mode"),
         ([{"role": "user"}], {}, "content"),
+        ([{"role": "user", "content": "x", "parts": json.loads("[" * 800 + "]" * 800)}], {}, "nested too deep"),
     ):
         with pytest.raises(UserError, match=said):
             ours.render(messages, variables=variables)
