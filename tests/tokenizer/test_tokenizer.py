@@ -196,10 +196,17 @@ def _word_piece(path):
     tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]")).save(str(path))
 
 
+def _twice(path):
+    proto = Tokenizer.from_sentencepiece(catalog.read_asset("mistral_tokenizer")).model.proto
+    proto.pieces.add(piece=proto.pieces[500].piece, score=-1.0)
+    path.write_bytes(proto.SerializeToString())
+
+
 @pytest.mark.parametrize(
     ("name", "write", "message"),
     [
         ("tokenizer.model", lambda path: None, "no such file"),
+        ("tokenizer.model", _twice, "sentencepiece refuses the model .*is already defined"),
         (
             "tokenizer.model",
             lambda path: path.mkdir(),
