@@ -14,6 +14,7 @@ from allam_jax.settings import as_dict
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS_FOLDER = "checkpoints"
+RUN_FILE = "run.json"  # the name of a training run
 
 
 def resolve_stages(config: ConfigDict, *, stage_dirs: Mapping[str, Path]) -> tuple[ConfigDict, list[str]]:
@@ -71,13 +72,21 @@ def save(config: ConfigDict, *, workdir: Path) -> list[str]:
     return changed
 
 
-def check_own(workdir: Path) -> None:
-    """UserError unless a workdir is new, is empty, or was written by a task: nothing of others is overwritten."""
+def check_own(workdir: Path, *, task: str) -> None:
+    """UserError unless a workdir is new, is empty, or was written by a task: nothing of others is overwritten.
+
+    A training run's workdir is that of `task` "train" alone: its config says what its checkpoints came from.
+    """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir {workdir}: is a file, not a directory")
     there = {path.name for path in workdir.iterdir() if not path.name.startswith(".")} if workdir.exists() else set()
     if not there:
         return
+    if RUN_FILE in there and task != "train":
+        raise UserError(
+            f"--workdir {workdir}: holds a training run, whose config.json the task {task} would replace; "
+            "give another directory"
+        )
     try:
         own = "task" in files.read_json(workdir / CONFIG_FILE, kind=dict)
     except UserError:  # missing, or lost in a crash

@@ -43,7 +43,9 @@ class Inputs(Section):
     script: str = setting("", "of the language, as Unicode names it; empty: the one it is mostly written in")
     replay_share: float = setting(0.55, "of the training tokens", least=0, below=1)
     max_bytes: int = setting(0, "of text in each language; 0 takes everything", least=0, most=2**53)
-    pieces: int = setting(16_000, "new pieces of the vocabulary, at most", least=1)
+    pieces: int = setting(
+        16_000, "new pieces of the vocabulary; with few texts the error says how many they hold", least=1
+    )
     changed_share: float = setting(0.01, "same script: lines of replay that new pieces may change", least=0, most=1)
     method: str = setting("subword_mean", "how embeddings of new pieces start (expand.method)")
     steps: int = setting(5000, "of continued pre-training", least=1)

@@ -13,23 +13,31 @@ OURS = ConfigDict({"task": "train", "seed": 1})
 
 
 def test_a_new_empty_or_own_workdir_is_used(tmp_path):
-    check_own(tmp_path / "new")
-    check_own(tmp_path)
+    check_own(tmp_path / "new", task="train")
+    check_own(tmp_path, task="train")
     (tmp_path / ".DS_Store").touch()
-    check_own(tmp_path)
+    check_own(tmp_path, task="train")
     assert save(OURS, workdir=tmp_path) == []
-    check_own(tmp_path)
+    check_own(tmp_path, task="train")
     assert save(ConfigDict({"task": "train", "seed": 2}), workdir=tmp_path) == ["seed: 1 -> 2"]
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "config.json").write_text('{"task": "train"}')  # from before there were lists
-    check_own(tmp_path / "old")
+    check_own(tmp_path / "old", task="train")
+
+
+def test_a_training_run_is_replaced_by_no_other_task(tmp_path):
+    save(OURS, workdir=tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    check_own(tmp_path, task="train")
+    with pytest.raises(UserError, match="holds a training run, whose config.json the task generate would replace"):
+        check_own(tmp_path, task="generate")
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 40, b"[]", b'{"task": "tra'])
 def test_a_config_that_a_crash_has_lost_blocks_nothing(tmp_path, content):
     save(OURS, workdir=tmp_path)
     (tmp_path / "config.json").write_bytes(content)
-    check_own(tmp_path)
+    check_own(tmp_path, task="train")
     (said,) = save(OURS, workdir=tmp_path)
     assert str(tmp_path / "config.json") in said
     assert json.loads((tmp_path / "config.json").read_text()) == {"task": "train", "seed": 1}
@@ -55,4 +63,4 @@ def test_a_workdir_of_others_is_refused(tmp_path, names):
         else:
             (tmp_path / name).write_text('{"model_type": "llama"}')
     with pytest.raises(UserError, match=f"--workdir {tmp_path}: holds files that no task wrote"):
-        check_own(tmp_path)
+        check_own(tmp_path, task="train")

@@ -147,9 +147,10 @@ class Engine:
                 "tokenizer of these weights"
             )
         elif len(prompt) + asked.max_new_tokens > self.capacity:
+            more = ", or raise engine.capacity" if self.capacity < self._config.max_position else ""
             problem = (
                 f"{len(prompt)} tokens and max_new_tokens = {asked.max_new_tokens} exceed a slot's {self.capacity}: "
-                "shorten the prompt, lower max_new_tokens or raise engine.capacity"
+                f"shorten the prompt or lower max_new_tokens{more}"
             )
         elif len(self._stop_ids(request)) > MAX_STOP_IDS:
             problem = f"more than {MAX_STOP_IDS} stop ids, with those of the model"

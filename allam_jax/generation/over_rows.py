@@ -28,7 +28,7 @@ from allam_jax.generation.rows import Prompt
 
 STATE_FILE = "over_rows.json"
 ANSWERS, ERRORS = "answers", "errors"
-_LEAST_ROWS = 20  # before so many rows the share of errors says nothing
+_LEAST_ROWS = 20  # before so many rows the share of errors says nothing, unless all are errors
 _LONGEST_REASON = 60
 
 
@@ -189,14 +189,14 @@ def _errors_of(directory: Path, *, shards: int) -> dict[str, int]:
 
 
 def _kind(error: str) -> str:
-    """The first words of a reason, without the numbers that differ from row to row."""
-    words = error.partition(":")[0]
+    """The first words of a reason, without the file that it names first and numbers that differ from row to row."""
+    words = re.sub(r"^\S*/[^:]*: ", "", error).partition(":")[0]
     return words if words.startswith("status ") else re.sub(r"\d[\d,]*", "N", words)[:_LONGEST_REASON]
 
 
 def _check_share(errors: Mapping[str, int], *, rows: int, most: float, directory: Path) -> None:
     count = sum(errors.values())
-    if rows >= _LEAST_ROWS and count > most * rows:
+    if (rows >= _LEAST_ROWS or count == rows) and count > most * rows:
         listed = ", ".join(f"{number:,} {reason}" for reason, number in list(errors.items())[:3])
         raise UserError(
             f"{count:,} of {rows:,} rows have no answer ({listed}; all are in {directory / ERRORS}); mend the cause "

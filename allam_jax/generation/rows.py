@@ -14,6 +14,7 @@ from allam_jax.files import json_text
 
 MESSAGES = "messages"  # the field of a conversation, in place of a prompt
 _LARGEST_ROW = 1 << 26  # bytes
+_OWN = frozenset({"row", "prompt", MESSAGES, "answers", "prompt_tokens", "error"})  # fields of every answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +47,10 @@ class PromptRows:
             keep: fields that answers carry, where a row has them; `id` always is.
 
         Raises:
-            UserError: there is nothing to read.
+            UserError: there is nothing to read, or a field is kept whose name an answer has for its own.
         """
+        if taken := _OWN & set(keep):
+            raise UserError(f"generate.keep: answers have fields of their own called {', '.join(sorted(taken))}")
         self._field, self._keep = field, ("id", *(name for name in keep if name != "id"))
         self._documents = DocumentSource(path, split=split) if (Path(path) / DATASET_FILE).is_file() else None
         self._files = [] if self._documents else find_files(path).files
@@ -97,5 +100,8 @@ class PromptRows:
             return Prompt(number, "", kept, problem=f"{MESSAGES!r} is no list of objects with 'role' and 'content'")
         if isinstance(text, str):
             return Prompt(number, text, kept)
-        found = "is not a string" if text is not None else f"is missing, and so is {MESSAGES!r}"
-        return Prompt(number, "", kept, problem=f"field {self._field!r} {found}")
+        if text is not None:
+            return Prompt(number, "", kept, problem=f"field {self._field!r} is not a string")
+        names = ", ".join(map(str, list(record)[:5]))
+        found = f"the row has {names}; set generate.field" if names else "the row is empty"
+        return Prompt(number, "", kept, problem=f"no field {self._field!r} and no {MESSAGES!r}: {found}")

@@ -27,7 +27,9 @@ from allam_jax.tokenizer.tokenizer import Tokenizer
 def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Answers `generate.prompts` (writes `continuations.json`), or every row of `generate.input` (writes shards)."""
     options = config.generate
-    if bool(options.prompts) == bool(options.input):
+    if options.prompts and options.input:
+        raise UserError("config.generate.input and config.generate.prompts: give one of them; prompts=() for none")
+    if not options.prompts and not options.input:
         raise UserError('config.generate.prompts: give some, for example ("The Prophet said",), or generate.input')
     if options.input:
         return _over_input(config, workdir)
@@ -49,9 +51,12 @@ def _over_input(config: Settings, workdir: Path) -> dict[str, Any]:
     rows = PromptRows(options.input, split=options.split, field=options.field, keep=options.keep)
     read = inputs_of_settings(config)["generate.input"]
     asked = {"field": options.field, "keep": list(options.keep), "as_chat": options.as_chat, "split": options.split}
+    total = broadcast(len(rows) if is_main_process() else 0)
+    if not total:
+        raise UserError(f"config.generate.input: {options.input}: holds no rows")
     return over_rows(
         map(functools.partial(_asked, as_chat=options.as_chat), rows),
-        total=broadcast(len(rows) if is_main_process() else 0),
+        total=total,
         backend=_backend(config, ()),
         directory=workdir,
         identity={"input": _content(read), "rows": asked},

@@ -34,15 +34,21 @@ def inputs_of_settings(settings: Settings) -> dict[str, InputFiles]:
 
 
 def check_named(config: ConfigDict, *, made: Sequence[Path] = ()) -> None:
-    """UserError for the first path of a config at which its task will find nothing that it reads.
+    """UserError for the first path of a config at which its task will find nothing that it reads, or can read.
 
-    Only looks which files there are. `made`: directories that the recipe itself writes; nothing needs to be there yet.
+    Looks which files there are, and opens tokenizers and models of Hugging Face without reading their values.
+
+    Args:
+        config: of one task.
+        made: directories that the recipe itself writes; nothing needs to be there yet.
     """
     for key, kind, path, owner in _named(settings_of(config)):
         if any(path.absolute().is_relative_to(directory.absolute()) for directory in made):
             continue
         try:
             there = any(file.is_file() for file in _LISTED[kind](path, owner))
+            if there and kind in _OPENED:
+                _OPENED[kind](path)
         except UserError as error:
             raise UserError(f"config.{key}: {error}") from None
         if not there and kind not in ("stage", "template"):
@@ -127,3 +133,20 @@ _LISTED: dict[str, Callable[[Path, Any], list[Path]]] = {
     "template": _template,
     "stage": _nothing,
 }
+
+
+def _open_tokenizer(path: Path) -> None:
+    from allam_jax.tokenizer.tokenizer import Tokenizer
+
+    Tokenizer.load(path)
+
+
+def _open_model(path: Path) -> None:
+    from allam_jax.training.load import is_huggingface  # here, because it imports JAX
+    from allam_jax.weights.huggingface import open_huggingface
+
+    if is_huggingface(path):
+        open_huggingface(path)
+
+
+_OPENED: dict[str, Callable[[Path], None]] = {"tokenizer": _open_tokenizer, "model": _open_model}

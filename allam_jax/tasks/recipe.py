@@ -142,7 +142,7 @@ def check_own_recipe(workdir: Path, names: Sequence[str]) -> None:
     """UserError if something is in a recipe's workdir, but neither a stage nor what a task or sweep wrote."""
     there = {path.name for path in workdir.iterdir()} if workdir.is_dir() else set()
     if not there & {*names, _SWEEP_FILE}:
-        check_own(workdir)
+        check_own(workdir, task="recipe")
 
 
 def _check_paths(stages: Sequence[Stage], *, directories: Mapping[str, Path], made: Sequence[Path]) -> None:

@@ -97,7 +97,7 @@ def check_trackers(config: ConfigDict) -> None:
 
 def _run_task(config: ConfigDict, *, workdir: Path) -> dict[str, Any]:
     check_path(workdir)
-    check_own(workdir)
+    check_own(workdir, task=config.task)
     task = task_named(config.task)
     name = task.module or f"allam_jax.tasks.{config.task}"
     module = importlib.import_module(name)  # only now: a tokenizer task does not wait for JAX

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from allam_jax.errors import UserError, nearest
 from allam_jax.files import read_json
 from allam_jax.tokenizer import template_process
@@ -27,6 +29,8 @@ _PRIVATE = range(0xF0000, 0xFFFFE)  # a private plane of Unicode
 _ROLES = frozenset({"system", "user", "assistant", "tool", "developer", "function", "ipython"})
 _OWN_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one thing; the first is the standard one
+
+_CONTROL_SHAPE = re.compile(r"<\|\w+\|>")  # of the ready templates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +85,13 @@ class ChatTemplate:
             source = stored_template(directory)
             return None if source is None else cls(source, tokenizer=tokenizer, name=f"{directory}: chat template")
         if template in READY:
+            spelled = sorted(set(_CONTROL_SHAPE.findall(READY[template])) - tokenizer.special_tokens.keys())
+            if spelled:
+                logging.warning(
+                    "chat template %s: the tokenizer has no control token %s; it is encoded as text, in pieces",
+                    template,
+                    ", ".join(spelled),
+                )
             return cls(READY[template], tokenizer=tokenizer, name=f"chat template {template}")
         path = Path(template).expanduser()
         if not path.is_file():

@@ -64,7 +64,7 @@ def extend_vocabulary(
     model = base.model
     if not isinstance(model, SentencePieceModel):
         raise UserError(
-            f"{model.source}: only SentencePiece BPE models can be extended; byte-level BPE has merge rules instead"
+            f"{model.source}: only a SentencePiece tokenizer.model can be extended; if the model has one, put it beside"
         )
     check_expressible(model)
     if not model.proto.trainer_spec.byte_fallback:

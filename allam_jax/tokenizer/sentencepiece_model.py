@@ -46,11 +46,14 @@ class SentencePieceModel:
             if not self.proto.pieces or not self.proto.HasField("trainer_spec"):
                 raise ValueError("cut off between two fields")
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=serialized)
-        except (DecodeError, RuntimeError, ValueError):
+        except (DecodeError, ValueError):
             raise UserError(
                 f"{source}: not a SentencePiece model or truncated; expected a BPE model written by sentencepiece "
                 "(a Llama-3 tokenizer.model is a tiktoken file: give its tokenizer.json instead)"
             ) from None
+        except RuntimeError as error:  # a model that is read, but makes no sense, such as a piece that it has twice
+            reason = str(error).splitlines()[-1].rpartition("] ")[2]
+            raise UserError(f"{source}: sentencepiece refuses the model ({reason}); expected a BPE model") from None
         model_type = self.proto.trainer_spec.model_type
         if model_type != TrainerSpec.BPE:
             name = TrainerSpec.ModelType.Name(model_type)

@@ -8,7 +8,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from allam_jax.checksums import FILE_LIST, read_listed, write_listed
-from allam_jax.config import CHECKPOINTS_FOLDER
+from allam_jax.config import CHECKPOINTS_FOLDER, RUN_FILE
 from allam_jax.errors import UserError
 from allam_jax.files import json_text, read_json
 from allam_jax.model.llama import abstract_params
@@ -38,7 +38,6 @@ from allam_jax.weights.huggingface import import_huggingface
 from allam_jax.weights.output_directory import copy_tokenizer
 from allam_jax.weights.stored_parameters import huggingface_parameters, orbax_parameters
 
-_RUN_FILE = "run.json"
 _REMEDY = "copy the run again, or take the file from a run of the same model"
 
 
@@ -56,7 +55,7 @@ def load_model(path: Path, *, mesh: Mesh | None = None, param_dtype: str | None 
     path = Path(path)
     if is_weights_directory(path):
         return load_weights(path, mesh=mesh, param_dtype=param_dtype)
-    if _is_huggingface(path):
+    if is_huggingface(path):
         params, config = import_huggingface(path, mesh=mesh, param_dtype=param_dtype)
         return LoadedWeights(params, config, {"source": str(path)}, _tokenizer_beside(path))
     checkpoint, opened = _open_run(path)
@@ -74,7 +73,7 @@ def open_stored(path: Path) -> LoadedWeights:
     if is_weights_directory(path):
         opened = open_weights(path, check_bytes=True)
         return dataclasses.replace(opened, params=orbax_parameters(params_folder_of(path), config=opened.config))
-    if _is_huggingface(path):
+    if is_huggingface(path):
         params, config = huggingface_parameters(path)
         return LoadedWeights(params, config, {"source": str(path)}, _tokenizer_beside(path))
     checkpoint, opened = _open_run(path)
@@ -93,7 +92,7 @@ def checkpoint_of(path: Path) -> Path | None:
 
 def places_of_model(path: Path, *, steps: Sequence[int] = ()) -> list[Path]:
     """What loading a model reads: `path`, or parts of a run with the newest checkpoint or those of `steps`."""
-    if is_weights_directory(path) or _is_huggingface(path):
+    if is_weights_directory(path) or is_huggingface(path):
         return [path]
     checkpoint = checkpoint_of(path)
     if checkpoint is None:
@@ -114,7 +113,7 @@ def save_run(workdir: Path, *, config: LlamaConfig, tokenizer_dir: Path, name: s
     contents = {
         MODEL_FILE: f"{json_text(config_to_json(config), indent=2)}\n".encode(),
         tokenizer_list: (workdir / tokenizer_list).read_bytes(),
-        _RUN_FILE: f"{json_text({'name': name})}\n".encode(),
+        RUN_FILE: f"{json_text({'name': name})}\n".encode(),
     }
     write_listed(workdir, contents)
 
@@ -126,9 +125,9 @@ def read_run(workdir: Path) -> LlamaConfig:
 
 def run_name(workdir: Path) -> str | None:
     """The name that `save_run` wrote; None for a run from before runs had names."""
-    if not (workdir / _RUN_FILE).exists():
+    if not (workdir / RUN_FILE).exists():
         return None
-    return read_json(workdir / _RUN_FILE, keys={"name": str})["name"]
+    return read_json(workdir / RUN_FILE, keys={"name": str})["name"]
 
 
 def check_run_of(checkpoint: Path, metadata: dict[str, Any]) -> None:
@@ -141,7 +140,8 @@ def check_run_of(checkpoint: Path, metadata: dict[str, Any]) -> None:
         )
 
 
-def _is_huggingface(path: Path) -> bool:
+def is_huggingface(path: Path) -> bool:
+    """Whether a directory has a configuration and safetensors of a whole model, and not of an adapter."""
     weights = [file for file in path.glob("*.safetensors") if not file.name.startswith("adapter_")]
     return (path / "config.json").is_file() and bool(weights)
 
@@ -172,7 +172,7 @@ def what_is_there(path: Path) -> str:
         return f"{path}: a GGUF model, which is quantised for inference; give the model's safetensors"
     if (path / CHECKPOINTS_FOLDER).is_dir():
         return f"{path}: a run without a complete checkpoint; wait for its first, or give another path"
-    if (path / _RUN_FILE).is_file():
+    if (path / RUN_FILE).is_file():
         return f"{path}: a run whose folder {CHECKPOINTS_FOLDER} is missing; put it back, or give another path"
     pickles = sorted(path.glob("*.bin")) + sorted(path.glob("*.pth"))
     if pickles:

@@ -124,6 +124,32 @@ def test_too_many_errors_end_the_run_and_lose_nothing(tmp_path):
     assert numbers(tmp_path) == (list(range(20)), list(range(20, 40)))
 
 
+def test_a_few_rows_that_are_all_errors_end_the_run(tmp_path):
+    with pytest.raises(UserError, match=r"3 of 3 rows have no answer \(3 a row not JSON; all are in"):
+        mapped(rows_of(3, bad=range(3)), Echo(), tmp_path)
+    assert mapped(rows_of(3, bad=range(2)), Echo(), tmp_path / "one")["answered"] == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        ("3 tokens and 1,024 more: too long", "N tokens and N more"),
+        ("status 503: busy", "status 503"),
+        ("/data/v2/chat template: no role 'tool' here: 3", "no role 'tool' here"),
+        ("in/loop.jinja: takes more than 1 s", "takes more than N s"),
+    ],
+)
+def test_reasons_are_counted_by_their_kind(tmp_path, error, kind):
+    found = mapped([Prompt(n, "x", problem=error if n else "") for n in range(2)], Echo(), tmp_path)["errors"]
+    assert found == {kind: 1}
+
+
+def test_a_kept_field_replaces_none_of_an_answers_own(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "x", "row": 99}\n')
+    with pytest.raises(UserError, match="generate.keep: answers have fields of their own called error, row"):
+        PromptRows(str(tmp_path), split="train", field="prompt", keep=("row", "error", "x"))
+
+
 # -- what rows are read from -------------------------------------------------------------------------------------------
 
 RECORDS = [
@@ -146,7 +172,7 @@ def test_jsonl_rows(tmp_path):
     assert found[0] == Prompt(0, "مرحبا", {"id": 7, "topic": "x"})
     assert found[1].asked == RECORDS[1]["messages"]
     problems = [
-        "'prompt' is missing, and so is 'messages'",
+        "no field 'prompt' and no 'messages': the row has text",
         "is not a string",
         "no list",
         "invalid Unicode",

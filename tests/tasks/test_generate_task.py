@@ -94,7 +94,7 @@ def test_prompts_as_messages(root, greedy, tmp_path):
     ("generate", "said"),
     [
         ({}, "give some, for example"),
-        ({"prompts": ("x",), "input": "in.jsonl"}, "or generate.input"),
+        ({"prompts": ("x",), "input": "in.jsonl"}, "give one of them"),
         ({"input": "no/such/file.jsonl"}, "no such file"),
         ({"prompts": ("x",), "template": "lama2"}, "did you mean llama2"),
     ],

@@ -8,6 +8,7 @@ import tokenizers
 from tokenizer_helpers import Corpus, Merge, reference, sentencepiece_model
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from allam_jax.corpus import catalog
 from allam_jax.errors import UserError
 from allam_jax.tokenizer.tokenizer import Tokenizer, with_control_tokens
 
@@ -196,10 +197,17 @@ def _word_piece(path):
     tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]")).save(str(path))
 
 
+def _twice(path):
+    proto = Tokenizer.from_sentencepiece(catalog.read_asset("mistral_tokenizer")).model.proto
+    proto.pieces.add(piece=proto.pieces[500].piece, score=-1.0)
+    path.write_bytes(proto.SerializeToString())
+
+
 @pytest.mark.parametrize(
     ("name", "write", "message"),
     [
         ("tokenizer.model", lambda path: None, "no such file"),
+        ("tokenizer.model", _twice, "sentencepiece refuses the model (INTERNAL: "),
         (
             "tokenizer.model",
             lambda path: path.mkdir(),
