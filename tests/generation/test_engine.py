@@ -42,6 +42,10 @@ class Letters:
 
     vocab_size = len(pieces)
 
+    def is_fallback_byte(self, index):
+        """As in byte-level BPE, whose pieces can be parts of characters."""
+        return False
+
     def decode(self, ids, *, skip_special):
         assert skip_special
         return b"".join(self.pieces[index] for index in ids).decode(errors="replace")
