@@ -3,7 +3,8 @@
 While a program starts, `leave_at_signals` makes them end it, because nothing has to be saved or removed. `install`
 makes them raise an exception, so that temporary files are removed. Python may be inside a callback that swallows it:
 then it is raised again. Code that has something to save runs inside a `StopRequest`, which only takes note. A main
-thread that is stuck in a library hears no signal, so a second thread reads them too.
+thread that is stuck in a library hears no signal, so a second thread reads them too. It also interrupts a call that
+began to wait just after the signal had come: `input`, for example, would hear it with the next key only.
 """
 
 import ctypes
@@ -19,6 +20,7 @@ from typing import Any, Self
 ENDS_WITH_PARENT = "ALLAM_JAX_ENDS_WITH"  # a variable with the process id of a launcher, whose jobs end with it
 _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _DEAF_SECONDS = 5.0  # after which a main thread that has not heard a signal is given up
+_NUDGE_SECONDS = 0.2  # after which a call that waits in the main thread is interrupted
 _CALLBACK_SECONDS = 0.01  # after which a callback that has swallowed an exception has ended
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
@@ -48,6 +50,7 @@ def install() -> None:
     if not isinstance(sys.unraisablehook, _RaisesAgain):
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
+        signal.signal(signal.SIGURG, lambda number, frame: None)  # with a handler it interrupts calls
         sys.unraisablehook = _RaisesAgain(sys.unraisablehook, wake=writing)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         threading.Thread(target=_listen, args=(reading,), name="signals", daemon=True).start()
@@ -147,7 +150,9 @@ def _listen(reading: int) -> None:
             _last.append(time.monotonic())
             for listener in _listeners:
                 listener(signal.Signals(number).name)
-            if not _heard.wait(_DEAF_SECONDS) and not _active:
+            if not _heard.wait(_NUDGE_SECONDS):
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGURG)
+            if not _heard.wait(_DEAF_SECONDS) and not any(request.notes(number) for request in _active):
                 line, status = last_words(number)
                 for leave in _leaving:
                     leave(line, status)
@@ -183,6 +188,10 @@ class StopRequest:
         self.received: list[str] = []
         self._notices = notices
         self._old: dict[int, object] = {}
+
+    def notes(self, number: int) -> bool:
+        """Whether it takes note of the signal."""
+        return signal.Signals(number).name in self._notices
 
     def noted(self, name: str) -> None:
         """Called when a signal has come, before its line is printed; a subclass may raise."""

@@ -57,3 +57,30 @@ def test_a_request_notes_what_it_is_told_to_and_leaves_the_rest(capfd):
     assert stop.received == ["SIGTERM", "SIGTERM"]
     assert capfd.readouterr().err == "\nstopping\n\nstopping\n"
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+DEAF = """
+import ctypes, os, signal, threading, time
+from allam_jax import interrupts
+
+interrupts.install()
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # the other thread gets it, as if it came before the wait
+def send():
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    time.sleep(0.3)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+threading.Thread(target=send, daemon=True).start()
+begun = time.monotonic()
+try:
+    with interrupts.StopRequest(notices={"SIGINT": "stopping"}):
+        ctypes.CDLL(None).sleep(30)
+        time.sleep(0)
+except interrupts.Terminated:
+    print("SIGTERM", time.monotonic() - begun < 4)
+"""
+
+
+def test_a_call_that_waits_hears_a_signal_that_came_just_before():
+    done = subprocess.run([sys.executable, "-c", DEAF], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("SIGTERM True\n", "")
