@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,6 @@ CASES = {
         {"config": "{bad}/exits_early.py"},
         "{bad}/exits_early.py, line 1: the config ends the program",
     ),
-    "config that interrupts": ({"config": "{bad}/interrupts.py"}, "interrupted"),
     "get_config is no function": ({"config": "{bad}/constant.py"}, "{bad}/constant.py: TypeError"),
     "config that logs": ({"config": "{bad}/chatty.py"}, "{bad}/chatty.py: TypeError"),
     "config without end": ({"config": "{bad}/recursive.py"}, "{bad}/recursive.py, line 2: RecursionError"),
@@ -277,6 +277,11 @@ def test_bad_input_is_one_line(name, outcomes, bad, reference):
         left = {path.name for path in workdir.iterdir() if not path.name.startswith(".work-")}
         assert left <= HARMLESS
         assert not (workdir / "checkpoints").is_dir() or not list((workdir / "checkpoints").iterdir())
+
+
+def test_a_config_that_interrupts_is_interrupted(launcher, bad, tmp_path):
+    finished = launcher.run(tmp_path / "run", config=str(bad / "interrupts.py"))
+    assert (finished.status, finished.err.splitlines()[-1][:12]) == (128 + signal.SIGINT, "interrupted;")
 
 
 def test_of_libraries_only_warnings_are_shown(outcomes):

@@ -170,4 +170,4 @@ def test_a_hang_up_ends_the_chat(tokenizer):
     terminal = Terminal(tokenizer, "x")
     terminal.until(PROMPT)
     os.kill(terminal.pid, signal.SIGTERM)
-    assert terminal.wait() == 1  # the exception of the handler; run.py makes status 0 of it
+    assert terminal.wait() == 1  # the exception of the handler; run.py makes status 143 of it
