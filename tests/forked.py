@@ -6,6 +6,7 @@ Python's hashes is the server's, so a test that two runs give the same bits star
 
 import concurrent.futures
 import functools
+import gc
 import importlib
 import json
 import logging
@@ -160,5 +161,6 @@ if __name__ == "__main__":
     warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called")  # JAX's, whose threads do not run yet
     for name in (*(f"allam_jax.tasks.{task}" for task in _TASKS), *_LATE):
         importlib.import_module(name)
+    gc.freeze()  # so that no collection in a fork copies the memory that it shares
     logging.getLogger().handlers.clear()  # run.py sets up its log before it imports the libraries that would do so
     _serve(socket.socket(fileno=int(sys.argv[1])))

@@ -79,6 +79,8 @@ def test_a_key(engine, tokenizer, served):
         with pytest.raises(openai.AuthenticationError, match="missing or wrong"):
             openai.OpenAI(base_url=f"{locked.url}/v1", api_key="simsim", max_retries=0).models.list()
         assert openai.OpenAI(base_url=f"{locked.url}/v1", api_key="sesam").models.list().data[0].id == MODEL
+        for value, status in (("bearer sesam", 200), ("BEARER  sesam", 200), ("sesam", 401), ("Basic sesam", 401)):
+            assert locked.client().get("/v1/models", headers={"Authorization": value}).status_code == status, value
 
 
 @pytest.mark.parametrize("host", [b"localhost", b"a/x?", b"a/#", b"a@b/health?", b""])

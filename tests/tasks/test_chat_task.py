@@ -112,7 +112,8 @@ def test_a_chat_in_a_terminal(tokenizer, tmp_path):
     shown = re.sub(r"\x1b\[\?\d+[hl]|\r", "", terminal.ask("كيف حالك؟"))
     # The second line runs from right to left, and commands nothing.
     assert shown.split("\n")[:3] == ["مرحبا بك", "\u200fJAX مكتبة \ufffd[2J للأرقام", "- نقطة"]
-    assert "/reset" in terminal.ask("/nonsense")
+    assert re.search(r"/nonsense is no command.*/reset", terminal.ask("/nonsense"), re.DOTALL)
+    assert "give the name of a file" in terminal.ask("/save")
     assert "3 messages" in terminal.ask(f"/save {tmp_path}/chat.json")
     saved = json.loads((tmp_path / "chat.json").read_text())["messages"]
     assert [message["role"] for message in saved] == ["system", "user", "assistant"]
