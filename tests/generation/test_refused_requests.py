@@ -2,19 +2,18 @@
 
 import jax
 import pytest
-from small_models import TINY
+from small_models import TINY, init_jit
 
 from allam_jax.errors import UserError
 from allam_jax.generation.engine import Engine
 from allam_jax.generation.requests import Request, Sampling
 from allam_jax.generation.settings import EngineSettings
-from allam_jax.model.llama import init_params
 from allam_jax.model.llama_config import ComputeOptions
 
 
 @pytest.fixture(scope="module")
 def params():
-    return init_params(jax.random.key(3), config=TINY)
+    return init_jit(jax.random.key(3), config=TINY)
 
 
 def made(params, **settings) -> Engine:

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_models import init_jit
 
-from allam_jax.model.llama import abstract_params, bind, init_params
+from allam_jax.model.llama import abstract_params, bind
 from allam_jax.model.llama_config import FAMILIES, ComputeOptions
 from tests import numpy_llama
 from tests.small_models import SMALL
@@ -19,7 +20,7 @@ DROPOUT = ComputeOptions(dropout_embedding=0.2, dropout_attention=0.2, dropout_r
 
 @pytest.fixture(scope="module")
 def params():
-    return init_params(jax.random.key(0), config=SMALL)
+    return init_jit(jax.random.key(0), config=SMALL)
 
 
 def inputs(*, rows=1):

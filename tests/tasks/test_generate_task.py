@@ -18,6 +18,9 @@ from allam_jax.tokenizer.chat_template import ChatTemplate, stored_template
 from configs import base
 
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     directory = tmp_path_factory.mktemp("generate")
