@@ -166,7 +166,8 @@ def _disk_errors(workdir: Path) -> Iterator[None]:
         if error.errno is not None and error.errno in _OF_THE_DISK:
             remedy = "check the disk and its permissions, and run the same command again to go on"
         elif error.errno is not None and error.errno in _OF_THE_PATH and error.filename is not None:
-            remedy = "check this path in the config"
+            own = Path(str(error.filename)).is_relative_to(workdir)
+            remedy = f"check --workdir {workdir}" if own else "check this path in the config"
         elif error.errno == errno.EEXIST:  # where a directory is made
             remedy = "a directory belongs there: move away what is in its place, such as a link that leads nowhere"
         else:

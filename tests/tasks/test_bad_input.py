@@ -142,6 +142,10 @@ CASES = {
     "pattern in the workdir": ({"workdir": "{bad}/run[1]"}, "run[1]': contains '[' ']', which libraries"),
     "line break in the workdir": ({"workdir": "{bad}/a\nb"}, "a\\nb': contains '\\n', which libraries"),
     "longer than max_position": ({"data.seq_len": 64}, "config.data.seq_len = 64: the model's max_position is 32"),
+    "workdir of a recipe not writable": (
+        {"workdir": "/proc/nope", "config": f"{QUICKSTART}:smoke"},
+        "no such file or directory; check --workdir /proc/nope",
+    ),
     "workdir not writable": ({"workdir": "/proc/nowhere/run"}, "--workdir /proc/nowhere/run: cannot write there"),
     "no tokenizer": ({"tokenizer": "{bad}/nope"}, "{bad}/nope: no such file; expected a tokenizer.model"),
     "unigram": (
