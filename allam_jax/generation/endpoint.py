@@ -167,7 +167,7 @@ class _Connection:
         )
 
     async def post(self, path: str, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], bytes]:
-        """Status, headers and content of the answer, which must be whole in time. TimeoutError, or httpx's HTTPError."""
+        """Status, headers and content of the answer. TimeoutError if it is not whole in time, or httpx's HTTPError."""
         content, sent = bytearray(), json_text(body).encode()
         async with asyncio.timeout(self._seconds), self.client.stream("POST", path, content=sent) as response:
             async for part in response.aiter_bytes():

@@ -53,7 +53,7 @@ class Sampling:
             if not _are_whole(getattr(self, name)) or not all(0 <= one <= _MOST for one in getattr(self, name)):
                 raise UserError(f"{name} = {getattr(self, name)!r}: expected whole numbers from 0 to {_MOST}")
         checks = {
-            "max_new_tokens": (0 <= self.max_new_tokens <= _MOST, f"between 0 and {_MOST}"),
+            "max_new_tokens": (0 <= self.max_new_tokens <= _MOST, f"0 or more, at most {_MOST}"),
             "min_new_tokens": (0 <= self.min_new_tokens <= self.max_new_tokens, "between 0 and max_new_tokens"),
             "temperature": (0 <= self.temperature < math.inf, "0 or more"),
             "top_k": (0 <= self.top_k <= _MOST, "0 (all) or more"),

@@ -33,6 +33,7 @@ class Gate:
         self._app, self._host, self._key, self._metrics = app, host, key, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves one request, as ASGI has it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -235,7 +235,9 @@ class Lifeline:
             line = f"error: process {ended} of {self._size}: {reason.removeprefix('error: ')}"
         else:
             line = f"process {ended} of {self._size} has ended: {reason}"
-            line = line if was_stopped(status) else f"error: {line}; run the same command again in all processes to go on"
+            line = (
+                line if was_stopped(status) else f"error: {line}; run the same command again in all processes to go on"
+            )
         os.write(2, f"\n{line}\n".encode(errors="backslashreplace"))
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

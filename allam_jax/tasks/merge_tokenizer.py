@@ -47,7 +47,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     _require_equal(proof, script=options.script, target=options.target)
     for kind in (options.script, f"non_{options.script}"):
         if proof[f"{kind}_lines"] < _FEW_LINES:
-            said = "merge: only %d %s lines show that texts are cut as before; give more of them in tokenizer_merge.sources"
+            said = "merge: only %d %s lines show that texts are cut as before; give more in tokenizer_merge.sources"
             logging.warning(said, proof[f"{kind}_lines"], kind)
     table = fertility_table({"base": base, options.script: target, "merged": merged}, texts)
     logging.info("merge: %s", {key: value for key, value in proof.items() if key != "differing"})

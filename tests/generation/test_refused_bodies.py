@@ -32,7 +32,7 @@ GOOD = {"prompt": "x", "max_tokens": 1}
         ({"messages": MESSAGES, "max_completion_tokens": 500}, 400, "max_completion_tokens = 500 and"),
         (GOOD | {"min_tokens": 2}, 400, "min_tokens = 2: expected between 0 and max_tokens"),
         ({"messages": MESSAGES, "logprobs": True, "top_logprobs": 30}, 400, "top_logprobs = 30: expected between"),
-        (GOOD | {"prompt": ["x"] * 9, "n": 2}, 400, "n = 2 for each of 9 prompts: at most 8 answers"),
+        (GOOD | {"prompt": ["x"] * 5, "n": 2}, 400, "n = 2 for each of 5 prompts: at most 8 answers"),
         (GOOD | {"prompt": ["x"] * 9}, 400, "9 prompts: at most 8"),  # as many as may wait: serve.max_queue
         (GOOD | {"max_tokens": "many"}, 400, "expected a whole number"),
         (GOOD | {"n": 10**12}, 400, "at most 8 answers"),

@@ -1,4 +1,4 @@
-"""What the server answers, through clients that are not ours: openai's own and curl; its values are those of the engine."""
+"""What the server answers to clients that are not ours, openai's own and curl; its values are those of the engine."""
 
 import json
 import subprocess

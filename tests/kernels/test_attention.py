@@ -75,7 +75,9 @@ class OtherIds(Case):
 
 
 # All draw the masks of the truth in float64, whose shares test_dropout.py counts.
-@pytest.mark.parametrize("backend", ["xla", pytest.param("xla_chunked", marks=LONG), pytest.param("triton", marks=LONG)])
+@pytest.mark.parametrize(
+    "backend", ["xla", pytest.param("xla_chunked", marks=LONG), pytest.param("triton", marks=LONG)]
+)
 def test_dropout_is_unbiased(backend):
     q, k, v = DROPPING.arrays()
     ids = jnp.asarray(DROPPING.segment_ids_BT()[:1])
@@ -94,9 +96,7 @@ def test_dropout_is_unbiased(backend):
 
 # Float32 runs through all cases. Rounding depends on the numbers that are summed, not on heads or where padding lies.
 SIXTEEN_BITS = [(case, jnp.bfloat16) for case in CASES if case.name in ("packed", "dropping", "many_blocks")]
-SIXTEEN_BITS += [
-    pytest.param(case, jnp.bfloat16, marks=LONG) for case in CASES if case.name in ("grouped", "ragged")
-]
+SIXTEEN_BITS += [pytest.param(case, jnp.bfloat16, marks=LONG) for case in CASES if case.name in ("grouped", "ragged")]
 SIXTEEN_BITS += [pytest.param(case, jnp.float16, marks=LONG) for case in (PACKED, DROPPING)]
 
 

@@ -17,7 +17,6 @@ from allam_jax.tasks import runner
 from allam_jax.tokenizer.chat_template import ChatTemplate, stored_template
 from configs import base
 
-
 pytestmark = pytest.mark.usefixtures("one_device")
 
 

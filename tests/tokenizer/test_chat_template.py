@@ -157,7 +157,7 @@ m.content | e; m.content | e ~ '<'; m.content | urlencode; m.content | forceesca
 m.list | pprint; m.content | length; m.content | upper; m.content | replace('<b>', ''); m.content | trim
 m.list | first; m.list | last; m.list | map('string') | list; m.nested | length; dict(a=m.list); m.list | reverse | list
 namespace(a=m.list).a; m.list is sequence; m.content == '<b>'; '<b>' in m.content; m.list | batch(4) | list
-m.content | list; m.content | indent(2); m.content | wordwrap(3); m.content | truncate(5); m.content[:3] ~ [m.content]"""
+m.content | list; m.content | indent(2); m.content | wordwrap(3); m.content | truncate(5); m.content[:3] ~ m.list"""
 
 
 @pytest.mark.parity
