@@ -172,3 +172,19 @@ def test_a_hang_up_ends_the_chat(tokenizer):
     terminal.until(PROMPT)
     os.kill(terminal.pid, signal.SIGTERM)
     assert terminal.wait() == 1  # the exception of the handler; run.py makes status 143 of it
+
+
+@pytest.mark.parametrize(
+    ("reason", "most", "said"),
+    [
+        ("length", 99, "word\n[cut off after chat.max_new_tokens = 99 tokens]\n"),
+        ("length", 9999, "word\n[the context of 512 tokens is full; /reset forgets the conversation]\n"),
+        ("stop", 99, "word\n"),
+    ],
+)
+def test_an_answer_that_is_cut_off_says_so(tokenizer, reason, most, said):
+    template = ChatTemplate(READY["allam"], tokenizer=tokenizer, name="allam")
+    sampling, shown = Sampling(max_new_tokens=most), []
+    talk = chat.Conversation(ScriptedEngine("word", reason=reason), template, sampling=sampling, system="")
+    talk.answer("hello", write=shown.append, stopped=lambda: False)
+    assert "".join(shown) == said
