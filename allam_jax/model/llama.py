@@ -219,7 +219,7 @@ class Llama(nnx.Module):
         *,
         segment_ids_BT: Int[Array, "B T"],
         positions_BT: Int[Array, "B T"],
-        memory: AnyMemory = None,
+        memory: AnyMemory = None,  # type: ignore[assignment]  # mypy takes no default for a type variable
         dropout_key: Array | None = None,
         layers: slice = slice(None),
     ) -> tuple[Float[Array, "B T D"], AnyMemory]:

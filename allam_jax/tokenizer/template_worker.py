@@ -148,8 +148,10 @@ class Renderer:
         separators: tuple[str, str] | None = None,
         sort_keys: bool = False,
     ) -> str:
-        options = {"indent": indent, "separators": separators, "sort_keys": sort_keys}
-        return self._encoded(lambda given: json.dumps(given, ensure_ascii=ensure_ascii, **options), value, quotes=1)
+        encode = functools.partial(
+            json.dumps, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        )
+        return self._encoded(encode, value, quotes=1)
 
     def _encoded(self, encode: Callable[[Any], str], value: Any, *, quotes: int = 0) -> str:
         """What an encoder gives, in which a stand-in is encoded as the character that it stands for."""
