@@ -58,7 +58,7 @@ def test_a_request_notes_what_it_is_told_to_and_leaves_the_rest(capfd, monkeypat
     assert stop.received == ["SIGTERM", "SIGTERM"]
     assert capfd.readouterr().err == "\nstopping\n\nstopping\n"
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
-    with pytest.raises(interrupts.Terminated):  # the block has ended as if nothing had come: the next work does not begin
+    with pytest.raises(interrupts.Terminated):  # before the next work begins
         interrupts.raise_pending()
     assert interrupts.last_signal() == signal.SIGTERM
 
