@@ -202,7 +202,10 @@ def _rope_from_huggingface(values: dict[str, Any], *, file: Path, max_position: 
     if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
         raise UserError(f"{file}: {spelling}.partial_rotary_factor: partial rotary embeddings are not supported")
     original = values.get(_ORIGINAL) or rope.get(_ORIGINAL) or max_position  # in this order, as transformers
-    rope = {"rope_theta": values.get("rope_theta", 10_000.0)} | rope
+    stated = {
+        key: value for key, value in (("rope_theta", values.get("rope_theta")), *rope.items()) if value is not None
+    }
+    rope = {"rope_theta": 10_000.0} | stated  # a null means the default
     if kind == _YARN:
         rope["beta_fast"], rope["beta_slow"] = rope.get("beta_fast") or 32, rope.get("beta_slow") or 1
 
