@@ -150,11 +150,11 @@ def _check(given: Inputs, *, variant: str) -> None:
 def _corpus(given: Inputs) -> ConfigDict:
     config = base.get_config("corpus")
     config.corpus.rules.text = corpus_rules.any_language()
-    for language, path, catalog in (
+    for language, path, source in (
         (given.language, given.texts, TEXTS.get(given.language, "")),
         (given.replay_language, given.replay, REPLAY),
     ):
-        where = {"path": path} if path else {"catalog": catalog}
+        where = {"path": path} if path else {"catalog": source}
         config.corpus.sources[language] = base.documents(
             **where, language=language, rules="text", repair=("mojibake",), max_bytes=given.max_bytes
         )

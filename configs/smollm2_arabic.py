@@ -2,11 +2,10 @@
 
     python run.py --config configs/smollm2_arabic.py --workdir runs/smollm2_arabic
 
-Its GGUF file and the texts come from packages (102 MB): a commentary in modern Arabic, hadith in classical Arabic and in
-English, Python code. Corpus -> new pieces for its byte-level tokenizer -> expansion, once for each start of the new rows
-(random, mean of the old pieces, token distillation) -> continued pre-training with 55 % replayed English at a constant
-learning rate, which the same number of steps without new pieces is compared with -> export (Hugging Face, Orbax, GGUF)
--> report.md.
+Its GGUF file and the texts come from packages (102 MB): a commentary in modern Arabic, hadith in classical Arabic and
+in English, Python code. Corpus -> new pieces for its byte-level tokenizer -> expansion, once for each start of the new
+rows (random, mean of the old pieces, token distillation) -> continued pre-training with 55 % replayed English at a
+constant learning rate, also without new pieces, to compare with -> export (Hugging Face, Orbax, GGUF) -> report.md.
 
 Weights are float32. One arm takes some 40 minutes and 2 GB on two cores; a run that is stopped goes on where it was.
 `--config configs/smollm2_arabic.py:smoke` runs every stage with a few steps on little text, only to show that it runs.

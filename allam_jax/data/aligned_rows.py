@@ -5,6 +5,7 @@ R rows, T tokens, P pairs of places.
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ class AlignedRows:
         old_RT, new_RT: ids, padded with 0.
         old_places_RT, new_places_RT: pairs of places; the first `pairs_R` of a row count.
         pairs_R: how many.
+        lengths_R: tokens of `new_RT`.
     """
 
     old_RT: np.ndarray
@@ -29,6 +31,7 @@ class AlignedRows:
     old_places_RT: np.ndarray
     new_places_RT: np.ndarray
     pairs_R: np.ndarray
+    lengths_R: np.ndarray
 
     def __len__(self) -> int:
         return len(self.pairs_R)
@@ -57,16 +60,24 @@ def aligned_rows(old: Tokenizer, new: Tokenizer, texts: Iterable[str], *, seq_le
         if old.bos_id is not None and new.bos_id is not None:
             old_ids, new_ids, begin = [old.bos_id, *old_ids], [new.bos_id, *new_ids], 1
         found.append((old_ids, new_ids, old_places[after] + begin, new_places[after] + begin))
-    arrays = [np.zeros((len(found), seq_len), np.int32) for _ in range(4)]
-    for row, columns in enumerate(found):
-        for array, column in zip(arrays, columns, strict=True):
-            array[row, : len(column)] = column
-    return AlignedRows(*arrays, pairs_R=np.array([len(row[2]) for row in found], np.int32))
+    return AlignedRows(
+        *(_padded([row[column] for row in found], seq_len) for column in range(4)),
+        pairs_R=np.array([len(row[2]) for row in found], np.int32),
+        lengths_R=np.array([len(row[1]) for row in found], np.int32),
+    )
+
+
+def _padded(rows: Sequence[Any], length: int) -> np.ndarray:
+    padded = np.zeros((len(rows), length), np.int32)
+    for array, row in zip(padded, rows, strict=True):
+        array[: len(row)] = row
+    return padded
 
 
 def _sizes(tokenizer: Tokenizer) -> np.ndarray:
     """Bytes of each token; those of ids that no text has do not matter."""
-    return np.array([0 if tokenizer.is_special(i) else len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)])
+    ids = range(tokenizer.vocab_size)
+    return np.array([0 if tokenizer.is_special(index) else len(tokenizer.token_bytes(index)) for index in ids])
 
 
 def _passages(tokenizer: Tokenizer, text: str, *, seq_len: int) -> Iterator[str]:

@@ -8,9 +8,9 @@ from absl import logging
 
 from allam_jax import files
 from allam_jax.config import require
+from allam_jax.data.aligned_rows import aligned_rows
 from allam_jax.errors import UserError
 from allam_jax.evaluation.step0 import step0_report
-from allam_jax.data.aligned_rows import aligned_rows
 from allam_jax.model.expansion import expand
 from allam_jax.model.settings import DISTILLATION
 from allam_jax.settings import Settings

@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import regex
+
 from allam_jax.errors import UserError
 from allam_jax.tokenizer.json_model import JsonModel, byte_alphabet
 from allam_jax.tokenizer.kinds import Kind
@@ -22,6 +24,7 @@ from allam_jax.tokenizer.scripts import script_pattern
 from allam_jax.tokenizer.tokenizer import Tokenizer
 
 _RAREST = 2  # occurrences in the text of a pair that becomes a piece
+_SILENT = regex.compile(r"[\p{Cn}\p{Script=Inherited}]")
 # Cuts of text that no pre-tokenizer of llama.cpp's looks beyond, but for signs before the end of a line.
 _CHUNK = re.compile(r"\s?\S+")
 
@@ -79,12 +82,12 @@ def verify_byte_level(base: Tokenizer, extended: Tokenizer, lines: Iterable[str]
     """What holds of an extension: all of it follows from how it is made, and is looked for in real text.
 
     Returns:
-        For script="arabic": `{non_arabic_lines: number of lines without a character of the script, non_arabic_equal:
-        share of them with exactly the base's ids (None without lines), new_pieces: number, unreachable_pieces: how many
-        of them their own text does not become}`.
+        For script="arabic": `{non_arabic_lines: number of lines without a character of the script or a mark of every
+        script, non_arabic_equal: share of them with exactly the base's ids (None without lines), new_pieces: number,
+        unreachable_pieces: how many of them their own text does not become}`.
     """
     has_script = script_pattern(script).search
-    others = [line for line in lines if not has_script(line)]
+    others = [line for line in lines if not has_script(line) and not _SILENT.search(line)]
     pairs = zip(base.encode_batch(others), extended.encode_batch(others), strict=True)
     equal = sum(before == after for before, after in pairs)
     model = extended.model
@@ -167,7 +170,7 @@ def _holds_script(content: bytes, *, script: str) -> bool:
 
 @functools.cache
 def _begins_script(begun: bytes, script: str) -> bool:
-    """Whether every character whose UTF-8 begins with these bytes, which are not all of it, is of the script."""
+    """Whether these bytes, which are not all of a character's UTF-8, begin no character of another script."""
     if not begun:
         return False
     size = 4 if begun[0] >= 0xF0 else 3 if begun[0] >= 0xE0 else 2
@@ -177,7 +180,9 @@ def _begins_script(begun: bytes, script: str) -> bool:
     code = begun[0] & (0x7F >> size)
     for byte in begun[1:]:
         code = code << 6 | byte & 0x3F
+    # What is not assigned, or is a mark of every script, speaks for no other: E0 A5 begins Devanagari, and U+0953.
     low = max(code << 6 * missing, {3: 0x800, 4: 0x10000}.get(size, 0x80))
     high = min((code + 1 << 6 * missing) - 1, sys.maxunicode)
-    found = script_pattern(script).match
-    return all(found(chr(character)) for character in range(low, high + 1) if not 0xD800 <= character < 0xE000)
+    ended = "".join(map(chr, [c for c in range(low, high + 1) if not 0xD800 <= c < 0xE000]))
+    pattern = script_pattern(script)
+    return pattern.search(ended) is not None and not pattern.sub("", _SILENT.sub("", ended))

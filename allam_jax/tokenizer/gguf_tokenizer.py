@@ -80,7 +80,7 @@ def _unpack(file: GgufFile, directory: Path) -> None:
     tokens = _tokens(file)
     types = _array(file, "token_type", size=len(tokens), default=[_NORMAL] * len(tokens))
     ids = {name: _token_id(file, f"{_KEY}{key}_token_id", len(tokens)) for name, key in _NAMED.items()}
-    settings = {f"{name}_token": tokens[index] for name, index in ids.items() if index is not None}
+    settings: dict[str, Any] = {f"{name}_token": tokens[index] for name, index in ids.items() if index is not None}
     if kind == _BYTE_LEVEL:
         adds_bos = file.get(f"{_KEY}add_bos_token", bool, False) and ids["bos"] is not None
         document = _byte_level(file, tokens, types, bos=ids["bos"] if adds_bos else None)
@@ -197,10 +197,10 @@ def _sentencepiece(file: GgufFile, tokens: Sequence[str], types: Sequence[int], 
         elif index in ids.values():
             kind = _CONTROL
         proto.pieces.add(piece=token, score=score, type=kind)
-    for name, index in ids.items():
-        setattr(trainer, f"{name}_id", -1 if index is None else index)
-        if index is not None:
-            setattr(trainer, f"{name}_piece", tokens[index])
+    for name, own in ids.items():
+        setattr(trainer, f"{name}_id", -1 if own is None else own)
+        if own is not None:
+            setattr(trainer, f"{name}_piece", tokens[own])
     trainer.model_type, trainer.vocab_size = 2, len(tokens)
     trainer.byte_fallback = _BYTE in types
     normal = [token for token, kind in zip(tokens, types, strict=True) if kind == _NORMAL]

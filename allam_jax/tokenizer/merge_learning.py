@@ -6,7 +6,7 @@ symbols; every pair knows the places where it has stood. So a merge costs what i
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 Pair = tuple[int, int]
 _END = -1  # no neighbour, and the symbol of a place that was joined to the one before it
@@ -19,7 +19,7 @@ class MergeLearner:
         words: the symbols of each word -> its occurrences.
     """
 
-    def __init__(self, words: Mapping[Sequence[int], int]):
+    def __init__(self, words: Mapping[tuple[int, ...], int]):
         self._symbol: list[int] = []
         self._weight: list[int] = []  # occurrences of the word around a place
         self._starts: list[int] = []

@@ -37,7 +37,7 @@ from allam_jax.weights.directory import (
     open_weights,
     params_folder_of,
 )
-from allam_jax.weights.huggingface import import_huggingface
+from allam_jax.weights.huggingface import import_huggingface, weight_files
 from allam_jax.weights.output_directory import copy_tokenizer
 from allam_jax.weights.stored_parameters import huggingface_parameters, orbax_parameters
 
@@ -146,8 +146,7 @@ def check_run_of(checkpoint: Path, metadata: dict[str, Any]) -> None:
 
 def is_foreign(path: Path) -> bool:
     """Whether a path is a Hugging Face directory with a whole model (not an adapter), a GGUF file or its directory."""
-    weights = [file for file in path.glob("*.safetensors") if not file.name.startswith("adapter_")]
-    return ((path / "config.json").is_file() and bool(weights)) or gguf_at(path) is not None
+    return ((path / "config.json").is_file() and bool(weight_files(path))) or gguf_at(path) is not None
 
 
 def _open_run(path: Path) -> tuple[Path, LoadedWeights]:

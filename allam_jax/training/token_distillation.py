@@ -2,8 +2,11 @@
 
 A new token stands for several old ones. The network with the old vocabulary reads a passage; the network with the new
 one reads the same bytes in fewer tokens. At every place where both have read the same bytes, from the first new token
-on, the hidden states should be equal. Only the new rows of the embedding learn; everything else is frozen (Dobler et al.
-2025, 2505.20133). A mean of the old rows ignores how the layers combine the pieces; this does not.
+on, the hidden states should be equal. Only the new rows of the embedding learn; everything else is frozen (Dobler et
+al. 2025, 2505.20133). A mean of the old rows ignores how the layers combine the pieces; this does not.
+
+In a network with tied tables a row also decides when its token is predicted. There the cross-entropy of the next token
+is added to the loss; the squared error alone would leave that to chance.
 
 M new tokens, B batch, T sequence, P pairs of places, D model width.
 """
@@ -17,11 +20,13 @@ from jaxtyping import Array
 
 from allam_jax.data.aligned_rows import AlignedRows
 from allam_jax.errors import UserError
-from allam_jax.model.llama import Params, bind
+from allam_jax.model.llama import Llama, Params, bind
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
 from allam_jax.model.settings import DistillationSettings
 from allam_jax.tokenizer.provenance import ExpansionPlan
+from allam_jax.training.losses import chunked_cross_entropy
 
+_CHUNKS = 4  # of the sequence; logits exist for one at a time
 _SHOWN = 20  # steps between two lines of the log
 
 
@@ -51,7 +56,7 @@ def distill_tokens(
     """
     if len(rows) < settings.batch_size:
         raise UserError(
-            f"expand.distillation: {len(rows)} passages with new tokens are fewer than a batch of {settings.batch_size}; "
+            f"expand.distillation: {len(rows)} passages with new tokens, fewer than a batch of {settings.batch_size}: "
             "give more text in expand.distillation.sources"
         )
     params = expanded[0]
@@ -64,21 +69,37 @@ def distill_tokens(
         table = params["embedding"]["table"]
         return params | {"embedding": {"table": table.at[new_M].set(rows_MD.astype(table.dtype))}}
 
-    def states(params: Params, config: LlamaConfig, tokens_BT: Array, places_BP: Array) -> Array:
-        model = bind(params, config=config, options=options)
+    def hidden(model: Llama, tokens_BT: Array) -> Array:
         positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-        hidden_BTD = model.hidden(tokens_BT, segment_ids_BT=jnp.ones_like(tokens_BT), positions_BT=positions_BT)
+        return model.hidden(tokens_BT, segment_ids_BT=jnp.ones_like(tokens_BT), positions_BT=positions_BT)
+
+    def at(places_BP: Array, hidden_BTD: Array) -> Array:
         return jnp.take_along_axis(hidden_BTD.astype(jnp.float32), places_BP[:, :, None], axis=1)
 
     def loss(rows_MD: Array, params: Params, target_BPD: Array, batch: dict[str, Array]) -> Array:
-        found_BPD = states(with_rows(rows_MD, params), expanded[1], batch["new_RT"], batch["new_places_RT"])
+        model = bind(with_rows(rows_MD, params), config=expanded[1], options=options)
+        tokens_BT = batch["new_RT"]
+        hidden_BTD = hidden(model, tokens_BT)
         counts_BP = jnp.arange(target_BPD.shape[1]) < batch["pairs_R"][:, None]
-        error_BP = jnp.mean(jnp.square(found_BPD - target_BPD), axis=-1)
-        return jnp.sum(error_BP, where=counts_BP) / jnp.sum(counts_BP)
+        error_BP = jnp.mean(jnp.square(at(batch["new_places_RT"], hidden_BTD) - target_BPD), axis=-1)
+        total = jnp.sum(error_BP, where=counts_BP) / jnp.sum(counts_BP)
+        if not expanded[1].tie_embeddings:
+            return total
+        weights_BT = (jnp.arange(1, tokens_BT.shape[1] + 1) < batch["lengths_R"][:, None]).astype(jnp.float32)
+        sums = chunked_cross_entropy(
+            hidden_BTD,
+            model.head_DV,
+            targets_BT=jnp.roll(tokens_BT, -1, axis=1),
+            weights_BT=weights_BT,
+            vocab_size=expanded[1].vocab_size,
+            num_chunks=_CHUNKS,
+        )
+        return total + sums.total / jnp.sum(weights_BT)
 
     @jax.jit
     def step(rows_MD: Array, state: optax.OptState, batch: dict[str, Array], base_params: Params, params: Params):
-        target_BPD = states(base_params, base[1], batch["old_RT"], batch["old_places_RT"])
+        model = bind(base_params, config=base[1], options=options)
+        target_BPD = at(batch["old_places_RT"], hidden(model, batch["old_RT"]))
         value, gradient_MD = jax.value_and_grad(loss)(rows_MD, params, target_BPD, batch)
         updates, state = optimizer.update(gradient_MD, state)
         return optax.apply_updates(rows_MD, updates), state, value
@@ -89,7 +110,7 @@ def distill_tokens(
     for number, index in enumerate(order, start=1):
         rows_MD, state, value = step(rows_MD, state, rows.rows(index), base[0], params)
         if number in (1, settings.steps) or number % _SHOWN == 0:
-            logging.info("token distillation: step %d of %d, squared error %.4g", number, settings.steps, float(value))
+            logging.info("token distillation: step %d of %d, loss %.4g", number, settings.steps, float(value))
     tables = {"embedding": params["embedding"]}
     return params | jax.jit(with_rows, out_shardings=jax.tree.map(lambda a: a.sharding, tables))(rows_MD, tables)
 

@@ -120,7 +120,7 @@ def _llama3(stretch: np.ndarray, *, theta: float, head_dim: int, where: str) -> 
         candidates.append((round(original), _HIGH))
     if between.sum() > 1:
         slope, offset = np.polyfit(turns[between], kept[between], 1)
-        high = 1 - 1 / min(offset, -_TOLERANCE)
+        high = 1 - 1 / min(float(offset), -_TOLERANCE)
         candidates.append((round(slope * (high - _LOW)), float(f"{high:.5g}")))
     for original, high in candidates:
         again = np.clip((original * turns - _LOW) / (high - _LOW), 0, 1)

@@ -99,7 +99,7 @@ def open_huggingface(directory: Path, *, vocab_multiple: int = 128) -> tuple[Lla
     Arguments and errors are those of `import_huggingface`.
     """
     directory = Path(directory)
-    if not any(directory.glob("*.safetensors")) and (gguf := gguf_at(directory)):
+    if not weight_files(directory) and (gguf := gguf_at(directory)):
         return _open_gguf(gguf, vocab_multiple=vocab_multiple)
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory")
@@ -120,6 +120,11 @@ def open_huggingface(directory: Path, *, vocab_multiple: int = 128) -> tuple[Lla
         stored[TABLE] = dataclasses.replace(stored.pop(HEAD), name=HEAD)  # some tied exports name the table so
     _check_tensors(stored, pieces_of(config), config=config, where=directory, states="config.json")
     return config, _with_hashes(stored, files)
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors of a directory that hold a model, not an adapter of one."""
+    return [file for file in directory.glob("*.safetensors") if not file.name.startswith("adapter_")]
 
 
 def _open_gguf(path: Path, *, vocab_multiple: int) -> tuple[LlamaConfig, dict[str, StoredTensor]]:

@@ -61,7 +61,9 @@ def test_training_keeps_what_a_model_says(launcher, foreign, tmp_path):
     assert stored_template(directory_of(tmp_path / "export" / "gguf")) == "{{ messages }}"
     assert read_generation(directory_of(tmp_path / "export" / "gguf"))["eos_token_id"] == [2, 5]
     as_gguf, _ = import_huggingface(tmp_path / "export" / "gguf", param_dtype="float32")
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool(np.allclose(a, b, atol=1e-3)), as_gguf, load_model(target).params))
+    assert jax.tree.all(
+        jax.tree.map(lambda a, b: bool(np.allclose(a, b, atol=1e-3)), as_gguf, load_model(target).params)
+    )
     before, after = (import_huggingface(directory)[0] for directory in (foreign, target))
     changed = jax.tree.map(lambda old, new: bool(np.any(old != new)), before, after)
     assert all(jax.tree.leaves(changed["layers"]["attention"]["bias"]))

@@ -18,6 +18,9 @@ from allam_jax.tokenizer.scripts import script_pattern
 from allam_jax.tokenizer.tokenizer import Tokenizer
 
 
+CONTROL_TOKENS = ["<|im|>", "<|x|>"]  # the base has the first
+
+
 def learn_slowly(words: dict[tuple[int, ...], int], *, most: int, refused: set) -> tuple[list, list[list[int]]]:
     """Sennrich's loop: counts all pairs again for each merge."""
     symbols = [list(word) for word in words]
@@ -57,27 +60,33 @@ def test_incremental_counts_are_those_of_counting_anew(seed):
 
 @pytest.fixture(scope="module", params=["smollm", "llama-bpe"])
 def base(request, corpus: Corpus) -> Tokenizer:
-    english = corpus.train["en"][:1500] + corpus.train["code"][:1500] + corpus.train["ar"][:40]
-    return byte_level.as_tokenizer(byte_level.train(english, size=1500, pre=request.param))
+    english = corpus.train["en"][:600] + corpus.train["code"][:600] + corpus.train["ar"][:20]
+    return byte_level.as_tokenizer(byte_level.train(english, size=1200, pre=request.param))
 
 
 def test_extension_of_a_byte_level_base(base: Tokenizer, corpus: Corpus, awkward_lines):
-    texts = corpus.train["ar"][:1500]
+    texts = corpus.train["ar"][:600]
     extended = extend_byte_level(
-        base, texts, corpus.train["en"][:200], script="arabic", pieces=800, limit=0.0, control_tokens=["<|im|>", "<|x|>"]
+        base,
+        texts,
+        corpus.train["en"][:200],
+        script="arabic",
+        pieces=800,
+        limit=0.0,
+        control_tokens=CONTROL_TOKENS,
     )
     assert extended.vocab_size == base.vocab_size + 801
     assert [extended.id_to_piece(i) for i in range(base.vocab_size)] == base.model.pieces
     assert extended.special_tokens == base.special_tokens | {"<|x|>": base.vocab_size + 800}
     has_arabic = script_pattern("arabic").search
-    lines = corpus.test["en"] + corpus.test["code"] + awkward_lines + corpus.test["ar"]
+    lines = [*corpus.test["en"], *corpus.test["code"], *awkward_lines[:400], *corpus.test["ar"][:200]]
     for line in lines:
         if not has_arabic(line):
             assert extended.encode(line) == base.encode(line), line
         assert extended.decode(extended.encode(line)) == base.decode(base.encode(line))
         assert len(extended.encode(line)) <= len(base.encode(line))
     proof = verify_byte_level(base, extended, lines, script="arabic")
-    assert proof["non_arabic_lines"] > 1000
+    assert proof["non_arabic_lines"] > 900
     assert (proof["non_arabic_equal"], proof["new_pieces"], proof["unreachable_pieces"]) == (1.0, 800, 0)
     before, after = (fertility(tokenizer, corpus.test["ar"])["tokens_per_word"] for tokenizer in (base, extended))
     assert after < before * 0.6
@@ -93,10 +102,10 @@ def test_extension_of_a_byte_level_base(base: Tokenizer, corpus: Corpus, awkward
 
 
 def test_a_shared_script_keeps_to_the_limit(base: Tokenizer, corpus: Corpus):
-    kept = corpus.train["en"][1500:2000]
+    kept = corpus.train["en"][1500:1700]
     numbers = []
     for limit in (0.0, 0.2, 1.0):
-        extended = extend_byte_level(base, corpus.test["en"] * 2, kept, script="latin", pieces=100, limit=limit)
+        extended = extend_byte_level(base, corpus.test["en"], kept, script="latin", pieces=60, limit=limit)
         changed = np.mean([base.encode(line) != extended.encode(line) for line in kept])
         assert changed <= limit
         numbers.append(extended.vocab_size)
@@ -121,7 +130,9 @@ def test_texts_without_the_script_are_refused(base: Tokenizer):
         ("arabic", b"abc", False),
         ("devanagari", b"\xe0", False),
         ("devanagari", b"\xe0\xa4", True),  # U+0900..093F
-        ("devanagari", b"\xe0\xa5", True),
+        ("devanagari", b"\xe0\xa5", True),  # U+0940..097F, two of them marks of every script
+        ("thai", b"\xe0\xb8", True),  # and what is not assigned
+        ("latin", b"\xcc", False),  # marks of every script alone
         ("han", "漢".encode()[:2], True),
         ("han", b"\xf0\xa0", True),  # U+20000..20FFF
         ("han", b"\xf0", False),

@@ -55,7 +55,7 @@ def summed_nats(params, rows, lengths, *, config):
     return jnp.sum(losses, where=positions + 1 < lengths[:, None])
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+@pytest.fixture(scope="module", params=[True, pytest.param(False, marks=pytest.mark.long)], ids=["tied", "untied"])
 def trained(request, texts, tokenizers):
     base = tokenizers[0]
     config = dataclasses.replace(
@@ -76,9 +76,9 @@ def trained(request, texts, tokenizers):
         return optax.apply_updates(params, updates), state, value
 
     rng = np.random.default_rng(0)
-    for _ in range(250):
+    for _ in range(160):
         params, state, value = step(params, state, rows[rng.integers(0, len(rows), 16)])
-    assert value < 2.2
+    assert value < 2.4
     return params, config
 
 
@@ -90,8 +90,8 @@ def test_distilled_rows_beat_other_starts_before_any_training(trained, tokenizer
     for method in ("random", "subword_mean"):
         expanded = expand(params, config=config, plan=plan, settings=ExpandSettings(method=method), seed=0)
         scores[method] = nats(*expanded, extended, texts[-40:])
-    settings = DistillationSettings(steps=60, batch_size=8, seq_len=96, learning_rate=2e-2)
-    rows = aligned_rows(base, extended, texts[:400], seq_len=96, most=480)
+    settings = DistillationSettings(steps=40, batch_size=8, seq_len=96, learning_rate=2e-2)
+    rows = aligned_rows(base, extended, texts[:400], seq_len=96, most=320)
     distilled = distill_tokens(
         base=trained, expanded=expanded, plan=plan, rows=rows, settings=settings, options=OPTIONS, seed=0
     )
@@ -99,11 +99,11 @@ def test_distilled_rows_beat_other_starts_before_any_training(trained, tokenizer
     scores["base"] = nats(params, config, base, texts[-40:])
     assert scores["distilled"] < 0.97 * scores["random"], scores
     assert scores["distilled"] < scores["subword_mean"], scores
-    changed = np.any(np.asarray(distilled["embedding"]["table"]) != np.asarray(expanded[0]["embedding"]["table"]), axis=1)
-    assert set(np.flatnonzero(changed)) <= set(plan.new)
-    assert jax.tree.all(
-        jax.tree.map(lambda a, b: a is b, distilled | {"embedding": 0}, expanded[0] | {"embedding": 0})
+    changed = np.any(
+        np.asarray(distilled["embedding"]["table"]) != np.asarray(expanded[0]["embedding"]["table"]), axis=1
     )
+    assert set(np.flatnonzero(changed)) <= set(plan.new)
+    assert jax.tree.all(jax.tree.map(lambda a, b: a is b, distilled | {"embedding": 0}, expanded[0] | {"embedding": 0}))
 
 
 def test_both_rows_of_a_passage_have_read_the_same(tokenizers, texts):
@@ -124,8 +124,13 @@ def test_both_rows_of_a_passage_have_read_the_same(tokenizers, texts):
 def test_too_little_text_is_refused(trained, tokenizers, texts):
     base, extended = tokenizers
     rows = aligned_rows(base, extended, texts[:1], seq_len=64, most=3)
-    with pytest.raises(UserError, match="3 passages with new tokens are fewer than a batch of 16"):
+    with pytest.raises(UserError, match="3 passages with new tokens, fewer than a batch of 16"):
         distill_tokens(
-            base=trained, expanded=trained, plan=expansion_plan(base, extended), rows=rows,
-            settings=DistillationSettings(), options=OPTIONS, seed=0,
+            base=trained,
+            expanded=trained,
+            plan=expansion_plan(base, extended),
+            rows=rows,
+            settings=DistillationSettings(),
+            options=OPTIONS,
+            seed=0,
         )
