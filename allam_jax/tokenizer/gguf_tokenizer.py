@@ -194,8 +194,8 @@ def _sentencepiece(file: GgufFile, tokens: Sequence[str], types: Sequence[int], 
     for index, (token, score, kind) in enumerate(zip(tokens, scores, types, strict=True)):
         if index == ids["unk"]:
             kind = _UNKNOWN
-        elif index in ids.values():
-            kind = _CONTROL
+        elif index in (ids["bos"], ids["eos"]) and kind in (_NORMAL, _USER_DEFINED):
+            kind = _CONTROL  # as llama.cpp takes them
         proto.pieces.add(piece=token, score=score, type=kind)
     for name, own in ids.items():
         setattr(trainer, f"{name}_id", -1 if own is None else own)
