@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from allam_jax.corpus.found_files import find_files
 from allam_jax.errors import UserError
+from allam_jax.gguf_file import gguf_at
 from allam_jax.inputs import InputFiles, look
 from allam_jax.settings import Section, Settings, fields_of
 from allam_jax.tasks.registry import settings_of, task_named
@@ -102,9 +103,11 @@ def _texts(path: Path, owner: Any) -> list[Path]:
 
 
 def _tokenizer(path: Path, owner: Any) -> list[Path]:
-    from allam_jax.tokenizer.tokenizer_files import MORE_TEMPLATES, TOKENIZER_FILES
+    from allam_jax.tokenizer.tokenizer_files import MODEL_FILES, MORE_TEMPLATES, TOKENIZER_FILES
 
     named = [path / name for name in TOKENIZER_FILES]
+    if path.is_dir() and not any((path / name).is_file() for name in MODEL_FILES) and (gguf := gguf_at(path)):
+        return [gguf]
     return [*named, *sorted(path.glob(MORE_TEMPLATES))] if path.is_dir() else [path]
 
 
@@ -144,10 +147,10 @@ def _open_tokenizer(path: Path) -> None:
 
 
 def _open_model(path: Path) -> None:
-    from allam_jax.training.load import is_huggingface  # here, because it imports JAX
+    from allam_jax.training.load import is_foreign  # here, because it imports JAX
     from allam_jax.weights.huggingface import open_huggingface
 
-    if is_huggingface(path):
+    if is_foreign(path):
         open_huggingface(path)
 
 
