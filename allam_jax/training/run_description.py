@@ -5,7 +5,7 @@ Nothing is opened or allocated: shapes, shardings and the step itself follow fro
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import optax
@@ -16,11 +16,16 @@ from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
 from allam_jax.parallel.mesh import abstract_mesh, batch_sharding, check_batch, mesh_shape
 from allam_jax.parallel.sharding import pieces
 from allam_jax.settings import Settings
-from allam_jax.training.objective import NextToken
+from allam_jax.training.objective import NextToken, Objective
 from allam_jax.training.optimizer import make_optimizer
 from allam_jax.training.schedules import make_schedule
 from allam_jax.training.state import TrainState, abstract_state
 from allam_jax.training.step import TrainStep, make_train_step
+
+
+def next_token(run: "RunDescription") -> NextToken:
+    """The objective of pre-training."""
+    return NextToken(model=run.model, options=run.options, z_loss=run.z_loss, num_chunks=run.loss_chunks)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,11 +43,12 @@ class RunDescription:
     z_loss: float
     loss_chunks: int
     num_sources: int
+    make_objective: Callable[["RunDescription"], Objective] = next_token
 
     @property
-    def objective(self) -> NextToken:
+    def objective(self) -> Objective:
         """What the step minimises."""
-        return NextToken(model=self.model, options=self.options, z_loss=self.z_loss, num_chunks=self.loss_chunks)
+        return self.make_objective(self)
 
     @property
     def batch_shards(self) -> int:
@@ -105,10 +111,24 @@ class RunDescription:
         )
 
 
-def described_run(config: Settings, *, device_count: int, model: LlamaConfig | None = None) -> RunDescription:
-    """The run of a train config on so many devices; UserError where sizes do not fit together.
+def described_run(
+    config: Settings,
+    *,
+    device_count: int,
+    model: LlamaConfig | None = None,
+    objective: Callable[[RunDescription], Objective] = next_token,
+    num_sources: int | None = None,
+) -> RunDescription:
+    """The run of a config on so many devices; UserError where sizes do not fit together.
 
     Neither tokenizer nor weights are opened: without `model`, `config.model` must say everything, the vocabulary too.
+
+    Args:
+        config: of a task that trains.
+        device_count: of the mesh.
+        model: what is trained; None: as `config.model` says.
+        objective: what the run minimises.
+        num_sources: that `source_ids` counts; None: those of `config.data`.
     """
     if model is None and not config.model.vocab_size:
         raise UserError(
@@ -136,5 +156,6 @@ def described_run(config: Settings, *, device_count: int, model: LlamaConfig | N
         param_dtype=config.param_dtype,
         z_loss=config.train.z_loss,
         loss_chunks=config.train.loss_chunks,
-        num_sources=max(len(config.data.sources), 1),
+        num_sources=max(len(config.data.sources), 1) if num_sources is None else num_sources,
+        make_objective=objective,
     )

@@ -7,7 +7,7 @@ run's checkpoint). The loop needs the same objects in all three cases.
 import contextlib
 import dataclasses
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from allam_jax.config import CHECKPOINTS_FOLDER
-from allam_jax.data.loader import Loader
+from allam_jax.data.batch import BatchSource
 from allam_jax.errors import UserError
 from allam_jax.files import Keys, check_shape, sha256_of_json
 from allam_jax.parallel.distributed import gather, global_batch_array, is_main_process
@@ -41,15 +41,17 @@ class Session:
     run: RunDescription
     mesh: Mesh
     state: TrainState  # after the last step
-    loader: Loader  # yields this process's rows as numpy batches, from the next step on
+    loader: BatchSource  # yields this process's rows as numpy batches, from the next step on
     checkpointer: Checkpointer
     writer: MetricsWriter  # opened for the step of `state`
     metadata: dict[str, Any]  # of every checkpoint, without the tokens by source
     tokens: "TokenCounts"  # trained on so far, by source
+    prepare: Callable[[Batch], Batch] = lambda batch: batch  # adds to a batch what the loader does not have
 
     def next_batch(self) -> Batch:
         """The batch of the next step, on all devices."""
-        return global_batch_array(next(self.loader), mesh=self.mesh, global_batch=self.run.batch_size)
+        loaded = global_batch_array(next(self.loader), mesh=self.mesh, global_batch=self.run.batch_size)
+        return self.prepare(loaded)
 
     def save(self, step: int) -> None:
         """Starts writing the checkpoint of `step`, the number of updates made. Flush the writer first."""
@@ -63,7 +65,7 @@ class Session:
 
 @contextlib.contextmanager
 def open_session(
-    config: Settings, workdir: Path, *, origin: Origin, run: RunDescription, mesh: Mesh, loader: Loader
+    config: Settings, workdir: Path, *, origin: Origin, run: RunDescription, mesh: Mesh, loader: BatchSource
 ) -> Iterator[Session]:
     """Opens the run in `workdir`; on leaving, waits for the last checkpoint and closes the metrics.
 

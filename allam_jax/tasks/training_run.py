@@ -1,0 +1,110 @@
+"""What every task that trains has in common: from a config and its material to a finished run with its report."""
+
+import contextlib
+import dataclasses
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from allam_jax.data.batch import BatchSource
+from allam_jax.parallel.distributed import barrier, is_main_process, leave, places
+from allam_jax.parallel.gpus import peak_flops
+from allam_jax.parallel.mesh import check_batch
+from allam_jax.planning.fit import check_fits
+from allam_jax.settings import Settings
+from allam_jax.tasks.setup import open_mesh
+from allam_jax.training.loop import Evaluation, Watcher, run_loop
+from allam_jax.training.objective import Batch, Objective
+from allam_jax.training.origin import Origin, open_origin
+from allam_jax.training.run_description import RunDescription, described_run, next_token
+from allam_jax.training.run_report import training_result, write_run_report
+from allam_jax.training.session import open_session
+from allam_jax.watchdog import Watchdog
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Material:
+    """What one kind of training brings to a run.
+
+    Attributes:
+        open_loader: opens the batches; closed at the end.
+        open_evaluations: opens what is scored on the way.
+        steps: updates of the run; None: `train.steps`.
+        num_sources: that `source_ids` counts; None: those of `config.data`.
+        objective: what is minimised.
+        prepare: adds to a batch on the devices what the objective needs and the loader does not have.
+        watchers: see `run_loop`.
+    """
+
+    open_loader: Callable[[], contextlib.AbstractContextManager[BatchSource]]
+    open_evaluations: Callable[[], Sequence[Evaluation]]
+    steps: int | None = None
+    num_sources: int | None = None
+    objective: Callable[[RunDescription], Objective] = next_token
+    prepare: Callable[[Batch], Batch] = lambda batch: batch
+    watchers: Sequence[Watcher] = ()
+
+
+def train(
+    config: Settings, workdir: Path, *, material_of: Callable[[Settings, Path, Origin, Mesh], Material]
+) -> dict[str, Any]:
+    """Trains, or goes on training, in `workdir`; returns the final loss, speed and evaluations."""
+    with Watchdog(
+        report_minutes=config.metrics.stall_report_minutes,
+        leave_minutes=config.metrics.stall_leave_minutes,
+        others=places,
+        leaving=leave,
+    ):
+        return _train(config, workdir, material_of)
+
+
+def _train(
+    config: Settings, workdir: Path, material_of: Callable[[Settings, Path, Origin, Mesh], Material]
+) -> dict[str, Any]:
+    started = time.monotonic()
+    # ---- what is trained, on what ----
+    mesh = open_mesh(config)
+    check_batch(config.data.batch_size, accumulation=config.train.accumulation, mesh=mesh)
+    origin = open_origin(config, workdir=workdir, mesh=mesh)
+    material = material_of(config, workdir, origin, mesh)
+    if material.steps is not None:
+        changed = {"train": dataclasses.replace(config.train, steps=material.steps)}
+        config = Settings(**vars(config) | changed)
+    description = described_run(
+        config,
+        device_count=mesh.size,
+        model=origin.model,
+        objective=material.objective,
+        num_sources=material.num_sources,
+    )
+    check_fits(description, mesh=mesh)
+    data_sheet = peak_flops(mesh.devices.flat[0].device_kind, compute_dtype=config.compute.compute_dtype)
+    evaluations = material.open_evaluations()
+
+    # ---- train ----
+    with (
+        material.open_loader() as loader,
+        open_session(config, workdir, origin=origin, run=description, mesh=mesh, loader=loader) as session,
+    ):
+        session.prepare = material.prepare
+        run_loop(
+            session,
+            config,
+            train_step=description.make_step(mesh),
+            evaluations=evaluations,
+            watchers=material.watchers,
+            peak_flops=config.metrics.peak_tflops * 1e12 or data_sheet,
+        )
+
+    # ---- report ----
+    if is_main_process():
+        command = shlex.join(["python", *sys.argv])
+        seconds = time.monotonic() - started
+        write_run_report(workdir, command=command, seconds=seconds, parameters=origin.model.num_parameters)
+    barrier("trained")
+    return training_result(workdir)
