@@ -81,10 +81,10 @@ class PackedRows:
         return learned / learned.sum() if self.by_sample else learned
 
 
-def items_of(samples: Samples, *, held_out: bool, together: int = 1) -> np.ndarray:
-    """Numbers of the samples for training, or of those held out, [items, together]."""
+def items_of(samples: Samples, *, held_out: bool | None = None, together: int = 1) -> np.ndarray:
+    """Numbers of the samples for training, of those held out, or of all, [items, together]."""
     items = np.arange(len(samples)).reshape(-1, together)
-    return items[samples.held_out[items[:, 0]] == held_out]
+    return items if held_out is None else items[samples.held_out[items[:, 0]] == held_out]
 
 
 class PackedSamples(Iterator[Batch]):

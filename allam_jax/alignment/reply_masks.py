@@ -18,6 +18,7 @@ from allam_jax.tokenizer.chat_template import ChatTemplate, Rendered
 from allam_jax.tokenizer.tokenizer import Tokenizer
 
 MOST_TURNS = 255
+TOO_LONG = "longer than a row"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +37,6 @@ class Sample:
         return len(self.ids)
 
 
-@dataclasses.dataclass(frozen=True)
-class Turn:
-    """A reply in a rendered conversation: its characters, and its tokens, each [start, end)."""
-
-    characters: tuple[int, int]
-    tokens: tuple[int, int]
-
-
 class Masker:
     """Makes samples with one template and tokenizer, of at most `seq_len` pairs of neighbouring tokens."""
 
@@ -56,7 +49,7 @@ class Masker:
     def samples(self, messages: Messages, *, learned: str) -> tuple[list[Sample], list[str]]:
         """The samples of a conversation, and for each one that is left out the reason.
 
-        `learned` is that of ConversationSettings. BadRow for a conversation that the template does not render, or whose
+        `learned` is that of SftSettings. BadRow for a conversation that the template does not render, or whose
         replies cannot be told from what precedes them.
         """
         if learned == "all":
@@ -74,53 +67,51 @@ class Masker:
                 raise BadRow(side)
         return sides[0], sides[1]  # type: ignore[return-value]
 
-    def turns(self, messages: Messages) -> tuple[Rendered, list[int], list[Turn]]:
-        """The rendered conversation, its ids, and its replies in their order."""
-        rendered = self._render(messages)
-        ids = self._template.encode(rendered)
-        places = rendered.generated or self._by_prefixes(messages, rendered)
-        if len(places) != number_of_replies(messages):
-            raise BadRow("the template marks another number of replies than there are")
-        if len(places) > MOST_TURNS:
-            raise BadRow(f"more than {MOST_TURNS} replies")
-        return rendered, ids, [Turn(place, self._tokens_of(place, rendered, ids)) for place in places]
-
     def _sample(self, messages: Messages, *, first: int) -> Sample | str:
         """The sample with the replies from number `first` on learned, or why there is none."""
-        _, ids, turns = self.turns(messages)
-        numbers = np.zeros(len(ids), np.uint8)
-        for number, turn in enumerate(turns, start=1):
-            if number >= first:
-                numbers[slice(*turn.tokens)] = number
+        rendered = self._render(messages)
+        ids = self._template.encode(rendered)
+        places = self._replies(messages, rendered, first=first)
+        learned = {number: self._tokens_of(place, rendered, ids) for number, place in places.items()}
+        turns = np.zeros(len(ids), np.uint8)
+        for number, place in learned.items():
+            turns[slice(*place)] = number
         most = self._most
         if len(ids) > most:
             if self._too_long == "skip":
-                return "longer than a row"
+                return TOO_LONG
             if self._too_long == "whole_turns":
-                most = max([end for _, end in (turn.tokens for turn in turns) if end <= most], default=0)
-        found = Sample(np.asarray(ids[:most], np.int32), numbers[:most])
+                most = max((end for _, end in learned.values() if end <= most), default=0)
+        found = Sample(np.asarray(ids[:most], np.int32), turns[:most])
         if not found.turns[1:].any():
-            return "longer than a row" if len(ids) > most else "no token is learned"
+            return TOO_LONG if len(ids) > most else "no token is learned"
         return found
+
+    def _replies(self, messages: Messages, rendered: Rendered, *, first: int) -> dict[int, tuple[int, int]]:
+        """Number, from `first` on, and characters of each reply."""
+        count = number_of_replies(messages)
+        if count > MOST_TURNS:
+            raise BadRow(f"more than {MOST_TURNS} replies")
+        if rendered.generated:
+            if len(rendered.generated) != count:
+                raise BadRow("the template marks another number of replies than there are")
+            return {number: place for number, place in enumerate(rendered.generated, start=1) if number >= first}
+        replies = [place for place, message in enumerate(messages) if message["role"] == ASSISTANT]
+        return {number: self._by_prefix(messages, replies[number - 1], rendered) for number in range(first, count + 1)}
+
+    def _by_prefix(self, messages: Messages, place: int, rendered: Rendered) -> tuple[int, int]:
+        """The characters of the reply at a place: behind what precedes it, which ends with the generation prompt."""
+        before = self._render(messages[:place], asks=True).text
+        behind = self._render(messages[: place + 1]).text
+        if not (rendered.text.startswith(behind) and behind.startswith(before)):
+            raise BadRow("the template writes earlier turns differently once others follow")
+        return len(before), _end_of_turn(rendered, len(before), len(behind))
 
     def _render(self, messages: Sequence[Mapping[str, Any]], *, asks: bool = False) -> Rendered:
         try:
             return self._template.render(messages, add_generation_prompt=asks)
         except UserError as error:
             raise BadRow(f"the template does not render it: {str(error).removeprefix(self._template.name)}") from None
-
-    def _by_prefixes(self, messages: Messages, rendered: Rendered) -> tuple[tuple[int, int], ...]:
-        """Where the replies are: behind the text before each of them, which ends with a generation prompt."""
-        places = []
-        for number, message in enumerate(messages):
-            if message["role"] != ASSISTANT:
-                continue
-            before = self._render(messages[:number], asks=True).text
-            behind = self._render(messages[: number + 1]).text
-            if not (rendered.text.startswith(behind) and behind.startswith(before)):
-                raise BadRow("the template writes earlier turns differently once others follow")
-            places.append((len(before), _end_of_turn(rendered, len(before), len(behind))))
-        return tuple(places)
 
     def _tokens_of(self, place: tuple[int, int], rendered: Rendered, ids: Sequence[int]) -> tuple[int, int]:
         start, end = (self._tokens_before(border, rendered, ids) for border in place)

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 
+from allam_jax.errors import UserError
 from allam_jax.settings import Section, entries, setting
 
+PREFERENCE_LOSSES = ("sigmoid", "sigmoid_norm", "ipo", "robust", "simpo")
 LEARNED = ("augmented", "all", "last")
 TOO_LONG = ("whole_turns", "skip", "cut")
 
@@ -26,12 +28,6 @@ class ConversationSettings(Section, name="conversations"):
         "chat template: allam, chatml, llama2, llama3 or a .jinja file; empty: the tokenizer's",
         path="template",
     )
-    learned: str = setting(
-        "augmented",
-        "augmented: n turns give n samples, the k-th with turns 1 to k and its last reply learned (Figure 11 of the "
-        "paper); all: one sample with all replies learned; last: one with the last reply learned",
-        choices=LEARNED,
-    )
     too_long: str = setting(
         "whole_turns",
         "longer than data.seq_len: whole_turns keeps the turns that fit, skip leaves it out, cut cuts a reply",
@@ -46,9 +42,47 @@ class ConversationSettings(Section, name="conversations"):
 class SftSettings(Section, name="sft"):
     """Supervised fine-tuning."""
 
+    learned: str = setting(
+        "augmented",
+        "augmented: n turns give n samples, the k-th with turns 1 to k and its last reply learned (Figure 11 of the "
+        "paper); all: one sample with all replies learned; last: one with the last reply learned",
+        choices=LEARNED,
+    )
     average: str = setting(
         "token",
         "token: the loss is the mean over all learned tokens of a step; sample: the mean over its samples of their "
         "mean, so that long replies count no more than short ones",
         choices=("token", "sample"),
     )
+
+
+class DpoSettings(Section, name="dpo"):
+    """Preference optimisation on pairs. Betas of forms that divide by the length are larger: 2 to 10."""
+
+    loss: str = setting(
+        "sigmoid",
+        "sigmoid: DPO; sigmoid_norm: DPO on log-probabilities per token; ipo: a squared distance, per token; robust: "
+        "unbiased where label_smoothing of the pairs are swapped; simpo: per token, without a reference",
+        choices=PREFERENCE_LOSSES,
+    )
+    beta: float = setting(0.1, "strength of the pull towards the reference", above=0, most=1e3)
+    label_smoothing: float = setting(0.0, "share of pairs that are thought to be swapped", least=0, below=0.5)
+    simpo_gamma: float = setting(0.5, "margin that simpo asks for", least=0, most=1e3)
+    nll_weight: float = setting(0.0, "weight of the chosen side's negative log-likelihood per token", least=0, most=1e3)
+    reference: str = setting(
+        "cached",
+        "cached: the reference's log-probabilities are computed before training and kept in the workdir; live: a second "
+        "copy of the weights computes them for every batch",
+        choices=("cached", "live"),
+    )
+    collapse_nats: float = setting(
+        0.5, "fall of the chosen side's log-probability per token below the reference's that is told", above=0
+    )
+    max_kl: float = setting(
+        0.0, "nats per token between model and reference at which the run ends early; 0: never", least=0
+    )
+
+    def check(self) -> None:
+        """UserError for settings that a loss does not read."""
+        if self.label_smoothing and self.loss == "ipo":
+            raise UserError("config.dpo.label_smoothing: ipo has none; set it to 0, or choose another loss")

@@ -67,7 +67,7 @@ def make_samples(
                     "options": {
                         key: value
                         for key, value in as_dict(options).items()
-                        if key in ("learned", "too_long", "held_out_share", "max_bad_share")
+                        if key in ("too_long", "held_out_share", "max_bad_share")
                     },
                 },
                 vocab_size=origin.tokenizer.vocab_size,

@@ -10,14 +10,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from allam_jax import settings
-from allam_jax.alignment.settings import ConversationSettings, SftSettings
+from allam_jax.alignment.settings import ConversationSettings, DpoSettings, SftSettings
 from allam_jax.corpus.settings import CorpusSettings, PlantedCheckSettings, PlantedSettings, QualitySettings
 from allam_jax.data.settings import DataSettings, MixtureSettings, RowSettings
 from allam_jax.errors import UserError, nearest
 from allam_jax.evaluation.settings import EvalSettings
 from allam_jax.generation.settings import ChatSettings, EngineSettings, GenerateSettings, ServeSettings
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
-from allam_jax.model.settings import ExpandSettings
+from allam_jax.model.settings import ExpandSettings, LoraSettings
 from allam_jax.parallel.settings import MeshSettings
 from allam_jax.planning.settings import PlanSettings
 from allam_jax.settings import Section, Settings
@@ -31,6 +31,7 @@ from allam_jax.training.settings import (
     OptimizerSettings,
     ParameterSettings,
     ScheduleSettings,
+    TrainableSettings,
     TrainSettings,
 )
 from allam_jax.weights.settings import ExportSettings, MergeSettings, WeightsSettings
@@ -47,7 +48,7 @@ class Task:
 
 
 _UPDATE = (LlamaConfig, ComputeOptions, ParameterSettings, MeshSettings)
-_UPDATE += (TrainSettings, OptimizerSettings, ScheduleSettings, GuardSettings)
+_UPDATE += (TrainSettings, OptimizerSettings, ScheduleSettings, GuardSettings, TrainableSettings, LoraSettings)
 _STEP = (*_UPDATE, DataSettings)  # what decides the compiled training step
 _RUN = (SeedSettings, TokenizerSettings, InitSettings, EvalSettings, CheckpointSettings, MetricsSettings)
 _MODEL = (TokenizerSettings, WeightsSettings, MeshSettings, ComputeOptions)  # a finished model on devices
@@ -62,6 +63,7 @@ TASKS: dict[str, Task] = {
     "extend_tokenizer": Task((TokenizerExtensionSettings,)),
     "train": Task((*_RUN, *_STEP), on_devices=True),
     "sft": Task((*_RUN, *_UPDATE, RowSettings, ConversationSettings, SftSettings), on_devices=True),
+    "dpo": Task((*_RUN, *_UPDATE, RowSettings, ConversationSettings, DpoSettings), on_devices=True),
     "tokenize": Task((TokenizerSettings, DataSettings), looks_at="train"),
     "mixture": Task((TokenizerSettings, DataSettings, TrainSettings, MixtureSettings), looks_at="train"),
     "plan": Task((*_STEP, PlanSettings), looks_at="train"),

@@ -27,8 +27,8 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
 
 def _conversations(config: Settings, workdir: Path, origin: Origin, mesh: Mesh) -> Material:
     options = config.conversations
-    maker = functools.partial(conversations, learned=options.learned)
-    samples = make_samples(config, workdir, origin, maker=maker, kind="sft")
+    maker = functools.partial(conversations, learned=config.sft.learned)
+    samples = make_samples(config, workdir, origin, maker=maker, kind=f"sft {config.sft.learned}")
     packed = functools.partial(PackedRows, samples=samples, seq_len=config.data.seq_len, packed=options.packed)
     loader = packed_loader(
         config, packed(items=items_of(samples, held_out=False), by_sample=config.sft.average == "sample"), mesh=mesh

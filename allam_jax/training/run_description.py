@@ -12,15 +12,18 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 
 from allam_jax.errors import UserError
+from allam_jax.model.llama import abstract_params
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
+from allam_jax.model.settings import LoraSettings
 from allam_jax.parallel.mesh import abstract_mesh, batch_sharding, check_batch, mesh_shape
 from allam_jax.parallel.sharding import pieces
 from allam_jax.settings import Settings
 from allam_jax.training.objective import NextToken, Objective
-from allam_jax.training.optimizer import make_optimizer
+from allam_jax.training.optimizer import check_no_decay, make_optimizer
 from allam_jax.training.schedules import make_schedule
 from allam_jax.training.state import TrainState, abstract_state
 from allam_jax.training.step import TrainStep, make_train_step
+from allam_jax.training.trainable import Trainable
 
 
 def next_token(run: "RunDescription") -> NextToken:
@@ -44,6 +47,8 @@ class RunDescription:
     loss_chunks: int
     num_sources: int
     make_objective: Callable[["RunDescription"], Objective] = next_token
+    lora: LoraSettings = dataclasses.field(default_factory=LoraSettings)
+    trainable: Trainable = dataclasses.field(default_factory=Trainable)
 
     @property
     def objective(self) -> Objective:
@@ -81,7 +86,14 @@ class RunDescription:
 
     def abstract_state(self, mesh: Mesh | AbstractMesh) -> TrainState:
         """Shapes, dtypes and shardings of the state; UserError for a parameter that the mesh does not divide."""
-        return abstract_state(self.model, optimizer=self.optimizer, mesh=mesh, param_dtype=self.param_dtype)
+        return abstract_state(
+            self.model,
+            optimizer=self.optimizer,
+            mesh=mesh,
+            param_dtype=self.param_dtype,
+            lora=self.lora,
+            trainable=self.trainable,
+        )
 
     def abstract_batch(self, mesh: Mesh | AbstractMesh) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes, dtypes and shardings of a batch."""
@@ -99,6 +111,7 @@ class RunDescription:
             abstract=self.abstract_state(mesh),
             num_sources=self.num_sources,
             accumulation=self.accumulation,
+            trainable=self.trainable,
         )
 
     def describe(self) -> str:
@@ -141,6 +154,7 @@ def described_run(
             "others would use it for no longer context; lower data.seq_len, or raise model.max_position (of "
             "given weights: max_position_embeddings in config.json)"
         )
+    check_no_decay(abstract_params(network), no_decay=config.optimizer.no_decay)
     return RunDescription(
         model=network,
         options=config.compute,
@@ -158,4 +172,6 @@ def described_run(
         loss_chunks=config.train.loss_chunks,
         num_sources=max(len(config.data.sources), 1) if num_sources is None else num_sources,
         make_objective=objective,
+        lora=config.lora,
+        trainable=Trainable(config.trainable.parameters, config.trainable.rows_from),
     )

@@ -1,0 +1,112 @@
+"""Samples of small conversations, packed, and the loss of a small model on them."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from small_chats import ARABIC, ENGLISH, masker, messages, sentencepiece_tokenizer
+from small_models import TINY
+
+from allam_jax.alignment.packed_samples import PackedRows, items_of
+from allam_jax.alignment.sample_cache import conversations, open_samples, pairs, write_samples
+from allam_jax.model.llama import init_params
+from allam_jax.model.llama_config import ComputeOptions
+from allam_jax.training.objective import NextToken
+
+CONFIG = dataclasses.replace(TINY, vocab_size=sentencepiece_tokenizer().vocab_size, max_position=512)
+
+
+@functools.cache
+def params():
+    return jax.jit(lambda: init_params(jax.random.key(0), config=CONFIG))()
+
+
+def chats(count=12):
+    """Conversations of one to three turns, in both languages."""
+    rng = np.random.default_rng(0)
+    found = []
+    for number in range(count):
+        turns = [ENGLISH, ARABIC][number % 2]
+        first = int(turns[0][0] == "system")
+        kept = first + 2 * int(rng.integers(1, (len(turns) - first) // 2 + 1))
+        found.append([(role, text * int(rng.integers(1, 3))) for role, text in turns[:kept]])
+    return found
+
+
+def written(directory, records, *, make, held_out_share=0.0, max_bad_share=0.0):
+    """The opened samples of records."""
+    file = directory.with_suffix(".jsonl")
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_samples(
+        directory,
+        paths={"chats": str(file)},
+        make=make,
+        identity={"test": len(records)},
+        vocab_size=sentencepiece_tokenizer().vocab_size,
+        held_out_share=held_out_share,
+        max_bad_share=max_bad_share,
+    )
+    return open_samples(directory)
+
+
+def samples_of(directory, *, learned="all", seq_len=512, held_out_share=0.0, count=12):
+    records = [{"messages": list(messages(turns))} for turns in chats(count)]
+    make = conversations(masker(seq_len=seq_len), learned=learned)
+    return written(directory, records, make=make, held_out_share=held_out_share)
+
+
+PAIRS = [
+    ("What is the capital of Egypt?", "Cairo.", "Muscat, a city\non the sea."),
+    ("ما عاصمة عمان؟", "مسقط، مدينة على البحر.", "القاهرة."),
+    ("And of Oman?", "Muscat.", "You are welcome. You are welcome."),
+    ("Thanks!", "You are welcome.", "What?"),
+    ("ما عاصمة مصر؟", "القاهرة.", "مصر"),
+]
+
+
+def pair_samples(directory, *, seq_len=512, held_out_share=0.0, repeats=1):
+    records = [
+        {"prompt": question + " ?" * repeat, "chosen": chosen, "rejected": rejected}
+        for repeat in range(repeats)
+        for question, chosen, rejected in PAIRS
+    ]
+    make = pairs(masker(seq_len=seq_len, too_long="skip"))
+    return written(directory, records, make=make, held_out_share=held_out_share)
+
+
+def packed(samples, *, seq_len=512, together=1, **given) -> PackedRows:
+    return PackedRows(samples=samples, items=items_of(samples, together=together), seq_len=seq_len, **given)
+
+
+def all_rows(rows: PackedRows, *, seed=0):
+    """Every row of an epoch in one batch."""
+    fitted = rows.fitted().rows(np.random.default_rng(seed))
+    return rows.batch([fitted[row] for row in range(len(fitted))])
+
+
+def loss_and_gradient(objective, batch, *, parameters=None):
+    """The mean loss of a batch, its metrics and the gradient."""
+    batch = {name: jnp.asarray(values) for name, values in batch.items()}
+
+    def loss(parameters):
+        total, sums = objective.summed_loss(parameters, batch, jax.random.key(0))
+        normaliser = objective.normaliser(batch)
+        return total / normaliser, {name: value / normaliser for name, value in sums.items()}
+
+    (value, metrics), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+        params() if parameters is None else parameters
+    )
+    return float(value), metrics, gradient
+
+
+def next_token():
+    return NextToken(model=CONFIG, options=ComputeOptions(), num_chunks=2)
+
+
+def assert_close(actual, expected, *, rtol=1e-5):
+    """Gradients, relative to the largest number of each array."""
+    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=rtol * max(float(np.abs(other).max()), 1e-6))
