@@ -78,4 +78,6 @@ def _arrow_records(file: Path) -> Iterator[Record]:
             for batch in pyarrow.ipc.open_stream(source):
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{file}: damaged or not Arrow ({' '.join(str(error).split())[:200]}); fetch it again") from None
+        raise UserError(
+            f"{file}: damaged or not Arrow ({' '.join(str(error).split())[:200]}); fetch it again"
+        ) from None

@@ -118,7 +118,9 @@ class Preference:
 def pair_losses(
     *, policy: Sides, reference: Sides | None, tokens: Sides, settings: DpoSettings
 ) -> tuple[jax.Array, Sides]:
-    """The loss of every pair [B, P], by the formulas above, and the rewards of its sides.
+    """The loss of every pair [B, P], by the formulas above, and the rewards of its sides: b (pi(y) - ref(y)).
+
+    Rewards are those of sums, also where the loss is per token; those of simpo are per token.
 
     Args:
         policy: summed log-probabilities of the model.
@@ -127,9 +129,11 @@ def pair_losses(
         settings: which loss.
     """
     count = Sides(*(jnp.maximum(side, 1.0) for side in tokens))
-    reference = reference or Sides(*map(jnp.zeros_like, policy))
-    divisor = count if settings.loss in PER_TOKEN else Sides(*map(jnp.ones_like, count))
-    ratios = Sides(*((p - r) / d for p, r, d in zip(policy, reference, divisor, strict=True)))
+    ratios = policy if reference is None else Sides(*(p - r for p, r in zip(policy, reference, strict=True)))
+    rewards = ratios
+    if settings.loss in PER_TOKEN:
+        ratios = Sides(*(ratio / n for ratio, n in zip(ratios, count, strict=True)))
+        rewards = rewards if reference else ratios
     beta, smoothing, h_BP = settings.beta, settings.label_smoothing, ratios.chosen - ratios.rejected
     if settings.loss == "ipo":
         losses_BP = jnp.square(h_BP - 1 / (2 * beta))
@@ -142,7 +146,7 @@ def pair_losses(
             losses_BP = (1 - smoothing) * right_BP + smoothing * swapped_BP
     if settings.nll_weight:
         losses_BP -= settings.nll_weight * policy.chosen / count.chosen
-    return losses_BP, Sides(*(jax.lax.stop_gradient(beta * side) for side in ratios))
+    return losses_BP, Sides(*(jax.lax.stop_gradient(beta * side) for side in rewards))
 
 
 def pair_metrics(*, policy: Sides, reference: Sides | None, tokens: Sides, rewards: Sides) -> Metrics:
@@ -153,7 +157,9 @@ def pair_metrics(*, policy: Sides, reference: Sides | None, tokens: Sides, rewar
     `change_chosen` (of the chosen side's log-probability per token against the reference's).
     """
     margin_BP = rewards.chosen - rewards.rejected
-    change = {"change_chosen": (policy.chosen - reference.chosen) / jnp.maximum(tokens.chosen, 1.0)} if reference else {}
+    change = (
+        {"change_chosen": (policy.chosen - reference.chosen) / jnp.maximum(tokens.chosen, 1.0)} if reference else {}
+    )
     return {
         "reward_chosen": rewards.chosen,
         "reward_rejected": rewards.rejected,

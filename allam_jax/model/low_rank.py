@@ -63,7 +63,7 @@ def new_adapters(key: jax.Array, *, config: LlamaConfig, settings: LoraSettings)
 
 
 def merged(params: Params) -> Params:
-    """The parameters of the network alone, with the adapters added to its weights, in the weights' dtypes."""
+    """The parameters of the network alone, with the adapters added to its weights, in their dtypes and places."""
     if LORA not in params:
         return params
     adapters = params[LORA]["layers"]
@@ -71,13 +71,12 @@ def merged(params: Params) -> Params:
     def one(path: tuple[Any, ...], weight: jax.Array) -> jax.Array:
         room, name = (entry.key for entry in path[:2])
         found = adapters.get(room, {}).get(name) if len(path) == 2 else None
-        return weight if found is None else _added(weight, found)
+        return weight if found is None else jax.jit(_added, out_shardings=weight.sharding)(weight, found)
 
     layers = jax.tree_util.tree_map_with_path(one, params["layers"])
     return {name: value for name, value in params.items() if name != LORA} | {"layers": layers}
 
 
-@jax.jit
 def _added(weight: jax.Array, adapter: Params) -> jax.Array:
     a, b, factor = adapter["a"], adapter["b"], adapter["factor"]
     with jax.default_matmul_precision("highest"):
@@ -107,6 +106,8 @@ def _shapes(place: tuple[str, str], shape: tuple[int, ...], rank: int) -> dict[s
     split = _INPUT_AXES.get(place[1], 1)
     inputs, outputs = rest[:split], rest[split:]
     if rank > min(math.prod(inputs), math.prod(outputs)):
-        raise UserError(f"config.lora.rank = {rank}: {place[1]} has only {min(map(math.prod, (inputs, outputs)))} ranks")
+        raise UserError(
+            f"config.lora.rank = {rank}: {place[1]} has only {min(map(math.prod, (inputs, outputs)))} ranks"
+        )
     shapes = {"a": (layers, *inputs, rank), "b": (layers, rank, *outputs), "factor": (layers,)}
     return {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}

@@ -23,7 +23,7 @@ from allam_jax.settings import Settings, as_dict
 from allam_jax.tasks.inputs_of_task import inputs_of_settings
 from allam_jax.tasks.open_samples import as_context, make_samples, packed_loader, steps_of
 from allam_jax.tasks.setup import open_evaluations
-from allam_jax.tasks.training_run import Material, train
+from allam_jax.tasks.train import Material, train_on
 from allam_jax.training.load import load_model
 from allam_jax.training.loop import Evaluation
 from allam_jax.training.objective import Batch
@@ -36,7 +36,7 @@ REFERENCE_FOLDER = "reference"
 def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Optimises, or goes on, in `workdir`; returns the final loss, speed and evaluations."""
     require(config.init.weights, key="init.weights", hint="give the model to start from, which is the reference too")
-    return train(config, workdir, material_of=_pairs)
+    return train_on(config, workdir, material_of=_pairs)
 
 
 def _pairs(config: Settings, workdir: Path, origin: Origin, mesh: Mesh) -> Material:

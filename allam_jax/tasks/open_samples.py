@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from absl import logging
 from jax.sharding import Mesh
 
 from allam_jax.alignment.packed_samples import PackedRows, PackedSamples
@@ -89,7 +90,17 @@ def languages_of(config: Settings) -> list[str]:
 def packed_loader(config: Settings, rows: PackedRows, *, mesh: Mesh) -> PackedSamples:
     """This process's batches."""
     start, stop = process_rows(mesh, global_batch=config.data.batch_size)
-    return PackedSamples(rows, batch_size=config.data.batch_size, seed=config.seed, local_rows=range(start, stop))
+    loader = PackedSamples(rows, batch_size=config.data.batch_size, seed=config.seed, local_rows=range(start, stop))
+    count, tokens = len(rows.items), int((rows.samples.lengths[rows.items] - 1).sum())
+    logging.info(
+        "an epoch: %s %s in %s rows, %.0f %% full, about %.0f a step",
+        f"{count:,}",
+        "pairs" if rows.items.shape[1] == 2 else "samples",
+        f"{loader.rows_of_an_epoch:,}",
+        100 * tokens / (loader.rows_of_an_epoch * rows.seq_len),
+        count / loader.rows_of_an_epoch * config.data.batch_size,
+    )
+    return loader
 
 
 def steps_of(config: Settings, loader: PackedSamples) -> int | None:
@@ -110,5 +121,3 @@ def _contents(config: Settings) -> dict[str, Sequence[str]]:
 def as_context(loader: PackedSamples) -> contextlib.AbstractContextManager[PackedSamples]:
     """A loader that needs no closing, for `Material`."""
     return contextlib.nullcontext(loader)
-
-

@@ -15,14 +15,14 @@ from allam_jax.alignment.sample_cache import conversations
 from allam_jax.settings import Settings
 from allam_jax.tasks.open_samples import as_context, languages_of, make_samples, packed_loader, steps_of
 from allam_jax.tasks.setup import open_evaluations
-from allam_jax.tasks.training_run import Material, train
+from allam_jax.tasks.train import Material, train_on
 from allam_jax.training.loop import Evaluation
 from allam_jax.training.origin import Origin
 
 
 def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Fine-tunes, or goes on, in `workdir`; returns the final loss, speed and evaluations."""
-    return train(config, workdir, material_of=_conversations)
+    return train_on(config, workdir, material_of=_conversations)
 
 
 def _conversations(config: Settings, workdir: Path, origin: Origin, mesh: Mesh) -> Material:

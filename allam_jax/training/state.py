@@ -100,7 +100,9 @@ def start_state(
     trainable: Trainable = Trainable(),  # noqa: B008 (frozen)
 ) -> TrainState:
     """Step 0 with these parameters and without moments. `params` must lie as `abstract.params`."""
-    start = jax.jit(lambda params: optimizer.init(trainable.select(params)), out_shardings=shardings_of(abstract.optimizer))
+    start = jax.jit(
+        lambda params: optimizer.init(trainable.select(params)), out_shardings=shardings_of(abstract.optimizer)
+    )
     moments = start(params)
     # The data order and the initial parameters use the seed itself; dropout gets a stream of its own.
     rng = jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1))

@@ -5,7 +5,6 @@ import functools
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from small_chats import ARABIC, ENGLISH, masker, messages, sentencepiece_tokenizer
 from small_models import TINY
@@ -52,7 +51,7 @@ def written(directory, records, *, make, held_out_share=0.0, max_bad_share=0.0):
     return open_samples(directory)
 
 
-def samples_of(directory, *, learned="all", seq_len=512, held_out_share=0.0, count=12):
+def samples_of(directory, *, learned="all", seq_len=256, held_out_share=0.0, count=12):
     records = [{"messages": list(messages(turns))} for turns in chats(count)]
     make = conversations(masker(seq_len=seq_len), learned=learned)
     return written(directory, records, make=make, held_out_share=held_out_share)
@@ -67,7 +66,7 @@ PAIRS = [
 ]
 
 
-def pair_samples(directory, *, seq_len=512, held_out_share=0.0, repeats=1):
+def pair_samples(directory, *, seq_len=256, held_out_share=0.0, repeats=1):
     records = [
         {"prompt": question + " ?" * repeat, "chosen": chosen, "rejected": rejected}
         for repeat in range(repeats)
@@ -77,28 +76,34 @@ def pair_samples(directory, *, seq_len=512, held_out_share=0.0, repeats=1):
     return written(directory, records, make=make, held_out_share=held_out_share)
 
 
-def packed(samples, *, seq_len=512, together=1, **given) -> PackedRows:
+def packed(samples, *, seq_len=256, together=1, **given) -> PackedRows:
     return PackedRows(samples=samples, items=items_of(samples, together=together), seq_len=seq_len, **given)
 
 
-def all_rows(rows: PackedRows, *, seed=0):
-    """Every row of an epoch in one batch."""
-    fitted = rows.fitted().rows(np.random.default_rng(seed))
-    return rows.batch([fitted[row] for row in range(len(fitted))])
+def all_rows(rows: PackedRows, *, count=16):
+    """Every row of an epoch in one batch, filled up to a number of rows so that few shapes compile."""
+    fitted = rows.fitted().rows(np.random.default_rng(0))
+    assert len(fitted) <= count
+    return rows.batch([fitted[row] for row in range(len(fitted))] + [np.zeros(0, int)] * (count - len(fitted)))
 
 
-def loss_and_gradient(objective, batch, *, parameters=None):
-    """The mean loss of a batch, its metrics and the gradient."""
-    batch = {name: jnp.asarray(values) for name, values in batch.items()}
+def used_rows(batch):
+    return int(np.sum(batch["segment_ids"].any(axis=1)))
 
-    def loss(parameters):
+
+@functools.cache
+def _graded(objective):
+    def loss(parameters, batch):
         total, sums = objective.summed_loss(parameters, batch, jax.random.key(0))
         normaliser = objective.normaliser(batch)
         return total / normaliser, {name: value / normaliser for name, value in sums.items()}
 
-    (value, metrics), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(
-        params() if parameters is None else parameters
-    )
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def loss_and_gradient(objective, batch):
+    """The mean loss of a batch, its metrics and the gradient."""
+    (value, metrics), gradient = _graded(objective)(params(), batch)
     return float(value), metrics, gradient
 
 

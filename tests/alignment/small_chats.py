@@ -64,8 +64,7 @@ def ready(name: str, tokenizer: Tokenizer, *, marked: bool = True) -> ChatTempla
     """A ready template, or the same without its marks of generation."""
     source = READY[name]
     if not marked:
-        for mark in ("{%- generation %}", "{% endgeneration %}"):
-            source = source.replace(mark, "")
+        source = source.replace("{%- generation %}", "{{- '' }}").replace("{% endgeneration %}", "{{ '' }}")
     return ChatTemplate(source, tokenizer=tokenizer, name=name)
 
 

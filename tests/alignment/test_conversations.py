@@ -25,8 +25,14 @@ SYSTEM = {"role": "system", "content": "be brief"}
             },
             [SYSTEM, QUESTION, ANSWER],
         ),
-        ({"messages": [{"role": "المستخدم", "content": "hi"}, {"role": "مساعد", "content": "yes"}]}, [QUESTION, ANSWER]),
-        ({"messages": [{"role": " Human ", "text": "hi"}, {"role": "<|assistant|>", "text": "yes"}]}, [QUESTION, ANSWER]),
+        (
+            {"messages": [{"role": "المستخدم", "content": "hi"}, {"role": "مساعد", "content": "yes"}]},
+            [QUESTION, ANSWER],
+        ),
+        (
+            {"messages": [{"role": " Human ", "text": "hi"}, {"role": "<|assistant|>", "text": "yes"}]},
+            [QUESTION, ANSWER],
+        ),
         ({"instruction": "hi", "input": "", "output": "yes"}, [QUESTION, ANSWER]),
         ({"instruction": "hi", "input": "x", "output": "yes"}, [{"role": "user", "content": "hi\n\nx"}, ANSWER]),
         ({"prompt": "hi", "completion": "yes", "system": "be brief"}, [SYSTEM, QUESTION, ANSWER]),

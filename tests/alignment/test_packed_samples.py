@@ -15,6 +15,7 @@ from packed_chats import (
     packed,
     params,
     samples_of,
+    used_rows,
     written,
 )
 from small_chats import masker, messages
@@ -36,10 +37,9 @@ from allam_jax.training.step import make_train_step
 @pytest.mark.parametrize("by_sample", [False, True])
 def test_the_packed_loss_and_gradient_are_those_of_each_conversation_alone(tmp_path, by_sample):
     samples = samples_of(tmp_path / "all")
-    together = all_rows(packed(samples, by_sample=by_sample))
-    alone = all_rows(packed(samples, seq_len=int(samples.lengths.max()) - 1, packed=False, by_sample=by_sample))
+    together, alone = (all_rows(packed(samples, packed=packs, by_sample=by_sample)) for packs in (True, False))
     assert together["segment_ids"].max() > 2
-    assert len(together["tokens"]) < len(alone["tokens"]) == len(samples)
+    assert used_rows(together) < used_rows(alone) == len(samples)
     loss, _, gradient = loss_and_gradient(next_token(), together)
     expected_loss, _, expected_gradient = loss_and_gradient(next_token(), alone)
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
@@ -82,9 +82,9 @@ def step_on(batch, *, sizes, accumulation):
     return float(metrics["loss"]), jax.tree.map(lambda m: np.asarray(m) / 0.1, state.optimizer.mu)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_uneven_weights_give_the_same_step_accumulated_and_on_eight_devices(tmp_path):
-    rows = packed(samples_of(tmp_path / "last", learned="last", count=16), packed=False, seq_len=256)
+    rows = packed(samples_of(tmp_path / "last", learned="last", count=16), packed=False)
     batch = all_rows(rows)
     learned = np.sum(batch["loss_weights"], axis=1)
     assert learned.max() > 3 * learned.min()
@@ -96,11 +96,11 @@ def test_uneven_weights_give_the_same_step_accumulated_and_on_eight_devices(tmp_
 
 
 def loader(samples, *, local_rows=range(4), seed=0):
-    return PackedSamples(packed(samples, seq_len=256), batch_size=4, seed=seed, local_rows=local_rows)
+    return PackedSamples(packed(samples), batch_size=4, seed=seed, local_rows=local_rows)
 
 
 def test_batches_resume_anywhere_and_do_not_depend_on_the_number_of_processes(tmp_path):
-    samples = samples_of(tmp_path / "all", seq_len=256, count=40)
+    samples = samples_of(tmp_path / "all", count=40)
     whole = loader(samples)
     assert whole.steps_of(3) >= 6
     batches, states = [], []
@@ -121,8 +121,8 @@ def test_batches_resume_anywhere_and_do_not_depend_on_the_number_of_processes(tm
 
 
 def test_every_epoch_shows_every_sample_once_and_whole(tmp_path):
-    samples = samples_of(tmp_path / "all", seq_len=256, count=20)
-    rows = packed(samples, seq_len=256)
+    samples = samples_of(tmp_path / "all", count=20)
+    rows = packed(samples)
     wanted = sorted(samples[number].ids.tobytes() for number in range(len(samples)))
     batches = PackedSamples(rows, batch_size=1, seed=3, local_rows=range(1))
     for _ in range(2):
@@ -177,11 +177,11 @@ def test_a_conversation_is_held_out_with_all_its_samples(tmp_path):
 
 
 def test_held_out_losses_by_turn_are_means_over_the_tokens_of_a_turn(tmp_path):
-    samples = samples_of(tmp_path / "all", seq_len=256)
+    samples = samples_of(tmp_path / "all")
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, devices=jax.devices()[:1])
     given = {"config": CONFIG, "options": ComputeOptions(), "mesh": mesh, "batch_size": 2}
-    scores = reply_losses(packed(samples, seq_len=256), languages=["ar"], **given)(params())
-    alone = packed(samples, seq_len=256, packed=False)
+    scores = reply_losses(packed(samples), languages=["ar"], **given)(params())
+    alone = packed(samples, packed=False)
     order = alone.fitted().rows(np.random.default_rng(0)).items
     (nll_BT,) = jax.jit(nll_function(config=CONFIG, options=ComputeOptions()))(params(), all_rows(alone))
     nats, tokens = {}, {}

@@ -58,9 +58,11 @@ def offsets(text, kind):
             ids.append(ours.special_tokens[section])
             places.append((at, at + len(section)))
         elif section:
-            for piece in library.encode(section, out_type="immutable_proto").pieces:
+            begin = at
+            for piece in library.encode(section, return_type="proto").pieces:  # its own places count bytes
                 ids.append(piece.id)
-                places.append((at + piece.begin, at + piece.end))
+                places.append((begin, begin + len(piece.surface)))
+                begin += len(piece.surface)
         at += len(section)
     return ids, places
 

@@ -25,6 +25,8 @@ TASKS = {
     "evaluated": "evaluate",
     "expanded": "expand",
     "continued": "train",
+    "tuned": "sft",
+    "preferred": "dpo",
     "generated": "generate",
     "averaged": "merge",
     "exported": "export",
