@@ -71,8 +71,8 @@ class DpoSettings(Section, name="dpo"):
     nll_weight: float = setting(0.0, "weight of the chosen side's negative log-likelihood per token", least=0, most=1e3)
     reference: str = setting(
         "cached",
-        "cached: the reference's log-probabilities are computed before training and kept in the workdir; live: a second "
-        "copy of the weights computes them for every batch",
+        "cached: the reference's log-probabilities are computed before training and kept in the workdir; live: a "
+        "second copy of the weights computes them for every batch",
         choices=("cached", "live"),
     )
     collapse_nats: float = setting(

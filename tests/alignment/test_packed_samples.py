@@ -185,7 +185,7 @@ def test_held_out_losses_by_turn_are_means_over_the_tokens_of_a_turn(tmp_path):
     order = alone.fitted().rows(np.random.default_rng(0)).items
     (nll_BT,) = jax.jit(nll_function(config=CONFIG, options=ComputeOptions()))(params(), all_rows(alone))
     nats, tokens = {}, {}
-    for number, nll_T in zip(order, np.asarray(nll_BT, np.float64), strict=True):
+    for number, nll_T in zip(order, np.asarray(nll_BT, np.float64), strict=False):
         for turn, nll in zip(samples[int(number)].turns[1:], nll_T, strict=False):
             if turn:
                 nats[turn], tokens[turn] = nats.get(turn, 0) + nll, tokens.get(turn, 0) + 1

@@ -146,20 +146,16 @@ def test_all_losses_are_tested():
     assert set(SETTINGS) == set(PREFERENCE_LOSSES)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
-def test_the_first_step_has_margin_zero_and_loss_ln_2(tmp_path, remat):
+def test_the_first_step_has_margin_zero_and_loss_ln_2(tmp_path):
     rows = packed(pair_samples(tmp_path / "pairs"), together=2)
-    own = objective(options=ComputeOptions(remat=remat))
     batch = {name: jnp.asarray(values) for name, values in all_rows(rows).items()}
-    live = live_reference(params(), objective=own, mesh=one_device())(batch)
-    loss, metrics, _ = loss_and_gradient(own, live)
-    # What "dots" keeps for the backward pass is rounded where the reference's program fuses it.
-    assert abs(float(metrics["margin"])) <= {"full": 0.0, "dots": 1e-6}[remat]
-    assert abs(float(metrics["kl"])) <= {"full": 0.0, "dots": 1e-9}[remat]
+    live = live_reference(params(), objective=objective(), mesh=one_device())(batch)
+    loss, metrics, _ = loss_and_gradient(objective(), live)
+    # Two programs: the last bit of some log-probabilities, which are sums of about -70, differs.
+    assert abs(float(metrics["margin"])) < 1e-6
+    assert 0 <= float(metrics["kl"]) < 1e-9
     np.testing.assert_allclose(loss, math.log(2), rtol=1e-6)
-    if remat == "full":
-        return
-    cached = loss_and_gradient(own, all_rows(with_reference(rows, of=params())))[1]
+    cached = loss_and_gradient(objective(), all_rows(with_reference(rows, of=params())))[1]
     assert abs(float(cached["margin"])) < 1e-5 * abs(float(cached["logp_chosen"]))
 
 

@@ -137,7 +137,8 @@ def test_a_text_that_spells_a_control_token_stays_text():
 
 DEFAULT_SYSTEM = """\
 {%- if messages[0].role != 'system' %}{{ '<|im_start|>system\\nBe good.<|im_end|>\\n' }}{% endif %}
-{%- for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}{% endfor %}
+{%- for message in messages %}{{ '<|im_start|>' + message.role + '\\n' }}
+{{- message.content + '<|im_end|>\\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 FORGETFUL = """\
 {%- for message in messages %}{{ '<|im_start|>' + message.role + '\\n' }}

@@ -37,11 +37,11 @@ def get_config(argument: str) -> ConfigDict:
     config.init.weights = f"{root}/model"
     for name in ("en", "ar") if task == "sft" else ("pairs",):
         config.conversations.sources[name] = base.conversations(path=f"{root}/{name}.jsonl")
-    config.conversations.update(held_out_share=0.2, epochs=4.0)
+    config.conversations.update(held_out_share=0.2, epochs=12.0)
     config.compute.dropout_residual = 0.1 if task == "sft" else 0.0
-    config.data.update(seq_len=160, batch_size=4)
+    config.data.update(seq_len=160, batch_size=16)
     config.train.update(accumulation=2, loss_chunks=2)
-    config.eval.update(every=4, batch_size=4)
+    config.eval.update(every=4, batch_size=8)
     config.schedule.update(name="cosine", peak_lr=3e-3, warmup_steps=1)
     config.checkpoint.update(every=2, keep_last=2)
     config.metrics.tensorboard = False
