@@ -64,10 +64,10 @@ def conversation_of(record: Mapping[str, Any]) -> Messages:
 
 def pair_of(record: Mapping[str, Any]) -> Pair:
     """The pair of a record; BadRow where it has none, or where its sides do not differ or do not begin alike."""
-    for side in (_CHOSEN, _REJECTED):
-        if record.get(side) is None:
-            raise BadRow(f"no field {side!r}")
-    chosen, rejected = (_side(record, side) for side in (_CHOSEN, _REJECTED))
+    for name in (_CHOSEN, _REJECTED):
+        if record.get(name) is None:
+            raise BadRow(f"no field {name!r}")
+    chosen, rejected = (_side(record, name) for name in (_CHOSEN, _REJECTED))
     if chosen == rejected:
         raise BadRow("chosen and rejected are equal")
     shared = 0
@@ -116,7 +116,8 @@ def _prompt_messages(record: Mapping[str, Any], question: Any) -> list[Any]:
 
 def _side(record: Mapping[str, Any], side: str) -> Messages:
     value = record[side]
-    prompt = _prompt_messages(record, question) if (question := _first(record, _QUESTION)[1]) is not None else []
+    question = _first(record, (*_QUESTION, *_CONVERSATION))[1]
+    prompt = [] if question is None else _prompt_messages(record, question)
     if isinstance(value, Mapping):
         value = [value]
     if isinstance(value, list):

@@ -18,6 +18,7 @@ from allam_jax.alignment.packed_samples import Column, PackedRows
 from allam_jax.alignment.preference_loss import REFERENCE, Preference
 from allam_jax.alignment.sample_cache import Samples
 from allam_jax.checksums import FileList, hash_json, write_list
+from allam_jax.data.batch import Batch as HostBatch
 from allam_jax.data.evaluation_rows import EvaluationRows
 from allam_jax.errors import UserError
 from allam_jax.evaluation.token_sums import token_values
@@ -112,7 +113,7 @@ def live_reference(params: Params, *, objective: Preference, mesh: Mesh) -> Call
     return prepare
 
 
-def _blocks(rows: PackedRows, *, size: int) -> Iterator[tuple[list[np.ndarray], Batch]]:
+def _blocks(rows: PackedRows, *, size: int) -> Iterator[tuple[list[np.ndarray], HostBatch]]:
     """The rows of all items, `size` at a time: the items of each, and the arrays."""
     plain = dataclasses.replace(rows, columns={})
     packed = plain.fitted().rows(np.random.default_rng(0))

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from allam_jax.errors import UserError
-from allam_jax.settings import Section, entries, setting
+from allam_jax.generation.settings import EndpointSettings
+from allam_jax.settings import Section, entries, nested, setting
 
 PREFERENCE_LOSSES = ("sigmoid", "sigmoid_norm", "ipo", "robust", "simpo")
 LEARNED = ("augmented", "all", "last")
@@ -86,3 +87,32 @@ class DpoSettings(Section, name="dpo"):
         """UserError for settings that a loss does not read."""
         if self.label_smoothing and self.loss == "ipo":
             raise UserError("config.dpo.label_smoothing: ipo has none; set it to 0, or choose another loss")
+
+
+class PreferenceSettings(Section, name="preferences"):
+    """Rejected answers from a model: every prompt is answered at each point of a grid."""
+
+    input: str = setting("", "conversations, as in conversations.sources: their last replies are chosen", path="chats")
+    template: str = setting(
+        "",
+        "chat template: allam, chatml, llama2, llama3 or a .jinja file; empty: the tokenizer's",
+        path="template",
+    )
+    temperatures: tuple[float, ...] = setting((0.6, 0.8, 1.0, 1.2, 1.4), "of the grid", above=0, most=1e3)
+    top_ps: tuple[float, ...] = setting((0.9, 1.0), "nucleus values of the grid", above=0, most=1)
+    samples: int = setting(1, "answers to a prompt at each point", least=1, most=1024)
+    max_new_tokens: int = setting(512, "tokens of an answer", least=1)
+    pairs_of_prompt: int = setting(1, "pairs that a prompt gives at most", least=1)
+    most_similar: float = setting(
+        0.8, "share of word pairs from which an answer counts as equal to another", above=0, most=1
+    )
+    keep_cut: bool = setting(False, "answers that max_new_tokens cuts may be rejected sides too")
+    keep_other_script: bool = setting(False, "so may those in another script than the chosen side")
+    shard_rows: int = setting(200, "rows of a file of answers; so many are lost at most when a run is killed", least=1)
+    max_error_share: float = setting(0.1, "share of rows without answer that ends the run", least=0, most=1)
+    endpoint: EndpointSettings = nested(EndpointSettings, "a server that answers instead of init.weights")
+
+    def check(self) -> None:
+        """UserError for a grid without points."""
+        if not self.temperatures or not self.top_ps:
+            raise UserError("config.preferences: temperatures and top_ps need at least one value each")

@@ -5,13 +5,14 @@ The workdir holds samples/ (tokens and masks) and reference/ (log-probabilities)
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
-from allam_jax.alignment.packed_samples import PackedRows, items_of
+from allam_jax.alignment.packed_samples import Column, PackedRows, items_of
 from allam_jax.alignment.preference_loss import REFERENCE, Preference
 from allam_jax.alignment.preference_scores import SUITE, preference_scores, preference_watcher, tell_length_bias
 from allam_jax.alignment.reference import cached_reference, live_reference, reference_values
@@ -51,7 +52,8 @@ def _pairs(config: Settings, workdir: Path, origin: Origin, mesh: Mesh) -> Mater
     tell_length_bias(trained)
 
     # ---- the reference ----
-    columns, prepare = {}, _unchanged
+    columns: dict[str, Column] = {}
+    prepare: Callable[[Batch], Batch] = _unchanged
     if objective.has_reference and config.dpo.reference == "cached":
         every = packed(items=items_of(samples, together=2))
         compute = functools.partial(_reference_values, config, origin, objective=objective, rows=every, mesh=mesh)

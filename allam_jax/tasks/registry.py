@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from allam_jax import settings
-from allam_jax.alignment.settings import ConversationSettings, DpoSettings, SftSettings
+from allam_jax.alignment.settings import ConversationSettings, DpoSettings, PreferenceSettings, SftSettings
 from allam_jax.corpus.settings import CorpusSettings, PlantedCheckSettings, PlantedSettings, QualitySettings
 from allam_jax.data.settings import DataSettings, MixtureSettings, RowSettings
 from allam_jax.errors import UserError, nearest
@@ -47,8 +47,18 @@ class Task:
     module: str = ""  # empty: allam_jax.tasks.NAME
 
 
-_UPDATE = (LlamaConfig, ComputeOptions, ParameterSettings, MeshSettings)
-_UPDATE += (TrainSettings, OptimizerSettings, ScheduleSettings, GuardSettings, TrainableSettings, LoraSettings)
+_UPDATE = (
+    LlamaConfig,
+    ComputeOptions,
+    ParameterSettings,
+    MeshSettings,
+    TrainSettings,
+    TrainableSettings,
+    LoraSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    GuardSettings,
+)
 _STEP = (*_UPDATE, DataSettings)  # what decides the compiled training step
 _RUN = (SeedSettings, TokenizerSettings, InitSettings, EvalSettings, CheckpointSettings, MetricsSettings)
 _MODEL = (TokenizerSettings, WeightsSettings, MeshSettings, ComputeOptions)  # a finished model on devices
@@ -64,6 +74,7 @@ TASKS: dict[str, Task] = {
     "train": Task((*_RUN, *_STEP), on_devices=True),
     "sft": Task((*_RUN, *_UPDATE, RowSettings, ConversationSettings, SftSettings), on_devices=True),
     "dpo": Task((*_RUN, *_UPDATE, RowSettings, ConversationSettings, DpoSettings), on_devices=True),
+    "preferences": Task((SeedSettings, *_MODEL, PreferenceSettings, EngineSettings), on_devices=True),
     "tokenize": Task((TokenizerSettings, DataSettings), looks_at="train"),
     "mixture": Task((TokenizerSettings, DataSettings, TrainSettings, MixtureSettings), looks_at="train"),
     "plan": Task((*_STEP, PlanSettings), looks_at="train"),

@@ -81,10 +81,12 @@ def train_on(config: Settings, workdir: Path, *, material_of: MaterialOf) -> dic
 
 def _documents(config: Settings, workdir: Path, origin: Origin, mesh: Mesh) -> Material:
     """That of pre-training."""
-    given = {"tokenizer": origin.tokenizer, "mesh": mesh}
+    tokenizer = origin.tokenizer
     return Material(
-        open_loader=functools.partial(open_loader, config, **given),
-        open_evaluations=functools.partial(open_evaluations, config, model=origin.model, **given),
+        open_loader=functools.partial(open_loader, config, tokenizer=tokenizer, mesh=mesh),
+        open_evaluations=functools.partial(
+            open_evaluations, config, model=origin.model, tokenizer=tokenizer, mesh=mesh
+        ),
     )
 
 

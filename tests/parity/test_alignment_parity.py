@@ -1,5 +1,7 @@
 """SFT against transformers, preference losses against TRL, adapters against PEFT, from the same weights, in float32."""
 
+import collections
+import copy
 import json
 from types import SimpleNamespace
 
@@ -10,15 +12,19 @@ import pytest
 from llama_pair import make_pair, our_logits, torch_logits
 
 from allam_jax.alignment.packed_samples import PackedRows, items_of
-from allam_jax.alignment.preference_loss import Preference
+from allam_jax.alignment.preference_loss import REFERENCE, Preference
 from allam_jax.alignment.reference import reference_values
 from allam_jax.alignment.reply_masks import Sample
 from allam_jax.alignment.sample_cache import open_samples, write_samples
 from allam_jax.alignment.settings import DpoSettings
+from allam_jax.model.llama import LORA
 from allam_jax.model.llama_config import ComputeOptions
+from allam_jax.model.low_rank import merged, new_adapters
+from allam_jax.model.settings import LoraSettings
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.training.objective import NextToken
 from allam_jax.weights.huggingface import pieces_of
+from allam_jax.weights.peft import export_adapter
 
 pytestmark = pytest.mark.parity
 

@@ -27,6 +27,7 @@ TASKS = {
     "continued": "train",
     "tuned": "sft",
     "preferred": "dpo",
+    "sampled": "preferences",
     "generated": "generate",
     "averaged": "merge",
     "exported": "export",

@@ -89,6 +89,9 @@ def config_of(task: str, root: str) -> ConfigDict:
             config.conversations.update(template="llama2", epochs=1.0)
             config.data.update(seq_len=32, batch_size=4)
             config.metrics.tensorboard = False
+        case "preferences":
+            config.preferences.update(input=f"{root}/text/chats.jsonl", template="llama2", max_new_tokens=3)
+            config.preferences.update(temperatures=(1.0,), top_ps=(1.0,), keep_cut=True)
         case "expand":
             config.tokenizer = f"{stages}/merged"
         case "generate":

@@ -16,6 +16,7 @@ from allam_jax.errors import UserError
 from allam_jax.tasks import runner
 from allam_jax.training.load import load_model, open_stored
 from allam_jax.training.stored_checkpoints import list_steps
+from configs import base
 
 CONFIG = ROOT / "tests" / "tasks" / "tiny_chats.py"
 
@@ -125,3 +126,24 @@ def test_what_cannot_be_done_is_said(root, tmp_path):
     config = config_of(root, "sft", conversations={"template": "nothing"})
     with pytest.raises(UserError, match="chat template 'nothing'"):
         runner.run(config, workdir=tmp_path / "c")
+
+
+def test_sampled_preferences_go_on_where_they_were_killed_and_are_read_by_dpo(root, tmp_path):
+    config = base.get_config("preferences")
+    config.init.weights = f"{root}/model"
+    config.engine.update(slots=4, burst=4, capacity=128)
+    config.preferences.update(input=f"{root}/en.jsonl", max_new_tokens=6, shard_rows=4, keep_cut=True)
+    config.preferences.update(temperatures=(0.7, 1.3), top_ps=(0.9,), keep_other_script=True, pairs_of_prompt=2)
+    report = runner.run(config, workdir=tmp_path / "pairs")
+    assert (report["rows"], report["answered"]) == (12, 12)
+    pairs = [json.loads(line) for line in (tmp_path / "pairs" / "pairs.jsonl").read_text().splitlines()]
+    assert report["pairs"] == len(pairs) > 6
+    assert len(pairs) + sum(report["left_out"].values()) == 24
+    assert {pair["provenance"]["temperature"] for pair in pairs} == {0.7, 1.3}
+    content = (tmp_path / "pairs" / "pairs.jsonl").read_bytes()
+    (tmp_path / "pairs" / "answers" / "00002.jsonl").unlink()  # as if it had been killed before the last shard
+    assert runner.run(config, workdir=tmp_path / "pairs") == report
+    assert (tmp_path / "pairs" / "pairs.jsonl").read_bytes() == content
+    given = config_of(root, "dpo", conversations={"epochs": 1.0, "held_out_share": 0.0})
+    given.conversations.sources.pairs.path = str(tmp_path / "pairs" / "pairs.jsonl")
+    runner.run(given, workdir=tmp_path / "dpo")
