@@ -58,14 +58,11 @@ class Masker:
         ends = ends if learned == "augmented" else ends[-1:]
         return _sorted_out([self._sample(messages[:end], first=_of_last_turn(messages[:end])) for end in ends])
 
-    def pair(self, pair: Pair) -> tuple[Sample, Sample]:
-        """Chosen and rejected, with what they do not share learned; BadRow if a side is longer than a row."""
+    def pair(self, pair: Pair) -> tuple[list[Sample], list[str]]:
+        """Chosen and rejected, with what they do not share learned; or neither, and the reason. BadRow as above."""
         first = number_of_replies(pair.chosen[: pair.shared]) + 1
-        sides = [self._sample(side, first=first) for side in (pair.chosen, pair.rejected)]
-        for side in sides:
-            if isinstance(side, str):
-                raise BadRow(side)
-        return sides[0], sides[1]  # type: ignore[return-value]
+        sides, left_out = _sorted_out([self._sample(side, first=first) for side in (pair.chosen, pair.rejected)])
+        return ([], left_out[:1]) if left_out else (sides, [])
 
     def _sample(self, messages: Messages, *, first: int) -> Sample | str:
         """The sample with the replies from number `first` on learned, or why there is none."""

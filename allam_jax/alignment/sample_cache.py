@@ -84,7 +84,7 @@ def pairs(masker: Masker) -> Maker:
 
     def make(record: Mapping[str, Any]) -> tuple[Any, list[Sample], list[str]]:
         pair = pair_of(record)
-        return pair.chosen[: pair.shared], list(masker.pair(pair)), []
+        return pair.chosen[: pair.shared], *masker.pair(pair)
 
     return make
 

@@ -20,6 +20,7 @@ from allam_jax.alignment.sample_cache import pairs
 from allam_jax.alignment.settings import DpoSettings
 from allam_jax.config import require
 from allam_jax.model.llama import Params
+from allam_jax.parallel.distributed import broadcast, is_main_process
 from allam_jax.settings import Settings, as_dict
 from allam_jax.tasks.inputs_of_task import inputs_of_settings
 from allam_jax.tasks.open_samples import as_context, make_samples, packed_loader, steps_of
@@ -58,7 +59,10 @@ def _pairs(config: Settings, workdir: Path, origin: Origin, mesh: Mesh) -> Mater
         every = packed(items=items_of(samples, together=2))
         compute = functools.partial(_reference_values, config, origin, objective=objective, rows=every, mesh=mesh)
         columns[REFERENCE] = cached_reference(
-            workdir / REFERENCE_FOLDER, identity=_identity(config), samples=samples, compute=compute
+            workdir / REFERENCE_FOLDER,
+            identity=broadcast(_identity(config) if is_main_process() else None),  # hashes all weights
+            samples=samples,
+            compute=compute,
         )
     elif objective.has_reference:
         prepare = live_reference(_weights(config, mesh), objective=objective, mesh=mesh)

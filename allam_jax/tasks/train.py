@@ -144,7 +144,7 @@ def _write_adapter(config: Settings, workdir: Path, session: Session) -> None:
     whole = NamedSharding(session.mesh, PartitionSpec())
     tables = {name for name in ("embedding", "head") if name in config.trainable.parameters}
     kept = {name: value for name, value in session.state.params.items() if name == LORA or name in tables}
-    params = jax.tree.map(lambda array: jax.device_put(array, whole), kept)
+    params = jax.jit(lambda params: params, out_shardings=whole)(kept)
     if is_main_process():
         export_adapter(
             workdir / ADAPTER_FOLDER,

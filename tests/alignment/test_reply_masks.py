@@ -217,10 +217,9 @@ def test_what_is_longer_than_a_row():
         assert masker(seq_len=4, too_long=policy).samples(messages(ENGLISH), learned="last")[1] == ["longer than a row"]
 
 
-def test_a_pair_that_does_not_fit_is_refused_whole():
+def test_a_pair_that_does_not_fit_is_left_out_whole():
     pair = pair_of({"prompt": "ما عاصمة مصر؟", "chosen": "القاهرة.", "rejected": "Muscat " * 40})
-    with pytest.raises(BadRow, match="longer than a row"):
-        masker(seq_len=64, too_long="skip").pair(pair)
+    assert masker(seq_len=64, too_long="skip").pair(pair) == ([], ["longer than a row"])
 
 
 def test_of_a_pair_the_answers_are_learned_and_their_shared_beginning_is_not():
@@ -228,7 +227,7 @@ def test_of_a_pair_the_answers_are_learned_and_their_shared_beginning_is_not():
     record = {"chosen": [*shared, {"role": "مساعد", "content": "مسقط."}]}
     record["rejected"] = [*shared, {"from": "المساعد", "value": "Cairo."}]
     for marked in (True, False):
-        chosen, rejected = masker(marked=marked).pair(pair_of(record))
+        (chosen, rejected), _ = masker(marked=marked).pair(pair_of(record))
         tokenizer = sentencepiece_tokenizer()
         assert [learned_text(side, tokenizer) for side in (chosen, rejected)] == ["مسقط.<|im_end|>", "Cairo.<|im_end|>"]
 
