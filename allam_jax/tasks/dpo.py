@@ -17,7 +17,6 @@ from allam_jax.alignment.preference_loss import REFERENCE, Preference
 from allam_jax.alignment.preference_scores import SUITE, preference_scores, preference_watcher, tell_length_bias
 from allam_jax.alignment.reference import cached_reference, live_reference, reference_values
 from allam_jax.alignment.sample_cache import pairs
-from allam_jax.alignment.settings import DpoSettings
 from allam_jax.config import require
 from allam_jax.model.llama import Params
 from allam_jax.parallel.distributed import broadcast, is_main_process
@@ -48,8 +47,13 @@ def _pairs(config: Settings, workdir: Path, origin: Origin, mesh: Mesh) -> Mater
     )
     trained, held_out = (packed(items=items_of(samples, held_out=which, together=2)) for which in (False, True))
     most_pairs = max(rows.fitted().most_items for rows in (trained, held_out) if len(rows.items))
-    objective_of = functools.partial(_objective, settings=config.dpo, most_pairs=most_pairs)
-    objective = _objective_of_config(config, origin, most_pairs=most_pairs)
+    objective = Preference(
+        model=origin.model,
+        options=config.compute,
+        settings=config.dpo,
+        most_pairs=most_pairs,
+        num_chunks=config.train.loss_chunks,
+    )
     tell_length_bias(trained)
 
     # ---- the reference ----
@@ -84,27 +88,15 @@ def _pairs(config: Settings, workdir: Path, origin: Origin, mesh: Mesh) -> Mater
         open_evaluations=evaluations,
         steps=steps_of(config, loader),
         num_sources=len(samples.sources),
-        objective=objective_of,
+        objective=functools.partial(_as_computed_in, objective=objective),
         prepare=prepare,
         watchers=[preference_watcher(config.dpo)],
     )
 
 
-def _objective(run: RunDescription, *, settings: DpoSettings, most_pairs: int) -> Preference:
-    return Preference(
-        model=run.model, options=run.options, settings=settings, most_pairs=most_pairs, num_chunks=run.loss_chunks
-    )
-
-
-def _objective_of_config(config: Settings, origin: Origin, *, most_pairs: int) -> Preference:
-    """The same objective before there is a description of the run, for the reference and for held-out pairs."""
-    return Preference(
-        model=origin.model,
-        options=config.compute,
-        settings=config.dpo,
-        most_pairs=most_pairs,
-        num_chunks=config.train.loss_chunks,
-    )
+def _as_computed_in(run: RunDescription, *, objective: Preference) -> Preference:
+    """The objective for a run that is laid out or computed otherwise."""
+    return dataclasses.replace(objective, model=run.model, options=run.options, num_chunks=run.loss_chunks)
 
 
 def _unchanged(batch: Batch) -> Batch:
