@@ -13,7 +13,13 @@ from allam_jax.alignment.packed_samples import PackedRows, items_of
 from allam_jax.alignment.sample_cache import conversations, open_samples, pairs, write_samples
 from allam_jax.model.llama import init_params
 from allam_jax.model.llama_config import ComputeOptions
+from allam_jax.parallel.distributed import global_batch_array
+from allam_jax.parallel.mesh import make_mesh
 from allam_jax.training.objective import NextToken
+from allam_jax.training.optimizer import make_optimizer
+from allam_jax.training.settings import GuardSettings, OptimizerSettings
+from allam_jax.training.state import abstract_state, start_state
+from allam_jax.training.step import make_train_step
 
 CONFIG = dataclasses.replace(TINY, vocab_size=sentencepiece_tokenizer().vocab_size, max_position=512)
 
@@ -105,6 +111,20 @@ def loss_and_gradient(objective, batch):
     """The mean loss of a batch, its metrics and the gradient."""
     (value, metrics), gradient = _graded(objective)(params(), batch)
     return float(value), metrics, gradient
+
+
+def step_on(objective, batch, *, sizes, accumulation):
+    """The loss and the gradient of one training step on a mesh."""
+    mesh = make_mesh(dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)), devices=jax.devices()[: np.prod(sizes)])
+    optimizer = make_optimizer(OptimizerSettings(b1=0.9, clip_norm=0), schedule=lambda step: 0, guard=GuardSettings())
+    abstract = abstract_state(CONFIG, optimizer=optimizer, mesh=mesh)
+    placed = jax.tree.map(lambda p, a: jax.device_put(np.asarray(p), a.sharding), params(), abstract.params)
+    state = start_state(placed, abstract=abstract, optimizer=optimizer, seed=0)
+    step = make_train_step(
+        objective, optimizer=optimizer, abstract=abstract, num_sources=1, accumulation=accumulation
+    )
+    state, metrics = step(state, global_batch_array(batch, mesh=mesh, global_batch=len(batch["tokens"])))
+    return float(metrics["loss"]), jax.tree.map(lambda m: np.asarray(m) / 0.1, state.optimizer.mu)
 
 
 def next_token():

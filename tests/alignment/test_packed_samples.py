@@ -15,6 +15,7 @@ from packed_chats import (
     packed,
     params,
     samples_of,
+    step_on,
     used_rows,
     written,
 )
@@ -26,12 +27,7 @@ from allam_jax.alignment.sample_cache import conversations, open_samples
 from allam_jax.errors import UserError
 from allam_jax.evaluation.bits_per_byte import nll_function
 from allam_jax.model.llama_config import ComputeOptions
-from allam_jax.parallel.distributed import global_batch_array
 from allam_jax.parallel.mesh import make_mesh
-from allam_jax.training.optimizer import make_optimizer
-from allam_jax.training.settings import GuardSettings, OptimizerSettings
-from allam_jax.training.state import abstract_state, start_state
-from allam_jax.training.step import make_train_step
 
 
 @pytest.mark.parametrize("by_sample", [False, True])
@@ -67,30 +63,15 @@ def test_the_average_over_samples_weighs_every_sample_alike(tmp_path):
             np.testing.assert_allclose(weights_T[segments_T == segment].sum(), 1, rtol=1e-6)
 
 
-def step_on(batch, *, sizes, accumulation):
-    """The loss and the gradient of one training step."""
-    mesh = make_mesh(dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)), devices=jax.devices()[: np.prod(sizes)])
-    optimizer = make_optimizer(OptimizerSettings(b1=0.9, clip_norm=0), schedule=lambda step: 0, guard=GuardSettings())
-    abstract = abstract_state(CONFIG, optimizer=optimizer, mesh=mesh)
-    placed = jax.tree.map(lambda p, a: jax.device_put(np.asarray(p), a.sharding), params(), abstract.params)
-    state = start_state(placed, abstract=abstract, optimizer=optimizer, seed=0)
-    step = make_train_step(
-        next_token(), optimizer=optimizer, abstract=abstract, num_sources=1, accumulation=accumulation
-    )
-    rows = len(batch["tokens"])
-    state, metrics = step(state, global_batch_array(batch, mesh=mesh, global_batch=rows))
-    return float(metrics["loss"]), jax.tree.map(lambda m: np.asarray(m) / 0.1, state.optimizer.mu)
-
-
 @pytest.mark.long
 def test_uneven_weights_give_the_same_step_accumulated_and_on_eight_devices(tmp_path):
     rows = packed(samples_of(tmp_path / "last", learned="last", count=16), packed=False)
     batch = all_rows(rows)
     learned = np.sum(batch["loss_weights"], axis=1)
     assert learned.max() > 3 * learned.min()
-    loss, gradient = step_on(batch, sizes=(1, 1, 1), accumulation=1)
+    loss, gradient = step_on(next_token(), batch, sizes=(1, 1, 1), accumulation=1)
     for sizes, accumulation in (((1, 1, 1), 4), ((2, 2, 2), 1)):
-        other_loss, other = step_on(batch, sizes=sizes, accumulation=accumulation)
+        other_loss, other = step_on(next_token(), batch, sizes=sizes, accumulation=accumulation)
         np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
         assert_close(other, gradient, rtol=2e-5)
 

@@ -8,7 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from llama_pair import our_logits
-from packed_chats import CONFIG, all_rows, assert_close, loss_and_gradient, packed, pair_samples, params, used_rows
+from packed_chats import (
+    CONFIG,
+    all_rows,
+    assert_close,
+    loss_and_gradient,
+    packed,
+    pair_samples,
+    params,
+    step_on,
+    used_rows,
+)
 from small_chats import sentencepiece_tokenizer
 
 from allam_jax.alignment.preference_loss import REFERENCE, Preference, Sides, pair_losses
@@ -144,6 +154,17 @@ def test_the_loss_of_packed_pairs_is_that_of_every_pair_alone(tmp_path, name):
 
 def test_all_losses_are_tested():
     assert set(SETTINGS) == set(PREFERENCE_LOSSES)
+
+
+@pytest.mark.long
+def test_uneven_numbers_of_pairs_give_the_same_step_accumulated_and_on_eight_devices(tmp_path):
+    rows = with_reference(packed(pair_samples(tmp_path / "pairs", repeats=2), together=2))
+    batch = all_rows(rows)  # some rows have several pairs, some one, and some none
+    loss, gradient = step_on(objective(SETTINGS["sigmoid"]), batch, sizes=(1, 1, 1), accumulation=1)
+    for sizes, accumulation in (((1, 1, 1), 4), ((2, 2, 2), 1)):
+        other_loss, other = step_on(objective(SETTINGS["sigmoid"]), batch, sizes=sizes, accumulation=accumulation)
+        np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
+        assert_close(other, gradient, rtol=5e-5)
 
 
 def test_the_first_step_has_margin_zero_and_loss_ln_2(tmp_path):
