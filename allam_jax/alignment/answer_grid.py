@@ -51,7 +51,9 @@ class GridBackend:
         """See `over_rows.Backend`; a row that one point cannot answer has no answer."""
         prompts = iter(prompts)
         while block := list(itertools.islice(prompts, _AHEAD)):
-            for found in zip(*(backend.answers(iter(block)) for backend in self._backends), strict=True):
+            # One point after another, because they may share an engine.
+            by_point = [list(backend.answers(iter(block))) for backend in self._backends]
+            for found in zip(*by_point, strict=True):
                 failed = next((answer for answer in found if answer.error), None)
                 choices = tuple(choice for answer in found for choice in answer.choices)
                 yield failed or RowAnswer(choices, found[0].prompt_tokens)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from allam_jax.alignment.packed_samples import Column, PackedRows, items_of
 from allam_jax.alignment.preference_loss import REFERENCE, Preference
 from allam_jax.alignment.preference_scores import SUITE, preference_scores, preference_watcher, tell_length_bias
-from allam_jax.alignment.reference import cached_reference, live_reference, reference_values
+from allam_jax.alignment.reference_cache import cached_reference, live_reference, reference_values
 from allam_jax.alignment.sample_cache import pairs
 from allam_jax.config import require
 from allam_jax.model.llama import Params

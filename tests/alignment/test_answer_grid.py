@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import itertools
+from typing import ClassVar
 
 import pytest
 
@@ -20,20 +21,24 @@ ARABIC = "عاصمة مصر هي القاهرة وليست غيرها"
 
 @dataclasses.dataclass
 class Echo:
-    """Answers with its name and the row; cannot answer some rows."""
+    """Answers with its name and the row; cannot answer some rows. Only one may be under way, as with one engine."""
 
     name: str
     fails: tuple[int, ...] = ()
+    busy: ClassVar[set[str]] = set()
 
     def describe(self):
         return {"name": self.name}
 
     def answers(self, prompts):
+        assert not self.busy
+        self.busy.add(self.name)
         for prompt in prompts:
             if prompt.row in self.fails:
                 yield RowAnswer(error="no")
             else:
                 yield RowAnswer((Choice(f"{self.name}{prompt.row}", "stop", 1),), 3)
+        self.busy.remove(self.name)
 
 
 def test_every_point_answers_every_prompt_and_order_is_kept():

@@ -23,7 +23,7 @@ from small_chats import sentencepiece_tokenizer
 
 from allam_jax.alignment.preference_loss import REFERENCE, Preference, Sides, pair_losses
 from allam_jax.alignment.preference_scores import preference_scores, preference_watcher, tell_length_bias
-from allam_jax.alignment.reference import cached_reference, live_reference, reference_values
+from allam_jax.alignment.reference_cache import cached_reference, live_reference, reference_values
 from allam_jax.alignment.settings import PREFERENCE_LOSSES, DpoSettings
 from allam_jax.errors import UserError
 from allam_jax.model.llama_config import ComputeOptions

@@ -13,7 +13,7 @@ from llama_pair import make_pair, our_logits, torch_logits
 
 from allam_jax.alignment.packed_samples import PackedRows, items_of
 from allam_jax.alignment.preference_loss import REFERENCE, Preference
-from allam_jax.alignment.reference import reference_values
+from allam_jax.alignment.reference_cache import reference_values
 from allam_jax.alignment.reply_masks import Sample
 from allam_jax.alignment.sample_cache import open_samples, write_samples
 from allam_jax.alignment.settings import DpoSettings
