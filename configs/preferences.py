@@ -1,6 +1,6 @@
 """Pairs for configs/dpo.py: ten answers of a model to every prompt, over a grid of temperatures and nucleus values.
 
-    python run.py --config configs/preferences.py --config.init.weights=DIR --config.preferences.input=FILES
+python run.py --config configs/preferences.py --config.init.weights=DIR --config.preferences.input=FILES
 """
 
 from ml_collections import ConfigDict

@@ -71,7 +71,11 @@ def asked_of(number: int, record: Mapping[str, Any] | str) -> Prompt:
 
 
 def pairs_of(
-    answered: Mapping[str, Any], *, settings: PreferenceSettings, points: Sequence[Mapping[str, Any]], left_out: collections.Counter[str]
+    answered: Mapping[str, Any],
+    *,
+    settings: PreferenceSettings,
+    points: Sequence[Mapping[str, Any]],
+    left_out: collections.Counter[str],
 ) -> Iterator[dict[str, Any]]:
     """Pairs of the conversation's own reply and answers of the model, with where each answer comes from.
 
@@ -100,9 +104,7 @@ def pairs_of(
             return
 
 
-def _unfit(
-    text: str, finish_reason: str, *, chosen: str, others: Sequence[str], settings: PreferenceSettings
-) -> str:
+def _unfit(text: str, finish_reason: str, *, chosen: str, others: Sequence[str], settings: PreferenceSettings) -> str:
     """Why an answer cannot be the rejected side; empty if it can."""
     if not text:
         return "empty"

@@ -78,8 +78,8 @@ def preference_watcher(settings: DpoSettings) -> Watcher:
             )
         if settings.max_kl and row.get("kl", 0.0) > settings.max_kl:
             raise UserError(
-                f"step {row['step']}: kl is {row['kl']:.3g} nats per token, above dpo.max_kl = {settings.max_kl:g}; take "
-                "an earlier checkpoint, lower the learning rate, or raise dpo.beta"
+                f"step {row['step']}: kl is {row['kl']:.3g} nats per token, above dpo.max_kl = {settings.max_kl:g}; "
+                "take an earlier checkpoint, lower the learning rate, or raise dpo.beta"
             )
 
     return watch

@@ -62,6 +62,8 @@ class Masker:
         """Chosen and rejected, with what they do not share learned; or neither, and the reason. BadRow as above."""
         first = number_of_replies(pair.chosen[: pair.shared]) + 1
         sides, left_out = _sorted_out([self._sample(side, first=first) for side in (pair.chosen, pair.rejected)])
+        if not left_out and sum(len(side) - 1 for side in sides) >= self._most:
+            left_out = [f"{TOO_LONG}, in which both sides must fit"]
         return ([], left_out[:1]) if left_out else (sides, [])
 
     def _sample(self, messages: Messages, *, first: int) -> Sample | str:

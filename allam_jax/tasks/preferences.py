@@ -21,7 +21,7 @@ from allam_jax.generation.engine_backend import EngineBackend
 from allam_jax.generation.over_rows import Backend, over_rows, read_answers
 from allam_jax.generation.requests import Sampling
 from allam_jax.generation.rows import Prompt
-from allam_jax.parallel.distributed import barrier, is_main_process, broadcast
+from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
 from allam_jax.settings import Settings, as_dict
 from allam_jax.tasks.inputs_of_task import inputs_of_settings
 from allam_jax.tasks.setup import open_engine, open_mesh, open_model

@@ -120,9 +120,7 @@ def step_on(objective, batch, *, sizes, accumulation):
     abstract = abstract_state(CONFIG, optimizer=optimizer, mesh=mesh)
     placed = jax.tree.map(lambda p, a: jax.device_put(np.asarray(p), a.sharding), params(), abstract.params)
     state = start_state(placed, abstract=abstract, optimizer=optimizer, seed=0)
-    step = make_train_step(
-        objective, optimizer=optimizer, abstract=abstract, num_sources=1, accumulation=accumulation
-    )
+    step = make_train_step(objective, optimizer=optimizer, abstract=abstract, num_sources=1, accumulation=accumulation)
     state, metrics = step(state, global_batch_array(batch, mesh=mesh, global_batch=len(batch["tokens"])))
     return float(metrics["loss"]), jax.tree.map(lambda m: np.asarray(m) / 0.1, state.optimizer.mu)
 

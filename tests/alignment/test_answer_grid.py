@@ -122,7 +122,7 @@ def test_pairs_say_where_they_come_from_and_are_pairs_for_dpo():
 
 def test_similarity_is_jaccard_on_pairs_of_words():
     assert similarity("a b c", "A, b c.") == similarity("قَالَ", "قال") == 1
-    one, other = "a b c d".split(), "a b c e".split()
+    one, other = ["a", "b", "c", "d"], ["a", "b", "c", "e"]
     pairs = [set(itertools.pairwise(["", *words])) for words in (one, other)]
     expected = len(pairs[0] & pairs[1]) / len(pairs[0] | pairs[1])
     assert similarity(" ".join(one), " ".join(other)) == pytest.approx(expected) == pytest.approx(3 / 5)

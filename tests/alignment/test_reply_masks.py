@@ -220,6 +220,9 @@ def test_what_is_longer_than_a_row():
 def test_a_pair_that_does_not_fit_is_left_out_whole():
     pair = pair_of({"prompt": "ما عاصمة مصر؟", "chosen": "القاهرة.", "rejected": "Muscat " * 40})
     assert masker(seq_len=64, too_long="skip").pair(pair) == ([], ["longer than a row"])
+    sides = [len(side) - 1 for side in masker(seq_len=512).pair(pair)[0]]
+    assert len(masker(seq_len=sum(sides)).pair(pair)[0]) == 2
+    assert masker(seq_len=sum(sides) - 1).pair(pair) == ([], ["longer than a row, in which both sides must fit"])
 
 
 def test_of_a_pair_the_answers_are_learned_and_their_shared_beginning_is_not():

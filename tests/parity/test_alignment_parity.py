@@ -212,9 +212,7 @@ def test_preference_losses_rewards_and_gradients_are_those_of_trl(pair, tmp_path
     expected.backward()
 
     scaled = jax.tree.map(lambda p: p * np.float32(0.95), pair.params)
-    objective = Preference(
-        model=pair.config, options=ComputeOptions(), settings=settings, most_pairs=6, num_chunks=2
-    )
+    objective = Preference(model=pair.config, options=ComputeOptions(), settings=settings, most_pairs=6, num_chunks=2)
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, devices=jax.devices()[:1])
     rows = PackedRows(samples=found, items=items_of(found, together=2), seq_len=64)
     values = reference_values(scaled, objective=objective, rows=rows, mesh=mesh, batch_size=2)

@@ -144,6 +144,6 @@ def test_sampled_preferences_go_on_where_they_were_killed_and_are_read_by_dpo(ro
     (tmp_path / "pairs" / "answers" / "00002.jsonl").unlink()  # as if it had been killed before the last shard
     assert runner.run(config, workdir=tmp_path / "pairs") == report
     assert (tmp_path / "pairs" / "pairs.jsonl").read_bytes() == content
-    given = config_of(root, "dpo", conversations={"epochs": 1.0, "held_out_share": 0.0})
+    given = config_of(root, "dpo", conversations={"epochs": 1.0, "held_out_share": 0.0}, data={"seq_len": 192})
     given.conversations.sources.pairs.path = str(tmp_path / "pairs" / "pairs.jsonl")
     runner.run(given, workdir=tmp_path / "dpo")
