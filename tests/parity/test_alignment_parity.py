@@ -197,7 +197,13 @@ LOSSES = [
 ]
 
 
-@pytest.mark.parametrize("settings", LOSSES, ids=lambda settings: settings.loss)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(each, marks=[] if each.loss in ("sigmoid", "ipo") else pytest.mark.long, id=each.loss)
+        for each in LOSSES
+    ],
+)
 def test_preference_losses_rewards_and_gradients_are_those_of_trl(pair, tmp_path, settings):
     found = samples(tmp_path, together=2)
     reference = copy.deepcopy(pair.torch_model)
@@ -231,7 +237,7 @@ def test_preference_losses_rewards_and_gradients_are_those_of_trl(pair, tmp_path
     assert_gradients(gradient, pair.torch_model, pair.config)
 
 
-@pytest.mark.parametrize("tables", [False, True])
+@pytest.mark.parametrize("tables", [pytest.param(False, marks=pytest.mark.long), True])
 def test_adapters_load_in_peft_and_give_the_same_logits(tmp_path, tables):
     import peft
     import torch
