@@ -102,6 +102,12 @@ def _texts(path: Path, owner: Any) -> list[Path]:
     return _files(path, owner) if (path / DATASET_FILE).is_file() else find_files(str(path)).files
 
 
+def _chats(path: Path, owner: Any) -> list[Path]:
+    from allam_jax.alignment.chat_files import chat_files  # here, because it imports pyarrow
+
+    return chat_files(str(path))
+
+
 def _tokenizer(path: Path, owner: Any) -> list[Path]:
     from allam_jax.tokenizer.tokenizer_files import MODEL_FILES, MORE_TEMPLATES, TOKENIZER_FILES
 
@@ -133,6 +139,7 @@ def _nothing(path: Path, owner: Any) -> list[Path]:
 _LISTED: dict[str, Callable[[Path, Any], list[Path]]] = {
     "files": _files,
     "texts": _texts,
+    "chats": _chats,
     "tokenizer": _tokenizer,
     "model": _model,
     "template": _template,
