@@ -13,7 +13,13 @@ from allam_jax import settings
 from allam_jax.corpus.settings import CorpusSettings, PlantedCheckSettings, PlantedSettings, QualitySettings
 from allam_jax.data.settings import DataSettings, MixtureSettings
 from allam_jax.errors import UserError, nearest
-from allam_jax.evaluation.settings import EvalSettings
+from allam_jax.evaluation.settings import (
+    ArenaSettings,
+    EvalSettings,
+    HarnessSettings,
+    JudgeSettings,
+    LikelihoodSettings,
+)
 from allam_jax.generation.settings import ChatSettings, EngineSettings, GenerateSettings, ServeSettings
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
 from allam_jax.model.settings import ExpandSettings
@@ -75,6 +81,9 @@ TASKS: dict[str, Task] = {
     "plan": Task((*_STEP, PlanSettings), looks_at="train"),
     "expand": Task((SeedSettings, *_MODEL, ExpandSettings, EvalSettings), on_devices=True),
     "evaluate": Task((*_MODEL, EvalSettings), on_devices=True),
+    "harness": Task((SeedSettings, *_MODEL, HarnessSettings, LikelihoodSettings, EngineSettings), on_devices=True),
+    "judge": Task((SeedSettings, JudgeSettings)),
+    "arena": Task((SeedSettings, ArenaSettings)),
     "generate": Task((SeedSettings, *_MODEL, GenerateSettings, EngineSettings), on_devices=True),
     "chat": Task((SeedSettings, *_MODEL, ChatSettings, EngineSettings), on_devices=True),
     "serve": Task((*_MODEL, ServeSettings, EngineSettings), on_devices=True),
