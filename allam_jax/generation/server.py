@@ -106,6 +106,20 @@ def serve(app: Starlette, *, sock: socket.socket, drain_seconds: float) -> None:
         server.run(sockets=[sock])
 
 
+def page_headers(page: str) -> dict[str, str]:
+    """Headers with which a browser runs a page's own script and style, and nothing that comes into it."""
+    policy = ["default-src 'none'; connect-src 'self'; base-uri 'none'; form-action 'none'; img-src data:"]
+    for kind, tag in (("script", "script"), ("style", "style")):
+        (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        policy.append(f"{kind}-src 'sha256-{digest}'")
+    return {
+        "Content-Security-Policy": "; ".join(policy),
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+    }
+
+
 class _Draining(StopRequest):
     """Signals that end the server when its answers have ended, or at once when they come again."""
 
@@ -128,16 +142,7 @@ class _Server:
         self.engine, self.model, self.settings, self.key = engine, model, settings, key
         self.metrics = _Metrics(engine)
         self._page = _PAGE.read_text(encoding="utf-8")
-        policy = ["default-src 'none'; connect-src 'self'; base-uri 'none'; form-action 'none'; img-src data:"]
-        for kind, tag in (("script", "script"), ("style", "style")):  # the page's own, and nothing that comes into it
-            (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", self._page, re.DOTALL)
-            digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-            policy.append(f"{kind}-src 'sha256-{digest}'")
-        self._page_headers = {
-            "Content-Security-Policy": "; ".join(policy),
-            "X-Content-Type-Options": "nosniff",
-            "Referrer-Policy": "no-referrer",
-        }
+        self._page_headers = page_headers(self._page)
 
     async def models(self, request: HttpRequest) -> Response:
         """`GET /v1/models`, and one by its name."""
