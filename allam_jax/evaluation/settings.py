@@ -72,6 +72,12 @@ class HarnessSettings(Section, name="harness"):
                 raise UserError(f"config.harness.suites.{name}: expected a name of letters, digits, _ and -")
 
 
+class JudgeSamplingSettings(SamplingSettings):
+    """How a judge answers."""
+
+    max_new_tokens: int = setting(2048, "tokens of a judgment", least=1)
+
+
 class JudgeSettings(Section, name="judge"):
     """A judge that grades answers, as MT-bench does."""
 
@@ -86,9 +92,10 @@ class JudgeSettings(Section, name="judge"):
     reference_categories: tuple[str, ...] = setting(
         ("math", "reasoning", "coding", "arena-hard-200"), "categories whose judge sees the reference answer"
     )
-    sampling: SamplingSettings = nested(SamplingSettings, "how the judge answers")
+    sampling: SamplingSettings = nested(JudgeSamplingSettings, "how the judge answers")
     endpoint: EndpointSettings = nested(EndpointSettings, "the judge")
     shard_rows: int = setting(20, "judgments of a file; so many are lost at most when a run is killed", least=1)
+    other: str = setting("", "workdir of another judge of the same answers, to compare with", path="files")
     dry_run: bool = setting(False, "only count requests and their tokens")
     price: float = setting(0.0, "of a million tokens of prompts, for the report", least=0)
     price_answers: float = setting(0.0, "of a million tokens of judgments", least=0)

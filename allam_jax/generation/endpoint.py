@@ -41,9 +41,12 @@ _LARGEST_COUNT = 1 << 53
 
 
 class EndpointBackend:
-    """Asks `settings.url`. UserError if it is no URL, or the key is not in the environment."""
+    """Asks `settings.url`. UserError if it is no URL, or the key is not in the environment.
 
-    def __init__(self, settings: EndpointSettings, *, sampling: Sampling):
+    `section` of the config holds the settings, for errors.
+    """
+
+    def __init__(self, settings: EndpointSettings, *, sampling: Sampling, section: str = "generate"):
         import httpx  # here, because most tasks need it not
 
         self._settings, self._sampling = settings, sampling
@@ -51,7 +54,7 @@ class EndpointBackend:
         if settings.key_variable and not self._key:
             raise UserError(
                 f"the environment has no {settings.key_variable}, where the endpoint's key is expected; set it, or set "
-                "generate.endpoint.key_variable to the name of another variable (empty for no key)"
+                f"{section}.endpoint.key_variable to the name of another variable (empty for no key)"
             )
         if not (self._key.isascii() and self._key.isprintable()):
             raise UserError(f"{settings.key_variable} in the environment: a key is one line of ASCII characters")
@@ -60,7 +63,7 @@ class EndpointBackend:
         except httpx.InvalidURL:
             valid = False
         if not valid:
-            raise UserError(f"generate.endpoint.url = {settings.url!r}: expected http://... or https://..., up to /v1")
+            raise UserError(f"{section}.endpoint.url = {settings.url!r}: expected http://... or https://..., up to /v1")
         self._stop = threading.Event()
         self._pace = _Pace(settings.requests_per_minute, stop=self._stop)
 

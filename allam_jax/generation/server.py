@@ -68,18 +68,18 @@ def make_app(engine: EngineThread, *, model: Model, settings: ServeSettings, key
     )
 
 
-def listen(settings: ServeSettings) -> socket.socket:
-    """A socket at the configured address; UserError if it cannot be had."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+def listen(host: str, port: int, *, section: str) -> socket.socket:
+    """A socket at the address that a section of the config states; UserError if it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # also right after a server that was killed
     try:
-        sock.bind((settings.host, settings.port))
+        sock.bind((host, port))
     except OSError as error:  # a name that cannot be resolved is one too
         sock.close()
         said = (error.strerror or str(error)).lower()
         raise UserError(
-            f"serve.host = {settings.host!r}, serve.port = {settings.port}: {said}; choose another address or port"
+            f"{section}.host = {host!r}, {section}.port = {port}: {said}; choose another address or port"
         ) from None
     return sock
 

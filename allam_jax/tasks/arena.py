@@ -22,7 +22,6 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         from allam_jax.evaluation import arena_report
         from allam_jax.evaluation.arena_server import make_app
         from allam_jax.generation.server import listen, serve
-        from allam_jax.generation.settings import ServeSettings
 
         import evalica  # noqa: F401  # now, and not after the last vote
     except ImportError as error:
@@ -33,7 +32,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         if options.serve:
             rule = Rule(options.raters, options.more_raters)
             app = make_app(Assignment(pairs, log, rule=rule, seed=config.seed), options)
-            with listen(ServeSettings(host=options.host, port=options.port)) as sock:
+            with listen(options.host, options.port, section="arena") as sock:
                 host, port = sock.getsockname()[:2]
                 logging.info("the arena is at http://%s:%d", f"[{host}]" if ":" in host else host, port)
                 serve(app, sock=sock, drain_seconds=_DRAIN_SECONDS)

@@ -27,7 +27,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     key = os.environ.get(options.key_variable, "") if options.key_variable else ""
     if options.key_variable and not key:
         raise UserError(f"config.serve.key_variable: the environment has no {options.key_variable}; set it to the key")
-    with listen(options) as sock:
+    with listen(options.host, options.port, section="serve") as sock:
         mesh = open_mesh(config)
         loaded, tokenizer, tokenizer_dir = open_model(config, mesh=mesh)
         template = ChatTemplate.named(options.template, tokenizer=tokenizer, directory=tokenizer_dir)
