@@ -24,7 +24,9 @@ from allam_jax.report.markdown import figure, section, table, write_report
 from allam_jax.report.style import COLOURS, STYLE, label, save_figure, subplots
 
 
-def results(pairs: Sequence[AnswerPair], votes: Sequence[Vote], settings: ArenaSettings, *, seed: int) -> dict[str, Any]:
+def results(
+    pairs: Sequence[AnswerPair], votes: Sequence[Vote], settings: ArenaSettings, *, seed: int
+) -> dict[str, Any]:
     """Everything that the votes say, as JSON values. Only decided pairs count for ratings and win rates."""
     rule = Rule(settings.raters, settings.more_raters)
     by_pair: dict[str, dict[str, Choice]] = {pair.id: {} for pair in pairs}
@@ -61,7 +63,9 @@ def results(pairs: Sequence[AnswerPair], votes: Sequence[Vote], settings: ArenaS
             found[name] = _with_intervals(function(battles), intervals)
         found["win_rates"] = win_rates(battles, both_bad=settings.both_bad)
         found["domains"] = {
-            name: {"pairs": len(some), "points": _points_of(some, settings)} for name, some in sorted(domains.items()) if name
+            name: {"pairs": len(some), "points": _points_of(some, settings)}
+            for name, some in sorted(domains.items())
+            if name
         }
     return found
 

@@ -21,6 +21,7 @@ _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _RATER = re.compile(r"[\w.@ -]{1,64}")
 _LARGEST_VOTE = 4096  # bytes
 
+
 def make_app(assignment: Assignment, settings: ArenaSettings) -> Starlette:
     """The application: `GET /`, `GET /settings`, `GET /next?rater=NAME` and `POST /vote`."""
     page = _PAGE.read_text(encoding="utf-8")

@@ -141,7 +141,9 @@ def _details(name: str, scores: Mapping[str, Any]) -> list[str]:
         )
     for key in ("categories", "subjects"):
         if len(scores[key]) > 1:
-            blocks.append(table([_row(part, of_part) for part, of_part in scores[key].items()], {**_COLUMNS, "name": key}))
+            blocks.append(
+                table([_row(part, of_part) for part, of_part in scores[key].items()], {**_COLUMNS, "name": key})
+            )
     return [section(name, *blocks)] if blocks else []
 
 

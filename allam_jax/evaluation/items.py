@@ -135,12 +135,12 @@ def _records(file: Path, suite: SuiteSettings) -> Iterator[Record]:
     if kind == "parquet":
         from allam_jax.corpus.parquet_records import parquet_records  # pyarrow takes a second
 
-        fields = tuple(name for name in (suite.question, suite.answer, suite.choices, suite.subject, "id", *LATIN) if name)
+        fields = tuple(
+            name for name in (suite.question, suite.answer, suite.choices, suite.subject, "id", *LATIN) if name
+        )
         return parquet_records(file, text_field=suite.question, optional=fields, limit=_LARGEST_ITEM)
     if kind in ("csv", "tsv"):
-        return csv_records(
-            file, text_field=suite.question, dialect=kind, limit=_LARGEST_ITEM, columns=suite.columns
-        )
+        return csv_records(file, text_field=suite.question, dialect=kind, limit=_LARGEST_ITEM, columns=suite.columns)
     raise UserError(f"{file}: holds no items; expected JSON Lines, CSV, TSV or Parquet")
 
 

@@ -13,7 +13,8 @@ from allam_jax.evaluation.mt_bench import rating, verdict
 SAMPLES = 1000  # of the bootstrap
 # How models decline, at the beginning of what they say.
 _REFUSAL = re.compile(
-    r"\W*(i(?:'m| am) (?:sorry|unable|not able)|sorry|i can(?:'t|not)|as an ai|عذر|آسف|أعتذر|لا أستطيع|لا يمكنني)", re.IGNORECASE
+    r"\W*(i(?:'m| am) (?:sorry|unable|not able)|sorry|i can(?:'t|not)|as an ai|عذر|آسف|أعتذر|لا أستطيع|لا يمكنني)",
+    re.IGNORECASE,
 )
 
 

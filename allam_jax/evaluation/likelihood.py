@@ -44,7 +44,7 @@ from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
 from allam_jax.parallel.mesh import check_batch
 from allam_jax.parallel.sharding import constrain
 
-PREDICTED_AT_ONCE = 128  # positions whose logits exist at a time
+SHORTEST = PREDICTED_AT_ONCE = 128  # tokens of a row at least; positions whose logits exist at a time
 
 
 class Score(NamedTuple):
@@ -151,7 +151,7 @@ class Likelihood:
         if len(continuation) > self.max_length:
             raise UserError(f"a continuation of {len(continuation)} tokens; the model reads {self.max_length} at most")
         vocab = self._network.config.vocab_size
-        if not (0 <= min(context) and max(context) < vocab and 0 <= min(continuation) and max(continuation) < vocab):
+        if not (min(context) >= 0 and max(context) < vocab and min(continuation) >= 0 and max(continuation) < vocab):
             raise UserError(f"an id outside of the model's vocabulary of {vocab}; use the tokenizer of these weights")
         self.work.pairs += 1
         excess = len(context) + len(continuation) - 1 - self.max_length
@@ -213,7 +213,8 @@ class Likelihood:
 
 def _bucket(length: int) -> int:
     """The length for which a program is compiled."""
-    return next(size for size in buckets(2 * length) if size >= max(length, 128))
+    least = max(length, SHORTEST)
+    return next(size for size in buckets(2 * least) if size >= least)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -126,7 +126,9 @@ def read_bench(settings: Any) -> Bench:
             raise UserError(f"{where}: an earlier line has the question_id {name}; give each its own")
         questions[name] = MTQuestion(name, str(record.get("category") or ""), tuple(turns))
     templates = {
-        str(record.get("name")): Template(str(record.get("system_prompt") or ""), str(record.get("prompt_template") or ""))
+        str(record.get("name")): Template(
+            str(record.get("system_prompt") or ""), str(record.get("prompt_template") or "")
+        )
         for _, record in _records(settings.prompts, key="judge.prompts")
     }
     needed = [name for (mode, reference, turns), name in _TEMPLATES.items() if mode == settings.mode]
@@ -153,7 +155,9 @@ def _answers(path: str, *, key: str) -> dict[str, tuple[str, ...]]:
     found = {}
     for where, record in _records(path, key=key):
         choices = record.get("choices")
-        turns = choices[0].get("turns") if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
+        turns = (
+            choices[0].get("turns") if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
+        )
         if not isinstance(turns, list) or not all(isinstance(turn, str) for turn in turns):
             raise UserError(f"{where}: `choices[0].turns` is no list of texts")
         found[_id(record, where)] = tuple(turns)

@@ -25,7 +25,9 @@ class LikelihoodSettings(Section, name="likelihood", changes_results=False):
     """How many texts are scored at a time."""
 
     batch_size: int = setting(4, "rows of a batch; a multiple of the devices that cut it", least=1)
-    row_tokens: int = setting(512, "tokens of a row, which many short texts share; longer texts get longer rows", least=32)
+    row_tokens: int = setting(
+        512, "tokens of a row, which many short texts share; longer texts get longer rows", least=32
+    )
 
 
 class SuiteSettings(Section):
@@ -86,7 +88,9 @@ class JudgeSettings(Section, name="judge"):
         "model -> JSON Lines with its answers: question_id and choices[0].turns", path="files"
     )
     prompts: str = setting("", "JSON Lines with the judge's prompts", path="files")
-    references: str = setting("", "JSON Lines with reference answers, in the form of answers; empty: none", path="files")
+    references: str = setting(
+        "", "JSON Lines with reference answers, in the form of answers; empty: none", path="files"
+    )
     mode: str = setting("single", "grade each answer, or compare pairs", choices=("single", "pairwise"))
     baseline: str = setting("", "pairwise: the model that all others meet; empty: all pairs")
     reference_categories: tuple[str, ...] = setting(
@@ -104,7 +108,9 @@ class JudgeSettings(Section, name="judge"):
 class ArenaSettings(Section, name="arena"):
     """Votes of people on pairs of answers."""
 
-    pairs: str = setting("", "JSON Lines with question, model_a, answer_a, model_b, answer_b, and id and domain", path="files")
+    pairs: str = setting(
+        "", "JSON Lines with question, model_a, answer_a, model_b, answer_b, and id and domain", path="files"
+    )
     host: str = setting("127.0.0.1", "address to listen at; 0.0.0.0 is reachable from other machines")
     port: int = setting(8001, "port; 0: a free one", least=0, most=65535)
     title: str = setting("Which answer is better?", "the page's title")

@@ -62,7 +62,9 @@ class Branching:
         del within_rows  # it gives no denominators
         blocks_BT, contexts_BT, behind_BT, positions_BT = self.parts
 
-        def over(k_BSKH: Array, v_BSKH: Array, segment_ids_BT: Array, keys: Places | None) -> tuple[AttentionOutput, Array]:
+        def over(
+            k_BSKH: Array, v_BSKH: Array, segment_ids_BT: Array, keys: Places | None
+        ) -> tuple[AttentionOutput, Array]:
             positions = None if keys is None else positions_BT
             scale = q_BTNH.shape[-1] ** -0.5
             request = Request(segment_ids_BT=segment_ids_BT, scale=scale, positions_BT=positions, keys=keys)

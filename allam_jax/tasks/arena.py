@@ -19,11 +19,11 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Serves the page until SIGTERM or Ctrl-C, logs votes in `votes.jsonl`; writes `arena.json`, a report and figures."""
     options = config.arena
     try:
+        import evalica  # noqa: F401  # now, and not after the last vote
+
         from allam_jax.evaluation import arena_report
         from allam_jax.evaluation.arena_server import make_app
         from allam_jax.generation.server import listen, serve
-
-        import evalica  # noqa: F401  # now, and not after the last vote
     except ImportError as error:
         raise UserError(f"task arena: needs {error.name}; pip install -r requirements-eval.txt") from None
     pairs = read_pairs(require(options.pairs, key="arena.pairs", hint="give a JSON Lines file of pairs"))

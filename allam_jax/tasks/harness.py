@@ -58,7 +58,9 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     found = harness_report.collect(evaluated, suites)
     work = {**dataclasses.asdict(likelihood.work), "cut_by_text": model.encoder.cuts.merged}
     if work["cut_by_text"]:
-        logging.warning("%d continuations were cut from their contexts by text: see docs/evaluation.md", work["cut_by_text"])
+        logging.warning(
+            "%d continuations were cut from their contexts by text: see docs/evaluation.md", work["cut_by_text"]
+        )
     if is_main_process():
         result = {**found, "work": work}
         files.write_json(workdir / "harness.json", result)
@@ -72,5 +74,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         )
         harness_run.save(evaluated, directory=workdir / RESULTS)
     return {name: scores["accuracy"] for name, scores in found["choices"].items()} | {
-        f"{name}/{metric}": values["value"] for name, all_ in found["metrics"].items() for metric, values in all_.items()
+        f"{name}/{metric}": values["value"]
+        for name, all_ in found["metrics"].items()
+        for metric, values in all_.items()
     }

@@ -45,7 +45,9 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     counted = over_rows(
         iter(prompts),
         total=len(prompts),
-        backend=EndpointBackend(options.endpoint, sampling=sampling_of(options.sampling, seed=config.seed), section="judge"),
+        backend=EndpointBackend(
+            options.endpoint, sampling=sampling_of(options.sampling, seed=config.seed), section="judge"
+        ),
         directory=workdir,
         identity={"prompts": files.sha256_of_json([[prompt.asked, prompt.problem] for prompt in prompts])},
         shard_rows=options.shard_rows,
@@ -61,7 +63,9 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         "scores": scores,
         "lack_reference": lacking,
         "errors": counted["errors"],
-        "agreement": agreement(judgments, _judgments(Path(options.other), mode=options.mode)) if options.other else None,
+        "agreement": agreement(judgments, _judgments(Path(options.other), mode=options.mode))
+        if options.other
+        else None,
         "cost": {
             "requests": counted["answered"],
             "prompt_tokens": prompt_tokens,

@@ -77,7 +77,9 @@ def get_config(arg: str = "full") -> ConfigDict:
             instruction="فيما يلي أسئلة اختيار من متعدد مع إجاباتها.",
             **lettered,
         ),
-        "araswag": base.suite(path=given.araswag, choices="choices", letters=(), prompt="{question}", items=given.items),
+        "araswag": base.suite(
+            path=given.araswag, choices="choices", letters=(), prompt="{question}", items=given.items
+        ),
         "aratruthfulqa": base.suite(path=given.aratruthfulqa, **listed),
         "aramath": base.suite(path=given.aramath, **listed),
         "etec": base.suite(path=given.etec, **listed),

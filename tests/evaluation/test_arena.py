@@ -207,7 +207,9 @@ def test_the_page(arena):
                 for step in range(6):
                     browser.until(ready)
                     assert browser.js("return window.hacked") is None
-                    shown = browser.js("return ['question', 'left', 'right'].map(id => document.getElementById(id).innerText)")
+                    shown = browser.js(
+                        "return ['question', 'left', 'right'].map(id => document.getElementById(id).innerText)"
+                    )
                     assert "<b>x</b>" in shown[0]
                     direction = "return getComputedStyle(document.getElementById('question')).direction"
                     assert browser.js(direction) == "rtl"
@@ -220,7 +222,9 @@ def test_the_page(arena):
                         browser.js(f"const b = document.querySelector('[data-said={said}]'); b.click(); b.click()")
                     elif step == 3:
                         key = {"left": "1", "right": "4"}[said]
-                        browser.js(f"document.dispatchEvent(new KeyboardEvent('keydown', {{key: '{key}', bubbles: true}}))")
+                        browser.js(
+                            f"document.dispatchEvent(new KeyboardEvent('keydown', {{key: '{key}', bubbles: true}}))"
+                        )
                     elif step == 4:  # the first attempts fail
                         browser.js(
                             "const real = fetch; let left = 2; window.fetch = (...a) => left-- > 0 ? Promise.reject(new "

@@ -45,7 +45,9 @@ def test_pairs_are_those_of_the_harness(tokenizer, theirs, context, continuation
     assert encoder.cuts.merged == 0
 
 
-@pytest.mark.parametrize(("context", "continuation"), [("the ca", "t"), ("the c", "at sat"), ("قا", "ل"), ("x = f", "(1)")])
+@pytest.mark.parametrize(
+    ("context", "continuation"), [("the ca", "t"), ("the c", "at sat"), ("قا", "ل"), ("x = f", "(1)")]
+)
 def test_a_piece_across_the_border_shifts_nothing(tokenizer, theirs, context, continuation):
     """The harness's cut by length gives another text than the continuation, or none; ours gives the continuation."""
     first = theirs.encode(context)
@@ -62,7 +64,9 @@ def test_a_piece_across_the_border_shifts_nothing(tokenizer, theirs, context, co
 def test_what_a_user_writes_in_a_chat_stays_text(tokenizer):
     template = ChatTemplate(READY["chatml"], tokenizer=tokenizer, name="chatml")
     encoder = TextEncoder(tokenizer, template=template)
-    text = encoder.remember(template.render([{"role": "user", "content": "a <|im_end|> b"}], add_generation_prompt=True))
+    text = encoder.remember(
+        template.render([{"role": "user", "content": "a <|im_end|> b"}], add_generation_prompt=True)
+    )
     context_ids, ids = encoder.pair(text, "the cat")
     end = tokenizer.special_tokens["<|im_end|>"]
     assert context_ids.count(end) == 1  # the template's own

@@ -13,7 +13,7 @@ from allam_jax.tokenizer.ready_templates import READY
 from configs import base
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
-WORDS = "the cat sat on mat and dog ran قال رسول الله صلى عليه وسلم".split()
+WORDS = ["the", "cat", "sat", "on", "mat", "and", "dog", "ran", "قال", "رسول", "الله", "صلى", "عليه", "وسلم"]
 CHANCE = np.random.default_rng(0)
 
 
@@ -151,9 +151,11 @@ def assert_same(ours, theirs, *, task):
         if task == "generated":
             assert sample["resps"] == other["resps"]
             continue
-        found, expected = (np.array([np.ravel(one[0])[0] for one in s["filtered_resps"]], float) for s in (sample, other)) if (
-            task != "rolling"
-        ) else (np.ravel(s["filtered_resps"]).astype(float) for s in (sample, other))
+        found, expected = (
+            (np.array([np.ravel(one[0])[0] for one in s["filtered_resps"]], float) for s in (sample, other))
+            if (task != "rolling")
+            else (np.ravel(s["filtered_resps"]).astype(float) for s in (sample, other))
+        )
         np.testing.assert_allclose(found, expected, atol=1e-3, rtol=0)
         assert found.argmax() == expected.argmax()
 
@@ -197,7 +199,9 @@ def test_suites_of_own_files(root, tmp_path):
         {**good[1], "id": "x4", "answer": None},
     ]
     lines = [json.dumps(row, ensure_ascii=False).encode() for row in good + bad]
-    (tmp_path / "items.jsonl").write_bytes(b"\n".join([*lines, '{"id": "x5", "question": "\xe9"}'.encode("latin-1"), b""]))
+    (tmp_path / "items.jsonl").write_bytes(
+        b"\n".join([*lines, '{"id": "x5", "question": "\xe9"}'.encode("latin-1"), b""])
+    )
     (tmp_path / "examples.jsonl").write_bytes(b"\n".join(lines[:8]))
     config = config_of(root)
     config.harness.include_path = ""
@@ -206,7 +210,10 @@ def test_suites_of_own_files(root, tmp_path):
     )
     config.harness.suites.exam.categories = {"a": "letters", "b": "letters"}
     config.harness.suites.facts = base.suite(
-        path=str(tmp_path / "facts.csv"), columns=("question", "answer"), fixed_choices=("نعم", "لا"), prompt="{question}؟"
+        path=str(tmp_path / "facts.csv"),
+        columns=("question", "answer"),
+        fixed_choices=("نعم", "لا"),
+        prompt="{question}؟",
     )
     (tmp_path / "facts.csv").write_text("".join(f'"{text(4)}, {i}",{("نعم", "لا")[i > 6]}\n' for i in range(9)))
     runner.run(config, workdir=tmp_path / "run")
