@@ -58,8 +58,8 @@ def answered(sample: Mapping[str, Any], *, fixed: bool) -> Answered | None:
 def summary(items: Sequence[Answered]) -> dict[str, Any]:
     """Scores of some items, as shares: accuracy with its 95 % interval, by characters and by bytes, and what they beat.
 
-    `chance` is the accuracy of a blind guess, `majority` that of always giving the commonest right choice. `macro_f1` is
-    the mean F1 of the choices. Both are None where choices mean another thing in every item.
+    `chance` is the accuracy of a blind guess, `majority` that of always giving the commonest right choice, `macro_f1`
+    the mean F1 of the choices. The last two are None where choices mean another thing in every item.
     """
     count = len(items)
     right = sum(item.chosen == item.right for item in items)

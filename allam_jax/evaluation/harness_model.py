@@ -1,8 +1,8 @@
 """The adapter for lm-evaluation-harness: its requests, answered by our likelihood path and our engine.
 
 The harness asks for log-likelihoods of continuations, for those of whole texts (rolling), and for generated text.
-Prompts, few-shot examples, metrics and files of results are the harness's own, so scores can be compared with those that
-others publish.
+Prompts, few-shot examples, metrics and files of results are the harness's own, so scores can be compared with those
+that others publish.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -82,7 +82,7 @@ class HarnessModel(TemplateLM):
         return self._template.source if self._template is not None and chat_template else None
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The text of a conversation; without generation prompt it ends with the last message, which is gone on from."""
+        """The text of a conversation; without generation prompt it ends inside the last message, to go on from it."""
         if self._template is None:
             raise UserError("the model has no chat template: set harness.template")
         rendered = self._template.render(chat_history, add_generation_prompt=add_generation_prompt)
@@ -138,7 +138,9 @@ class HarnessModel(TemplateLM):
         stops = [normalize_gen_kwargs(request.args[1])["until"] for request in requests]
         texts = []
         for completion, stop in zip(self._engine.complete(asked), stops, strict=True):
-            texts.append(postprocess_generated_text(completion.text, stop, None))
+            # Decoded alone, as the harness's own model does it: SentencePiece then drops the space in front.
+            text = self._ours.decode(completion.ids, skip_special=True)
+            texts.append(postprocess_generated_text(text, stop, None))
         for request, text in zip(requests, texts, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, text)
         return texts

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def save(evaluated: Mapping[str, Any], *, directory: Path) -> None:
 
 
 def _manager_of(options: HarnessSettings) -> TaskManager:
-    """Knows the tasks of the user's folder; reading those of the package takes a while, so only where they are needed."""
+    """Knows the tasks of the user's folder, and those of the package, which take a while, where they are needed."""
     given = options.include_path or None
     manager = TaskManager(include_path=given, include_defaults=False)
     if set(options.tasks) <= set(manager.all_tasks):
@@ -137,11 +138,12 @@ def _opening(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The harness's log without a line for each task."""
+    """The harness's log without a line for each task, and nothing of it on standard output."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
     finally:
         logger.setLevel(level)

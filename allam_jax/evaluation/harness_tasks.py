@@ -77,8 +77,8 @@ def _parts(
         shown = [example for example in examples if example.subject == subject]
         if len(shown) < suite.shots:
             raise UserError(
-                f"config.{key}.examples: {len(shown)} of subject {subject!r}, but shots = {suite.shots}; add some, lower "
-                'shots, or set subject to ""'
+                f"config.{key}.examples: {len(shown)} of subject {subject!r}, but shots = {suite.shots}; add some, "
+                'lower shots, or set subject to ""'
             )
         task = f"{name}_{''.join(c if c.isalnum() else '_' for c in subject)}"
         if task in parts:

@@ -140,7 +140,7 @@ def read_bench(settings: Any) -> Bench:
 
 
 def rating(judgment: str) -> float | None:
-    """The rating of a judgment, from 1 to 10; None if there is none. The first `[[...]]` counts, else the first `[...]`."""
+    """The rating of a judgment, from 1 to 10, by its first `[[...]]`, or else its first `[...]`; None without one."""
     found = _RATING.search(judgment) or _LOOSE_RATING.search(judgment)
     value = float(found[1]) if found else 0.0
     return value if 1 <= value <= _MOST else None

@@ -104,7 +104,7 @@ def write_row(row: RowOfItems, number: int, *, arrays: Sequence[np.ndarray], tar
     Args:
         row: the items.
         number: of the row in the batch.
-        arrays: tokens, and blocks, contexts, behind and positions as in `model/branching.py`, each [B, T]; zeros so far.
+        arrays: tokens, and the `Parts` of `model/branching.py` in their order, each [B, T]; zeros so far.
         targets: gets what is predicted in this row.
     """
     T = arrays[0].shape[1]

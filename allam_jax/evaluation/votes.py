@@ -52,7 +52,7 @@ class Vote:
 
 
 def read_pairs(path: str) -> list[AnswerPair]:
-    """The pairs of a JSON Lines file; UserError that names the first line that is none, or an id that is there twice."""
+    """The pairs of a JSON Lines file; UserError names the first line that is none, or whose id is there twice."""
     pairs: dict[str, AnswerPair] = {}
     for number, record in enumerate(json_records(Path(path), limit=_LARGEST_PAIR), start=1):
         where = f"config.arena.pairs: {path}, line {number}"

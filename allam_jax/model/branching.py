@@ -42,10 +42,13 @@ class Trunks(NamedTuple):
     slots_B: Int[Array, " B"]
 
 
+Seen = tuple[AttentionOutput, Bool[Array, "B T"]]  # attention over the keys of a part, and which queries see any
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Branching:
-    """The memory of such rows. It is only read. `branches` says whether the rows have any: without, less is computed."""
+    """The memory of such rows. It is only read. `branches` says whether any row has one: less is computed without."""
 
     parts: Parts
     trunks: Trunks | None
@@ -62,9 +65,7 @@ class Branching:
         del within_rows  # it gives no denominators
         blocks_BT, contexts_BT, behind_BT, positions_BT = self.parts
 
-        def over(
-            k_BSKH: Array, v_BSKH: Array, segment_ids_BT: Array, keys: Places | None
-        ) -> tuple[AttentionOutput, Array]:
+        def over(k_BSKH: Array, v_BSKH: Array, segment_ids_BT: Array, keys: Places | None) -> Seen:
             positions = None if keys is None else positions_BT
             scale = q_BTNH.shape[-1] ** -0.5
             request = Request(segment_ids_BT=segment_ids_BT, scale=scale, positions_BT=positions, keys=keys)
@@ -95,8 +96,8 @@ class Branching:
         return array_SCKH[self.trunks.slots_B]
 
 
-def _joined(seen: list[tuple[AttentionOutput, Bool[Array, "B T"]]]) -> Float[Array, "B T N H"]:
-    """Attention over the keys of all parts together, from that over each. A part that a query sees nothing of has none."""
+def _joined(seen: list[Seen]) -> Float[Array, "B T N H"]:
+    """Attention over the keys of all parts together, from that over each."""
     if len(seen) == 1:
         return seen[0][0].out_BTNH
     log_z_BNT = [jnp.where(sighted_BT[:, None, :], output.log_z_BNT, MASKED) for output, sighted_BT in seen]

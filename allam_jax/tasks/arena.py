@@ -16,7 +16,7 @@ _DRAIN_SECONDS = 5.0
 
 
 def run(config: Settings, workdir: Path) -> dict[str, Any]:
-    """Serves the page until SIGTERM or Ctrl-C, logs votes in `votes.jsonl`; writes `arena.json`, a report and figures."""
+    """Serves the page until SIGTERM or Ctrl-C, with votes in `votes.jsonl`; writes `arena.json`, report and figures."""
     options = config.arena
     try:
         import evalica  # noqa: F401  # now, and not after the last vote

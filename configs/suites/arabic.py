@@ -2,9 +2,8 @@
 
     python run.py --config configs/suites/arabic.py --config.model=DIR --config.acva=acva/test.jsonl
 
-Each file is named by its key: acva, exams, mmlu, araswag, aratruthfulqa, aramath, etec, aratrust. A suite without a file
-is left out. `:harness` adds the Arabic tasks of the harness itself, whose data come from the hub. Shots are those of the
-ALLaM paper (2407.15390, table 4) where it states them.
+Each file is named by its key: acva, exams, mmlu, araswag, aratruthfulqa, aramath, etec, aratrust. A suite without a
+file is left out. `:harness` adds the Arabic tasks of the harness itself, whose data come from the hub.
 """
 
 from ml_collections import ConfigDict

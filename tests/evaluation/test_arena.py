@@ -200,7 +200,8 @@ def test_the_page(arena):
                 browser.open(url)
                 browser.until("document.title === 'Which?'")
                 browser.js(
-                    "document.getElementById('rater').value = arguments[0]; document.querySelector('#enter button').click()",
+                    "document.getElementById('rater').value = arguments[0];"
+                    "document.querySelector('#enter button').click()",
                     rater,
                 )
                 ready = "!document.querySelector('[data-said]').disabled && !document.getElementById('pair').hidden"
@@ -227,8 +228,9 @@ def test_the_page(arena):
                         )
                     elif step == 4:  # the first attempts fail
                         browser.js(
-                            "const real = fetch; let left = 2; window.fetch = (...a) => left-- > 0 ? Promise.reject(new "
-                            f"TypeError('away')) : real(...a); document.querySelector('[data-said={said}]').click()"
+                            "const real = fetch; let left = 2; window.fetch = (...a) => left-- > 0 ? "
+                            "Promise.reject(new TypeError('away')) : real(...a);"
+                            f"document.querySelector('[data-said={said}]').click()"
                         )
                     else:
                         browser.js(f"document.querySelector('[data-said={said}]').click()")
