@@ -152,7 +152,7 @@ def config_of(tmp_path, **given) -> ConfigDict:
 
 def test_results(arena, tmp_path):
     work = tmp_path / "run"
-    work.mkdir()
+    assert runner.run(config_of(tmp_path), workdir=work)["votes"] == 0
     for rater in ("one", "two", "three"):
         rate(arena, rater, lambda pair: "a" if pair.id < "p4" else "both_bad")
     (work / "votes.jsonl").write_bytes((tmp_path / "votes.jsonl").read_bytes())

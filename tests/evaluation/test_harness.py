@@ -145,7 +145,7 @@ def config_of(root, **harness):
 
 
 def logged(workdir, task):
-    (file,) = workdir.glob(f"lm_eval/*/samples_{task}_*.jsonl")
+    (file,) = workdir.glob(f"lm_eval/*/samples_{task}_2*.jsonl")
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
@@ -255,9 +255,27 @@ def test_suites_of_own_files(root, tmp_path):
 
 
 def test_what_cannot_be_asked(root, tmp_path):
-    for change, message in (
-        ({"tasks": ("lettres",)}, "no task 'lettres'; did you mean letters"),
-        ({}, "give tasks of the harness"),
-    ):
-        with pytest.raises(UserError, match=message):
-            runner.run(config_of(root, **change), workdir=tmp_path)
+    with pytest.raises(UserError, match="give tasks of the harness"):
+        runner.run(config_of(root), workdir=tmp_path)
+    config = config_of(root)
+    config.harness.suites.exam = base.suite(path=str(root / "test.jsonl"), choices="choices", shots=3)
+    with pytest.raises(UserError, match="suites.exam.examples: is empty, but shots = 3"):
+        runner.run(config, workdir=tmp_path)
+    config.harness.suites.exam.update(examples=str(root / "train.jsonl"), shots=8)
+    with pytest.raises(UserError, match="7 items, but shots = 8"):
+        runner.run(config, workdir=tmp_path)
+    config.harness.suites.exam.update(shots=4, subject="id")
+    with pytest.raises(UserError, match="3 of subject 's1', but shots = 4"):
+        runner.run(config, workdir=tmp_path)
+    config.harness.suites.exam.question = "text"
+    with pytest.raises(UserError, match="no item can be asked .7 with no text in field 'text'"):
+        runner.run(config, workdir=tmp_path)
+
+
+@pytest.mark.long
+def test_tasks_of_the_package(root, tmp_path):
+    """An unknown name, and data that are not there; the package's list of tasks takes ten seconds to read."""
+    with pytest.raises(UserError, match="no task 'lettres'; did you mean letters"):
+        runner.run(config_of(root, tasks=("lettres",)), workdir=tmp_path)
+    with pytest.raises(UserError, match="task arabicmmlu: its data cannot be opened"):
+        runner.run(config_of(root, tasks=("arabicmmlu",)), workdir=tmp_path)
