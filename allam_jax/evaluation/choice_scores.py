@@ -19,7 +19,8 @@ class Answered:
         id: the same in tasks of the same items.
         right, chosen: numbers of choices.
         texts: of the choices, in the order in which they were shown.
-        by_characters, by_bytes: whether the choice of most log-likelihood for each character, or byte, is right.
+        by_characters, by_bytes: 1 if the choice of most log-likelihood for each character, or byte, is right, else 0;
+            None where the task does not measure it.
         subject, category: empty where the item has none.
         fixed: whether the choices mean the same in every item, such as letters, or yes and no.
     """
@@ -28,8 +29,8 @@ class Answered:
     right: int
     chosen: int
     texts: tuple[str, ...]
-    by_characters: bool
-    by_bytes: bool
+    by_characters: float | None
+    by_bytes: float | None
     subject: str = ""
     category: str = ""
     fixed: bool = False
@@ -47,8 +48,8 @@ def answered(sample: Mapping[str, Any], *, fixed: bool) -> Answered | None:
         right=right,
         chosen=int(np.argmax(scores)),
         texts=tuple(document.get("texts") or choices),
-        by_characters=bool(sample.get("acc_norm", sample.get("acc", 0))),
-        by_bytes=bool(sample.get("acc_bytes", sample.get("acc", 0))),
+        by_characters=sample.get("acc_norm"),
+        by_bytes=sample.get("acc_bytes"),
         subject=str(document.get("subject") or ""),
         category=str(document.get("category") or ""),
         fixed=fixed,
@@ -70,12 +71,18 @@ def summary(items: Sequence[Answered]) -> dict[str, Any]:
         "accuracy": right / count,
         "low": low,
         "high": high,
-        "by_characters": sum(item.by_characters for item in items) / count,
-        "by_bytes": sum(item.by_bytes for item in items) / count,
+        "by_characters": _mean([item.by_characters for item in items]),
+        "by_bytes": _mean([item.by_bytes for item in items]),
         "chance": sum(1 / len(item.texts) for item in items) / count,
         "majority": collections.Counter(item.right for item in items).most_common(1)[0][1] / count if fixed else None,
         "macro_f1": macro_f1([item.right for item in items], [item.chosen for item in items]) if fixed else None,
     }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean; None if one is missing."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
 
 
 def grouped(items: Iterable[Answered], key: str) -> dict[str, dict[str, Any]]:

@@ -41,8 +41,7 @@ from allam_jax.model.branching import Branching, Parts, Trunks
 from allam_jax.model.kv_cache import Filling, KVCache
 from allam_jax.model.llama import Params, bind
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
-from allam_jax.parallel.mesh import check_batch
-from allam_jax.parallel.sharding import constrain
+from allam_jax.parallel.sharding import constrain, pieces
 
 SHORTEST = PREDICTED_AT_ONCE = 128  # tokens of a row at least; positions whose logits exist at a time
 
@@ -92,9 +91,6 @@ class Likelihood:
         settings: the size of a batch.
         mesh: it cuts the rows of a batch. With several processes, all make the same calls with equal arguments.
         max_length: tokens that the model reads at most; by default its context.
-
-    Raises:
-        UserError: the mesh does not divide the batch size.
     """
 
     def __init__(
@@ -107,13 +103,13 @@ class Likelihood:
         mesh: Mesh,
         max_length: int = 0,
     ):
-        check_batch(settings.batch_size, accumulation=1, mesh=mesh, key="likelihood.batch_size")
         self.max_length = max_length or config.max_position
         self.work = Work()
         options = dataclasses.replace(
             options, remat="none", dropout_embedding=0.0, dropout_attention=0.0, dropout_residual=0.0
         )
-        self._params, self._settings, self._mesh = params, settings, mesh
+        self._params, self._mesh, self._row_tokens = params, mesh, settings.row_tokens
+        self._rows = settings.rows * pieces("batch", mesh.shape)
         self._network = Network(config, options)
 
     def __call__(self, pairs: Sequence[Pair]) -> list[Score]:
@@ -124,7 +120,7 @@ class Likelihood:
         """
         pairs = [self._fitting(pair) for pair in pairs]
         logprobs, greedy = np.zeros(len(pairs)), np.ones(len(pairs), bool)
-        groups = groups_of(items_of(pairs), cost=self._settings.row_tokens // 2)
+        groups = groups_of(items_of(pairs), cost=self._row_tokens // 2)
         waiting: tuple[Targets, tuple[Array, Array]] | None = None
 
         def fetch(targets: Targets, found: tuple[Array, Array]) -> None:
@@ -164,22 +160,22 @@ class Likelihood:
     def _rounds(self, groups: Sequence[Group]) -> Iterator[list[Group]]:
         """Groups that are scored together: a trunk for each row of a batch; trunks of similar lengths."""
         with_trunk = sorted((group for group in groups if group.trunk), key=lambda group: -group.trunk)
-        yield from map(list, chunks(with_trunk, self._settings.batch_size))
+        yield from map(list, chunks(with_trunk, self._rows))
         yield from ([group] for group in groups if not group.trunk)
 
     def _scored(self, groups: list[Group]) -> Iterator[tuple[Targets, tuple[Array, Array]]]:
         """The batches of a round."""
         trunks = self._trunks(groups) if groups[0].trunk else None
         longest = max(item.length(group.trunk) for group in groups for item in group.items)
-        capacity = _bucket(max(self._settings.row_tokens, longest))
+        capacity = _bucket(max(self._row_tokens, longest))
         rows = [row for group in groups for row in rows_of(group, capacity=capacity)]
         slots = {id(group): slot for slot, group in enumerate(groups)}
-        for some in chunks(sorted(rows, key=lambda row: -row.length), self._settings.batch_size):
+        for some in chunks(sorted(rows, key=lambda row: -row.length), self._rows):
             batch, targets = self._batch(some)
             of_rows = None
             if trunks is not None:
                 slots_B = [slots[id(row.group)] for row in some]
-                slots_B += [0] * (self._settings.batch_size - len(some))
+                slots_B += [0] * (self._rows - len(some))
                 lengths_B = [groups[slot].trunk for slot in slots_B]
                 of_rows = Trunks(trunks, np.array(lengths_B, np.int32), np.array(slots_B, np.int32))
             branches = bool(np.any(batch.parts.behind_BT))
@@ -187,7 +183,7 @@ class Likelihood:
 
     def _trunks(self, groups: Sequence[Group]) -> KVCache:
         """Prefills the trunks of the groups, a row and a slot for each."""
-        B, T = self._settings.batch_size, _bucket(max(group.trunk for group in groups))
+        B, T = self._rows, _bucket(max(group.trunk for group in groups))
         tokens_BT, segments_BT, positions_BT, slots_BT = (np.zeros((B, T), np.int32) for _ in range(4))
         slots_BT[:] = B
         for slot, group in enumerate(groups):
@@ -199,7 +195,7 @@ class Likelihood:
         return _prefill(self._network, self._params, tokens_BT, segments_BT, positions_BT, slots_BT)
 
     def _batch(self, rows: Sequence[RowOfItems]) -> tuple[Rows, Targets]:
-        B, T = self._settings.batch_size, _bucket(max(row.length for row in rows))
+        B, T = self._rows, _bucket(max(row.length for row in rows))
         tokens_BT, *parts = (np.zeros((B, T), np.int32) for _ in range(5))
         targets = Targets([], [], [])
         for number, row in enumerate(rows):

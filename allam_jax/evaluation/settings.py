@@ -24,7 +24,7 @@ class EvalSettings(Section, name="eval"):
 class LikelihoodSettings(Section, name="likelihood", changes_results=False):
     """How many texts are scored at a time."""
 
-    batch_size: int = setting(4, "rows of a batch; a multiple of the devices that cut it", least=1)
+    rows: int = setting(4, "rows of a batch on each of the devices that cut it", least=1)
     row_tokens: int = setting(
         512, "tokens of a row, which many short texts share; longer texts get longer rows", least=32
     )
@@ -72,6 +72,13 @@ class HarnessSettings(Section, name="harness"):
         for name in self.suites:
             if not name.replace("_", "").replace("-", "").isalnum():
                 raise UserError(f"config.harness.suites.{name}: expected a name of letters, digits, _ and -")
+
+
+class SuiteCurvesSettings(Section, name="suite_curves"):
+    """Scores of suites over a training run."""
+
+    stages: Mapping[str, str] = entries("step_N -> directory of the harness stage of that checkpoint", path="stage")
+    run: str = setting("", "workdir of the training run, whose loss is drawn too; empty: none", path="stage")
 
 
 class JudgeSamplingSettings(SamplingSettings):

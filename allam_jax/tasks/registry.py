@@ -19,6 +19,7 @@ from allam_jax.evaluation.settings import (
     HarnessSettings,
     JudgeSettings,
     LikelihoodSettings,
+    SuiteCurvesSettings,
 )
 from allam_jax.generation.settings import ChatSettings, EngineSettings, GenerateSettings, ServeSettings
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
@@ -82,6 +83,7 @@ TASKS: dict[str, Task] = {
     "expand": Task((SeedSettings, *_MODEL, ExpandSettings, EvalSettings), on_devices=True),
     "evaluate": Task((*_MODEL, EvalSettings), on_devices=True),
     "harness": Task((SeedSettings, *_MODEL, HarnessSettings, LikelihoodSettings, EngineSettings), on_devices=True),
+    "suite_curves": Task((SuiteCurvesSettings,)),
     "judge": Task((SeedSettings, JudgeSettings)),
     "arena": Task((SeedSettings, ArenaSettings)),
     "generate": Task((SeedSettings, *_MODEL, GenerateSettings, EngineSettings), on_devices=True),

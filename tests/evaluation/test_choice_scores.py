@@ -32,7 +32,7 @@ def test_macro_f1():
 
 
 def item(name, right, chosen, texts=("x", "y"), **given):
-    return Answered(name, right, chosen, texts, by_characters=True, by_bytes=False, **given)
+    return Answered(name, right, chosen, texts, by_characters=1.0, by_bytes=0.0, **given)
 
 
 def test_a_summary_and_flips():

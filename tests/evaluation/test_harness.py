@@ -5,11 +5,15 @@ import json
 import numpy as np
 import pytest
 from llama_pair import random_torch_llama
-from small_server import make_tokenizer
+from small_server import make_tokenizer, serving
 
 from allam_jax.errors import UserError
+from allam_jax.generation.engine import Engine
+from allam_jax.generation.settings import EngineSettings
+from allam_jax.model.llama_config import ComputeOptions
 from allam_jax.tasks import runner
 from allam_jax.tokenizer.ready_templates import READY
+from allam_jax.weights.huggingface import import_huggingface
 from configs import base
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
@@ -138,7 +142,7 @@ def theirs(root):
 def config_of(root, **harness):
     config = base.get_config("harness")
     config.init.weights = str(root / "model")
-    config.likelihood.row_tokens, config.likelihood.batch_size = 64, 8
+    config.likelihood.row_tokens, config.likelihood.rows = 64, 1
     config.engine.slots = 4
     config.harness.update(include_path=str(root / "tasks"), **harness)
     return config
@@ -279,3 +283,57 @@ def test_tasks_of_the_package(root, tmp_path):
         runner.run(config_of(root, tasks=("lettres",)), workdir=tmp_path)
     with pytest.raises(UserError, match="task arabicmmlu: its data cannot be opened"):
         runner.run(config_of(root, tasks=("arabicmmlu",)), workdir=tmp_path)
+
+
+ARABIC = ("arabicmmlu", "aexams", "alghafa", "arab_culture*", "arabic_leaderboard_*", "aradice", "egy*", "darija*")
+
+
+@pytest.mark.long
+def test_arabic_tasks_of_the_package_resolve_without_data():
+    """Every task file of these folders names what it needs; only their data are missing here."""
+    from pathlib import Path
+
+    import lm_eval
+    from lm_eval.config.task import TaskConfig
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    folder = Path(lm_eval.__file__).parent / "tasks"
+    files = [file for name in ARABIC for file in sorted(folder.glob(f"{name}/**/*.yaml"))]
+    assert len(files) > 200
+    kinds = set()
+    for file in files:
+        described = load_yaml(file)
+        if "task" in described and "group" not in described and isinstance(described["task"], str):
+            kinds.add(TaskConfig(**described).output_type)
+    assert kinds == {"multiple_choice"}
+
+
+@pytest.mark.long
+def test_through_the_server(root, theirs):
+    """lm_eval's client of OpenAI's API, asking our server, gets what its own model computes."""
+    pytest.importorskip("tenacity")
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+    from lm_eval.tasks import TaskManager
+
+    tokenizer = make_tokenizer()
+    params, config = import_huggingface(root / "model")
+    settings = EngineSettings(slots=4, burst=4)
+    engine = Engine(
+        params, config=config, options=ComputeOptions(), settings=settings, tokenizer=tokenizer, eos_ids=(tokenizer.eos_id,)
+    )
+    with serving(engine, tokenizer) as served:
+        model = LocalCompletionsAPI(
+            model="small/model",
+            base_url=f"{served.url}/v1/completions",
+            tokenizer=str(root / "model"),
+            tokenizer_backend="huggingface",
+            max_length=96,
+            batch_size=2,
+        )
+        manager = TaskManager(include_path=str(root / "tasks"), include_defaults=False)
+        names = ["texts", "last_word"]
+        found = simple_evaluate(model=model, tasks=names, task_manager=manager, bootstrap_iters=0)
+    expected = theirs(names)
+    for name in names:
+        assert_same(found["samples"][name], expected["samples"][name], task=name)

@@ -64,7 +64,7 @@ def test_scores_are_those_of_a_plain_forward_pass(pair, sizes):
     for number in (0, 5):  # with the likeliest continuations too
         logits_V = pair.torch_logits(np.array([pairs[number].context]))[0, -1]
         pairs.append(Pair(pairs[number].context, (int(logits_V.argmax()),)))
-    score = likelihood(pair, sizes, batch_size=4, row_tokens=64)
+    score = likelihood(pair, sizes, rows=1 if sizes else 4, row_tokens=64)
     found = score(pairs)
     expected = [truth(pair, *one) for one in pairs]
     np.testing.assert_allclose([one.logprob for one in found], [one for one, _ in expected], rtol=2e-5, atol=2e-5)
@@ -74,7 +74,7 @@ def test_scores_are_those_of_a_plain_forward_pass(pair, sizes):
 
 
 def test_too_long_pairs_lose_the_beginning_of_their_context(pair):
-    score = likelihood(pair, batch_size=2)
+    score = likelihood(pair, rows=2)
     long = Pair(ids(200), ids(5))
     (found,) = score([long])
     assert found.logprob == pytest.approx(truth(pair, *long)[0], rel=1e-5)
