@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from allam_jax.errors import UserError
-from allam_jax.evaluation.items import Question, drawn, read_questions, record_of, shows_choices
+from allam_jax.evaluation.items import Question, drawn, read_items, record_of, shows_choices
 from allam_jax.evaluation.settings import SuiteSettings
 from allam_jax.files import json_text, write_text
 
@@ -46,13 +46,13 @@ def write_suite(name: str, suite: SuiteSettings, *, directory: Path, seed: int, 
         UserError: the files hold no items, or a subject has too few examples.
     """
     key = f"harness.suites.{name}"
-    found = read_questions(suite.path, suite, key=f"{key}.path")
+    found = read_items(suite.path, suite, key=f"{key}.path")
     items = drawn(found.items, suite.items, seed=seed)
     examples: Sequence[Question] = ()
     if suite.shots:
         if not suite.examples:
             raise UserError(f"config.{key}.examples: is empty, but shots = {suite.shots}; give files of examples")
-        examples = read_questions(suite.examples, suite, key=f"{key}.examples").items
+        examples = read_items(suite.examples, suite, key=f"{key}.examples").items
     parts = _parts(name, items, examples, suite, key=key)
     turned: list[str] = []
     for task, (questions, shown) in parts.items():

@@ -56,7 +56,7 @@ class Questions:
     problems: Mapping[str, tuple[str, ...]]
 
 
-def read_questions(path: str, suite: SuiteSettings, *, key: str) -> Questions:
+def read_items(path: str, suite: SuiteSettings, *, key: str) -> Questions:
     """The items at a path, in the order of the files.
 
     Args:

@@ -16,6 +16,7 @@ from typing import Any
 
 from allam_jax.corpus.record_formats import json_records
 from allam_jax.errors import UserError
+from allam_jax.evaluation.settings import JudgeSettings
 from allam_jax.generation.rows import Prompt
 
 _LARGEST_RECORD = 1 << 26  # bytes
@@ -115,16 +116,22 @@ class Bench:
         return Prompt(row, messages, kept)
 
 
-def read_bench(settings: Any) -> Bench:
-    """The files that a config names (`JudgeSettings`); UserError that names a line or a template that is missing."""
+def read_questions(path: str, *, key: str) -> list[MTQuestion]:
+    """The questions of a file that `key` of the config names; UserError that names a line which is none."""
     questions: dict[str, MTQuestion] = {}
-    for where, record in _records(settings.questions, key="judge.questions"):
+    for where, record in _records(path, key=key):
         name, turns = _id(record, where), record.get("turns")
         if not _texts(turns) or len(turns) > 2:
             raise UserError(f"{where}: `turns` is no list of one or two texts")
         if name in questions:
             raise UserError(f"{where}: an earlier line has the question_id {name}; give each its own")
         questions[name] = MTQuestion(name, str(record.get("category") or ""), tuple(turns))
+    return list(questions.values())
+
+
+def read_bench(settings: JudgeSettings) -> Bench:
+    """The files that a config names; UserError that names a line or a template that is missing."""
+    questions = read_questions(settings.questions, key="judge.questions")
     templates = {
         str(record.get("name")): Template(
             str(record.get("system_prompt") or ""), str(record.get("prompt_template") or "")
@@ -136,7 +143,7 @@ def read_bench(settings: Any) -> Bench:
         raise UserError(f"config.judge.prompts: {settings.prompts}: has no prompt called {', '.join(missing)}")
     answers = {model: _answers(path, key=f"judge.answers.{model}") for model, path in settings.answers.items()}
     references = _answers(settings.references, key="judge.references") if settings.references else {}
-    return Bench(tuple(questions.values()), templates, answers, references, tuple(settings.reference_categories))
+    return Bench(tuple(questions), templates, answers, references, tuple(settings.reference_categories))
 
 
 def rating(judgment: str) -> float | None:

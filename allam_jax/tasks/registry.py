@@ -84,6 +84,7 @@ TASKS: dict[str, Task] = {
     "evaluate": Task((*_MODEL, EvalSettings), on_devices=True),
     "harness": Task((SeedSettings, *_MODEL, HarnessSettings, LikelihoodSettings, EngineSettings), on_devices=True),
     "suite_curves": Task((SuiteCurvesSettings,)),
+    "mt_bench_answers": Task((SeedSettings, *_MODEL, GenerateSettings, EngineSettings), on_devices=True),
     "judge": Task((SeedSettings, JudgeSettings)),
     "arena": Task((SeedSettings, ArenaSettings)),
     "generate": Task((SeedSettings, *_MODEL, GenerateSettings, EngineSettings), on_devices=True),

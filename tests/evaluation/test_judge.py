@@ -26,8 +26,9 @@ NAMES = ("single-v1", "single-math-v1", "pair-v2", "pair-math-v1")
 class Judge(http.server.ThreadingHTTPServer):
     """Answers by what the prompt holds; `say(user_message)` gives text, or a status with which it refuses once."""
 
-    def __init__(self, say, *, seconds=0.0):
+    def __init__(self, say, *, seconds=0.0, messages=None):
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.messages = {} if messages is None else messages  # the last message -> all of them
         self.say, self.seconds, self.asked, self.lock = say, seconds, collections.Counter(), threading.Lock()
 
     @property
@@ -45,6 +46,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         time.sleep(self.server.seconds)
         with self.server.lock:
             self.server.asked[asked] += 1
+            self.server.messages[asked] = body["messages"]
             times = self.server.asked[asked]
         said = self.server.say(asked, times)
         status, content = (said, {}) if isinstance(said, int) else (200, self._completion(said))
@@ -272,3 +274,26 @@ def test_intervals_draw_whole_questions_and_judges_are_compared():
     other = [Judgment(j.question, j.category, j.turn, j.models, 11 - j.found) for j in judgments]
     assert agreement(judgments, other) == {"judgments": 20, "equal": 0, "correlation": pytest.approx(-1)}
     assert pairwise_scores([], seed=0)["consistent"] is None
+
+
+def test_answers_of_two_turns_are_what_the_judge_reads(files, tmp_path):
+    """The second turn is asked with the first answer before it; a model behind an endpoint answers here."""
+    seen = {}
+
+    def say(asked, times):
+        return f"answer to {asked}"
+
+    with judging(say, messages=seen) as model:
+        config = base.get_config("mt_bench_answers")
+        config.generate.update(input=files["questions"], shard_rows=1)
+        config.generate.endpoint.update(url=model.url, model="m", key_variable="", concurrency=2)
+        result = runner.run(config, workdir=tmp_path / "run")
+        assert runner.run(config, workdir=tmp_path / "run") == result == {"questions": 9, "answered": 9, "errors": 0}
+        assert sum(model.asked.values()) == 18
+    second = [{"role": "user", "content": "سؤال 81.1 {x}"}]
+    second += [{"role": "assistant", "content": "answer to سؤال 81.1 {x}"}, {"role": "user", "content": "q81.2"}]
+    assert seen["q81.2"] == second
+    with judging(lambda asked, times: "[[8]]") as judge:
+        config = config_of(files | {"good": str(tmp_path / "run" / "answers.jsonl")}, judge)
+        assert runner.run(config, workdir=tmp_path / "judged")["good"] == 8
+    assert any("A answer to سؤال 81.1 {x} / answer to q81.2" in asked for asked in judge.asked)
