@@ -212,6 +212,7 @@ def test_a_killed_run_asks_nothing_twice_that_it_has_written(files, tmp_path):
             time.sleep(0.005)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+        time.sleep(0.2)  # what was under way has been counted
         written = len(list(tmp_path.glob("run/answers/?????.jsonl")))
         judge.asked.clear()
         runner.run(config, workdir=tmp_path / "run")
