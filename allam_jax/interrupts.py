@@ -50,7 +50,7 @@ def install() -> None:
     if not isinstance(sys.unraisablehook, _RaisesAgain):
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
-        signal.signal(signal.SIGURG, lambda number, frame: None)  # with a handler it interrupts calls
+        signal.signal(signal.SIGURG, lambda number, frame: _raise_swallowed())  # with a handler it interrupts calls
         sys.unraisablehook = _RaisesAgain(sys.unraisablehook, wake=writing)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         threading.Thread(target=_listen, args=(reading,), name="signals", daemon=True).start()
@@ -142,23 +142,43 @@ def _listen(reading: int) -> None:
     """Reads the numbers of signals as they come. Ends a process whose main thread is deaf and has nothing to save."""
     while True:
         for number in os.read(reading, 64):
-            while number == 0 and _swallowed:
-                time.sleep(_CALLBACK_SECONDS)
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            if number == 0:
+                _raise_again()
             if number not in _STOPPING:
                 continue
             _last.append(time.monotonic())
             for listener in _listeners:
                 listener(signal.Signals(number).name)
             if not _heard.wait(_NUDGE_SECONDS):
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGURG)
-            if not _heard.wait(_DEAF_SECONDS) and not any(request.notes(number) for request in _active):
-                line, status = last_words(number)
-                for leave in _leaving:
-                    leave(line, status)
-                os.write(2, f"{line}\n".encode())
-                os._exit(status)
+                _nudge()
+                if not _heard.wait(_DEAF_SECONDS):
+                    _give_up(number)
             _heard.clear()
+
+
+def _raise_again() -> None:
+    """Interrupts the main thread until it has raised what a callback has swallowed."""
+    given_up = time.monotonic() + _DEAF_SECONDS
+    while _swallowed:
+        time.sleep(_CALLBACK_SECONDS)
+        _nudge()
+        if time.monotonic() > given_up:
+            _give_up(last_signal())
+
+
+def _nudge() -> None:
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGURG)
+
+
+def _give_up(number: int) -> None:
+    """Ends the process, unless something in it wants to save at this signal."""
+    if any(request.notes(number) for request in _active):
+        return
+    line, status = last_words(number)
+    for leave in _leaving:
+        leave(line, status)
+    os.write(2, f"{line}\n".encode())
+    os._exit(status)
 
 
 class _RaisesAgain:
@@ -178,6 +198,8 @@ class _RaisesAgain:
 
 class StopRequest:
     """Context manager in which signals are noted instead of raised; restores the old handlers on exit.
+
+    A signal that came too late to change the work stays pending: `raise_pending` raises it before the next work.
 
     Attributes:
         received: names of the signals that have come, oldest first.
@@ -217,6 +239,8 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._old.clear()
         _active.remove(self)
+        if error is None:
+            _pending.extend(signal.Signals[name] for name in self.received)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         _heard.set()

@@ -10,7 +10,7 @@ base's language (Vietnamese, Turkish, Swahili, Hausa) gets pieces under a limit,
 docs/your_language.md goes through it.
 
 `--config configs/adapt.py:laptop` takes sizes for two cores (5 to 10 minutes), and what it is not given it makes: a
-tiny base, and texts of the catalog (75 MB of downloads; 3.3 MB for Arabic). `--config configs/adapt.py:smoke` runs
+tiny base, and texts of the catalog (76 MB of downloads; 4 MB for Arabic). `--config configs/adapt.py:smoke` runs
 every stage with a few steps, in less than a minute.
 """
 
@@ -224,7 +224,6 @@ def _evaluation(given: Inputs) -> ConfigDict:
     config = base.get_config("evaluate")
     config.init.weights = "@export/huggingface"
     _hold_out(config, given)
-    config.eval.seq_len = given.seq_len
     return config
 
 
@@ -247,3 +246,4 @@ def _hold_out(config: ConfigDict, given: Inputs) -> None:
     for language in (given.replay_language, given.language):
         config.eval.sources[language] = base.mixture(path=f"@corpus/{language}", split="validation")
     config.eval.max_bytes = 30_000 if given.base_steps else 1_000_000
+    config.eval.seq_len = given.seq_len  # equal windows, so that all stages' numbers can be compared

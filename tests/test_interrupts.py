@@ -48,7 +48,8 @@ def test_a_swallowed_signal_is_raised_again(name: str, then: str):
     assert done.stderr == ""
 
 
-def test_a_request_notes_what_it_is_told_to_and_leaves_the_rest(capfd):
+def test_a_request_notes_what_it_is_told_to_and_leaves_the_rest(capfd, monkeypatch):
+    monkeypatch.setattr(interrupts, "_pending", [])
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with interrupts.StopRequest(notices={"SIGTERM": "stopping"}) as stop:
         assert signal.getsignal(signal.SIGINT) is before[0]
@@ -57,6 +58,34 @@ def test_a_request_notes_what_it_is_told_to_and_leaves_the_rest(capfd):
     assert stop.received == ["SIGTERM", "SIGTERM"]
     assert capfd.readouterr().err == "\nstopping\n\nstopping\n"
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    with pytest.raises(interrupts.Terminated):  # before the next work begins
+        interrupts.raise_pending()
+    assert interrupts.last_signal() == signal.SIGTERM
+
+
+COMPILES = """
+import ctypes, os, signal
+from allam_jax import interrupts
+
+class Swallows:
+    def __del__(self):  # Python prints and drops what is raised here
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            pass
+
+interrupts.install()
+swallows = Swallows()
+del swallows
+block = ctypes.CDLL(None).pause
+while True:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGURG])  # a library that no signal interrupts
+    block()
+"""
+
+
+def test_a_swallowed_ctrl_c_ends_a_process_that_hears_nothing_more():
+    done = subprocess.run([sys.executable, "-c", COMPILES], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: interrupted; run the same command again to go on\n")
 
 
 DEAF = """

@@ -4,7 +4,7 @@ import functools
 import re
 import unicodedata
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 # Short vowels, tanwin, shadda, sukun; the superscript alef; further vowel signs; honorifics; Quranic annotation.
 # Maddah and hamza above or below (U+0653-0655) are spelling and stay. So do the Quran's small waw and yeh (U+06E5,
@@ -59,24 +59,32 @@ def with_sorted_marks(text: str) -> str:
 
     The canonical forms stay the same. Python sorts each run by insertion, which takes minutes for a run of 600 kB.
     """
-    # A long run has a mark at each of these places.
-    if len(text) < _LONG_RUN or text.isascii() or not _runs(_LONG_RUN // _STRIDE).search(text[::_STRIDE]):
+    patterns = _patterns()
+    if len(text) < _LONG_RUN or text.isascii() or not patterns.sampled.search(text[::_STRIDE]):
         return text
-    return _runs(_LONG_RUN).sub(lambda run: "".join(sorted(_decomposed(run[0]), key=unicodedata.combining)), text)
+    return patterns.long_run.sub(lambda run: "".join(sorted(_decomposed(run[0]), key=unicodedata.combining)), text)
 
 
 def _decomposed(marks: str) -> str:
     return "".join(unicodedata.normalize("NFD", mark) for mark in marks)
 
 
+class _Patterns(NamedTuple):
+    sampled: re.Pattern[str]  # found in every `_STRIDE`th character of a text that has a long run, and in few others
+    long_run: re.Pattern[str]
+
+
 @functools.cache
-def _runs(length: int) -> re.Pattern[str]:
-    """Matches at least so many characters that are, or are decomposed to, marks of another combining class than 0."""
+def _patterns() -> _Patterns:
+    """For characters that are, or are decomposed to, marks of another combining class than 0."""
     codes = range(0x300, 0x20000)  # there are none beyond
     marks = [chr(code) for code in codes if unicodedata.combining(unicodedata.normalize("NFD", chr(code))[0])]
     every, short = "".join(marks), "".join(mark for mark in marks if mark <= "\uffff")
-    # A class with characters beyond U+FFFF is slow for `re`.
-    return re.compile(f"(?:[{short}]|[\U00010000-\U0001ffff](?<=[{every}])){{{length},}}")
+    # A class with many characters beyond U+FFFF is slow for `re`; a range is not.
+    return _Patterns(
+        sampled=re.compile(f"[{short}\U00010000-\U0001ffff]{{{_LONG_RUN // _STRIDE}}}"),
+        long_run=re.compile(f"(?:[{short}]|[\U00010000-\U0001ffff](?<=[{every}])){{{_LONG_RUN},}}"),
+    )
 
 
 def without_marks(text: str) -> str:

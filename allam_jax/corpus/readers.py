@@ -161,10 +161,10 @@ class FileReader:
             elif value is not None and value == value:  # NaN, by which tables say that there is no value
                 metadata[field] = value
         id_ = str(metadata.pop("id", "")) or default_id
-        others = (v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in metadata.values())
+        others = [v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in metadata.values()]
         try:
             encoded = text.encode()
-            around = "".join((id_, *others))
+            around = "".join([id_, *others])
             around.encode()
             brought = known_tags(metadata, self._tags)
         except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell as an escape

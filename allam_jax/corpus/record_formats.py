@@ -1,5 +1,6 @@
 """From lines to records: JSON Lines, CSV and plain text. What cannot be read is the reason why, as a string."""
 
+import codecs
 import csv
 import json
 import sys
@@ -129,7 +130,7 @@ def _json_record(line: bytes | None) -> Record:
     if line is None:
         return TOO_LONG
     try:
-        record = json.loads(line.decode("utf-8-sig"))
+        record = json.loads(line.removeprefix(codecs.BOM_UTF8).decode())  # the codec "utf-8-sig" is slow
     except UnicodeDecodeError:
         return NOT_UTF8
     except (ValueError, RecursionError):  # an integer of thousands of digits raises ValueError too

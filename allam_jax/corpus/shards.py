@@ -245,16 +245,19 @@ def _example(fields: Mapping[str, str]) -> bytes:
     (2):
           Example{1: Features{1: repeated Entry{1: key, 2: Feature{1: BytesList{1: repeated bytes}}}}}
     """
-    entries = (
-        _message(1, key.encode()) + _message(2, _message(1, _message(1, text.encode()))) for key, text in fields.items()
-    )
-    return _message(1, b"".join(_message(1, entry) for entry in entries))
+    entries = [
+        _message(1, _message(1, key.encode()) + _message(2, _message(1, _message(1, text.encode()))))
+        for key, text in fields.items()
+    ]
+    return _message(1, b"".join(entries))
 
 
 def _message(field: int, payload: bytes) -> bytes:
     """A length-delimited protobuf field: tag, length as a varint, payload."""
-    header = bytearray([field << 3 | 2])
     length = len(payload)
+    if length <= 0x7F:
+        return bytes((field << 3 | 2, length)) + payload
+    header = bytearray([field << 3 | 2])
     while length > 0x7F:
         header.append(length & 0x7F | 0x80)
         length >>= 7

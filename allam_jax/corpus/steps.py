@@ -195,6 +195,8 @@ class Clean(Step):
         composed = normalise(text)
         if composed != text:
             self.tally.add("care", "nfc")
+        if not self.settings.redact:
+            return composed
         text, redacted = redact(composed, kinds=self.settings.redact)
         for kind, count in redacted.items():
             self.tally.add("redacted", kind, amount=count)
@@ -368,5 +370,5 @@ def _string(value: Any) -> str:
 
 
 def _host(url: str) -> str:
-    address = parse_address(url)
+    address = parse_address(url) if url else None
     return address.host if address else ""

@@ -5,7 +5,13 @@ import signal
 
 import pytest
 
+from allam_jax import interrupts
 from allam_jax.training.signals import StopSignal
+
+
+@pytest.fixture(autouse=True)
+def nothing_pending(monkeypatch):
+    monkeypatch.setattr(interrupts, "_pending", [])
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
