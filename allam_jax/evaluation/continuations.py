@@ -87,9 +87,10 @@ class TextEncoder:
     def _encode(self, text: str, *, controls: Controls | None) -> list[int]:
         if controls is not None and self._template is not None:
             return self._template.encode(Rendered(text, controls, ()))
-        spelled = self._tokenizer.id_to_piece(self._tokenizer.bos_id) if self._bos else ""
-        if self._bos and text.startswith(spelled):  # the text brings its own
-            return [self._tokenizer.bos_id, *self._tokenizer.encode(text[len(spelled) :])]
+        bos_id = self._tokenizer.bos_id
+        if self._bos and bos_id is not None and text.startswith(self._tokenizer.id_to_piece(bos_id)):
+            rest = text[len(self._tokenizer.id_to_piece(bos_id)) :]  # the text brings its own
+            return [bos_id, *self._tokenizer.encode(rest)]
         return self._tokenizer.encode(text, bos=self._bos)
 
     def _inside(self, text: str) -> list[int]:

@@ -48,7 +48,8 @@ class HarnessModel(TemplateLM):
         super().__init__()
         self.encoder = TextEncoder(tokenizer, template=template)
         self.likelihood_path = likelihood
-        self._ours, self._make_engine, self._engine = tokenizer, engine, None
+        self._ours, self._make_engine = tokenizer, engine
+        self._engine: Engine | None = None
         self._template, self._max_new_tokens = template, max_new_tokens
 
     # What the base class asks of a tokenizer.

@@ -73,7 +73,8 @@ def interval(
         chosen = np.sort(chance.integers(0, len(battles), len(battles)))
         for model, rating in rate([battles[number] for number in chosen]).items():
             drawn[model].append(rating)
-    return {model: tuple(np.percentile(values, [2.5, 97.5]).tolist()) for model, values in drawn.items()}
+    ends = {model: np.percentile(values, [2.5, 97.5]) for model, values in drawn.items()}
+    return {model: (float(low), float(high)) for model, (low, high) in ends.items()}
 
 
 def win_rates(battles: Sequence[Battle], *, both_bad: str) -> dict[str, dict[str, float | None]]:

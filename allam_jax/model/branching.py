@@ -12,7 +12,7 @@ Shapes as in `model/llama.py`; S trunks, C tokens that a trunk can have.
 """
 
 import dataclasses
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -28,18 +28,18 @@ from kernels.attention.contract import MASKED, AttentionOutput, Places, Request
 class Parts(NamedTuple):
     """To which part of a text each token of the rows belongs. Int32; positions count from the start of the trunk."""
 
-    blocks_BT: Int[Array, "B T"]  # a context or a branch, numbered in the row from 1; 0 for padding
-    contexts_BT: Int[Array, "B T"]  # number of the context whose token it is; 0 for branches and padding
-    behind_BT: Int[Array, "B T"]  # number of the context that a branch's token is behind; 0 for contexts and padding
-    positions_BT: Int[Array, "B T"]
+    blocks_BT: Int[Any, "B T"]  # a context or a branch, numbered in the row from 1; 0 for padding
+    contexts_BT: Int[Any, "B T"]  # number of the context whose token it is; 0 for branches and padding
+    behind_BT: Int[Any, "B T"]  # number of the context that a branch's token is behind; 0 for contexts and padding
+    positions_BT: Int[Any, "B T"]
 
 
 class Trunks(NamedTuple):
     """Keys and values of trunks, and which of them a row goes on from."""
 
     cache: KVCache
-    lengths_B: Int[Array, " B"]  # of each row's trunk
-    slots_B: Int[Array, " B"]
+    lengths_B: Int[Any, " B"]  # of each row's trunk
+    slots_B: Int[Any, " B"]
 
 
 Seen = tuple[AttentionOutput, Bool[Array, "B T"]]  # attention over the keys of a part, and which queries see any

@@ -34,7 +34,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     bench = read_bench(options)
     prompts = list(bench.single() if options.mode == "single" else bench.pairwise(baseline=options.baseline))
     asked = [prompt for prompt in prompts if not prompt.problem]
-    size = sum(len(message["content"].encode()) for prompt in asked for message in prompt.asked)
+    size = sum(len(files.json_text(prompt.asked).encode()) for prompt in asked)
     planned = {"requests": len(asked), "prompt_tokens": round(size / _BYTES_PER_TOKEN)}
     lacking = sum(prompt.kept["lacks_reference"] for prompt in asked)
     logging.info("%d requests, about %d tokens of prompts", planned["requests"], planned["prompt_tokens"])
