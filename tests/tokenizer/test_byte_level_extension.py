@@ -17,7 +17,6 @@ from allam_jax.tokenizer.provenance import expansion_plan
 from allam_jax.tokenizer.scripts import script_pattern
 from allam_jax.tokenizer.tokenizer import Tokenizer
 
-
 CONTROL_TOKENS = ["<|im|>", "<|x|>"]  # the base has the first
 
 
