@@ -91,7 +91,7 @@ def serving(engine: Engine, tokenizer: Tokenizer, *, key: str = "", **settings) 
     template = ChatTemplate(READY["allam"], tokenizer=tokenizer, name="allam")
     model = Model("small/model", tokenizer, template, engine.capacity, options.max_new_tokens, options.max_samples)
     thread = EngineThread(engine, max_queue=options.max_queue)
-    with listen(options) as sock:
+    with listen(options.host, options.port, section="serve") as sock:
         app = make_app(thread, model=model, settings=options, key=key)
         server = make_server(app, drain_seconds=options.drain_seconds)
         runner = threading.Thread(target=server.run, kwargs={"sockets": [sock]})

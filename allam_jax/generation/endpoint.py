@@ -40,9 +40,12 @@ _LARGEST_COUNT = 1 << 53
 
 
 class EndpointBackend:
-    """Asks `settings.url`. UserError if it is no URL, or the key is not in the environment."""
+    """Asks `settings.url`. UserError if it is no URL, or the key is not in the environment.
 
-    def __init__(self, settings: EndpointSettings, *, sampling: Sampling):
+    `section` of the config holds the settings, for errors.
+    """
+
+    def __init__(self, settings: EndpointSettings, *, sampling: Sampling, section: str = "generate"):
         import httpx  # here, because most tasks need it not
 
         self._settings, self._sampling = settings, sampling
@@ -50,7 +53,7 @@ class EndpointBackend:
         if settings.key_variable and not self._key:
             raise UserError(
                 f"the environment has no {settings.key_variable}, where the endpoint's key is expected; set it, or set "
-                "generate.endpoint.key_variable to the name of another variable (empty for no key)"
+                f"{section}.endpoint.key_variable to the name of another variable (empty for no key)"
             )
         if not (self._key.isascii() and self._key.isprintable()):
             raise UserError(f"{settings.key_variable} in the environment: a key is one line of ASCII characters")
@@ -59,7 +62,7 @@ class EndpointBackend:
         except httpx.InvalidURL:
             valid = False
         if not valid:
-            raise UserError(f"generate.endpoint.url = {settings.url!r}: expected http://... or https://..., up to /v1")
+            raise UserError(f"{section}.endpoint.url = {settings.url!r}: expected http://... or https://..., up to /v1")
 
     def describe(self) -> dict[str, Any]:
         """The server, the model and how it is asked."""

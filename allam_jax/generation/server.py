@@ -62,18 +62,18 @@ def make_app(engine: EngineThread, *, model: Model, settings: ServeSettings, key
     )
 
 
-def listen(settings: ServeSettings) -> socket.socket:
-    """A socket at the configured address; UserError if it cannot be had."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+def listen(host: str, port: int, *, section: str) -> socket.socket:
+    """A socket at the address that a section of the config states; UserError if it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # also right after a server that was killed
     try:
-        sock.bind((settings.host, settings.port))
+        sock.bind((host, port))
     except OSError as error:  # a name that cannot be resolved is one too
         sock.close()
         said = (error.strerror or str(error)).lower()
         raise UserError(
-            f"serve.host = {settings.host!r}, serve.port = {settings.port}: {said}; choose another address or port"
+            f"{section}.host = {host!r}, {section}.port = {port}: {said}; choose another address or port"
         ) from None
     return sock
 
@@ -100,6 +100,20 @@ def serve(app: Starlette, *, sock: socket.socket, drain_seconds: float) -> None:
         server.run(sockets=[sock])
 
 
+def page_headers(page: str) -> dict[str, str]:
+    """Headers with which a browser runs a page's own script and style, and nothing that comes into it."""
+    policy = ["default-src 'none'; connect-src 'self'; base-uri 'none'; form-action 'none'; img-src data:"]
+    for kind, tag in (("script", "script"), ("style", "style")):
+        (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        policy.append(f"{kind}-src 'sha256-{digest}'")
+    return {
+        "Content-Security-Policy": "; ".join(policy),
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+    }
+
+
 class _Draining(StopRequest):
     """Signals that end the server when its answers have ended, or at once when they come again."""
 
@@ -122,16 +136,7 @@ class _Server:
         self.engine, self.model, self.settings = engine, model, settings
         self.metrics = Metrics(engine)
         self._page = _PAGE.read_text(encoding="utf-8")
-        policy = ["default-src 'none'; connect-src 'self'; base-uri 'none'; form-action 'none'; img-src data:"]
-        for kind, tag in (("script", "script"), ("style", "style")):  # the page's own, and nothing that comes into it
-            (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", self._page, re.DOTALL)
-            digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-            policy.append(f"{kind}-src 'sha256-{digest}'")
-        self._page_headers = {
-            "Content-Security-Policy": "; ".join(policy),
-            "X-Content-Type-Options": "nosniff",
-            "Referrer-Policy": "no-referrer",
-        }
+        self._page_headers = page_headers(self._page)
 
     async def models(self, request: HttpRequest) -> Response:
         """`GET /v1/models`, and one by its name."""

@@ -41,7 +41,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         return _over_input(config, workdir)
     prompts = [_asked(Prompt(number, text), as_chat=options.as_chat) for number, text in enumerate(options.prompts)]
     continuations = []
-    for text, answer in zip(options.prompts, _backend(config, prompts).answers(prompts), strict=True):
+    for text, answer in zip(options.prompts, backend_of(config, prompts).answers(prompts), strict=True):
         if answer.error:
             raise UserError(f"prompt {text[:40]!r}: {answer.error}")
         texts = [choice.text for choice in answer.choices]
@@ -63,7 +63,7 @@ def _over_input(config: Settings, workdir: Path) -> dict[str, Any]:
     return over_rows(
         map(functools.partial(_asked, as_chat=options.as_chat), rows),
         total=total,
-        backend=_backend(config, ()),
+        backend=backend_of(config, ()),
         directory=workdir,
         identity={"input": _content(read), "rows": asked},
         shard_rows=options.shard_rows,
@@ -80,7 +80,7 @@ def _asked(prompt: Prompt, *, as_chat: bool) -> Prompt:
     return dataclasses.replace(prompt, asked=[{"role": "user", "content": prompt.asked}])
 
 
-def _backend(config: Settings, prompts: Sequence[Prompt]) -> Backend:
+def backend_of(config: Settings, prompts: Sequence[Prompt]) -> Backend:
     """What answers. For the cache, `prompts` are all that will come; empty if that is not known."""
     options = config.generate
     sampling = sampling_of(options, seed=config.seed, samples=options.samples, logprobs=0 if options.logprobs else None)

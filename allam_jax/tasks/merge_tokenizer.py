@@ -17,8 +17,7 @@ from allam_jax.tokenizer.fertility import fertility_bars, fertility_table
 from allam_jax.tokenizer.generation_config import keep_conversation
 from allam_jax.tokenizer.piece_merge import merge_vocabularies, verify_merge
 from allam_jax.tokenizer.scripts import script_pattern
-from allam_jax.tokenizer.tokenizer import Tokenizer
-from allam_jax.tokenizer.tokenizer_files import directory_of
+from allam_jax.tokenizer.tokenizer import Tokenizer, directory_of
 
 PROOF_FILE = "proof.json"
 _FEW_LINES = 100  # held-out ones of a kind, of which a proof says little
@@ -58,7 +57,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     files.write_json(workdir / PROOF_FILE, proof)
     files.write_json(workdir / FERTILITY_FILE, table)
     merged.save(workdir)
-    keep_conversation(directory_of(options.base), to=workdir)
+    keep_conversation(directory_of(options.base), to=workdir, vocab_size=base.vocab_size)
     return {"vocab_size": merged.vocab_size, "fingerprint": merged.fingerprint, "merge": proof, "fertility": table}
 
 

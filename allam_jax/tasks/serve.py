@@ -26,7 +26,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     key = os.environ.get(options.key_variable, "") if options.key_variable else ""
     if options.key_variable and not key:
         raise UserError(f"config.serve.key_variable: the environment has no {options.key_variable}; set it to the key")
-    with listen(options) as sock:
+    with listen(options.host, options.port, section="serve") as sock:
         opened = open_text_model(config, template=options.template)
         engine = opened.engine(config.engine)
         model = Model(

@@ -1,7 +1,6 @@
 """The server with its clients: those that leave, that wait, that have no key, and those there at its end."""
 
 import asyncio
-import dataclasses
 import errno
 import json
 import socket
@@ -171,9 +170,9 @@ def test_a_failed_engine_is_said(tokenizer):
 
 
 def test_an_address_that_is_taken():
-    with listen(ServeSettings(port=0)) as sock:
+    with listen("127.0.0.1", 0, section="serve") as sock:
         sock.listen()
         with pytest.raises(UserError, match="address already in use"):
-            listen(ServeSettings(port=sock.getsockname()[1]))
+            listen("127.0.0.1", sock.getsockname()[1], section="serve")
     with pytest.raises(UserError, match=r"serve.host"):
-        listen(dataclasses.replace(ServeSettings(), host="no.such.host.invalid"))
+        listen("no.such.host.invalid", 8000, section="serve")

@@ -1,6 +1,7 @@
 """A corpus, a tokenizer and a finished run that the tests of tasks share."""
 
 import functools
+import json
 from pathlib import Path
 
 import jax
@@ -37,6 +38,11 @@ def fill(root: Path) -> None:
             name=language,
             validation_share=0.05,
         )
+    words = [text.split()[:4] for text in texts["en"][:40]]
+    chats = [{"instruction": " ".join(each[:2]), "output": each[2]} for each in words]
+    pairs = [{"prompt": " ".join(each[:2]), "chosen": each[2], "rejected": each[3]} for each in words]
+    for name, records in (("chats", chats), ("pairs", pairs)):
+        (root / "text" / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     train_sentencepiece((text for some in texts.values() for text in some), output=root / "tokenizer", vocab_size=384)
 
 

@@ -4,6 +4,7 @@ import json
 import re
 from urllib.parse import urlencode
 
+import byte_level
 import pytest
 
 from allam_jax.errors import UserError
@@ -44,6 +45,17 @@ def test_a_given_base_is_not_made():
         adapt.get_config("laptop?language=am")
     with pytest.raises(UserError, match="is the new one"):
         adapt.get_config("laptop?language=en")
+
+
+def test_a_byte_level_base_goes_on_with_its_merges(tmp_path):
+    byte_level.as_tokenizer(byte_level.train(["text"], size=300)).save(tmp_path)
+    given = {"base": tmp_path, "texts": "t", "replay": "r", "language": "fa", "method": "token_distillation"}
+    config = adapt.get_config(f"full?{urlencode(given)}")
+    runner.check(config)
+    assert "tokenizer" not in config.stages
+    assert config.stage.vocabulary.tokenizer_extension.base == str(tmp_path)
+    assert config.stage.vocabulary.tokenizer_extension.script == "Arab"
+    assert list(config.stage.expanded.expand.distillation.sources) == ["fa"]
 
 
 @pytest.mark.slow

@@ -84,7 +84,7 @@ def test_what_else_is_there_is_told(tmp_path):
         load_model(tmp_path)
     with pytest.raises(UserError, match="is a file"):
         load_model(tmp_path / "notes.txt")
-    for name, message in (("model.gguf", "a GGUF model"), ("adapter_config.json", "a LoRA adapter; merge it")):
+    for name, message in (("model.gguf", "not a GGUF file"), ("adapter_config.json", "a LoRA adapter; merge it")):
         (tmp_path / name).write_text("x")
         beside = (tmp_path / "config.json", tmp_path / "adapter_model.safetensors")  # some trainers write both
         for others in ((), beside):
