@@ -18,7 +18,7 @@ from configs import base, sft
 
 def get_config(size: str = "paper") -> ConfigDict:
     if size == "tiny":
-        return base.recipe(**sft.get_config("tiny").stage, dpo=small())
+        return base.longer(sft.get_config("tiny"), dpo=small())
     if size != "paper":
         raise UserError(f"--config configs/dpo.py:{size}: expected tiny, or no argument")
     config = base.get_config("dpo")

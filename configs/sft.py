@@ -25,7 +25,7 @@ LANGUAGES = {"arabic": "ar", "english": "en"}
 
 def get_config(size: str = "paper") -> ConfigDict:
     if size == "tiny":
-        return base.recipe(**tiny.get_config().stage, sft=small())
+        return base.longer(tiny.get_config(), sft=small())
     if size != "paper":
         raise UserError(f"--config configs/sft.py:{size}: expected tiny, or no argument")
     config = base.get_config("sft")
