@@ -16,6 +16,7 @@ LEVELS = (
         "inputs",
         "checksums",
         "files",
+        "gguf_file",
         "errors",
         "interrupts",
         "slurm_queue",

@@ -205,7 +205,7 @@ class Llama(nnx.Module):
         `dropout_key` switches dropout on (at the rates of the options).
         """
         x_BTD = self.embed(tokens_BT, dropout_key=dropout_key)
-        x_BTD = self.apply_layers(
+        x_BTD, _ = self.apply_layers(
             x_BTD, segment_ids_BT=segment_ids_BT, positions_BT=positions_BT, dropout_key=dropout_key
         )
         return self.finish(x_BTD)
@@ -222,30 +222,14 @@ class Llama(nnx.Module):
         *,
         segment_ids_BT: Int[Array, "B T"],
         positions_BT: Int[Array, "B T"],
-        dropout_key: Array | None = None,
-        layers: slice = slice(None),
-    ) -> Float[Array, "B T D"]:
-        """The residual stream after the given layers (by default all), from that before them."""
-        return self.apply_layers_remembering(
-            x_BTD,
-            segment_ids_BT=segment_ids_BT,
-            positions_BT=positions_BT,
-            memory=None,
-            dropout_key=dropout_key,
-            layers=layers,
-        )[0]
-
-    def apply_layers_remembering(
-        self,
-        x_BTD: Float[Array, "B T D"],
-        *,
-        segment_ids_BT: Int[Array, "B T"],
-        positions_BT: Int[Array, "B T"],
-        memory: AnyMemory,
+        memory: AnyMemory = None,  # type: ignore[assignment]  # mypy takes no default for a type variable
         dropout_key: Array | None = None,
         layers: slice = slice(None),
     ) -> tuple[Float[Array, "B T D"], AnyMemory]:
-        """As `apply_layers`, with a memory of keys and values that every layer reads and extends; returns both."""
+        """The residual stream after the given layers (by default all), from that before them.
+
+        Every layer reads and extends the memory of keys and values if there is one, which is returned too.
+        """
         config, options = self.config, self.options
         dtype = jnp.dtype(options.compute_dtype)
         rope = rope_of(positions_BT, config=config, dtype=dtype)

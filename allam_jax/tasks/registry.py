@@ -14,7 +14,14 @@ from allam_jax.alignment.settings import ConversationSettings, DpoSettings, Pref
 from allam_jax.corpus.settings import CorpusSettings, PlantedCheckSettings, PlantedSettings, QualitySettings
 from allam_jax.data.settings import DataSettings, MixtureSettings, RowSettings
 from allam_jax.errors import UserError, nearest
-from allam_jax.evaluation.settings import EvalSettings
+from allam_jax.evaluation.settings import (
+    ArenaSettings,
+    EvalSettings,
+    HarnessSettings,
+    JudgeSettings,
+    LikelihoodSettings,
+    SuiteCurvesSettings,
+)
 from allam_jax.generation.settings import ChatSettings, EngineSettings, GenerateSettings, ServeSettings
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
 from allam_jax.model.settings import ExpandSettings, LoraSettings
@@ -80,6 +87,11 @@ TASKS: dict[str, Task] = {
     "plan": Task((*_STEP, PlanSettings), looks_at="train"),
     "expand": Task((SeedSettings, *_MODEL, ExpandSettings, EvalSettings), on_devices=True),
     "evaluate": Task((*_MODEL, EvalSettings), on_devices=True),
+    "harness": Task((SeedSettings, *_MODEL, HarnessSettings, LikelihoodSettings, EngineSettings), on_devices=True),
+    "suite_curves": Task((SuiteCurvesSettings,)),
+    "mt_bench_answers": Task((SeedSettings, *_MODEL, GenerateSettings, EngineSettings), on_devices=True),
+    "judge": Task((SeedSettings, JudgeSettings)),
+    "arena": Task((SeedSettings, ArenaSettings)),
     "generate": Task((SeedSettings, *_MODEL, GenerateSettings, EngineSettings), on_devices=True),
     "chat": Task((SeedSettings, *_MODEL, ChatSettings, EngineSettings), on_devices=True),
     "serve": Task((*_MODEL, ServeSettings, EngineSettings), on_devices=True),

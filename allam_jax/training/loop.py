@@ -158,7 +158,8 @@ def run_loop(
             if signal and not last:
                 watchdog.note("save")
                 checkpointer.wait()
-                raise Stopped(f"{signal}: saved step {step} of {total_steps}; run the same command again to go on")
+                said = f"{signal}: saved step {step} of {total_steps}; run the same command again to go on"
+                raise Stopped(said, by=signal)
         watchdog.note("save")
         checkpointer.wait()
         skips.settle()

@@ -1,8 +1,10 @@
 """A corpus, a tokenizer and a finished run that the tests of tasks share."""
 
+import functools
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from launcher import Launcher
@@ -10,6 +12,7 @@ from processes import made_once
 
 from allam_jax.corpus.document import Document
 from allam_jax.corpus.shards import write_dataset
+from allam_jax.tasks import setup
 from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 
 LETTERS = {"en": "abcdefghij", "ar": "ابتثجحخدذر"}
@@ -50,6 +53,14 @@ def launcher(tmp_path_factory):
         if empty:
             fill(root)
     return Launcher(root, root / "compilation_cache")
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """Tasks that run in this process compile for one device of the eight."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup, "make_mesh", functools.partial(setup.make_mesh, devices=jax.devices()[:1]))
+        yield
 
 
 @pytest.fixture(scope="session")
