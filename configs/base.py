@@ -8,8 +8,10 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from allam_jax.alignment.settings import ConversationSourceSettings
 from allam_jax.corpus.settings import DocumentsSettings, RuleSettings, TextsSettings
 from allam_jax.data.settings import PhaseSettings, SourceSettings
+from allam_jax.evaluation.settings import SuiteSettings
 from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.settings import Section, lock, to_config
 from allam_jax.tasks.registry import default_config
@@ -56,6 +58,11 @@ def phase(*, from_step: int, **weights: float) -> ConfigDict:
     return _entry(PhaseSettings, {"from_step": from_step, "weights": weights})
 
 
+def conversations(**values) -> ConfigDict:
+    """One entry of `conversations.sources`: conversations, or pairs of them, of one language."""
+    return _entry(ConversationSourceSettings, values)
+
+
 def texts(**values) -> ConfigDict:
     """One entry of the sources of a tokenizer, a merge or a classifier: whole texts to read."""
     return _entry(TextsSettings, values)
@@ -69,6 +76,11 @@ def arm(**values) -> ConfigDict:
 def merge_input(**values) -> ConfigDict:
     """One entry of `merge.models`: a model, or checkpoints of a run."""
     return _entry(MergeInputSettings, values)
+
+
+def suite(**values) -> ConfigDict:
+    """One entry of `harness.suites`: questions with choices, in files of the user's."""
+    return _entry(SuiteSettings, values)
 
 
 def _entry(kind: type[Section], values: dict) -> ConfigDict:

@@ -29,7 +29,7 @@ LEVELS = (
     {"model", "data", "parallel"},
     {"weights"},
     {"training", "evaluation", "generation"},
-    {"planning"},
+    {"alignment", "planning"},
     {"tasks"},
     {"ablation"},
     {"launch", "workshop"},

@@ -42,9 +42,9 @@ def text_records(file: Path, *, text_field: str, unit: str, limit: int) -> Itera
 
 
 def csv_records(
-    file: Path, *, text_field: str, dialect: str, limit: int, optional: Sequence[str] = ()
+    file: Path, *, text_field: str, dialect: str, limit: int, optional: Sequence[str] = (), columns: Sequence[str] = ()
 ) -> Iterator[Record]:
-    """Rows as records, with the names in the first line; the dialect is `csv` or `tsv`.
+    """Rows as records, with the names in the first line, or `columns` where it has none; dialect `csv` or `tsv`.
 
     A row is a bad record if its quoting is broken or it has more or fewer values than there are names.
 
@@ -55,7 +55,7 @@ def csv_records(
     csv.field_size_limit(sys.maxsize)  # rows are limited by _RowLines
     lines = _RowLines(lines_of_file(file, limit=limit), limit=limit)
     rows = csv.reader(lines, delimiter="\t" if dialect == "tsv" else ",", strict=True)
-    names: list[str] | None = None
+    names = list(columns) or None
     while True:
         lines.size = lines.count = 0
         try:

@@ -1,9 +1,11 @@
-"""Settings of evaluations on held-out text."""
+"""Settings of evaluations: held-out text, suites of questions, a judge, and votes of people."""
 
 from collections.abc import Mapping
 
 from allam_jax.data.settings import SourceSettings
-from allam_jax.settings import Section, entries, setting
+from allam_jax.errors import UserError
+from allam_jax.generation.settings import TEMPLATE, EndpointSettings, SamplingSettings
+from allam_jax.settings import Section, entries, nested, setting
 
 
 class EvalSettings(Section, name="eval"):
@@ -17,3 +19,115 @@ class EvalSettings(Section, name="eval"):
         0, "tokens of a window; 0: those of a training row, or the longest context that the model knows", least=0
     )
     loss_chunks: int = setting(4, "the logits exist one chunk of the sequence at a time", least=1)
+
+
+class LikelihoodSettings(Section, name="likelihood", changes_results=False):
+    """How many texts are scored at a time."""
+
+    rows: int = setting(4, "rows of a batch on each of the devices that cut it", least=1)
+    row_tokens: int = setting(
+        512, "tokens of a row, which many short texts share; longer texts get longer rows", least=32
+    )
+
+
+class SuiteSettings(Section):
+    """Questions with choices, in files of the user's."""
+
+    path: str = setting("", "file, folder or pattern (JSON Lines, CSV, TSV, Parquet)", path="texts")
+    examples: str = setting("", "the same with the worked examples of few-shot prompts", path="texts")
+    shots: int = setting(0, "worked examples before a question, the first of its subject", least=0)
+    columns: tuple[str, ...] = setting((), "names of the columns of CSV files without a first line of names")
+    question: str = setting("question", "field with the question, or the text that is gone on from")
+    answer: str = setting("answer", "field with the right choice: its letter, its text, or its number")
+    first_number: int = setting(0, "number of the first choice, where answers are numbers", least=0, most=1)
+    choices: str = setting("", "field with the list of choices; empty: the fields A, B, C, ...")
+    fixed_choices: tuple[str, ...] = setting((), "the choices of every question, such as yes and no")
+    subject: str = setting("", "field with the subject; `file`: the file's name; `id`: the beginning of the id")
+    categories: Mapping[str, str] = entries("subject -> category, under which the report adds up")
+    letters: tuple[str, ...] = setting(
+        ("A", "B", "C", "D", "E", "F"), "letters of the choices, which are scored; (): the text of the choice is"
+    )
+    prompt: str = setting("{question}\n{choices}\nAnswer:", "the text that is asked")
+    instruction: str = setting("", "text before all examples and the question; {subject} is replaced")
+    items: int = setting(0, "items, drawn by the seed; 0: all", least=0)
+
+
+class HarnessSettings(Section, name="harness"):
+    """Which suites a model is asked, through lm-evaluation-harness."""
+
+    tasks: tuple[str, ...] = setting((), "tasks or groups of the harness, by name")
+    include_path: str = setting("", "folder with further task files of the harness", path="files")
+    suites: Mapping[str, SuiteSettings] = entries("suites of the user's files: base.suite(...)")
+    shots: int = setting(-1, "worked examples of the harness's tasks; -1: each task's own number", least=-1)
+    limit: int = setting(0, "items of each of the harness's tasks, the first ones; 0: all", least=0)
+    permuted: bool = setting(True, "ask suites that show their choices in another order too, and count other answers")
+    as_chat: bool = setting(False, "questions are messages of a user, in the chat template")
+    system: str = setting("", "the system message of chats; empty: none")
+    template: str = setting("", TEMPLATE, path="template")
+    max_new_tokens: int = setting(256, "tokens of an answer, where a task states none", least=1)
+    hub: bool = setting(False, "allow downloads of data sets from the Hugging Face hub")
+
+    def check(self) -> None:
+        """UserError for a name that is no file's."""
+        for name in self.suites:
+            if not name.replace("_", "").replace("-", "").isalnum():
+                raise UserError(f"config.harness.suites.{name}: expected a name of letters, digits, _ and -")
+
+
+class SuiteCurvesSettings(Section, name="suite_curves"):
+    """Scores of suites over a training run."""
+
+    stages: Mapping[str, str] = entries("step_N -> directory of the harness stage of that checkpoint", path="stage")
+    run: str = setting("", "workdir of the training run, whose loss is drawn too; empty: none", path="stage")
+
+
+class JudgeSamplingSettings(SamplingSettings):
+    """How a judge answers."""
+
+    max_new_tokens: int = setting(2048, "tokens of a judgment", least=1)
+
+
+class JudgeSettings(Section, name="judge"):
+    """A judge that grades answers, as MT-bench does."""
+
+    questions: str = setting("", "JSON Lines with question_id, category and turns", path="files")
+    answers: Mapping[str, str] = entries(
+        "model -> JSON Lines with its answers: question_id and choices[0].turns", path="files"
+    )
+    prompts: str = setting("", "JSON Lines with the judge's prompts", path="files")
+    references: str = setting(
+        "", "JSON Lines with reference answers, in the form of answers; empty: none", path="files"
+    )
+    mode: str = setting("single", "grade each answer, or compare pairs", choices=("single", "pairwise"))
+    baseline: str = setting("", "pairwise: the model that all others meet; empty: all pairs")
+    reference_categories: tuple[str, ...] = setting(
+        ("math", "reasoning", "coding", "arena-hard-200"), "categories whose judge sees the reference answer"
+    )
+    sampling: SamplingSettings = nested(JudgeSamplingSettings, "how the judge answers")
+    endpoint: EndpointSettings = nested(EndpointSettings, "the judge")
+    shard_rows: int = setting(1, "judgments of a file; so many are lost at most when a run is killed", least=1)
+    other: str = setting("", "workdir of another judge of the same answers, to compare with", path="files")
+    dry_run: bool = setting(False, "only count requests and their tokens")
+    price: float = setting(0.0, "of a million tokens of prompts, for the report", least=0)
+    price_answers: float = setting(0.0, "of a million tokens of judgments", least=0)
+
+
+class ArenaSettings(Section, name="arena"):
+    """Votes of people on pairs of answers."""
+
+    pairs: str = setting(
+        "", "JSON Lines with question, model_a, answer_a, model_b, answer_b, and id and domain", path="files"
+    )
+    host: str = setting("127.0.0.1", "address to listen at; 0.0.0.0 is reachable from other machines")
+    port: int = setting(8001, "port; 0: a free one", least=0, most=65535)
+    title: str = setting("Which answer is better?", "the page's title")
+    direction: str = setting("auto", "of the texts", choices=("auto", "rtl", "ltr"))
+    raters: int = setting(3, "votes on each pair", least=1, most=100)
+    more_raters: int = setting(1, "further votes where the first have no majority", least=0, most=100)
+    serve: bool = setting(True, "serve the page until SIGTERM or Ctrl-C; False: only the results of the votes so far")
+    both_bad: str = setting(
+        "default", "both bad: half a win each, as a tie, or (custom) a loss for both", choices=("default", "custom")
+    )
+    k_factor: float = setting(4.0, "of Elo: points that a vote moves at most", above=0)
+    initial: float = setting(1000.0, "rating of Elo that all begin with", least=0)
+    bootstrap: int = setting(1000, "samples for the intervals", least=10, most=100_000)

@@ -2,7 +2,7 @@
 
 from allam_jax.settings import Section, nested, setting
 
-_TEMPLATE = "chat template: allam, chatml, llama2, llama3 or a .jinja file; empty: the tokenizer's"
+TEMPLATE = "chat template: allam, chatml, llama2, llama3 or a .jinja file; empty: the tokenizer's"
 
 
 class EndpointSettings(Section):
@@ -42,7 +42,7 @@ class GenerateSettings(SamplingSettings, name="generate"):
     field: str = setting("prompt", "field of a row with its prompt; a row with `messages` is a conversation")
     keep: tuple[str, ...] = setting((), "fields of a row that its answer carries, beside id")
     as_chat: bool = setting(False, "a prompt is the message of a user, which the model answers in its chat template")
-    template: str = setting("", _TEMPLATE, path="template")
+    template: str = setting("", TEMPLATE, path="template")
     samples: int = setting(1, "answers to each prompt", least=1, most=1024)
     logprobs: bool = setting(False, "write the log-probability of every token too")
     shard_rows: int = setting(1000, "rows of a file of answers; so many are lost at most when a run is killed", least=1)
@@ -58,7 +58,7 @@ class ChatSettings(SamplingSettings, name="chat"):
         0.7, "divides the logits before sampling; 0 takes the likeliest token", least=0, most=1e3
     )
     system: str = setting("", "the system message; empty: none")
-    template: str = setting("", _TEMPLATE, path="template")
+    template: str = setting("", TEMPLATE, path="template")
 
 
 class ServeSettings(Section, name="serve"):
@@ -67,7 +67,7 @@ class ServeSettings(Section, name="serve"):
     host: str = setting("127.0.0.1", "address to listen at; 0.0.0.0 is reachable from other machines")
     port: int = setting(8000, "port; 0: a free one", least=0, most=65535)
     name: str = setting("", "the model's name; empty: the last parts of init.weights")
-    template: str = setting("", _TEMPLATE, path="template")
+    template: str = setting("", TEMPLATE, path="template")
     key_variable: str = setting("", "environment variable with the key that clients must send; empty: none")
     max_queue: int = setting(256, "requests that wait for a slot at most; more get status 429", least=1)
     max_body_bytes: int = setting(1 << 22, "size of a request at most; more gets status 413", least=1024)

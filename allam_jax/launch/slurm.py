@@ -19,7 +19,7 @@ from typing import Any
 from absl import logging
 
 from allam_jax import slurm_queue
-from allam_jax.errors import PEER_ENDED, USER_ERROR, UserError, nearest
+from allam_jax.errors import PEER_ENDED, USER_ERROR, UserError, nearest, was_stopped
 from allam_jax.files import cache_directory, read_json, sha256_of_json, write_json
 from allam_jax.launch import attempts
 from allam_jax.launch.jobs import ROOT, Job
@@ -68,9 +68,10 @@ class SlurmTask:
             status = self._attempt.process.returncode
             if job.finished or (rank and status == 0):
                 return
-            if status == 0:
+            if status == 0 or was_stopped(status):
                 raise JobStopped(f"{job.name} was stopped; submit the sweep again to continue")
-            failures = [one for one in job.attempts if one["started"] >= self.submitted and one.get("status")]
+            tried = [one for one in job.attempts if one["started"] >= self.submitted]
+            failures = [one for one in tried if one.get("status") and not was_stopped(one["status"])]
             if status == USER_ERROR or len(failures) > self.retries:
                 raise JobFailed(f"{job.name}: {job.attempts[-1]['error']} (log: {job.log})")
             if size > 1:

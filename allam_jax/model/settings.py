@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from allam_jax.corpus.settings import TextsSettings
+from allam_jax.errors import UserError
 from allam_jax.settings import Section, entries, nested, setting
 
 DISTILLATION = "token_distillation"
@@ -33,3 +34,20 @@ class ExpandSettings(Section, name="expand"):
         1e-9, "mean_all: 1e-9 as Hugging Face; 1 is the full spread of the base's rows", least=0, most=1e3
     )
     distillation: DistillationSettings = nested(DistillationSettings, "token_distillation: its text and steps")
+
+
+LORA_TARGETS = ("query", "key", "value", "output", "gate", "up", "down")
+
+
+class LoraSettings(Section, name="lora"):
+    """Low-rank adapters, trained in place of the weights that they are beside."""
+
+    rank: int = setting(0, "of the adapters; 0: none, all of `trainable` is trained", least=0, most=4096)
+    alpha: float = setting(16.0, "an adapter counts alpha / sqrt(rank), or alpha / rank", above=0, most=1e4)
+    rank_stabilised: bool = setting(True, "alpha / sqrt(rank), so that a larger rank learns no more slowly")
+    targets: tuple[str, ...] = setting(LORA_TARGETS, "weights that get an adapter", choices=LORA_TARGETS)
+
+    def check(self) -> None:
+        """UserError for adapters of nothing."""
+        if self.rank and not self.targets:
+            raise UserError(f"config.lora.targets = (): expected some of {', '.join(LORA_TARGETS)}, or rank 0")

@@ -128,3 +128,44 @@ def _scale_by_power_of_ten(ax) -> None:
     if power != 0:
         ax.yaxis.set_major_formatter(lambda value, _: f"{value / 10**power:.3g}")
         ax.set_ylabel(f"{ax.get_ylabel()} ($10^{{{power}}}$)")
+
+
+def suite_curves(
+    scores: Mapping[str, Sequence[tuple[int, float, float, float]]],
+    *,
+    chance: Mapping[str, float],
+    loss: Sequence[Mapping[str, Any]],
+    path: Path,
+) -> None:
+    """Draws the accuracy of suites over the steps of one run, with the training loss below them.
+
+    Args:
+        scores: (step, accuracy, low, high) of each suite, with the ends of its interval.
+        chance: accuracy of a blind guess, a dashed line for each suite that has one.
+        loss: rows of the run's metrics.jsonl; may be empty.
+        path: the PNG.
+    """
+    import matplotlib
+
+    steps, losses = series(loss, "loss")
+    panels = 1 + bool(len(steps))
+    with matplotlib.rc_context(STYLE):
+        figure, axes = subplots(rows=panels, columns=1, size=(6.3, 2.2 + 1.8 * panels), heights=(2, 1)[:panels])
+        for index, (name, points) in enumerate(scores.items()):
+            colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+            at, accuracy, low, high = zip(*sorted(points), strict=True)
+            axes[0, 0].plot(at, accuracy, color=colour, marker=marker, label=name)
+            axes[0, 0].fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
+            if name in chance:
+                axes[0, 0].axhline(chance[name], color=colour, linestyle=STYLES[1], linewidth=0.9)
+        axes[0, 0].set_ylabel("Accuracy")
+        if panels > 1:
+            width = smoothing_width(len(steps))
+            axes[1, 0].plot(steps, losses, color=COLOURS[0], alpha=0.25 if width > 1 else 1.0, linewidth=0.8)
+            if width > 1:
+                axes[1, 0].plot(steps, running_mean(losses, width=width), color=COLOURS[0])
+            axes[1, 0].set_ylabel("Training loss")
+        axes[-1, 0].set_xlabel("Optimizer step (bands: 95 % intervals; dashed: chance)")
+        figure.align_ylabels(axes[:, 0])
+        legend(figure, axes[0, 0], columns=4)
+        save_figure(figure, path)

@@ -34,7 +34,7 @@ def inputs_of_settings(settings: Settings) -> dict[str, InputFiles]:
     return found
 
 
-def check_named(config: ConfigDict, *, made: Sequence[Path] = ()) -> None:
+def check_named(config: ConfigDict, *, made: Sequence[Path], opened: set[Path]) -> None:
     """UserError for the first path of a config at which its task will find nothing that it reads, or can read.
 
     Looks which files there are, and opens tokenizers and models of Hugging Face without reading their values.
@@ -42,14 +42,16 @@ def check_named(config: ConfigDict, *, made: Sequence[Path] = ()) -> None:
     Args:
         config: of one task.
         made: directories that the recipe itself writes; nothing needs to be there yet.
+        opened: tokenizers and models that could be opened for an earlier stage; gets those of this one.
     """
     for key, kind, path, owner in _named(settings_of(config)):
         if any(path.absolute().is_relative_to(directory.absolute()) for directory in made):
             continue
         try:
             there = any(file.is_file() for file in _LISTED[kind](path, owner))
-            if there and kind in _OPENED:
+            if there and kind in _OPENED and path not in opened:
                 _OPENED[kind](path)
+                opened.add(path)
         except UserError as error:
             raise UserError(f"config.{key}: {error}") from None
         if not there and kind not in ("stage", "template"):
@@ -100,6 +102,12 @@ def _texts(path: Path, owner: Any) -> list[Path]:
     return _files(path, owner) if (path / DATASET_FILE).is_file() else find_files(str(path)).files
 
 
+def _chats(path: Path, owner: Any) -> list[Path]:
+    from allam_jax.alignment.chat_files import chat_files  # here, because it imports pyarrow
+
+    return chat_files(str(path))
+
+
 def _tokenizer(path: Path, owner: Any) -> list[Path]:
     from allam_jax.tokenizer.tokenizer_files import MODEL_FILES, MORE_TEMPLATES, TOKENIZER_FILES
 
@@ -131,6 +139,7 @@ def _nothing(path: Path, owner: Any) -> list[Path]:
 _LISTED: dict[str, Callable[[Path, Any], list[Path]]] = {
     "files": _files,
     "texts": _texts,
+    "chats": _chats,
     "tokenizer": _tokenizer,
     "model": _model,
     "template": _template,

@@ -5,15 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jax.sharding import Mesh
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from allam_jax.checksums import FILE_LIST, read_listed, write_listed
 from allam_jax.config import CHECKPOINTS_FOLDER, RUN_FILE
 from allam_jax.errors import UserError
 from allam_jax.files import json_text, read_json
 from allam_jax.gguf_file import gguf_at
-from allam_jax.model.llama import abstract_params
+from allam_jax.model.llama import LORA, abstract_params
 from allam_jax.model.llama_config import LlamaConfig
+from allam_jax.model.low_rank import merged
 from allam_jax.tokenizer.tokenizer import files_of_tokenizer
 from allam_jax.tokenizer.tokenizer_files import MODEL_FILES
 from allam_jax.training.stored_checkpoints import (
@@ -24,12 +27,14 @@ from allam_jax.training.stored_checkpoints import (
     read_metadata,
     restore_params,
     step_path,
+    stored_adapters,
 )
 from allam_jax.weights.directory import (
     MODEL_FILE,
     TOKENIZER_FOLDER,
     LoadedWeights,
     abstract_on_devices,
+    as_dtype,
     config_from_json,
     config_to_json,
     is_weights_directory,
@@ -49,7 +54,7 @@ def load_model(path: Path, *, mesh: Mesh | None = None, param_dtype: str | None 
 
     Args:
         path: a weights directory, a Hugging Face directory, a GGUF file (or a directory with one), a run's workdir (its
-            newest checkpoint) or a checkpoint.
+            newest checkpoint) or a checkpoint. The adapters of a run are merged into its weights.
         mesh: where the parameters go; None means the default device.
         param_dtype: converts to this dtype; None keeps what is stored.
 
@@ -64,7 +69,14 @@ def load_model(path: Path, *, mesh: Mesh | None = None, param_dtype: str | None 
         return LoadedWeights(params, config, {"source": str(path)}, _tokenizer_beside(path))
     checkpoint, opened = _open_run(path)
     abstract = abstract_on_devices(opened.params, config=opened.config, mesh=mesh)
-    params = restore_params(checkpoint, abstract_params=abstract, param_dtype=param_dtype)
+    if adapters := stored_adapters(checkpoint):
+        whole = NamedSharding(mesh, PartitionSpec()) if mesh else jnp.zeros(()).sharding
+        abstract[LORA] = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), adapters
+        )
+        params = as_dtype(merged(restore_params(checkpoint, abstract_params=abstract)), param_dtype)
+    else:
+        params = restore_params(checkpoint, abstract_params=abstract, param_dtype=param_dtype)
     return dataclasses.replace(opened, params=params)
 
 
@@ -81,6 +93,10 @@ def open_stored(path: Path) -> LoadedWeights:
         params, config = huggingface_parameters(path)
         return LoadedWeights(params, config, {"source": str(path)}, _tokenizer_beside(path))
     checkpoint, opened = _open_run(path)
+    if stored_adapters(checkpoint):
+        raise UserError(
+            f"{path}: a run with low-rank adapters; export it first (task export), and give what that wrote"
+        )
     folder = params_folder(checkpoint, abstract_params=opened.params)
     return dataclasses.replace(opened, params=orbax_parameters(folder, config=opened.config, under=("params",)))
 

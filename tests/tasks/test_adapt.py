@@ -59,6 +59,7 @@ def test_a_byte_level_base_goes_on_with_its_merges(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
 def test_every_stage_runs_without_an_argument_and_the_report_says_what_happened(tmp_path):
     result = runner.run(adapt.get_config("smoke"), workdir=tmp_path)
     assert result["merge"] == {"Arab_equal": 1.0, "non_Arab_equal": 1.0}

@@ -6,9 +6,8 @@ import json
 import jax
 import numpy as np
 import pytest
-from small_models import TINY
+from small_models import TINY, init_jit
 
-from allam_jax.model.llama import init_params
 from allam_jax.tasks import runner
 from allam_jax.tokenizer.chat_template import stored_template
 from allam_jax.tokenizer.generation_config import read_generation
@@ -18,6 +17,7 @@ from allam_jax.training.load import load_model
 from allam_jax.weights.huggingface import export_huggingface, import_huggingface
 from configs import base
 
+pytestmark = pytest.mark.usefixtures("one_device")
 ROWS = 400  # of which the tokenizer uses 384
 SAID = {"eos_token_id": [2, 5], "pad_token_id": 7, "temperature": 0.6, "top_p": 0.9}
 
@@ -27,7 +27,7 @@ def foreign(launcher, tmp_path_factory):
     """A Qwen2 with spare rows, a list of ends and a chat template."""
     directory = tmp_path_factory.mktemp("foreign") / "model"
     config = dataclasses.replace(TINY, model_type="qwen2", vocab_size=ROWS, vocab_multiple=128)
-    params = init_params(jax.random.key(0), config=config)
+    params = init_jit(jax.random.key(0), config=config)
     said = {"generation": SAID, "tokenizer_dir": launcher.root / "tokenizer"}
     export_huggingface(directory, params=params, config=config, **said)
     (directory / "files.json").unlink()  # another program wrote it

@@ -40,10 +40,11 @@ def dataset(directory, lines: list[str]):
 
 
 @pytest.mark.parametrize("script", ["arabic", "cyrillic"])
-def test_a_merge_of_any_script_is_proved(tmp_path, script: str):
+def test_a_merge_of_any_script_is_proved(tmp_path, script: str, caplog):
     result = merge_tokenizer.run(settings_of(configured(tmp_path, script=script, like_base=True)), tmp_path / "merged")
     assert result["merge"][f"{script}_equal"] == result["merge"][f"non_{script}_equal"] == 1.0
     assert result["merge"][f"{script}_lines"] > 0 < result["merge"][f"non_{script}_lines"]
+    assert f"only {result['merge'][f'{script}_lines']} {script} lines show" in caplog.text
     assert (tmp_path / "merged" / "tokenizer.model").is_file()
     assert read_json(tmp_path / "merged" / "proof.json") == result["merge"]
 

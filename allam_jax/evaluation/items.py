@@ -1,0 +1,211 @@
+"""Questions with choices, read from files in the shapes that suites come in, and written as items of the harness.
+
+    {"id": "Algeria-180", "question": "...", "answer": "نعم"}                    with fixed choices
+    {"id": "Biology-7", "question": "...", "A": "...", ..., "answer": "B"}       a field for each choice
+    {"question": "...", "choices": ["...", "..."], "answer": 0}                  a list, and a number
+    question,first,second,third,fourth,A                                         CSV without names
+
+What cannot be asked is left out, counted by its reason, and named.
+"""
+
+import dataclasses
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from allam_jax.corpus.found_files import find_files, kind_of
+from allam_jax.corpus.record_formats import Record, Unreadable, csv_records, json_records
+from allam_jax.errors import UserError
+from allam_jax.evaluation.settings import SuiteSettings
+
+LATIN = ("A", "B", "C", "D", "E", "F")
+ARABIC = ("أ", "ب", "ج", "د", "هـ", "و")
+_SPELLINGS = ({"ا": "أ", "ه": "هـ"}, {letter.lower(): letter for letter in LATIN})
+_LARGEST_ITEM = 1 << 24  # bytes
+_ROLE = re.compile(r"[-_ ](test|dev|val|valid|validation|train)$")  # what a file's name says beside its subject
+_NUMBER = re.compile(r"[-_ ]\d+$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One item: what is asked, its choices, and the number of the right one."""
+
+    id: str
+    text: str
+    choices: tuple[str, ...]
+    answer: int
+    subject: str
+
+    def permuted(self, seed: int) -> "Question":
+        """The same with its choices in another order, which depends on the seed and the id."""
+        order = list(range(len(self.choices)))
+        chance = random.Random(f"{seed}/{self.id}")
+        while order == sorted(order):
+            chance.shuffle(order)
+        choices = tuple(self.choices[number] for number in order)
+        return dataclasses.replace(self, choices=choices, answer=order.index(self.answer))
+
+
+@dataclasses.dataclass(frozen=True)
+class Questions:
+    """The items of some files. `problems`: reason -> the items (by id, or file and number) that it left out."""
+
+    items: tuple[Question, ...]
+    problems: Mapping[str, tuple[str, ...]]
+
+
+def read_items(path: str, suite: SuiteSettings, *, key: str) -> Questions:
+    """The items at a path, in the order of the files.
+
+    Args:
+        path: file, folder or pattern.
+        suite: the shape of the items.
+        key: of the path in the config, for errors.
+
+    Raises:
+        UserError: there are no files, or no item can be asked.
+    """
+    items: list[Question] = []
+    problems: dict[str, list[str]] = {}
+    seen: set[str] = set()
+    for file in find_files(path).files:
+        for number, record in enumerate(_records(file, suite), start=1):
+            name = _text(record.get("id")) if isinstance(record, Mapping) else ""
+            name = name or f"{file.name}:{number}"
+            found = _question(record, suite, name=name, file=file)
+            if isinstance(found, Question) and found.id in seen:
+                found = "an id that an earlier item has"
+            if isinstance(found, str):
+                problems.setdefault(found, []).append(name)
+            else:
+                items.append(found)
+                seen.add(found.id)
+    if not items:
+        said = "; ".join(f"{len(names)} with {reason}" for reason, names in problems.items())
+        raise UserError(f"config.{key}: {path}: no item can be asked ({said or 'the files are empty'})")
+    return Questions(tuple(items), {reason: tuple(names) for reason, names in problems.items()})
+
+
+def prompt_of(question: Question, suite: SuiteSettings) -> str:
+    """The text that is asked."""
+    lines = [f"{letter}. {choice}" for letter, choice in zip(suite.letters, question.choices, strict=False)]
+    named = {"question": question.text, "choices": "\n".join(lines), "subject": question.subject.replace("_", " ")}
+    return _filled(suite.prompt, named)
+
+
+def shows_choices(suite: SuiteSettings) -> bool:
+    """Whether the order of the choices can be seen in the prompt."""
+    return "{choices}" in suite.prompt and bool(suite.letters) and not suite.fixed_choices
+
+
+def record_of(question: Question, suite: SuiteSettings) -> dict[str, Any]:
+    """The item as the harness reads it: `prompt`, `choices` that are scored, `answer`, and what reports need."""
+    lettered = bool(suite.letters) and not suite.fixed_choices
+    return {
+        "id": question.id,
+        "subject": question.subject,
+        "category": suite.categories.get(question.subject, ""),
+        "instruction": _filled(suite.instruction, {"subject": question.subject.replace("_", " ")}),
+        "prompt": prompt_of(question, suite),
+        "choices": list(suite.letters[: len(question.choices)] if lettered else question.choices),
+        "texts": list(question.choices),
+        "answer": question.answer,
+    }
+
+
+def drawn(items: Sequence[Question], count: int, *, seed: int) -> list[Question]:
+    """So many items, drawn by the seed, in their order; all for 0."""
+    if not count or count >= len(items):
+        return list(items)
+    chosen = sorted(random.Random(seed).sample(range(len(items)), count))
+    return [items[number] for number in chosen]
+
+
+def _filled(template: str, named: Mapping[str, str]) -> str:
+    """The template with each `{name}` replaced once; braces in questions stay as they are."""
+    return re.sub(r"\{(\w+)\}", lambda match: named.get(match[1], match[0]), template)
+
+
+def _records(file: Path, suite: SuiteSettings) -> Iterator[Record]:
+    kind = kind_of(file)
+    if kind == "jsonl":
+        return json_records(file, limit=_LARGEST_ITEM)
+    if kind == "parquet":
+        from allam_jax.corpus.parquet_records import parquet_records  # pyarrow takes a second
+
+        fields = tuple(
+            name for name in (suite.question, suite.answer, suite.choices, suite.subject, "id", *LATIN) if name
+        )
+        return parquet_records(file, text_field=suite.question, optional=fields, limit=_LARGEST_ITEM)
+    if kind in ("csv", "tsv"):
+        return csv_records(file, text_field=suite.question, dialect=kind, limit=_LARGEST_ITEM, columns=suite.columns)
+    raise UserError(f"{file}: holds no items; expected JSON Lines, CSV, TSV or Parquet")
+
+
+def _question(record: Record, suite: SuiteSettings, *, name: str, file: Path) -> Question | str:
+    """The item, or why it cannot be asked."""
+    if isinstance(record, str):
+        return f"a row {record}"
+    if any(isinstance(value, Unreadable) for value in record.values()):
+        return "a field that cannot be read"
+    text = _text(record.get(suite.question))
+    if not text:
+        return f"no text in field {suite.question!r}"
+    choices = _choices(record, suite)
+    if len(choices) < 2 or not all(choices):
+        return "a missing choice"
+    if len(set(choices)) < len(choices):
+        return "two equal choices"
+    if not suite.fixed_choices and suite.letters and len(choices) > len(suite.letters):
+        return "more choices than letters"
+    answer = _answer(record.get(suite.answer), choices, first=suite.first_number)
+    if answer is None:
+        return f"an answer in field {suite.answer!r} that is none of the choices"
+    return Question(name, text, tuple(choices), answer, _subject(record, suite, name=name, file=file))
+
+
+def _choices(record: Mapping[str, Any], suite: SuiteSettings) -> list[str]:
+    """The choices; an empty one stands for one that is missing between others."""
+    if suite.fixed_choices:
+        return list(suite.fixed_choices)
+    if suite.choices:
+        given = record.get(suite.choices)
+        return [_text(choice) for choice in given] if isinstance(given, list | tuple) else []
+    names = next((names for names in (LATIN, ARABIC) if names[0] in record), LATIN)
+    found = [_text(record.get(name)) for name in names]
+    while found and not found[-1]:
+        found.pop()
+    # The letters that the first line of a table names are the choices of all of its items.
+    return found + [""] * (sum(name in record for name in names[:4]) - len(found))
+
+
+def _answer(given: Any, choices: Sequence[str], *, first: int) -> int | None:
+    """The number of the right choice: given as its text, its letter in either script, or its number."""
+    if isinstance(given, bool) or given is None:
+        return None
+    if isinstance(given, int | float) and given == int(given):
+        number = int(given) - first
+        return number if 0 <= number < len(choices) else None
+    text = _text(given)
+    if text in choices:
+        return list(choices).index(text)
+    for letters, spelled in ((ARABIC, _SPELLINGS[0]), (LATIN, _SPELLINGS[1])):
+        letter = spelled.get(text.rstrip("."), text.rstrip("."))
+        if letter in letters[: len(choices)]:
+            return letters.index(letter)
+    return _answer(int(text), choices, first=first) if text.isascii() and text.isdigit() else None
+
+
+def _subject(record: Mapping[str, Any], suite: SuiteSettings, *, name: str, file: Path) -> str:
+    if suite.subject == "file":
+        return _ROLE.sub("", file.name.split(".")[0])
+    if suite.subject == "id":
+        return _NUMBER.sub("", name)
+    return _text(record.get(suite.subject)) if suite.subject else ""
+
+
+def _text(value: Any) -> str:
+    """A value of an item as text, without white space around it; empty for none."""
+    return "" if value is None or isinstance(value, list | dict) else str(value).strip()

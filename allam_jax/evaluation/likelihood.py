@@ -1,0 +1,260 @@
+"""Log-likelihoods of continuations: what the multiple-choice suites, perplexities and pairwise comparisons are made of.
+
+    score = Likelihood(params, config=config, options=options, settings=settings, mesh=mesh)
+    score([Pair(context_ids, continuation_ids), ...])  ->  [Score(logprob, greedy), ...]
+
+Many short texts share a row. A context of several continuations, and a beginning of several contexts, are computed once
+(`shared_prefixes.py` decides, `model/branching.py` computes). Logits exist only where something is predicted. They are
+float32, and log-probabilities are summed in float64.
+
+Shapes: B rows, T tokens of a row, D model width, V vocabulary, P predictions.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from allam_jax import watchdog
+from allam_jax.errors import UserError
+from allam_jax.evaluation.settings import LikelihoodSettings
+from allam_jax.evaluation.shared_prefixes import (
+    Group,
+    Pair,
+    RowOfItems,
+    Targets,
+    chunks,
+    groups_of,
+    items_of,
+    rows_of,
+    write_row,
+)
+from allam_jax.generation.slots import buckets
+from allam_jax.model import layouts
+from allam_jax.model.branching import Branching, Parts, Trunks
+from allam_jax.model.kv_cache import Filling, KVCache
+from allam_jax.model.llama import Params, bind
+from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
+from allam_jax.parallel.sharding import constrain, pieces
+
+SHORTEST = PREDICTED_AT_ONCE = 128  # tokens of a row at least; positions whose logits exist at a time
+
+
+class Score(NamedTuple):
+    """Natural log-probability of a continuation, and whether each of its tokens is the likeliest one."""
+
+    logprob: float
+    greedy: bool
+
+
+@dataclasses.dataclass
+class Work:
+    """What scoring has cost so far."""
+
+    pairs: int = 0
+    truncated: int = 0  # pairs whose context lost its beginning, because it exceeded the model's
+    tokens: int = 0  # of the pairs, one by one
+    computed: int = 0  # of them, after sharing
+    places: int = 0  # with padding
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """What a program is compiled for, beside the shapes of its arguments."""
+
+    config: LlamaConfig
+    options: ComputeOptions
+
+
+class Rows(NamedTuple):
+    """A batch of rows, and what is predicted in it."""
+
+    tokens_BT: np.ndarray
+    parts: Parts
+    places_P: np.ndarray  # row * T + place
+    targets_P: np.ndarray
+
+
+class Likelihood:
+    """Scores continuations with one model.
+
+    Args:
+        params: of `Llama(config)`, on `mesh`.
+        config: shapes.
+        options: how to compute; dropout is off.
+        settings: the size of a batch.
+        mesh: it cuts the rows of a batch. With several processes, all make the same calls with equal arguments.
+        max_length: tokens that the model reads at most; by default its context.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        *,
+        config: LlamaConfig,
+        options: ComputeOptions,
+        settings: LikelihoodSettings,
+        mesh: Mesh,
+        max_length: int = 0,
+    ):
+        self.max_length = max_length or config.max_position
+        self.work = Work()
+        options = dataclasses.replace(
+            options, remat="none", dropout_embedding=0.0, dropout_attention=0.0, dropout_residual=0.0
+        )
+        self._params, self._mesh, self._row_tokens = params, mesh, settings.row_tokens
+        self._rows = settings.rows * pieces("batch", mesh.shape)
+        self._network = Network(config, options)
+
+    def __call__(self, pairs: Sequence[Pair]) -> list[Score]:
+        """A score for each pair, in their order.
+
+        A pair that exceeds the model's context loses the beginning of its own. UserError for a continuation that
+        exceeds it alone, for a pair without tokens, and for an id outside of the vocabulary.
+        """
+        pairs = [self._fitting(pair) for pair in pairs]
+        logprobs, greedy = np.zeros(len(pairs)), np.ones(len(pairs), bool)
+        groups = groups_of(items_of(pairs), cost=self._row_tokens // 2)
+        waiting: tuple[Targets, tuple[Array, Array]] | None = None
+
+        def fetch(targets: Targets, found: tuple[Array, Array]) -> None:
+            count = len(targets.pairs)
+            logprob_P, greedy_P = (np.asarray(a)[:count] for a in found)
+            np.add.at(logprobs, targets.pairs, logprob_P.astype(np.float64))
+            np.logical_and.at(greedy, targets.pairs, greedy_P)
+
+        with jax.set_mesh(self._mesh):
+            for round_ in self._rounds(groups):
+                for result in self._scored(round_):
+                    watchdog.note("score")
+                    if waiting is not None:  # fetched one batch late, so that the devices never wait for the host
+                        fetch(*waiting)
+                    waiting = result
+        if waiting is not None:
+            fetch(*waiting)
+        return [Score(float(logprob), bool(all_)) for logprob, all_ in zip(logprobs, greedy, strict=True)]
+
+    def _fitting(self, pair: Pair) -> Pair:
+        context, continuation = pair
+        if not context or not continuation:
+            raise UserError("a context or a continuation without tokens; expected at least one of each")
+        if len(continuation) > self.max_length:
+            raise UserError(f"a continuation of {len(continuation)} tokens; the model reads {self.max_length} at most")
+        vocab = self._network.config.vocab_size
+        if not (min(context) >= 0 and max(context) < vocab and min(continuation) >= 0 and max(continuation) < vocab):
+            raise UserError(f"an id outside of the model's vocabulary of {vocab}; use the tokenizer of these weights")
+        self.work.pairs += 1
+        excess = len(context) + len(continuation) - 1 - self.max_length
+        if excess > 0:
+            self.work.truncated += 1
+        context = tuple(context[max(0, excess) :])
+        self.work.tokens += len(context) + len(continuation) - 1
+        return Pair(context, tuple(continuation))
+
+    def _rounds(self, groups: Sequence[Group]) -> Iterator[list[Group]]:
+        """Groups that are scored together: a trunk for each row of a batch; trunks of similar lengths."""
+        with_trunk = sorted((group for group in groups if group.trunk), key=lambda group: -group.trunk)
+        yield from map(list, chunks(with_trunk, self._rows))
+        yield from ([group] for group in groups if not group.trunk)
+
+    def _scored(self, groups: list[Group]) -> Iterator[tuple[Targets, tuple[Array, Array]]]:
+        """The batches of a round."""
+        trunks = self._trunks(groups) if groups[0].trunk else None
+        longest = max(item.length(group.trunk) for group in groups for item in group.items)
+        capacity = _bucket(max(self._row_tokens, longest))
+        rows = [row for group in groups for row in rows_of(group, capacity=capacity)]
+        slots = {id(group): slot for slot, group in enumerate(groups)}
+        for some in chunks(sorted(rows, key=lambda row: -row.length), self._rows):
+            batch, targets = self._batch(some)
+            of_rows = None
+            if trunks is not None:
+                slots_B = [slots[id(row.group)] for row in some]
+                slots_B += [0] * (self._rows - len(some))
+                lengths_B = [groups[slot].trunk for slot in slots_B]
+                of_rows = Trunks(trunks, np.array(lengths_B, np.int32), np.array(slots_B, np.int32))
+            branches = bool(np.any(batch.parts.behind_BT))
+            yield targets, _predict(self._network, branches, self._params, batch, of_rows)
+
+    def _trunks(self, groups: Sequence[Group]) -> KVCache:
+        """Prefills the trunks of the groups, a row and a slot for each."""
+        B, T = self._rows, _bucket(max(group.trunk for group in groups))
+        tokens_BT, segments_BT, positions_BT, slots_BT = (np.zeros((B, T), np.int32) for _ in range(4))
+        slots_BT[:] = B
+        for slot, group in enumerate(groups):
+            here = slot, slice(group.trunk)
+            tokens_BT[here], segments_BT[here], slots_BT[here] = group.trunk_ids, 1, slot
+            positions_BT[here] = np.arange(group.trunk)
+            self.work.computed += group.trunk
+        self.work.places += B * T
+        return _prefill(self._network, self._params, tokens_BT, segments_BT, positions_BT, slots_BT)
+
+    def _batch(self, rows: Sequence[RowOfItems]) -> tuple[Rows, Targets]:
+        B, T = self._rows, _bucket(max(row.length for row in rows))
+        tokens_BT, *parts = (np.zeros((B, T), np.int32) for _ in range(5))
+        targets = Targets([], [], [])
+        for number, row in enumerate(rows):
+            write_row(row, number, arrays=(tokens_BT, *parts), targets=targets)
+            self.work.computed += row.length
+        self.work.places += B * T
+        padded = np.zeros((2, _bucket(len(targets.ids))), np.int32)
+        padded[:, : len(targets.ids)] = targets.places, targets.ids
+        return Rows(tokens_BT, Parts(*parts), *padded), targets
+
+
+def _bucket(length: int) -> int:
+    """The length for which a program is compiled."""
+    least = max(length, SHORTEST)
+    return next(size for size in buckets(2 * least) if size >= least)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _prefill(network: Network, params: Params, tokens_BT, segments_BT, positions_BT, slots_BT) -> KVCache:
+    """A cache with the keys and values of rows of texts."""
+    config, options = network.config, network.options
+    model = bind(params, config=config, options=options)
+    B, T = tokens_BT.shape
+    cache = KVCache.empty(config, slots=B, capacity=T, dtype=jnp.dtype(options.compute_dtype))
+    memory = Filling(cache, jnp.asarray(slots_BT), jnp.asarray(positions_BT), jnp.int32(0))
+    _, memory = model.apply_layers_remembering(
+        model.embed(tokens_BT), segment_ids_BT=segments_BT, positions_BT=positions_BT, memory=memory
+    )
+    return memory.cache
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _predict(
+    network: Network, branches: bool, params: Params, rows: Rows, trunks: Trunks | None
+) -> tuple[Array, Array]:
+    """Log-probability of every target, and whether it is the likeliest token, [P]; whole on every process."""
+    config, options = network.config, network.options
+    model = bind(params, config=config, options=options)
+    memory = Branching(rows.parts, trunks, jnp.int32(0), branches, options.attention)
+    x_BTD, _ = model.apply_layers_remembering(
+        model.embed(rows.tokens_BT),
+        segment_ids_BT=rows.parts.blocks_BT,
+        positions_BT=rows.parts.positions_BT,
+        memory=memory,
+    )
+    hidden_BTD = layouts.all_positions(model.finish(x_BTD))
+    hidden_PD = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])[rows.places_P]
+    head_DV = model.head_DV.astype(hidden_PD.dtype)
+
+    def predict(inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+        hidden_pD, targets_p = inputs
+        logits_pV = jnp.einsum("pD,DV->pV", hidden_pD, head_DV, preferred_element_type=jnp.float32)
+        logits_pV = constrain(logits_pV, (None, "act_vocab"))
+        logits_pV = jnp.where(jnp.arange(logits_pV.shape[-1]) < config.vocab_size, logits_pV, -jnp.inf)
+        target_p = jnp.take_along_axis(logits_pV, targets_p[:, None], axis=-1)[:, 0]
+        return target_p - jax.nn.logsumexp(logits_pV, axis=-1), jnp.argmax(logits_pV, axis=-1) == targets_p
+
+    chunk = min(PREDICTED_AT_ONCE, len(rows.places_P))
+    split = (hidden_PD.reshape(-1, chunk, hidden_PD.shape[-1]), jnp.asarray(rows.targets_P).reshape(-1, chunk))
+    found = tuple(a.reshape(-1) for a in jax.lax.map(predict, split))
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.lax.with_sharding_constraint(found, NamedSharding(mesh, PartitionSpec()))
