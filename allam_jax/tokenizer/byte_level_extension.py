@@ -2,8 +2,8 @@
 
 A new merge comes after all merges of the base, so any text is first cut as the base cuts it. A new piece holds a
 character of the new language's script, or begins one in bytes with which no other script's characters begin. So text
-without such characters keeps exactly the ids of the base. A merge whose result is a piece already is left out: pieces could then join
-earlier merges, and learning would differ from encoding.
+without such characters keeps exactly the ids of the base. A merge whose result is a piece already is left out: pieces
+could then join earlier merges, and learning would differ from encoding.
 """
 
 import bisect
