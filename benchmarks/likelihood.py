@@ -80,9 +80,7 @@ def ours() -> Any:
 
     mesh = make_mesh({}, devices=jax.devices("cpu")[:1])
     params, config = import_huggingface(Path(MODEL.value), mesh=mesh)
-    likelihood = Likelihood(
-        params, config=config, options=ComputeOptions(), settings=LikelihoodSettings(), mesh=mesh
-    )
+    likelihood = Likelihood(params, config=config, options=ComputeOptions(), settings=LikelihoodSettings(), mesh=mesh)
     return HarnessModel(
         Tokenizer.load(MODEL.value), likelihood=likelihood, engine=_no_engine, template=None, max_new_tokens=1
     )
@@ -123,7 +121,9 @@ def main(argv: list[str]) -> None:
     print(json.dumps(result))
 
 
-def theirs(requests: list[Any], *, items: int, scores: list[tuple[float, bool]], seconds: list[float]) -> dict[str, Any]:
+def theirs(
+    requests: list[Any], *, items: int, scores: list[tuple[float, bool]], seconds: list[float]
+) -> dict[str, Any]:
     """Times lm_eval's model on the same requests, and compares the scores."""
     from lm_eval.models.huggingface import HFLM
 
@@ -132,7 +132,9 @@ def theirs(requests: list[Any], *, items: int, scores: list[tuple[float, bool]],
     expected = model.loglikelihood(requests, disable_tqdm=True)
     taken = time.perf_counter() - start
     largest = max(abs(a - b) for (a, _), (b, _) in zip(scores, expected, strict=True))
-    print(f"  lm_eval: {items / taken:.2f} items/s; ours is {taken / seconds[1]:.2f} x; difference at most {largest:.1e}")
+    print(
+        f"  lm_eval: {items / taken:.2f} items/s; ours is {taken / seconds[1]:.2f} x; difference at most {largest:.1e}"
+    )
     return {"theirs_s": taken, "ratio": taken / seconds[1], "ratio_with_compilation": taken / seconds[0]} | {
         "largest_difference": largest
     }

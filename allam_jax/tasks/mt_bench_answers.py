@@ -21,7 +21,9 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     A run that was killed goes on. A question whose first answer failed is not asked on, and is missing in the file.
     """
     options = config.generate
-    questions = read_questions(require(options.input, key="generate.input", hint="give questions"), key="generate.input")
+    questions = read_questions(
+        require(options.input, key="generate.input", hint="give questions"), key="generate.input"
+    )
     backend = backend_of(config, ())
     answers: dict[str, list[str]] = {question.id: [] for question in questions}
     errors = 0

@@ -321,7 +321,12 @@ def test_through_the_server(root, theirs):
     params, config = import_huggingface(root / "model")
     settings = EngineSettings(slots=4, burst=4)
     engine = Engine(
-        params, config=config, options=ComputeOptions(), settings=settings, tokenizer=tokenizer, eos_ids=(tokenizer.eos_id,)
+        params,
+        config=config,
+        options=ComputeOptions(),
+        settings=settings,
+        tokenizer=tokenizer,
+        eos_ids=(tokenizer.eos_id,),
     )
     with serving(engine, tokenizer) as served:
         model = LocalCompletionsAPI(
