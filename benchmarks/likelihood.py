@@ -91,6 +91,7 @@ def _no_engine() -> Any:
 
 
 def main(argv: list[str]) -> None:
+    """Prints both sides' speeds, and all numbers as JSON."""
     if len(argv) > 1:
         raise app.UsageError("no arguments besides flags")
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", JAX_PLATFORMS="cpu")
