@@ -38,7 +38,7 @@ class LlamaConfig(Section, name="model"):
     vocab_size: int = setting(..., "ids the tokenizer can produce; 0 in a config takes the tokenizer's", least=0)
     vocab_multiple: int = setting(..., "rows of the embedding and the head are padded up to a multiple of it", least=1)
     dim: int = setting(..., "width of the residual stream", least=1)
-    num_layers: int = setting(..., "layers", least=1)
+    num_layers: int = setting(..., "layers", least=1, most=10_000)
     num_heads: int = setting(..., "query heads", least=1)
     num_kv_heads: int = setting(..., "key/value heads; they divide the query heads", least=1)
     head_dim: int = setting(..., "size of a head; even", least=2)

@@ -49,7 +49,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     files.write_json(workdir / PROOF_FILE, measured)
     files.write_json(workdir / FERTILITY_FILE, table)
     extended.save(workdir)
-    keep_conversation(directory_of(options.base), to=workdir)
+    keep_conversation(directory_of(options.base), to=workdir, vocab_size=base.vocab_size)
     return {
         "vocab_size": extended.vocab_size,
         "fingerprint": extended.fingerprint,

@@ -53,7 +53,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     files.write_json(workdir / PROOF_FILE, proof)
     files.write_json(workdir / FERTILITY_FILE, table)
     merged.save(workdir)
-    keep_conversation(directory_of(options.base), to=workdir)
+    keep_conversation(directory_of(options.base), to=workdir, vocab_size=base.vocab_size)
     return {"vocab_size": merged.vocab_size, "fingerprint": merged.fingerprint, "merge": proof, "fertility": table}
 
 

@@ -99,7 +99,7 @@ class ChatTemplate:
                 f"chat template {template!r}: neither a file nor a name; {nearest(template, READY)} "
                 "(empty takes the tokenizer's own)"
             )
-        return cls(_text_of(path), tokenizer=tokenizer, name=str(path))
+        return cls(template_text(path), tokenizer=tokenizer, name=str(path))
 
     def render(
         self,
@@ -238,7 +238,7 @@ def stored_template(directory: Path) -> str | None:
     Of several named ones, that which is called "default". UserError for another form.
     """
     if (path := Path(directory) / TEMPLATE_FILE).is_file():
-        return _text_of(path)
+        return template_text(path)
     if not (path := Path(directory) / "tokenizer_config.json").is_file():
         return None
     found = read_json(path, kind=dict).get("chat_template")
@@ -327,7 +327,8 @@ def _without_marks(text: str, start: str, end: str) -> tuple[str, tuple[tuple[in
     return "".join(kept), tuple(sorted(spans))
 
 
-def _text_of(path: Path) -> str:
+def template_text(path: Path) -> str:
+    """The text of a `.jinja` file; UserError if it is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:

@@ -7,9 +7,12 @@ directories into exports.
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from allam_jax.checksums import read_listed, write_listed
 from allam_jax.errors import UserError
 from allam_jax.files import json_text
+from allam_jax.tokenizer.chat_template import template_text
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.tokenizer.tokenizer_files import GENERATION_FILE, MORE_TEMPLATES
 from allam_jax.tokenizer.tokenizer_json import CHAT_END, CHAT_TEMPLATE
@@ -66,10 +69,14 @@ def stop_ids(tokenizer: Tokenizer, directory: Path) -> tuple[int, ...]:
     return tuple(_as_list(complete_generation(tokenizer, directory).get("eos_token_id")))
 
 
-def keep_conversation(base: Path, *, to: Path) -> None:
-    """Copies what the model of the base tokenizer says into the directory `to` of one that keeps the base's ids."""
+def keep_conversation(base: Path, *, to: Path, vocab_size: int) -> None:
+    """Copies what the model of the base tokenizer says into the directory `to` of one that keeps the base's ids.
+
+    An id beyond the base's `vocab_size` pieces (Llama 2 once padded with such a one) is left out, with a warning: it
+    would be a new piece of `to`.
+    """
     contents: dict[str, bytes] = {}
-    if generation := read_generation(base):
+    if generation := _of_pieces(read_generation(base), count=vocab_size, base=base):
         contents[GENERATION_FILE] = _as_bytes(generation)
     if template := _chat_template(base):
         settings = read_listed(to, _SETTINGS_FILE, remedy=_REMEDY)
@@ -79,6 +86,22 @@ def keep_conversation(base: Path, *, to: Path) -> None:
         contents |= {path.relative_to(base).as_posix(): path.read_bytes() for path in files}
     if contents:
         write_listed(to, contents)
+
+
+def _of_pieces(generation: dict[str, Any], *, count: int, base: Path) -> dict[str, Any]:
+    """Without the token ids that a tokenizer of `count` pieces does not have."""
+    found = dict(generation)
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        stated = _as_list(generation.get(key))
+        known = [index for index in stated if index in range(count)]
+        if len(known) < len(stated):
+            logging.warning(
+                "%s: %s = %s: not among the tokenizer's %d ids; left out", base, key, generation[key], count
+            )
+            found |= {key: known if isinstance(generation[key], list) else None}
+        if found.get(key) in (None, []):
+            found.pop(key, None)
+    return found
 
 
 def name_pad_token(directory: Path, token: str) -> None:
@@ -92,7 +115,7 @@ def name_pad_token(directory: Path, token: str) -> None:
 
 def _chat_template(directory: Path) -> Any:
     if (file := Path(directory) / _TEMPLATE_FILE).is_file():
-        return file.read_text(encoding="utf-8")
+        return template_text(file)
     if (Path(directory) / _SETTINGS_FILE).is_file():
         return read_listed(Path(directory), _SETTINGS_FILE, remedy=_REMEDY).get("chat_template")
     return None

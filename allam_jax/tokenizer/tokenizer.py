@@ -81,7 +81,7 @@ class Tokenizer:
         return sha256_of_json(self.model.fingerprint_state())
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False, specials: Specials = "text") -> list[int]:
-        """Ids of `text`, with the bos id before and the eos id after it where asked for.
+        """Ids of `text`, with `start_id` before and the eos id after it where asked for.
 
         specials="text" treats the string of a special token as plain text. "parse" turns it into its single id, and
         encodes the sections between special tokens as texts of their own. Parse only text that you wrote yourself: a
@@ -161,9 +161,14 @@ class Tokenizer:
     def _ids(self) -> dict[str, int]:
         return {piece: index for index, piece in enumerate(self.model.pieces)}
 
+    @property
+    def start_id(self) -> int:
+        """What stands before a document: the bos token, or the eos token where there is no bos, as in Qwen."""
+        return _required(self.eos_id if self.bos_id is None else self.bos_id, "bos or eos", self.model.source)
+
     def _framed(self, ids: list[int], *, bos: bool, eos: bool) -> list[int]:
         if bos:
-            ids = [_required(self.bos_id, "bos", self.model.source), *ids]
+            ids = [self.start_id, *ids]
         if eos:
             ids = [*ids, _required(self.eos_id, "eos", self.model.source)]
         return ids

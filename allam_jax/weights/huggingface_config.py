@@ -99,6 +99,7 @@ _OTHERS = {
     "stablelm": "LayerNorm and partial rotary embeddings",
     "starcoder2": "LayerNorm and biases everywhere",
 }
+_LARGEST = 1e12  # of all numbers in a config.json
 _PLAIN, _DYNAMIC, _YARN = "default", "dynamic", "yarn"
 # Kinds of RoPE -> the numbers that each must state, by our field.
 _FACTOR = {"rope_scaling_factor": "factor"}
@@ -143,6 +144,8 @@ def config_from_huggingface(values: dict[str, Any], *, file: Path, vocab_multipl
         value = default if value is None and default is not ... else value
         if isinstance(value, bool) is not (kind is bool) or not isinstance(value, (kind, int)):
             raise UserError(f"{file}: {key} = {value!r}; expected a value of type {kind.__name__}")
+        if abs(value) > _LARGEST:
+            raise UserError(f"{file}: {key} has {len(str(abs(value)))} digits; expected a number of a network")
         return kind(value)
 
     fields = {ours: get(*theirs) for ours, theirs in _FIELDS.items()}
@@ -206,6 +209,8 @@ def _rope_from_huggingface(values: dict[str, Any], *, file: Path, max_position: 
     def number(key: str, value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise UserError(f"{file}: {spelling}.{key} = {value!r}; expected a number (rope_type {kind!r})")
+        if abs(value) > _LARGEST:
+            raise UserError(f"{file}: {spelling}.{key} is too large; expected a number of a network")
         return float(value)
 
     if kind == _YARN and rope.get("factor") is None:
@@ -216,10 +221,16 @@ def _rope_from_huggingface(values: dict[str, Any], *, file: Path, max_position: 
         found["rope_scaling"] = kind
     if kind in _HAS_ORIGINAL:
         found["rope_original_max_position"] = int(number(_ORIGINAL, original))
+        if found["rope_original_max_position"] != original:
+            raise UserError(f"{file}: {_ORIGINAL} = {original!r}; expected a whole number")
     if kind == _YARN:
-        found["rope_truncate"] = rope.get("truncate", True) is not False
+        found["rope_truncate"] = bool(rope.get("truncate", True))  # null means no, as for transformers
         if rope.get("attention_factor") is not None:
             found["rope_attention_factor"] = number("attention_factor", rope["attention_factor"])
+            if found["rope_attention_factor"] <= 0:
+                raise UserError(
+                    f"{file}: {spelling}.attention_factor = {rope['attention_factor']}; expected more than 0"
+                )
         elif rope.get("mscale") and rope.get("mscale_all_dim"):
             above, below = (number(key, rope[key]) for key in ("mscale", "mscale_all_dim"))
             factor = found["rope_scaling_factor"]

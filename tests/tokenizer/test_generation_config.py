@@ -84,7 +84,7 @@ def test_a_merge_keeps_what_its_base_says(base, merged, tmp_path):
     (tmp_path / "base" / tools).parent.mkdir()
     (tmp_path / "base" / tools).write_text("{{ tools }}")
     merged.save(tmp_path / "merged")
-    keep_conversation(tmp_path / "base", to=tmp_path / "merged")
+    keep_conversation(tmp_path / "base", to=tmp_path / "merged", vocab_size=10_000)
     copy_tokenizer(tmp_path / "merged", to=tmp_path / "run")  # as into a run and out of it
     copy_tokenizer(tmp_path / "run", to=tmp_path / "export")
     name_pad_token(tmp_path / "export", "<unk>")
@@ -149,3 +149,14 @@ def test_tokens_that_other_files_add_to_a_tokenizer_json(byte_level):
     write(byte_level, added_tokens={"<|other|>": 5})
     with pytest.raises(UserError, match="id 5 is .* there and '<|other|>' in the files beside it"):
         Tokenizer.load(byte_level)
+
+
+def test_ids_beyond_the_base_s_pieces_do_not_become_new_ones(base, tmp_path):
+    first, second = tmp_path / "base", tmp_path / "merged"
+    for directory in (first, second):
+        directory.mkdir()
+        write(directory, tokenizer_config={})
+    new = base.vocab_size  # Llama 2 once padded with the id behind its last piece
+    write(first, generation_config={"pad_token_id": new, "eos_token_id": [2, new + 1], "bos_token_id": 1})
+    keep_conversation(first, to=second, vocab_size=new)
+    assert read_generation(second) == {"eos_token_id": [2], "bos_token_id": 1}

@@ -243,11 +243,15 @@ def test_wrong_files_are_refused_in_one_line(tmp_path, name: str, write, message
     assert "\n" not in text
 
 
-def test_byte_level_bpe_without_a_bos_token_says_so(byte_level_directory, tmp_path):
+def test_byte_level_bpe_without_a_bos_token_begins_with_its_end(byte_level_directory, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((byte_level_directory / "tokenizer.json").read_bytes())
     tokenizer = Tokenizer.load(tmp_path)
-    named = {"bos_token": tokenizer.id_to_piece(0), "eos_token": {"content": tokenizer.id_to_piece(1)}}
+    first, second = tokenizer.id_to_piece(0), tokenizer.id_to_piece(1)
+    with pytest.raises(UserError, match="no bos or eos token; name one in tokenizer_config.json"):
+        tokenizer.encode("a", bos=True)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": None, "eos_token": second}))  # as Qwen
+    assert Tokenizer.load(tmp_path).encode("a", bos=True, eos=True) == [1, *tokenizer.encode("a"), 1]
+    (tmp_path / "tokenizer_config.json").unlink()
+    named = {"bos_token": first, "eos_token": {"content": second}}
     (tmp_path / "special_tokens_map.json").write_text(json.dumps(named))  # all that old models have
     assert (Tokenizer.load(tmp_path).bos_id, Tokenizer.load(tmp_path).eos_id) == (0, 1)
-    with pytest.raises(UserError, match="no bos token; name one in tokenizer_config.json"):
-        tokenizer.encode("a", bos=True)

@@ -98,6 +98,7 @@ def test_yarn_as_models_state_it():
     assert rope_magnitude(qwen) == pytest.approx(1 + 0.1 * math.log(4), rel=1e-15)
     assert yarn(factor=None) == qwen  # the longest context over the original one
     assert rope_magnitude(yarn(attention_factor=1.25)) == 1.25
+    assert [yarn(truncate=value).rope_truncate for value in (True, False, None, 0)] == [True, False, False, False]
     both = yarn(mscale=2.0, mscale_all_dim=1.0)
     expected = (1 + 0.2 * math.log(4)) / (1 + 0.1 * math.log(4))
     assert rope_magnitude(both) == pytest.approx(expected, rel=1e-15)
@@ -130,6 +131,14 @@ def test_yarn_as_models_state_it():
         ({"rope_scaling": {"rope_type": "linear"}}, "factor = None; expected a number"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 0.5}}, "rope_beta_slow"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor"),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "attention_factor": 0}},
+            "attention_factor = 0; expected",
+        ),
+        ({"rope_scaling": LLAMA_31["rope_scaling"] | {"original_max_position_embeddings": 32.5}}, "a whole number"),
+        ({"rope_theta": 10**400, "rope_scaling": None}, "rope_theta is too large"),
+        ({"num_hidden_layers": 10**7}, "num_layers = 10000000"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps has 401 digits"),
         ({"rope_parameters": 7, "rope_scaling": None}, "rope_parameters = 7"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"hidden_size": None}, "hidden_size = None"),
