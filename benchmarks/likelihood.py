@@ -28,7 +28,7 @@ MMLU_EXAMPLES = flags.DEFINE_string("mmlu_examples", "", "Folder of its worked e
 MMLU_ITEMS = flags.DEFINE_integer("mmlu_items", 200, "Items of it.", lower_bound=1)
 MMLU_SUBJECTS = flags.DEFINE_integer("mmlu_subjects", 57, "The first subjects that they are drawn from.", lower_bound=1)
 CORES = flags.DEFINE_integer("cores", 2, "CPU cores to use.", lower_bound=1)
-BATCH = flags.DEFINE_string("batch", "16", "lm_eval's batch size; `auto` first looks for the largest, which is timed too.")
+BATCH = flags.DEFINE_string("batch", "16", "lm_eval's batch size; `auto` looks for the largest, which is timed too.")
 THEIRS = flags.DEFINE_bool("theirs", True, "Also time lm_eval's model.")
 
 
