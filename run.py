@@ -269,7 +269,8 @@ def command_line() -> None:
         leave(f"error: {error}", status=USER_ERROR)
     except Stopped as stop:
         print(stop, file=sys.stderr, flush=True)
-        end_together()
+        end_together(status=stop.status)
+        raise SystemExit(stop.status) from None
     except KeyboardInterrupt:
         leave_after_signal()
     except Exception as error:
@@ -280,13 +281,13 @@ def command_line() -> None:
         crash(error)
 
 
-def end_together() -> None:
-    """All processes of the job end well, and signals change nothing any more."""
+def end_together(*, status: int = 0) -> None:
+    """All processes of the job end with this status, and signals change nothing any more."""
     interrupts.ignore()
     if line := lifeline.current():
         line.finish()
         logging.flush()
-        os._exit(0)
+        os._exit(status)
 
 
 def leave_after_signal() -> NoReturn:

@@ -15,6 +15,7 @@ from allam_jax.settings import as_dict
 CONFIG_FILE = "config.json"
 CHECKPOINTS_FOLDER = "checkpoints"
 RUN_FILE = "run.json"  # the name of a training run
+_TRAINING = ("train", "sft", "dpo")  # tasks whose workdirs are training runs
 
 
 def resolve_stages(config: ConfigDict, *, stage_dirs: Mapping[str, Path]) -> tuple[ConfigDict, list[str]]:
@@ -75,22 +76,24 @@ def save(config: ConfigDict, *, workdir: Path) -> list[str]:
 def check_own(workdir: Path, *, task: str) -> None:
     """UserError unless a workdir is new, is empty, or was written by a task: nothing of others is overwritten.
 
-    A training run's workdir is that of `task` "train" alone: its config says what its checkpoints came from.
+    A training run's workdir is that of its task alone: its config says what its checkpoints came from.
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir {workdir}: is a file, not a directory")
     there = {path.name for path in workdir.iterdir() if not path.name.startswith(".")} if workdir.exists() else set()
     if not there:
         return
-    if RUN_FILE in there and task != "train":
+    recorded = None
+    try:
+        recorded = files.read_json(workdir / CONFIG_FILE, kind=dict).get("task")
+        own = recorded is not None
+    except UserError:  # missing, or lost in a crash
+        own = {CONFIG_FILE, FILE_LIST} <= there or CHECKPOINTS_FOLDER in there
+    if RUN_FILE in there and (task not in _TRAINING or recorded not in (None, task)):
         raise UserError(
             f"--workdir {workdir}: holds a training run, whose config.json the task {task} would replace; "
             "give another directory"
         )
-    try:
-        own = "task" in files.read_json(workdir / CONFIG_FILE, kind=dict)
-    except UserError:  # missing, or lost in a crash
-        own = {CONFIG_FILE, FILE_LIST} <= there or CHECKPOINTS_FOLDER in there
     if not own:
         names = ", ".join(sorted(there)[:4]) + (", ..." if len(there) > 4 else "")
         raise UserError(f"--workdir {workdir}: holds files that no task wrote ({names}); give a new or empty directory")

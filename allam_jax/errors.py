@@ -1,10 +1,11 @@
 """The one exception for things the user can fix, and how a process ends."""
 
 import difflib
+import signal
 from collections.abc import Iterable
 
-# Exit statuses beside 0 and Python's own 1.
-USER_ERROR = 2  # a UserError, or Ctrl-C: a further attempt would end in the same way
+# Exit statuses beside 0 and Python's own 1, and beside those of `stopped_by`.
+USER_ERROR = 2  # a UserError: a further attempt would end in the same way
 STALLED = 75  # the watchdog has ended a run without progress: a further attempt continues it
 PEER_ENDED = 76  # another process of the job has ended: a further attempt of all processes continues the run
 
@@ -17,7 +18,24 @@ class UserError(Exception):
 
 
 class Stopped(Exception):
-    """The run was asked to stop (SIGTERM, Ctrl-C), has saved, and can go on: exit status 0."""
+    """The run was asked to stop by a signal, such as "SIGTERM", has saved, and can go on."""
+
+    def __init__(self, message: str, *, by: str):
+        super().__init__(message)
+        self.status = stopped_by(signal.Signals[by])
+
+
+def stopped_by(number: int) -> int:
+    """The exit status of a process that a signal has ended before its work was done: 128 and its number, as in a shell.
+
+    It is not 0, because what waits for the work would take it for done: a scheduler, a script, the next command.
+    """
+    return 128 + number
+
+
+def was_stopped(status: int) -> bool:
+    """Whether a status is one of `stopped_by`, of the signals that ask a process to end."""
+    return status in map(stopped_by, (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -22,7 +22,13 @@ from allam_jax.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
+CACHE_VARIABLE = "ALLAM_JAX_CACHE"  # names the cache directory
 Keys = Mapping[str, type | tuple[type, ...]]  # those of a JSON object, with the types of their values
+
+
+def cache_directory() -> Path:
+    """Where downloads and what can be made again are kept: $ALLAM_JAX_CACHE, or a folder of the user's cache."""
+    return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/allam_jax").expanduser()
 
 
 @contextlib.contextmanager

@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from allam_jax.errors import stopped_by
+
 ENDS_WITH_PARENT = "ALLAM_JAX_ENDS_WITH"  # a variable with the process id of a launcher, whose jobs end with it
 _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _DEAF_SECONDS = 5.0  # after which a main thread that has not heard a signal is given up
@@ -38,7 +40,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def leave_at_signals() -> None:
-    """Until `install`, a signal ends the process with one line: status 0, or 2 for Ctrl-C. A hang-up is silent."""
+    """Until `install`, a signal ends the process with one line and the status of `stopped_by`. A hang-up is silent."""
     for number in _ours():
         signal.signal(number, _on_early_signal)
 
@@ -100,9 +102,8 @@ def on_leaving(listener: Callable[[str, int], None]) -> None:
 
 def last_words(number: int) -> tuple[str, int]:
     """The line and the exit status of a process that a signal ends while there is nothing to save."""
-    if number == signal.SIGINT:
-        return "error: interrupted; run the same command again to go on", 2
-    return f"{signal.Signals(number).name}: nothing to save; run the same command again to go on", 0
+    words = "interrupted" if number == signal.SIGINT else f"{signal.Signals(number).name}: nothing to save"
+    return f"{words}; run the same command again to go on", stopped_by(number)
 
 
 def last_signal() -> int:

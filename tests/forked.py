@@ -1,11 +1,15 @@
 """Python processes that begin with what our tasks import, which takes seconds: forks of a server that has imported it.
 
 A fork runs a script or `-c CODE` as `__main__`, with its own environment, streams, signals and exit. The seed of
-Python's hashes is the server's, so a test that two runs give the same bits starts a process of its own.
+Python's hashes is the server's, so a test that two runs give the same bits starts a process of its own. At its end it
+waits for threads and calls exit handlers, as Python does, but takes no objects apart: that would copy all memory that
+it shares with the server.
 """
 
+import atexit
 import concurrent.futures
 import functools
+import gc
 import importlib
 import json
 import logging
@@ -16,6 +20,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -138,12 +143,23 @@ def _become(*, command: list[str], environment: dict[str, str], streams: list[in
     os.environ.clear()
     os.environ.update(environment)
     _read_jax_variables()
-    if command[0] == "-c":
-        sys.argv = ["-c", *command[2:]]
-        exec(command[1], {"__name__": "__main__"})
-    else:
-        sys.argv = command
-        runpy.run_path(command[0], run_name="__main__")
+    status: Any = 0
+    try:
+        if command[0] == "-c":
+            sys.argv = ["-c", *command[2:]]
+            exec(command[1], {"__name__": "__main__"})
+        else:
+            sys.argv = command
+            runpy.run_path(command[0], run_name="__main__")
+    except SystemExit as stop:
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+        status = 1 if isinstance(stop.code, str) else stop.code or 0
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _read_jax_variables() -> None:
@@ -160,5 +176,6 @@ if __name__ == "__main__":
     warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called")  # JAX's, whose threads do not run yet
     for name in (*(f"allam_jax.tasks.{task}" for task in _TASKS), *_LATE):
         importlib.import_module(name)
+    gc.freeze()  # so that no collection in a fork copies the memory that it shares
     logging.getLogger().handlers.clear()  # run.py sets up its log before it imports the libraries that would do so
     _serve(socket.socket(fileno=int(sys.argv[1])))

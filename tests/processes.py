@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,8 +17,27 @@ import pytest
 from forked import Forked
 
 ROOT = Path(__file__).parents[1]
-# LLVM's optimiser would take a third of the time of all tests, most of whose programs run once.
-UNOPTIMISED = "--xla_backend_optimization_level=0"
+_FLAGS = "ALLAM_JAX_TESTS_XLA_FLAGS"  # a variable; set it to nothing, and programs are compiled as users have them
+# Most programs of the tests run once. LLVM's optimiser and XLA's newer way to write loops (which jaxlib 0.12 cannot
+# switch off) would take half of the time of all tests. `.ci/long`, and Python 3.12 in `.ci/run`, do without these.
+_QUICK = (
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",
+    "--xla_cpu_use_fusion_emitters=false",
+)
+
+
+def _known(flag: str) -> bool:
+    """Whether this jaxlib has the flag; it ends a process that gives another one."""
+    program = "from jaxlib import xla_client; xla_client.make_cpu_client()"
+    tried = subprocess.run([sys.executable, "-c", program], env=os.environ | {"XLA_FLAGS": flag}, capture_output=True)
+    return tried.returncode == 0
+
+
+if _FLAGS not in os.environ:  # asked once: children inherit it
+    os.environ[_FLAGS] = " ".join(flag for flag in _QUICK if flag != _QUICK[-1] or _known(flag))
+UNOPTIMISED = os.environ[_FLAGS]
 # A compilation cache keeps even the smallest program.
 CACHE_EVERYTHING = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

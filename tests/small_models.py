@@ -1,6 +1,12 @@
 """Architectures small enough for any test, with grouped-query attention and padding rows."""
 
+import jax
+
+from allam_jax.model.llama import init_params
 from allam_jax.model.llama_config import LlamaConfig
+
+# One program in place of a hundred, which JAX would compile operation by operation.
+init_jit = jax.jit(init_params, static_argnames="config")
 
 # Divisible by the meshes that tests use: 8 query heads, width 32.
 SMALL = LlamaConfig(

@@ -15,7 +15,7 @@ from small_models import TINY
 from allam_jax.generation.engine import Engine
 from allam_jax.generation.engine_thread import EngineThread
 from allam_jax.generation.openai_api import Model
-from allam_jax.generation.requests import Delta, Request
+from allam_jax.generation.requests import Delta, FinishReason, Request
 from allam_jax.generation.server import listen, make_app, make_server
 from allam_jax.generation.settings import EngineSettings, ServeSettings
 from allam_jax.model.llama import Params, init_params
@@ -109,8 +109,8 @@ class ScriptedEngine:
 
     capacity, queued = 512, 0
 
-    def __init__(self, text: str, *, seconds: float = 0.0):
-        self.text, self._seconds = text, seconds
+    def __init__(self, text: str, *, seconds: float = 0.0, reason: FinishReason = "stop"):
+        self.text, self._seconds, self._reason = text, seconds, reason
         self._answers: list[Request | None] = []
         self._left: list[str] = []
         self.requests: list[Request] = []
@@ -141,4 +141,4 @@ class ScriptedEngine:
         name, word = self._answers[0].name, self._left.pop(0) if self._left else ""
         if not self._left:
             self._answers = []
-        return [Delta(name, 0, (1,), word, (), None if self._left else "stop")]
+        return [Delta(name, 0, (1,), word, (), None if self._left else self._reason)]

@@ -18,9 +18,10 @@ from allam_jax.parallel.mesh import make_mesh
 from allam_jax.training.checkpoints import Checkpointer
 from allam_jax.training.settings import CheckpointSettings
 from allam_jax.weights.directory import save_weights, shardings_on
-from allam_jax.weights.huggingface import export_huggingface, pieces_of
+from allam_jax.weights.huggingface import export_huggingface
 from allam_jax.weights.orbax_arrays import flatten
-from allam_jax.weights.safetensors_io import read_directory, read_rows
+from allam_jax.weights.pieces import pieces_of
+from allam_jax.weights.safetensors_io import read_directory
 
 PAGE = (Path(__file__).parent.parent / "docs" / "formats.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
@@ -79,8 +80,8 @@ def test_ten_lines_read_an_export(written):
     found = results_of(BLOCKS[2], root)
     assert_params(found["params"], params)
     stored = read_directory(root / "runs/mine/export/huggingface")
-    np.testing.assert_array_equal(found["q_proj"], read_rows(stored["model.layers.0.self_attn.q_proj.weight"]))
-    np.testing.assert_array_equal(found["table_VD"], read_rows(stored["model.embed_tokens.weight"]))
+    np.testing.assert_array_equal(found["q_proj"], stored["model.layers.0.self_attn.q_proj.weight"].read_rows())
+    np.testing.assert_array_equal(found["table_VD"], stored["model.embed_tokens.weight"].read_rows())
 
 
 def test_tfds_and_grain_read_a_dataset(written):

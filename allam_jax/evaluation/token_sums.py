@@ -1,6 +1,6 @@
 """Sums over the scored tokens of held-out text, the same on every mesh and for any number of processes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,18 +16,16 @@ from allam_jax.parallel.mesh import check_batch
 _INPUTS = ("tokens", "targets", "segment_ids", "positions")
 
 
-def token_sums(
+def token_values(
     function: Callable[..., tuple[jax.Array, ...]], *, mesh: Mesh, batch_size: int
-) -> Callable[..., list[float]]:
-    """Returns `sums(*params, rows=rows)`, compiled once for each length of rows.
+) -> Callable[..., Iterator[tuple[tuple[jax.Array, ...], Batch]]]:
+    """Returns `values(*params, rows=rows)`, compiled once for each length of rows.
 
-    It gives the sum of each of the function's values over all scored tokens. Values leave the devices token by token
-    and are summed on the host in float64, in the order of the rows: the size of the set costs no precision, and neither
-    mesh nor processes change the sum.
+    It yields the function's values of each batch, on all processes, with the batch of all of them.
 
     Args:
         function: `function(*params, batch)` gives arrays of [B, T], one value for each token.
-        mesh: it cuts the rows of a batch. With several processes, each calls `sums` with all rows.
+        mesh: it cuts the rows of a batch. With several processes, each calls `values` with all rows.
         batch_size: rows at a time.
 
     Raises:
@@ -42,17 +40,35 @@ def token_sums(
         with jax.set_mesh(mesh):
             return compiled(*params, global_batch_array(mine, mesh=mesh, global_batch=batch_size))
 
-    def sums(*params: Any, rows: EvaluationRows) -> list[float]:
-        total = np.zeros(1)
-        waiting: tuple[tuple[jax.Array, ...], np.ndarray] | None = None
+    def values(*params: Any, rows: EvaluationRows) -> Iterator[tuple[tuple[jax.Array, ...], Batch]]:
+        waiting: tuple[tuple[jax.Array, ...], Batch] | None = None
         for batch in rows.batches(batch_size):
             watchdog.note("evaluate")
-            values = values_of(params, batch)
+            found = values_of(params, batch)
             if waiting is not None:  # fetched one batch late, so that the devices never wait for the host
-                total = total + _weighted_sums(*waiting)
-            waiting = values, batch["loss_weights"]
+                yield waiting
+            waiting = found, batch
         if waiting is not None:
-            total = total + _weighted_sums(*waiting)
+            yield waiting
+
+    return values
+
+
+def token_sums(
+    function: Callable[..., tuple[jax.Array, ...]], *, mesh: Mesh, batch_size: int
+) -> Callable[..., list[float]]:
+    """Returns `sums(*params, rows=rows)`: the sum of each of the function's values over all scored tokens.
+
+    Values leave the devices token by token and are summed on the host in float64, in the order of the rows: the size of
+    the set costs no precision, and neither mesh nor processes change the sum. Arguments and errors as of
+    `token_values`.
+    """
+    values = token_values(function, mesh=mesh, batch_size=batch_size)
+
+    def sums(*params: Any, rows: EvaluationRows) -> list[float]:
+        total = np.zeros(1)
+        for found, batch in values(*params, rows=rows):
+            total = total + _weighted_sums(found, batch["loss_weights"])
         return total.tolist()
 
     return sums

@@ -1,6 +1,6 @@
 """A backend of `over_rows` that asks a server with OpenAI's API.
 
-Rows are asked in threads, as many at a time as the config allows. What may pass is asked again after a pause that
+Rows are asked in an event loop, as many at a time as the config allows. What may pass is asked again after a pause that
 doubles, or that the server states (`Retry-After`). What no pause mends in one row is an error of that row. What would
 be the same for all rows (no such server, a refused key) ends the run. The key comes from the environment and is never
 written.
@@ -16,7 +16,6 @@ import json
 import math
 import os
 import random
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -32,7 +31,7 @@ from allam_jax.generation.settings import EndpointSettings
 
 _AGAIN = frozenset({408, 409, 425, 429, *range(500, 600)})
 _FOR_ALL_ROWS = {401: "refuses the key", 403: "refuses the key", 404: "has no such model or address"}
-_LOOK_AHEAD = 4  # rows under way or waiting for an earlier one, for each thread
+_LOOK_AHEAD = 4  # rows under way or waiting for an earlier one, for each of those that may be under way
 _SHOWN = 200  # characters of an answer that is shown in an error
 _LONGEST_PAUSE = 60.0  # seconds, where the server states none
 _LONGEST_STATED = 3600.0
@@ -64,8 +63,6 @@ class EndpointBackend:
             valid = False
         if not valid:
             raise UserError(f"{section}.endpoint.url = {settings.url!r}: expected http://... or https://..., up to /v1")
-        self._stop = threading.Event()
-        self._pace = _Pace(settings.requests_per_minute, stop=self._stop)
 
     def describe(self) -> dict[str, Any]:
         """The server, the model and how it is asked."""
@@ -74,34 +71,33 @@ class EndpointBackend:
     def answers(self, prompts: Iterable[Prompt]) -> Iterator[RowAnswer]:
         """See `over_rows.Backend`."""
         waiting: collections.deque[concurrent.futures.Future[RowAnswer]] = collections.deque()
-        pool = concurrent.futures.ThreadPoolExecutor(self._settings.concurrency, thread_name_prefix="endpoint")
         prompts = iter(prompts)
+        # The loop runs in a thread of its own: there may be another one here, as in a notebook.
         with anyio.from_thread.start_blocking_portal() as portal:
-            post = _Post(self._settings, key=self._key, portal=portal)
-            try:
+            connection = _Connection(self._settings, key=self._key)
+            with portal.wrap_async_context_manager(connection.client):  # what is under way at its end is given up
                 while True:
-                    room = _LOOK_AHEAD * self._settings.concurrency - len(waiting)
-                    some = itertools.islice(prompts, room)
-                    waiting.extend(pool.submit(self._answer, prompt, post=post) for prompt in some)
+                    some = itertools.islice(prompts, _LOOK_AHEAD * self._settings.concurrency - len(waiting))
+                    waiting.extend(portal.start_task_soon(self._in_turn, prompt, connection) for prompt in some)
                     if not waiting:
                         return
                     yield waiting.popleft().result()
-            finally:
-                self._stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                post.close()  # what is under way is given up
 
-    def _answer(self, prompt: Prompt, *, post: "_Post") -> RowAnswer:
+    async def _in_turn(self, prompt: Prompt, connection: "_Connection") -> RowAnswer:
+        async with connection.places:
+            return await self._answer(prompt, connection)
+
+    async def _answer(self, prompt: Prompt, connection: "_Connection") -> RowAnswer:
         """One row, asked until there is an answer or no hope."""
         import httpx
 
         path = "completions" if isinstance(prompt.asked, str) else "chat/completions"
         problem = ""
         for attempt in range(self._settings.attempts):
-            self._pace.wait()
+            await connection.pace.wait()
             stated = None
             try:
-                status, headers, content = post(path, self._body(prompt.asked))
+                status, headers, content = await connection.post(path, self._body(prompt.asked))
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 problem = f"{self._settings.url}: does not answer ({self._shown(error)})"
                 if attempt + 1 == self._settings.attempts:
@@ -124,8 +120,8 @@ class EndpointBackend:
                     if status not in _AGAIN:
                         return RowAnswer(error=problem)
                     stated = _retry_after(headers.get("Retry-After", ""))
-            if attempt + 1 < self._settings.attempts and not self._pace.pause(attempt, stated):
-                break
+            if attempt + 1 < self._settings.attempts:
+                await connection.pace.pause(attempt, stated)
         return RowAnswer(error=problem)
 
     def _body(self, asked: Any) -> dict[str, Any]:
@@ -158,31 +154,25 @@ class EndpointBackend:
         return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
-class _Post:
-    """Sends requests from any thread. They share an event loop, so that a time bounds the whole of an answer."""
+class _Connection:
+    """What the rows under way share: the client, places for so many of them, and their pace."""
 
-    def __init__(self, settings: EndpointSettings, *, key: str, portal: anyio.from_thread.BlockingPortal):
+    def __init__(self, settings: EndpointSettings, *, key: str):
         import httpx  # here, because most tasks need it not
 
-        self._portal, self._seconds = portal, settings.timeout
-        self._client = httpx.AsyncClient(
+        self._seconds = settings.timeout
+        self.places, self.pace = asyncio.Semaphore(settings.concurrency), _Pace(settings.requests_per_minute)
+        self.client = httpx.AsyncClient(
             base_url=settings.url,
             headers={"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {}),
             timeout=httpx.Timeout(None, connect=min(settings.timeout / 2, 10.0)),
             limits=httpx.Limits(max_connections=settings.concurrency),
         )
 
-    def __call__(self, path: str, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], bytes]:
-        """Status, headers and content of the answer. TimeoutError, or httpx's HTTPError."""
-        return self._portal.call(self._sent, path, json_text(body).encode())
-
-    def close(self) -> None:
-        """Closes the connections."""
-        self._portal.call(self._client.aclose)
-
-    async def _sent(self, path: str, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
-        content = bytearray()
-        async with asyncio.timeout(self._seconds), self._client.stream("POST", path, content=body) as response:
+    async def post(self, path: str, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], bytes]:
+        """Status, headers and content of the answer. TimeoutError if it is not whole in time, or httpx's HTTPError."""
+        content, sent = bytearray(), json_text(body).encode()
+        async with asyncio.timeout(self._seconds), self.client.stream("POST", path, content=sent) as response:
             async for part in response.aiter_bytes():
                 content += part
                 if len(content) > _LARGEST_ANSWER:
@@ -193,25 +183,23 @@ class _Post:
 class _Pace:
     """When the next request may be sent: at most so many a minute, and none while the server has asked for a pause."""
 
-    def __init__(self, per_minute: float, *, stop: threading.Event):
-        self._gap = 60.0 / per_minute if per_minute else 0.0
-        self._lock, self._stop, self._next, self._quiet_until = threading.Lock(), stop, 0.0, 0.0
+    def __init__(self, per_minute: float):
+        self._gap, self._next, self._quiet_until = 60.0 / per_minute if per_minute else 0.0, 0.0, 0.0
 
-    def wait(self) -> None:
+    async def wait(self) -> None:
         """Returns when a request may be sent."""
-        with self._lock:
-            at = max(time.monotonic(), self._next, self._quiet_until)
-            self._next = at + self._gap
-        self._stop.wait(max(0.0, at - time.monotonic()))
+        now = time.monotonic()
+        at = max(now, self._next, self._quiet_until)
+        self._next = at + self._gap
+        await asyncio.sleep(at - now)
 
-    def pause(self, attempt: int, stated: float | None) -> bool:
-        """Waits before another attempt; a pause that the server states is kept by all threads. False at the end."""
+    async def pause(self, attempt: int, stated: float | None) -> None:
+        """Waits before another attempt; a pause that the server states is kept by all rows."""
         if stated is not None:
-            with self._lock:
-                self._quiet_until = max(self._quiet_until, time.monotonic() + stated)
+            self._quiet_until = max(self._quiet_until, time.monotonic() + stated)
         # Spread, so that rows that were refused together do not come back together.
         seconds = min(_LONGEST_PAUSE, 2.0**attempt) * random.uniform(0.5, 1.0)
-        return not self._stop.wait(stated if stated is not None else seconds)
+        await asyncio.sleep(seconds if stated is None else stated)
 
 
 def _retry_after(value: str) -> float | None:

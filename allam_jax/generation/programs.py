@@ -67,7 +67,7 @@ class Programs:
         """The cache with the prompts' keys and values, and the final hidden states."""
         model = self._model(params)
         memory = Filling(cache, prompts.slots_BT, prompts.positions_BT, jnp.int32(0))
-        x_BTD, memory = model.apply_layers_remembering(
+        x_BTD, memory = model.apply_layers(
             model.embed(prompts.tokens_BT),
             segment_ids_BT=prompts.segment_ids_BT,
             positions_BT=prompts.positions_BT,
@@ -131,7 +131,7 @@ class Programs:
         last_B1 = jnp.maximum(lengths_B - 1, 0)[:, None]
         ids_B1 = jnp.take_along_axis(tokens_BC, last_B1, axis=1)
         memory = Continuing(cache, lengths_B - 1, jnp.int32(0), self.options.attention)
-        x_BTD, memory = model.apply_layers_remembering(
+        x_BTD, memory = model.apply_layers(
             model.embed(ids_B1), segment_ids_BT=jnp.ones_like(ids_B1), positions_BT=last_B1, memory=memory
         )
         hidden_BTD = layouts.all_positions(model.finish(x_BTD))

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import numbers
+from collections.abc import Iterable
 from typing import Literal
 
 from allam_jax.errors import UserError
@@ -12,6 +14,8 @@ MAX_TOP_LOGPROBS = 20  # what a request can ask for; the device always computes 
 MAX_BANNED_IDS = 64
 MAX_STOP_IDS = 16  # the engine's and a request's together
 LARGEST_SEED = 2**32 - 1
+_MOST = 2**31 - 1  # of what the device holds as int32
+_COUNTS = ("max_new_tokens", "min_new_tokens", "top_k", "seed", "samples", "logprobs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +45,18 @@ class Sampling:
     echo: bool = False  # the prompt's log-probabilities too
 
     def __post_init__(self) -> None:
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if not _are_whole([] if name == "logprobs" and value is None else [value]):
+                raise UserError(f"{name} = {value!r}: expected a whole number")
+        for name in ("banned_ids", "stop_ids"):
+            if not _are_whole(getattr(self, name)) or not all(0 <= one <= _MOST for one in getattr(self, name)):
+                raise UserError(f"{name} = {getattr(self, name)!r}: expected whole numbers from 0 to {_MOST}")
         checks = {
-            "max_new_tokens": (self.max_new_tokens >= 0, "0 or more"),
+            "max_new_tokens": (0 <= self.max_new_tokens <= _MOST, f"0 or more, at most {_MOST}"),
             "min_new_tokens": (0 <= self.min_new_tokens <= self.max_new_tokens, "between 0 and max_new_tokens"),
             "temperature": (0 <= self.temperature < math.inf, "0 or more"),
-            "top_k": (0 <= self.top_k < 2**31, "0 (all) or more"),
+            "top_k": (0 <= self.top_k <= _MOST, "0 (all) or more"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "min_p": (0 <= self.min_p <= 1, "between 0 and 1"),
             "repetition_penalty": (0 < self.repetition_penalty < math.inf, "above 0"),
@@ -72,6 +83,14 @@ class Request:
     name: str
     prompt_ids: tuple[int, ...]
     sampling: Sampling
+
+    def __post_init__(self) -> None:
+        if not _are_whole(self.prompt_ids):
+            raise UserError(f"prompt {self.name}: expected ids, which are whole numbers")
+
+
+def _are_whole(values: Iterable[object]) -> bool:
+    return all(type(one) is int or (isinstance(one, numbers.Integral) and type(one) is not bool) for one in values)
 
 
 @dataclasses.dataclass(frozen=True)

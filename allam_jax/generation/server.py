@@ -7,51 +7,45 @@ max_new_tokens bounds the size.
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import hashlib
-import hmac
 import json
 import math
 import re
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import anyio
 import uvicorn
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from allam_jax.errors import UserError
-from allam_jax.files import json_text
 from allam_jax.generation.engine_thread import EngineThread, QueueFull
-from allam_jax.generation.openai_api import Asked, BadRequest, Model, Writer, read_request
+from allam_jax.generation.openai_answers import Writer
+from allam_jax.generation.openai_api import Asked, BadRequest, Model, read_request
 from allam_jax.generation.requests import Delta, Request
+from allam_jax.generation.server_gate import LEFT, Gate, Metrics, event_of, json_response
 from allam_jax.generation.settings import ServeSettings
 from allam_jax.interrupts import StopRequest
 
 _PAGE = Path(__file__).with_name("chat_page.html")
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-_LOOPBACK_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d*)?", re.IGNORECASE)  # as the header names it
-_OPEN = frozenset({"/", "/health", "/metrics"})  # what needs no key
-_LEFT = 499  # status of a request whose client has left, in metrics
 _THROWN_AWAY = 1 << 27  # bytes of a body that is too large that are read before it is refused
 _KEEP_ALIVE = 75  # seconds; longer than clients keep idle connections, or a request would meet one that is being closed
-_SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
 def make_app(engine: EngineThread, *, model: Model, settings: ServeSettings, key: str = "") -> Starlette:
     """The application. With a `key`, `/v1` asks for it as a bearer token, and any path that is not there."""
-    server = _Server(engine, model=model, settings=settings, key=key)
+    # More answers than may wait could never be queued.
+    model = dataclasses.replace(model, max_samples=min(model.max_samples, settings.max_queue))
+    server = _Server(engine, model=model, settings=settings)
     routes = [
         Route("/v1/models", server.models),
         Route("/v1/models/{name:path}", server.models),
@@ -63,7 +57,7 @@ def make_app(engine: EngineThread, *, model: Model, settings: ServeSettings, key
     ]
     return Starlette(
         routes=routes,
-        middleware=[Middleware(_Gate, server=server)],
+        middleware=[Middleware(Gate, host=settings.host, key=key, metrics=server.metrics)],
         exception_handlers={BadRequest: _refused, HTTPException: _not_routed, Exception: _failed},
     )
 
@@ -135,9 +129,9 @@ class _Draining(StopRequest):
 class _Server:
     """The endpoints."""
 
-    def __init__(self, engine: EngineThread, *, model: Model, settings: ServeSettings, key: str):
-        self.engine, self.model, self.settings, self.key = engine, model, settings, key
-        self.metrics = _Metrics(engine)
+    def __init__(self, engine: EngineThread, *, model: Model, settings: ServeSettings):
+        self.engine, self.model, self.settings = engine, model, settings
+        self.metrics = Metrics(engine)
         self._page = _PAGE.read_text(encoding="utf-8")
         self._page_headers = page_headers(self._page)
 
@@ -146,15 +140,15 @@ class _Server:
         card = {"id": self.model.name, "object": "model", "created": self.model.created, "owned_by": "allam_jax"}
         card["max_model_len"] = self.model.context
         if "name" not in request.path_params:
-            return _json({"object": "list", "data": [card]})
+            return json_response({"object": "list", "data": [card]})
         if request.path_params["name"] != self.model.name:
             raise BadRequest(f"no model {request.path_params['name']!r} here", status=404)
-        return _json(card)
+        return json_response(card)
 
     async def health(self, request: HttpRequest) -> Response:
         """`GET /health`: 200 as long as the engine works."""
         failed = self.engine.failed is not None
-        return _json({"status": "failed" if failed else "ok"}, status=503 if failed else 200)
+        return json_response({"status": "failed" if failed else "ok"}, status=503 if failed else 200)
 
     async def page(self, request: HttpRequest) -> Response:
         """`GET /`: the chat page."""
@@ -181,8 +175,8 @@ class _Server:
         try:
             await asyncio.wait({leaving, collecting}, return_when=asyncio.FIRST_COMPLETED)
             if not collecting.done():
-                return Response(status_code=_LEFT)  # nobody reads it
-            return _json(writer.whole(collecting.result()))
+                return Response(status_code=LEFT)  # nobody reads it
+            return json_response(writer.whole(collecting.result()))
         finally:
             leaving.cancel()
             collecting.cancel()
@@ -192,7 +186,7 @@ class _Server:
 class _Answer:
     """The deltas of all prompts of a request, as they come from the engine's thread."""
 
-    def __init__(self, asked: Asked, engine: EngineThread, metrics: "_Metrics"):
+    def __init__(self, asked: Asked, engine: EngineThread, metrics: "Metrics"):
         self.asked, self._engine, self._metrics = asked, engine, metrics
         self._names = {f"{asked.id}/{number}": number for number in range(len(asked.prompts))}
         self._under_way = dict.fromkeys(self._names, asked.sampling.samples)
@@ -271,89 +265,19 @@ class _Stream(StreamingResponse):
 async def _events(answer: _Answer, writer: Writer) -> AsyncIterator[str]:
     seen: set[int] = set()
     for chunk in writer.opening():
-        yield _event(chunk)
+        yield event_of(chunk)
     try:
         async for index, delta in answer.deltas():
             if delta.text or delta.finish_reason is not None or delta.logprobs or index not in seen:
-                yield _event(writer.chunk(index, delta, first=index not in seen))
+                yield event_of(writer.chunk(index, delta, first=index not in seen))
                 seen.add(index)
             else:  # text that is held back: its ids count
                 writer.completion_tokens += len(delta.ids)
     except BadRequest as error:  # the status is out already
-        yield _event(error.body())
+        yield event_of(error.body())
     for chunk in writer.closing():
-        yield _event(chunk)
+        yield event_of(chunk)
     yield "data: [DONE]\n\n"
-
-
-class _Gate:
-    """Checks who asks, before any endpoint; counts every request by its status."""
-
-    def __init__(self, app: ASGIApp, *, server: _Server):
-        self._app, self._server = app, server
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        status, streams = _LEFT, False
-
-        async def note(message: Any) -> None:
-            nonlocal status, streams
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                streams = Headers(raw=message["headers"]).get("content-type", "").startswith("text/event-stream")
-            await send(message)
-
-        request = HttpRequest(scope)
-        refusal = self._refusal(request)
-        app = self._app if refusal is None else _json(refusal.body(), status=refusal.status)
-        try:
-            await app(scope, receive, note)
-        except asyncio.CancelledError:  # the server ends, and waits no longer
-            if status == _LEFT or streams:
-                await _cut_off(note, streams=streams)
-        finally:
-            self._server.metrics.requests.labels(_known(scope["path"]), str(status)).inc()
-
-    def _refusal(self, request: HttpRequest) -> BadRequest | None:
-        server, headers = self._server, request.headers
-        host, origin = headers.get("host", ""), headers.get("origin")
-        if server.settings.host in _LOOPBACK and not _LOOPBACK_HOST.fullmatch(host):
-            # A page elsewhere whose name has been made to mean this machine.
-            return BadRequest(f"host {host!r}: expected localhost", status=403)
-        if origin and origin.partition("://")[2] != host:
-            return BadRequest("pages of other sites may not ask", status=403)
-        given = headers.get("authorization", "").removeprefix("Bearer ")
-        known = hmac.compare_digest(given.encode(), server.key.encode())
-        # The path that is routed: `request.url` is made of the Host header too.
-        if server.key and request.scope["path"] not in _OPEN and not known:
-            return BadRequest("the key is missing or wrong; send it as `Authorization: Bearer KEY`", status=401)
-        return None
-
-
-class _Metrics:
-    """What Prometheus reads."""
-
-    def __init__(self, engine: EngineThread):
-        self._registry = registry = CollectorRegistry()
-        self.requests = Counter("allam_requests", "Requests by their status", ["path", "status"], registry=registry)
-        self.prompt_tokens = Counter("allam_prompt_tokens", "Tokens of prompts", registry=registry)
-        self.answer_tokens = Counter("allam_answer_tokens", "Tokens of answers", registry=registry)
-        self.first = Histogram(
-            "allam_first_token_seconds", "Until the first tokens", registry=registry, buckets=_SECONDS
-        )
-        self.whole = Histogram("allam_answer_seconds", "Until the end", registry=registry, buckets=_SECONDS)
-        for name, what, value in (
-            ("allam_waiting_samples", "Samples that wait for a slot", lambda: engine.waiting),
-            ("allam_free_slots", "Slots that no sample occupies", lambda: engine.free_slots),
-        ):
-            gauge = Gauge(name, what, registry=registry)
-            gauge.set_function(value)
-
-    async def page(self, request: HttpRequest) -> Response:
-        """`GET /metrics`."""
-        return Response(generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 def _parsed(body: bytes, chat: bool, model: Model) -> Asked:
@@ -407,42 +331,15 @@ async def _refused(request: HttpRequest, error: Exception) -> Response:
     headers = {"Retry-After": "1"} if error.status == 429 else {}
     if error.status in (408, 413):
         headers["Connection"] = "close"
-    return _json(error.body(), status=error.status, headers=headers)
+    return json_response(error.body(), status=error.status, headers=headers)
 
 
 async def _failed(request: HttpRequest, error: Exception) -> Response:
-    return _json(BadRequest("internal error", status=500).body(), status=500)  # the log has the rest
-
-
-async def _cut_off(send: Send, *, streams: bool) -> None:
-    """Says that the server ends: with a status, or as the last event of a stream."""
-    body = BadRequest("the server is shutting down", status=503).body()
-    with contextlib.suppress(asyncio.CancelledError):  # a client that reads no more
-        if streams:
-            await send({"type": "http.response.body", "body": _event(body).encode(), "more_body": False})
-            return
-        response = _json(body, status=503, headers={"Connection": "close"})
-        await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
-        await send({"type": "http.response.body", "body": response.body, "more_body": False})
+    return json_response(BadRequest("internal error", status=500).body(), status=500)  # the log has the rest
 
 
 async def _not_routed(request: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     said = {404: f"no {request.url.path} here", 405: f"{request.method} is not for {request.url.path}"}
     refusal = BadRequest(said.get(error.status_code, str(error.detail)), status=error.status_code)
-    return _json(refusal.body(), status=error.status_code, headers=error.headers)
-
-
-def _json(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(json_text(value), status, headers, media_type="application/json")
-
-
-def _event(value: Mapping[str, Any]) -> str:
-    return f"data: {json_text(value)}\n\n"
-
-
-def _known(path: str) -> str:
-    """The path for metrics, of which there must not be endlessly many."""
-    return (
-        path if path in ("/v1/models", "/v1/completions", "/v1/chat/completions", "/health", "/metrics", "/") else "-"
-    )
+    return json_response(refusal.body(), status=error.status_code, headers=error.headers)

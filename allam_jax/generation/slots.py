@@ -7,6 +7,8 @@ from allam_jax.generation.requests import MAX_BANNED_IDS, MAX_STOP_IDS, Request
 from allam_jax.generation.sampling import SlotSampling
 
 NOTHING = -1  # pads lists of ids
+# Smaller divisors would make logits infinite, and smaller shares 0, at which nothing is left to draw from.
+_LEAST_DIVISOR, _LEAST_SHARE = np.float32(1e-30), np.finfo(np.float32).tiny
 
 
 class Slots:
@@ -48,11 +50,11 @@ class Slots:
         self._set(
             slot,
             SlotSampling(
-                temperature_B=asked.temperature,
+                temperature_B=max(asked.temperature, _LEAST_DIVISOR) if asked.temperature else 0,
                 top_k_B=asked.top_k,
-                top_p_B=asked.top_p,
+                top_p_B=max(asked.top_p, _LEAST_SHARE),
                 min_p_B=asked.min_p,
-                repetition_penalty_B=asked.repetition_penalty,
+                repetition_penalty_B=max(asked.repetition_penalty, _LEAST_DIVISOR),
                 presence_penalty_B=asked.presence_penalty,
                 frequency_penalty_B=asked.frequency_penalty,
                 seed_B=asked.seed,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 from allam_jax import interrupts
+from allam_jax.errors import was_stopped
 from allam_jax.files import read_json, write_json
 from allam_jax.launch.jobs import Job
 
@@ -38,7 +39,7 @@ class Attempt:
     def _error(self, status: int) -> str:
         if self.job.finished:
             return ""
-        if status == 0:
+        if status == 0 or was_stopped(status):
             return "stopped before its end; run the same command again to continue"
         return cause(self.job.log.read_text(encoding="utf-8", errors="replace")) or f"exit status {status}"
 

@@ -92,7 +92,8 @@ def run_jobs(jobs: list[Job], *, slots: list[Slot], retries: int, detach: bool =
             if stop.received:
                 _stop(list(running.values()), stop)
                 name = stop.received[0].replace("SIGINT", "Ctrl-C")
-                raise Stopped(f"{name}: {len(running)} jobs stopped; run the same command again to continue")
+                said = f"{name}: {len(running)} jobs stopped; run the same command again to continue"
+                raise Stopped(said, by=stop.received[0])
             time.sleep(_LOOK_EVERY_SECONDS)
             for index, attempt in list(running.items()):
                 if attempt.ended():

@@ -19,9 +19,8 @@ from typing import Any
 from absl import logging
 
 from allam_jax import slurm_queue
-from allam_jax.corpus.packages import CACHE_VARIABLE
-from allam_jax.errors import PEER_ENDED, USER_ERROR, UserError, nearest
-from allam_jax.files import read_json, sha256_of_json, write_json
+from allam_jax.errors import PEER_ENDED, USER_ERROR, UserError, nearest, was_stopped
+from allam_jax.files import cache_directory, read_json, sha256_of_json, write_json
 from allam_jax.launch import attempts
 from allam_jax.launch.jobs import ROOT, Job
 
@@ -69,9 +68,10 @@ class SlurmTask:
             status = self._attempt.process.returncode
             if job.finished or (rank and status == 0):
                 return
-            if status == 0:
+            if status == 0 or was_stopped(status):
                 raise JobStopped(f"{job.name} was stopped; submit the sweep again to continue")
-            failures = [one for one in job.attempts if one["started"] >= self.submitted and one.get("status")]
+            tried = [one for one in job.attempts if one["started"] >= self.submitted]
+            failures = [one for one in tried if one.get("status") and not was_stopped(one["status"])]
             if status == USER_ERROR or len(failures) > self.retries:
                 raise JobFailed(f"{job.name}: {job.attempts[-1]['error']} (log: {job.log})")
             if size > 1:
@@ -176,8 +176,7 @@ def _slurm_folder(folder: Path) -> Path:
     """Where submitit's files lie. Slurm and submitit take `%` for a pattern: such a path gets a place without."""
     place = folder / "slurm"
     if "%" in str(place):
-        cache = Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/allam_jax").expanduser()
-        place = cache / "slurm" / sha256_of_json(str(place))[:12]
+        place = cache_directory() / "slurm" / sha256_of_json(str(place))[:12]
     if "%" in str(place):
         raise UserError(f"--workdir {folder.parent}: Slurm takes % in a path for a pattern; use a path without")
     place.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from allam_jax.ablation.measures import METRICS_FILE
+from allam_jax.errors import was_stopped
 from allam_jax.launch.jobs import Job
 from allam_jax.launch.runs import SweepRun
 from allam_jax.report.markdown import duration, number
@@ -70,7 +71,8 @@ def _state(
         return "waiting", ""
     if "ended" in tries[-1]:
         error = tries[-1]["error"]
-        return ("waiting", "") if not error else ("stopped" if tries[-1]["status"] == 0 else "failed", error)
+        stopped = tries[-1]["status"] == 0 or was_stopped(tries[-1]["status"])
+        return ("waiting", "") if not error else ("stopped" if stopped else "failed", error)
     written = (job.log, directory / METRICS_FILE)
     silent = time.time() - max(path.stat().st_mtime for path in written if path.exists())
     if silent > _SILENT_SECONDS:

@@ -20,7 +20,7 @@ from jaxtyping import Array
 from allam_jax.errors import UserError
 from allam_jax.model.llama import Params
 from allam_jax.model.llama_config import LlamaConfig
-from allam_jax.model.settings import ExpandSettings
+from allam_jax.model.settings import DISTILLATION, ExpandSettings
 from allam_jax.tokenizer.provenance import ExpansionPlan
 
 _CHUNK = 512  # rows at a time: bounds what exists besides the tables themselves
@@ -44,6 +44,7 @@ def expand(
         mean_all: normal with the mean of all old rows and `covariance_scale` times their covariance. The default is
             that of Hugging Face's `resize_token_embeddings`, which gives nearly the mean; 1 is the full spread.
         random: normal with standard deviation `config.init_std` and mean 0, like an untrained network.
+        token_distillation: as subword_mean; the rows then learn (training/token_distillation.py).
 
     A new piece that no old piece spells gets the mean of all old rows under the first four.
 
@@ -62,7 +63,8 @@ def expand(
         UserError: different methods for tied tables, a plan for another vocabulary, or a new vocabulary that the mesh
             does not divide.
     """
-    method, head_method = settings.method, settings.head_method or settings.method
+    method = "subword_mean" if settings.method == DISTILLATION else settings.method
+    head_method = settings.head_method or method
     if config.tie_embeddings and head_method != method:
         raise UserError(
             f"expand.head_method = {head_method!r}: the tables of this model are tied, so it must equal expand.method "

@@ -25,12 +25,13 @@ from allam_jax.model import layouts
 from allam_jax.model.embedding import look_up
 from allam_jax.model.kv_cache import Memory
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
-from allam_jax.model.primitives import REMAT_POLICIES, RMSNorm, dropout, kept, parameter, project
+from allam_jax.model.primitives import REMAT_POLICIES, RMSNorm, adapted, dropout, kept, parameter
 from allam_jax.model.rope import Rope, rope_of, rotate
 from allam_jax.parallel.sharding import constrain
 from kernels.attention.api import attention
 
 Params = dict[str, Any]  # nested dict of arrays
+LORA = "lora"  # key of adapters beside the parameters of the network, see `low_rank.py`
 AnyMemory = TypeVar("AnyMemory", bound=Memory | None)
 
 
@@ -51,6 +52,7 @@ class Attention(nnx.Module):
         D, N, K, H = config.dim, config.num_heads, config.num_kv_heads, config.head_dim
         std = config.init_std
         self.options = options
+        self.adapters: Params | None = None  # see `bind`
         self.query = parameter(rngs.params(), (D, N, H), ("embed", "heads", "head_dim"), std)
         self.key = parameter(rngs.params(), (D, K, H), ("embed", "kv_heads", "head_dim"), std)
         self.value = parameter(rngs.params(), (D, K, H), ("embed", "kv_heads", "head_dim"), std)
@@ -68,10 +70,9 @@ class Attention(nnx.Module):
 
         `key` is for dropout of the attention probabilities. A memory may mix in the values of earlier tokens.
         """
-        bias = self.bias
-        q_BTNH = rotate(_heads(x_BTD, self.query, bias=bias.query if bias else None, norm=self.query_norm), rope)
-        k_BTKH = rotate(_heads(x_BTD, self.key, bias=bias.key if bias else None, norm=self.key_norm), rope)
-        v_BTKH = _heads(x_BTD, self.value, bias=bias.value if bias else None)
+        q_BTNH = rotate(self._heads(x_BTD, "query", norm=self.query_norm), rope)
+        k_BTKH = rotate(self._heads(x_BTD, "key", norm=self.key_norm), rope)
+        v_BTKH = self._heads(x_BTD, "value")
         q_BTNH = constrain(q_BTNH, layouts.QUERIES)
         k_BTKH, v_BTKH = constrain(k_BTKH, layouts.KEYS), constrain(v_BTKH, layouts.KEYS)
         within_rows = functools.partial(
@@ -86,15 +87,14 @@ class Attention(nnx.Module):
             mixed_BTNH = within_rows(q_BTNH, k_BTKH, v_BTKH)
         else:
             mixed_BTNH, memory = memory.mix(q_BTNH, k_BTKH, v_BTKH, within_rows=within_rows)
-        return project(mixed_BTNH, self.output[...]), memory
+        return adapted(mixed_BTNH, self.output[...], self.adapters, "output"), memory
 
-
-def _heads(x_BTD: Array, weight: nnx.Param, *, bias: nnx.Param | None, norm: RMSNorm | None = None) -> Array:
-    """Queries, keys or values [B, T, heads, H] before their rotation."""
-    heads = kept(project(x_BTD, weight[...]))
-    if bias is not None:
-        heads = heads + bias[...]
-    return heads if norm is None else norm(heads)
+    def _heads(self, x_BTD: Array, name: str, *, norm: RMSNorm | None = None) -> Array:
+        """Queries, keys or values [B, T, heads, H] before their rotation."""
+        heads = kept(adapted(x_BTD, getattr(self, name)[...], self.adapters, name))
+        if self.bias is not None:
+            heads = heads + getattr(self.bias, name)[...]
+        return heads if norm is None else norm(heads)
 
 
 class MLP(nnx.Module):
@@ -102,14 +102,16 @@ class MLP(nnx.Module):
 
     def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs):
         D, F, std = config.dim, config.mlp_dim, config.init_std
+        self.adapters: Params | None = None  # see `bind`
         self.gate = parameter(rngs.params(), (D, F), ("embed", "mlp"), std)
         self.up = parameter(rngs.params(), (D, F), ("embed", "mlp"), std)
         self.down = parameter(rngs.params(), (F, D), ("mlp", "embed"), std / math.sqrt(2 * config.num_layers))
 
     def __call__(self, x_BTD: Array) -> Array:
         """Returns [B, T, D], the sum over the feed-forward width."""
-        h_BTF = nnx.silu(kept(project(x_BTD, self.gate[...]))) * kept(project(x_BTD, self.up[...]))
-        return project(constrain(h_BTF, layouts.FEED_FORWARD), self.down[...])
+        gate_BTF = kept(adapted(x_BTD, self.gate[...], self.adapters, "gate"))
+        h_BTF = nnx.silu(gate_BTF) * kept(adapted(x_BTD, self.up[...], self.adapters, "up"))
+        return adapted(constrain(h_BTF, layouts.FEED_FORWARD), self.down[...], self.adapters, "down")
 
 
 class Block(nnx.Module):
@@ -177,6 +179,7 @@ class Llama(nnx.Module):
 
         self.layers = stacked_layers(jax.random.split(rngs.params(), config.num_layers))
         self.layers_apart: tuple[Params, ...] | None = None  # see `bind`
+        self.adapters: Params | None = None  # those of the stacked layers, see `bind`
         self.final_norm = RMSNorm(config.dim, eps=config.norm_eps)
         if not config.tie_embeddings:
             self.head = Head(config, rngs=rngs)
@@ -202,7 +205,7 @@ class Llama(nnx.Module):
         `dropout_key` switches dropout on (at the rates of the options).
         """
         x_BTD = self.embed(tokens_BT, dropout_key=dropout_key)
-        x_BTD = self.apply_layers(
+        x_BTD, _ = self.apply_layers(
             x_BTD, segment_ids_BT=segment_ids_BT, positions_BT=positions_BT, dropout_key=dropout_key
         )
         return self.finish(x_BTD)
@@ -219,30 +222,14 @@ class Llama(nnx.Module):
         *,
         segment_ids_BT: Int[Array, "B T"],
         positions_BT: Int[Array, "B T"],
-        dropout_key: Array | None = None,
-        layers: slice = slice(None),
-    ) -> Float[Array, "B T D"]:
-        """The residual stream after the given layers (by default all), from that before them."""
-        return self.apply_layers_remembering(
-            x_BTD,
-            segment_ids_BT=segment_ids_BT,
-            positions_BT=positions_BT,
-            memory=None,
-            dropout_key=dropout_key,
-            layers=layers,
-        )[0]
-
-    def apply_layers_remembering(
-        self,
-        x_BTD: Float[Array, "B T D"],
-        *,
-        segment_ids_BT: Int[Array, "B T"],
-        positions_BT: Int[Array, "B T"],
-        memory: AnyMemory,
+        memory: AnyMemory = None,  # type: ignore[assignment]  # mypy takes no default for a type variable
         dropout_key: Array | None = None,
         layers: slice = slice(None),
     ) -> tuple[Float[Array, "B T D"], AnyMemory]:
-        """As `apply_layers`, with a memory of keys and values that every layer reads and extends; returns both."""
+        """The residual stream after the given layers (by default all), from that before them.
+
+        Every layer reads and extends the memory of keys and values if there is one, which is returned too.
+        """
         config, options = self.config, self.options
         dtype = jnp.dtype(options.compute_dtype)
         rope = rope_of(positions_BT, config=config, dtype=dtype)
@@ -251,9 +238,11 @@ class Llama(nnx.Module):
 
         def layer(carry, inputs):
             x_BTD, memory = carry
-            params, index = inputs
+            params, adapters, index = inputs
             key = None if layers_key is None else jax.random.fold_in(layers_key, index)
             block = nnx.merge(graphdef, params)
+            for room, of_room in adapters.items():
+                getattr(block, room).adapters = nnx.data(of_room)
             of_layer = None if memory is None else memory.of_layer(index)
             return block(x_BTD, rope=rope, segment_ids_BT=segment_ids_BT, key=key, memory=of_layer), None
 
@@ -263,13 +252,15 @@ class Llama(nnx.Module):
             carry = (x_BTD, memory)
             for index in range(config.num_layers)[layers]:
                 params = jax.tree.map(lambda w: w.astype(dtype), self.layers_apart[index])
-                carry, _ = layer(carry, (params, jnp.int32(index)))
+                carry, _ = layer(carry, (params, {}, jnp.int32(index)))
             return carry
         # Cast before the scan: under FSDP the layers are then gathered in the compute dtype.
-        stacked = jax.tree.map(lambda w: w.astype(dtype)[layers], nnx.to_pure_dict(stacked))
+        stacked, adapters = jax.tree.map(
+            lambda w: w.astype(dtype)[layers], (nnx.to_pure_dict(stacked), self.adapters or {})
+        )
         indices = jnp.arange(config.num_layers)[layers]
         unroll = max(1, min(options.scan_unroll, len(indices)))
-        return jax.lax.scan(layer, (x_BTD, memory), (stacked, indices), unroll=unroll)[0]
+        return jax.lax.scan(layer, (x_BTD, memory), (stacked, adapters, indices), unroll=unroll)[0]
 
     def finish(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Final-norm hidden states, from the residual stream after the last layer. `head_DV` turns them into logits."""
@@ -316,10 +307,16 @@ def param_axes(config: LlamaConfig) -> Params:
 
 
 def bind(params: Params, *, config: LlamaConfig, options: ComputeOptions) -> Llama:
-    """The network with these parameters, stacked or `apart`. It is cheap and meant to be called inside jit."""
+    """The network with these parameters, stacked or `apart`. It is cheap and meant to be called inside jit.
+
+    Adapters (`low_rank.py`) are used where there are any, beside stacked layers.
+    """
     graphdef, state = _abstract(config, options)
     if not isinstance(params["layers"], tuple):
-        return nnx.merge(graphdef, params)
+        model = nnx.merge(graphdef, {name: value for name, value in params.items() if name != LORA})
+        if LORA in params:
+            model.adapters = nnx.data(params[LORA]["layers"])
+        return model
     model = nnx.merge(graphdef, params | {"layers": nnx.to_pure_dict(state)["layers"]})
     model.layers_apart = nnx.data(params["layers"])
     return model

@@ -35,6 +35,15 @@ def project(x: Array, weight: Array) -> Array:
     return (x.reshape(B * T, -1) @ matrix).reshape(B, T, *weight.shape[len(inner) :])
 
 
+def adapted(x: Array, weight: Array, adapters: dict[str, dict[str, Array]] | None, name: str) -> Array:
+    """`project`, and what the low-rank adapter (`low_rank.py`) of this name adds, where there is one."""
+    if not adapters or name not in adapters:
+        return project(x, weight)
+    adapter = adapters[name]
+    added = project(project(x, adapter["a"]), adapter["b"])
+    return project(x, weight) + adapter["factor"] * added
+
+
 def kept(x: Array) -> Array:
     """Marks a matmul's result that `remat = "dots"` keeps for the backward pass."""
     return checkpoint_name(x, "projection")

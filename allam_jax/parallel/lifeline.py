@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from allam_jax import watchdog
-from allam_jax.errors import PEER_ENDED, USER_ERROR
+from allam_jax.errors import PEER_ENDED, USER_ERROR, was_stopped
 
 _PLACE_EVERY_SECONDS = 2.0
 _ANSWER_SECONDS = 10.0  # a process that has said nothing for so long is stopped, or its machine hangs
@@ -235,7 +235,9 @@ class Lifeline:
             line = f"error: process {ended} of {self._size}: {reason.removeprefix('error: ')}"
         else:
             line = f"process {ended} of {self._size} has ended: {reason}"
-            line = line if status == 0 else f"error: {line}; run the same command again in all processes to go on"
+            line = (
+                line if was_stopped(status) else f"error: {line}; run the same command again in all processes to go on"
+            )
         os.write(2, f"\n{line}\n".encode(errors="backslashreplace"))
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

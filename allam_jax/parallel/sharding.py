@@ -6,6 +6,7 @@ never the model.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -176,6 +177,16 @@ def optimizer_shardings(abstract_state: Any, *, abstract_params: Any, shardings:
         return replicated
 
     return jax.tree_util.tree_map_with_path(one, abstract_state)
+
+
+def fitting(sharding: NamedSharding, array: Any) -> NamedSharding:
+    """The sharding for an array of fewer dimensions' entries: those that its mesh axes do not divide are left whole."""
+    sizes = sharding.mesh.shape
+    entries = []
+    for size, axes in itertools.zip_longest(array.shape, sharding.spec[: array.ndim]):
+        names = (axes,) if isinstance(axes, str) else axes or ()
+        entries.append(None if size % math.prod(sizes[name] for name in names) else axes)
+    return NamedSharding(sharding.mesh, PartitionSpec(*entries))
 
 
 def bytes_per_device(tree: Any) -> dict[jax.Device, int]:

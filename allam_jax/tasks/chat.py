@@ -19,7 +19,7 @@ from allam_jax.generation.requests import Request, Sampling
 from allam_jax.generation.terminal_text import FIND_DIRECTION, KEEP_DIRECTION, DirectedLines, printable
 from allam_jax.interrupts import StopRequest, Terminated
 from allam_jax.settings import Settings
-from allam_jax.tasks.setup import open_engine, open_mesh, open_model, sampling_of
+from allam_jax.tasks.setup import open_text_model, sampling_of
 from allam_jax.tokenizer.chat_template import ChatTemplate
 from allam_jax.tokenizer.ready_templates import READY
 
@@ -35,24 +35,14 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Talks with the model at `init.weights` until /quit or the end of the input; returns how many answers it gave."""
     if jax.process_count() > 1:
         raise UserError("task chat: runs in one process; start it once")
-    mesh = open_mesh(config)
-    loaded, tokenizer, tokenizer_dir = open_model(config, mesh=mesh)
-    template = ChatTemplate.named(config.chat.template, tokenizer=tokenizer, directory=tokenizer_dir)
-    if template is None:
-        raise UserError(f"{tokenizer_dir}: no chat template; set chat.template to {', '.join(READY)} or a .jinja file")
-    settings = dataclasses.replace(config.engine, slots=1)
-    engine = open_engine(
-        config,
-        loaded,
-        settings=settings,
-        tokenizer=tokenizer,
-        tokenizer_dir=tokenizer_dir,
-        template=template,
-        mesh=mesh,
-    )
-    chat = Conversation(
-        engine, template, sampling=sampling_of(config.chat, seed=config.seed), system=config.chat.system
-    )
+    model = open_text_model(config, template=config.chat.template)
+    if model.template is None:
+        raise UserError(
+            f"{model.tokenizer_dir}: no chat template; set chat.template to {', '.join(READY)} or a .jinja file"
+        )
+    engine = model.engine(dataclasses.replace(config.engine, slots=1))
+    sampling = sampling_of(config.chat, seed=config.seed)
+    chat = Conversation(engine, model.template, sampling=sampling, system=config.chat.system)
     talk(chat)
     return {"answers": chat.answers}
 
@@ -86,14 +76,16 @@ class Conversation:
             self._system = argument if name == "/system" else self._system
             self._reset()
             return f"system: {self._system}" if self._system else "no system message"
-        if name == "/save" and argument:
+        if name == "/save":
+            if not argument:
+                return "/save FILE: give the name of a file"
             try:
                 path = Path(argument).expanduser()
                 files.write_json(path, {"messages": self.messages})
             except (OSError, ValueError, RuntimeError) as error:  # NUL in a name; `~somebody` who has no home
                 return f"{argument}: {getattr(error, 'strerror', error)}"
             return f"{len(self.messages)} messages in {path}"
-        return HELP
+        return HELP if name == "/help" else f"{name} is no command; these are:\n{HELP}"
 
     def answer(self, text: str, *, write: Callable[[str], None], stopped: Callable[[], bool]) -> None:
         """Answers a message piece by piece until it is `stopped`. A message that cannot be answered is forgotten."""
@@ -112,14 +104,19 @@ class Conversation:
             self.messages.pop()
             write(f"{str(error).removeprefix(f'prompt {name}: ')} (/reset forgets the conversation)\n")
             return
-        lines, parts = DirectedLines(), list[str]()
+        lines, parts, reason = DirectedLines(), list[str](), None
         while self._engine.busy:
             if stopped():
                 self._engine.cancel(name)
             for delta in self._engine.step():
                 parts.append(delta.text)
+                reason = delta.finish_reason
                 write(lines.push(printable(delta.text)))
         write(f"{lines.flush()}\n")
+        if reason == "length":
+            full = sampling.max_new_tokens < self._sampling.max_new_tokens
+            cut = f"the context of {self._engine.capacity} tokens is full; /reset forgets the conversation"
+            write(f"[{cut if full else f'cut off after chat.max_new_tokens = {sampling.max_new_tokens} tokens'}]\n")
         self.messages.append({"role": "assistant", "content": "".join(parts)})
         self.answers += 1
 

@@ -1,5 +1,6 @@
 """Task `expand`: gives a model the vocabulary of a larger tokenizer, and reports what that changed at step 0."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +8,18 @@ from absl import logging
 
 from allam_jax import files
 from allam_jax.config import require
+from allam_jax.data.aligned_rows import aligned_rows
 from allam_jax.errors import UserError
 from allam_jax.evaluation.step0 import step0_report
 from allam_jax.model.expansion import expand
+from allam_jax.model.settings import DISTILLATION
 from allam_jax.settings import Settings
 from allam_jax.tasks.setup import open_held_out, open_mesh
+from allam_jax.tasks.texts import read_texts
 from allam_jax.tokenizer.provenance import expansion_plan
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.training.load import load_model
+from allam_jax.training.token_distillation import distill_tokens
 from allam_jax.weights.directory import save_weights
 
 WEIGHTS_FOLDER = "weights"
@@ -38,6 +43,24 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         settings=config.expand,
         seed=config.seed,
     )
+    if config.expand.method == DISTILLATION:
+        settings = config.expand.distillation
+        texts = read_texts(settings.sources, key="expand.distillation.sources")
+        params = distill_tokens(
+            base=(loaded.params, loaded.config),
+            expanded=(params, model),
+            plan=plan,
+            rows=aligned_rows(
+                base,
+                merged,
+                itertools.chain.from_iterable(texts.values()),
+                seq_len=settings.seq_len,
+                most=settings.steps * settings.batch_size,
+            ),
+            settings=settings,
+            options=config.compute,
+            seed=config.seed,
+        )
     save_weights(
         workdir / WEIGHTS_FOLDER,
         params=params,

@@ -1,5 +1,6 @@
-"""Task `extend_tokenizer`: adds pieces of a language in the base's own script, and measures what that changes."""
+"""Task `extend_tokenizer`: goes on with the base's BPE on a language, and measures or proves what that changes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,20 @@ from allam_jax.errors import UserError
 from allam_jax.settings import Settings
 from allam_jax.tasks.merge_tokenizer import FERTILITY_FIGURE, FERTILITY_FILE, PROOF_FILE
 from allam_jax.tasks.texts import lines_of, read_texts
+from allam_jax.tokenizer.byte_level_extension import extend_byte_level, train_byte_level, verify_byte_level
 from allam_jax.tokenizer.fertility import fertility_bars, fertility_table
 from allam_jax.tokenizer.generation_config import keep_conversation
+from allam_jax.tokenizer.json_model import JsonModel
 from allam_jax.tokenizer.piece_extension import extend_vocabulary, measure_extension
-from allam_jax.tokenizer.tokenizer import Tokenizer
-from allam_jax.tokenizer.tokenizer_files import directory_of
+from allam_jax.tokenizer.scripts import script_pattern
+from allam_jax.tokenizer.tokenizer import Tokenizer, directory_of
 
 
 def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Extends `tokenizer_extension.base`; writes the tokenizer, `proof.json` and `fertility.{json,png}`.
 
-    `proof.json` is what `measure_extension` found on held-out lines: a measurement, because text of the same script
-    cannot be proved unchanged.
+    `proof.json` is what held-out lines show. Text in the script of the new pieces cannot be proved unchanged:
+    `measure_extension` counts. A byte-level BPE that learns another script has the proof of `verify_byte_level`.
     """
     options = config.tokenizer_extension
     if options.base and Path(options.base).resolve() == workdir.resolve():
@@ -33,17 +36,30 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     texts, kept, held_out = (
         read_texts(getattr(options, key), key=f"tokenizer_extension.{key}") for key in ("sources", "kept", "held_out")
     )
-    extended = extend_vocabulary(
+    is_byte_level = isinstance(base.model, JsonModel)
+    learn = extend_byte_level if is_byte_level else extend_vocabulary
+    new_lines, kept_lines = ([line for text in each.values() for line in lines_of(text)] for each in (texts, kept))
+    extended = learn(
         base,
-        (line for documents in texts.values() for line in lines_of(documents)),
-        (line for documents in kept.values() for line in lines_of(documents)),
+        new_lines,
+        kept_lines,
         script=options.script,
         pieces=options.pieces,
         limit=options.limit,
         control_tokens=options.control_tokens,
     )
-    measured = measure_extension(base, extended, {name: lines_of(documents) for name, documents in held_out.items()})
-    table = fertility_table({"base": base, "extended": extended}, held_out)
+    held_out_lines = {name: lines_of(documents) for name, documents in held_out.items()}
+    tokenizers = {"base": base, "extended": extended}
+    if is_byte_level and not _shares_script(kept_lines, script=options.script):
+        lines = [line for lines in held_out_lines.values() for line in lines]
+        measured = verify_byte_level(base, extended, lines, script=options.script)
+        assert measured[f"non_{options.script}_equal"] in (1.0, None), measured
+        assert not measured["unreachable_pieces"], measured
+        alone = train_byte_level(base, new_lines, pieces=measured["new_pieces"])
+        tokenizers = {"base": base, options.script: alone, "extended": extended}
+    else:
+        measured = measure_extension(base, extended, held_out_lines)
+    table = fertility_table(tokenizers, held_out)
     logging.info("extended %d to %d pieces: %s", base.vocab_size, extended.vocab_size, measured)
     fertility_bars(table, workdir / FERTILITY_FIGURE)
     files.write_json(workdir / PROOF_FILE, measured)
@@ -56,3 +72,9 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         "merge": measured,
         "fertility": table,
     }
+
+
+def _shares_script(lines: Sequence[str], *, script: str) -> bool:
+    """Whether most lines of the kept languages are written in the new pieces' script."""
+    found = script_pattern(script).search
+    return sum(found(line) is not None for line in lines) > len(lines) / 2

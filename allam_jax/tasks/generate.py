@@ -12,16 +12,18 @@ from allam_jax.errors import UserError
 from allam_jax.generation.endpoint import EndpointBackend
 from allam_jax.generation.engine import with_capacity
 from allam_jax.generation.engine_backend import EngineBackend
-from allam_jax.generation.over_rows import Backend, over_rows
+from allam_jax.generation.over_rows import STATE_FILE, Backend, over_rows
 from allam_jax.generation.rows import Prompt, PromptRows
 from allam_jax.inputs import InputFiles
 from allam_jax.parallel.distributed import broadcast, is_main_process
 from allam_jax.settings import Settings, as_dict
 from allam_jax.tasks.inputs_of_task import inputs_of_settings
-from allam_jax.tasks.setup import open_engine, open_mesh, open_model, sampling_of
-from allam_jax.tokenizer.chat_template import ChatTemplate
+from allam_jax.tasks.setup import open_text_model, sampling_of
+from allam_jax.tokenizer.chat_template import ChatTemplate, with_text_content
 from allam_jax.tokenizer.ready_templates import READY
 from allam_jax.tokenizer.tokenizer import Tokenizer
+
+CONTINUATIONS = "continuations.json"
 
 
 def run(config: Settings, workdir: Path) -> dict[str, Any]:
@@ -31,6 +33,10 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         raise UserError("config.generate.input and config.generate.prompts: give one of them; prompts=() for none")
     if not options.prompts and not options.input:
         raise UserError('config.generate.prompts: give some, for example ("The Prophet said",), or generate.input')
+    other = workdir / (CONTINUATIONS if options.input else STATE_FILE)
+    if other.exists():
+        given = "prompts" if options.input else "input"
+        raise UserError(f"--workdir {workdir}: holds the answers to another run's generate.{given}; give another one")
     if options.input:
         return _over_input(config, workdir)
     prompts = [_asked(Prompt(number, text), as_chat=options.as_chat) for number, text in enumerate(options.prompts)]
@@ -42,7 +48,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         continuations.append({"prompt": text, "continuation": texts[0]} | ({"samples": texts} if texts[1:] else {}))
     result = {"continuations": continuations}
     if is_main_process():
-        files.write_json(workdir / "continuations.json", result)
+        files.write_json(workdir / CONTINUATIONS, result)
     return result
 
 
@@ -79,32 +85,23 @@ def backend_of(config: Settings, prompts: Sequence[Prompt]) -> Backend:
     options = config.generate
     sampling = sampling_of(options, seed=config.seed, samples=options.samples, logprobs=0 if options.logprobs else None)
     if options.endpoint.url:
+        if options.template:
+            raise UserError("config.generate.template: the endpoint has a template of its own; leave it empty")
         return EndpointBackend(options.endpoint, sampling=sampling)
-    mesh = open_mesh(config)
-    loaded, tokenizer, tokenizer_dir = open_model(config, mesh=mesh)
-    template = ChatTemplate.named(options.template, tokenizer=tokenizer, directory=tokenizer_dir)
-    encode = functools.partial(_encode, tokenizer=tokenizer, template=template)
+    model = open_text_model(config, template=options.template)
+    encode = functools.partial(_encode, tokenizer=model.tokenizer, template=model.template)
     settings = config.engine
     if prompts:
         longest = max(len(encode(prompt)) for prompt in prompts) + options.max_new_tokens
-        settings = with_capacity(settings, longest, context=loaded.config.max_position)
-    engine = open_engine(
-        config,
-        loaded,
-        settings=settings,
-        tokenizer=tokenizer,
-        tokenizer_dir=tokenizer_dir,
-        template=template,
-        mesh=mesh,
-    )
+        settings = with_capacity(settings, longest, context=model.weights.config.max_position)
     read = inputs_of_settings(config)
     identity = {
         "weights": _content(read["init.weights"]),
-        "tokenizer": tokenizer.fingerprint,
-        "template": template and hash_json(template.source),
+        "tokenizer": model.tokenizer.fingerprint,
+        "template": model.template and hash_json(model.template.source),
         "compute": as_dict(config.compute),
     }
-    return EngineBackend(engine, encode=encode, sampling=sampling, identity=identity)
+    return EngineBackend(model.engine(settings), encode=encode, sampling=sampling, identity=identity)
 
 
 def _encode(prompt: Prompt, *, tokenizer: Tokenizer, template: ChatTemplate | None) -> list[int]:
@@ -114,7 +111,7 @@ def _encode(prompt: Prompt, *, tokenizer: Tokenizer, template: ChatTemplate | No
         raise UserError(
             f"messages, but the tokenizer has no chat template: set generate.template to {', '.join(READY)} or a file"
         )
-    return template.prompt_ids(prompt.asked)
+    return template.prompt_ids([with_text_content(message) for message in prompt.asked])
 
 
 def _content(found: InputFiles) -> str:

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from allam_jax.corpus.found_files import find_files
 from allam_jax.errors import UserError
+from allam_jax.gguf_file import gguf_at
 from allam_jax.inputs import InputFiles, look
 from allam_jax.settings import Section, Settings, fields_of
 from allam_jax.tasks.registry import settings_of, task_named
@@ -33,7 +34,7 @@ def inputs_of_settings(settings: Settings) -> dict[str, InputFiles]:
     return found
 
 
-def check_named(config: ConfigDict, *, made: Sequence[Path] = ()) -> None:
+def check_named(config: ConfigDict, *, made: Sequence[Path], opened: set[Path]) -> None:
     """UserError for the first path of a config at which its task will find nothing that it reads, or can read.
 
     Looks which files there are, and opens tokenizers and models of Hugging Face without reading their values.
@@ -41,14 +42,16 @@ def check_named(config: ConfigDict, *, made: Sequence[Path] = ()) -> None:
     Args:
         config: of one task.
         made: directories that the recipe itself writes; nothing needs to be there yet.
+        opened: tokenizers and models that could be opened for an earlier stage; gets those of this one.
     """
     for key, kind, path, owner in _named(settings_of(config)):
         if any(path.absolute().is_relative_to(directory.absolute()) for directory in made):
             continue
         try:
             there = any(file.is_file() for file in _LISTED[kind](path, owner))
-            if there and kind in _OPENED:
+            if there and kind in _OPENED and path not in opened:
                 _OPENED[kind](path)
+                opened.add(path)
         except UserError as error:
             raise UserError(f"config.{key}: {error}") from None
         if not there and kind not in ("stage", "template"):
@@ -99,10 +102,18 @@ def _texts(path: Path, owner: Any) -> list[Path]:
     return _files(path, owner) if (path / DATASET_FILE).is_file() else find_files(str(path)).files
 
 
+def _chats(path: Path, owner: Any) -> list[Path]:
+    from allam_jax.alignment.chat_files import chat_files  # here, because it imports pyarrow
+
+    return chat_files(str(path))
+
+
 def _tokenizer(path: Path, owner: Any) -> list[Path]:
-    from allam_jax.tokenizer.tokenizer_files import MORE_TEMPLATES, TOKENIZER_FILES
+    from allam_jax.tokenizer.tokenizer_files import MODEL_FILES, MORE_TEMPLATES, TOKENIZER_FILES
 
     named = [path / name for name in TOKENIZER_FILES]
+    if path.is_dir() and not any((path / name).is_file() for name in MODEL_FILES) and (gguf := gguf_at(path)):
+        return [gguf]
     return [*named, *sorted(path.glob(MORE_TEMPLATES))] if path.is_dir() else [path]
 
 
@@ -128,6 +139,7 @@ def _nothing(path: Path, owner: Any) -> list[Path]:
 _LISTED: dict[str, Callable[[Path, Any], list[Path]]] = {
     "files": _files,
     "texts": _texts,
+    "chats": _chats,
     "tokenizer": _tokenizer,
     "model": _model,
     "template": _template,
@@ -142,10 +154,10 @@ def _open_tokenizer(path: Path) -> None:
 
 
 def _open_model(path: Path) -> None:
-    from allam_jax.training.load import is_huggingface  # here, because it imports JAX
+    from allam_jax.training.load import is_foreign  # here, because it imports JAX
     from allam_jax.weights.huggingface import open_huggingface
 
-    if is_huggingface(path):
+    if is_foreign(path):
         open_huggingface(path)
 
 

@@ -12,8 +12,7 @@ from allam_jax.config import CHECKPOINTS_FOLDER, require
 from allam_jax.errors import UserError
 from allam_jax.settings import Settings
 from allam_jax.tasks.export import write_formats
-from allam_jax.tokenizer.tokenizer import Tokenizer
-from allam_jax.tokenizer.tokenizer_files import directory_of
+from allam_jax.tokenizer.tokenizer import Tokenizer, directory_of
 from allam_jax.training.load import open_stored
 from allam_jax.training.run_metadata import code_revision
 from allam_jax.training.schedules import decay

@@ -17,10 +17,10 @@ from allam_jax.tokenizer.fertility import fertility_bars, fertility_table
 from allam_jax.tokenizer.generation_config import keep_conversation
 from allam_jax.tokenizer.piece_merge import merge_vocabularies, verify_merge
 from allam_jax.tokenizer.scripts import script_pattern
-from allam_jax.tokenizer.tokenizer import Tokenizer
-from allam_jax.tokenizer.tokenizer_files import directory_of
+from allam_jax.tokenizer.tokenizer import Tokenizer, directory_of
 
 PROOF_FILE = "proof.json"
+_FEW_LINES = 100  # held-out ones of a kind, of which a proof says little
 FERTILITY_FILE = "fertility.json"
 FERTILITY_FIGURE = "fertility.png"
 
@@ -44,6 +44,10 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     lines = [line for documents in texts.values() for line in lines_of(documents)]
     proof = verify_merge(base, target, merged, lines, script=options.script)
     _require_equal(proof, script=options.script, target=options.target)
+    for kind in (options.script, f"non_{options.script}"):
+        if proof[f"{kind}_lines"] < _FEW_LINES:
+            said = "merge: only %d %s lines show that texts are cut as before; give more in tokenizer_merge.sources"
+            logging.warning(said, proof[f"{kind}_lines"], kind)
     table = fertility_table({"base": base, options.script: target, "merged": merged}, texts)
     logging.info("merge: %s", {key: value for key, value in proof.items() if key != "differing"})
     for name, domains in table.items():

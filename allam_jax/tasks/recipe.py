@@ -147,12 +147,12 @@ def check_own_recipe(workdir: Path, names: Sequence[str]) -> None:
 
 def _check_paths(stages: Sequence[Stage], *, directories: Mapping[str, Path], made: Sequence[Path]) -> None:
     """UserError if a stage that has not finished names a path at which nothing is: found before the first one works."""
-    problem = ""
+    problem, opened = "", set[Path]()
     if is_main_process():
         for stage in stages:
             if not is_finished(directories[stage.name]):
                 try:
-                    check_named(stage.config, made=made)
+                    check_named(stage.config, made=made, opened=opened)
                 except UserError as error:
                     problem = f"stage {stage.name}: {error}"
                     break

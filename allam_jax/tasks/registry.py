@@ -10,8 +10,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from allam_jax import settings
+from allam_jax.alignment.settings import ConversationSettings, DpoSettings, PreferenceSettings, SftSettings
 from allam_jax.corpus.settings import CorpusSettings, PlantedCheckSettings, PlantedSettings, QualitySettings
-from allam_jax.data.settings import DataSettings, MixtureSettings
+from allam_jax.data.settings import DataSettings, MixtureSettings, RowSettings
 from allam_jax.errors import UserError, nearest
 from allam_jax.evaluation.settings import (
     ArenaSettings,
@@ -23,7 +24,7 @@ from allam_jax.evaluation.settings import (
 )
 from allam_jax.generation.settings import ChatSettings, EngineSettings, GenerateSettings, ServeSettings
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
-from allam_jax.model.settings import ExpandSettings
+from allam_jax.model.settings import ExpandSettings, LoraSettings
 from allam_jax.parallel.settings import MeshSettings
 from allam_jax.planning.settings import PlanSettings
 from allam_jax.settings import Section, Settings
@@ -37,6 +38,7 @@ from allam_jax.training.settings import (
     OptimizerSettings,
     ParameterSettings,
     ScheduleSettings,
+    TrainableSettings,
     TrainSettings,
 )
 from allam_jax.weights.settings import ExportSettings, MergeSettings, WeightsSettings
@@ -52,17 +54,20 @@ class Task:
     module: str = ""  # empty: allam_jax.tasks.NAME
 
 
-_STEP = (  # what decides the compiled training step
+_UPDATE = (
     LlamaConfig,
     ComputeOptions,
     ParameterSettings,
     MeshSettings,
-    DataSettings,
     TrainSettings,
+    TrainableSettings,
+    LoraSettings,
     OptimizerSettings,
     ScheduleSettings,
     GuardSettings,
 )
+_STEP = (*_UPDATE, DataSettings)  # what decides the compiled training step
+_RUN = (SeedSettings, TokenizerSettings, InitSettings, EvalSettings, CheckpointSettings, MetricsSettings)
 _MODEL = (TokenizerSettings, WeightsSettings, MeshSettings, ComputeOptions)  # a finished model on devices
 
 TASKS: dict[str, Task] = {
@@ -73,10 +78,10 @@ TASKS: dict[str, Task] = {
     "tokenizer": Task((TokenizerTrainingSettings,)),
     "merge_tokenizer": Task((TokenizerMergeSettings,)),
     "extend_tokenizer": Task((TokenizerExtensionSettings,)),
-    "train": Task(
-        (SeedSettings, TokenizerSettings, InitSettings, *_STEP, EvalSettings, CheckpointSettings, MetricsSettings),
-        on_devices=True,
-    ),
+    "train": Task((*_RUN, *_STEP), on_devices=True),
+    "sft": Task((*_RUN, *_UPDATE, RowSettings, ConversationSettings, SftSettings), on_devices=True),
+    "dpo": Task((*_RUN, *_UPDATE, RowSettings, ConversationSettings, DpoSettings), on_devices=True),
+    "preferences": Task((SeedSettings, *_MODEL, PreferenceSettings, EngineSettings), on_devices=True),
     "tokenize": Task((TokenizerSettings, DataSettings), looks_at="train"),
     "mixture": Task((TokenizerSettings, DataSettings, TrainSettings, MixtureSettings), looks_at="train"),
     "plan": Task((*_STEP, PlanSettings), looks_at="train"),

@@ -12,7 +12,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from allam_jax import interrupts
-from allam_jax.checksums import write_listed
+from allam_jax.checksums import FILE_LIST, write_listed
 from allam_jax.config import CONFIG_FILE, check_own, save
 from allam_jax.errors import UserError
 from allam_jax.files import lock, sweep
@@ -129,17 +129,14 @@ def _config_of_what_is_there(workdir: Path, before: bytes | None) -> Iterator[No
     if before is None:
         yield
         return
-    there = _times(workdir)
+    saved = max((workdir / name).stat().st_mtime_ns for name in (CONFIG_FILE, FILE_LIST))
     try:
         yield
     except UserError:
-        if _times(workdir) == there:  # nothing was written with the new config
+        files = (path for path in workdir.rglob("*") if path.is_file())
+        if all(path.stat().st_mtime_ns <= saved for path in files):  # nothing was written with the new config
             write_listed(workdir, {CONFIG_FILE: before})
         raise
-
-
-def _times(workdir: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
 
 
 @contextlib.contextmanager
@@ -169,7 +166,8 @@ def _disk_errors(workdir: Path) -> Iterator[None]:
         if error.errno is not None and error.errno in _OF_THE_DISK:
             remedy = "check the disk and its permissions, and run the same command again to go on"
         elif error.errno is not None and error.errno in _OF_THE_PATH and error.filename is not None:
-            remedy = "check this path in the config"
+            own = Path(str(error.filename)).is_relative_to(workdir)
+            remedy = f"check --workdir {workdir}" if own else "check this path in the config"
         elif error.errno == errno.EEXIST:  # where a directory is made
             remedy = "a directory belongs there: move away what is in its place, such as a link that leads nowhere"
         else:

@@ -11,8 +11,7 @@ from allam_jax.errors import UserError
 from allam_jax.generation.engine_thread import EngineThread
 from allam_jax.generation.openai_api import Model
 from allam_jax.settings import Settings
-from allam_jax.tasks.setup import open_engine, open_mesh, open_model
-from allam_jax.tokenizer.chat_template import ChatTemplate
+from allam_jax.tasks.setup import open_text_model
 
 
 def run(config: Settings, workdir: Path) -> dict[str, Any]:
@@ -28,22 +27,12 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     if options.key_variable and not key:
         raise UserError(f"config.serve.key_variable: the environment has no {options.key_variable}; set it to the key")
     with listen(options.host, options.port, section="serve") as sock:
-        mesh = open_mesh(config)
-        loaded, tokenizer, tokenizer_dir = open_model(config, mesh=mesh)
-        template = ChatTemplate.named(options.template, tokenizer=tokenizer, directory=tokenizer_dir)
-        engine = open_engine(
-            config,
-            loaded,
-            settings=config.engine,
-            tokenizer=tokenizer,
-            tokenizer_dir=tokenizer_dir,
-            template=template,
-            mesh=mesh,
-        )
+        opened = open_text_model(config, template=options.template)
+        engine = opened.engine(config.engine)
         model = Model(
             name=options.name or "/".join(Path(config.init.weights).absolute().parts[-2:]),
-            tokenizer=tokenizer,
-            template=template,
+            tokenizer=opened.tokenizer,
+            template=opened.template,
             context=engine.capacity,
             max_new_tokens=options.max_new_tokens,
             max_samples=options.max_samples,

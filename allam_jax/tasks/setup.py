@@ -18,7 +18,7 @@ from allam_jax.generation.engine import Engine
 from allam_jax.generation.requests import Sampling
 from allam_jax.generation.settings import EngineSettings, SamplingSettings
 from allam_jax.model.llama import Params
-from allam_jax.model.llama_config import LlamaConfig
+from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
 from allam_jax.parallel.distributed import process_rows
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.settings import Settings
@@ -50,27 +50,37 @@ def open_model(config: Settings, *, mesh: Mesh) -> tuple[LoadedWeights, Tokenize
     return loaded, tokenizer, tokenizer_dir
 
 
-def open_engine(
-    config: Settings,
-    loaded: LoadedWeights,
-    *,
-    settings: EngineSettings,
-    tokenizer: Tokenizer,
-    tokenizer_dir: Path,
-    template: ChatTemplate | None,
-    mesh: Mesh,
-) -> Engine:
-    """An engine whose answers end where the model says, and at the end of a turn of the template."""
-    ends = stop_ids(tokenizer, tokenizer_dir)
-    return Engine(
-        loaded.params,
-        config=loaded.config,
-        options=config.compute,
-        settings=settings,
-        tokenizer=tokenizer,
-        eos_ids=tuple(dict.fromkeys((*ends, *(template.end_ids() if template else ())))),
-        mesh=mesh,
-    )
+@dataclasses.dataclass(frozen=True)
+class TextModel:
+    """What continues texts and answers messages: a model on its mesh, its tokenizer, and its chat template if any."""
+
+    weights: LoadedWeights
+    tokenizer: Tokenizer
+    tokenizer_dir: Path
+    template: ChatTemplate | None
+    options: ComputeOptions
+    mesh: Mesh
+
+    def engine(self, settings: EngineSettings) -> Engine:
+        """An engine whose answers end where the model says, and at the end of a turn of the template."""
+        ends = stop_ids(self.tokenizer, self.tokenizer_dir)
+        return Engine(
+            self.weights.params,
+            config=self.weights.config,
+            options=self.options,
+            settings=settings,
+            tokenizer=self.tokenizer,
+            eos_ids=tuple(dict.fromkeys((*ends, *(self.template.end_ids() if self.template else ())))),
+            mesh=self.mesh,
+        )
+
+
+def open_text_model(config: Settings, *, template: str) -> TextModel:
+    """The model at `config.init.weights`; `template` as `ChatTemplate.named` takes it."""
+    mesh = open_mesh(config)
+    weights, tokenizer, tokenizer_dir = open_model(config, mesh=mesh)
+    found = ChatTemplate.named(template, tokenizer=tokenizer, directory=tokenizer_dir)
+    return TextModel(weights, tokenizer, tokenizer_dir, found, config.compute, mesh)
 
 
 def sampling_of(settings: SamplingSettings, *, seed: int, samples: int = 1, logprobs: int | None = None) -> Sampling:

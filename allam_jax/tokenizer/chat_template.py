@@ -146,7 +146,7 @@ class ChatTemplate:
         marks = stand_ins.reserve(), stand_ins.reserve()
         context = {**self._named, **guarded, "add_generation_prompt": add_generation_prompt}
         request = {"template": self.source, "context": context, "marks": marks, "stand_ins": stand_ins.meaning}
-        text = self._ask(request)["text"]
+        text = stand_ins.unescaped(self._ask(request)["text"])
         text, generated = _without_marks(text, *marks)
         controls = tuple(match.span() for match in self._control.finditer(text))
         return Rendered(stand_ins.restored(text), controls, generated)
@@ -232,6 +232,18 @@ class ChatTemplate:
         raise UserError(f"{self.name}: {said[answer['error']]}")
 
 
+def with_text_content(message: Message) -> Message:
+    """A message whose content is one text, joined if it is a list of parts; UserError for parts that are no text."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    parts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
+    texts = [text for text in parts if isinstance(text, str)]
+    if len(texts) != len(content):
+        raise UserError("only parts of type text are served here")
+    return {**message, "content": "".join(texts)}
+
+
 def stored_template(directory: Path) -> str | None:
     """The text of the template of a tokenizer directory, from `chat_template.jinja` or `tokenizer_config.json`.
 
@@ -257,8 +269,9 @@ class _StandIns:
     """Private characters, each for one character of the messages. They occur neither in these nor in the template."""
 
     def __init__(self, given: Mapping[str, Any], *, taken: str):
-        used = set(taken).union(*_strings(given))
-        self._free = (chr(code) for code in _PRIVATE if chr(code) not in used)
+        texts = [taken, *_strings(given)]
+        used, spelled = set().union(*texts), "\n".join(texts)
+        self._free = (chr(code) for code in _PRIVATE if chr(code) not in used and f"{code:08x}" not in spelled)
         self._of: dict[str, str] = {}
 
     @property
@@ -276,6 +289,12 @@ class _StandIns:
             if character not in self._of:
                 self._of[character] = self.reserve()
             text = text.replace(character, self._of[character])
+        return text
+
+    def unescaped(self, text: str) -> str:
+        """The text with the stand-ins that Python has written as escapes, inside of lists and dictionaries."""
+        for stand_in in self._of.values():
+            text = text.replace(repr(stand_in)[1:-1], stand_in)
         return text
 
     def restored(self, text: str) -> str:

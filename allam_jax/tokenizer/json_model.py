@@ -5,7 +5,7 @@ import functools
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -109,6 +109,47 @@ class JsonModel:
     def segment_piece(self, piece: str) -> list[int]:
         """Ids of a piece's text: the merges are applied to its symbols, also across word borders."""
         return [token.id for token in self._plain.model.tokenize(piece)]
+
+    def words_of(self, text: str) -> list[str]:
+        """The words within which merges join, as the vocabulary writes them."""
+        plain = self._plain
+        text = plain.normalizer.normalize_str(text) if plain.normalizer else text
+        return [word for word, _ in plain.pre_tokenizer.pre_tokenize_str(text)] if plain.pre_tokenizer else [text]
+
+    def extended(self, merges: Sequence[tuple[str, str]], *, control_tokens: Sequence[str] = ()) -> "JsonModel":
+        """The same tokenizer with further merges after its own, each of which makes a new piece, and control tokens.
+
+        Control tokens that it already has keep their ids.
+        """
+        document = copy.deepcopy(self.document)
+        model, added = document["model"], list(document.get("added_tokens") or ())
+        # The library numbers added tokens that the vocabulary lacks anew, behind the vocabulary.
+        vocabulary = model["vocab"] | {entry["content"]: entry["id"] for entry in added}
+        new = [first + second for first, second in merges]
+        new_controls = [token for token in control_tokens if token not in vocabulary]
+        ids = {piece: index for index, piece in enumerate([*new, *new_controls], start=len(self.pieces))}
+        model["vocab"] = vocabulary | ids
+        own = model["merges"]
+        as_text = bool(own) and isinstance(own[0], str)
+        model["merges"] = own + [" ".join(merge) if as_text else list(merge) for merge in merges]
+        plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        document["added_tokens"] = added + [
+            {"id": ids[token], "content": token, **plain, "special": True} for token in new_controls
+        ]
+        return JsonModel(json.dumps(document, ensure_ascii=False), settings=self.settings, source=self.source)
+
+    def trained_anew(self, texts: Iterable[str], *, pieces: int) -> "JsonModel":
+        """A tokenizer that cuts words as this one does, with the 256 bytes and `pieces` pieces learned from texts."""
+        import tokenizers
+
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+        tokenizer.normalizer, tokenizer.pre_tokenizer = self._plain.normalizer, self._plain.pre_tokenizer
+        tokenizer.decoder = self._plain.decoder
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=256 + pieces, initial_alphabet=sorted(byte_alphabet()), show_progress=False
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        return JsonModel(tokenizer.to_str(), settings={}, source=f"{self.source}, trained anew")
 
     def fingerprint_state(self) -> object:
         """JSON-able value of everything that determines the ids of a text."""

@@ -86,8 +86,8 @@ def _comparable(base: Tokenizer, target: Tokenizer) -> tuple[SentencePieceModel,
     for model in (base_model, target_model):
         if not isinstance(model, SentencePieceModel):
             raise UserError(
-                f"{model.source}: only SentencePiece BPE models can be merged; a byte-level BPE (Llama 3, Qwen) cannot "
-                "be expanded yet: train the model with its own tokenizer, without a merge and an expansion"
+                f"{model.source}: only SentencePiece BPE models can be merged; the task extend_tokenizer goes on with "
+                "the merges of a byte-level BPE (Llama 3, Qwen)"
             )
     assert isinstance(base_model, SentencePieceModel)
     assert isinstance(target_model, SentencePieceModel)

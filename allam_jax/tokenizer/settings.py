@@ -28,7 +28,7 @@ class TokenizerMergeSettings(Section, name="tokenizer_merge"):
 
 
 class TokenizerExtensionSettings(Section, name="tokenizer_extension"):
-    """How pieces of a language are added whose script the base's own language has too."""
+    """How pieces are added that go on with the base's BPE: of the base's own script, or to byte-level BPE of any."""
 
     base: str = setting("", "directory of the base tokenizer", path="tokenizer")
     script: str = setting("latin", "the script of Unicode that new pieces are made of")

@@ -13,7 +13,7 @@ import functools
 import json
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jinja2
@@ -24,6 +24,7 @@ import jinja2.sandbox
 
 CPU_SECONDS = 1  # of one template
 MEMORY_BYTES = 1 << 30  # of this process
+_ENCODERS = "e", "escape", "forceescape", "urlencode"  # filters that give other characters for some
 
 
 class _Generation(jinja2.ext.Extension):
@@ -101,6 +102,8 @@ class Renderer:
     def __init__(self) -> None:
         self._environment = make_environment()
         self._environment.filters["tojson"] = self._to_json
+        for name in _ENCODERS:
+            self._environment.filters[name] = functools.partial(self._encoded, self._environment.filters[name])
         self._compiled = functools.lru_cache(64)(self._environment.from_string)
         self._stand_ins: Mapping[str, str] = {}
 
@@ -145,11 +148,19 @@ class Renderer:
         separators: tuple[str, str] | None = None,
         sort_keys: bool = False,
     ) -> str:
-        text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-        for stand_in, character in self._stand_ins.items() if ensure_ascii else ():
-            kept = stand_in if character.isascii() else json.dumps(character)[1:-1]
-            text = text.replace(json.dumps(stand_in)[1:-1], kept)
-        return text
+        encode = functools.partial(
+            json.dumps, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        )
+        return self._encoded(encode, value, quotes=1)
+
+    def _encoded(self, encode: Callable[[Any], str], value: Any, *, quotes: int = 0) -> str:
+        """What an encoder gives, in which a stand-in is encoded as the character that it stands for."""
+        text = encode(value)
+        found = str(text)
+        for stand_in, character in self._stand_ins.items():
+            written, meant = (str(encode(one))[quotes : len(encode(one)) - quotes] for one in (stand_in, character))
+            found = found.replace(written, stand_in if meant == character else meant)
+        return type(text)(found)  # markup stays markup
 
 
 def main() -> None:

@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 from allam_jax.errors import UserError
 from allam_jax.files import read_json, refuse_pointer, sha256_of_json
+from allam_jax.gguf_file import gguf_at
 from allam_jax.tokenizer import tokenizer_json
+from allam_jax.tokenizer.gguf_tokenizer import unpack_tokenizer
 from allam_jax.tokenizer.json_model import JsonModel, byte_alphabet
 from allam_jax.tokenizer.kinds import Kind
 from allam_jax.tokenizer.sentencepiece_model import SPACE, Piece, SentencePieceModel
-from allam_jax.tokenizer.tokenizer_files import check_files
+from allam_jax.tokenizer.tokenizer_files import MODEL_FILES, check_files
 
 Specials = Literal["text", "parse"]
 
@@ -34,19 +36,21 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Loads `tokenizer.model` or `tokenizer.json`, or the first of the two that a directory has.
+        """Loads `tokenizer.model`, `tokenizer.json` or a GGUF file, or the first of these that a directory has.
 
         Tokens that other files of the directory add (`added_tokens.json`, `added_tokens_decoder` in
         `tokenizer_config.json`, and `tokenizer.json` beside `tokenizer.model`) belong to it, to a `tokenizer.model` as
         control pieces. UserError if there is no such file, if it is damaged or of another type, or if the files
         disagree.
         """
-        path = Path(path)
+        path = files_of_tokenizer(path)
         candidates = [path / "tokenizer.model", path / "tokenizer.json"] if path.is_dir() else [path]
         file = next((candidate for candidate in candidates if candidate.is_file()), None)
         if file is None:
             what = "no tokenizer here" if path.is_dir() else "no such file"
-            raise UserError(f"{path}: {what}; expected a tokenizer.model, a tokenizer.json or a directory with one")
+            raise UserError(
+                f"{path}: {what}; expected a tokenizer.model, a tokenizer.json, a GGUF file or a directory with one"
+            )
         check_files(file.parent)
         content = file.read_bytes()
         refuse_pointer(file, content)
@@ -172,6 +176,21 @@ class Tokenizer:
         if eos:
             ids = [*ids, _required(self.eos_id, "eos", self.model.source)]
         return ids
+
+
+def files_of_tokenizer(path: str | Path) -> Path:
+    """The path itself, or for a GGUF file a directory with the files of its tokenizer."""
+    path = Path(path)
+    if path.is_dir() and any((path / name).is_file() for name in MODEL_FILES):
+        return path
+    gguf = gguf_at(path)
+    return (unpack_tokenizer(gguf) if gguf else None) or path
+
+
+def directory_of(path: str | Path) -> Path:
+    """The directory of a tokenizer that is named by it or by one of its files."""
+    path = files_of_tokenizer(path)
+    return path if path.is_dir() else path.parent
 
 
 def _required(index: int | None, name: str, source: str) -> int:

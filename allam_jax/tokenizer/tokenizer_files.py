@@ -23,11 +23,6 @@ MORE_TEMPLATES = "additional_chat_templates/*.jinja"  # those with names, as tra
 _REMEDY = "copy the tokenizer again or make it anew (or remove files.json, if it was changed on purpose)"
 
 
-def directory_of(path: str | Path) -> Path:
-    """The directory of a tokenizer that is named by it or by one of its files."""
-    return Path(path) if Path(path).is_dir() else Path(path).parent
-
-
 def is_tokenizer_file(name: str) -> bool:
     """Whether a file of a directory, by its relative path, belongs to the tokenizer there."""
     return name in TOKENIZER_FILES or fnmatch.fnmatch(name, MORE_TEMPLATES)

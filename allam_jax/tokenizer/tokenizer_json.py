@@ -120,7 +120,7 @@ def tokenizer_json(model: SentencePieceModel) -> dict[str, Any]:
         ],
         "normalizer": {"type": "Sequence", "normalizers": to_space},
         "pre_tokenizer": None,
-        "post_processor": _bos_processor(model),
+        "post_processor": None if model.bos_id is None else bos_processor(model.pieces[model.bos_id], model.bos_id),
         "decoder": {"type": "Sequence", "decoders": from_space},
         "model": {
             "type": "BPE",
@@ -161,10 +161,8 @@ def _named_tokens(model: SentencePieceModel | JsonModel) -> dict[str, str]:
     return {f"{name}_token": model.pieces[index] for name, index in ids.items() if index is not None}
 
 
-def _bos_processor(model: SentencePieceModel) -> dict[str, Any] | None:
-    if model.bos_id is None:
-        return None
-    bos = model.pieces[model.bos_id]
+def bos_processor(bos: str, index: int) -> dict[str, Any]:
+    """The `post_processor` of a tokenizer.json that begins every text with this token."""
 
     def sequence(name: str, kind: int) -> list[dict[str, Any]]:
         return [{"SpecialToken": {"id": bos, "type_id": kind}}, {"Sequence": {"id": name, "type_id": kind}}]
@@ -173,5 +171,5 @@ def _bos_processor(model: SentencePieceModel) -> dict[str, Any] | None:
         "type": "TemplateProcessing",
         "single": sequence("A", 0),
         "pair": sequence("A", 0) + sequence("B", 1),
-        "special_tokens": {bos: {"id": bos, "ids": [model.bos_id], "tokens": [bos]}},
+        "special_tokens": {bos: {"id": bos, "ids": [index], "tokens": [bos]}},
     }

@@ -1,18 +1,24 @@
-"""Opens the model at a path: a weights directory, a Hugging Face directory, a run, or one of its checkpoints."""
+"""Opens the model at a path: a weights directory, a Hugging Face directory, a GGUF file, a run, or a checkpoint."""
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jax.sharding import Mesh
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from allam_jax.checksums import FILE_LIST, read_listed, write_listed
 from allam_jax.config import CHECKPOINTS_FOLDER, RUN_FILE
 from allam_jax.errors import UserError
 from allam_jax.files import json_text, read_json
-from allam_jax.model.llama import abstract_params
+from allam_jax.gguf_file import gguf_at
+from allam_jax.model.llama import LORA, abstract_params
 from allam_jax.model.llama_config import LlamaConfig
+from allam_jax.model.low_rank import merged
+from allam_jax.tokenizer.tokenizer import files_of_tokenizer
+from allam_jax.tokenizer.tokenizer_files import MODEL_FILES
 from allam_jax.training.stored_checkpoints import (
     find_checkpoint,
     is_checkpoint,
@@ -21,12 +27,14 @@ from allam_jax.training.stored_checkpoints import (
     read_metadata,
     restore_params,
     step_path,
+    stored_adapters,
 )
 from allam_jax.weights.directory import (
     MODEL_FILE,
     TOKENIZER_FOLDER,
     LoadedWeights,
     abstract_on_devices,
+    as_dtype,
     config_from_json,
     config_to_json,
     is_weights_directory,
@@ -34,7 +42,7 @@ from allam_jax.weights.directory import (
     open_weights,
     params_folder_of,
 )
-from allam_jax.weights.huggingface import import_huggingface
+from allam_jax.weights.huggingface import import_huggingface, weight_files
 from allam_jax.weights.output_directory import copy_tokenizer
 from allam_jax.weights.stored_parameters import huggingface_parameters, orbax_parameters
 
@@ -45,7 +53,8 @@ def load_model(path: Path, *, mesh: Mesh | None = None, param_dtype: str | None 
     """Loads a model from any of these places; each device reads only the parameters that it will hold.
 
     Args:
-        path: a weights directory, a Hugging Face directory, a run's workdir (its newest checkpoint) or a checkpoint.
+        path: a weights directory, a Hugging Face directory, a GGUF file (or a directory with one), a run's workdir (its
+            newest checkpoint) or a checkpoint. The adapters of a run are merged into its weights.
         mesh: where the parameters go; None means the default device.
         param_dtype: converts to this dtype; None keeps what is stored.
 
@@ -55,12 +64,19 @@ def load_model(path: Path, *, mesh: Mesh | None = None, param_dtype: str | None 
     path = Path(path)
     if is_weights_directory(path):
         return load_weights(path, mesh=mesh, param_dtype=param_dtype)
-    if is_huggingface(path):
+    if is_foreign(path):
         params, config = import_huggingface(path, mesh=mesh, param_dtype=param_dtype)
         return LoadedWeights(params, config, {"source": str(path)}, _tokenizer_beside(path))
     checkpoint, opened = _open_run(path)
     abstract = abstract_on_devices(opened.params, config=opened.config, mesh=mesh)
-    params = restore_params(checkpoint, abstract_params=abstract, param_dtype=param_dtype)
+    if adapters := stored_adapters(checkpoint):
+        whole = NamedSharding(mesh, PartitionSpec()) if mesh else jnp.zeros(()).sharding
+        abstract[LORA] = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), adapters
+        )
+        params = as_dtype(merged(restore_params(checkpoint, abstract_params=abstract)), param_dtype)
+    else:
+        params = restore_params(checkpoint, abstract_params=abstract, param_dtype=param_dtype)
     return dataclasses.replace(opened, params=params)
 
 
@@ -73,10 +89,14 @@ def open_stored(path: Path) -> LoadedWeights:
     if is_weights_directory(path):
         opened = open_weights(path, check_bytes=True)
         return dataclasses.replace(opened, params=orbax_parameters(params_folder_of(path), config=opened.config))
-    if is_huggingface(path):
+    if is_foreign(path):
         params, config = huggingface_parameters(path)
         return LoadedWeights(params, config, {"source": str(path)}, _tokenizer_beside(path))
     checkpoint, opened = _open_run(path)
+    if stored_adapters(checkpoint):
+        raise UserError(
+            f"{path}: a run with low-rank adapters; export it first (task export), and give what that wrote"
+        )
     folder = params_folder(checkpoint, abstract_params=opened.params)
     return dataclasses.replace(opened, params=orbax_parameters(folder, config=opened.config, under=("params",)))
 
@@ -92,7 +112,7 @@ def checkpoint_of(path: Path) -> Path | None:
 
 def places_of_model(path: Path, *, steps: Sequence[int] = ()) -> list[Path]:
     """What loading a model reads: `path`, or parts of a run with the newest checkpoint or those of `steps`."""
-    if is_weights_directory(path) or is_huggingface(path):
+    if is_weights_directory(path) or is_foreign(path):
         return [path]
     checkpoint = checkpoint_of(path)
     if checkpoint is None:
@@ -140,10 +160,9 @@ def check_run_of(checkpoint: Path, metadata: dict[str, Any]) -> None:
         )
 
 
-def is_huggingface(path: Path) -> bool:
-    """Whether a directory has a configuration and safetensors of a whole model, and not of an adapter."""
-    weights = [file for file in path.glob("*.safetensors") if not file.name.startswith("adapter_")]
-    return (path / "config.json").is_file() and bool(weights)
+def is_foreign(path: Path) -> bool:
+    """Whether a path is a Hugging Face directory with a whole model (not an adapter), a GGUF file or its directory."""
+    return ((path / "config.json").is_file() and bool(weight_files(path))) or gguf_at(path) is not None
 
 
 def _open_run(path: Path) -> tuple[Path, LoadedWeights]:
@@ -156,20 +175,21 @@ def _open_run(path: Path) -> tuple[Path, LoadedWeights]:
 
 
 def _tokenizer_beside(path: Path) -> Path | None:
-    return path if any((path / name).is_file() for name in ("tokenizer.model", "tokenizer.json")) else None
+    found = files_of_tokenizer(path)
+    return found if any((found / name).is_file() for name in MODEL_FILES) else None
 
 
 def what_is_there(path: Path) -> str:
     """One line about a path at which no model is found."""
-    expected = "expected a weights directory, a Hugging Face directory (config.json and *.safetensors) or a run"
+    expected = (
+        "expected a weights directory, a Hugging Face directory (config.json and *.safetensors), a GGUF file or a run"
+    )
     if not path.exists():
         return f"{path}: no such directory; {expected}"
     if not path.is_dir():
         return f"{path}: is a file; {expected}"
     if (path / "adapter_config.json").is_file():
         return f"{path}: a LoRA adapter; merge it into its base first (in peft: merge_and_unload, then save_pretrained)"
-    if any(path.glob("*.gguf")):
-        return f"{path}: a GGUF model, which is quantised for inference; give the model's safetensors"
     if (path / CHECKPOINTS_FOLDER).is_dir():
         return f"{path}: a run without a complete checkpoint; wait for its first, or give another path"
     if (path / RUN_FILE).is_file():

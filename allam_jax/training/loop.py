@@ -22,6 +22,8 @@ from allam_jax.training.trace import Tracer
 
 _MANY_LOST = 0.1  # share of lost updates that is told
 
+Watcher = Callable[[Row], None]  # is shown the rows of metrics.jsonl a few steps late; may warn, or end the run
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -50,6 +52,7 @@ def run_loop(
     *,
     train_step: TrainStep,
     evaluations: Sequence[Evaluation] = (),
+    watchers: Sequence[Watcher] = (),
     peak_flops: float = 0.0,
 ) -> None:
     """Trains from the session's state to `config.train.steps`; the last state has been saved on return.
@@ -59,6 +62,7 @@ def run_loop(
         config: its sections `train`, `checkpoint`, `metrics` and `guard` say when to log, save, trace and give up.
         train_step: of `session.run`.
         evaluations: what is scored on the way and at the end.
+        watchers: what looks at the metrics while they come in.
         peak_flops: of one device, per second, for the model FLOP utilisation; 0: unknown, not shown.
 
     Raises:
@@ -90,6 +94,8 @@ def run_loop(
                 )
             if "loss" in row:
                 progress.show(row)
+            for watcher in watchers:
+                watcher(row)
 
     def evaluate(*, last: bool) -> None:
         due = [evaluation for evaluation in evaluations if evaluation.is_due(step, last=last)]
@@ -152,7 +158,8 @@ def run_loop(
             if signal and not last:
                 watchdog.note("save")
                 checkpointer.wait()
-                raise Stopped(f"{signal}: saved step {step} of {total_steps}; run the same command again to go on")
+                said = f"{signal}: saved step {step} of {total_steps}; run the same command again to go on"
+                raise Stopped(said, by=signal)
         watchdog.note("save")
         checkpointer.wait()
         skips.settle()

@@ -77,9 +77,31 @@ def token_nll(
     vocab_size: int,
     num_chunks: int = 1,
 ) -> Float[Array, "B T"]:
-    """Negative log-likelihood of every target in nats, float32. Arguments as for `chunked_cross_entropy`."""
-    log_z_BT, target_BT = _log_z_and_target(x_BTD, head_DV, targets_BT, vocab_size, num_chunks)
+    """Negative log-likelihood of every target in nats, float32. Arguments as for `chunked_cross_entropy`.
+
+    It can be differentiated. The logits are then made twice, because a function of likelihoods, such as a preference
+    loss, has its derivatives only once all of them are known.
+    """
+    return _token_nll((x_BTD, head_DV), targets_BT, vocab_size, num_chunks)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _token_nll(differentiated, targets_BT, vocab_size, num_chunks):
+    log_z_BT, target_BT = _log_z_and_target(*differentiated, targets_BT, vocab_size, num_chunks)
     return log_z_BT - target_BT
+
+
+def _token_nll_forward(differentiated, targets_BT, vocab_size, num_chunks):
+    return _token_nll(differentiated, targets_BT, vocab_size, num_chunks), (differentiated, targets_BT)
+
+
+def _token_nll_backward(vocab_size, num_chunks, residuals, d_nll_BT):
+    differentiated, targets_BT = residuals
+    _, gradients = _summed_loss_forward(differentiated, targets_BT, d_nll_BT, vocab_size, 0.0, num_chunks)
+    return gradients, None
+
+
+_token_nll.defvjp(_token_nll_forward, _token_nll_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))

@@ -119,20 +119,20 @@ def decay_mask(params: optax.Params, *, no_decay: tuple[str, ...] = ("scale",)) 
     """Tree of bools like `params`: False for biases, and where a name on the parameter's path is in `no_decay`.
 
     Names decide, not ranks: layers are stacked, so a norm's scale has two axes like a matrix.
-    UserError if a name in `no_decay` occurs nowhere.
     """
-    found: set[str] = set()
 
     def decays(path: tuple[Any, ...], _: Any) -> bool:
-        names = set(path_name(path).split("/"))
-        found.update(names)
-        return names.isdisjoint((*no_decay, "bias"))
+        return set(path_name(path).split("/")).isdisjoint((*no_decay, "bias"))
 
-    mask = jax.tree_util.tree_map_with_path(decays, params)
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def check_no_decay(params: optax.Params, *, no_decay: tuple[str, ...]) -> None:
+    """UserError if a name in `no_decay` is on no path of a network's parameters."""
+    found = {name for path, _ in jax.tree_util.tree_leaves_with_path(params) for name in path_name(path).split("/")}
     for name in no_decay:
         if name not in found:
             raise UserError(f"optimizer.no_decay: no parameter is called {name!r}; expected names such as 'scale'")
-    return mask
 
 
 def grad_norms(grads: Any) -> dict[str, jax.Array]:

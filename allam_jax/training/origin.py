@@ -11,8 +11,7 @@ from allam_jax.errors import UserError
 from allam_jax.model.llama import Params
 from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.settings import Settings
-from allam_jax.tokenizer.tokenizer import Tokenizer
-from allam_jax.tokenizer.tokenizer_files import directory_of
+from allam_jax.tokenizer.tokenizer import Tokenizer, directory_of
 from allam_jax.training.load import checkpoint_of, load_model, read_run, run_of
 from allam_jax.training.metrics import METRICS_FILE, read_metrics
 from allam_jax.training.stored_checkpoints import list_steps, move_damaged_aside, read_metadata

@@ -5,22 +5,30 @@ Nothing is opened or allocated: shapes, shardings and the step itself follow fro
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import optax
 from jax.sharding import AbstractMesh, Mesh
 
 from allam_jax.errors import UserError
+from allam_jax.model.llama import abstract_params
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
+from allam_jax.model.settings import LoraSettings
 from allam_jax.parallel.mesh import abstract_mesh, batch_sharding, check_batch, mesh_shape
 from allam_jax.parallel.sharding import pieces
 from allam_jax.settings import Settings
-from allam_jax.training.objective import NextToken
-from allam_jax.training.optimizer import make_optimizer
+from allam_jax.training.objective import NextToken, Objective
+from allam_jax.training.optimizer import check_no_decay, make_optimizer
 from allam_jax.training.schedules import make_schedule
 from allam_jax.training.state import TrainState, abstract_state
 from allam_jax.training.step import TrainStep, make_train_step
+from allam_jax.training.trainable import Trainable
+
+
+def next_token(run: "RunDescription") -> NextToken:
+    """The objective of pre-training."""
+    return NextToken(model=run.model, options=run.options, z_loss=run.z_loss, num_chunks=run.loss_chunks)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,11 +46,14 @@ class RunDescription:
     z_loss: float
     loss_chunks: int
     num_sources: int
+    make_objective: Callable[["RunDescription"], Objective] = next_token
+    lora: LoraSettings = dataclasses.field(default_factory=LoraSettings)
+    trainable: Trainable = dataclasses.field(default_factory=Trainable)
 
     @property
-    def objective(self) -> NextToken:
+    def objective(self) -> Objective:
         """What the step minimises."""
-        return NextToken(model=self.model, options=self.options, z_loss=self.z_loss, num_chunks=self.loss_chunks)
+        return self.make_objective(self)
 
     @property
     def batch_shards(self) -> int:
@@ -75,7 +86,14 @@ class RunDescription:
 
     def abstract_state(self, mesh: Mesh | AbstractMesh) -> TrainState:
         """Shapes, dtypes and shardings of the state; UserError for a parameter that the mesh does not divide."""
-        return abstract_state(self.model, optimizer=self.optimizer, mesh=mesh, param_dtype=self.param_dtype)
+        return abstract_state(
+            self.model,
+            optimizer=self.optimizer,
+            mesh=mesh,
+            param_dtype=self.param_dtype,
+            lora=self.lora,
+            trainable=self.trainable,
+        )
 
     def abstract_batch(self, mesh: Mesh | AbstractMesh) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes, dtypes and shardings of a batch."""
@@ -93,6 +111,7 @@ class RunDescription:
             abstract=self.abstract_state(mesh),
             num_sources=self.num_sources,
             accumulation=self.accumulation,
+            trainable=self.trainable,
         )
 
     def describe(self) -> str:
@@ -105,10 +124,24 @@ class RunDescription:
         )
 
 
-def described_run(config: Settings, *, device_count: int, model: LlamaConfig | None = None) -> RunDescription:
-    """The run of a train config on so many devices; UserError where sizes do not fit together.
+def described_run(
+    config: Settings,
+    *,
+    device_count: int,
+    model: LlamaConfig | None = None,
+    objective: Callable[[RunDescription], Objective] = next_token,
+    num_sources: int | None = None,
+) -> RunDescription:
+    """The run of a config on so many devices; UserError where sizes do not fit together.
 
     Neither tokenizer nor weights are opened: without `model`, `config.model` must say everything, the vocabulary too.
+
+    Args:
+        config: of a task that trains.
+        device_count: of the mesh.
+        model: what is trained; None: as `config.model` says.
+        objective: what the run minimises.
+        num_sources: that `source_ids` counts; None: those of `config.data`.
     """
     if model is None and not config.model.vocab_size:
         raise UserError(
@@ -121,6 +154,7 @@ def described_run(config: Settings, *, device_count: int, model: LlamaConfig | N
             "others would use it for no longer context; lower data.seq_len, or raise model.max_position (of "
             "given weights: max_position_embeddings in config.json)"
         )
+    check_no_decay(abstract_params(network), no_decay=config.optimizer.no_decay)
     return RunDescription(
         model=network,
         options=config.compute,
@@ -136,5 +170,8 @@ def described_run(config: Settings, *, device_count: int, model: LlamaConfig | N
         param_dtype=config.param_dtype,
         z_loss=config.train.z_loss,
         loss_chunks=config.train.loss_chunks,
-        num_sources=max(len(config.data.sources), 1),
+        num_sources=max(len(config.data.sources), 1) if num_sources is None else num_sources,
+        make_objective=objective,
+        lora=config.lora,
+        trainable=Trainable(config.trainable.parameters, config.trainable.rows_from),
     )

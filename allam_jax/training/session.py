@@ -7,7 +7,7 @@ run's checkpoint). The loop needs the same objects in all three cases.
 import contextlib
 import dataclasses
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from absl import logging
 from jax.sharding import Mesh
 
 from allam_jax.config import CHECKPOINTS_FOLDER
-from allam_jax.data.loader import Loader
+from allam_jax.data.batch import BatchSource
 from allam_jax.errors import UserError
 from allam_jax.files import Keys, check_shape, sha256_of_json
+from allam_jax.model.llama import LORA, Params
 from allam_jax.parallel.distributed import gather, global_batch_array, is_main_process
 from allam_jax.settings import Settings, as_dict
 from allam_jax.training.checkpoints import Checkpointer
@@ -29,7 +30,7 @@ from allam_jax.training.objective import Batch
 from allam_jax.training.origin import Origin, is_branch
 from allam_jax.training.run_description import RunDescription
 from allam_jax.training.run_metadata import run_metadata
-from allam_jax.training.state import TrainState, random_params, start_state
+from allam_jax.training.state import TrainState, random_params, start_state, with_new_adapters
 from allam_jax.training.stored_checkpoints import Restored, find_checkpoint, read_metadata, restore_checkpoint
 
 
@@ -41,15 +42,17 @@ class Session:
     run: RunDescription
     mesh: Mesh
     state: TrainState  # after the last step
-    loader: Loader  # yields this process's rows as numpy batches, from the next step on
+    loader: BatchSource  # yields this process's rows as numpy batches, from the next step on
     checkpointer: Checkpointer
     writer: MetricsWriter  # opened for the step of `state`
     metadata: dict[str, Any]  # of every checkpoint, without the tokens by source
     tokens: "TokenCounts"  # trained on so far, by source
+    prepare: Callable[[Batch], Batch] = lambda batch: batch  # adds to a batch what the loader does not have
 
     def next_batch(self) -> Batch:
         """The batch of the next step, on all devices."""
-        return global_batch_array(next(self.loader), mesh=self.mesh, global_batch=self.run.batch_size)
+        loaded = global_batch_array(next(self.loader), mesh=self.mesh, global_batch=self.run.batch_size)
+        return self.prepare(loaded)
 
     def save(self, step: int) -> None:
         """Starts writing the checkpoint of `step`, the number of updates made. Flush the writer first."""
@@ -63,7 +66,7 @@ class Session:
 
 @contextlib.contextmanager
 def open_session(
-    config: Settings, workdir: Path, *, origin: Origin, run: RunDescription, mesh: Mesh, loader: Loader
+    config: Settings, workdir: Path, *, origin: Origin, run: RunDescription, mesh: Mesh, loader: BatchSource
 ) -> Iterator[Session]:
     """Opens the run in `workdir`; on leaving, waits for the last checkpoint and closes the metrics.
 
@@ -101,8 +104,12 @@ def open_session(
                     loader.set_state(data)
                     tokens |= metadata["tokens_by_source"]
             else:
-                params = origin.params or random_params(abstract.params, config=run.model, seed=config.seed)
-                state = start_state(params, abstract=abstract, optimizer=run.optimizer, seed=config.seed)
+                own = {key: value for key, value in abstract.params.items() if key != LORA}
+                params = origin.params or random_params(own, config=run.model, seed=config.seed)
+                params = with_new_adapters(
+                    params, abstract.params, config=run.model, settings=run.lora, seed=config.seed
+                )
+                state = _start(params, abstract=abstract, run=run, seed=config.seed)
             # What it begins with names a run: two runs of one name are the same to the last bit.
             name = sha256_of_json([as_dict(config), origin.tokenizer.fingerprint, loader.mixture])
             if is_main_process():
@@ -144,11 +151,15 @@ def open_session(
         )
 
 
+def _start(params: Params, *, abstract: TrainState, run: RunDescription, seed: int) -> TrainState:
+    return start_state(params, abstract=abstract, optimizer=run.optimizer, seed=seed, trainable=run.trainable)
+
+
 def _branch(config: Settings, checkpoint: Path, *, abstract: TrainState, run: RunDescription) -> Restored:
     """The checkpoint's state, with those parts made new that the config does not take from it."""
     state, data, metadata = restore_checkpoint(checkpoint, abstract_state=abstract)
     if not (config.init.optimizer and config.init.step):
-        new = start_state(state.params, abstract=abstract, optimizer=run.optimizer, seed=config.seed)
+        new = _start(state.params, abstract=abstract, run=run, seed=config.seed)
         optimizer = (state if config.init.optimizer else new).optimizer
         guard = (state if config.init.step else new).optimizer.guard
         state = state._replace(optimizer=optimizer._replace(guard=guard))

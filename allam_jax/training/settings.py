@@ -39,6 +39,17 @@ class TrainSettings(Section, name="train"):
     log_every: int = setting(1, "steps between rows of metrics.jsonl", least=1)
 
 
+class TrainableSettings(Section, name="trainable"):
+    """Which parameters are trained; the others keep every bit and have no moments."""
+
+    parameters: tuple[str, ...] = setting(
+        (), 'names on the path of a parameter, such as ("embedding", "head"); empty: all, or the adapters of lora'
+    )
+    rows_from: int = setting(
+        0, "of the embedding and head only ids from here on: the size of the old vocabulary trains new tokens", least=0
+    )
+
+
 class OptimizerSettings(Section, name="optimizer"):
     """AdamW, and the ramp of a run that starts without moments."""
 

@@ -1,4 +1,4 @@
-"""A training run that is asked to stop finishes the step, saves, and leaves with status 0.
+"""A training run that is asked to stop finishes the step, saves, and leaves with the signal's status.
 
 SIGTERM (which a scheduler sends before it takes the machine away), SIGHUP (the terminal or the reader of the output is
 gone) and SIGINT (Ctrl-C) are noted. The loop asks for them after every step. A second SIGINT stops at once. With

@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from allam_jax.model.llama import Params, abstract_params, init_params, param_axes
+from allam_jax.model.llama import LORA, Params, abstract_params, init_params, param_axes
 from allam_jax.model.llama_config import LlamaConfig
-from allam_jax.parallel.sharding import optimizer_shardings, parameter_shardings
+from allam_jax.model.low_rank import abstract_adapters, adapter_axes, new_adapters
+from allam_jax.model.settings import LoraSettings
+from allam_jax.parallel.sharding import fitting, optimizer_shardings, parameter_shardings
+from allam_jax.training.trainable import Trainable
 
 
 class TrainState(NamedTuple):
@@ -30,11 +33,18 @@ def abstract_state(
     optimizer: optax.GradientTransformation,
     mesh: Mesh | AbstractMesh,
     param_dtype: str = "float32",
+    lora: LoraSettings = LoraSettings(),  # noqa: B008 (frozen)
+    trainable: Trainable = Trainable(),  # noqa: B008 (frozen)
 ) -> TrainState:
-    """Shapes, dtypes and shardings of the state, without allocating it."""
+    """Shapes, dtypes and shardings of the state, without allocating it; moments exist for what is trained."""
     params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.dtype(param_dtype)), abstract_params(config))
-    shardings = parameter_shardings(param_axes(config), abstract_params=params, mesh=mesh)
-    moments = jax.eval_shape(optimizer.init, params)
+    axes = param_axes(config)
+    if lora.rank:
+        params, axes = params | {LORA: abstract_adapters(config, lora)}, axes | {LORA: adapter_axes(config, lora)}
+    shardings = parameter_shardings(axes, abstract_params=params, mesh=mesh)
+    trained = jax.eval_shape(trainable.select, params)
+    trained_shardings = jax.tree.map(fitting, _like(trained, shardings), trained)
+    moments = jax.eval_shape(optimizer.init, trained)
     replicated = NamedSharding(mesh, PartitionSpec())
 
     def place(shape: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
@@ -44,10 +54,15 @@ def abstract_state(
         step=jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated),
         params=jax.tree.map(place, params, shardings),
         optimizer=jax.tree.map(
-            place, moments, optimizer_shardings(moments, abstract_params=params, shardings=shardings)
+            place, moments, optimizer_shardings(moments, abstract_params=trained, shardings=trained_shardings)
         ),
         rng=jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=replicated),
     )
+
+
+def _like(part: Params, whole: Params) -> Params:
+    """The leaves of `whole` at the places that `part` has."""
+    return {name: _like(value, whole[name]) if isinstance(value, dict) else whole[name] for name, value in part.items()}
 
 
 def shardings_of(tree: Any) -> Any:
@@ -64,11 +79,31 @@ def random_params(abstract: Params, *, config: LlamaConfig, seed: int) -> Params
     return jax.jit(create, out_shardings=shardings_of(abstract))(jax.random.key(seed))
 
 
+def with_new_adapters(
+    params: Params, abstract: Params, *, config: LlamaConfig, settings: LoraSettings, seed: int
+) -> Params:
+    """The parameters with adapters that change nothing yet, laid out as `abstract` says; unchanged for rank 0."""
+    if not settings.rank:
+        return params
+    create = jax.jit(
+        lambda key: new_adapters(key, config=config, settings=settings), out_shardings=shardings_of(abstract[LORA])
+    )
+    return params | {LORA: create(jax.random.key(seed))}
+
+
 def start_state(
-    params: Params, *, abstract: TrainState, optimizer: optax.GradientTransformation, seed: int
+    params: Params,
+    *,
+    abstract: TrainState,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    trainable: Trainable = Trainable(),  # noqa: B008 (frozen)
 ) -> TrainState:
     """Step 0 with these parameters and without moments. `params` must lie as `abstract.params`."""
-    moments = jax.jit(optimizer.init, out_shardings=shardings_of(abstract.optimizer))(params)
+    start = jax.jit(
+        lambda params: optimizer.init(trainable.select(params)), out_shardings=shardings_of(abstract.optimizer)
+    )
+    moments = start(params)
     # The data order and the initial parameters use the seed itself; dropout gets a stream of its own.
     rng = jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1))
     return TrainState(

@@ -13,6 +13,7 @@ from allam_jax.parallel.mesh import batch_sharding, split_microbatches
 from allam_jax.training.objective import Batch, Metrics, Objective
 from allam_jax.training.optimizer import grad_norms, optimizer_metrics
 from allam_jax.training.state import TrainState, shardings_of
+from allam_jax.training.trainable import Trainable
 
 # What the compiler is asked for on GPUs.
 _ON_GPU = {
@@ -49,6 +50,7 @@ def make_train_step(
     abstract: TrainState,
     num_sources: int,
     accumulation: int = 1,
+    trainable: Trainable = Trainable(),  # noqa: B008 (frozen)
 ) -> TrainStep:
     """Compiles `(state, batch) -> (state, metrics)`; the state's buffers are donated.
 
@@ -61,6 +63,7 @@ def make_train_step(
         abstract: shapes and shardings of the state; the step runs on their mesh.
         num_sources: how many sources `source_ids` counts.
         accumulation: micro-batches, one after the other.
+        trainable: which parameters get gradients, moments and updates; the others keep every bit.
 
     Metrics (replicated): the objective's named sums over the normaliser, tokens (weighted targets, int32),
     source_tokens ([num_sources], int32), grad_norm and its groups, and the optimizer's (learning_rate, skipped...). For
@@ -72,32 +75,36 @@ def make_train_step(
         normaliser = objective.normaliser(batch)
         step_key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
 
-        def mean_loss(params: Params, micro: Batch, index: jax.Array) -> tuple[jax.Array, Metrics]:
+        trained = trainable.select(state.params)
+
+        def mean_loss(trained: Params, micro: Batch, index: jax.Array) -> tuple[jax.Array, Metrics]:
+            params = trainable.insert(state.params, trained)
             loss, sums = objective.summed_loss(params, micro, jax.random.fold_in(step_key, index))
             return loss / normaliser, jax.tree.map(lambda each: each / normaliser, sums)
 
         gradient = jax.grad(mean_loss, has_aux=True)
         if accumulation == 1:
-            grads, means = gradient(state.params, batch, jnp.zeros((), jnp.int32))
+            grads, means = gradient(trained, batch, jnp.zeros((), jnp.int32))
         else:
             grads, means = _accumulate(
-                lambda micro, index: gradient(state.params, micro, index), batch, accumulation=accumulation
+                lambda micro, index: gradient(trained, micro, index), batch, accumulation=accumulation
             )
 
         norms = grad_norms(grads)
         grad_norm = norms.pop("global")
         updates, moments = optimizer.update(
-            grads, state.optimizer, state.params, step=state.step, loss=means["loss"], grad_norm=grad_norm
+            grads, state.optimizer, trained, step=state.step, loss=means["loss"], grad_norm=grad_norm
         )
-        params = optax.apply_updates(state.params, updates)
+        updated = optax.apply_updates(trained, updates)
         metrics = {
             **means,
             "grad_norm": grad_norm,
             **{f"grad_norm/{name}": value for name, value in norms.items()},
             **optimizer_metrics(moments),
             **_token_counts(batch, num_sources=num_sources),
-            **lost_updates(state.params, updates, params),
+            **lost_updates(trained, updates, updated),
         }
+        params = trainable.insert(state.params, updated)
         return TrainState(step=state.step + 1, params=params, optimizer=moments, rng=state.rng), metrics
 
     replicated = NamedSharding(mesh, PartitionSpec())

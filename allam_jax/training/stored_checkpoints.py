@@ -13,6 +13,7 @@ from absl import logging
 
 from allam_jax.checksums import FileList
 from allam_jax.errors import UserError
+from allam_jax.model.llama import LORA
 from allam_jax.parallel.distributed import broadcast, is_main_process
 from allam_jax.parallel.sharding import path_name
 from allam_jax.weights.array_checksums import check_arrays, check_finite
@@ -131,6 +132,11 @@ def restore_params(path: Path, *, abstract_params: Any, param_dtype: str | None 
     params = _restore_state(path, {"params": abstract_params}, partial=True)["params"]
     check_finite(params, where=f"{path / _STATE}: of the parameters,")
     return as_dtype(params, param_dtype)
+
+
+def stored_adapters(path: Path) -> dict[str, Any]:
+    """The low-rank adapters in the checkpoint directory `path`: their description by Orbax, or {}."""
+    return _checked_state(path, {}, partial=True)[1].get("params", {}).get(LORA, {})
 
 
 def params_folder(path: Path, *, abstract_params: Any) -> Path:

@@ -1,8 +1,7 @@
 """Converts between Hugging Face directories of Llama and its kin (`FAMILIES`) and parameters, block by block.
 
-Each of our parameters is one of their tensors, or the stack of one tensor for each layer, transposed: they store a
-linear map as [out, in]; we store [in, out] with heads on an axis of their own. Both sides use the half-split layout of
-rotary embeddings, so no rows are permuted.
+Both sides use the half-split layout of rotary embeddings, so no rows are permuted. A GGUF file is read as if it were
+such a directory (`gguf_tensors.py`).
 
 Import assembles each parameter in buffers that JAX takes over without a copy on CPU, and reads the files a few
 megabytes at a time. Export fetches one layer at a time. Either way, memory holds little more than one copy of the
@@ -21,9 +20,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, Sharding
 
-from allam_jax.checksums import find_list, write_list
+from allam_jax.checksums import FileList, find_list, write_list
 from allam_jax.errors import UserError
 from allam_jax.files import read_json, write_json
+from allam_jax.gguf_file import gguf_at, read_gguf
 from allam_jax.model.llama import Params, abstract_params
 from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.parallel.distributed import is_main_process
@@ -33,45 +33,18 @@ from allam_jax.tokenizer.tokenizer_files import GENERATION_FILE
 from allam_jax.weights import safetensors_io
 from allam_jax.weights.array_checksums import NOT_FINITE, all_finite
 from allam_jax.weights.directory import shardings_on
+from allam_jax.weights.gguf_config import config_from_gguf
+from allam_jax.weights.gguf_tensors import gguf_tensors
 from allam_jax.weights.huggingface_config import config_from_huggingface, config_to_huggingface, refuse_quantised
 from allam_jax.weights.orbax_arrays import flatten, hash_box
 from allam_jax.weights.output_directory import collective_directory, copy_tokenizer, tokenizer_files
+from allam_jax.weights.pieces import BLOCK_ELEMENTS, HEAD, TABLE, Piece, pieces_of
 from allam_jax.weights.safetensors_io import StoredTensor, TensorToWrite
 
-_BLOCK_ELEMENTS = 1 << 20  # the same blocks in every dtype, so that they can be combined, and each has one hash
 _REMEDY = "copy or export it again (or remove files.json, if it was changed on purpose)"
 _Range = tuple[int, int]  # (start, stop) on one axis
 
 
-@dataclasses.dataclass(frozen=True)
-class _Mapping:
-    """How Hugging Face stores one parameter of ours (of one layer, if `{}` is in the name)."""
-
-    name: str
-    to_ours: tuple[int, ...]  # permutation from their axes (with heads unfolded) to ours
-    row_axes: int = 1  # number of their unfolded axes that form the rows of the stored matrix
-
-
-_MAPPINGS: dict[tuple[str, ...], _Mapping] = {
-    ("embedding", "table"): _Mapping("model.embed_tokens.weight", (0, 1)),
-    ("layers", "attention_norm", "scale"): _Mapping("model.layers.{}.input_layernorm.weight", (0,)),
-    ("layers", "attention", "query"): _Mapping("model.layers.{}.self_attn.q_proj.weight", (2, 0, 1), row_axes=2),
-    ("layers", "attention", "key"): _Mapping("model.layers.{}.self_attn.k_proj.weight", (2, 0, 1), row_axes=2),
-    ("layers", "attention", "value"): _Mapping("model.layers.{}.self_attn.v_proj.weight", (2, 0, 1), row_axes=2),
-    ("layers", "attention", "bias", "query"): _Mapping("model.layers.{}.self_attn.q_proj.bias", (0, 1), row_axes=2),
-    ("layers", "attention", "bias", "key"): _Mapping("model.layers.{}.self_attn.k_proj.bias", (0, 1), row_axes=2),
-    ("layers", "attention", "bias", "value"): _Mapping("model.layers.{}.self_attn.v_proj.bias", (0, 1), row_axes=2),
-    ("layers", "attention", "query_norm", "scale"): _Mapping("model.layers.{}.self_attn.q_norm.weight", (0,)),
-    ("layers", "attention", "key_norm", "scale"): _Mapping("model.layers.{}.self_attn.k_norm.weight", (0,)),
-    ("layers", "attention", "output"): _Mapping("model.layers.{}.self_attn.o_proj.weight", (1, 2, 0)),
-    ("layers", "mlp_norm", "scale"): _Mapping("model.layers.{}.post_attention_layernorm.weight", (0,)),
-    ("layers", "mlp", "gate"): _Mapping("model.layers.{}.mlp.gate_proj.weight", (1, 0)),
-    ("layers", "mlp", "up"): _Mapping("model.layers.{}.mlp.up_proj.weight", (1, 0)),
-    ("layers", "mlp", "down"): _Mapping("model.layers.{}.mlp.down_proj.weight", (1, 0)),
-    ("final_norm", "scale"): _Mapping("model.norm.weight", (0,)),
-    ("head", "kernel"): _Mapping("lm_head.weight", (1, 0)),
-}
-_TABLE, _HEAD = _MAPPINGS["embedding", "table"].name, _MAPPINGS["head", "kernel"].name
 # What quantisers add to a tensor's name, or call it, where config.json does not tell.
 _QUANTISED = {
     ".qweight": "GPTQ or AWQ",
@@ -86,73 +59,16 @@ _QUANTISED = {
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"
 
 
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """One stored tensor, and the part of our parameter that it holds: all of it, or one layer."""
-
-    name: str
-    mapping: _Mapping
-    layer: int | None
-    shape: tuple[int, ...]  # our shape, without the layer axis and without padding rows
-
-    @property
-    def unfolded(self) -> tuple[int, ...]:
-        """Their shape with heads unfolded: our shape with the permutation undone."""
-        return tuple(self.shape[axis] for axis in np.argsort(self.mapping.to_ours))
-
-    @property
-    def stored_shape(self) -> tuple[int, ...]:
-        """Their shape in the file: [rows, columns], or [rows]."""
-        rows, columns = self.unfolded[: self.mapping.row_axes], self.unfolded[self.mapping.row_axes :]
-        return (math.prod(rows), math.prod(columns)) if columns else (math.prod(rows),)
-
-    @property
-    def block_axis(self) -> int:
-        """The axis of our shape that is their first axis. A block is a range of it, which is contiguous in the file."""
-        return self.mapping.to_ours.index(0)
-
-    @property
-    def block_size(self) -> int:
-        """The length of a block on the block axis."""
-        return max(1, _BLOCK_ELEMENTS // math.prod(self.unfolded[1:]))
-
-    def blocks(self) -> Iterator[tuple[int, int]]:
-        """Yields (start, stop) of ranges of the block axis, each of a few megabytes."""
-        rows = self.unfolded[0]
-        for start in range(0, rows, self.block_size):
-            yield start, min(start + self.block_size, rows)
-
-
-def pieces_of(config: LlamaConfig) -> dict[tuple[str, ...], list[Piece]]:
-    """Path of each parameter of a network with this configuration -> its stored tensors."""
-    shapes = {
-        path: leaf.shape
-        for path, leaf in flatten(abstract_params(dataclasses.replace(config, vocab_multiple=1))).items()
-    }
-    pieces = {}
-    for path, mapping in _MAPPINGS.items():  # in this order tensors are written
-        if path not in shapes:  # tied embeddings have no head, Llama no biases
-            continue
-        if path[0] == "layers":
-            pieces[path] = [
-                Piece(mapping.name.format(layer), mapping, layer, shapes[path][1:])
-                for layer in range(config.num_layers)
-            ]
-        else:
-            pieces[path] = [Piece(mapping.name, mapping, None, shapes[path])]
-    return pieces
-
-
 # -- Import ------------------------------------------------------------------------------------------------------------
 
 
 def import_huggingface(
     directory: Path, *, param_dtype: str | None = None, mesh: Mesh | None = None, vocab_multiple: int = 128
 ) -> tuple[Params, LlamaConfig]:
-    """Reads a Llama directory (`config.json` and safetensors, in one file or in shards).
+    """Reads a Llama directory (`config.json` and safetensors, in one file or in shards), or a GGUF file.
 
     Args:
-        directory: the Hugging Face directory.
+        directory: the Hugging Face directory, or a GGUF file or a directory with one.
         param_dtype: dtype to convert to; None keeps the stored one.
         mesh: the devices, with the layout of `DEFAULT_RULES`; None means the default device.
         vocab_multiple: the tables are padded with zero rows up to a multiple of this.
@@ -178,12 +94,13 @@ def import_huggingface(
 
 
 def open_huggingface(directory: Path, *, vocab_multiple: int = 128) -> tuple[LlamaConfig, dict[str, StoredTensor]]:
-    """The architecture and the tensors (by name) of a Llama directory, checked against each other.
+    """The architecture and the tensors (by Hugging Face's name) of a model, checked against each other.
 
-    Raises:
-        UserError: as `import_huggingface`.
+    Arguments and errors are those of `import_huggingface`.
     """
     directory = Path(directory)
+    if not weight_files(directory) and (gguf := gguf_at(directory)):
+        return _open_gguf(gguf, vocab_multiple=vocab_multiple)
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory")
     files = find_list(directory, remedy=_REMEDY)
@@ -199,15 +116,31 @@ def open_huggingface(directory: Path, *, vocab_multiple: int = 128) -> tuple[Lla
         method = next((method for suffix, method in _QUANTISED.items() if name.endswith(suffix)), None)
         if method or tensor.dtype.name.startswith("float8"):
             refuse_quantised(f"{tensor.file}: {name}", method=method or "FP8")
-    if config.tie_embeddings and _TABLE not in stored and _HEAD in stored:
-        stored[_TABLE] = dataclasses.replace(stored.pop(_HEAD), name=_HEAD)  # some tied exports name the table so
-    _check_tensors(stored, pieces_of(config), config=config, directory=directory)
-    if files:
-        stored = {
-            name: dataclasses.replace(tensor, blocks=tuple(files.arrays.get(tensor.name, ())))
-            for name, tensor in stored.items()
-        }
-    return config, stored
+    if config.tie_embeddings and TABLE not in stored and HEAD in stored:
+        stored[TABLE] = dataclasses.replace(stored.pop(HEAD), name=HEAD)  # some tied exports name the table so
+    _check_tensors(stored, pieces_of(config), config=config, where=directory, states="config.json")
+    return config, _with_hashes(stored, files)
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors of a directory that hold a model, not an adapter of one."""
+    return [file for file in directory.glob("*.safetensors") if not file.name.startswith("adapter_")]
+
+
+def _open_gguf(path: Path, *, vocab_multiple: int) -> tuple[LlamaConfig, dict[str, StoredTensor]]:
+    if files := find_list(path.parent, remedy=_REMEDY):
+        files.check(remedy=_REMEDY, reads=lambda name: name == path.name)
+    file = read_gguf(path)
+    config = config_from_gguf(file, vocab_multiple=vocab_multiple)
+    stored = gguf_tensors(file, config)
+    _check_tensors(stored, pieces_of(config), config=config, where=path, states="its metadata")
+    return config, _with_hashes(stored, files)
+
+
+def _with_hashes(stored: dict[str, StoredTensor], files: FileList | None) -> dict[str, StoredTensor]:
+    """The tensors with the hashes of their blocks, where a list has them."""
+    arrays = files.arrays if files else {}
+    return {name: dataclasses.replace(t, blocks=tuple(arrays.get(t.name, ()))) for name, t in stored.items()}
 
 
 def _is_read(name: str) -> bool:
@@ -221,7 +154,7 @@ def read_block(piece: Piece, tensor: StoredTensor, *, first: int, last: int) -> 
     UserError if its values are not those that were written, where that is known, or are not finite.
     """
     rows_per_unit = piece.stored_shape[0] // piece.unfolded[0]
-    rows = safetensors_io.read_rows(tensor, start=first * rows_per_unit, stop=last * rows_per_unit)
+    rows = tensor.read_rows(start=first * rows_per_unit, stop=last * rows_per_unit)
     if tensor.blocks and hash_box(rows) != tensor.blocks[first // piece.block_size]:
         raise UserError(f"{tensor.file}: the values of {tensor.name} are not those that were written (xxh3); {_REMEDY}")
     if not all_finite(rows):
@@ -234,18 +167,20 @@ def _check_tensors(
     pieces: dict[tuple[str, ...], list[Piece]],
     *,
     config: LlamaConfig,
-    directory: Path,
+    where: Path,
+    states: str,
 ) -> None:
+    """UserError unless the tensors are those that the configuration implies, which `states` states."""
     expected = {piece.name: piece for parts in pieces.values() for piece in parts}
     found = {name for name in stored if not name.endswith(_IGNORED_SUFFIX)}
-    if config.tie_embeddings and _HEAD in found:
+    if config.tie_embeddings and HEAD in found:
         # Some exports of networks with tied embeddings write the table twice.
-        if not _equal(stored[_HEAD], stored.get(_TABLE)):
+        if not _equal(stored[HEAD], stored.get(TABLE)):
             raise UserError(
-                f"{directory}: config.json says tie_word_embeddings, but {_HEAD} differs from the embedding; "
+                f"{where}: {states} says tie_word_embeddings, but {HEAD} differs from the embedding; "
                 "set tie_word_embeddings to false to keep both"
             )
-        found.discard(_HEAD)
+        found.discard(HEAD)
     by_kind = {"missing": sorted(set(expected) - found), "unexpected": sorted(found - set(expected))}
     listed = [
         f"{len(names)} {kind} tensors: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
@@ -253,17 +188,16 @@ def _check_tensors(
         if names
     ]
     if listed:
-        is_tied = by_kind["missing"] == [_HEAD]
+        is_tied = by_kind["missing"] == [HEAD]
         hint = "; if the embedding is the head too, set tie_word_embeddings to true there" if is_tied else ""
-        raise UserError(f"{directory}: {' and '.join(listed)}; config.json does not fit the safetensors{hint}")
+        raise UserError(f"{where}: {' and '.join(listed)}; {states} does not fit the tensors{hint}")
     for name, piece in expected.items():
         shape = stored[name].shape
         if shape != piece.stored_shape:
             is_table = piece.layer is None and shape[1:] == piece.stored_shape[1:]
             hint = f": the weights hold {shape[0]} tokens, vocab_size is {config.vocab_size}" if is_table else ""
             raise UserError(
-                f"{stored[name].file}: tensor {name} has shape {shape}, but config.json implies "
-                f"{piece.stored_shape}{hint}"
+                f"{stored[name].file}: tensor {name} has shape {shape}, but {states} implies {piece.stored_shape}{hint}"
             )
 
 
@@ -271,10 +205,10 @@ def _equal(first: StoredTensor, second: StoredTensor | None) -> bool:
     """Whether two tensors have the same values; each may have a dtype of its own."""
     if second is None or first.shape != second.shape:
         return False
-    step = max(1, _BLOCK_ELEMENTS // math.prod(first.shape[1:]))
+    step = max(1, BLOCK_ELEMENTS // math.prod(first.shape[1:]))
 
     def rows(tensor: StoredTensor, start: int) -> np.ndarray:
-        return safetensors_io.read_rows(tensor, start=start, stop=min(start + step, tensor.shape[0])).astype(np.float64)
+        return tensor.read_rows(start=start, stop=min(start + step, tensor.shape[0])).astype(np.float64)
 
     return all(
         np.array_equal(rows(first, start), rows(second, start), equal_nan=True)
@@ -386,10 +320,7 @@ def export_huggingface(
     generation = dict(generation or {})
     if tokenizer_dir is not None:
         tokenizer_files(tokenizer_dir)
-    by_path = [(path, piece) for path, pieces in pieces_of(config).items() for piece in pieces]
-    by_path.sort(key=lambda entry: _position(*entry))  # puts the tensors of a layer together
-    arrays = flatten(params)
-    tensors = [_to_write(arrays[path], piece, dtype) for path, piece in by_path]
+    tensors = tensors_to_write(params, config, dtype)
     names = {jnp.dtype(tensor.dtype).name for tensor in tensors}
     dtype_name = names.pop() if len(names) == 1 else "float32"
     with collective_directory(Path(directory)) as temporary:
@@ -406,6 +337,14 @@ def export_huggingface(
                 name_pad_token(temporary, pad_token)
         write_json(temporary / GENERATION_FILE, generation)
         write_list(temporary, arrays=blocks)
+
+
+def tensors_to_write(params: Params, config: LlamaConfig, dtype: str | None) -> list[TensorToWrite]:
+    """The parameters as Hugging Face stores them, those of a layer together; dtype None keeps that of each."""
+    by_path = [(path, piece) for path, pieces in pieces_of(config).items() for piece in pieces]
+    by_path.sort(key=lambda entry: _position(*entry))
+    arrays = flatten(params)
+    return [_to_write(arrays[path], piece, dtype) for path, piece in by_path]
 
 
 def _position(path: tuple[str, ...], piece: Piece) -> float:

@@ -150,14 +150,13 @@ def config_from_huggingface(values: dict[str, Any], *, file: Path, vocab_multipl
 
     fields = {ours: get(*theirs) for ours, theirs in _FIELDS.items()}
     _refuse_windows(values, max_position=fields["max_position"], num_layers=fields["num_layers"], file=file)
-    return LlamaConfig(
-        **fields,
-        model_type=model_type,
-        vocab_multiple=vocab_multiple,
-        num_kv_heads=get("num_key_value_heads", int, fields["num_heads"]),
-        head_dim=get("head_dim", int, fields["dim"] // max(fields["num_heads"], 1)),
-        **_rope_from_huggingface(values, file=file, max_position=fields["max_position"]),
-    )
+    fields["num_kv_heads"] = get("num_key_value_heads", int, fields["num_heads"])
+    fields["head_dim"] = get("head_dim", int, fields["dim"] // max(fields["num_heads"], 1))
+    rope = _rope_from_huggingface(values, file=file, max_position=fields["max_position"])
+    try:
+        return LlamaConfig(model_type=model_type, vocab_multiple=vocab_multiple, **fields, **rope)
+    except UserError as error:
+        raise UserError(f"{file}: {str(error).removeprefix('config.')}") from None
 
 
 def refuse_quantised(where: str, *, method: Any) -> None:
@@ -202,7 +201,10 @@ def _rope_from_huggingface(values: dict[str, Any], *, file: Path, max_position: 
     if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
         raise UserError(f"{file}: {spelling}.partial_rotary_factor: partial rotary embeddings are not supported")
     original = values.get(_ORIGINAL) or rope.get(_ORIGINAL) or max_position  # in this order, as transformers
-    rope = {"rope_theta": values.get("rope_theta", 10_000.0)} | rope
+    stated = {
+        key: value for key, value in (("rope_theta", values.get("rope_theta")), *rope.items()) if value is not None
+    }
+    rope = {"rope_theta": 10_000.0} | stated  # a null means the default
     if kind == _YARN:
         rope["beta_fast"], rope["beta_slow"] = rope.get("beta_fast") or 32, rope.get("beta_slow") or 1
 

@@ -9,8 +9,8 @@ import numpy as np
 from allam_jax.errors import UserError
 from allam_jax.model.llama import Params, abstract_params
 from allam_jax.model.llama_config import LlamaConfig
-from allam_jax.weights.huggingface import Piece, pieces_of
 from allam_jax.weights.merging import rounded, slerp_coefficients, weighted_sum
+from allam_jax.weights.pieces import Piece, pieces_of
 from allam_jax.weights.stored_parameters import StoredParameter, StoredParameters
 from allam_jax.weights.streamed import StreamedArray
 

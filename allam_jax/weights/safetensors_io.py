@@ -63,6 +63,14 @@ class StoredTensor(_Tensor):
     offset: int
     blocks: tuple[str, ...] = ()  # hashes of its blocks in order, where they are known
 
+    def read_rows(self, *, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Reads the rows start..stop (along axis 0; all of a scalar) as `dtype`; UserError if the file is cut."""
+        rows = self.shape[0] if self.shape else 1
+        stop = rows if stop is None else stop
+        array = np.empty((stop - start, *self.shape[1:]) if self.shape else (), self.dtype)
+        read_into(array, self, position=self.offset + start * (self.nbytes // max(rows, 1)))
+        return array
+
 
 @dataclasses.dataclass(frozen=True)
 class TensorToWrite(_Tensor):
@@ -184,20 +192,16 @@ def _read_indexed(directory: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def read_rows(tensor: StoredTensor, *, start: int = 0, stop: int | None = None) -> np.ndarray:
-    """Reads the rows start..stop (along axis 0; all of a scalar) in the stored dtype; UserError if the file is cut."""
-    rows = tensor.shape[0] if tensor.shape else 1
-    stop = rows if stop is None else stop
-    array = np.empty((stop - start, *tensor.shape[1:]) if tensor.shape else (), tensor.dtype)
+def read_into(array: np.ndarray, tensor: StoredTensor, *, position: int) -> None:
+    """Fills an array with the bytes of a tensor's file from a position on; UserError if the file is cut."""
     view = array.reshape(-1).view(np.uint8).data
     with open(tensor.file, "rb", buffering=0) as file:
-        position, done = tensor.offset + start * (tensor.nbytes // max(rows, 1)), 0
+        done = 0
         while done < len(view):
             count = os.preadv(file.fileno(), [view[done : done + (1 << 30)]], position + done)
             if count == 0:
                 raise UserError(f"{tensor.file}: truncated inside tensor {tensor.name}; fetch it again")
             done += count
-    return array
 
 
 def write_directory(directory: Path, tensors: Sequence[TensorToWrite], *, max_shard_bytes: int) -> dict[str, list[str]]:

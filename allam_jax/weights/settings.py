@@ -6,6 +6,8 @@ from allam_jax.errors import UserError
 from allam_jax.settings import Section, entries, setting
 
 DECAY_SHAPES = ("linear", "one_minus_sqrt", "cosine", "exponential")  # of a learning rate, and of a merge like it
+FORMATS = ("huggingface", "orbax", "gguf")
+GGUF_TYPES = ("F16", "Q8_0")
 MERGE_METHODS = ("average", "weighted", "decay", "linear", "slerp")
 
 
@@ -13,26 +15,29 @@ class WeightsSettings(Section, name="init"):
     """The model that a task works on."""
 
     weights: str = setting(
-        "", "weights directory, Hugging Face directory, or a run's workdir or checkpoint", path="model"
+        "", "weights directory, Hugging Face directory, GGUF file, or a run's workdir or checkpoint", path="model"
     )
 
 
 class ExportSettings(Section, name="export"):
     """How a model is written."""
 
-    formats: tuple[str, ...] = setting(("huggingface", "orbax"), "what is written", choices=("huggingface", "orbax"))
+    formats: tuple[str, ...] = setting(("huggingface", "orbax"), "what is written", choices=FORMATS)
     dtype: str = setting(
         "",
         "empty keeps the parameters' dtype (of a merge: the one that holds those of all models)",
         choices=("", "float32", "bfloat16", "float16"),
     )
+    gguf_type: str = setting("F16", "of the matrices in a GGUF file; its vectors are float32", choices=GGUF_TYPES)
     max_shard_gb: float = setting(5.0, "size of a safetensors file", above=0, most=1e6)
 
 
 class MergeInputSettings(Section):
     """A model, or checkpoints of a run."""
 
-    path: str = setting("", "weights directory, Hugging Face directory, or a run's workdir or checkpoint", path="model")
+    path: str = setting(
+        "", "weights directory, Hugging Face directory, GGUF file, or a run's workdir or checkpoint", path="model"
+    )
     steps: tuple[int, ...] = setting(
         (), "of a run: its checkpoints of these steps, each a model; empty takes the newest", least=0
     )

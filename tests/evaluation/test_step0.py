@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import numpy_llama
 import pytest
-from small_models import TINY
+from small_models import TINY, init_jit
 
 from allam_jax.data.batch import DTYPES, padding
 from allam_jax.data.evaluation_rows import EvaluationRows
@@ -14,7 +14,6 @@ from allam_jax.data.packing import write_segment
 from allam_jax.errors import UserError
 from allam_jax.evaluation.step0 import step0_report
 from allam_jax.model.expansion import expand
-from allam_jax.model.llama import init_params
 from allam_jax.model.llama_config import ComputeOptions
 from allam_jax.model.settings import ExpandSettings
 from allam_jax.parallel.mesh import make_mesh
@@ -99,7 +98,7 @@ def report(base, expanded, config, *, mesh_sizes=(1, 1, 1), batch_size=2) -> dic
 
 @pytest.fixture(scope="module")
 def networks():
-    base = init_params(jax.random.key(0), config=CONFIG)
+    base = init_jit(jax.random.key(0), config=CONFIG)
     expanded, config = expand(base, config=CONFIG, plan=PLAN, settings=ExpandSettings(), seed=0)
     return base, expanded, config
 
@@ -119,7 +118,7 @@ def test_after_expansion(networks):
 def others(networks):
     """Networks that differ everywhere, and their report on one device."""
     base, _, config = networks
-    other = init_params(jax.random.key(1), config=config)
+    other = init_jit(jax.random.key(1), config=config)
     return base, other, config, report(base, other, config)
 
 

@@ -114,3 +114,22 @@ def test_stop_errors_and_a_new_chat(tokenizer):
         assert "word" in browser.js("return document.querySelector('.assistant').textContent")
         browser.js("document.getElementById('new').click()")
         assert browser.js("return document.querySelectorAll('.turn').length") == 0
+
+
+def test_an_answer_that_is_cut_off_says_so(tokenizer):
+    with serving(ScriptedEngine("word", reason="length"), tokenizer) as served, browsing() as browser:
+        browser.open(served.url)
+        send(browser, "hello")
+        ended(browser)
+        assert browser.js("return document.querySelector('.note').textContent").startswith("Cut off")
+        send(browser, "again")
+        ended(browser)
+        assert browser.js("return document.querySelectorAll('.note').length") == 2
+
+
+@pytest.mark.parametrize("mark", ["[", "[a](", "`", "**a ", "*a ", "*", "**a *b ", "> ", "- ", "#"])
+def test_markdown_takes_linear_time(tokenizer, mark):
+    with serving(ScriptedEngine("x"), tokenizer) as served, browsing() as browser:
+        browser.open(served.url)
+        script = "const begun = performance.now(); markdown(arguments[0]); return performance.now() - begun"
+        assert browser.js(script, mark * 50_000) < 3000  # milliseconds

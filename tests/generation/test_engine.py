@@ -22,7 +22,7 @@ from allam_jax.model.llama import bind, init_params, param_axes
 from allam_jax.model.llama_config import ComputeOptions
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.parallel.sharding import parameter_shardings
-from allam_jax.tokenizer.tokenizer import Tokenizer
+from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 
 CONFIG = dataclasses.replace(TINY, init_std=0.4)
 OPTIONS = ComputeOptions()
@@ -98,11 +98,11 @@ def test_an_end_ends_its_text_only_and_is_not_returned(params):
 def test_greedy_text_is_that_of_transformers_for_prompts_in_two_languages(tmp_path):
     import torch
 
-    tokenizer = Tokenizer.from_sentencepiece(catalog.read_asset("mistral_tokenizer"))
     lines = [
         [document.text.split("\n")[0][:60] for document in itertools.islice(catalog.documents(source), 25)]
         for source in ("sahih_muslim_ar", "sahih_muslim_en")
     ]
+    tokenizer = train_sentencepiece(itertools.chain(*lines), vocab_size=900)
     prompts = [tokenizer.encode(line, bos=True)[:60] for line in itertools.chain(*lines)]
     assert len(prompts) == 50
     sizes = {"hidden_size": 32, "num_key_value_heads": 2, "tie_word_embeddings": True, "max_position_embeddings": 128}

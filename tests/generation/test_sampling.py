@@ -190,3 +190,17 @@ def test_log_probabilities():
     np.testing.assert_allclose(logprobs, expected[[0, 1, 2], [4, 5, 6]], atol=1e-5)
     np.testing.assert_array_equal(top_ids, np.argsort(-expected, axis=-1)[:, :20])
     np.testing.assert_allclose(top, -np.sort(-expected, axis=-1)[:, :20], atol=1e-5)
+
+
+@pytest.mark.parametrize("tiny", [1e-30, 1e-38, 1e-45, 5e-324])
+def test_what_float32_cannot_hold_leaves_the_likeliest_token(tiny):
+    logits = np.random.default_rng(0).normal(size=(3, V)).astype(np.float32)
+    requests = [
+        Request("p", (1,), asked(top_p=tiny)),
+        Request("t", (1,), asked(temperature=tiny)),
+        Request("r", (1,), asked(repetition_penalty=tiny, temperature=0.0)),
+    ]
+    logits[2, 1] = 0.01  # of the prompt: so small a penalty makes it the likeliest
+    texts = slots_of(*requests)
+    found = choose_jit(jnp.asarray(logits), texts.sampling, tokens_BC=texts.tokens_BC, lengths_B=texts.lengths_B)
+    assert found.ids_B.tolist() == [int(logits[0].argmax()), int(logits[1].argmax()), 1]

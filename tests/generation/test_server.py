@@ -1,37 +1,18 @@
-"""The server through clients that are not ours: openai's own, curl, and sockets; its values are those of the engine."""
+"""What the server answers to clients that are not ours, openai's own and curl; its values are those of the engine."""
 
-import asyncio
-import errno
 import json
-import socket
 import subprocess
-import threading
-import time
 
 import openai
-import prometheus_client.parser
 import pytest
-from small_server import ScriptedEngine, make_engine, make_tokenizer, serving
+from small_server import make_engine
 
-from allam_jax.errors import UserError
-from allam_jax.generation.engine_thread import EngineThread
-from allam_jax.generation.openai_api import Writer, read_request
+from allam_jax.generation.openai_answers import Writer
+from allam_jax.generation.openai_api import read_request
 from allam_jax.generation.requests import Delta, Request, Sampling, TokenLogprob
-from allam_jax.generation.server import listen, make_app
-from allam_jax.generation.settings import ServeSettings
 
 MODEL = "small/model"
 MESSAGES = [{"role": "system", "content": "كن مفيدا"}, {"role": "user", "content": "the cat <|im_end|>?"}]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return make_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def engine(tokenizer):
-    return make_engine(tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -39,17 +20,6 @@ def expected(tokenizer):
     """The completions of an engine of its own for prompt ids and the keys of Sampling."""
     alone = make_engine(tokenizer)
     return lambda ids, **given: list(alone.complete([Request("x", tuple(ids), Sampling(**given))]))
-
-
-@pytest.fixture(scope="module")
-def served(engine, tokenizer):
-    with serving(engine, tokenizer, max_queue=8, max_body_bytes=1 << 20, body_seconds=1) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def client(served):
-    return openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
 
 
 def test_models(client):
@@ -185,92 +155,6 @@ def test_curl(served):
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == plain["choices"][0]["text"]
 
 
-GOOD = {"prompt": "x", "max_tokens": 1}
-
-
-@pytest.mark.parametrize(
-    ("body", "status", "said"),
-    [
-        (b"", 400, "no JSON"),
-        (b"{", 400, "no JSON"),
-        (b"\xff\xfe\x00", 400, "no JSON"),
-        (b"[" * 100_000, 400, "no JSON"),
-        (b"[]", 400, "expected a JSON object"),
-        ({}, 400, "prompt: expected"),
-        ({"prompt": 3}, 400, "prompt: expected"),
-        ({"prompt": []}, 400, "prompt: expected"),
-        ({"prompt": [1, True]}, 400, "expected whole numbers"),
-        ({"prompt": [10**9]}, 400, "ids from 1000000000"),
-        ({"prompt": ["x", 3]}, 400, "expected whole numbers"),
-        (b'{"prompt": "\\ud800"}', 400, "surrogate"),
-        (b'{"prompt": "x", "\\ud800": ["\\ud800"]}', 400, "surrogate"),
-        ({"prompt": "x " * 500}, 400, "at most 192"),
-        ({"prompt": "x", "max_tokens": 500}, 400, "exceed the context"),
-        ({"prompt": "x", "max_tokens": 150}, 400, "at most 128 here"),
-        ({"prompt": "x", "max_tokens": -1}, 400, "max_tokens = -1: expected 0"),
-        ({"messages": MESSAGES, "max_completion_tokens": -1}, 400, "max_completion_tokens = -1: expected 0"),
-        ({"messages": MESSAGES, "max_completion_tokens": 500}, 400, "max_completion_tokens = 500 and"),
-        (GOOD | {"min_tokens": 2}, 400, "min_tokens = 2: expected between 0 and max_tokens"),
-        ({"messages": MESSAGES, "logprobs": True, "top_logprobs": 30}, 400, "top_logprobs = 30: expected between"),
-        (GOOD | {"prompt": ["x"] * 9, "n": 2}, 400, "n = 2 for each of 9 prompts: at most 16 answers"),
-        (GOOD | {"max_tokens": "many"}, 400, "expected a whole number"),
-        (GOOD | {"n": 10**12}, 400, "at most 16 answers"),
-        (GOOD | {"n": 0}, 400, "n = 0: expected 1 or more"),
-        (GOOD | {"temperature": -1}, 400, "temperature"),
-        (b'{"prompt": "x", "temperature": NaN}', 400, "temperature"),
-        (GOOD | {"top_p": 0}, 400, "top_p"),
-        (GOOD | {"logprobs": 99}, 400, "logprobs = 99: expected"),
-        (GOOD | {"stop": [1]}, 400, "stop: expected"),
-        (GOOD | {"stop_token_ids": list(range(40))}, 400, "stop ids"),
-        (GOOD | {"stop_token_ids": list(range(40)), "stream": True}, 400, "stop ids"),
-        (GOOD | {"stream": "yes"}, 400, "true or false"),
-        (GOOD | {"suffix": "y"}, 400, "suffix is not served"),
-        (GOOD | {"logit_bias": {"1": 5}}, 400, "logit_bias is not served"),
-        (GOOD | {"temprature": 0}, 400, "temprature is not served here; did you mean temperature"),
-        (GOOD | {"ignore_eos": True}, 400, "ignore_eos is not served"),
-        (GOOD | {"guided_json": {"type": "object"}}, 400, "guided_json is not served"),
-        (GOOD | {"a\nkey": 1}, 400, "a key is not served"),
-        ({"messages": MESSAGES, "continue_final_message": True}, 400, "continue_final_message is not served"),
-        ({"messages": MESSAGES, "tool_choice": "required"}, 400, "tool_choice is not served"),
-        (GOOD | {"best_of": 4}, 400, "best_of"),
-        (GOOD | {"response_format": {"type": "json_object"}}, 400, "response_format"),
-        (GOOD | {"model": "other"}, 404, "no model 'other'"),
-        ({"messages": []}, 400, "at least one message"),
-        ({"messages": [{"role": "user"}]}, 400, "expected a text as content"),
-        ({"messages": [{"role": 3, "content": "x"}]}, 400, "message 1"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "only parts of type text"),
-        (
-            {"messages": MESSAGES, "chat_template_kwargs": {"mode": 1}},
-            400,
-            "template reads no variable 'mode'; there are none",
-        ),
-        ({"messages": MESSAGES, "tools": [{"type": "function"}]}, 400, "tools is not served"),
-        (b'{"prompt": "' + b"x" * (10 << 20) + b'"}', 413, "larger than"),
-    ],
-)
-def test_bad_requests_have_the_right_status(served, body, status, said):
-    path = "/v1/chat/completions" if isinstance(body, dict) and "messages" in body else "/v1/completions"
-    content = body if isinstance(body, bytes) else json.dumps(body)
-    response = served.client().post(path, content=content)
-    error = response.json()["error"]
-    assert (response.status_code, said in error["message"]) == (status, True), error
-    assert "\n" not in error["message"]
-    assert error["param"] in (None, "prompt", "messages", "a key") or error["param"] in str(body)
-
-
-def test_what_changes_nothing_is_taken(served):
-    unused = {
-        "user": "u",
-        "metadata": {"a": "b"},
-        "store": True,
-        "service_tier": "auto",
-        "tools": [],
-        "guided_json": None,
-    }
-    unused |= {"tool_choice": "auto", "ignore_eos": False, "temprature": None, "suffix": ""}
-    assert served.client().post("/v1/completions", json=GOOD | unused).status_code == 200
-
-
 @pytest.mark.parametrize("chat", [True, False])
 def test_log_probabilities_of_ids_that_the_tokenizer_has_not(served, tokenizer, chat):
     """A model may have more rows than its tokenizer: such an id is a token without text."""
@@ -285,175 +169,3 @@ def test_log_probabilities_of_ids_that_the_tokenizer_has_not(served, tokenizer, 
     else:
         assert (logprobs["tokens"], logprobs["token_logprobs"], logprobs["text_offset"]) == ([""], [-0.5], [0])
         assert logprobs["top_logprobs"][0][""] == -0.5
-
-
-def test_a_fault_of_ours_has_the_form_of_the_api(served, monkeypatch):
-    monkeypatch.setattr("allam_jax.generation.server.read_request", lambda *_, **__: 1 / 0)
-    response = served.client().post("/v1/completions", json=GOOD)
-    assert (response.status_code, response.json()["error"]["type"]) == (500, "server_error")
-
-
-def test_other_paths_and_methods(served):
-    client = served.client()
-    assert client.get("/v1/completions").status_code == 405
-    assert client.get("/nothing").status_code == 404
-    assert client.get("/health").json() == {"status": "ok"}
-    for host in ("evil.example", "[", "localhost@evil.example", "localhost.evil.example", ""):
-        assert client.get("/", headers={"Host": host}).status_code in (400, 403), host
-    for origin in ("https://evil.example", "null"):  # a frame in a sandbox has none
-        assert client.post("/v1/completions", json=GOOD, headers={"Origin": origin}).status_code == 403
-    assert client.post("/v1/completions", json=GOOD, headers={"Origin": served.url}).status_code == 200
-
-
-def test_a_body_that_does_not_come(served):
-    host, port = served.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as sock:
-        sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
-        sock.settimeout(10)
-        assert sock.recv(100).startswith(b"HTTP/1.1 408")
-
-
-def test_a_client_that_leaves_gives_its_slot_back(served):
-    long = {"prompt": "the", "max_tokens": 128, "temperature": 1.0, "min_tokens": 128, "n": 8}
-    for stream in (True, False):
-        before = served.engine.tokens
-        host, port = served.url.removeprefix("http://").split(":")
-        body = json.dumps(long | {"stream": stream}).encode()
-        with socket.create_connection((host, int(port))) as sock:
-            head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
-            sock.sendall(head.encode() + body)
-            while served.engine.tokens == before:
-                time.sleep(0.005)
-        served.settle()
-        assert served.engine.tokens - before < 8 * 128, f"stream = {stream}: ran to its end"
-    assert served.metric("allam_waiting_samples") == 0
-
-
-def test_a_full_queue_is_429_and_metrics_add_up(served, client):
-    statuses = []
-
-    def ask():
-        body = {"prompt": "the", "max_tokens": 100, "min_tokens": 100, "temperature": 1.0, "n": 2}
-        response = served.client().post("/v1/completions", json=body)
-        statuses.append(response.status_code)
-        if response.status_code == 429:
-            assert response.headers["Retry-After"] == "1"
-            assert response.json()["error"]["code"] == "queue_full"
-
-    threads = [threading.Thread(target=ask) for _ in range(30)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert set(statuses) == {200, 429}
-    served.settle()
-    families = prometheus_client.parser.text_string_to_metric_families(served.client().get("/metrics").text)
-    samples = {(s.name, *s.labels.values()): s.value for family in families for s in family.samples}
-    assert samples["allam_requests_total", "/v1/completions", "429"] == statuses.count(429)
-    assert samples["allam_answer_tokens_total",] <= served.engine.tokens
-    assert samples["allam_free_slots",] == 4
-
-
-def test_a_key(engine, tokenizer, served):
-    served.settle()
-    with serving(engine, tokenizer, key="sesam") as locked:
-        assert locked.client().get("/health").status_code == 200
-        with pytest.raises(openai.AuthenticationError, match="missing or wrong"):
-            openai.OpenAI(base_url=f"{locked.url}/v1", api_key="simsim", max_retries=0).models.list()
-        assert openai.OpenAI(base_url=f"{locked.url}/v1", api_key="sesam").models.list().data[0].id == MODEL
-
-
-@pytest.mark.parametrize("host", [b"localhost", b"a/x?", b"a/#", b"a@b/health?", b""])
-def test_no_host_opens_a_path_without_the_key(served, host):
-    """As the server hands it on, whatever the framework makes of the header."""
-    app = make_app(served.engine, model=served.model, settings=ServeSettings(host="0.0.0.0"), key="sesam")
-    scope = {"type": "http", "method": "GET", "path": "/v1/models", "query_string": b"", "headers": [(b"host", host)]}
-    sent = []
-
-    async def send(message):
-        sent.append(message)
-
-    asyncio.run(app(scope, None, send))
-    assert sent[0]["status"] == 401
-
-
-def connect_error(port):
-    """The number of the error that a new connection has; 0 if it is accepted."""
-    with socket.socket() as sock:
-        return sock.connect_ex(("127.0.0.1", port))
-
-
-def test_an_end_lets_answers_end(engine, tokenizer, served):
-    served.settle()
-    body = {"prompt": "the", "max_tokens": 120, "min_tokens": 120, "temperature": 1.0, "stream": True}
-    with serving(engine, tokenizer) as found:
-        with found.client().stream("POST", "/v1/completions", json=body) as response:
-            lines = response.iter_lines()
-            next(lines)
-            found.server.should_exit = True
-            assert [line for line in lines if line][-1] == "data: [DONE]"
-        until, port = time.monotonic() + 10, int(found.url.rpartition(":")[2])
-        while connect_error(port) != errno.ECONNREFUSED:
-            assert time.monotonic() < until
-            time.sleep(0.05)
-
-
-@pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("again", [True, False])
-def test_an_end_does_not_wait_for_ever(tokenizer, caplog, stream, again):
-    """Asked to end a second time, or after drain_seconds: the client hears of it, and the log has no traceback."""
-    engine = ScriptedEngine("word " * 10_000, seconds=0.01)
-
-    def end(server):
-        while not engine.busy:
-            time.sleep(0.01)
-        time.sleep(0.2)
-        server.should_exit, server.force_exit = True, again
-
-    with serving(engine, tokenizer, drain_seconds=60 if again else 0.2) as found:
-        threading.Thread(target=end, args=(found.server,)).start()
-        response = found.client().post("/v1/completions", json=GOOD | {"stream": stream})
-        if stream:
-            *_, last, _ = response.text.split("\n\n")
-            assert "word" in response.text
-            assert "data: [DONE]" not in response.text
-            error = json.loads(last.removeprefix("data: "))["error"]
-        else:
-            assert response.status_code == 503
-            error = response.json()["error"]
-        assert (error["type"], error["message"]) == ("server_error", "the server is shutting down")
-        until = time.monotonic() + 10
-        while engine.busy:
-            assert time.monotonic() < until, "the answer goes on"
-            time.sleep(0.02)
-    assert not [record for record in caplog.records if record.exc_info]
-
-
-def test_a_failed_engine_is_said(tokenizer):
-    class Broken:
-        free_slots, queued, busy = 1, 0, True
-
-        def check(self, request):
-            pass
-
-        def submit(self, request):
-            pass
-
-        def step(self):
-            raise RuntimeError("out of memory")
-
-    heard = []
-    thread = EngineThread(Broken(), max_queue=2)
-    thread._thread.join(5)
-    assert str(thread.failed) == "out of memory"
-    with pytest.raises(RuntimeError, match="out of memory"):
-        thread.submit(Request("x", (1,), Sampling(max_new_tokens=1)), heard.append)
-
-
-def test_an_address_that_is_taken():
-    with listen("127.0.0.1", 0, section="serve") as sock:
-        sock.listen()
-        with pytest.raises(UserError, match="address already in use"):
-            listen("127.0.0.1", sock.getsockname()[1], section="serve")
-    with pytest.raises(UserError, match=r"serve.host"):
-        listen("no.such.host.invalid", 8000, section="serve")

@@ -39,13 +39,20 @@ def assert_close(actual: Truth, truth: Truth, *, dtype, bound: float) -> None:
 
 def with_gradients(serve: Callable, case: Case, *, arrays=None, dtype=jnp.float32) -> Truth:
     """Output and gradients of `serve(q, k, v, request)`, compiled; for other q, k, v than the case's where given."""
+    arrays = case.arrays(dtype=dtype) if arrays is None else arrays
+    return Truth(*_compiled(serve)(arrays, case.request(), cotangents(case, dtype)))
+
+
+@functools.cache
+def _compiled(serve: Callable) -> Callable:
+    """One program for all cases of a shape, whose documents are arguments."""
 
     @jax.jit
-    def run(arrays, d_outputs):
-        output, gradient = jax.vjp(lambda q, k, v: serve(q, k, v, case.request()), *arrays)
+    def run(arrays, request, d_outputs):
+        output, gradient = jax.vjp(lambda q, k, v: serve(q, k, v, request), *arrays)
         return *output, *gradient(AttentionOutput(*d_outputs))
 
-    return Truth(*run(case.arrays(dtype=dtype) if arrays is None else arrays, cotangents(case, dtype)))
+    return run
 
 
 @functools.cache

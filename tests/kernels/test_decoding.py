@@ -22,6 +22,7 @@ def arrays(N, K, H, dtype=jnp.float32):
     return tuple(jnp.asarray(rng.standard_normal(s), dtype) for s in ((B, N, H), (L, B, S, K, H), (L, B, S, K, H)))
 
 
+@jax.jit
 def truth(q_BNH, k_LBSKH, v_LBSKH, layer):
     keys = Places(jnp.ones((B, S), jnp.int32), jnp.broadcast_to(jnp.arange(S), (B, S)))
     request = Request(
@@ -31,28 +32,33 @@ def truth(q_BNH, k_LBSKH, v_LBSKH, layer):
         scale=q_BNH.shape[-1] ** -0.5,
     )
     q, k, v = (a.astype(jnp.float32) for a in (q_BNH[:, None], k_LBSKH[layer], v_LBSKH[layer]))
-    return np.asarray(reference.attention(q, k, v, request).out_BTNH[:, 0])
+    return reference.attention(q, k, v, request).out_BTNH[:, 0]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_plain_form(shape):
     given = arrays(*shape)
+    call = jax.jit(decoding.attend)
     for layer in range(L):
-        out = decoding.attend(*given, layer=jnp.int32(layer), lengths_B=jnp.asarray(LENGTHS))
+        out = call(*given, layer=jnp.int32(layer), lengths_B=jnp.asarray(LENGTHS))
         np.testing.assert_allclose(out, truth(*given, layer), atol=2e-6)
         np.testing.assert_array_equal(out[LENGTHS == 0], 0.0)
 
 
-@pytest.mark.parametrize(("dtype", "parts"), [(jnp.float32, 1), (jnp.float32, 7), (jnp.bfloat16, 3)], ids=str)
-def test_kernel(parts, dtype):
-    for shape in SHAPES:
-        given = arrays(*shape, dtype=dtype)
-        scale = shape[2] ** -0.5
-        call = functools.partial(decoding_triton.attention, scale=scale, interpret=True, parts=parts)
-        out = jax.jit(call)(*given, jnp.int32(1), jnp.asarray(LENGTHS))
-        assert out.dtype == dtype
-        np.testing.assert_allclose(out, truth(*given, 1), atol=2e-6 if dtype == jnp.float32 else 2e-2)
-        np.testing.assert_array_equal(out[LENGTHS == 0], 0.0)
+IN_PARTS = [(shape, jnp.float32, 7) for shape in SHAPES] + [(SHAPES[0], jnp.float32, 1), (SHAPES[0], jnp.bfloat16, 3)]
+REST = [(shape, dtype, parts) for shape in SHAPES[1:] for dtype, parts in ((jnp.float32, 1), (jnp.bfloat16, 3))]
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "parts"), [*IN_PARTS, *(pytest.param(*one, marks=pytest.mark.long) for one in REST)], ids=str
+)
+def test_kernel(shape, dtype, parts):
+    given = arrays(*shape, dtype=dtype)
+    call = functools.partial(decoding_triton.attention, scale=shape[2] ** -0.5, interpret=True, parts=parts)
+    out = jax.jit(call)(*given, jnp.int32(1), jnp.asarray(LENGTHS))
+    assert out.dtype == dtype
+    np.testing.assert_allclose(out, truth(*given, 1), atol=2e-6 if dtype == jnp.float32 else 2e-2)
+    np.testing.assert_array_equal(out[LENGTHS == 0], 0.0)
 
 
 def test_kernel_needs_a_gpu():

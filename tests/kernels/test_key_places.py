@@ -74,9 +74,10 @@ def test_places_in_order_are_the_plain_request(serve):
     (q, k, v), _, _ = made()
     ids = jnp.asarray(np.repeat([[1, 2, 0], [1, 1, 2]], 50, axis=1), jnp.int32)
     rows = Places(ids, jnp.broadcast_to(jnp.arange(T), ids.shape))
-    plain = serve(q, k[:, :T], v[:, :T], Request(segment_ids_BT=ids, scale=0.3))
+    call = jax.jit(serve)
+    plain = call(q, k[:, :T], v[:, :T], Request(segment_ids_BT=ids, scale=0.3))
     placed = Request(segment_ids_BT=ids, positions_BT=rows.positions, keys=rows, scale=0.3)
-    for a, b in zip(serve(q, k[:, :T], v[:, :T], placed), plain, strict=True):
+    for a, b in zip(call(q, k[:, :T], v[:, :T], placed), plain, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 

@@ -1,10 +1,13 @@
 """Block ranges against brute force over every pair of a query and a key."""
 
+import jax
 import numpy as np
 import pytest
 
+from kernels.attention import ranges as module
 from kernels.attention.blocks import Blocks
-from kernels.attention.ranges import key_ranges, query_ranges
+
+key_ranges, query_ranges = (jax.jit(f, static_argnums=1) for f in (module.key_ranges, module.query_ranges))
 
 ROWS = {
     "one_document": [[1] * 50, [1] * 50],

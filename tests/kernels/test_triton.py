@@ -47,6 +47,7 @@ def all_blocks(block_q: int, block_k: int) -> dict:
     return {p: Blocks(block_q, block_k, 4, 2) for p in PASSES}
 
 
+@functools.cache
 def interpreted(block_q: int, block_k: int):
     return functools.partial(triton.attention, interpret=True, blocks=all_blocks(block_q, block_k))
 

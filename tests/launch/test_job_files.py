@@ -1,13 +1,14 @@
 """The job scripts of docs/jobs: what they set is what `run.py` reads, and what they call exists."""
 
 import re
+import signal
 import subprocess
 
 import pytest
 import yaml
 from processes import ROOT
 
-from allam_jax.errors import PEER_ENDED, STALLED, USER_ERROR
+from allam_jax.errors import PEER_ENDED, STALLED, USER_ERROR, stopped_by
 from allam_jax.parallel.cluster import detect
 
 JOBS = ROOT / "docs" / "jobs"
@@ -35,7 +36,9 @@ def test_a_pod_finds_its_place(index):
 def test_the_slurm_script_knows_the_statuses_and_is_valid_bash():
     script = JOBS / "train.sbatch"
     subprocess.run(["bash", "-n", script], check=True)
-    assert set(re.findall(r'"\$status" = (\d+)', script.read_text())) == {str(STALLED), str(PEER_ENDED), "0"}
+    assert set(re.findall(r'"\$status" = (\d+)', script.read_text())) == {
+        str(status) for status in (STALLED, PEER_ENDED, stopped_by(signal.SIGTERM))
+    }
 
 
 def test_the_image_has_what_it_copies_and_starts():

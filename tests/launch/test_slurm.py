@@ -150,7 +150,7 @@ def test_a_preempted_job_is_requeued_and_goes_on_bit_for_bit(sweeper, uninterrup
     assert len(saved) == 2
     assert 0 < saved[0] < saved[1] < int(LONG)
     attempts = json.loads((workdir / "jobs" / f"{job.name}.json").read_text())["attempts"]
-    assert [attempt["status"] for attempt in attempts] == [0, 0, 0]
+    assert [attempt["status"] for attempt in attempts] == [143, 143, 0]
     assert metrics_of(job.directories[-1]) == uninterrupted[1]
 
 

@@ -98,13 +98,13 @@ def test_stopped_and_then_killed_only_what_is_left_is_done(sweeper, finished, tm
     wait_until(lambda: training(workdir), process=process)
     process.send_signal(signal.SIGINT)
     stopped = wait(process)
-    assert (stopped.status, stopped.out) == (0, ""), stopped.err
+    assert (stopped.status, stopped.out) == (128 + signal.SIGINT, ""), stopped.err
     assert re.fullmatch(
         r"Ctrl-C: [12] jobs stopped; run the same command again to continue", stopped.err.splitlines()[-1]
     )
     last = [tries[-1] for tries in attempts(workdir).values() if tries[-1]["error"]]
     assert {(one["status"], one["error"]) for one in last} == {
-        (0, "stopped before its end; run the same command again to continue")
+        (128 + signal.SIGTERM, "stopped before its end; run the same command again to continue")
     }
     logs = "".join(path.read_text() for path in (workdir / "jobs").glob("*.log"))
     saved = len(re.findall(r"SIGTERM: saved step \d+ of 40", logs))

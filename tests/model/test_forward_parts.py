@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_models import init_jit
 
-from allam_jax.model.llama import abstract_params, bind, init_params
+from allam_jax.model.llama import abstract_params, bind
 from allam_jax.model.llama_config import FAMILIES, ComputeOptions
 from tests import numpy_llama
 from tests.small_models import SMALL
@@ -19,7 +20,7 @@ DROPOUT = ComputeOptions(dropout_embedding=0.2, dropout_attention=0.2, dropout_r
 
 @pytest.fixture(scope="module")
 def params():
-    return init_params(jax.random.key(0), config=SMALL)
+    return init_jit(jax.random.key(0), config=SMALL)
 
 
 def inputs(*, rows=1):
@@ -35,7 +36,7 @@ def in_parts(params, *cuts, options, dropout_key=None):
     streams = [model.embed(tokens_BT, dropout_key=dropout_key)]
     for start, stop in zip((0, *cuts), (*cuts, SMALL.num_layers), strict=True):
         layers = slice(start, stop)
-        streams.append(model.apply_layers(streams[-1], **places, dropout_key=dropout_key, layers=layers))
+        streams.append(model.apply_layers(streams[-1], **places, dropout_key=dropout_key, layers=layers)[0])
     return model.finish(streams[-1]), streams
 
 
@@ -75,10 +76,10 @@ def test_layers_draw_different_masks(params):
     key = jax.random.key(1)
     x_BTD = jax.random.normal(jax.random.key(2), (1, len(TOKENS), SMALL.dim))
     first, second = (
-        model.apply_layers(x_BTD, **places, dropout_key=key, layers=slice(index, index + 1)) for index in (0, 1)
+        model.apply_layers(x_BTD, **places, dropout_key=key, layers=slice(index, index + 1))[0] for index in (0, 1)
     )
     assert not np.allclose(first, second, rtol=0.01)
-    without = [model.apply_layers(x_BTD, **places, layers=slice(index, index + 1)) for index in (0, 1)]
+    without = [model.apply_layers(x_BTD, **places, layers=slice(index, index + 1))[0] for index in (0, 1)]
     np.testing.assert_array_equal(*without)
 
 

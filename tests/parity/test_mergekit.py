@@ -9,9 +9,8 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from small_models import SMALL
+from small_models import SMALL, init_jit
 
-from allam_jax.model.llama import init_params
 from allam_jax.tasks import runner
 from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 from allam_jax.tokenizer.tokenizer import Tokenizer
@@ -31,8 +30,8 @@ def models(tmp_path_factory):
     train_sentencepiece(words, output=root / "tokenizer", vocab_size=300)
     size = Tokenizer.load(root / "tokenizer").vocab_size
     config = dataclasses.replace(SMALL, vocab_size=size, init_std=0.3)
-    first = init_params(jax.random.key(0), config=config)
-    other = init_params(jax.random.key(1), config=config)
+    first = init_jit(jax.random.key(0), config=config)
+    other = init_jit(jax.random.key(1), config=config)
     for name, params in {"a": first, "b": jax.tree.map(lambda p, q: 0.8 * p + 0.5 * q, first, other)}.items():
         export_huggingface(
             root / name,

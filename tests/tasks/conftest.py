@@ -1,7 +1,10 @@
 """A corpus, a tokenizer and a finished run that the tests of tasks share."""
 
+import functools
+import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from launcher import Launcher
@@ -9,6 +12,7 @@ from processes import made_once
 
 from allam_jax.corpus.document import Document
 from allam_jax.corpus.shards import write_dataset
+from allam_jax.tasks import setup
 from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 
 LETTERS = {"en": "abcdefghij", "ar": "ابتثجحخدذر"}
@@ -34,6 +38,11 @@ def fill(root: Path) -> None:
             name=language,
             validation_share=0.05,
         )
+    words = [text.split()[:4] for text in texts["en"][:40]]
+    chats = [{"instruction": " ".join(each[:2]), "output": each[2]} for each in words]
+    pairs = [{"prompt": " ".join(each[:2]), "chosen": each[2], "rejected": each[3]} for each in words]
+    for name, records in (("chats", chats), ("pairs", pairs)):
+        (root / "text" / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     train_sentencepiece((text for some in texts.values() for text in some), output=root / "tokenizer", vocab_size=384)
 
 
@@ -44,6 +53,14 @@ def launcher(tmp_path_factory):
         if empty:
             fill(root)
     return Launcher(root, root / "compilation_cache")
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """Tasks that run in this process compile for one device of the eight."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup, "make_mesh", functools.partial(setup.make_mesh, devices=jax.devices()[:1]))
+        yield
 
 
 @pytest.fixture(scope="session")

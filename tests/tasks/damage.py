@@ -53,7 +53,7 @@ def make(root: Path) -> None:
     tokenizer = train_sentencepiece(TEXTS, output=root / "tokenizer", vocab_size=300)
     write_tokens(root / "dataset", split="train", tokenizer=tokenizer, directory=root / "tokens")
     config = LlamaConfig(vocab_size=tokenizer.vocab_size, **SETTINGS, **OPTIONS)
-    params = init_params(jax.random.key(0), config=config)
+    params = jax.jit(init_params, static_argnames="config")(jax.random.key(0), config=config)
     told = {"tokenizer_dir": root / "tokenizer", "params": params, "config": config}
     save_weights(root / "weights", metadata={"tokenizer": tokenizer.fingerprint}, **told)
     export_huggingface(root / "huggingface", generation={"eos_token_id": 2}, **told)

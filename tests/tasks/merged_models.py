@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-from small_models import SMALL
+from small_models import SMALL, init_jit
 
-from allam_jax.model.llama import init_params
 from allam_jax.tasks import runner
 from allam_jax.training.checkpoints import Checkpointer
 from allam_jax.training.load import CHECKPOINTS_FOLDER, save_run
@@ -22,7 +21,7 @@ CONFIG = dataclasses.replace(SMALL, vocab_size=384, vocab_multiple=128, num_laye
 
 def params_of(seed):
     """Random, the scales of norms too; padding rows stay zero."""
-    params = jax.tree.map(np.array, init_params(jax.random.key(seed), config=CONFIG))
+    params = jax.tree.map(np.array, init_jit(jax.random.key(seed), config=CONFIG))
     rng = np.random.default_rng(seed)
     for norm in (params["final_norm"], params["layers"]["attention_norm"], params["layers"]["mlp_norm"]):
         norm["scale"] = rng.uniform(0.5, 1.5, norm["scale"].shape).astype(np.float32)

@@ -83,6 +83,15 @@ def config_of(task: str, root: str) -> ConfigDict:
             config.tokenizer_extension.update(base=f"{root}/tokenizer", pieces=8, limit=1.0)
             for key in ("sources", "kept", "held_out"):
                 config.tokenizer_extension[key].update(texts)
+        case "sft" | "dpo":
+            name = "chats" if task == "sft" else "pairs"
+            config.conversations.sources.en = base.conversations(path=f"{root}/text/{name}.jsonl")
+            config.conversations.update(template="llama2", epochs=1.0)
+            config.data.update(seq_len=32, batch_size=4)
+            config.metrics.tensorboard = False
+        case "preferences":
+            config.preferences.update(input=f"{root}/text/chats.jsonl", template="llama2", max_new_tokens=3)
+            config.preferences.update(temperatures=(1.0,), top_ps=(1.0,), keep_cut=True)
         case "expand":
             config.tokenizer = f"{stages}/merged"
         case "generate":

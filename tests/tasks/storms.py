@@ -172,7 +172,7 @@ def signals(storm: Storm, number: int) -> None:
         what = f"{name} after {seconds:.2f} s"
         # Before Python has come to our first line, the signal does what it does to any program.
         early = (-getattr(signal, name), 1) if seconds < 0.3 else ()
-        storm.end(process, what=what, statuses=(0, *early, *((2,) if name == "SIGINT" else ())))
+        storm.end(process, what=what, statuses=(0, 128 + getattr(signal, name), *early))
         if index % 5 == 4:
             storm.complete(what=what)
 

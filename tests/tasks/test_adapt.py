@@ -4,6 +4,7 @@ import json
 import re
 from urllib.parse import urlencode
 
+import byte_level
 import pytest
 
 from allam_jax.errors import UserError
@@ -46,7 +47,19 @@ def test_a_given_base_is_not_made():
         adapt.get_config("laptop?language=en")
 
 
+def test_a_byte_level_base_goes_on_with_its_merges(tmp_path):
+    byte_level.as_tokenizer(byte_level.train(["text"], size=300)).save(tmp_path)
+    given = {"base": tmp_path, "texts": "t", "replay": "r", "language": "fa", "method": "token_distillation"}
+    config = adapt.get_config(f"full?{urlencode(given)}")
+    runner.check(config)
+    assert "tokenizer" not in config.stages
+    assert config.stage.vocabulary.tokenizer_extension.base == str(tmp_path)
+    assert config.stage.vocabulary.tokenizer_extension.script == "Arab"
+    assert list(config.stage.expanded.expand.distillation.sources) == ["fa"]
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
 def test_every_stage_runs_without_an_argument_and_the_report_says_what_happened(tmp_path):
     result = runner.run(adapt.get_config("smoke"), workdir=tmp_path)
     assert result["merge"] == {"Arab_equal": 1.0, "non_Arab_equal": 1.0}

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,6 @@ CASES = {
         {"config": "{bad}/exits_early.py"},
         "{bad}/exits_early.py, line 1: the config ends the program",
     ),
-    "config that interrupts": ({"config": "{bad}/interrupts.py"}, "interrupted"),
     "get_config is no function": ({"config": "{bad}/constant.py"}, "{bad}/constant.py: TypeError"),
     "config that logs": ({"config": "{bad}/chatty.py"}, "{bad}/chatty.py: TypeError"),
     "config without end": ({"config": "{bad}/recursive.py"}, "{bad}/recursive.py, line 2: RecursionError"),
@@ -142,6 +142,10 @@ CASES = {
     "pattern in the workdir": ({"workdir": "{bad}/run[1]"}, "run[1]': contains '[' ']', which libraries"),
     "line break in the workdir": ({"workdir": "{bad}/a\nb"}, "a\\nb': contains '\\n', which libraries"),
     "longer than max_position": ({"data.seq_len": 64}, "config.data.seq_len = 64: the model's max_position is 32"),
+    "workdir of a recipe not writable": (
+        {"workdir": "/proc/nope", "config": f"{QUICKSTART}:smoke"},
+        "no such file or directory; check --workdir /proc/nope",
+    ),
     "workdir not writable": ({"workdir": "/proc/nowhere/run"}, "--workdir /proc/nowhere/run: cannot write there"),
     "no tokenizer": ({"tokenizer": "{bad}/nope"}, "{bad}/nope: no such file; expected a tokenizer.model"),
     "unigram": (
@@ -277,6 +281,11 @@ def test_bad_input_is_one_line(name, outcomes, bad, reference):
         left = {path.name for path in workdir.iterdir() if not path.name.startswith(".work-")}
         assert left <= HARMLESS
         assert not (workdir / "checkpoints").is_dir() or not list((workdir / "checkpoints").iterdir())
+
+
+def test_a_config_that_interrupts_is_interrupted(launcher, bad, tmp_path):
+    finished = launcher.run(tmp_path / "run", config=str(bad / "interrupts.py"))
+    assert (finished.status, finished.err.splitlines()[-1][:12]) == (128 + signal.SIGINT, "interrupted;")
 
 
 def test_of_libraries_only_warnings_are_shown(outcomes):

@@ -112,7 +112,8 @@ def test_a_chat_in_a_terminal(tokenizer, tmp_path):
     shown = re.sub(r"\x1b\[\?\d+[hl]|\r", "", terminal.ask("كيف حالك؟"))
     # The second line runs from right to left, and commands nothing.
     assert shown.split("\n")[:3] == ["مرحبا بك", "\u200fJAX مكتبة \ufffd[2J للأرقام", "- نقطة"]
-    assert "/reset" in terminal.ask("/nonsense")
+    assert re.search(r"/nonsense is no command.*/reset", terminal.ask("/nonsense"), re.DOTALL)
+    assert "give the name of a file" in terminal.ask("/save")
     assert "3 messages" in terminal.ask(f"/save {tmp_path}/chat.json")
     saved = json.loads((tmp_path / "chat.json").read_text())["messages"]
     assert [message["role"] for message in saved] == ["system", "user", "assistant"]
@@ -170,4 +171,20 @@ def test_a_hang_up_ends_the_chat(tokenizer):
     terminal = Terminal(tokenizer, "x")
     terminal.until(PROMPT)
     os.kill(terminal.pid, signal.SIGTERM)
-    assert terminal.wait() == 1  # the exception of the handler; run.py makes status 0 of it
+    assert terminal.wait() == 1  # the exception of the handler; run.py makes status 143 of it
+
+
+@pytest.mark.parametrize(
+    ("reason", "most", "said"),
+    [
+        ("length", 99, "word\n[cut off after chat.max_new_tokens = 99 tokens]\n"),
+        ("length", 9999, "word\n[the context of 512 tokens is full; /reset forgets the conversation]\n"),
+        ("stop", 99, "word\n"),
+    ],
+)
+def test_an_answer_that_is_cut_off_says_so(tokenizer, reason, most, said):
+    template = ChatTemplate(READY["allam"], tokenizer=tokenizer, name="allam")
+    sampling, shown = Sampling(max_new_tokens=most), []
+    talk = chat.Conversation(ScriptedEngine("word", reason=reason), template, sampling=sampling, system="")
+    talk.answer("hello", write=shown.append, stopped=lambda: False)
+    assert "".join(shown) == said

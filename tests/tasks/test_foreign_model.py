@@ -6,15 +6,18 @@ import json
 import jax
 import numpy as np
 import pytest
-from small_models import TINY
+from small_models import TINY, init_jit
 
-from allam_jax.model.llama import init_params
 from allam_jax.tasks import runner
+from allam_jax.tokenizer.chat_template import stored_template
+from allam_jax.tokenizer.generation_config import read_generation
 from allam_jax.tokenizer.piece_merge import CHAT_TOKENS
-from allam_jax.tokenizer.tokenizer import Tokenizer, with_control_tokens
+from allam_jax.tokenizer.tokenizer import Tokenizer, directory_of, with_control_tokens
+from allam_jax.training.load import load_model
 from allam_jax.weights.huggingface import export_huggingface, import_huggingface
 from configs import base
 
+pytestmark = pytest.mark.usefixtures("one_device")
 ROWS = 400  # of which the tokenizer uses 384
 SAID = {"eos_token_id": [2, 5], "pad_token_id": 7, "temperature": 0.6, "top_p": 0.9}
 
@@ -24,7 +27,7 @@ def foreign(launcher, tmp_path_factory):
     """A Qwen2 with spare rows, a list of ends and a chat template."""
     directory = tmp_path_factory.mktemp("foreign") / "model"
     config = dataclasses.replace(TINY, model_type="qwen2", vocab_size=ROWS, vocab_multiple=128)
-    params = init_params(jax.random.key(0), config=config)
+    params = init_jit(jax.random.key(0), config=config)
     said = {"generation": SAID, "tokenizer_dir": launcher.root / "tokenizer"}
     export_huggingface(directory, params=params, config=config, **said)
     (directory / "files.json").unlink()  # another program wrote it
@@ -35,7 +38,7 @@ def foreign(launcher, tmp_path_factory):
 def exported(weights, workdir):
     config = base.get_config("export")
     config.init.weights = str(weights)
-    config.export.formats = ("huggingface",)
+    config.export.formats = ("huggingface", "gguf")
     runner.run(config, workdir=workdir)
     return workdir / "huggingface"
 
@@ -55,6 +58,12 @@ def test_training_keeps_what_a_model_says(launcher, foreign, tmp_path):
     assert (target / "chat_template.jinja").read_text() == "{{ messages }}"
     values = json.loads((target / "config.json").read_text())
     assert (values["model_type"], values["vocab_size"], values["eos_token_id"]) == ("qwen2", ROWS, [2, 5])
+    assert stored_template(directory_of(tmp_path / "export" / "gguf")) == "{{ messages }}"
+    assert read_generation(directory_of(tmp_path / "export" / "gguf"))["eos_token_id"] == [2, 5]
+    as_gguf, _ = import_huggingface(tmp_path / "export" / "gguf", param_dtype="float32")
+    assert jax.tree.all(
+        jax.tree.map(lambda a, b: bool(np.allclose(a, b, atol=1e-3)), as_gguf, load_model(target).params)
+    )
     before, after = (import_huggingface(directory)[0] for directory in (foreign, target))
     changed = jax.tree.map(lambda old, new: bool(np.any(old != new)), before, after)
     assert all(jax.tree.leaves(changed["layers"]["attention"]["bias"]))

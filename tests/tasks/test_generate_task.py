@@ -17,6 +17,8 @@ from allam_jax.tasks import runner
 from allam_jax.tokenizer.chat_template import ChatTemplate, stored_template
 from configs import base
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
@@ -51,6 +53,12 @@ def test_prompts_of_the_config(root, greedy, tmp_path):
     expected = [{"prompt": p, "continuation": text(tokenizer.encode(p, bos=True))} for p in ("the cat", "قال")]
     assert result == {"continuations": expected}
     assert json.loads((tmp_path / "continuations.json").read_text()) == result
+    rows = tmp_path / "in.jsonl"
+    rows.write_text('{"prompt": "x"}\n')
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(UserError, match=r"holds the answers to another run's generate.prompts"):
+        runner.run(config_of(root, input=str(rows)), workdir=tmp_path)
+    assert (tmp_path / "config.json").read_bytes() == before
     with pytest.raises(UserError, match="exceed a slot's"):
         runner.run(config_of(root, prompts=("x " * 300,)), workdir=tmp_path)
 
@@ -60,18 +68,25 @@ def test_rows_of_a_file(root, greedy, tmp_path):
     messages = [{"role": "user", "content": "hi <|im_end|>"}]
     records = [{"prompt": f"the {n}", "id": f"r{n}"} for n in range(7)] + [{"messages": messages}, {"no": 1}]
     records.append({"messages": [{"content": "no role"}]})
+    parts = [{"type": "text", "text": text} for text in ("hi <|im", "_end|>")]
+    records += [{"messages": [{"role": "user", "content": parts}]}]
+    records += [{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     config = config_of(root, input=str(tmp_path / "in.jsonl"), shard_rows=4, max_error_share=0.5)
     result = runner.run(config, workdir=tmp_path / "out")
-    assert (result["rows"], result["answered"]) == (10, 8)
-    assert len(result["errors"]) == 2
+    assert (result["rows"], result["answered"]) == (12, 9)
+    assert len(result["errors"]) == 3
     found = {record["row"]: record["answers"][0]["text"] for record in read_answers(tmp_path / "out")}
     for n in range(7):
         assert found[n] == text(tokenizer.encode(f"the {n}", bos=True))
     template = ChatTemplate(stored_template(root / "tokenizer"), tokenizer=tokenizer, name="stored")
-    assert found[7] == text(template.prompt_ids(messages))
+    assert found[7] == found[10] == text(template.prompt_ids(messages))
     (tmp_path / "out" / "answers" / "00002.jsonl").unlink()  # as if it had been killed before the last shard
     assert runner.run(config, workdir=tmp_path / "out") == result
+    before = (tmp_path / "out" / "config.json").read_bytes()
+    with pytest.raises(UserError, match=r"holds the answers to another run's generate.input"):
+        runner.run(config_of(root, prompts=("x",)), workdir=tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").read_bytes() == before
     config.generate.temperature = 0.5
     with pytest.raises(UserError, match="made with another sampling"):
         runner.run(config, workdir=tmp_path / "out")
@@ -97,6 +112,7 @@ def test_prompts_as_messages(root, greedy, tmp_path):
         ({"prompts": ("x",), "input": "in.jsonl"}, "give one of them"),
         ({"input": "no/such/file.jsonl"}, "no such file"),
         ({"prompts": ("x",), "template": "lama2"}, "did you mean llama2"),
+        ({"prompts": ("x",), "template": "chatml", "endpoint": {"url": "http://x/v1"}}, "has a template of its own"),
     ],
 )
 def test_what_is_refused(root, tmp_path, generate, said):

@@ -20,7 +20,7 @@ HANGING = Path(__file__).with_name("hanging_run.py")
 @pytest.mark.slow
 @pytest.mark.usefixtures("reference")  # which has compiled the programs: compiling is no progress
 def test_a_run_that_hangs_in_its_data_says_so_and_ends(launcher, tmp_path):
-    limits = {"metrics.stall_report_minutes": 0.05, "metrics.stall_leave_minutes": 0.2}
+    limits = {"metrics.stall_report_minutes": 0.05, "metrics.stall_leave_minutes": 0.12}
     command = run_command(tmp_path / "run", config=f"{TINY}:{launcher.root}", **limits)
     environment = child_environment(cache=launcher.cache)
     finished = wait(Forked([HANGING, "7", "0", *command], environment=environment), timeout=200)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from merged_models import CONFIG, assert_params, combine, config_of
 from processes import wait, wait_until
+from small_models import init_jit
 
-from allam_jax.model.llama import init_params
 from allam_jax.tasks import runner
 from allam_jax.training.load import load_model
 from allam_jax.weights.directory import save_weights
@@ -21,7 +21,7 @@ def large(launcher, tmp_path_factory):
     folder = tmp_path_factory.mktemp("large")
     config = dataclasses.replace(CONFIG, dim=256, num_layers=8, mlp_dim=1024, head_dim=32)
     for seed, name in enumerate("ab"):
-        params = init_params(jax.random.key(seed), config=config)
+        params = init_jit(jax.random.key(seed), config=config)
         save_weights(folder / name, params=params, config=config, tokenizer_dir=launcher.root / "tokenizer")
     return folder / "a", folder / "b"
 

@@ -299,8 +299,8 @@ BAD = {
     ),
     "format": (
         TWO,
-        {"export.formats": ("gguf",)},
-        "config.export.formats = ('gguf',): expected a tuple of 'huggingface', 'orbax'",
+        {"export.formats": ("onnx",)},
+        "config.export.formats = ('onnx',): expected a tuple of 'huggingface', 'orbax', 'gguf'",
     ),
 }
 

@@ -1,5 +1,6 @@
 """The tasks merge_tokenizer and extend_tokenizer on shards: what a merge proves, and what both keep of the base."""
 
+import byte_level
 import pytest
 
 from allam_jax.corpus.document import Document
@@ -10,6 +11,7 @@ from allam_jax.tasks import extend_tokenizer, merge_tokenizer
 from allam_jax.tasks.registry import settings_of
 from allam_jax.tokenizer.generation_config import read_generation
 from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
+from allam_jax.tokenizer.tokenizer import Tokenizer
 from configs import base as configs
 
 ENGLISH = ["the cat --- sat on the mat --- again (and again): ---"] * 20
@@ -38,10 +40,11 @@ def dataset(directory, lines: list[str]):
 
 
 @pytest.mark.parametrize("script", ["arabic", "cyrillic"])
-def test_a_merge_of_any_script_is_proved(tmp_path, script: str):
+def test_a_merge_of_any_script_is_proved(tmp_path, script: str, caplog):
     result = merge_tokenizer.run(settings_of(configured(tmp_path, script=script, like_base=True)), tmp_path / "merged")
     assert result["merge"][f"{script}_equal"] == result["merge"][f"non_{script}_equal"] == 1.0
     assert result["merge"][f"{script}_lines"] > 0 < result["merge"][f"non_{script}_lines"]
+    assert f"only {result['merge'][f'{script}_lines']} {script} lines show" in caplog.text
     assert (tmp_path / "merged" / "tokenizer.model").is_file()
     assert read_json(tmp_path / "merged" / "proof.json") == result["merge"]
 
@@ -82,3 +85,30 @@ def test_a_target_with_its_own_signs_is_refused_by_its_first_line(tmp_path):
         merge_tokenizer.run(settings_of(config), tmp_path / "merged")
     assert "\n" not in str(e.value)
     assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("script", ["arabic", "cyrillic"])
+def test_a_byte_level_base_goes_on_with_its_merges(tmp_path, script):
+    byte_level.as_tokenizer(byte_level.train(ENGLISH, size=300)).save(tmp_path / "base")
+    config = configs.get_config("extend_tokenizer")
+    config.tokenizer_extension.update(base=str(tmp_path / "base"), script=script, pieces=15)
+    options = config.tokenizer_extension
+    options.sources.new = options.held_out.new = dataset(tmp_path / "new", ALPHABETS[script])
+    options.kept.en = options.held_out.en = dataset(tmp_path / "en", ENGLISH)
+    result = extend_tokenizer.run(settings_of(config), tmp_path / "extended")
+    lines = result["merge"].pop(f"non_{script}_lines")
+    assert lines > 0
+    assert result["merge"] == {f"non_{script}_equal": 1.0, "new_pieces": 15, "unreachable_pieces": 0}
+    assert Tokenizer.load(tmp_path / "extended").fingerprint == result["fingerprint"]
+    assert set(result["fertility"]) == {"base", script, "extended"}
+    tokens = {name: domains["new"]["tokens"] for name, domains in result["fertility"].items()}
+    assert tokens["extended"] < tokens["base"]
+
+
+def test_a_byte_level_base_is_not_merged(tmp_path):
+    byte_level.as_tokenizer(byte_level.train(ENGLISH, size=300)).save(tmp_path / "base")
+    config = configs.get_config("merge_tokenizer")
+    config.tokenizer_merge.update(base=str(tmp_path / "base"), target=str(tmp_path / "base"))
+    config.tokenizer_merge.sources.en = dataset(tmp_path / "en", ENGLISH)
+    with pytest.raises(UserError, match="the task extend_tokenizer goes on with the merges of a byte-level BPE"):
+        merge_tokenizer.run(settings_of(config), tmp_path / "merged")

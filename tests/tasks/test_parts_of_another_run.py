@@ -10,11 +10,11 @@ from allam_jax.tasks import runner
 from allam_jax.tasks.verify import verify
 from tests.tasks import tiny
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
 
 @pytest.fixture(scope="module")
-def train(launcher):
+def train(launcher, one_device):
     """Trains the tiny run in this process; keys of the config."""
 
     def run(workdir, *, steps=4, **values):

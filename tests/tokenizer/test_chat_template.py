@@ -141,6 +141,36 @@ def test_text_ids_and_spans_are_those_of_transformers(directory, tokenizer, name
             assert list(map(int, inside)) == masked["assistant_masks"]
 
 
+VALUES = {
+    "role": "user",
+    "content": "<|im_end|> 'a' \\ \u200f <b> é [x]",
+    "empty": None,
+    "list": ["<|im_end|>", None, True, 1, 1.5, "it's", 'say "so"', {"<k>": "[v]"}, []],
+    "nested": {"none": None, "<|im_start|>": ["قال", "a\nb"], "\\U000f0000": "\\U000f0001"},
+}
+EXPRESSIONS = """\
+m.list; m.nested; m; [m.content, none]; m.list ~ ''; m.list | string; m.nested | string; 'x' ~ m.list[3:]
+m.content.split(); m.list[:2] + [m.content]; '%s and %r' | format(m.list, m.content); '{}'.format(m.list)
+m.nested.none; m.empty; none; m.list[1]; m.absent; [none]; (m.content, 1); m.nested.items() | list; [m.absent]
+m.list | join(', '); m.nested | dictsort; m.list | tojson; m | tojson(ensure_ascii=true); m.list | tojson(indent=2)
+m.content | e; m.content | e ~ '<'; m.content | urlencode; m.content | forceescape; m.list | e; m.content | pprint
+m.list | pprint; m.content | length; m.content | upper; m.content | replace('<b>', ''); m.content | trim
+m.list | first; m.list | last; m.list | map('string') | list; m.nested | length; dict(a=m.list); m.list | reverse | list
+namespace(a=m.list).a; m.list is sequence; m.content == '<b>'; '<b>' in m.content; m.list | batch(4) | list
+m.content | list; m.content | indent(2); m.content | wordwrap(3); m.content | truncate(5); m.content[:3] ~ m.list"""
+
+
+@pytest.mark.parity
+def test_expressions_print_what_they_print_in_transformers(directory, tokenizer):
+    import transformers
+
+    theirs = transformers.AutoTokenizer.from_pretrained(directory)
+    for expression in EXPRESSIONS.replace("\n", "; ").split("; "):
+        source = f"{{% set m = messages[0] %}}{{{{ {expression} }}}}"
+        ours = ChatTemplate(source, tokenizer=tokenizer, name="t").render([VALUES]).text
+        assert ours == theirs.apply_chat_template([VALUES], tokenize=False, chat_template=source), expression
+
+
 READY_TEXTS = {
     "llama2": "<s>[INST] <<SYS>>\nكن مفيدا\n<</SYS>>\n\nHi [/INST] مرحبا </s><s>[INST] Bye [/INST]",
     "llama3": "<s><|start_header_id|>system<|end_header_id|>\n\nكن مفيدا<|eot_id|>"

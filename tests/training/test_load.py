@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import SMALL
+from small_models import SMALL, init_jit
 
 from allam_jax.errors import UserError
-from allam_jax.model.llama import init_params
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.training.checkpoints import Checkpointer
 from allam_jax.training.load import CHECKPOINTS_FOLDER, load_model, save_run
@@ -23,7 +22,7 @@ CONFIG = dataclasses.replace(SMALL, vocab_multiple=128, num_layers=2)  # 128: wh
 
 @pytest.fixture(scope="module")
 def params():
-    return init_params(jax.random.key(0), config=CONFIG)
+    return init_jit(jax.random.key(0), config=CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +84,7 @@ def test_what_else_is_there_is_told(tmp_path):
         load_model(tmp_path)
     with pytest.raises(UserError, match="is a file"):
         load_model(tmp_path / "notes.txt")
-    for name, message in (("model.gguf", "a GGUF model"), ("adapter_config.json", "a LoRA adapter; merge it")):
+    for name, message in (("model.gguf", "not a GGUF file"), ("adapter_config.json", "a LoRA adapter; merge it")):
         (tmp_path / name).write_text("x")
         beside = (tmp_path / "config.json", tmp_path / "adapter_model.safetensors")  # some trainers write both
         for others in ((), beside):

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from allam_jax.errors import UserError
-from allam_jax.training.optimizer import decay_mask, grad_norms, make_optimizer, optimizer_metrics
+from allam_jax.training.optimizer import check_no_decay, decay_mask, grad_norms, make_optimizer, optimizer_metrics
 from allam_jax.training.schedules import make_schedule
 from allam_jax.training.settings import GuardSettings, OptimizerSettings, ScheduleSettings
 
@@ -112,7 +112,7 @@ def test_decay_spares_norms_and_what_is_named():
     biased = {"attention": {"bias": {"query": params["final_norm"]["scale"]}, "query": 1}, "norm": {"scale": 1}}
     assert jax.tree.leaves(decay_mask(biased)) == [False, True, False]
     with pytest.raises(UserError, match=r"optimizer\.no_decay.*'embeding'"):
-        decay_mask(params, no_decay=("scale", "embeding"))
+        check_no_decay(params, no_decay=("scale", "embeding"))
 
 
 def test_rewarm_counts_updates_made_with_the_moments_not_global_steps():

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import xxhash
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from small_models import SMALL
+from small_models import SMALL, init_jit
 
 from allam_jax.errors import UserError
-from allam_jax.model.llama import init_params
 from allam_jax.weights import array_checksums
 from allam_jax.weights.array_checksums import all_finite, check_arrays, check_finite
 from allam_jax.weights.array_checksums import array_checksums as checksums_of
@@ -66,7 +65,7 @@ def test_finite_as_numpy_says(dtype):
 
 
 def test_not_finite_parameters_are_named_wherever_they_come_in_or_go_out(tmp_path):
-    good = init_params(jax.random.key(0), config=SMALL)
+    good = init_jit(jax.random.key(0), config=SMALL)
     for bad_value in (np.nan, -np.inf):
         bad = jax.tree.map(lambda leaf: leaf, good)
         bad["layers"]["mlp"]["up"] = bad["layers"]["mlp"]["up"].at[1, 2, 3].set(bad_value)
@@ -80,7 +79,7 @@ def test_not_finite_parameters_are_named_wherever_they_come_in_or_go_out(tmp_pat
 
 
 def test_what_does_not_fit_float16_is_not_exported(tmp_path):
-    params = init_params(jax.random.key(0), config=SMALL)
+    params = init_jit(jax.random.key(0), config=SMALL)
     params["final_norm"]["scale"] = params["final_norm"]["scale"].at[0].set(1e5)
     with pytest.raises(UserError, match=r"model\.norm\.weight has values .* was to become float16"):
         export_huggingface(tmp_path / "x", params=params, config=SMALL, dtype="float16")
@@ -91,7 +90,7 @@ def test_what_does_not_fit_float16_is_not_exported(tmp_path):
 
 
 def test_a_foreign_directory_with_nan_is_refused(tmp_path):
-    params = init_params(jax.random.key(0), config=SMALL)
+    params = init_jit(jax.random.key(0), config=SMALL)
     export_huggingface(tmp_path / "x", params=params, config=SMALL)
     (tmp_path / "x" / "files.json").unlink()
     path = tmp_path / "x" / "model.safetensors"
@@ -103,7 +102,7 @@ def test_a_foreign_directory_with_nan_is_refused(tmp_path):
 
 
 def test_a_flipped_bit_is_found_in_every_format(tmp_path):
-    params = init_params(jax.random.key(0), config=SMALL)
+    params = init_jit(jax.random.key(0), config=SMALL)
     export_huggingface(tmp_path / "hf", params=params, config=SMALL)
     path = tmp_path / "hf" / "model.safetensors"
     content = bytearray(path.read_bytes())

@@ -18,7 +18,6 @@ from allam_jax.weights.safetensors_io import (
     TensorToWrite,
     read_directory,
     read_header,
-    read_rows,
     write_directory,
 )
 
@@ -58,14 +57,14 @@ def test_reads_what_the_package_writes(tmp_path):
     stored = read_directory(tmp_path)
     assert set(stored) == set(plain)
     for name, expected in plain.items():
-        assert_equal(read_rows(stored[name]), expected)
-    assert_equal(read_rows(stored["matrix"], start=11, stop=30), tensors["matrix"][11:30])
+        assert_equal(stored[name].read_rows(), expected)
+    assert_equal(stored["matrix"].read_rows(start=11, stop=30), tensors["matrix"][11:30])
 
     brain = tensors["brain"]
     import jax.numpy as jnp
 
     safetensors.flax.save_file({"brain": jnp.asarray(brain)}, tmp_path / "brain.safetensors")
-    assert_equal(read_rows(read_header(tmp_path / "brain.safetensors")["brain"], start=2), brain[2:])
+    assert_equal(read_header(tmp_path / "brain.safetensors")["brain"].read_rows(start=2), brain[2:])
 
 
 def test_the_package_reads_what_we_write(tmp_path):
@@ -100,7 +99,7 @@ def test_shards(tmp_path):
         assert len(held) == 1 or sum(tensors[name].nbytes for name in held) <= 400
     stored = read_directory(tmp_path)
     for name, expected in tensors.items():
-        assert_equal(read_rows(stored[name]), expected)
+        assert_equal(stored[name].read_rows(), expected)
 
 
 def test_a_wrong_block_is_refused(tmp_path):
@@ -130,7 +129,7 @@ def test_file_cut_after_its_header_was_read(file):
     tensor = read_header(file)["a"]
     file.write_bytes(file.read_bytes()[: tensor.offset + 40])
     with pytest.raises(UserError, match="truncated inside tensor a"):
-        read_rows(tensor)
+        tensor.read_rows()
 
 
 def with_header(file, header: bytes, *, data: bytes = b"\0" * 64) -> None:

@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import SMALL
+from small_models import SMALL, init_jit
 
 from allam_jax.errors import UserError
-from allam_jax.model.llama import init_params
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.weights import orbax_arrays
 from allam_jax.weights.directory import load_weights, save_weights, shardings_on
@@ -20,7 +19,7 @@ NAMES = ("embedding.table", "layers.mlp.up", "layers.attention.query")
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.tree.map(np.asarray, init_params(jax.random.key(0), config=SMALL))
+    return jax.tree.map(np.asarray, init_jit(jax.random.key(0), config=SMALL))
 
 
 @pytest.fixture

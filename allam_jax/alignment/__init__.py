@@ -1,0 +1,1 @@
+"""From conversations to an aligned model: messages, masks, packed samples, preference losses."""

@@ -1,0 +1,141 @@
+"""Answers of a model over a grid of temperatures and nucleus values, and the pairs that they make.
+
+The ALLaM paper samples ten answers a prompt in this way, and prefers the reply of the data to them.
+"""
+
+import collections
+import itertools
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from allam_jax.alignment.conversations import ASSISTANT, BadRow, conversation_of
+from allam_jax.alignment.settings import PreferenceSettings
+from allam_jax.generation.over_rows import Backend, RowAnswer
+from allam_jax.generation.requests import Sampling
+from allam_jax.generation.rows import Prompt
+from allam_jax.tokenizer.scripts import ARABIC_LETTERS
+
+_AHEAD = 64  # prompts that every point of the grid answers before the next ones come
+_ENDED = frozenset({"stop", "eos", "end_turn"})  # words of backends for an answer that ended by itself
+_LEAST_LETTERS = 8  # fewer say nothing about the language
+
+
+def grid_of(settings: PreferenceSettings, *, seed: int) -> list[Sampling]:
+    """A way of sampling for each temperature and nucleus value; seeds differ, so that answers do."""
+    points = itertools.product(settings.temperatures, settings.top_ps)
+    return [
+        Sampling(
+            max_new_tokens=settings.max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            samples=settings.samples,
+            seed=(seed + number) % 2**32,
+        )
+        for number, (temperature, top_p) in enumerate(points)
+    ]
+
+
+class GridBackend:
+    """Asks every prompt at each point of a grid; the choices of an answer are those of the points one after another."""
+
+    def __init__(self, backends: Sequence[Backend]):
+        self._backends = backends
+
+    def describe(self) -> dict[str, Any]:
+        """What each point says."""
+        return {"grid": [backend.describe() for backend in self._backends]}
+
+    def answers(self, prompts: Iterable[Prompt]) -> Iterator[RowAnswer]:
+        """See `over_rows.Backend`; a row that one point cannot answer has no answer."""
+        prompts = iter(prompts)
+        while block := list(itertools.islice(prompts, _AHEAD)):
+            # One point after another, because they may share an engine.
+            by_point = [list(backend.answers(iter(block))) for backend in self._backends]
+            for found in zip(*by_point, strict=True):
+                failed = next((answer for answer in found if answer.error), None)
+                choices = tuple(choice for answer in found for choice in answer.choices)
+                yield failed or RowAnswer(choices, found[0].prompt_tokens)
+
+
+def asked_of(number: int, record: Mapping[str, Any] | str) -> Prompt:
+    """The prompt of a conversation: all but its last reply, which its answer carries as `chosen`."""
+    try:
+        if isinstance(record, str):
+            raise BadRow(f"a row {record}")
+        messages = conversation_of(record)
+    except BadRow as reason:
+        return Prompt(number, "", problem=str(reason))
+    return Prompt(number, messages[:-1], {"chosen": messages[-1]["content"]})
+
+
+def pairs_of(
+    answered: Mapping[str, Any],
+    *,
+    settings: PreferenceSettings,
+    points: Sequence[Mapping[str, Any]],
+    left_out: collections.Counter[str],
+) -> Iterator[dict[str, Any]]:
+    """Pairs of the conversation's own reply and answers of the model, with where each answer comes from.
+
+    Args:
+        answered: a row that `over_rows` has written.
+        settings: what an answer must be to count as rejected.
+        points: of the grid, for the provenance.
+        left_out: counts the reasons why answers are not used.
+    """
+    chosen, kept = answered["chosen"], list[str]()
+    for number, answer in enumerate(answered["answers"]):
+        text = answer["text"].strip()
+        if reason := _unfit(text, answer["finish_reason"], chosen=chosen, others=kept, settings=settings):
+            left_out[reason] += 1
+            continue
+        kept.append(text)
+        point = dict(points[number // settings.samples]) | {"sample": number % settings.samples}
+        yield {
+            "messages": answered["messages"],
+            "chosen": [{"role": ASSISTANT, "content": chosen}],
+            "rejected": [{"role": ASSISTANT, "content": text}],
+            "row": answered["row"],
+            "provenance": point,
+        }
+        if len(kept) == settings.pairs_of_prompt:
+            return
+
+
+def _unfit(text: str, finish_reason: str, *, chosen: str, others: Sequence[str], settings: PreferenceSettings) -> str:
+    """Why an answer cannot be the rejected side; empty if it can."""
+    if not text:
+        return "empty"
+    if finish_reason not in _ENDED and not settings.keep_cut:
+        return "cut"
+    if similarity(text, chosen) >= settings.most_similar:
+        return "equal or too near to the chosen"
+    if any(similarity(text, other) >= settings.most_similar for other in others):
+        return "equal or too near to another"
+    if not settings.keep_other_script and _is_arabic(text) is not None and _is_arabic(chosen) is not None:
+        return "" if _is_arabic(text) == _is_arabic(chosen) else "another script"
+    return ""
+
+
+def similarity(one: str, other: str) -> float:
+    """Shared pairs of neighbouring words over all of them (Jaccard), 0 to 1; 1 for texts with the same words."""
+    first, second = (_words(text) for text in (one, other))
+    if first == second:
+        return 1.0
+    pairs = [set(itertools.pairwise(["", *words])) for words in (first, second)]
+    return len(pairs[0] & pairs[1]) / max(len(pairs[0] | pairs[1]), 1)
+
+
+def _words(text: str) -> list[str]:
+    folded = "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
+    return re.findall(r"\w+", folded)
+
+
+def _is_arabic(text: str) -> bool | None:
+    """Whether most letters are Arabic; None for too few letters."""
+    letters = [c for c in text if c.isalpha()]
+    if len(letters) < _LEAST_LETTERS:
+        return None
+    return sum(c in ARABIC_LETTERS for c in letters) > len(letters) / 2

@@ -1,0 +1,118 @@
+"""Settings of fine-tuning on conversations and of preference optimisation."""
+
+from collections.abc import Mapping
+
+from allam_jax.errors import UserError
+from allam_jax.generation.settings import EndpointSettings
+from allam_jax.settings import Section, entries, nested, setting
+
+PREFERENCE_LOSSES = ("sigmoid", "sigmoid_norm", "ipo", "robust", "simpo")
+LEARNED = ("augmented", "all", "last")
+TOO_LONG = ("whole_turns", "skip", "cut")
+
+
+class ConversationSourceSettings(Section):
+    """Conversations, or pairs of them, of one language."""
+
+    path: str = setting(
+        "", "JSON Lines, JSON or Parquet: a file, folder or pattern; or a saved Hugging Face dataset", path="chats"
+    )
+    language: str = setting("", "label of the held-out losses, such as ar; empty: the name of the source")
+
+
+class ConversationSettings(Section, name="conversations"):
+    """Which conversations are read, and how they become rows."""
+
+    sources: Mapping[str, ConversationSourceSettings] = entries("base.conversations(...): what is read")
+    template: str = setting(
+        "",
+        "chat template: allam, chatml, llama2, llama3 or a .jinja file; empty: the tokenizer's",
+        path="template",
+    )
+    too_long: str = setting(
+        "whole_turns",
+        "longer than data.seq_len: whole_turns keeps the turns that fit, skip leaves it out, cut cuts a reply",
+        choices=TOO_LONG,
+    )
+    packed: bool = setting(True, "samples share rows (best fit); otherwise each has a row of its own")
+    epochs: float = setting(3.0, "how often every sample is seen; 0: train.steps says how long", least=0, most=1e6)
+    held_out_share: float = setting(0.01, "of the conversations, by a hash of their text", least=0, below=1)
+    max_bad_share: float = setting(0.05, "share of rows that cannot be used and ends the run", least=0, most=1)
+
+
+class SftSettings(Section, name="sft"):
+    """Supervised fine-tuning."""
+
+    learned: str = setting(
+        "augmented",
+        "augmented: n turns give n samples, the k-th with turns 1 to k and its last reply learned (Figure 11 of the "
+        "paper); all: one sample with all replies learned; last: one with the last reply learned",
+        choices=LEARNED,
+    )
+    average: str = setting(
+        "token",
+        "token: the loss is the mean over all learned tokens of a step; sample: the mean over its samples of their "
+        "mean, so that long replies count no more than short ones",
+        choices=("token", "sample"),
+    )
+
+
+class DpoSettings(Section, name="dpo"):
+    """Preference optimisation on pairs. Betas of forms that divide by the length are larger: 2 to 10."""
+
+    loss: str = setting(
+        "sigmoid",
+        "sigmoid: DPO; sigmoid_norm: DPO on log-probabilities per token; ipo: a squared distance, per token; robust: "
+        "unbiased where label_smoothing of the pairs are swapped; simpo: per token, without a reference",
+        choices=PREFERENCE_LOSSES,
+    )
+    beta: float = setting(0.1, "strength of the pull towards the reference", above=0, most=1e3)
+    label_smoothing: float = setting(0.0, "share of pairs that are thought to be swapped", least=0, below=0.5)
+    simpo_gamma: float = setting(0.5, "margin that simpo asks for", least=0, most=1e3)
+    nll_weight: float = setting(0.0, "weight of the chosen side's negative log-likelihood per token", least=0, most=1e3)
+    reference: str = setting(
+        "cached",
+        "cached: the reference's log-probabilities are computed before training and kept in the workdir; live: a "
+        "second copy of the weights computes them for every batch",
+        choices=("cached", "live"),
+    )
+    collapse_nats: float = setting(
+        0.5, "fall of the chosen side's log-probability per token below the reference's that is told", above=0
+    )
+    max_kl: float = setting(
+        0.0, "nats per token between model and reference at which the run ends early; 0: never", least=0
+    )
+
+    def check(self) -> None:
+        """UserError for settings that a loss does not read."""
+        if self.label_smoothing and self.loss == "ipo":
+            raise UserError("config.dpo.label_smoothing: ipo has none; set it to 0, or choose another loss")
+
+
+class PreferenceSettings(Section, name="preferences"):
+    """Rejected answers from a model: every prompt is answered at each point of a grid."""
+
+    input: str = setting("", "conversations, as in conversations.sources: their last replies are chosen", path="chats")
+    template: str = setting(
+        "",
+        "chat template: allam, chatml, llama2, llama3 or a .jinja file; empty: the tokenizer's",
+        path="template",
+    )
+    temperatures: tuple[float, ...] = setting((0.6, 0.8, 1.0, 1.2, 1.4), "of the grid", above=0, most=1e3)
+    top_ps: tuple[float, ...] = setting((0.9, 1.0), "nucleus values of the grid", above=0, most=1)
+    samples: int = setting(1, "answers to a prompt at each point", least=1, most=1024)
+    max_new_tokens: int = setting(512, "tokens of an answer", least=1)
+    pairs_of_prompt: int = setting(1, "pairs that a prompt gives at most", least=1)
+    most_similar: float = setting(
+        0.8, "share of word pairs from which an answer counts as equal to another", above=0, most=1
+    )
+    keep_cut: bool = setting(False, "answers that max_new_tokens cuts may be rejected sides too")
+    keep_other_script: bool = setting(False, "so may those in another script than the chosen side")
+    shard_rows: int = setting(200, "rows of a file of answers; so many are lost at most when a run is killed", least=1)
+    max_error_share: float = setting(0.1, "share of rows without answer that ends the run", least=0, most=1)
+    endpoint: EndpointSettings = nested(EndpointSettings, "a server that answers instead of init.weights")
+
+    def check(self) -> None:
+        """UserError for a grid without points."""
+        if not self.temperatures or not self.top_ps:
+            raise UserError("config.preferences: temperatures and top_ps need at least one value each")
