@@ -151,7 +151,7 @@ def config_from_huggingface(values: dict[str, Any], *, file: Path, vocab_multipl
             raise UserError(f"{file}: {key} is too large; expected a number of a network")
         return kind(value)
 
-    fields = {ours: get(*theirs) for ours, theirs in _FIELDS.items()}
+    fields: dict[str, Any] = {ours: get(*theirs) for ours, theirs in _FIELDS.items()}
     _refuse_windows(values, max_position=fields["max_position"], num_layers=fields["num_layers"], file=file)
     fields["num_kv_heads"] = get("num_key_value_heads", int, fields["num_heads"])
     fields["head_dim"] = get("head_dim", int, fields["dim"] // max(fields["num_heads"], 1))
