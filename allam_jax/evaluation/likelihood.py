@@ -236,7 +236,7 @@ def _predict(
     model = bind(params, config=config, options=options)
     memory = Branching(rows.parts, trunks, jnp.int32(0), branches, options.attention)
     x_BTD, _ = model.apply_layers(
-        model.embed(rows.tokens_BT),
+        model.embed(jnp.asarray(rows.tokens_BT)),
         segment_ids_BT=rows.parts.blocks_BT,
         positions_BT=rows.parts.positions_BT,
         memory=memory,

@@ -205,8 +205,8 @@ def _in_short(result: dict[str, Any], *, method: str) -> tuple[str, ...]:
         lines.append(f"- {language_name(name)}: {bits}{tokens}.")
     lines.append(
         f"- How: {result['new_pieces']:,} new pieces, whose embeddings began by `{method}` (expand.method), and "
-        f"{result['steps']:,} steps of continued pre-training. The model is in `{result['export']}`; counts of the texts "
-        "are in report.md of the stage corpus."
+        f"{result['steps']:,} steps of continued pre-training. The model is in `{result['export']}`; counts of the "
+        "texts are in report.md of the stage corpus."
     )
     return ("\n".join(lines),)
 
