@@ -22,7 +22,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from allam_jax import recipe_inputs, streams
-from allam_jax.errors import USER_ERROR, Stopped, UserError
+from allam_jax.errors import USER_ERROR, Stopped, UserError, nearest
 from allam_jax.files import json_text
 from allam_jax.launch import flags as sweep_flags
 from allam_jax.parallel import lifeline
@@ -55,6 +55,7 @@ def parse_flags(argv: list[str]) -> list[str]:
             print_help()
             raise SystemExit(0)
         check_overrides(argv)
+        check_config_file(argv)
         argv = recipe_inputs.move(with_installed_files(sweep_flags.prepare(with_installed_files(argv))))
         sys.argv = argv  # config_flags looks there for the keys that are set
         rest = flags.FLAGS(argv)
@@ -104,6 +105,19 @@ def check_config(config: object, *, path: Path) -> None:
         raise UserError(f"--config {path}: get_config() returned {config!r:.100}; expected what base.get_config gives")
     if not isinstance(config.get("task"), str):
         raise UserError(f"--config {path}: the config names no task; make it with base.get_config(TASK)")
+
+
+def check_config_file(argv: list[str]) -> None:
+    """UserError for a config that is not there: before its keys, which the parser could then not know."""
+    for index, argument in enumerate(argv):
+        flag, separator, value = argument.partition("=")
+        if flag not in ("--config", "-config") or not (value or argv[index + 1 : index + 2]):
+            continue
+        path = Path((value if separator else argv[index + 1]).partition(":")[0])
+        if not path.is_file() and not (_ROOT / path).is_file():
+            folder = path.parent if path.parent.is_dir() else _ROOT / "configs"
+            known = nearest(path.name, [file.name for file in folder.glob("*.py") if not file.name.startswith("_")])
+            raise UserError(f"--config {path}: no such file in {folder}; {known}")
 
 
 def with_installed_files(argv: list[str]) -> list[str]:

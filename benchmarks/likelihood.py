@@ -5,7 +5,7 @@
 DIR is a Hugging Face directory with its tokenizer. Items are drawn by a seed. Zero-shot ACVA has two choices of several
 tokens behind one context; five-shot MMLU has four letters behind long examples that the items of a subject share. Both
 sides get the requests that the harness has built, and are timed from request to score. Ours is timed twice: with the
-compilation of its programs, and again. Theirs runs with `batch_size=auto`. The last line is a JSON object.
+compilation of its programs, and again. The last line is a JSON object.
 """
 
 import json
@@ -28,6 +28,7 @@ MMLU_EXAMPLES = flags.DEFINE_string("mmlu_examples", "", "Folder of its worked e
 MMLU_ITEMS = flags.DEFINE_integer("mmlu_items", 200, "Items of it.", lower_bound=1)
 MMLU_SUBJECTS = flags.DEFINE_integer("mmlu_subjects", 57, "The first subjects that they are drawn from.", lower_bound=1)
 CORES = flags.DEFINE_integer("cores", 2, "CPU cores to use.", lower_bound=1)
+BATCH = flags.DEFINE_string("batch", "16", "lm_eval's batch size; `auto` looks for the largest, which is timed too.")
 THEIRS = flags.DEFINE_bool("theirs", True, "Also time lm_eval's model.")
 
 
@@ -91,6 +92,7 @@ def _no_engine() -> Any:
 
 
 def main(argv: list[str]) -> None:
+    """Prints both sides' speeds, and all numbers as JSON."""
     if len(argv) > 1:
         raise app.UsageError("no arguments besides flags")
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", JAX_PLATFORMS="cpu")
@@ -127,7 +129,7 @@ def theirs(
     """Times lm_eval's model on the same requests, and compares the scores."""
     from lm_eval.models.huggingface import HFLM
 
-    model = HFLM(pretrained=MODEL.value, dtype="float32", device="cpu", batch_size="auto", max_batch_size=64)
+    model = HFLM(pretrained=MODEL.value, dtype="float32", device="cpu", batch_size=BATCH.value)
     start = time.perf_counter()
     expected = model.loglikelihood(requests, disable_tqdm=True)
     taken = time.perf_counter() - start

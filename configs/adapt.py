@@ -140,6 +140,13 @@ def _check(given: Inputs, *, variant: str) -> None:
                 raise UserError(
                     f"config.{key} is empty: give --config.{key}=PATH, or try --config configs/adapt.py:laptop"
                 )
+    if given.base and not Path(given.base).expanduser().exists():
+        raise UserError(f"config.base = {given.base!r}: nothing is there; give a model's directory or GGUF file")
+    if given.script:
+        try:
+            script_pattern(given.script)
+        except UserError as error:
+            raise UserError(f"config.{error}") from None
     if not given.texts and given.language not in TEXTS:
         raise UserError(
             f"config.texts is empty: the catalog has texts of {', '.join(TEXTS)}, but not of {given.language}; give "
@@ -149,14 +156,14 @@ def _check(given: Inputs, *, variant: str) -> None:
 
 def _corpus(given: Inputs) -> ConfigDict:
     config = base.get_config("corpus")
-    config.corpus.rules.text = corpus_rules.any_language()
     for language, path, source in (
         (given.language, given.texts, TEXTS.get(given.language, "")),
         (given.replay_language, given.replay, REPLAY),
     ):
         where = {"path": path} if path else {"catalog": source}
+        config.corpus.rules[language] = corpus_rules.any_language(language)
         config.corpus.sources[language] = base.documents(
-            **where, language=language, rules="text", repair=("mojibake",), max_bytes=given.max_bytes
+            **where, language=language, rules=language, repair=("mojibake",), max_bytes=given.max_bytes
         )
     config.corpus.dedup.text = True
     return config

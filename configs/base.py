@@ -33,6 +33,11 @@ def recipe(**stages: ConfigDict) -> ConfigDict:
     return config
 
 
+def longer(first: ConfigDict, **stages: ConfigDict) -> ConfigDict:
+    """A recipe with further stages behind its own."""
+    return recipe(**{name: first.stage[name] for name in first.stages}, **stages)
+
+
 def model(config: LlamaConfig) -> ConfigDict:
     """A preset as config values."""
     return ConfigDict(dataclasses.asdict(config))

@@ -36,7 +36,7 @@ def documents(texts: str, language: str, *, validation_share: float) -> ConfigDi
         if not value:
             raise UserError(f"config.{key} is empty: give --config.{key}={'FILES' if key == 'texts' else 'CODE'}")
     config = base.get_config("corpus")
-    config.corpus.rules.text = corpus_rules.any_language()
+    config.corpus.rules.text = corpus_rules.any_language(language)
     config.corpus.sources[language] = base.documents(
         path=texts, language=language, rules="text", repair=("mojibake",), validation_share=validation_share
     )

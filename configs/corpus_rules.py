@@ -8,6 +8,7 @@ Tags and their definitions: allam_jax/corpus/tags.py and repetition_tags.py.
 
 from ml_collections import ConfigDict
 
+from allam_jax.corpus.language_id import LANGUAGES
 from configs.base import rule
 
 
@@ -41,14 +42,15 @@ def arabic() -> ConfigDict:
     )
 
 
-def any_language() -> ConfigDict:
-    """Rules that hold for every language and kind of text: another language, hardly any words, signs instead of text.
+def any_language(language: str) -> ConfigDict:
+    """Rules for every language and kind of text: text in another language, hardly any words, signs instead of text.
 
-    Thresholds are ours, and mild. The tags count words by Unicode's rules for all scripts. A language that lid.176 does
-    not know has no score, and the rule on it drops nothing.
+    Thresholds are ours, and mild. The tags count words by Unicode's rules for all scripts. For a language that lid.176
+    does not know, such as Hausa, there is no rule on text in another language.
     """
+    known = {"language": rule("language_score", "<", 0.5)} if language in LANGUAGES else {}
     return _unlocked(
-        language=rule("language_score", "<", 0.5),
+        **known,
         short=rule("word_count", "<", 5),
         no_letters=rule("word_no_letter_share", ">=", 0.6),
         symbols=rule("word_symbol_ratio", ">", 0.1),

@@ -18,7 +18,7 @@ from configs import base, sft
 
 def get_config(size: str = "paper") -> ConfigDict:
     if size == "tiny":
-        return base.recipe(**sft.get_config("tiny").stage, dpo=small())
+        return base.longer(sft.get_config("tiny"), dpo=small())
     if size != "paper":
         raise UserError(f"--config configs/dpo.py:{size}: expected tiny, or no argument")
     config = base.get_config("dpo")
@@ -36,9 +36,9 @@ def small() -> ConfigDict:
     config = base.get_config("dpo")
     config.init.weights = "@sft"
     config.conversations.sources.pairs = base.conversations(path=str(sft.CHATS / "pairs.jsonl"))
-    config.conversations.update(epochs=8.0, held_out_share=0.1, too_long="skip")
+    config.conversations.update(epochs=4.0, held_out_share=0.1, too_long="skip")
     config.data.update(seq_len=128, batch_size=8)
-    config.schedule.update(name="cosine", peak_lr=1e-4, warmup_steps=5, final_fraction=0.1)
+    config.schedule.update(name="cosine", peak_lr=2e-5, warmup_steps=5, final_fraction=0.1)
     config.eval.every = 20
     config.checkpoint.update(every=0, keep_last=1)
     config.metrics.tensorboard = False

@@ -230,6 +230,7 @@ def test_a_finished_stage_outlives_a_new_key(monkeypatch, tmp_path):
 # Section -> version and the hash of its defaults. If this fails, a default has changed: finished stages that relied on
 # it would be taken for others, so raise the section's version with it. A new key needs its line here only.
 DEFAULTS = {
+    "ArenaSettings": "1 ee559d07a0be",
     "ChatSettings": "1 5e2101537c6a",
     "CheckpointSettings": "1 d7fb1276ba2b",
     "ComputeOptions": "1 ec7c1d2fd339",
@@ -243,7 +244,10 @@ DEFAULTS = {
     "ExportSettings": "1 4200e1be8bf2",
     "GenerateSettings": "1 d752568f7487",
     "GuardSettings": "1 a3fb105eb7c1",
+    "HarnessSettings": "1 513d816900a4",
     "InitSettings": "1 b57b83edef8b",
+    "JudgeSettings": "1 ba2ce1c7cc28",
+    "LikelihoodSettings": "1 cf3f0be7b908",
     "LlamaConfig": "1 e80f4ba9b5e9",
     "LoraSettings": "1 c54eb3600eb3",
     "MergeSettings": "1 e58b5c432550",
@@ -263,6 +267,7 @@ DEFAULTS = {
     "SeedSettings": "1 de7d7744ccd7",
     "ServeSettings": "1 1fc11eaa898a",
     "SftSettings": "1 212697bb4cbd",
+    "SuiteCurvesSettings": "1 d89d1f0f55f1",
     "TokenizerExtensionSettings": "1 727e9d91e2ec",
     "TokenizerMergeSettings": "1 571b24551618",
     "TokenizerSettings": "1 356763cf278e",

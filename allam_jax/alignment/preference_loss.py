@@ -99,11 +99,12 @@ class Preference:
         )
 
     def _kl(self, log_ratio_BT: jax.Array, batch: Batch, tokens: Sides) -> jax.Array:
-        """The mean over a pair's learned tokens of r - 1 - log r with r = ref / pi, which is never negative, [B, P].
+        """Half the mean square of log(ref / pi) over a pair's learned tokens, [B, P].
 
-        It estimates KL(pi || ref) without bias where the model itself has sampled the answers.
+        It is near KL(pi || ref) where the two are close, is never negative, and stays finite where rejected answers,
+        which the model has not sampled, become improbable.
         """
-        sums = self._by_side(jnp.expm1(log_ratio_BT) - log_ratio_BT, batch)
+        sums = self._by_side(jnp.square(log_ratio_BT) / 2, batch)
         return (sums.chosen + sums.rejected) / jnp.maximum(tokens.chosen + tokens.rejected, 1.0)
 
     def _by_side(self, values_BT: jax.Array, batch: Batch) -> Sides:

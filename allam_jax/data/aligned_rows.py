@@ -61,7 +61,10 @@ def aligned_rows(old: Tokenizer, new: Tokenizer, texts: Iterable[str], *, seq_le
             old_ids, new_ids, begin = [old.bos_id, *old_ids], [new.bos_id, *new_ids], 1
         found.append((old_ids, new_ids, old_places[after] + begin, new_places[after] + begin))
     return AlignedRows(
-        *(_padded([row[column] for row in found], seq_len) for column in range(4)),
+        old_RT=_padded([row[0] for row in found], seq_len),
+        new_RT=_padded([row[1] for row in found], seq_len),
+        old_places_RT=_padded([row[2] for row in found], seq_len),
+        new_places_RT=_padded([row[3] for row in found], seq_len),
         pairs_R=np.array([len(row[2]) for row in found], np.int32),
         lengths_R=np.array([len(row[1]) for row in found], np.int32),
     )

@@ -85,9 +85,11 @@ class TextEncoder:
         return context_ids, self._inside(continuation)
 
     def _encode(self, text: str, *, controls: Controls | None) -> list[int]:
-        if controls is not None and self._template is not None:
-            return self._template.encode(Rendered(text, controls, ()))
         bos_id = self._tokenizer.bos_id
+        if controls is not None and self._template is not None:
+            ids = self._template.encode(Rendered(text, controls, ()))
+            # As the harness does it, also where a template writes no begin-of-text.
+            return [bos_id, *ids] if self._bos and bos_id is not None and ids[:1] != [bos_id] else ids
         if self._bos and bos_id is not None and text.startswith(self._tokenizer.id_to_piece(bos_id)):
             rest = text[len(self._tokenizer.id_to_piece(bos_id)) :]  # the text brings its own
             return [bos_id, *self._tokenizer.encode(rest)]

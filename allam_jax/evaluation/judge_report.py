@@ -77,8 +77,8 @@ def _draw_radar(path: Path, models: Mapping[str, Mapping[str, Any]]) -> None:
         ax = drawing.add_subplot(projection="polar")
         for number, (model, scores) in enumerate(models.items()):
             values = [scores["categories"].get(name) or math.nan for name in names]
-            style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-            ax.plot([*angles, *angles[:1]], [*values, *values[:1]], label=label(model), **style)
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+            ax.plot([*angles, *angles[:1]], [*values, *values[:1]], label=label(model), color=colour, marker=marker)
         ax.set_xticks(angles, [label(name) or "–" for name in names])
         ax.set_ylim(0, 10)
         drawing.legend(loc="outside lower center", ncols=3, frameon=False)

@@ -87,9 +87,9 @@ def pairwise_scores(judgments: Sequence[Judgment], *, seed: int) -> dict[str, An
         points = {a: 1.0, b: 0.0}.get(str(winners[0]), 0.5) if winners[0] == winners[1] else 0.5
         outcomes[a, b].append((question, points))
     pairs = {}
-    for (a, b), points in sorted(outcomes.items()):
-        values = [value for _, value in points]
-        low, high = _interval_of(points, seed=seed)
+    for (a, b), of_pair in sorted(outcomes.items()):
+        values = [value for _, value in of_pair]
+        low, high = _interval_of(of_pair, seed=seed)
         counts = {"wins": values.count(1.0), "ties": values.count(0.5), "losses": values.count(0.0)}
         pairs[f"{a} : {b}"] = {**counts, "points": sum(values) / len(values), "low": low, "high": high}
     decided = [judgment.found for judgment in judgments if judgment.found in ("first", "second")]

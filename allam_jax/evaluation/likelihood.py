@@ -221,7 +221,7 @@ def _prefill(network: Network, params: Params, tokens_BT, segments_BT, positions
     B, T = tokens_BT.shape
     cache = KVCache.empty(config, slots=B, capacity=T, dtype=jnp.dtype(options.compute_dtype))
     memory = Filling(cache, jnp.asarray(slots_BT), jnp.asarray(positions_BT), jnp.int32(0))
-    _, memory = model.apply_layers_remembering(
+    _, memory = model.apply_layers(
         model.embed(tokens_BT), segment_ids_BT=segments_BT, positions_BT=positions_BT, memory=memory
     )
     return memory.cache
@@ -235,8 +235,8 @@ def _predict(
     config, options = network.config, network.options
     model = bind(params, config=config, options=options)
     memory = Branching(rows.parts, trunks, jnp.int32(0), branches, options.attention)
-    x_BTD, _ = model.apply_layers_remembering(
-        model.embed(rows.tokens_BT),
+    x_BTD, _ = model.apply_layers(
+        model.embed(jnp.asarray(rows.tokens_BT)),
         segment_ids_BT=rows.parts.blocks_BT,
         positions_BT=rows.parts.positions_BT,
         memory=memory,

@@ -120,7 +120,7 @@ def read_questions(path: str, *, key: str) -> list[MTQuestion]:
     """The questions of a file that `key` of the config names; UserError that names a line which is none."""
     questions: dict[str, MTQuestion] = {}
     for where, record in _records(path, key=key):
-        name, turns = _id(record, where), record.get("turns")
+        name, turns = _id(record, where), record.get("turns") or ()
         if not _texts(turns) or len(turns) > 2:
             raise UserError(f"{where}: `turns` is no list of one or two texts")
         if name in questions:

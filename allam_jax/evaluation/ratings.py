@@ -114,7 +114,7 @@ def krippendorff_alpha(votes: Sequence[Mapping[str, str]]) -> float | None:
     pairable = [item for item in votes if len(item) > 1]
     if len({choice for item in pairable for choice in item.values()}) < 2:
         return None
-    numbers = {choice: float(number) for number, choice in enumerate(CHOICES)}
+    numbers: dict[str, float] = {choice: float(number) for number, choice in enumerate(CHOICES)}
     raters = sorted({rater for item in pairable for rater in item})
     # Codes by rater and item: what a rater did not see is missing.
     frame = pandas.DataFrame(

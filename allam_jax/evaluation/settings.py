@@ -103,7 +103,7 @@ class JudgeSettings(Section, name="judge"):
     reference_categories: tuple[str, ...] = setting(
         ("math", "reasoning", "coding", "arena-hard-200"), "categories whose judge sees the reference answer"
     )
-    sampling: SamplingSettings = nested(JudgeSamplingSettings, "how the judge answers")
+    sampling: JudgeSamplingSettings = nested(JudgeSamplingSettings, "how the judge answers")
     endpoint: EndpointSettings = nested(EndpointSettings, "the judge")
     shard_rows: int = setting(1, "judgments of a file; so many are lost at most when a run is killed", least=1)
     other: str = setting("", "workdir of another judge of the same answers, to compare with", path="files")

@@ -107,11 +107,8 @@ def page_headers(page: str) -> dict[str, str]:
         (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
         policy.append(f"{kind}-src 'sha256-{digest}'")
-    return {
-        "Content-Security-Policy": "; ".join(policy),
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-    }
+    other = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+    return {"Content-Security-Policy": "; ".join(policy), **other}
 
 
 class _Draining(StopRequest):

@@ -112,7 +112,8 @@ def _reference_values(
     config: Settings, origin: Origin, *, objective: Preference, rows: PackedRows, mesh: Mesh
 ) -> np.ndarray:
     params = origin.params if origin.params is not None else _weights(config, mesh)
-    return reference_values(params, objective=objective, rows=rows, mesh=mesh, batch_size=config.data.batch_size)
+    micro_batch = config.data.batch_size // config.train.accumulation
+    return reference_values(params, objective=objective, rows=rows, mesh=mesh, batch_size=micro_batch)
 
 
 def _identity(config: Settings) -> dict[str, Any]:

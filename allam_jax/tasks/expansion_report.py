@@ -47,7 +47,8 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
                 f"{arms[method].continued}: was trained without evaluations, so there is nothing to compare; give its "
                 "stage eval.sources"
             )
-    step0 = {method: _result(arm.expand)["step0"] for method, arm in arms.items()}
+    expanded = {method: _result(arm.expand) for method, arm in arms.items()}
+    step0 = {method: found["step0"] for method, found in expanded.items()}
     if stages.base and (evaluations := _result(stages.base)["bits_per_byte"]):
         base = {name: value for name, value in evaluations[-1].items() if name != "step"}
     else:
@@ -72,6 +73,8 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         },
         "steps_earlier": _steps_earlier(curves),
         "step0_report": step0,
+        "new_pieces": next(iter(expanded.values()))["new"],
+        "steps": next(iter(metrics.values()))[-1]["step"],
         "export": _result(stages.export)["huggingface"],
         **_evaluated(stages.evaluation),
         "tokens_per_second": _result(next(iter(arms.values())).continued)["tokens_per_second"],
@@ -200,6 +203,11 @@ def _in_short(result: dict[str, Any], *, method: str) -> tuple[str, ...]:
         if name in after:
             tokens = f"; {after[name]:.2f} tokens per word, {_change(before[name], after[name])} its tokenizer"
         lines.append(f"- {language_name(name)}: {bits}{tokens}.")
+    lines.append(
+        f"- How: {result['new_pieces']:,} new pieces, whose embeddings began by `{method}` (expand.method), and "
+        f"{result['steps']:,} steps of continued pre-training. The model is in `{result['export']}`; counts of the "
+        "texts are in report.md of the stage corpus."
+    )
     return ("\n".join(lines),)
 
 
@@ -235,7 +243,7 @@ def _segmentation(shares: dict[str, float]) -> tuple[str, ...]:
         "others by the base:",
         table(
             [
-                {"lines": "all others" if kind.startswith("non_") else f"in {kind}", "share": share}
+                {"lines": "all others" if kind.startswith("non_") else f"in the script {kind}", "share": share}
                 for kind, share in equal.items()
             ]
         ),

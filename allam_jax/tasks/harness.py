@@ -1,6 +1,7 @@
 """Task `harness`: suites of lm-evaluation-harness, and of the user's files, on a model."""
 
 import dataclasses
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,9 @@ from absl import logging
 from allam_jax import files
 from allam_jax.errors import UserError
 from allam_jax.evaluation.likelihood import Likelihood
-from allam_jax.generation.engine import Engine
 from allam_jax.parallel.distributed import is_main_process
 from allam_jax.settings import Settings
-from allam_jax.tasks.setup import open_engine, open_mesh, open_model
-from allam_jax.tokenizer.chat_template import ChatTemplate
+from allam_jax.tasks.setup import open_text_model
 
 TASKS = "tasks"  # folder of the task files that are written
 RESULTS = "lm_eval"  # folder of the harness's own files
@@ -33,34 +32,24 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     except ImportError as error:
         raise UserError(f"task harness: needs {error.name}; pip install -r requirements-eval.txt") from None
     suites = harness_run.write_suites(options, directory=workdir / TASKS, seed=config.seed)
-    mesh = open_mesh(config)
-    loaded, tokenizer, tokenizer_dir = open_model(config, mesh=mesh)
-    template = ChatTemplate.named(options.template, tokenizer=tokenizer, directory=tokenizer_dir)
-
-    def engine() -> Engine:
-        return open_engine(
-            config,
-            loaded,
-            settings=config.engine,
-            tokenizer=tokenizer,
-            tokenizer_dir=tokenizer_dir,
-            template=template if options.as_chat else None,
-            mesh=mesh,
-        )
-
+    opened = open_text_model(config, template=options.template)
+    generates = opened if options.as_chat else dataclasses.replace(opened, template=None)  # turns end answers of chats
+    weights = opened.weights
     likelihood = Likelihood(
-        loaded.params, config=loaded.config, options=config.compute, settings=config.likelihood, mesh=mesh
+        weights.params, config=weights.config, options=config.compute, settings=config.likelihood, mesh=opened.mesh
     )
     model = HarnessModel(
-        tokenizer, likelihood=likelihood, engine=engine, template=template, max_new_tokens=options.max_new_tokens
+        opened.tokenizer,
+        likelihood=likelihood,
+        engine=functools.partial(generates.engine, config.engine),
+        template=opened.template,
+        max_new_tokens=options.max_new_tokens,
     )
     evaluated = harness_run.evaluate(model, options, suites, directory=workdir / TASKS)
     found = harness_report.collect(evaluated, suites)
     work = {**dataclasses.asdict(likelihood.work), "cut_by_text": model.encoder.cuts.merged}
     if work["cut_by_text"]:
-        logging.warning(
-            "%d continuations were cut from their contexts by text: see docs/evaluation.md", work["cut_by_text"]
-        )
+        logging.warning("%d continuations were cut by text: see docs/evaluation.md", work["cut_by_text"])
     if is_main_process():
         result = {**found, "work": work}
         files.write_json(workdir / "harness.json", result)
@@ -73,8 +62,6 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
             title=f"Suites: {config.init.weights}",
         )
         harness_run.save(evaluated, directory=workdir / RESULTS)
-    return {name: scores["accuracy"] for name, scores in found["choices"].items()} | {
-        f"{name}/{metric}": values["value"]
-        for name, all_ in found["metrics"].items()
-        for metric, values in all_.items()
-    }
+    accuracies = {name: scores["accuracy"] for name, scores in found["choices"].items()}
+    metrics = {f"{name}/{key}": of["value"] for name, all_ in found["metrics"].items() for key, of in all_.items()}
+    return accuracies | metrics

@@ -28,7 +28,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     answers: dict[str, list[str]] = {question.id: [] for question in questions}
     errors = 0
     for turn in range(_TURNS):
-        prompts = []
+        prompts = list[Prompt]()
         for question in questions:
             given = answers[question.id]
             if len(question.turns) > turn and len(given) == turn:

@@ -12,6 +12,7 @@ from absl import logging
 
 from allam_jax.errors import UserError
 from allam_jax.files import write_json, write_text
+from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.planning.compiled_step import compile_step
 from allam_jax.planning.gpu_cluster import Cluster, cluster_of
 from allam_jax.planning.plan_figure import draw_plans
@@ -19,6 +20,7 @@ from allam_jax.planning.plan_report import plan_markdown
 from allam_jax.planning.run_plan import RunPlan
 from allam_jax.planning.search import does_not_fit, ranked
 from allam_jax.settings import Settings
+from allam_jax.training.load import open_stored
 from allam_jax.training.run_description import RunDescription, described_run
 
 SHOWN = 12  # layouts of a search in the report
@@ -29,7 +31,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Plans the run of a train config and returns the main figures. Raises UserError if the run does not fit."""
     # ---- the run and the cluster ----
     cluster = cluster_of(config.plan)
-    wanted = described_run(config, device_count=cluster.size)
+    wanted = described_run(config, device_count=cluster.size, model=_model(config))
     if not config.plan.search:  # a search finds a mesh and an accumulation that suit the batch
         wanted.check_batch()
     tokens = config.plan.tokens or config.train.steps * wanted.tokens_per_step
@@ -69,6 +71,15 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         "layout": plan.run.describe(),
         "compiled": plan.compiled is not None,
     }
+
+
+def _model(config: Settings) -> LlamaConfig | None:
+    """The shapes of the weights to start from, which decide in training too; None: those of `config.model`."""
+    weights = config.init.weights
+    if weights and not Path(weights).exists():
+        logging.warning("init.weights = %s: not here, so the plan takes the shapes of config.model", weights)
+        return None
+    return open_stored(Path(weights)).config if weights else None
 
 
 def _searched(

@@ -1,4 +1,4 @@
-"""Task `suite_curves`: how the scores of suites move over a training run, from a `harness` stage for each checkpoint."""
+"""Task `suite_curves`: scores of suites over a training run, from a `harness` stage for each of its checkpoints."""
 
 from pathlib import Path
 from typing import Any

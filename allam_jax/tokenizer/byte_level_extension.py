@@ -1,9 +1,9 @@
 """Goes on with the merges of a byte-level BPE tokenizer (Llama 3, SmolLM2, Qwen) on text of another language.
 
 A new merge comes after all merges of the base, so any text is first cut as the base cuts it. A new piece holds a
-character of the new language's script, or the beginning of bytes that only such characters have. So text without that
-script keeps exactly the ids of the base. A merge whose result is a piece already is left out: pieces could then join
-earlier merges, and learning would differ from encoding.
+character of the new language's script, or begins one in bytes with which no other script's characters begin. So text
+without such characters keeps exactly the ids of the base. A merge whose result is a piece already is left out: pieces
+could then join earlier merges, and learning would differ from encoding.
 """
 
 import bisect
@@ -24,7 +24,7 @@ from allam_jax.tokenizer.scripts import script_pattern
 from allam_jax.tokenizer.tokenizer import Tokenizer
 
 _RAREST = 2  # occurrences in the text of a pair that becomes a piece
-_SILENT = regex.compile(r"[\p{Cn}\p{Script=Inherited}]")
+_UNASSIGNED, _OF_NO_SCRIPT = regex.compile(r"\p{Cn}"), regex.compile(r"[\p{Script=Inherited}\p{Script=Common}]")
 # Cuts of text that no pre-tokenizer of llama.cpp's looks beyond, but for signs before the end of a line.
 _CHUNK = re.compile(r"\s?\S+")
 
@@ -82,12 +82,11 @@ def verify_byte_level(base: Tokenizer, extended: Tokenizer, lines: Iterable[str]
     """What holds of an extension: all of it follows from how it is made, and is looked for in real text.
 
     Returns:
-        For script="arabic": `{non_arabic_lines: number of lines without a character of the script or a mark of every
-        script, non_arabic_equal: share of them with exactly the base's ids (None without lines), new_pieces: number,
-        unreachable_pieces: how many of them their own text does not become}`.
+        For script="arabic": `{non_arabic_lines: number of lines without a character of the script, or one whose
+        UTF-8 begins like theirs, non_arabic_equal: share of them with exactly the base's ids (None without lines),
+        new_pieces: number, unreachable_pieces: how many of them their own text does not become}`.
     """
-    has_script = script_pattern(script).search
-    others = [line for line in lines if not has_script(line) and not _SILENT.search(line)]
+    others = [line for line in lines if _is_safe(line, script)]
     pairs = zip(base.encode_batch(others), extended.encode_batch(others), strict=True)
     equal = sum(before == after for before, after in pairs)
     model = extended.model
@@ -158,7 +157,7 @@ def _bytes_of(piece: str) -> bytes:
 
 
 def _holds_script(content: bytes, *, script: str) -> bool:
-    """Whether these bytes occur in no UTF-8 text without a character of the script."""
+    """Whether these bytes have a character of the script, or begin one as only the script does."""
     start = 0
     while start < len(content) and content[start] & 0xC0 == 0x80:  # the end of a character that began before
         start += 1
@@ -170,7 +169,11 @@ def _holds_script(content: bytes, *, script: str) -> bool:
 
 @functools.cache
 def _begins_script(begun: bytes, script: str) -> bool:
-    """Whether these bytes, which are not all of a character's UTF-8, begin no character of another script."""
+    """Whether these bytes, which are not all of a character's UTF-8, begin most often one of this script.
+
+    None that they begin is of another script. They may begin a few of none: E0 B8 begins Thai, and the sign of the
+    baht; E0 A5 begins Devanagari, and two marks of every script. E2 80 begins mostly dashes and quotes.
+    """
     if not begun:
         return False
     size = 4 if begun[0] >= 0xF0 else 3 if begun[0] >= 0xE0 else 2
@@ -180,9 +183,15 @@ def _begins_script(begun: bytes, script: str) -> bool:
     code = begun[0] & (0x7F >> size)
     for byte in begun[1:]:
         code = code << 6 | byte & 0x3F
-    # What is not assigned, or is a mark of every script, speaks for no other: E0 A5 begins Devanagari, and U+0953.
     low = max(code << 6 * missing, {3: 0x800, 4: 0x10000}.get(size, 0x80))
     high = min((code + 1 << 6 * missing) - 1, sys.maxunicode)
     ended = "".join(map(chr, [c for c in range(low, high + 1) if not 0xD800 <= c < 0xE000]))
-    pattern = script_pattern(script)
-    return pattern.search(ended) is not None and not pattern.sub("", _SILENT.sub("", ended))
+    ended = _UNASSIGNED.sub("", ended)
+    others = script_pattern(script).sub("", ended)
+    return len(others) < len(ended) / 2 and not _OF_NO_SCRIPT.sub("", others)
+
+
+def _is_safe(line: str, script: str) -> bool:
+    """Whether no new piece can occur in a line: it has no character that begins like those of the script."""
+    beginnings = {content[:end] for content in map(str.encode, set(line)) for end in range(1, len(content))}
+    return not script_pattern(script).search(line) and not any(_begins_script(begun, script) for begun in beginnings)

@@ -49,7 +49,8 @@ def script_of_language(language: str) -> str:
     import langcodes  # here, because only recipes ask
 
     try:
-        found = langcodes.Language.get(language).maximize().script
+        known = langcodes.Language.get(language)
+        found = known.maximize().script if known.is_valid() else None
     except langcodes.tag_parser.LanguageTagError:
         found = None
     if not found:

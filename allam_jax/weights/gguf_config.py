@@ -116,8 +116,8 @@ def _llama3(stretch: np.ndarray, *, theta: float, head_dim: int, where: str) -> 
     between = (kept > _TOLERANCE) & (kept < 1 - _TOLERANCE)
     candidates = []  # the highest of the three numbers, with 1 as the lowest: a common factor changes nothing
     if between.any():
-        original = np.mean((_LOW + (_HIGH - _LOW) * kept[between]) / turns[between])
-        candidates.append((round(original), _HIGH))
+        context = float(np.mean((_LOW + (_HIGH - _LOW) * kept[between]) / turns[between]))
+        candidates.append((round(context), _HIGH))
     if between.sum() > 1:
         slope, offset = np.polyfit(turns[between], kept[between], 1)
         high = 1 - 1 / min(float(offset), -_TOLERANCE)

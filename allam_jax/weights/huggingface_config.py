@@ -135,6 +135,8 @@ def config_from_huggingface(values: dict[str, Any], *, file: Path, vocab_multipl
             raise UserError(f"{file}: {key} = {values[key]!r}: {message}")
     if values.get("attention_bias") and not FAMILIES[model_type].qkv_bias:
         raise UserError(f"{file}: attention_bias = True: of {model_type}, only models without biases are supported")
+    if model_type == "seed_oss" and values.get("attention_bias") is False:
+        raise UserError(f"{file}: attention_bias = False: of {model_type}, only models with biases are supported")
     if values.get("quantization_config") is not None:
         refuse_quantised(f"{file}: quantization_config", method=values["quantization_config"])
     values = dict(_KIN[model_type].defaults) | values  # a null stays, as for transformers
@@ -142,13 +144,14 @@ def config_from_huggingface(values: dict[str, Any], *, file: Path, vocab_multipl
     def get(key: str, kind: type, default: Any) -> Any:
         value = values.get(key)
         value = default if value is None and default is not ... else value
-        if isinstance(value, bool) is not (kind is bool) or not isinstance(value, (kind, int)):
+        numbers = (float, int) if kind is float else (int,)
+        if isinstance(value, bool) is not (kind is bool) or not isinstance(value, numbers):
             raise UserError(f"{file}: {key} = {value!r}; expected a value of type {kind.__name__}")
         if abs(value) > _LARGEST:
-            raise UserError(f"{file}: {key} has {len(str(abs(value)))} digits; expected a number of a network")
+            raise UserError(f"{file}: {key} is too large; expected a number of a network")
         return kind(value)
 
-    fields = {ours: get(*theirs) for ours, theirs in _FIELDS.items()}
+    fields: dict[str, Any] = {ours: get(*theirs) for ours, theirs in _FIELDS.items()}
     _refuse_windows(values, max_position=fields["max_position"], num_layers=fields["num_layers"], file=file)
     fields["num_kv_heads"] = get("num_key_value_heads", int, fields["num_heads"])
     fields["head_dim"] = get("head_dim", int, fields["dim"] // max(fields["num_heads"], 1))
@@ -195,16 +198,16 @@ def _rope_from_huggingface(values: dict[str, Any], *, file: Path, max_position: 
     rope = values.get(spelling) or {}
     if not isinstance(rope, dict):
         raise UserError(f"{file}: {spelling} = {rope!r}; expected an object")
+    if nested := next((key for key, value in rope.items() if isinstance(value, dict)), None):
+        raise UserError(f"{file}: {spelling}.{nested}: RoPE that differs between layers is not supported")
     kind = str(rope.get("rope_type", rope.get("type", _PLAIN)))
     if kind not in _ROPE:
         raise UserError(f"{file}: {spelling}.rope_type = {kind!r}; supported are {', '.join(_ROPE)}")
     if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
         raise UserError(f"{file}: {spelling}.partial_rotary_factor: partial rotary embeddings are not supported")
     original = values.get(_ORIGINAL) or rope.get(_ORIGINAL) or max_position  # in this order, as transformers
-    stated = {
-        key: value for key, value in (("rope_theta", values.get("rope_theta")), *rope.items()) if value is not None
-    }
-    rope = {"rope_theta": 10_000.0} | stated  # a null means the default
+    thetas = (rope.get("rope_theta"), values.get("rope_theta"), 10_000.0)  # a null means the next one
+    rope = rope | {"rope_theta": next(theta for theta in thetas if theta is not None)}
     if kind == _YARN:
         rope["beta_fast"], rope["beta_slow"] = rope.get("beta_fast") or 32, rope.get("beta_slow") or 1
 

@@ -170,7 +170,7 @@ def assert_same(ours, theirs, *, task):
         assert found.argmax() == expected.argmax()
 
 
-@pytest.mark.parametrize("as_chat", [False, True], ids=["plain", "chat"])
+@pytest.mark.parametrize("as_chat", [pytest.param(False, marks=pytest.mark.long), True], ids=["plain", "chat"])
 def test_every_kind_of_task(root, theirs, tmp_path, as_chat):
     names = CHATS if as_chat else KINDS
     result = runner.run(config_of(root, tasks=tuple(names), as_chat=as_chat), workdir=tmp_path)
@@ -306,7 +306,7 @@ def test_arabic_tasks_of_the_package_resolve_without_data():
         described = load_yaml(file)
         if "task" in described and "group" not in described and isinstance(described["task"], str):
             kinds.add(TaskConfig(**described).output_type)
-    assert kinds == {"multiple_choice"}
+    assert kinds == {"generate_until", "multiple_choice"}
 
 
 @pytest.mark.long

@@ -58,7 +58,9 @@ def truth(pair, context, continuation):
     return logprob, bool(np.all(logits_TV.argmax(axis=-1) == continuation))
 
 
-@pytest.mark.parametrize("sizes", [None, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["one", "eight"])
+@pytest.mark.parametrize(
+    "sizes", [pytest.param(None, marks=pytest.mark.long), {"data": 2, "fsdp": 2, "tensor": 2}], ids=["one", "eight"]
+)
 def test_scores_are_those_of_a_plain_forward_pass(pair, sizes):
     pairs = some_pairs()
     for number in (0, 5):  # with the likeliest continuations too

@@ -9,6 +9,7 @@ import pytest
 
 from allam_jax.errors import UserError
 from allam_jax.tasks import runner
+from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 from configs import adapt
 
 OWN, SHARED = {"tokenizer", "vocabulary"}, {"vocabulary"}
@@ -32,12 +33,20 @@ def test_a_language_in_the_bases_script_is_measured_and_others_are_proved(arg, s
     assert config.stage.vocabulary.task == task
 
 
-def test_a_given_base_is_not_made():
-    given = {"base": "llama", "texts": "t", "replay": "r", "language": "fa"}
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A directory with a tokenizer, which is all that a config looks at."""
+    directory = tmp_path_factory.mktemp("models") / "base"
+    train_sentencepiece([f"some words and others {number}" for number in range(50)], vocab_size=300, output=directory)
+    return str(directory)
+
+
+def test_a_given_base_is_not_made(base):
+    given = {"base": base, "texts": "t", "replay": "r", "language": "fa"}
     config = adapt.get_config(f"full?{urlencode(given)}")
     runner.check(config)
     assert "base" not in config.stages
-    assert config.stage.expanded.init.weights == config.stage.tokenizer.tokenizer_training.like == "llama"
+    assert config.stage.expanded.init.weights == config.stage.tokenizer.tokenizer_training.like == base
     for key in given:
         with pytest.raises(UserError, match=rf"config\.{key} is empty"):
             adapt.get_config(f"full?{urlencode(given | {key: ''})}")
@@ -56,6 +65,24 @@ def test_a_byte_level_base_goes_on_with_its_merges(tmp_path):
     assert config.stage.vocabulary.tokenizer_extension.base == str(tmp_path)
     assert config.stage.vocabulary.tokenizer_extension.script == "Arab"
     assert list(config.stage.expanded.expand.distillation.sources) == ["fa"]
+
+
+def test_languages_that_nothing_identifies_have_no_rule_on_it(base):
+    rules = adapt.get_config(f"full?base={base}&texts=a&replay=b&language=ha").stage.corpus.corpus.rules
+    assert ("language" in rules.ha, "language" in rules.en) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("language=xx", "language 'xx': no script is known"),
+        ("language=fa&base=nowhere", "config.base = 'nowhere': nothing is there"),
+        ("language=fa&script=Persian", "config.script: unknown script 'Persian'"),
+    ],
+)
+def test_inputs_are_named_as_they_are_given(argument, message):
+    with pytest.raises(UserError, match=message):
+        adapt.get_config(f"smoke?texts=a&replay=b&{argument}")
 
 
 @pytest.mark.slow
@@ -77,7 +104,7 @@ def test_every_stage_runs_without_an_argument_and_the_report_says_what_happened(
     assert result["bits_per_byte"]["base"]["ar"] > 8
     assert "The base knows no Arabic: 8 bits per byte" in report
     assert "| Arab only |" in report
-    assert "| in Arab | 1.000 |\n| all others | 1.000 |" in report
+    assert "| in the script Arab | 1.000 |\n| all others | 1.000 |" in report
     assert re.search(r"^- English: .* tokens per word, as many as its tokenizer\.$", report, re.M)
     assert {path.name for path in (tmp_path / "report" / "figures").iterdir()} == {
         "bits_per_byte.png",

@@ -64,8 +64,8 @@ def test_sft_may_also_take_its_steps_and_the_mean_over_samples_from_the_config(r
         runner.run(config_of(root, "sft", **given | {"train": {"steps": 3}}), workdir=tmp_path)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("reference", ["cached", pytest.param("live", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("reference", ["cached", "live"])
 def test_dpo_prefers_what_was_chosen(root, tmp_path, reference):
     result = runner.run(config_of(root, "dpo", dpo={"reference": reference}), workdir=tmp_path)
     rows = [row for row in read_rows(tmp_path) if "loss" in row]
@@ -133,6 +133,7 @@ def test_what_cannot_be_done_is_said(root, tmp_path):
         runner.run(config, workdir=tmp_path / "c")
 
 
+@pytest.mark.slow
 def test_sampled_preferences_go_on_where_they_were_killed_and_are_read_by_dpo(root, tmp_path):
     config = base.get_config("preferences")
     config.init.weights = f"{root}/model"

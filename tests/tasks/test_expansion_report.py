@@ -28,7 +28,7 @@ def config(tmp_path):
     made.report.export = stage("export", huggingface="there")
     made.report.base = stage("base", bits_per_byte=[])
     made.report.arms["random"] = base.arm(
-        expand=stage("expand", step0=STEP0), continued=stage("continued", tokens_per_second=9.0)
+        expand=stage("expand", step0=STEP0, new=7), continued=stage("continued", tokens_per_second=9.0)
     )
     return made
 
@@ -46,6 +46,7 @@ def test_one_evaluation_at_the_end_is_no_step_0(config, tmp_path):
     text = (workdir / "report.md").read_text()
     assert "random, end" in text
     assert "random, step 0" not in text
+    assert "- How: 7 new pieces, whose embeddings began by `random` (expand.method), and 4 steps" in text
 
 
 def test_no_evaluation_is_told(config, tmp_path):

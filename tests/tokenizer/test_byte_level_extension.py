@@ -85,7 +85,7 @@ def test_extension_of_a_byte_level_base(base: Tokenizer, corpus: Corpus, awkward
         assert extended.decode(extended.encode(line)) == base.decode(base.encode(line))
         assert len(extended.encode(line)) <= len(base.encode(line))
     proof = verify_byte_level(base, extended, lines, script="arabic")
-    assert proof["non_arabic_lines"] > 900
+    assert proof["non_arabic_lines"] > 600
     assert (proof["non_arabic_equal"], proof["new_pieces"], proof["unreachable_pieces"]) == (1.0, 800, 0)
     before, after = (fertility(tokenizer, corpus.test["ar"])["tokens_per_word"] for tokenizer in (base, extended))
     assert after < before * 0.6
@@ -130,8 +130,8 @@ def test_texts_without_the_script_are_refused(base: Tokenizer):
         ("devanagari", b"\xe0", False),
         ("devanagari", b"\xe0\xa4", True),  # U+0900..093F
         ("devanagari", b"\xe0\xa5", True),  # U+0940..097F, two of them marks of every script
-        ("thai", b"\xe0\xb8", True),  # and what is not assigned
-        ("latin", b"\xcc", False),  # marks of every script alone
+        ("thai", b"\xe0\xb8", True),  # with the sign of the baht, and what is not assigned
+        ("latin", b"\xcc", False),  # marks of every script, some of them mostly Latin
         ("han", "漢".encode()[:2], True),
         ("han", b"\xf0\xa0", True),  # U+20000..20FFF
         ("han", b"\xf0", False),
