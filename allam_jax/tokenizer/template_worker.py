@@ -159,8 +159,7 @@ class Renderer:
         found = str(text)
         for stand_in, character in self._stand_ins.items():
             written, meant = (str(encode(one))[quotes : len(encode(one)) - quotes] for one in (stand_in, character))
-            for form in (written, repr(stand_in)[1:-1]):  # the second one inside of lists and dictionaries
-                found = found.replace(form, stand_in if meant == character else meant)
+            found = found.replace(written, stand_in if meant == character else meant)
         return type(text)(found)  # markup stays markup
 
 

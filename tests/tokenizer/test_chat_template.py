@@ -153,9 +153,9 @@ m.list; m.nested; m; [m.content, none]; m.list ~ ''; m.list | string; m.nested |
 m.content.split(); m.list[:2] + [m.content]; '%s and %r' | format(m.list, m.content); '{}'.format(m.list)
 m.nested.none; m.empty; none; m.list[1]; m.absent; [none]; (m.content, 1); m.nested.items() | list; [m.absent]
 m.list | join(', '); m.nested.keys() | list; m.list | tojson; m | tojson(ensure_ascii=true); m.list | tojson(indent=2)
-m.content | e; m.content | e ~ '<'; m.content | urlencode; m.content | forceescape; m.list | e
+m.content | e; m.content | e ~ '<'; m.content | urlencode; m.content | forceescape
 m.content | length; m.content | upper; m.content | replace('<b>', ''); m.content | trim
-m.list | first; m.list | last; m.list | map('string') | list; m.nested | length; dict(a=m.list); m.list | reverse | list
+m.list | first; m.list | last; m.nested | length; dict(a=m.list); m.list | reverse | list
 namespace(a=m.list).a; m.list is sequence; m.content == '<b>'; '<b>' in m.content; m.list | batch(4) | list
 m.content | list; m.content | indent(2); m.content | wordwrap(3); m.content | truncate(5); m.content[:3] ~ m.list"""
 
