@@ -88,6 +88,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     path = Path(path)
     try:
         size = path.stat().st_size
+        if not path.is_file():  # a named pipe would be waited for
+            raise UserError(f"{path}: is no regular file")
         with open(path, "rb") as file:
             refuse_pointer(path, file.read(40))
             file.seek(0)
@@ -184,8 +186,13 @@ def _read_indexed(directory: Path) -> dict[str, StoredTensor]:
                 f"{directory / file_name}: no such file, but {INDEX_FILE} lists it; fetch the missing shard"
             )
         for name, tensor in read_header(directory / file_name).items():
-            if weight_map.get(name, file_name) == file_name:  # transformers, too, takes each from the file of the index
-                tensors[name] = tensor
+            if weight_map.get(name, file_name) != file_name:
+                continue  # the index says in which file it counts
+            if name in tensors:
+                raise UserError(
+                    f"{index_path}: does not list {name}, and both {tensors[name].file.name} and {file_name} have it"
+                )
+            tensors[name] = tensor
     absent = sorted(set(weight_map) - set(tensors))
     if absent:
         raise UserError(f"{index_path}: {len(absent)} listed tensors are in no shard, the first is {absent[0]}")

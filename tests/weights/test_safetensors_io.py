@@ -1,6 +1,7 @@
 """Our safetensors reader and writer against the safetensors package, and against damaged files."""
 
 import json
+import os
 import shutil
 import struct
 
@@ -202,6 +203,18 @@ def test_what_is_missing_is_named(tmp_path):
     (tmp_path / INDEX_FILE).write_text(json.dumps(changed))
     with pytest.raises(UserError, match="ghost"):
         read_directory(tmp_path)
+    for name in ("model-a.safetensors", "model-b.safetensors"):
+        safetensors.numpy.save_file({"x": np.ones(2), name: np.ones(3)}, tmp_path / name)
+    both = {"weight_map": {name: name for name in ("model-a.safetensors", "model-b.safetensors")}}
+    (tmp_path / INDEX_FILE).write_text(json.dumps(both))
+    with pytest.raises(
+        UserError, match=r"does not list x, and both model-a\.safetensors and model-b\.safetensors have"
+    ):
+        read_directory(tmp_path)
+    first.unlink()
+    os.mkfifo(first)
+    with pytest.raises(UserError, match="is no regular file"):
+        read_header(first)
     (tmp_path / INDEX_FILE).write_text(json.dumps({"weight_map": {"a": "../secret.safetensors"}}))
     with pytest.raises(UserError, match="plain file name"):
         read_directory(tmp_path)
