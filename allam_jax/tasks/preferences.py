@@ -24,7 +24,7 @@ from allam_jax.generation.rows import Prompt
 from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
 from allam_jax.settings import Settings, as_dict
 from allam_jax.tasks.inputs_of_task import inputs_of_settings
-from allam_jax.tasks.setup import open_engine, open_mesh, open_model
+from allam_jax.tasks.setup import open_text_model
 from allam_jax.tokenizer.chat_template import ChatTemplate
 from allam_jax.tokenizer.ready_templates import READY
 
@@ -76,23 +76,14 @@ def _backend(config: Settings, grid: Sequence[Sampling]) -> Backend:
     options = config.preferences
     if options.endpoint.url:
         return GridBackend([EndpointBackend(options.endpoint, sampling=sampling) for sampling in grid])
-    mesh = open_mesh(config)
-    loaded, tokenizer, tokenizer_dir = open_model(config, mesh=mesh)
-    template = ChatTemplate.named(options.template, tokenizer=tokenizer, directory=tokenizer_dir)
+    model = open_text_model(config, template=options.template)
+    template = model.template
     if template is None:
         raise UserError(f"config.preferences.template: the tokenizer has none; set it to {', '.join(READY)} or a file")
-    engine = open_engine(
-        config,
-        loaded,
-        settings=config.engine,
-        tokenizer=tokenizer,
-        tokenizer_dir=tokenizer_dir,
-        template=template,
-        mesh=mesh,
-    )
+    engine = model.engine(config.engine)
     identity = {
         "weights": {name: hash_ for name, (_, _, hash_) in _record(config, "init.weights").items()},
-        "tokenizer": tokenizer.fingerprint,
+        "tokenizer": model.tokenizer.fingerprint,
         "template": hash_json(template.source),
         "compute": as_dict(config.compute),
     }

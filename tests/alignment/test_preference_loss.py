@@ -173,8 +173,8 @@ def test_the_first_step_has_margin_zero_and_loss_ln_2(tmp_path):
     own = objective(SETTINGS["sigmoid"])
     live = live_reference(params(), objective=own, mesh=one_device())(batch)
     loss, metrics, _ = loss_and_gradient(own, live)
-    # Two programs: the last bit of some log-probabilities, which are sums of about -70, differs.
-    assert abs(float(metrics["margin"])) < 1e-6
+    # Two programs: the last bits of some log-probabilities, which are sums of about -70, differ.
+    assert abs(float(metrics["margin"])) < 1e-5
     assert 0 <= float(metrics["kl"]) < 1e-9
     np.testing.assert_allclose(loss, math.log(2), rtol=1e-6)
     cached = loss_and_gradient(own, all_rows(with_reference(rows, of=params())))[1]
