@@ -144,13 +144,14 @@ def config_from_huggingface(values: dict[str, Any], *, file: Path, vocab_multipl
     def get(key: str, kind: type, default: Any) -> Any:
         value = values.get(key)
         value = default if value is None and default is not ... else value
-        if isinstance(value, bool) is not (kind is bool) or not isinstance(value, (kind, int)):
+        numbers = (float, int) if kind is float else (int,)
+        if isinstance(value, bool) is not (kind is bool) or not isinstance(value, numbers):
             raise UserError(f"{file}: {key} = {value!r}; expected a value of type {kind.__name__}")
         if abs(value) > _LARGEST:
-            raise UserError(f"{file}: {key} has {len(str(abs(value)))} digits; expected a number of a network")
+            raise UserError(f"{file}: {key} is too large; expected a number of a network")
         return kind(value)
 
-    fields = {ours: get(*theirs) for ours, theirs in _FIELDS.items()}
+    fields: dict[str, Any] = {ours: get(*theirs) for ours, theirs in _FIELDS.items()}
     _refuse_windows(values, max_position=fields["max_position"], num_layers=fields["num_layers"], file=file)
     fields["num_kv_heads"] = get("num_key_value_heads", int, fields["num_heads"])
     fields["head_dim"] = get("head_dim", int, fields["dim"] // max(fields["num_heads"], 1))

@@ -117,7 +117,8 @@ def test_sentencepiece_tokenizer_is_the_one_that_was_written(tmp_path, mistral):
 
     base, proto = mistral, mistral.model.proto
     metadata = sentencepiece_metadata(proto)
-    write_llama(tmp_path / "x.gguf", random_torch_llama(vocab_size=mistral.vocab_size, hidden_size=32), tokenizer=metadata)
+    torch_model = random_torch_llama(vocab_size=mistral.vocab_size, hidden_size=32)
+    write_llama(tmp_path / "x.gguf", torch_model, tokenizer=metadata)
     ours = Tokenizer.load(tmp_path / "x.gguf")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file="x.gguf")
     for text in TEXTS[:4]:

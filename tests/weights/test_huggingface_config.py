@@ -138,7 +138,7 @@ def test_yarn_as_models_state_it():
         ({"rope_scaling": LLAMA_31["rope_scaling"] | {"original_max_position_embeddings": 32.5}}, "a whole number"),
         ({"rope_theta": 10**400, "rope_scaling": None}, "rope_theta is too large"),
         ({"num_hidden_layers": 10**7}, "num_layers = 10000000"),
-        ({"rms_norm_eps": 10**400}, "rms_norm_eps has 401 digits"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps is too large"),
         ({"rope_parameters": 7, "rope_scaling": None}, "rope_parameters = 7"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"hidden_size": None}, "hidden_size = None"),
