@@ -1,9 +1,11 @@
 """What the pages name exists: files, links, keys of configs, flags, modules of commands, types and rooms."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from allam_jax.settings import fields_of
 from configs import adapt, corpus, evaluate, judge, tokenizer
@@ -157,3 +159,12 @@ config.data.phases.mid.from_stepp = 3
     ]
     assert unknown_flags(text) == ["workdri"]
     assert missing_modules(text) == ["kernels.workshop.nothing"]
+
+
+def test_files_of_requirements_are_those_that_a_package_can_have():
+    """`pip install -e .` reads them: one requirement a line, and no other file."""
+    dynamic = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["dynamic"]
+    named = [dynamic["dependencies"], *dynamic["optional-dependencies"].values()]
+    lines = [line for entry in named for file in entry["file"] for line in (ROOT / file).read_text().splitlines()]
+    wanted = [Requirement(line.partition(" #")[0]).name for line in lines if line and not line.startswith("#")]
+    assert {"jax", "starlette", "lm_eval"} <= set(wanted)

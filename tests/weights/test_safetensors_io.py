@@ -207,9 +207,7 @@ def test_what_is_missing_is_named(tmp_path):
         safetensors.numpy.save_file({"x": np.ones(2), name: np.ones(3)}, tmp_path / name)
     both = {"weight_map": {name: name for name in ("model-a.safetensors", "model-b.safetensors")}}
     (tmp_path / INDEX_FILE).write_text(json.dumps(both))
-    with pytest.raises(
-        UserError, match=r"does not list x, and both model-a\.safetensors and model-b"
-    ):
+    with pytest.raises(UserError, match=r"does not list x, and both model-a\.safetensors and model-b"):
         read_directory(tmp_path)
     first.unlink()
     os.mkfifo(first)
