@@ -76,7 +76,6 @@ def _backend(config: Settings, grid: Sequence[Sampling]) -> Backend:
     options = config.preferences
     if options.endpoint.url:
         return GridBackend([EndpointBackend(options.endpoint, sampling=sampling) for sampling in grid])
-<<<<<<< HEAD
     opened = open_text_model(config, template=options.template)
     if (template := opened.template) is None:
         raise UserError(f"config.preferences.template: the tokenizer has none; set it to {', '.join(READY)} or a file")
@@ -84,16 +83,6 @@ def _backend(config: Settings, grid: Sequence[Sampling]) -> Backend:
     identity = {
         "weights": {name: hash_ for name, (_, _, hash_) in _record(config, "init.weights").items()},
         "tokenizer": opened.tokenizer.fingerprint,
-=======
-    model = open_text_model(config, template=options.template)
-    template = model.template
-    if template is None:
-        raise UserError(f"config.preferences.template: the tokenizer has none; set it to {', '.join(READY)} or a file")
-    engine = model.engine(config.engine)
-    identity = {
-        "weights": {name: hash_ for name, (_, _, hash_) in _record(config, "init.weights").items()},
-        "tokenizer": model.tokenizer.fingerprint,
->>>>>>> b16
         "template": hash_json(template.source),
         "compute": as_dict(config.compute),
     }
