@@ -32,6 +32,7 @@ def theirs(tokenizer, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("context", "continuation"), PAIRS)
+@pytest.mark.parity
 def test_pairs_are_those_of_the_harness(tokenizer, theirs, context, continuation):
     encoder = TextEncoder(tokenizer, template=None)
     assert adds_bos(tokenizer)
@@ -48,6 +49,7 @@ def test_pairs_are_those_of_the_harness(tokenizer, theirs, context, continuation
 @pytest.mark.parametrize(
     ("context", "continuation"), [("the ca", "t"), ("the c", "at sat"), ("قا", "ل"), ("x = f", "(1)")]
 )
+@pytest.mark.parity
 def test_a_piece_across_the_border_shifts_nothing(tokenizer, theirs, context, continuation):
     """The harness's cut by length gives another text than the continuation, or none; ours gives the continuation."""
     first = theirs.encode(context)
