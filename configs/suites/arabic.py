@@ -18,7 +18,15 @@ LETTERS = ("أ", "ب", "ج", "د", "هـ", "و")
 ASKED = "السؤال: {question}\n{choices}\nالإجابة:"
 MMLU_COLUMNS = ("question", "A", "B", "C", "D", "answer")
 # The harness's own tasks, with data of the hub.
-HARNESS = ("arabicmmlu", "aexams", "alghafa", "arab_culture", "xstorycloze_ar", "belebele_arb_Arab", "xquad_ar")
+HARNESS = (
+    "arabicmmlu",
+    "aexams",
+    "arabic_leaderboard_alghafa",
+    "arab_culture",
+    "xstorycloze_ar",
+    "belebele_arb_Arab",
+    "xquad_ar",
+)
 
 
 class Inputs(Section):

@@ -1,4 +1,4 @@
-"""Suites in English: MMLU of the user's files, and the tasks of the harness that the ALLaM paper reports.
+"""Suites in English: MMLU of the user's files, and common tasks of the harness.
 
     python run.py --config configs/suites/english.py --config.model=DIR --config.mmlu=mmlu/test
 
