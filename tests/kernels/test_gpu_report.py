@@ -23,6 +23,10 @@ def test_every_part_of_the_report_runs_on_a_cpu(tmp_path):
     assert "tiny shapes" in report["shapes"]
     for name, part in parts.items():
         no_torch = name == "torch" and "No module named" in part["status"]  # optional: said, not fatal
+        if name in ("triton", "mosaic"):  # nothing here can run them, and each piece says so
+            assert part["status"] == "nothing ran: every piece was refused"
+            assert all("not cpu" in record["refused"] for record in part["records"])
+            continue
         assert part["status"] == "done" or no_torch, part
     assert parts["machine"]["records"][0]["platform"] == "cpu"
     others = parts["others"]["records"]

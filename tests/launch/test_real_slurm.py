@@ -67,7 +67,7 @@ def test_requeued_cancelled_and_submitted_again_it_comes_to_the_same_curve(clust
     workdir, run = sweep
     run("--launcher=slurm", "--slurm=time=30", "--slurm=signal_delay_s=20")
     (job,) = slurm_ids(workdir)
-    until(lambda: list(workdir.glob("runs/*/train/checkpoints/0*")))
+    until(lambda: list(workdir.glob("runs/*/train/checkpoints/[0-9]*")))
     cluster.run("scancel", "--signal=USR1", job)  # as at preemption
     until(lambda: "resuming at step" in log_of(workdir))
     cluster.run("scancel", job)  # somebody takes it away

@@ -64,7 +64,7 @@ def log_of(workdir, job):
 
 
 def checkpoints(job):
-    return [path for path in job.directories[-1].glob("checkpoints/0*") if path.name.isdigit()]
+    return [path for path in job.directories[-1].glob("checkpoints/[0-9]*") if path.name.isdigit()]
 
 
 @pytest.fixture(scope="module")
