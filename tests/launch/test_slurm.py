@@ -172,7 +172,7 @@ def test_two_hosts_through_srun_are_preempted_together(sweeper, scheduler, tmp_p
     assert re.findall(rf"resuming at step (\d+) of {LONG}", log) == [saved]
     rows = metrics_of(job.directories[-1])
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, int(LONG) + 1))
-    metadata = json.loads(next(job.directories[-1].glob(f"checkpoints/*{LONG}/metadata/*.json")).read_text())
+    metadata = json.loads((job.directories[-1] / "checkpoints" / LONG / "metadata" / "metadata").read_text())
     assert metadata["processes"] == 2
 
 
