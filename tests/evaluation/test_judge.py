@@ -26,6 +26,8 @@ NAMES = ("single-v1", "single-math-v1", "pair-v2", "pair-math-v1")
 class Judge(http.server.ThreadingHTTPServer):
     """Answers by what the prompt holds; `say(user_message)` gives text, or a status with which it refuses once."""
 
+    request_queue_size = 128  # the default of 5 loses connections under load, and with them attempts
+
     def __init__(self, say, *, seconds=0.0, messages=None):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.messages = {} if messages is None else messages  # the last message -> all of them

@@ -22,6 +22,7 @@ class Endpoint(http.server.ThreadingHTTPServer):
     """Answers as its script says: row text -> what it does at each attempt."""
 
     daemon_threads = True
+    request_queue_size = 128  # the default of 5 loses connections under load, and with them attempts
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
