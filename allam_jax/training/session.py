@@ -52,7 +52,7 @@ class Session:
     def next_batch(self) -> Batch:
         """The batch of the next step, on all devices."""
         loaded = global_batch_array(next(self.loader), mesh=self.mesh, global_batch=self.run.batch_size)
-        return self.prepare(loaded)
+        return self.prepare(self.state.params, loaded)
 
     def save(self, step: int) -> None:
         """Starts writing the checkpoint of `step`, the number of updates made. Flush the writer first."""
