@@ -1,6 +1,5 @@
 """Writes the adapters that a run has trained, as PEFT reads them."""
 
-
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
