@@ -1,7 +1,8 @@
 """Task `train`: pre-training, continued pre-training and branches of a run; resumes at any step.
 
 Tasks `sft` and `dpo` are the same with other material. The workdir holds config.json, model.json, tokenizer/,
-metrics.jsonl, tensorboard/, checkpoints/ and report.md; with low-rank adapters also adapter/, as PEFT reads it.
+metrics.jsonl, tensorboard/, checkpoints/ and report.md; with low-rank adapters also adapter/, as PEFT reads it; with
+`optimizer.average_decay` also average/, a weights directory.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from allam_jax.data.batch import BatchSource
 from allam_jax.model.llama import LORA
+from allam_jax.model.low_rank import merged
 from allam_jax.parallel.distributed import barrier, is_main_process, leave, places
 from allam_jax.parallel.gpus import peak_flops
 from allam_jax.parallel.mesh import check_batch
@@ -32,9 +34,10 @@ from allam_jax.training.run_description import RunDescription, described_run, ne
 from allam_jax.training.run_report import training_result, write_run_report
 from allam_jax.training.session import Session, open_session
 from allam_jax.watchdog import Watchdog
+from allam_jax.weights.directory import TOKENIZER_FOLDER, save_weights
 from allam_jax.weights.peft import export_adapter
 
-ADAPTER_FOLDER = "adapter"
+ADAPTER_FOLDER, AVERAGE_FOLDER = "adapter", "average"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,6 +130,7 @@ def _train(config: Settings, workdir: Path, material_of: MaterialOf) -> dict[str
         )
 
         _write_adapter(config, workdir, session)
+        _write_average(workdir, session)
 
     # ---- report ----
     if is_main_process():
@@ -153,3 +157,16 @@ def _write_adapter(config: Settings, workdir: Path, session: Session) -> None:
             settings=config.lora,
             base=config.init.weights,
         )
+
+
+def _write_average(workdir: Path, session: Session) -> None:
+    """Writes the average of the weights, if the run keeps one, as a weights directory."""
+    if (params := session.averaged_params()) is None:
+        return
+    save_weights(
+        workdir / AVERAGE_FOLDER,
+        params=merged(params),
+        config=session.run.model,
+        tokenizer_dir=workdir / TOKENIZER_FOLDER,
+        metadata={"step": int(session.state.step), "tokenizer": session.metadata["tokenizer"]},
+    )
