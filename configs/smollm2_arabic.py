@@ -50,7 +50,9 @@ class _Sizes:
 
 SIZES = {
     "full": _Sizes(8_000_000, 12_000, (100, 8), 240, (30, 60), 60, 40, 512, 4, 30_000),
-    "smoke": _Sizes(150_000, 300, (2, 2), 3, (1, 2), 0, 0, 64, 1, 400, (DISTILLATION, "subword_mean"), references=False),
+    "smoke": _Sizes(
+        150_000, 300, (2, 2), 3, (1, 2), 0, 0, 64, 1, 400, (DISTILLATION, "subword_mean"), references=False
+    ),
 }
 
 

@@ -26,10 +26,10 @@ import numpy as np
 
 from allam_jax.alignment.settings import DpoSettings
 from allam_jax.data.batch import DTYPES
-from allam_jax.model.llama import Params, bind
+from allam_jax.model.llama import Params
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
 from allam_jax.training.losses import token_nll
-from allam_jax.training.objective import Batch, Metrics
+from allam_jax.training.objective import Batch, Metrics, hidden_and_head
 
 REFERENCE = "reference"  # the key of a batch with the reference's log-probability of every target
 PER_TOKEN = frozenset({"sigmoid_norm", "ipo", "simpo"})
@@ -83,16 +83,10 @@ class Preference:
 
     def log_probabilities(self, params: Params, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
         """Of every target, [B, T]; also those of the reference. Without a key there is no dropout."""
-        model = bind(params, config=self.model, options=self.options)
-        hidden_BTD = model.hidden(
-            batch["tokens"],
-            segment_ids_BT=batch["segment_ids"],
-            positions_BT=batch["positions"],
-            dropout_key=key if self.options.has_dropout else None,
-        )
+        hidden_BTD, head_DV = hidden_and_head(params, batch, config=self.model, options=self.options, key=key)
         return -token_nll(
             hidden_BTD,
-            model.head_DV,
+            head_DV,
             targets_BT=batch["targets"],
             vocab_size=self.model.vocab_size,
             num_chunks=self.num_chunks,

@@ -21,12 +21,12 @@ from absl import logging
 from allam_jax.alignment.chat_files import chat_files, chat_records
 from allam_jax.alignment.conversations import BadRow, conversation_of, pair_of
 from allam_jax.alignment.reply_masks import Masker, Sample
-from allam_jax.checksums import FileList, hash_bytes, hash_json, write_list
+from allam_jax.checksums import FileList, hash_json, is_whole, write_list
 from allam_jax.errors import UserError
-from allam_jax.files import atomic_path, json_text, write_array, write_json
+from allam_jax.files import atomic_path, json_text, read_json, unit_hash, write_array, write_json
 
 MANIFEST = "samples.json"
-_VERSION = 1
+_VERSION = 2
 _REMEDY = "remove the directory: it is written again"
 _INDEX = np.dtype([("end", "<u8"), ("source", "<u2"), ("held_out", "u1")])
 _LEAST_ROWS = 20  # before so many rows the share of bad ones says nothing, unless all are bad
@@ -114,7 +114,7 @@ def write_samples(
         UserError: nothing can be read, no sample is left, or too many rows cannot be used.
     """
     wanted = hash_json([_VERSION, identity])
-    if _is_whole(directory, wanted):
+    if is_whole(directory) and read_json(directory / MANIFEST, kind=dict)["identity"] == wanted:
         return
     dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
     report, index, end = {}, list[tuple[int, int, bool]](), 0
@@ -124,7 +124,7 @@ def write_samples(
             for number, (name, path) in enumerate(paths.items()):
                 source = _Source(name, path, max_bad_share=max_bad_share)
                 for text, samples in source.made(make):
-                    held_out = _is_held_out(text, held_out_share)
+                    held_out = unit_hash(json.dumps(text, sort_keys=True)) < held_out_share
                     for sample in samples:
                         tokens.write(sample.ids.astype(dtype).tobytes())
                         turns.write(sample.turns.tobytes())
@@ -204,24 +204,6 @@ class _Source:
                 f"config.conversations.sources.{self._name}: {bad:,} of {self._rows:,} rows cannot be used ({listed}); "
                 "mend them, or raise conversations.max_bad_share"
             )
-
-
-def _is_whole(directory: Path, identity: str) -> bool:
-    if not (directory / MANIFEST).is_file():
-        return False
-    try:
-        files = FileList.read(directory, remedy=_REMEDY)
-        if files.read_json(MANIFEST, remedy=_REMEDY).get("identity") != identity:
-            return False
-        files.check_bytes(remedy=_REMEDY)
-    except UserError as error:
-        logging.warning("%s: written again", error)
-        return False
-    return True
-
-
-def _is_held_out(text: Any, share: float) -> bool:
-    return int(hash_bytes(json.dumps(text, sort_keys=True).encode())[:8], 16) < share * 2**32
 
 
 def _shown(report: Mapping[str, Any]) -> str:

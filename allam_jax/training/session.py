@@ -7,7 +7,7 @@ run's checkpoint). The loop needs the same objects in all three cases.
 import contextlib
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from allam_jax.settings import Settings, as_dict
 from allam_jax.training.checkpoints import Checkpointer
 from allam_jax.training.load import check_run_of, run_name, save_run
 from allam_jax.training.metrics import MetricsWriter
-from allam_jax.training.objective import Batch
+from allam_jax.training.objective import Batch, Prepare, unchanged
 from allam_jax.training.origin import Origin, is_branch
 from allam_jax.training.run_description import RunDescription
 from allam_jax.training.run_metadata import run_metadata
@@ -48,7 +48,7 @@ class Session:
     writer: MetricsWriter  # opened for the step of `state`
     metadata: dict[str, Any]  # of every checkpoint, without the tokens by source
     tokens: "TokenCounts"  # trained on so far, by source
-    prepare: Callable[[Batch], Batch] = lambda batch: batch  # adds to a batch what the loader does not have
+    prepare: Prepare
 
     def next_batch(self) -> Batch:
         """The batch of the next step, on all devices."""
@@ -73,7 +73,14 @@ class Session:
 
 @contextlib.contextmanager
 def open_session(
-    config: Settings, workdir: Path, *, origin: Origin, run: RunDescription, mesh: Mesh, loader: BatchSource
+    config: Settings,
+    workdir: Path,
+    *,
+    origin: Origin,
+    run: RunDescription,
+    mesh: Mesh,
+    loader: BatchSource,
+    prepare: Prepare = unchanged,
 ) -> Iterator[Session]:
     """Opens the run in `workdir`; on leaving, waits for the last checkpoint and closes the metrics.
 
@@ -155,6 +162,7 @@ def open_session(
                 parent=parent,
             ),
             tokens=TokenCounts(tokens),
+            prepare=prepare,
         )
 
 

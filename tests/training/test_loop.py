@@ -16,6 +16,7 @@ from allam_jax.settings import Settings
 from allam_jax.training.checkpoints import Checkpointer
 from allam_jax.training.loop import Evaluation, run_loop
 from allam_jax.training.metrics import TIMING_KEYS, MetricsWriter
+from allam_jax.training.objective import unchanged
 from allam_jax.training.progress import peak_memory
 from allam_jax.training.run_report import training_result
 from allam_jax.training.session import Session, TokenCounts
@@ -69,6 +70,7 @@ def train(workdir, *, evaluations=(), peak_flops=0.0, save=0, trace=()):
             writer=stack.enter_context(MetricsWriter(workdir, MetricsSettings(tensorboard=False))),
             metadata={"parent": None},
             tokens=TokenCounts({"en": 5}),
+            prepare=unchanged,
         )
         run_loop(
             session,
