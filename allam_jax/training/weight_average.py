@@ -35,7 +35,7 @@ def with_average(
 
     def init(params: optax.Params) -> AveragingState:
         average = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)  # the step donates both
-        return AveragingState(*optimizer.init(params), average)
+        return AveragingState(**optimizer.init(params)._asdict(), average=average)
 
     def update(
         grads: optax.Updates, state: AveragingState, params: optax.Params, **seen: Any
@@ -45,7 +45,7 @@ def with_average(
         share = jnp.maximum(1 - decay, 1 / jnp.maximum(new.updates, 1))
         share = jnp.where(new.updates > inner.updates, share, 0.0)
         average = optax.incremental_update(optax.apply_updates(params, updates), state.average, share)
-        return updates, AveragingState(*new, average)
+        return updates, AveragingState(**new._asdict(), average=average)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
