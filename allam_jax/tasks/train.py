@@ -1,7 +1,8 @@
 """Task `train`: pre-training, continued pre-training and branches of a run; resumes at any step.
 
 Tasks `sft` and `dpo` are the same with other material. The workdir holds config.json, model.json, tokenizer/,
-metrics.jsonl, tensorboard/, checkpoints/ and report.md; with low-rank adapters also adapter/, as PEFT reads it.
+metrics.jsonl, tensorboard/, checkpoints/ and report.md; with low-rank adapters also adapter/, as PEFT reads it; with
+`optimizer.average_decay` also average/, a weights directory.
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ from allam_jax.training.run_description import described_run
 from allam_jax.training.run_report import training_result, write_run_report
 from allam_jax.training.session import open_session
 from allam_jax.training.trained_adapter import write_adapter
+from allam_jax.training.trained_average import write_average
 from allam_jax.watchdog import Watchdog
 
 
@@ -94,6 +96,7 @@ def _train(config: Settings, workdir: Path, material_of: MaterialOf) -> dict[str
             peak_flops=config.metrics.peak_tflops * 1e12 or data_sheet,
         )
         write_adapter(config, session)
+        write_average(session)
 
     # ---- report ----
     if is_main_process():

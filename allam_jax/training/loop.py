@@ -38,10 +38,11 @@ class Evaluation:
         """Whether it runs after `step` updates."""
         return last or (self.every > 0 and step % self.every == 0)
 
-    def row(self, params: Params) -> dict[str, float]:
-        """The scores under their keys."""
+    def row(self, params: Params, *, averaged: bool = False) -> dict[str, float]:
+        """The scores under their keys; those of averaged parameters are of the suite SUITE_average."""
+        suite = f"{self.suite}_average" if averaged else self.suite
         return {
-            metric_key(self.suite, name, metric): value
+            metric_key(suite, name, metric): value
             for name, by_metric in self.scores(params).items()
             for metric, value in by_metric.items()
         }
@@ -108,6 +109,9 @@ def run_loop(
         watchdog.note("evaluate")
         with throughput.pause():
             row = {key: value for evaluation in due for key, value in evaluation.row(session.state.params).items()}
+            if (average := session.averaged_params()) is not None:
+                for evaluation in due:
+                    row |= evaluation.row(average, averaged=True)
             show(writer.write(step, row))
             progress.print(f"step {step}: " + "  ".join(f"{key} {value:.4f}" for key, value in row.items()))
 
