@@ -21,7 +21,7 @@ from allam_jax.alignment.text_measures import (
 from allam_jax.corpus.words import bare_words
 
 LONG_REPLY = 15  # words: shorter replies need no sentence
-_REPEATED, _LEAST_REPEATED = 0.4, 20  # share of 4-grams, in replies of so many words
+_REPEATED, _LEAST_REPEATED = 0.5, 20  # share of 4-grams, in replies of so many words
 
 NOT_READ, EMPTY, SWAPPED, LANGUAGE, CUT, REPETITION = CHAT_FAULTS[:6]
 SCAFFOLD, DUPLICATE, NEAR, EVALUATION, SIDES_ALIKE, TRANSLATED = CHAT_FAULTS[6:]
