@@ -260,7 +260,7 @@ DEFAULTS = {
     "MixtureSettings": "1 09ff7363036f",
     "OptimizerSettings": "1 f80585ece5df",
     "ParameterSettings": "1 629174518cb4",
-    "PlanSettings": "1 3f321d983a13",
+    "PlanSettings": "1 b2e37669e8bf",
     "PlantedCheckSettings": "1 529a7813522b",
     "PlantedSettings": "1 1648671f56b8",
     "PreferenceSettings": "2 7368b40cc1de",
