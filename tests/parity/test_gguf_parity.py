@@ -5,7 +5,6 @@ import itertools
 
 import byte_level
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from gguf_models import byte_level_metadata, sentencepiece_metadata, write_llama
