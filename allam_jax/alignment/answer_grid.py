@@ -12,6 +12,8 @@ from typing import Any
 
 from allam_jax.alignment.conversations import ASSISTANT, BadRow, conversation_of
 from allam_jax.alignment.settings import PreferenceSettings
+from allam_jax.corpus.minhash import jaccard
+from allam_jax.corpus.shingles import HashedWords
 from allam_jax.generation.over_rows import Backend, RowAnswer
 from allam_jax.generation.requests import Sampling
 from allam_jax.generation.rows import Prompt
@@ -124,8 +126,7 @@ def similarity(one: str, other: str) -> float:
     first, second = (_words(text) for text in (one, other))
     if first == second:
         return 1.0
-    pairs = [set(itertools.pairwise(["", *words])) for words in (first, second)]
-    return len(pairs[0] & pairs[1]) / max(len(pairs[0] | pairs[1]), 1)
+    return jaccard(*HashedWords.of([["", *first], ["", *second]]).shingles(2))
 
 
 def _words(text: str) -> list[str]:

@@ -15,8 +15,9 @@ from allam_jax.alignment.sample_cache import conversations
 from allam_jax.settings import Settings
 from allam_jax.tasks.open_samples import as_context, languages_of, make_samples, packed_loader, steps_of
 from allam_jax.tasks.setup import open_evaluations
-from allam_jax.tasks.train import Material, train_on
+from allam_jax.tasks.train import train_on
 from allam_jax.training.loop import Evaluation
+from allam_jax.training.material import Material
 from allam_jax.training.origin import Origin
 
 
