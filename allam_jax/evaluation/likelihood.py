@@ -24,11 +24,13 @@ from jaxtyping import Array
 from allam_jax import watchdog
 from allam_jax.errors import UserError
 from allam_jax.evaluation.program_shapes import STEP, Shapes, rounded, rows_at_once
+from allam_jax.evaluation.score_log import ScoreLog
 from allam_jax.evaluation.settings import LikelihoodSettings
 from allam_jax.evaluation.shared_prefixes import (
     Batch,
     Group,
     Pair,
+    Score,
     Targets,
     batches_of,
     groups_of,
@@ -47,18 +49,12 @@ PREDICTED_AT_ONCE = 128  # positions whose logits exist at a time
 CACHED = 4  # trunks of so many batches' tokens are kept at a time
 
 
-class Score(NamedTuple):
-    """Natural log-probability of a continuation, and whether each of its tokens is the likeliest one."""
-
-    logprob: float
-    greedy: bool
-
-
 @dataclasses.dataclass
 class Work:
     """What scoring has cost so far."""
 
     pairs: int = 0
+    known: int = 0  # pairs whose scores an earlier run has written
     truncated: int = 0  # pairs whose context lost its beginning, because it exceeded the model's
     tokens: int = 0  # of the pairs, one by one
     computed: int = 0  # of them, after sharing
@@ -92,6 +88,7 @@ class Likelihood:
         settings: the size of a batch.
         mesh: it cuts the rows of a batch. With several processes, all make the same calls with equal arguments.
         max_length: tokens that the model reads at most; by default its context.
+        log: keeps scores as they are computed, and gives those that it has.
     """
 
     def __init__(
@@ -103,6 +100,7 @@ class Likelihood:
         settings: LikelihoodSettings,
         mesh: Mesh,
         max_length: int = 0,
+        log: ScoreLog | None = None,
     ):
         self.max_length = max_length or config.max_position
         self.work = Work()
@@ -110,10 +108,14 @@ class Likelihood:
             options, remat="none", dropout_embedding=0.0, dropout_attention=0.0, dropout_residual=0.0
         )
         self._params, self._mesh, self._devices = params, mesh, pieces("batch", mesh.shape)
-        self._row_tokens, self._places = settings.row_tokens, settings.rows * settings.row_tokens
+        rows = settings.rows or (
+            1 if mesh.devices.flat[0].platform == "cpu" else 4
+        )  # scores then stay in a CPU's cache
+        self._row_tokens, self._places = settings.row_tokens, rows * settings.row_tokens
         self._attention = 3.0 * config.dim  # half of what the multiplications alone come to: they are small ones
         self._network = Network(config, options)
         self._prefills, self._programs = Shapes(), Shapes()
+        self._log = log
 
     def __call__(self, pairs: Sequence[Pair]) -> list[Score]:
         """A score for each pair, in their order.
@@ -122,26 +124,31 @@ class Likelihood:
         exceeds it alone, for a pair without tokens, and for an id outside of the vocabulary.
         """
         pairs = [self._fitting(pair) for pair in pairs]
-        logprobs, greedy = np.zeros(len(pairs)), np.ones(len(pairs), bool)
+        found = [None if self._log is None else self._log.known(pair) for pair in pairs]
+        missing = [number for number, score in enumerate(found) if score is None]
+        asked = [pairs[number] for number in missing]
+        for numbers, scores in self._scores(asked):
+            if self._log is not None:
+                self._log.add([asked[number] for number in numbers], scores)
+            for number, score in zip(numbers, scores, strict=True):
+                found[missing[number]] = score
+        self.work.pairs += len(pairs)
+        self.work.known += len(pairs) - len(missing)
+        return [score for score in found if score is not None]
+
+    def _scores(self, pairs: Sequence[Pair]) -> Iterator[tuple[list[int], list[Score]]]:
+        """Numbers of pairs and their scores, a batch at a time."""
         groups = groups_of(items_of(pairs), cost=self._row_tokens // 2)
         waiting: tuple[Targets, tuple[Array, Array]] | None = None
-
-        def fetch(targets: Targets, found: tuple[Array, Array]) -> None:
-            count = len(targets.pairs)
-            logprob_P, greedy_P = (np.asarray(a)[:count] for a in found)
-            np.add.at(logprobs, targets.pairs, logprob_P.astype(np.float64))
-            np.logical_and.at(greedy, targets.pairs, greedy_P)
-
         with jax.set_mesh(self._mesh):
             for round_ in self._rounds(groups):
                 for result in self._scored(round_):
                     watchdog.note("score")
                     if waiting is not None:  # fetched one batch late, so that the devices never wait for the host
-                        fetch(*waiting)
+                        yield _summed(*waiting)
                     waiting = result
-        if waiting is not None:
-            fetch(*waiting)
-        return [Score(float(logprob), bool(all_)) for logprob, all_ in zip(logprobs, greedy, strict=True)]
+            if waiting is not None:
+                yield _summed(*waiting)
 
     def _fitting(self, pair: Pair) -> Pair:
         context, continuation = pair
@@ -152,7 +159,6 @@ class Likelihood:
         vocab = self._network.config.vocab_size
         if not (min(context) >= 0 and max(context) < vocab and min(continuation) >= 0 and max(continuation) < vocab):
             raise UserError(f"an id outside of the model's vocabulary of {vocab}; use the tokenizer of these weights")
-        self.work.pairs += 1
         excess = len(context) + len(continuation) - 1 - self.max_length
         if excess > 0:
             self.work.truncated += 1
@@ -232,6 +238,17 @@ class Likelihood:
     def _divisible(self, rows: int) -> int:
         """So many rows, or more that the devices can share."""
         return -(-rows // self._devices) * self._devices
+
+
+def _summed(targets: Targets, found: tuple[Array, Array]) -> tuple[list[int], list[Score]]:
+    """The pairs of a batch, all tokens of each of which are in it, and their scores."""
+    numbers, owners = np.unique(targets.pairs, return_inverse=True)
+    logprob_P, greedy_P = (np.asarray(a)[: len(owners)] for a in found)
+    logprobs, greedy = np.zeros(len(numbers)), np.ones(len(numbers), bool)
+    np.add.at(logprobs, owners, logprob_P.astype(np.float64))
+    np.logical_and.at(greedy, owners, greedy_P)
+    scores = [Score(float(logprob), bool(all_)) for logprob, all_ in zip(logprobs, greedy, strict=True)]
+    return numbers.tolist(), scores
 
 
 def _capacity(trunk: int) -> int:

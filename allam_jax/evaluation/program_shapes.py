@@ -5,7 +5,7 @@ COMPILING = 1024  # tokens that take about as long as compiling one more program
 
 
 def rounded(length: int) -> int:
-    """A length that is compiled: a multiple of `STEP` and of a quarter of the power of two below, so up to 25 % more."""
+    """A length that is compiled: a multiple of `STEP` and of a quarter of the power of two below: up to 25 % more."""
     step = max(STEP, 1 << max(0, (length - 1).bit_length() - 3))
     return -(-length // step) * step
 

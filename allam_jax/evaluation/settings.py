@@ -24,9 +24,13 @@ class EvalSettings(Section, name="eval"):
 class LikelihoodSettings(Section, name="likelihood", changes_results=False):
     """How many texts are scored at a time."""
 
-    rows: int = setting(4, "rows of a batch on each of the devices that cut it", least=1)
+    rows: int = setting(
+        0,
+        "a batch has as many tokens as so many rows of row_tokens, on each device that cuts it; 0: 4, on CPUs 1",
+        least=0,
+    )
     row_tokens: int = setting(
-        512, "tokens of a row, which many short texts share; longer texts get longer rows", least=32
+        512, "tokens of a row at most, which many short texts share; longer texts get longer rows", least=32
     )
 
 

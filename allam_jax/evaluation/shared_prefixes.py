@@ -9,7 +9,7 @@ choice, costs no token at all.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,13 @@ class Pair(NamedTuple):
 
     context: Ids
     continuation: Ids
+
+
+class Score(NamedTuple):
+    """Natural log-probability of a continuation, and whether each of its tokens is the likeliest one."""
+
+    logprob: float
+    greedy: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,8 +243,3 @@ def _best_trunks(common: Sequence[int], *, cost: int) -> Iterable[tuple[int, int
         if shared < 0:
             return child.groups if child is not None else []
     return []
-
-
-def chunks(values: Sequence, size: int) -> Iterator[Sequence]:
-    """Consecutive parts of `size`, the last one shorter."""
-    return (values[start : start + size] for start in range(0, len(values), size))

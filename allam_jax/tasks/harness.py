@@ -11,12 +11,15 @@ from absl import logging
 from allam_jax import files
 from allam_jax.errors import UserError
 from allam_jax.evaluation.likelihood import Likelihood
-from allam_jax.parallel.distributed import is_main_process
-from allam_jax.settings import Settings
+from allam_jax.evaluation.score_log import ScoreLog
+from allam_jax.parallel.distributed import broadcast, is_main_process
+from allam_jax.settings import Settings, as_dict
+from allam_jax.tasks.inputs_of_task import inputs_of_settings
 from allam_jax.tasks.setup import open_text_model
 
 TASKS = "tasks"  # folder of the task files that are written
 RESULTS = "lm_eval"  # folder of the harness's own files
+SCORES = "scores.jsonl"  # log-probabilities so far
 
 
 def run(config: Settings, workdir: Path) -> dict[str, Any]:
@@ -36,7 +39,12 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     generates = opened if options.as_chat else dataclasses.replace(opened, template=None)  # turns end answers of chats
     weights = opened.weights
     likelihood = Likelihood(
-        weights.params, config=weights.config, options=config.compute, settings=config.likelihood, mesh=opened.mesh
+        weights.params,
+        config=weights.config,
+        options=config.compute,
+        settings=config.likelihood,
+        mesh=opened.mesh,
+        log=_log(config, workdir / SCORES),
     )
     model = HarnessModel(
         opened.tokenizer,
@@ -65,3 +73,11 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     accuracies = {name: scores["accuracy"] for name, scores in found["choices"].items()}
     metrics = {f"{name}/{key}": of["value"] for name, all_ in found["metrics"].items() for key, of in all_.items()}
     return accuracies | metrics
+
+
+def _log(config: Settings, path: Path) -> ScoreLog:
+    """The scores that an earlier start of this run has written, if its weights were the same."""
+    main = is_main_process()
+    record = broadcast(inputs_of_settings(config)["init.weights"].record() if main else None)
+    identity = {"weights": {name: hash_ for name, (_, _, hash_) in record.items()}, "compute": as_dict(config.compute)}
+    return ScoreLog(path, identity=identity, writes=main, agree=broadcast)
