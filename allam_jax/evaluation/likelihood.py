@@ -82,7 +82,7 @@ class Likelihood:
     """Scores continuations with one model.
 
     Args:
-        params: of `Llama(config)`, on `mesh`.
+        params: of `Llama(config)`, on `mesh`; an attribute that may be set to others.
         config: shapes.
         options: how to compute; dropout is off.
         settings: the size of a batch.
@@ -107,7 +107,7 @@ class Likelihood:
         options = dataclasses.replace(
             options, remat="none", dropout_embedding=0.0, dropout_attention=0.0, dropout_residual=0.0
         )
-        self._params, self._mesh, self._devices = params, mesh, pieces("batch", mesh.shape)
+        self.params, self._mesh, self._devices = params, mesh, pieces("batch", mesh.shape)
         rows = settings.rows or (
             1 if mesh.devices.flat[0].platform == "cpu" else 4
         )  # scores then stay in a CPU's cache
@@ -195,7 +195,7 @@ class Likelihood:
                 lengths_B = [groups[slot].trunk for slot in slots_B]
                 of_rows = Trunks(trunks, np.array(lengths_B, np.int32), np.array(slots_B, np.int32))
             branches = bool(np.any(rows.parts.behind_BT))
-            yield targets, _predict(self._network, branches, self._params, rows, of_rows)
+            yield targets, _predict(self._network, branches, self.params, rows, of_rows)
 
     def _trunks(self, groups: Sequence[Group]) -> KVCache:
         """Prefills the trunks of the groups, longest first, a slot for each."""
@@ -217,7 +217,7 @@ class Likelihood:
                 positions_BT[here] = np.arange(group.trunk)
                 self.work.computed += group.trunk
             self.work.places += B * T
-            cache = _prefill(self._network, self._params, cache, tokens_BT, segments_BT, positions_BT, slots_BT)
+            cache = _prefill(self._network, self.params, cache, tokens_BT, segments_BT, positions_BT, slots_BT)
             first += count
         return cache
 
