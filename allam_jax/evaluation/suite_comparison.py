@@ -22,7 +22,7 @@ def read_answers(path: Path) -> dict[str, list[Answered]]:
     found: dict[str, list[Answered]] = {}
     for number, record in enumerate(json_records(path, limit=_LARGEST_LINE), start=1):
         try:
-            values = dict(record)
+            values: dict[str, Any] = dict(record)  # type: ignore[arg-type]  # an error is text, which is no pair
             name = values.pop("suite")
             found.setdefault(name, []).append(Answered(**values | {"texts": tuple(values["texts"])}))
         except (TypeError, ValueError, KeyError):
@@ -35,7 +35,7 @@ def differences(answers: Answers, *, samples: int, seed: int) -> list[dict[str, 
 
     `p` is that of McNemar's exact test, adjusted for the number of all comparisons (Holm 1979).
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for first, second in itertools.combinations(answers, 2):
         for suite in answers[first]:
             if suite not in answers[second] or suite.endswith(PERMUTED):
@@ -108,7 +108,7 @@ def sections_of(answers: Answers, rows: Sequence[Mapping[str, Any]], *, failures
         parts = {model: grouped(suites[name], "category") for model, suites in answers.items() if name in suites}
         categories = sorted({category for of_model in parts.values() for category in of_model})
         if len(categories) > 1:
-            by_category = [
+            by_category: list[dict[str, Any]] = [
                 {"category": category}
                 | {model: _percent(of.get(category, {}).get("accuracy")) for model, of in parts.items()}
                 for category in categories

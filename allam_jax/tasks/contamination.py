@@ -22,6 +22,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     require(options.suites, key="contamination.suites", hint="name at least one suite")
     corpora = iterate_texts(options.corpora, key="contamination.corpora")
     suites, rows, sections = {}, [], []
+    counts: dict[str, Any] = {}
     for name, suite in options.suites.items():
         items = read_items(suite.path, suite, key=f"contamination.suites.{name}.path").items
         index = NgramIndex.build((item.text for item in items), n=options.words)
@@ -43,6 +44,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         found = touched([item.id for item in items], together(parts), share=options.share)
         texts = {item.id: item.text for item in items}
         suites[name] = {"items": len(items), "touched": found}
+        counts[name] = len(found)
         if found:
             first = list(found.items())[:_SHOWN]
             shown = [f"{share:.0%} of {id_}:\n\n{quote(texts[id_])}" for id_, share in first]
@@ -57,4 +59,4 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         title="Items of suites in corpora",
         sections=[section("Overlap", said, table(rows)), *sections],
     )
-    return {name: len(found["touched"]) for name, found in suites.items()}
+    return counts
