@@ -55,11 +55,6 @@ class Questions:
     items: tuple[Question, ...]
     problems: Mapping[str, tuple[str, ...]]
 
-    @property
-    def ambiguous(self) -> tuple[str, ...]:
-        """Items with two equal choices. They are asked where letters are scored, as published suites have some."""
-        return tuple(item.id for item in self.items if len(set(item.choices)) < len(item.choices))
-
 
 def read_items(path: str, suite: SuiteSettings, *, key: str) -> Questions:
     """The items at a path, in the order of the files.
@@ -165,7 +160,7 @@ def _question(record: Record, suite: SuiteSettings, *, name: str, file: Path) ->
     choices = _choices(record, suite)
     if len(choices) < 2 or not all(choices):
         return "a missing choice"
-    if len(set(choices)) < len(choices) and not lettered(suite):
+    if len(set(choices)) < len(choices) and not lettered(suite):  # published suites have some, which letters tell apart
         return "two equal choices"
     if lettered(suite) and len(choices) > len(suite.letters):
         return "more choices than letters"
