@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from allam_jax.corpus.settings import TextsSettings
 from allam_jax.data.settings import SourceSettings
 from allam_jax.errors import UserError
 from allam_jax.generation.settings import TEMPLATE, EndpointSettings, SamplingSettings
@@ -21,12 +22,16 @@ class EvalSettings(Section, name="eval"):
     loss_chunks: int = setting(4, "the logits exist one chunk of the sequence at a time", least=1)
 
 
-class LikelihoodSettings(Section, name="likelihood", changes_results=False):
+class LikelihoodSettings(Section, name="likelihood", changes_results=False, version=2):
     """How many texts are scored at a time."""
 
-    rows: int = setting(4, "rows of a batch on each of the devices that cut it", least=1)
+    rows: int = setting(
+        0,
+        "a batch has as many tokens as so many rows of row_tokens, on each device that cuts it; 0: 4, on CPUs 1",
+        least=0,
+    )
     row_tokens: int = setting(
-        512, "tokens of a row, which many short texts share; longer texts get longer rows", least=32
+        512, "tokens of a row at most, which many short texts share; longer texts get longer rows", least=32
     )
 
 
@@ -74,11 +79,39 @@ class HarnessSettings(Section, name="harness"):
                 raise UserError(f"config.harness.suites.{name}: expected a name of letters, digits, _ and -")
 
 
+class SuiteEvalSettings(HarnessSettings, name="suite_eval"):
+    """Suites that a model under training is asked."""
+
+    every: int = setting(0, "steps between evaluations; 0 evaluates at the end only", least=0)
+    permuted: bool = setting(False, "ask suites that show their choices in another order too")
+
+
 class SuiteCurvesSettings(Section, name="suite_curves"):
     """Scores of suites over a training run."""
 
-    stages: Mapping[str, str] = entries("step_N -> directory of the harness stage of that checkpoint", path="stage")
+    stages: Mapping[str, str] = entries(
+        "step_N -> directory of the harness stage of that checkpoint; none: what the run has logged of suite_eval",
+        path="stage",
+    )
     run: str = setting("", "workdir of the training run, whose loss is drawn too; empty: none", path="stage")
+
+
+class ContaminationSettings(Section, name="contamination"):
+    """Items of suites in training corpora."""
+
+    suites: Mapping[str, SuiteSettings] = entries("base.suite(...), as in harness.suites")
+    corpora: Mapping[str, TextsSettings] = entries("base.texts(path=...): corpora that models are trained on")
+    words: int = setting(13, "words of an n-gram; a shorter question counts as one n-gram", least=5)
+    share: float = setting(0.5, "share of a question's n-grams that must occur in a corpus", above=0, most=1)
+
+
+class SuiteReportSettings(Section, name="suite_report"):
+    """Several models on the same suites."""
+
+    models: Mapping[str, str] = entries("model -> directory of its harness stage", path="stage")
+    contamination: str = setting("", "directory of a contamination stage; empty: none", path="stage")
+    bootstrap: int = setting(2000, "samples for the intervals of differences", least=100, most=1_000_000)
+    failures: int = setting(10, "wrong answers of each suite that are shown", least=0)
 
 
 class JudgeSamplingSettings(SamplingSettings):

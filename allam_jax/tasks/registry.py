@@ -22,11 +22,14 @@ from allam_jax.data.settings import DataSettings, MixtureSettings, RowSettings
 from allam_jax.errors import UserError, nearest
 from allam_jax.evaluation.settings import (
     ArenaSettings,
+    ContaminationSettings,
     EvalSettings,
     HarnessSettings,
     JudgeSettings,
     LikelihoodSettings,
     SuiteCurvesSettings,
+    SuiteEvalSettings,
+    SuiteReportSettings,
 )
 from allam_jax.generation.settings import ChatSettings, EngineSettings, GenerateSettings, ServeSettings
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
@@ -73,7 +76,16 @@ _UPDATE = (
     GuardSettings,
 )
 _STEP = (*_UPDATE, DataSettings)  # what decides the compiled training step
-_RUN = (SeedSettings, TokenizerSettings, InitSettings, EvalSettings, CheckpointSettings, MetricsSettings)
+_RUN = (
+    SeedSettings,
+    TokenizerSettings,
+    InitSettings,
+    EvalSettings,
+    SuiteEvalSettings,
+    LikelihoodSettings,
+    CheckpointSettings,
+    MetricsSettings,
+)
 _MODEL = (TokenizerSettings, WeightsSettings, MeshSettings, ComputeOptions)  # a finished model on devices
 
 TASKS: dict[str, Task] = {
@@ -95,6 +107,8 @@ TASKS: dict[str, Task] = {
     "evaluate": Task((*_MODEL, EvalSettings), on_devices=True),
     "harness": Task((SeedSettings, *_MODEL, HarnessSettings, LikelihoodSettings, EngineSettings), on_devices=True),
     "suite_curves": Task((SuiteCurvesSettings,)),
+    "suite_report": Task((SeedSettings, SuiteReportSettings)),
+    "contamination": Task((ContaminationSettings,)),
     "mt_bench_answers": Task((SeedSettings, *_MODEL, GenerateSettings, EngineSettings), on_devices=True),
     "judge": Task((SeedSettings, JudgeSettings)),
     "arena": Task((SeedSettings, ArenaSettings)),
