@@ -260,6 +260,7 @@ DEFAULTS = {
     "PlantedCheckSettings": "1 529a7813522b",
     "PlantedSettings": "1 1648671f56b8",
     "PreferenceSettings": "1 6bad3fac67b1",
+    "ProbeSettings": "1 7e4f1da0f3e6",
     "QualitySettings": "1 7a26df317806",
     "ReportSettings": "1 b903b2793c45",
     "RowSettings": "1 f73b3787ced3",

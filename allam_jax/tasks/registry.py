@@ -20,6 +20,7 @@ from allam_jax.evaluation.settings import (
     HarnessSettings,
     JudgeSettings,
     LikelihoodSettings,
+    ProbeSettings,
     SuiteCurvesSettings,
 )
 from allam_jax.generation.settings import ChatSettings, EngineSettings, GenerateSettings, ServeSettings
@@ -88,6 +89,7 @@ TASKS: dict[str, Task] = {
     "expand": Task((SeedSettings, *_MODEL, ExpandSettings, EvalSettings), on_devices=True),
     "evaluate": Task((*_MODEL, EvalSettings), on_devices=True),
     "harness": Task((SeedSettings, *_MODEL, HarnessSettings, LikelihoodSettings, EngineSettings), on_devices=True),
+    "probe": Task((SeedSettings, *_MODEL, ProbeSettings, LikelihoodSettings), on_devices=True),
     "suite_curves": Task((SuiteCurvesSettings,)),
     "mt_bench_answers": Task((SeedSettings, *_MODEL, GenerateSettings, EngineSettings), on_devices=True),
     "judge": Task((SeedSettings, JudgeSettings)),
