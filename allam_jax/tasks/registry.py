@@ -29,7 +29,7 @@ from allam_jax.model.settings import ExpandSettings, LoraSettings
 from allam_jax.parallel.settings import MeshSettings
 from allam_jax.planning.settings import PlanSettings
 from allam_jax.settings import Section, Settings
-from allam_jax.tasks.settings import ReportSettings, SeedSettings, TokenizerSettings, VerifySettings
+from allam_jax.tasks.settings import AdaptationSettings, ReportSettings, SeedSettings, TokenizerSettings, VerifySettings
 from allam_jax.tokenizer.settings import TokenizerExtensionSettings, TokenizerMergeSettings, TokenizerTrainingSettings
 from allam_jax.training.settings import (
     CheckpointSettings,
@@ -100,6 +100,7 @@ TASKS: dict[str, Task] = {
     "export": Task((TokenizerSettings, WeightsSettings, MeshSettings, ExportSettings), on_devices=True),
     "merge": Task((TokenizerSettings, MergeSettings, ExportSettings), on_devices=True),
     "expansion_report": Task((ReportSettings,)),
+    "adaptation_report": Task((AdaptationSettings,)),
     "verify": Task((VerifySettings,)),
 }
 

@@ -93,9 +93,7 @@ def test_capitals_are_scored_behind_the_examples():
         return [(value, value == -1.0) for value in logprobs]
 
     found = capital_scores(questions, language="en", examples=[example], score=score)
-    shown = (
-        "Question: What is the capital of Land X?\nAnswer: Right\n\nQuestion: What is the capital of Land A?\nAnswer:"
-    )
+    shown = "Question: What is the capital of Land X?\nAnswer: Right\n\n"
     assert seen[1] == (shown + "Question: What is the capital of Land A?\nAnswer:", " Long name")
     assert (found["accuracy"], found["by_bytes"], found["chance"], found["written"]) == (0.5, 1.0, 0.25, 0.5)
 
