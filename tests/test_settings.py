@@ -276,6 +276,7 @@ DEFAULTS = {
     "TrainSettings": "1 5b9a786f3be8",
     "TrainableSettings": "1 23eabe8ca818",
     "VerifySettings": "1 6d452a5b4278",
+    "WatchSettings": "1 02a80a596c10",
     "WeightsSettings": "1 6b9bee014ea2",
 }
 

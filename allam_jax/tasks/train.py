@@ -87,7 +87,7 @@ def _train(config: Settings, workdir: Path, material_of: MaterialOf) -> dict[str
             config, workdir, origin=origin, run=description, mesh=mesh, loader=loader, prepare=material.prepare
         ) as session,
     ):
-        run_loop(
+        over = run_loop(
             session,
             config,
             train_step=description.make_step(mesh),
@@ -104,4 +104,4 @@ def _train(config: Settings, workdir: Path, material_of: MaterialOf) -> dict[str
         seconds = time.monotonic() - started
         write_run_report(workdir, command=command, seconds=seconds, parameters=origin.model.num_parameters)
     barrier("trained")
-    return training_result(workdir)
+    return training_result(workdir) | ({"ended_early": over} if over else {})

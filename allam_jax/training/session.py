@@ -53,7 +53,7 @@ class Session:
     def next_batch(self) -> Batch:
         """The batch of the next step, on all devices."""
         loaded = global_batch_array(next(self.loader), mesh=self.mesh, global_batch=self.run.batch_size)
-        return self.prepare(loaded)
+        return self.prepare(self.state.params, loaded)
 
     def averaged_params(self) -> Params | None:
         """The parameters with the average of the trained ones; None for a run that keeps none."""
