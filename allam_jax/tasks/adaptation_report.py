@@ -61,7 +61,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
 def at(curve: Sequence[tuple[float, float]], place: float) -> float | None:
     """The value of a curve between two of its points; None outside."""
     for (x, y), (next_x, next_y) in itertools.pairwise(curve):
-        if x <= place <= next_x:
+        if x <= place <= next_x and x < next_x:
             return y + (next_y - y) * (place - x) / (next_x - x)
     return None
 
