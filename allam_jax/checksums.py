@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
+from absl import logging
 
 from allam_jax.errors import UserError
 from allam_jax.files import atomic_path, parse_json, read_json, write_json
@@ -23,6 +24,7 @@ from allam_jax.files import atomic_path, parse_json, read_json, write_json
 FILE_LIST = "files.json"
 _VERSION = 2
 _BUFFER = 1 << 22
+_MADE_AGAIN = "it is made again"
 
 
 def hash_bytes(content: Any) -> str:
@@ -168,6 +170,18 @@ _CHANGED = "its bytes are not those that were written (xxh3)"
 def find_list(directory: Path, *, remedy: str) -> FileList | None:
     """The list of a directory that may have none, such as one of others."""
     return FileList.read(directory, remedy=remedy) if (Path(directory) / FILE_LIST).exists() else None
+
+
+def is_whole(directory: Path) -> bool:
+    """Whether a directory that can be made again is there, each byte as it was written. Logs what is damaged."""
+    if not Path(directory).is_dir():
+        return False
+    try:
+        FileList.read(directory, remedy=_MADE_AGAIN).check_bytes(remedy=_MADE_AGAIN)
+    except UserError as error:
+        logging.warning("%s", error)
+        return False
+    return True
 
 
 def read_listed(directory: Path, name: str, *, remedy: str) -> dict[str, Any]:

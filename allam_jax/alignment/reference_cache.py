@@ -15,9 +15,9 @@ from absl import logging
 from jax.sharding import Mesh
 
 from allam_jax.alignment.packed_samples import Column, PackedRows
-from allam_jax.alignment.preference_loss import REFERENCE, Preference
+from allam_jax.alignment.preference_loss import POLICY, REFERENCE, Preference
 from allam_jax.alignment.sample_cache import Samples
-from allam_jax.checksums import FileList, hash_json, write_list
+from allam_jax.checksums import hash_json, is_whole, write_list
 from allam_jax.data.batch import Batch as HostBatch
 from allam_jax.data.evaluation_rows import EvaluationRows
 from allam_jax.errors import UserError
@@ -26,7 +26,7 @@ from allam_jax.files import atomic_path, write_array
 from allam_jax.model.llama import Params
 from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
 from allam_jax.parallel.mesh import batch_sharding
-from allam_jax.training.objective import Batch
+from allam_jax.training.objective import Batch, Prepare
 
 _FILE = "log_probabilities.npy"
 _REMEDY = "remove the directory: it is computed again"
@@ -49,7 +49,7 @@ def cached_reference(
         compute: gives `reference_values`; called where they are not there, by all processes.
     """
     directory = folder / hash_json([identity, samples.identity])[:32]
-    if not broadcast(is_main_process() and _is_whole(directory)):
+    if not broadcast(is_main_process() and is_whole(directory)):
         values = compute()
         if is_main_process():
             with atomic_path(directory) as temporary:
@@ -102,13 +102,17 @@ def reference_values(
     return found
 
 
-def live_reference(params: Params, *, objective: Preference, mesh: Mesh) -> Callable[[Batch], Batch]:
-    """Returns what adds the reference's log-probabilities to a batch on the devices; `params` are kept."""
+def live_reference(reference: Params, *, objective: Preference, mesh: Mesh) -> Prepare:
+    """Returns what adds the reference's log-probabilities to a batch on the devices; its parameters are kept.
+
+    Without dropout it adds those of the model too, from the same program: equal weights give equal bits.
+    """
     compiled = jax.jit(objective.log_probabilities, out_shardings=batch_sharding(mesh))
 
-    def prepare(batch: Batch) -> Batch:
+    def prepare(params: Params, batch: Batch) -> Batch:
         with jax.set_mesh(mesh):
-            return batch | {REFERENCE: compiled(params, batch)}
+            found = {REFERENCE: compiled(reference, batch)}
+            return batch | found | ({POLICY: compiled(params, batch)} if POLICY in objective.batch_dtypes else {})
 
     return prepare
 
@@ -121,14 +125,3 @@ def _blocks(rows: PackedRows, *, size: int) -> Iterator[tuple[list[np.ndarray], 
     for start in range(0, len(order), size):
         block = order[start : start + size]
         yield block, plain.batch(block)
-
-
-def _is_whole(directory: Path) -> bool:
-    if not directory.is_dir():
-        return False
-    try:
-        FileList.read(directory, remedy=_REMEDY).check_bytes(remedy=_REMEDY)
-    except UserError as error:
-        logging.warning("%s", error)
-        return False
-    return True

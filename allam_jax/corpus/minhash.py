@@ -1,24 +1,21 @@
 """MinHash signatures of documents (Broder 1997) in bands, and the exact Jaccard similarity of two documents.
 
-Shingles are n-grams of `bare_words`, as 64-bit numbers: words are hashed (XXH3), then n neighbours are combined by a
-polynomial in an odd base modulo 2^64, and mixed. Permutation k of the shingles is x -> a_k x + b_k modulo 2^32 with odd
-a_k, where x is the upper half of the number. The signature is the minimum over the shingles for each k. The hash
-spreads x at random, so each shingle is equally likely to be the minimum.
+Shingles are n-grams of `bare_words`, as the numbers of `shingles.py`. Permutation k of the shingles is
+x -> a_k x + b_k modulo 2^32 with odd a_k, where x is the upper half of the number. The signature is the minimum over
+the shingles for each k. The hash spreads x at random, so each shingle is equally likely to be the minimum.
 
 Two documents of similarity s agree in one value with probability s, and in all r rows of at least one of b bands with
 probability 1 - (1 - s^r)^b: for 14 bands of 9 rows 0.44 at s = 0.7 and 0.87 at s = 0.8. Where a sharp threshold is
 needed, `jaccard` verifies the pairs.
 """
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
-import xxhash
 
 from allam_jax.corpus.settings import DedupSettings
+from allam_jax.corpus.shingles import BASE, HashedWords, mix
 
-_BASE = np.uint64(0x9E3779B97F4A7C15)
 _BLOCK = 1024  # shingles at a time, so that the table of their permutations stays in the processor's cache
 
 
@@ -39,19 +36,7 @@ class MinHash:
 
         A document with fewer words than a shingle has none. One call for many documents is faster than one for each.
         """
-        lengths = np.fromiter(map(len, documents), np.int64, len(documents))
-        ends = np.cumsum(lengths)
-        words = itertools.chain.from_iterable(documents)
-        hashed = np.fromiter(map(_WORD_HASHES.__getitem__, words), np.uint64, lengths.sum())
-        # Treats all documents as one; the shingles across a border are left out below.
-        combined = hashed[: max(0, len(hashed) - self.shingle + 1)].copy()
-        for offset in range(1, self.shingle):
-            combined *= _BASE
-            combined += hashed[offset : offset + len(combined)]
-        combined = _mix(combined)
-        counts = np.maximum(lengths - self.shingle + 1, 0)
-        starts = ends - lengths
-        return [combined[start : start + count] for start, count in zip(starts.tolist(), counts.tolist(), strict=True)]
+        return HashedWords.of(documents).shingles(self.shingle)
 
     def signature(self, shingles: np.ndarray) -> np.ndarray:
         """uint32 `[bands * rows]` for a document with at least one shingle."""
@@ -73,7 +58,7 @@ class MinHash:
         rows = signatures.reshape(*signatures.shape[:-1], self.bands, self.rows).astype(np.uint64)
         keys = np.zeros(rows.shape[:-1], np.uint64)
         for row in range(self.rows):
-            keys = _mix(keys * _BASE + rows[..., row] + np.uint64(1))
+            keys = mix(keys * BASE + rows[..., row] + np.uint64(1))
         return keys
 
 
@@ -82,23 +67,3 @@ def jaccard(first: np.ndarray, second: np.ndarray) -> float:
     shared = len(np.intersect1d(first, second))
     union = len(np.unique(first)) + len(np.unique(second)) - shared
     return shared / union if union else 0.0
-
-
-class _WordHashes(dict[str, int]):
-    """XXH3 of words, cached: a corpus repeats most of its words, and a dict is faster than `functools.lru_cache`."""
-
-    def __missing__(self, word: str) -> int:
-        if len(self) >= 1 << 18:
-            self.clear()
-        value = self[word] = xxhash.xxh3_64_intdigest(word.encode())
-        return value
-
-
-_WORD_HASHES = _WordHashes()
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    """The last step of SplitMix64: a bijection in which every output bit depends on all input bits."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))

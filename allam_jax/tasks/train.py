@@ -1,66 +1,35 @@
 """Task `train`: pre-training, continued pre-training and branches of a run; resumes at any step.
 
 Tasks `sft` and `dpo` are the same with other material. The workdir holds config.json, model.json, tokenizer/,
-metrics.jsonl, tensorboard/, checkpoints/ and report.md; with low-rank adapters also adapter/, as PEFT reads it.
+metrics.jsonl, tensorboard/, checkpoints/ and report.md; with low-rank adapters also adapter/, as PEFT reads it; with
+`optimizer.average_decay` also average/, a weights directory.
 """
 
-import contextlib
 import dataclasses
 import functools
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from allam_jax.data.batch import BatchSource
-from allam_jax.model.llama import LORA
 from allam_jax.parallel.distributed import barrier, is_main_process, leave, places
 from allam_jax.parallel.gpus import peak_flops
 from allam_jax.parallel.mesh import check_batch
 from allam_jax.planning.fit import check_fits
 from allam_jax.settings import Settings
 from allam_jax.tasks.setup import open_evaluations, open_loader, open_mesh
-from allam_jax.training.loop import Evaluation, Watcher, run_loop
-from allam_jax.training.objective import Batch, Objective
+from allam_jax.training.loop import run_loop
+from allam_jax.training.material import Material, MaterialOf
 from allam_jax.training.origin import Origin, open_origin
-from allam_jax.training.run_description import RunDescription, described_run, next_token
+from allam_jax.training.run_description import described_run
 from allam_jax.training.run_report import training_result, write_run_report
-from allam_jax.training.session import Session, open_session
+from allam_jax.training.session import open_session
+from allam_jax.training.trained_adapter import write_adapter
+from allam_jax.training.trained_average import write_average
 from allam_jax.watchdog import Watchdog
-from allam_jax.weights.peft import export_adapter
-
-ADAPTER_FOLDER = "adapter"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Material:
-    """What one kind of training brings to a run.
-
-    Attributes:
-        open_loader: opens the batches; closed at the end.
-        open_evaluations: opens what is scored on the way.
-        steps: updates of the run; None: `train.steps`.
-        num_sources: that `source_ids` counts; None: those of `config.data`.
-        objective: what is minimised.
-        prepare: adds to a batch on the devices what the objective needs and the loader does not have.
-        watchers: see `run_loop`.
-    """
-
-    open_loader: Callable[[], contextlib.AbstractContextManager[BatchSource]]
-    open_evaluations: Callable[[], Sequence[Evaluation]]
-    steps: int | None = None
-    num_sources: int | None = None
-    objective: Callable[[RunDescription], Objective] = next_token
-    prepare: Callable[[Batch], Batch] = lambda batch: batch
-    watchers: Sequence[Watcher] = ()
-
-
-MaterialOf = Callable[[Settings, Path, Origin, Mesh], Material]
 
 
 def run(config: Settings, workdir: Path) -> dict[str, Any]:
@@ -114,10 +83,11 @@ def _train(config: Settings, workdir: Path, material_of: MaterialOf) -> dict[str
     # ---- train ----
     with (
         material.open_loader() as loader,
-        open_session(config, workdir, origin=origin, run=description, mesh=mesh, loader=loader) as session,
+        open_session(
+            config, workdir, origin=origin, run=description, mesh=mesh, loader=loader, prepare=material.prepare
+        ) as session,
     ):
-        session.prepare = material.prepare
-        run_loop(
+        over = run_loop(
             session,
             config,
             train_step=description.make_step(mesh),
@@ -125,8 +95,8 @@ def _train(config: Settings, workdir: Path, material_of: MaterialOf) -> dict[str
             watchers=material.watchers,
             peak_flops=config.metrics.peak_tflops * 1e12 or data_sheet,
         )
-
-        _write_adapter(config, workdir, session)
+        write_adapter(config, session)
+        write_average(session)
 
     # ---- report ----
     if is_main_process():
@@ -134,22 +104,4 @@ def _train(config: Settings, workdir: Path, material_of: MaterialOf) -> dict[str
         seconds = time.monotonic() - started
         write_run_report(workdir, command=command, seconds=seconds, parameters=origin.model.num_parameters)
     barrier("trained")
-    return training_result(workdir)
-
-
-def _write_adapter(config: Settings, workdir: Path, session: Session) -> None:
-    """Writes the adapters of a run, if it has any, as PEFT reads them."""
-    if not config.lora.rank:
-        return
-    whole = NamedSharding(session.mesh, PartitionSpec())
-    tables = {name for name in ("embedding", "head") if name in config.trainable.parameters}
-    kept = {name: value for name, value in session.state.params.items() if name == LORA or name in tables}
-    params = jax.jit(lambda params: params, out_shardings=whole)(kept)
-    if is_main_process():
-        export_adapter(
-            workdir / ADAPTER_FOLDER,
-            params=params,
-            config=session.run.model,
-            settings=config.lora,
-            base=config.init.weights,
-        )
+    return training_result(workdir) | ({"ended_early": over} if over else {})

@@ -6,7 +6,7 @@ gradient is taken, and each micro-batch's loss is divided before it is different
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import jax
@@ -20,6 +20,8 @@ from allam_jax.training.losses import chunked_cross_entropy
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+# Adds to a batch on the devices what an objective needs and the loader does not have; may use the model's parameters.
+Prepare = Callable[[Params, Batch], Batch]
 
 
 class Objective(Protocol):
@@ -68,16 +70,10 @@ class NextToken:
 
     def summed_loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         """See Objective."""
-        model = bind(params, config=self.model, options=self.options)
-        hidden_BTD = model.hidden(
-            batch["tokens"],
-            segment_ids_BT=batch["segment_ids"],
-            positions_BT=batch["positions"],
-            dropout_key=key if self.options.has_dropout else None,
-        )
+        hidden_BTD, head_DV = hidden_and_head(params, batch, config=self.model, options=self.options, key=key)
         sums = chunked_cross_entropy(
             hidden_BTD,
-            model.head_DV,
+            head_DV,
             targets_BT=batch["targets"],
             weights_BT=batch["loss_weights"],
             vocab_size=self.model.vocab_size,
@@ -85,3 +81,30 @@ class NextToken:
             num_chunks=self.num_chunks,
         )
         return sums.total, {"loss": sums.loss, "z_loss": sums.z_loss}
+
+
+def hidden_and_head(
+    params: Params, batch: Batch, *, config: LlamaConfig, options: ComputeOptions, key: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """The forward pass that losses begin with: hidden states [B, T, D] and the head [D, V].
+
+    Args:
+        params: of the model.
+        batch: packed rows [B, T].
+        config: shapes of the model.
+        options: how it is computed.
+        key: for dropout; without one there is none.
+    """
+    model = bind(params, config=config, options=options)
+    hidden_BTD = model.hidden(
+        batch["tokens"],
+        segment_ids_BT=batch["segment_ids"],
+        positions_BT=batch["positions"],
+        dropout_key=key if options.has_dropout else None,
+    )
+    return hidden_BTD, model.head_DV
+
+
+def unchanged(params: Params, batch: Batch) -> Batch:
+    """The `Prepare` of an objective that needs only what the loader gives."""
+    return batch

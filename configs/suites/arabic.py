@@ -10,13 +10,12 @@ from ml_collections import ConfigDict
 
 from allam_jax import recipe_inputs
 from allam_jax.errors import UserError
-from allam_jax.settings import Section, setting
+from allam_jax.settings import setting
 from configs import base
-from configs.suites.mmlu_categories import CATEGORIES
+from configs.suites.suite_inputs import SuiteInputs, harness, mmlu
 
 LETTERS = ("أ", "ب", "ج", "د", "هـ", "و")
 ASKED = "السؤال: {question}\n{choices}\nالإجابة:"
-MMLU_COLUMNS = ("question", "A", "B", "C", "D", "answer")
 # The harness's own tasks, with data of the hub.
 HARNESS = (
     "arabicmmlu",
@@ -29,24 +28,18 @@ HARNESS = (
 )
 
 
-class Inputs(Section):
-    """Files of the suites, and the model."""
+class Inputs(SuiteInputs):
+    """Files of the suites beside MMLU."""
 
-    model: str = setting("", "Hugging Face directory, weights directory or run")
     acva: str = setting("", "ACVA: id, question, answer نعم or لا")
     exams: str = setting("", "EXAMS in Arabic: id, question, A to D, answer")
     exams_examples: str = setting("", "its worked examples")
-    mmlu: str = setting("", "MMLU in Arabic: a folder of CSV files SUBJECT_test.csv, without names of columns")
-    mmlu_examples: str = setting("", "the folder of SUBJECT_dev.csv")
     araswag: str = setting("", "araSwag: question (the beginning), choices, answer")
     aratruthfulqa: str = setting("", "AraTruthfulQA: question, choices, answer")
     aramath: str = setting("", "araMath: question, choices, answer")
     etec: str = setting("", "ETEC: question, choices, answer")
     aratrust: str = setting("", "AraTrust: question, choices, answer, category")
     letters: str = setting("arabic", "of the choices", choices=("arabic", "latin"))
-    shots: int = setting(0, "worked examples of EXAMS and MMLU", least=0)
-    items: int = setting(0, "items of each suite, drawn by the seed; 0: all", least=0)
-    with_harness: bool = setting(False, "add the Arabic tasks of the harness, which need the hub")
 
 
 INPUTS = {"full": Inputs(), "harness": Inputs(with_harness=True)}
@@ -54,10 +47,10 @@ INPUTS = {"full": Inputs(), "harness": Inputs(with_harness=True)}
 
 def get_config(arg: str = "full") -> ConfigDict:
     _, given = recipe_inputs.read(INPUTS, arg)
-    config = base.get_config("harness")
-    config.init.weights = given.model
+    config = harness(given, tasks=HARNESS)
     letters = LETTERS if given.letters == "arabic" else ("A", "B", "C", "D", "E", "F")
-    lettered = {"letters": letters, "prompt": ASKED, "items": given.items}
+    asked = {"letters": letters, "prompt": ASKED}
+    lettered = {**asked, "items": given.items}
     listed = {**lettered, "choices": "choices"}
     suites = {
         "acva": base.suite(
@@ -74,16 +67,7 @@ def get_config(arg: str = "full") -> ConfigDict:
             subject="id",
             **lettered,
         ),
-        "mmlu_ar": base.suite(
-            path=given.mmlu,
-            examples=given.mmlu_examples if given.shots else "",
-            shots=given.shots,
-            columns=MMLU_COLUMNS,
-            subject="file",
-            categories=CATEGORIES,
-            instruction="فيما يلي أسئلة اختيار من متعدد مع إجاباتها.",
-            **lettered,
-        ),
+        "mmlu_ar": mmlu(given, instruction="فيما يلي أسئلة اختيار من متعدد مع إجاباتها.", **asked),
         "araswag": base.suite(
             path=given.araswag, choices="choices", letters=(), prompt="{question}", items=given.items
         ),
@@ -97,6 +81,4 @@ def get_config(arg: str = "full") -> ConfigDict:
         raise UserError("no suite has a file: give --config.acva=FILE, or others of configs/suites/arabic.py")
     for name, suite in there.items():
         config.harness.suites[name] = suite
-    config.harness.tasks = HARNESS if given.with_harness else ()
-    config.harness.hub = given.with_harness
     return config

@@ -78,8 +78,8 @@ def _kernel(q_ref, k_ref, v_ref, layer_ref, lengths_ref, out_ref, log_z_ref, *, 
     g, h = (max(SMALLEST_TILE, pl.next_power_of_2(size)) for size in (G, H))
     heads_g, places_h = jnp.arange(g), jnp.arange(h)
     exist_gh = (heads_g < G)[:, None] & (places_h < H)[None, :]
-    # Tiles reach beyond the heads and their size, behind the masks. From a start that is not static JAX allows that.
-    zero = 0 * part
+    # Tiles reach beyond the heads and their size, behind the masks. JAX refuses that only from a static start.
+    zero = jnp.zeros((), jnp.int32)
     tile_g, tile_h = pl.ds(zero, g), pl.ds(zero, h)
     layer, length = layer_ref[0], plgpu.load(lengths_ref.at[slot])
     q_gh = plgpu.load(q_ref.at[slot, head, tile_g, tile_h], mask=exist_gh, other=jnp.zeros((), q_ref.dtype))

@@ -41,8 +41,13 @@ def leaves(workdir):
 
 @pytest.mark.slow
 def test_sft_learns_replies_and_scores_them_by_language_and_turn(root, tmp_path):
-    result = runner.run(config_of(root, "sft"), workdir=tmp_path)
+    watch = {"prompts": 2, "every": 16, "max_new_tokens": 4}
+    result = runner.run(config_of(root, "sft", watch=watch), workdir=tmp_path)
     rows = read_rows(tmp_path)
+    watched = [row["step"] for row in rows if "eval/answers/watched/repetition" in row]
+    assert (watched[0], watched[-1]) == (0, result["step"])
+    assert 0 <= rows[-1]["eval/answers/watched/cut"] <= 1
+    assert 0 <= rows[-1]["eval/answers/watched/words"] <= 4
     names = {key.split("/")[2] for row in rows for key in row if key.startswith("eval/replies/")}
     assert names == {f"{language}{turn}" for language in ("en", "ar") for turn in ("", "_turn1", "_turn2")}
     first, last = (rows[place]["eval/replies/ar/loss"] for place in (0, -1))
@@ -71,10 +76,22 @@ def test_dpo_prefers_what_was_chosen(root, tmp_path, reference):
     rows = [row for row in read_rows(tmp_path) if "loss" in row]
     np.testing.assert_allclose(rows[0]["loss"], math.log(2), rtol=1e-5)
     assert abs(rows[0]["margin"]) < 1e-4
+    if reference == "live":
+        assert (rows[0]["margin"], rows[0]["loss"]) == (0.0, np.float32(math.log(2)))
     assert rows[-1]["margin"] > 0.1
     assert rows[-1]["accuracy"] > 0.9
     assert result["evaluations"]["eval/preferences/held_out/loss"] < math.log(2)
     assert (tmp_path / "reference").exists() == (reference == "cached")
+
+
+@pytest.mark.long
+def test_a_run_that_strays_from_its_reference_is_saved_and_finished(root, tmp_path):
+    result = runner.run(config_of(root, "dpo", dpo={"max_kl": 1e-4}), workdir=tmp_path)
+    assert "above dpo.max_kl = 0.0001" in result["ended_early"]
+    rows = [row for row in read_rows(tmp_path) if "loss" in row]
+    assert result["step"] == rows[-1]["step"] == list_steps(tmp_path / "checkpoints")[-1]
+    assert result["step"] - 2 <= next(row["step"] for row in rows if row["kl"] > 1e-4) < result["step"]
+    assert "eval/preferences/held_out/loss" in result["evaluations"]
 
 
 @pytest.mark.long
@@ -139,7 +156,7 @@ def test_sampled_preferences_go_on_where_they_were_killed_and_are_read_by_dpo(ro
     config.init.weights = f"{root}/model"
     config.engine.update(slots=4, burst=4, capacity=128)
     config.preferences.update(input=f"{root}/en.jsonl", max_new_tokens=6, shard_rows=4, keep_cut=True)
-    config.preferences.update(temperatures=(0.7, 1.3), top_ps=(0.9,), keep_other_script=True, pairs_of_prompt=2)
+    config.preferences.update(temperatures=(0.7, 1.3), top_ps=(0.9,), keep_other_language=True, pairs_of_prompt=2)
     report = runner.run(config, workdir=tmp_path / "pairs")
     assert (report["rows"], report["answered"]) == (12, 12)
     pairs = [json.loads(line) for line in (tmp_path / "pairs" / "pairs.jsonl").read_text().splitlines()]
@@ -153,3 +170,28 @@ def test_sampled_preferences_go_on_where_they_were_killed_and_are_read_by_dpo(ro
     given = config_of(root, "dpo", conversations={"epochs": 4.0, "held_out_share": 0.0}, data={"seq_len": 192})
     given.conversations.sources.pairs.path = str(tmp_path / "pairs" / "pairs.jsonl")
     runner.run(given, workdir=tmp_path / "dpo")
+
+
+def test_faulty_conversations_are_left_out_and_reported(tmp_path):
+    asked, answered = {"role": "user", "content": "What is the capital of Egypt?"}, {"role": "assistant"}
+    replies = ["Cairo.", "", "Cairo.", "Alexandria was, long before Cairo.", "عاصمة مصر هي مدينة القاهرة"]
+    records = [{"messages": [asked, answered | {"content": reply}], "id": n} for n, reply in enumerate(replies)]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + "no json\n")
+    (tmp_path / "exam.jsonl").write_text('{"question": "x", "choices": ["Alexandria was long before Cairo"]}\n')
+    config = base.get_config("sft_quality")
+    config.chat_quality.sources.en = base.conversations(path=f"{tmp_path}/chats.jsonl")
+    assert runner.run(config, workdir=tmp_path / "out")["en"]["dropped_for"] == {
+        "not a conversation": 1,
+        "empty": 1,
+        "wrong language": 1,
+        "duplicate": 1,
+    }
+    config.chat_quality.update(evaluations=f"{tmp_path}/exam.jsonl", ngram=4)
+    found = runner.run(config, workdir=tmp_path / "other")["en"]
+    assert (found["rows"], found["kept"]) == (6, 1)
+    kept = [json.loads(line) for line in (tmp_path / "other" / "clean" / "en.jsonl").read_text().splitlines()]
+    assert kept == records[:1]
+    dropped = [json.loads(line) for line in (tmp_path / "other" / "dropped.jsonl").read_text().splitlines()]
+    assert [entry["record"] for entry in dropped[:4]] == records[1:]
+    assert dropped[2]["dropped_for"] == ["evaluation text"]
+    assert "## Rows of each fault" in (tmp_path / "other" / "report.md").read_text()
