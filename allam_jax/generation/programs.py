@@ -27,6 +27,7 @@ from allam_jax.model.primitives import Turned
 from allam_jax.parallel.sharding import constrain
 
 SCORED_AT_ONCE = 64  # tokens of a prompt whose logits exist at a time
+HEAD_ROWS = 8  # up to so many slots a CPU multiplies the turned head; turning more logits back would cost what it gains
 
 
 class Prompts(NamedTuple):
@@ -60,7 +61,7 @@ class Burst(NamedTuple):
 class Programs:
     """The programs for one network. `burst_steps` are the steps of a burst; all else is in the arguments' shapes.
 
-    `turned` says that the parameters are those of `turned_layers`; a tied head is then multiplied that way too.
+    `turned` says that the parameters are those of `turned_layers`; a few rows then meet a tied head that way too.
     """
 
     config: LlamaConfig
@@ -147,7 +148,7 @@ class Programs:
 
     def _logits(self, model: Llama, hidden_BD: Array) -> Array:
         head_DV = model.head_DV.astype(hidden_BD.dtype)
-        if self.turned and self.config.tie_embeddings:
+        if self.turned and self.config.tie_embeddings and len(hidden_BD) <= HEAD_ROWS:
             logits_BV = Turned(head_DV.T).times(hidden_BD)
         else:
             logits_BV = jnp.einsum("BD,DV->BV", hidden_BD, head_DV, preferred_element_type=jnp.float32)

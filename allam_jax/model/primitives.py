@@ -37,11 +37,10 @@ class Turned:
     def times(self, x_RI: Array) -> Array:
         """Returns [R, ...]: the product with each row."""
         matrix_OI = self.array.reshape(-1, x_RI.shape[1])
-        if len(x_RI) > FEW_ROWS:
-            out_RO = x_RI @ matrix_OI.T
-        else:  # behind the barrier, or XLA turns the product back
-            out_RO = jax.lax.optimization_barrier(matrix_OI @ x_RI.T).T
-        return out_RO.reshape(len(x_RI), *self.array.shape[:-1])
+        out_OR = matrix_OI @ x_RI.T
+        if len(x_RI) <= FEW_ROWS:
+            out_OR = jax.lax.optimization_barrier(out_OR)  # or XLA turns the product back
+        return out_OR.T.reshape(len(x_RI), *self.array.shape[:-1])
 
 
 def turned(weight: Array, inputs: int) -> Turned:
