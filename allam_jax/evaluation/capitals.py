@@ -44,9 +44,9 @@ def capital_questions(*, seed: int) -> dict[str, list[Question]]:
     for division in world.iter("division"):
         country, capital = division.findtext("name"), division.findtext("capital")
         if country and capital:
-            translated = [words.pgettext(_MAP, text) for text in (country, capital)]
-            if all(re.search(r"[\u0621-\u064a]", text) for text in translated):
-                capitals[country] = (capital, *translated)
+            country_ar, capital_ar = words.pgettext(_MAP, country), words.pgettext(_MAP, capital)
+            if all(re.search(r"[\u0621-\u064a]", text) for text in (country_ar, capital_ar)):
+                capitals[country] = (capital, country_ar, capital_ar)
     chance = random.Random(seed)
     found: dict[str, list[Question]] = {language: [] for language in LANGUAGES}
     for country, (capital, country_ar, capital_ar) in sorted(capitals.items()):

@@ -35,7 +35,8 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
 
     def score(texts: list[tuple[str, str]]) -> list[tuple[float, bool]]:
         pairs = [encoder.pair(context, continuation) for context, continuation in texts]
-        return [tuple(found) for found in likelihood([Pair(tuple(a), tuple(b)) for a, b in pairs])]
+        found = likelihood([Pair(tuple(context), tuple(continuation)) for context, continuation in pairs])
+        return [(score.logprob, score.greedy) for score in found]
 
     asked = capital_questions(seed=config.seed)
     capitals: dict[str, dict[str, Any]] = {}
