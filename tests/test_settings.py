@@ -226,18 +226,20 @@ def test_a_finished_stage_outlives_a_new_key(monkeypatch, tmp_path):
     runner.run(base.recipe(greeting=config), workdir=tmp_path)
     assert not said.exists()
     config.toy.times = 2
-    with pytest.raises(UserError, match=r"finished with another config \(toy"):
+    with pytest.raises(UserError, match=r"finished with another config \(toy.times: \(absent\) -> 2\)"):
         runner.run(base.recipe(greeting=config), workdir=tmp_path)
 
 
 # Section -> version and the hash of its defaults. If this fails, a default has changed: finished stages that relied on
 # it would be taken for others, so raise the section's version with it. A new key needs its line here only.
 DEFAULTS = {
+    "AdaptationSettings": "1 1b595a801266",
     "ArenaSettings": "1 ee559d07a0be",
     "ChatQualitySettings": "1 3ae9ace2541a",
     "ChatSettings": "1 5e2101537c6a",
     "CheckpointSettings": "1 d7fb1276ba2b",
     "ComputeOptions": "1 ec7c1d2fd339",
+    "ContaminationSettings": "1 f8cc14b51bab",
     "ConversationSettings": "1 87e6c83a2617",
     "CorpusSettings": "1 1901ee693a14",
     "DataSettings": "1 a11b21f064f6",
@@ -251,7 +253,7 @@ DEFAULTS = {
     "HarnessSettings": "1 513d816900a4",
     "InitSettings": "1 b57b83edef8b",
     "JudgeSettings": "1 ba2ce1c7cc28",
-    "LikelihoodSettings": "1 cf3f0be7b908",
+    "LikelihoodSettings": "1 40ba1365b93b",
     "LlamaConfig": "1 e80f4ba9b5e9",
     "LoraSettings": "1 c54eb3600eb3",
     "MergeSettings": "1 e58b5c432550",
@@ -264,6 +266,7 @@ DEFAULTS = {
     "PlantedCheckSettings": "1 529a7813522b",
     "PlantedSettings": "1 1648671f56b8",
     "PreferenceSettings": "2 7368b40cc1de",
+    "ProbeSettings": "1 7e4f1da0f3e6",
     "QualitySettings": "1 7a26df317806",
     "ReportSettings": "1 b903b2793c45",
     "RowSettings": "1 f73b3787ced3",
@@ -272,6 +275,8 @@ DEFAULTS = {
     "ServeSettings": "1 1fc11eaa898a",
     "SftSettings": "1 212697bb4cbd",
     "SuiteCurvesSettings": "1 d89d1f0f55f1",
+    "SuiteEvalSettings": "1 5bee4c1dc209",
+    "SuiteReportSettings": "1 731f2523be36",
     "TokenizerExtensionSettings": "1 727e9d91e2ec",
     "TokenizerMergeSettings": "1 571b24551618",
     "TokenizerSettings": "1 356763cf278e",
@@ -315,6 +320,19 @@ def test_golden_fingerprints():
 
 def test_the_page_of_all_keys_is_up_to_date():
     assert (ROOT / "docs" / "config.md").read_text(encoding="utf-8") == config_help.explain("all") + "\n"
+
+
+def test_a_config_file_is_explained_by_its_inputs_and_the_tasks_of_its_stages():
+    text = config_help.explain("adapt")
+    assert "replay_share = 0.55  # of the training tokens (at least 0, below 1)" in text
+    assert "variants (after a colon): full, laptop, smoke" in text
+    assert "vocabulary (merge_tokenizer), expanded (expand), adapted (train)" in text
+    assert "those of task train: --help_config train" in config_help.explain("allam_7b")
+    assert "expand_subword_mean (expand)" in config_help.explain("quickstart")
+    assert "--config configs/evaluate.py" in config_help.explain("configs/evaluate.py")  # also the name of a task
+    for name in ("adapted", "base", "suites", "a.b", ""):
+        with pytest.raises(UserError, match="neither a task nor a file of configs/; the tasks are corpus, plant"):
+            config_help.explain(name)
 
 
 @pytest.mark.parametrize("cls", EVERY_SECTION, ids=lambda cls: cls.__name__)
