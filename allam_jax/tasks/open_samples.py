@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jax
 from absl import logging
 from jax.sharding import Mesh
 
@@ -30,6 +29,7 @@ from allam_jax.training.loop import Evaluation
 from allam_jax.training.origin import Origin
 
 SAMPLES_FOLDER = "samples"
+_SLOTS = 8  # watched answers under way at a time: their keys and values lie beside the state of the run
 
 
 def open_template(config: Settings, origin: Origin) -> ChatTemplate:
@@ -134,12 +134,11 @@ def open_watched(config: Settings, origin: Origin, rows: PackedRows, *, mesh: Me
     if not prompts:
         return []
     ends = answer_ends(origin.tokenizer, origin.tokenizer_dir, open_template(config, origin))
-    size = EngineSettings(slots=len(prompts), capacity=max(map(len, prompts)) + options.max_new_tokens)
-    merge = jax.jit(merged)
+    size = EngineSettings(slots=min(_SLOTS, len(prompts)), capacity=max(map(len, prompts)) + options.max_new_tokens)
 
     def engine(params: Params) -> Engine:
         return Engine(
-            merge(params),
+            merged(params),
             config=origin.model,
             options=config.compute,
             settings=size,
