@@ -199,3 +199,23 @@ def test_what_the_compiler_has_no_description_of_is_planned_by_formulas_alone(tm
     config.plan.update(gpu=gpu, compile=True)
     with pytest.raises(UserError, match=f"{GPUS[gpu].name}: .*set config.plan.compile=False"):
         plan.run(settings_of(config), tmp_path)
+
+
+def test_a_preference_run_with_and_without_a_live_reference(tmp_path):
+    """A cached reference adds one number a token; a live one a copy of the weights and two forward passes."""
+    config = large_config(data=1, fsdp=16, tensor=1)
+    config.train.accumulation = 4
+    plain = plan.run(settings_of(config), tmp_path / "train")
+    config.plan.preference = "cached"
+    cached = plan.run(settings_of(config), tmp_path / "cached")
+    assert cached["memory_gib"] == pytest.approx(plain["memory_gib"], abs=0.02)
+    assert cached["step_seconds"] == plain["step_seconds"]
+    config.plan.preference = "live"
+    live = plan.run(settings_of(config), tmp_path / "live")["live_reference"]
+    weights = json.loads((tmp_path / "live" / "plan.json").read_text())["model"]["parameters"] * 4
+    assert live["gib"] == pytest.approx(weights / 16 / 2**30, rel=0.01)
+    assert live["seconds"] == pytest.approx(2 / 3 * plain["step_seconds"], rel=0.01)
+    assert "Live reference" in (tmp_path / "live" / "plan.md").read_text()
+    config.plan.memory_gib = cached["memory_gib"] / 0.92 + 1
+    with pytest.raises(UserError, match=r"plan.preference = live: the second copy of the weights takes .* to cached"):
+        plan.run(settings_of(config), tmp_path / "small")
