@@ -252,7 +252,7 @@ DEFAULTS = {
     "HarnessSettings": "1 513d816900a4",
     "InitSettings": "1 b57b83edef8b",
     "JudgeSettings": "1 ba2ce1c7cc28",
-    "LikelihoodSettings": "2 40ba1365b93b",
+    "LikelihoodSettings": "1 40ba1365b93b",
     "LlamaConfig": "1 e80f4ba9b5e9",
     "LoraSettings": "1 c54eb3600eb3",
     "MergeSettings": "1 e58b5c432550",

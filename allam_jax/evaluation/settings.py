@@ -22,7 +22,7 @@ class EvalSettings(Section, name="eval"):
     loss_chunks: int = setting(4, "the logits exist one chunk of the sequence at a time", least=1)
 
 
-class LikelihoodSettings(Section, name="likelihood", changes_results=False, version=2):
+class LikelihoodSettings(Section, name="likelihood", changes_results=False):
     """How many texts are scored at a time."""
 
     rows: int = setting(
