@@ -226,7 +226,7 @@ def test_a_finished_stage_outlives_a_new_key(monkeypatch, tmp_path):
     runner.run(base.recipe(greeting=config), workdir=tmp_path)
     assert not said.exists()
     config.toy.times = 2
-    with pytest.raises(UserError, match=r"finished with another config \(toy"):
+    with pytest.raises(UserError, match=r"finished with another config \(toy.times: \(absent\) -> 2\)"):
         runner.run(base.recipe(greeting=config), workdir=tmp_path)
 
 
@@ -318,6 +318,19 @@ def test_golden_fingerprints():
 
 def test_the_page_of_all_keys_is_up_to_date():
     assert (ROOT / "docs" / "config.md").read_text(encoding="utf-8") == config_help.explain("all") + "\n"
+
+
+def test_a_config_file_is_explained_by_its_inputs_and_the_tasks_of_its_stages():
+    text = config_help.explain("adapt")
+    assert "replay_share = 0.55  # of the training tokens (at least 0, below 1)" in text
+    assert "variants (after a colon): full, laptop, smoke" in text
+    assert "vocabulary (merge_tokenizer), expanded (expand), adapted (train)" in text
+    assert "those of task train: --help_config train" in config_help.explain("allam_7b")
+    assert "expand_subword_mean (expand)" in config_help.explain("quickstart")
+    assert "--config configs/evaluate.py" in config_help.explain("configs/evaluate.py")  # also the name of a task
+    for name in ("adapted", "base", "suites", "a.b", ""):
+        with pytest.raises(UserError, match="neither a task nor a file of configs/; the tasks are corpus, plant"):
+            config_help.explain(name)
 
 
 @pytest.mark.parametrize("cls", EVERY_SECTION, ids=lambda cls: cls.__name__)
