@@ -233,6 +233,7 @@ def test_a_finished_stage_outlives_a_new_key(monkeypatch, tmp_path):
 # Section -> version and the hash of its defaults. If this fails, a default has changed: finished stages that relied on
 # it would be taken for others, so raise the section's version with it. A new key needs its line here only.
 DEFAULTS = {
+    "AdaptationSettings": "1 1b595a801266",
     "ArenaSettings": "1 ee559d07a0be",
     "ChatQualitySettings": "1 3ae9ace2541a",
     "ChatSettings": "1 5e2101537c6a",
@@ -265,6 +266,7 @@ DEFAULTS = {
     "PlantedCheckSettings": "1 529a7813522b",
     "PlantedSettings": "1 1648671f56b8",
     "PreferenceSettings": "2 7368b40cc1de",
+    "ProbeSettings": "1 7e4f1da0f3e6",
     "QualitySettings": "1 7a26df317806",
     "ReportSettings": "1 b903b2793c45",
     "RowSettings": "1 f73b3787ced3",

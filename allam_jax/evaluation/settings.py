@@ -86,6 +86,28 @@ class SuiteEvalSettings(HarnessSettings, name="suite_eval"):
     permuted: bool = setting(False, "ask suites that show their choices in another order too")
 
 
+class ProbeSettings(Section, name="probe"):
+    """What a model that learns a second language knows, keeps and can do, in both languages."""
+
+    countries: int = setting(120, "whose capital is asked; 0: all", least=0)
+    shots: tuple[int, ...] = setting((0, 5), "worked examples before a question for a capital", least=0)
+    lists: int = setting(12, "of words that are copied", least=2)
+    list_words: int = setting(20, "of such a list", least=2)
+    verses: int = setting(100, "whose translation is looked for by hidden states", least=2)
+    read_verses: int = setting(40, "of them, which are read for bits per byte and speed", least=2)
+    prompts: tuple[str, ...] = setting(
+        (
+            "عاصمة مصر هي",
+            "قال رسول الله صلى الله عليه وسلم",
+            "كان يا ما كان في قديم الزمان",
+            "The capital of France is",
+            "Once upon a time",
+        ),
+        "texts that are gone on from",
+    )
+    max_new_tokens: int = setting(40, "tokens of a continuation", least=1)
+
+
 class SuiteCurvesSettings(Section, name="suite_curves"):
     """Scores of suites over a training run."""
 

@@ -28,6 +28,7 @@ from allam_jax.evaluation.settings import (
     HarnessSettings,
     JudgeSettings,
     LikelihoodSettings,
+    ProbeSettings,
     SuiteCurvesSettings,
     SuiteEvalSettings,
     SuiteReportSettings,
@@ -38,7 +39,7 @@ from allam_jax.model.settings import ExpandSettings, LoraSettings
 from allam_jax.parallel.settings import MeshSettings
 from allam_jax.planning.settings import PlanSettings
 from allam_jax.settings import Section, Settings
-from allam_jax.tasks.settings import ReportSettings, SeedSettings, TokenizerSettings, VerifySettings
+from allam_jax.tasks.settings import AdaptationSettings, ReportSettings, SeedSettings, TokenizerSettings, VerifySettings
 from allam_jax.tokenizer.settings import TokenizerExtensionSettings, TokenizerMergeSettings, TokenizerTrainingSettings
 from allam_jax.training.settings import (
     CheckpointSettings,
@@ -108,6 +109,7 @@ TASKS: dict[str, Task] = {
     "expand": Task((SeedSettings, *_MODEL, ExpandSettings, EvalSettings), on_devices=True),
     "evaluate": Task((*_MODEL, EvalSettings), on_devices=True),
     "harness": Task((SeedSettings, *_MODEL, HarnessSettings, LikelihoodSettings, EngineSettings), on_devices=True),
+    "probe": Task((SeedSettings, *_MODEL, ProbeSettings, LikelihoodSettings), on_devices=True),
     "suite_curves": Task((SuiteCurvesSettings,)),
     "suite_report": Task((SeedSettings, SuiteReportSettings)),
     "contamination": Task((ContaminationSettings,)),
@@ -120,6 +122,7 @@ TASKS: dict[str, Task] = {
     "export": Task((TokenizerSettings, WeightsSettings, MeshSettings, ExportSettings), on_devices=True),
     "merge": Task((TokenizerSettings, MergeSettings, ExportSettings), on_devices=True),
     "expansion_report": Task((ReportSettings,)),
+    "adaptation_report": Task((AdaptationSettings,)),
     "verify": Task((VerifySettings,)),
 }
 
