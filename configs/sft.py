@@ -47,6 +47,7 @@ def at_paper_scale(config: ConfigDict) -> None:
     config.train.loss_chunks = 8
     config.eval.update(every=200, batch_size=64)
     config.checkpoint.update(every=200, keep_last=2)
+    config.watch.update(prompts=64, every=200, max_new_tokens=512)
 
 
 def small() -> ConfigDict:

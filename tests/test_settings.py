@@ -254,7 +254,7 @@ DEFAULTS = {
     "MeshSettings": "1 9fc217894998",
     "MetricsSettings": "1 884a7baa315b",
     "MixtureSettings": "1 09ff7363036f",
-    "OptimizerSettings": "1 ca73339b1962",
+    "OptimizerSettings": "1 f80585ece5df",
     "ParameterSettings": "1 629174518cb4",
     "PlanSettings": "1 3f321d983a13",
     "PlantedCheckSettings": "1 529a7813522b",
@@ -275,6 +275,7 @@ DEFAULTS = {
     "TrainSettings": "1 5b9a786f3be8",
     "TrainableSettings": "1 23eabe8ca818",
     "VerifySettings": "1 6d452a5b4278",
+    "WatchSettings": "1 02a80a596c10",
     "WeightsSettings": "1 6b9bee014ea2",
 }
 

@@ -31,7 +31,9 @@ from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
 from allam_jax.training.losses import token_nll
 from allam_jax.training.objective import Batch, Metrics, hidden_and_head
 
-REFERENCE = "reference"  # the key of a batch with the reference's log-probability of every target
+# Keys of a batch with the log-probabilities of every target.
+REFERENCE = "reference"
+POLICY = "policy"  # of the model, from the program that gave those of the reference
 PER_TOKEN = frozenset({"sigmoid_norm", "ipo", "simpo"})
 WITHOUT_REFERENCE = frozenset({"simpo"})
 
@@ -45,7 +47,11 @@ class Sides(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preference:
-    """An Objective over pairs. Named sums: `loss`, `kl` and those of `pair_metrics`, each to be read per pair."""
+    """An Objective over pairs.
+
+    Named sums, each to be read per pair: `loss`, those of `pair_metrics`, and with a reference `kl` and `change_chosen`
+    (of the chosen side's log-probability per token against the reference's).
+    """
 
     model: LlamaConfig
     options: ComputeOptions
@@ -60,8 +66,10 @@ class Preference:
 
     @property
     def batch_dtypes(self) -> Mapping[str, np.dtype]:
-        """See Objective: where there is a reference, its log-probability of every target is added."""
-        return DTYPES | ({REFERENCE: np.dtype(np.float32)} if self.has_reference else {})
+        """See Objective: where there is a reference, log-probabilities of every target are added."""
+        is_exact = self.settings.reference == "live" and not self.options.has_dropout
+        names = (REFERENCE, *([POLICY] if is_exact else [])) if self.has_reference else ()
+        return DTYPES | dict.fromkeys(names, np.dtype(np.float32))
 
     def normaliser(self, batch: Batch) -> jax.Array:
         """The number of pairs; 1 where there are none."""
@@ -70,12 +78,16 @@ class Preference:
     def summed_loss(self, params: Params, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
         """See Objective. Dropout is that of the options, and there is none without a key."""
         logp_BT = self.log_probabilities(params, batch, key=key)
-        policy, tokens = self._by_side(logp_BT, batch), self._by_side(jnp.ones_like(logp_BT), batch)
-        reference = self._by_side(batch[REFERENCE], batch) if self.has_reference else None
-        losses_BP, rewards = pair_losses(policy=policy, reference=reference, tokens=tokens, settings=self.settings)
-        by_pair = pair_metrics(policy=policy, reference=reference, tokens=tokens, rewards=rewards)
+        if POLICY in batch:  # its values, with this program's gradient
+            logp_BT = batch[POLICY] + (logp_BT - jax.lax.stop_gradient(logp_BT))
+        # The difference is taken token by token: where the weights are equal, it is 0 whatever the order of the sums.
+        ratio_BT = logp_BT - batch[REFERENCE] if self.has_reference else logp_BT
+        policy, ratios, tokens = (self._by_side(of, batch) for of in (logp_BT, ratio_BT, jnp.ones_like(logp_BT)))
+        losses_BP, rewards = pair_losses(policy=policy, ratios=ratios, tokens=tokens, settings=self.settings)
+        by_pair = pair_metrics(policy=policy, tokens=tokens, rewards=rewards)
         if self.has_reference:
-            by_pair["kl"] = self._kl(jax.lax.stop_gradient(batch[REFERENCE] - logp_BT), batch, tokens)
+            by_pair["change_chosen"] = ratios.chosen / jnp.maximum(tokens.chosen, 1.0)
+            by_pair["kl"] = self._kl(jax.lax.stop_gradient(ratio_BT), batch, tokens)
         there_BP = tokens.chosen > 0
         sums = {name: jnp.sum(jnp.where(there_BP, value, 0.0)) for name, value in by_pair.items()}
         loss = jnp.sum(jnp.where(there_BP, losses_BP, 0.0))
@@ -93,7 +105,7 @@ class Preference:
         )
 
     def _kl(self, log_ratio_BT: jax.Array, batch: Batch, tokens: Sides) -> jax.Array:
-        """Half the mean square of log(ref / pi) over a pair's learned tokens, [B, P].
+        """Half the mean square of log(pi / ref) over a pair's learned tokens, [B, P].
 
         It is near KL(pi || ref) where the two are close, is never negative, and stays finite where rejected answers,
         which the model has not sampled, become improbable.
@@ -110,25 +122,22 @@ class Preference:
         return Sides(chosen=sums_BS[:, 0::2], rejected=sums_BS[:, 1::2])
 
 
-def pair_losses(
-    *, policy: Sides, reference: Sides | None, tokens: Sides, settings: DpoSettings
-) -> tuple[jax.Array, Sides]:
+def pair_losses(*, policy: Sides, ratios: Sides, tokens: Sides, settings: DpoSettings) -> tuple[jax.Array, Sides]:
     """The loss of every pair [B, P], by the formulas above, and the rewards of its sides: b (pi(y) - ref(y)).
 
     Rewards are those of sums, also where the loss is per token; those of simpo are per token.
 
     Args:
         policy: summed log-probabilities of the model.
-        reference: of the reference; None for a loss without one.
+        ratios: the same, less those of the reference if the loss has one.
         tokens: how many are summed.
         settings: which loss.
     """
     count = Sides(*(jnp.maximum(side, 1.0) for side in tokens))
-    ratios = policy if reference is None else Sides(*(p - r for p, r in zip(policy, reference, strict=True)))
     rewards = ratios
     if settings.loss in PER_TOKEN:
         ratios = Sides(*(ratio / n for ratio, n in zip(ratios, count, strict=True)))
-        rewards = rewards if reference else ratios
+        rewards = ratios if settings.loss in WITHOUT_REFERENCE else rewards
     beta, smoothing, h_BP = settings.beta, settings.label_smoothing, ratios.chosen - ratios.rejected
     if settings.loss == "ipo":
         losses_BP = jnp.square(h_BP - 1 / (2 * beta))
@@ -144,17 +153,13 @@ def pair_losses(
     return losses_BP, Sides(*(jax.lax.stop_gradient(beta * side) for side in rewards))
 
 
-def pair_metrics(*, policy: Sides, reference: Sides | None, tokens: Sides, rewards: Sides) -> Metrics:
+def pair_metrics(*, policy: Sides, tokens: Sides, rewards: Sides) -> Metrics:
     """What is logged of every pair, [B, P].
 
     `reward_chosen`, `reward_rejected`, `margin` (their difference), `accuracy` (1 where it is above 0), `logp_chosen`,
-    `logp_rejected` (of the model, summed over the answer), `tokens_chosen`, `tokens_rejected`; with a reference also
-    `change_chosen` (of the chosen side's log-probability per token against the reference's).
+    `logp_rejected` (of the model, summed over the answer), `tokens_chosen`, `tokens_rejected`.
     """
     margin_BP = rewards.chosen - rewards.rejected
-    change = (
-        {"change_chosen": (policy.chosen - reference.chosen) / jnp.maximum(tokens.chosen, 1.0)} if reference else {}
-    )
     return {
         "reward_chosen": rewards.chosen,
         "reward_rejected": rewards.rejected,
@@ -164,5 +169,4 @@ def pair_metrics(*, policy: Sides, reference: Sides | None, tokens: Sides, rewar
         "logp_rejected": policy.rejected,
         "tokens_chosen": tokens.chosen,
         "tokens_rejected": tokens.rejected,
-        **change,
     }

@@ -15,7 +15,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from allam_jax.alignment.packed_samples import Column, PackedRows
-from allam_jax.alignment.preference_loss import REFERENCE, Preference
+from allam_jax.alignment.preference_loss import POLICY, REFERENCE, Preference
 from allam_jax.alignment.sample_cache import Samples
 from allam_jax.checksums import hash_json, is_whole, write_list
 from allam_jax.data.batch import Batch as HostBatch
@@ -102,13 +102,17 @@ def reference_values(
     return found
 
 
-def live_reference(params: Params, *, objective: Preference, mesh: Mesh) -> Prepare:
-    """Returns what adds the reference's log-probabilities to a batch on the devices; `params` are kept."""
+def live_reference(reference: Params, *, objective: Preference, mesh: Mesh) -> Prepare:
+    """Returns what adds the reference's log-probabilities to a batch on the devices; its parameters are kept.
+
+    Without dropout it adds those of the model too, from the same program: equal weights give equal bits.
+    """
     compiled = jax.jit(objective.log_probabilities, out_shardings=batch_sharding(mesh))
 
-    def prepare(batch: Batch) -> Batch:
+    def prepare(params: Params, batch: Batch) -> Batch:
         with jax.set_mesh(mesh):
-            return batch | {REFERENCE: compiled(params, batch)}
+            found = {REFERENCE: compiled(reference, batch)}
+            return batch | found | ({POLICY: compiled(params, batch)} if POLICY in objective.batch_dtypes else {})
 
     return prepare
 

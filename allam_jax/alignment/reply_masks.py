@@ -8,13 +8,13 @@ sees them when it answers; where a piece joins both sides of the border, the con
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from allam_jax.alignment.conversations import ASSISTANT, USER, BadRow, Messages, Pair, number_of_replies
 from allam_jax.errors import UserError
-from allam_jax.tokenizer.chat_template import ChatTemplate, Rendered
+from allam_jax.tokenizer.chat_template import ChatTemplate, Encoded, Prefix, Rendered
 from allam_jax.tokenizer.tokenizer import Tokenizer
 
 MOST_TURNS = 255
@@ -37,6 +37,22 @@ class Sample:
         return len(self.ids)
 
 
+class Made(NamedTuple):
+    """What becomes of a record: the text by whose hash it is held out or not, its samples, and why others are none."""
+
+    text: Messages
+    samples: list[Sample]
+    left_out: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wish:
+    """A sample: the first `count` messages of a conversation, with the replies from number `first` on learned."""
+
+    count: int
+    first: int
+
+
 class Masker:
     """Makes samples with one template and tokenizer, of at most `seq_len` pairs of neighbouring tokens."""
 
@@ -44,34 +60,71 @@ class Masker:
         """`too_long` is that of ConversationSettings. UserError for a template whose replies cannot be found."""
         self._template, self._tokenizer = template, tokenizer
         self._most, self._too_long = seq_len + 1, too_long
-        _check_prompts(template)
+        self._is_marked = _marks_replies(template)
 
-    def samples(self, messages: Messages, *, learned: str) -> tuple[list[Sample], list[str]]:
-        """The samples of a conversation, and for each one that is left out the reason.
+    def samples(self, conversations: Sequence[Messages], *, learned: str) -> list[Made | BadRow]:
+        """The samples of conversations.
 
-        `learned` is that of SftSettings. BadRow for a conversation that the template does not render, or whose
-        replies cannot be told from what precedes them.
+        `learned` is that of SftSettings. BadRow for a conversation that the template does not render, or whose replies
+        cannot be told from what precedes them.
         """
-        if learned == "all":
-            return _sorted_out([self._sample(messages, first=1)])
-        ends = [place + 1 for place in range(len(messages)) if _closes_turn(messages, place)]
-        ends = ends if learned == "augmented" else ends[-1:]
-        return _sorted_out([self._sample(messages[:end], first=_of_last_turn(messages[:end])) for end in ends])
+        made = self._made([(messages, _wishes(messages, learned=learned)) for messages in conversations])
+        return [
+            found if isinstance(found, BadRow) else Made(messages, *_sorted_out(found))
+            for messages, found in zip(conversations, made, strict=True)
+        ]
 
-    def pair(self, pair: Pair) -> tuple[list[Sample], list[str]]:
+    def pairs(self, pairs: Sequence[Pair]) -> list[Made | BadRow]:
         """Chosen and rejected, with what they do not share learned; or neither, and the reason. BadRow as above."""
-        first = number_of_replies(pair.chosen[: pair.shared]) + 1
-        sides, left_out = _sorted_out([self._sample(side, first=first) for side in (pair.chosen, pair.rejected)])
+        made = self._made(
+            [
+                (side, [_Wish(len(side), number_of_replies(side[: pair.shared]) + 1)])
+                for pair in pairs
+                for side in (pair.chosen, pair.rejected)
+            ]
+        )
+        return [self._both(pair, *sides) for pair, *sides in zip(pairs, made[0::2], made[1::2], strict=True)]
+
+    def _both(self, pair: Pair, *found: list[Sample | str] | BadRow) -> Made | BadRow:
+        if bad := next((side for side in found if isinstance(side, BadRow)), None):
+            return bad
+        sides, left_out = _sorted_out([one for side in found if not isinstance(side, BadRow) for one in side])
         if not left_out and sum(len(side) - 1 for side in sides) >= self._most:
             left_out = [f"{TOO_LONG}, in which both sides must fit"]
-        return ([], left_out[:1]) if left_out else (sides, [])
+        # Pairs that answer one prompt are held out together.
+        return Made(pair.chosen[: pair.shared], [] if left_out else sides, left_out[:1])
 
-    def _sample(self, messages: Messages, *, first: int) -> Sample | str:
-        """The sample with the replies from number `first` on learned, or why there is none."""
-        rendered = self._render(messages)
-        ids = self._template.encode(rendered)
-        places = self._replies(messages, rendered, first=first)
-        learned = {number: self._tokens_of(place, rendered, ids) for number, place in places.items()}
+    def _made(self, asked: Sequence[tuple[Messages, Sequence[_Wish]]]) -> list[list[Sample | str] | BadRow]:
+        """The samples of each conversation, or why it has none. All texts are rendered at once."""
+        prefixes = [(messages, self._prefixes(messages, wishes)) for messages, wishes in asked]
+        found: list[list[Sample | str] | BadRow] = []
+        for (messages, wishes), rendered in zip(asked, self._template.render_prefixes(prefixes), strict=True):
+            texts = _Texts(self._template, messages, rendered)
+            try:
+                found.append([self._sample(texts, wish) for wish in wishes])
+            except BadRow as reason:
+                found.append(reason)
+        return found
+
+    def _prefixes(self, messages: Messages, wishes: Sequence[_Wish]) -> list[Prefix]:
+        """What has to be rendered, without repeats."""
+        found = dict.fromkeys(Prefix(wish.count, False) for wish in wishes)
+        if not self._is_marked:
+            places = _places_of_replies(messages)
+            for wish in wishes:
+                for place in places[wish.first - 1 : number_of_replies(messages[: wish.count])]:
+                    found |= dict.fromkeys((Prefix(place, True), Prefix(place + 1, False)))
+        return list(found)
+
+    def _sample(self, texts: "_Texts", wish: _Wish) -> Sample | str:
+        """A sample, or why there is none."""
+        rendered = texts[Prefix(wish.count, False)]
+        encoded = self._template.encode_placed(rendered)
+        learned = {
+            number: (self._tokens_before(start, rendered, encoded), self._tokens_before(end, rendered, encoded))
+            for number, (start, end) in texts.replies(wish).items()
+        }
+        ids = encoded.ids
         turns = np.zeros(len(ids), np.uint8)
         for number, place in learned.items():
             turns[slice(*place)] = number
@@ -86,43 +139,61 @@ class Masker:
             return TOO_LONG if len(ids) > most else "no token is learned"
         return found
 
-    def _replies(self, messages: Messages, rendered: Rendered, *, first: int) -> dict[int, tuple[int, int]]:
-        """Number, from `first` on, and characters of each reply."""
-        count = number_of_replies(messages)
-        if count > MOST_TURNS:
+    def _tokens_before(self, border: int, rendered: Rendered, encoded: Encoded) -> int:
+        found = self._template.tokens_before(border, rendered, encoded)
+        if found is None:
+            raise BadRow("a token joins a reply and what precedes or follows it")
+        return found
+
+
+class _Texts:
+    """The renderings of one conversation: those that were made with others, and what else is asked for."""
+
+    def __init__(self, template: ChatTemplate, messages: Messages, made: Mapping[Prefix, Rendered | UserError]):
+        self._template, self._messages, self._made = template, messages, dict(made)
+
+    def __getitem__(self, prefix: Prefix) -> Rendered:
+        """The rendering of a prefix; BadRow where the template refuses it."""
+        if prefix not in self._made:
+            self._made |= self._template.render_prefixes([(self._messages, [prefix])])[0]
+        found = self._made[prefix]
+        if isinstance(found, UserError):
+            raise BadRow(f"the template does not render it: {str(found).removeprefix(self._template.name)}")
+        return found
+
+    def replies(self, wish: _Wish) -> dict[int, tuple[int, int]]:
+        """Number, from `wish.first` on, and characters of each reply."""
+        rendered, places = self[Prefix(wish.count, False)], _places_of_replies(self._messages[: wish.count])
+        if len(places) > MOST_TURNS:
             raise BadRow(f"more than {MOST_TURNS} replies")
         if rendered.generated:
-            if len(rendered.generated) != count:
+            if len(rendered.generated) != len(places):
                 raise BadRow("the template marks another number of replies than there are")
-            return {number: place for number, place in enumerate(rendered.generated, start=1) if number >= first}
-        replies = [place for place, message in enumerate(messages) if message["role"] == ASSISTANT]
-        return {number: self._by_prefix(messages, replies[number - 1], rendered) for number in range(first, count + 1)}
+            return {number: place for number, place in enumerate(rendered.generated, start=1) if number >= wish.first}
+        return {
+            number: self._by_prefix(place, rendered)
+            for number, place in enumerate(places, start=1)
+            if number >= wish.first
+        }
 
-    def _by_prefix(self, messages: Messages, place: int, rendered: Rendered) -> tuple[int, int]:
+    def _by_prefix(self, place: int, rendered: Rendered) -> tuple[int, int]:
         """The characters of the reply at a place: behind what precedes it, which ends with the generation prompt."""
-        before = self._render(messages[:place], asks=True).text
-        behind = self._render(messages[: place + 1]).text
+        before, behind = self[Prefix(place, True)].text, self[Prefix(place + 1, False)].text
         if not (rendered.text.startswith(behind) and behind.startswith(before)):
             raise BadRow("the template writes earlier turns differently once others follow")
         return len(before), _end_of_turn(rendered, len(before), len(behind))
 
-    def _render(self, messages: Sequence[Mapping[str, Any]], *, asks: bool = False) -> Rendered:
-        try:
-            return self._template.render(messages, add_generation_prompt=asks)
-        except UserError as error:
-            raise BadRow(f"the template does not render it: {str(error).removeprefix(self._template.name)}") from None
 
-    def _tokens_of(self, place: tuple[int, int], rendered: Rendered, ids: Sequence[int]) -> tuple[int, int]:
-        start, end = (self._tokens_before(border, rendered, ids) for border in place)
-        return start, end
+def _wishes(messages: Messages, *, learned: str) -> list[_Wish]:
+    if learned == "all":
+        return [_Wish(len(messages), 1)]
+    ends = [place + 1 for place in range(len(messages)) if _closes_turn(messages, place)]
+    ends = ends if learned == "augmented" else ends[-1:]
+    return [_Wish(end, _of_last_turn(messages[:end])) for end in ends]
 
-    def _tokens_before(self, border: int, rendered: Rendered, ids: Sequence[int]) -> int:
-        """How many of the ids are those of the text before a border."""
-        known = [span for span in rendered.controls if span[1] <= border]
-        before = self._template.encode(Rendered(rendered.text[:border], tuple(known), ()))
-        if list(ids[: len(before)]) != before:
-            raise BadRow("a token joins a reply and what precedes or follows it")
-        return len(before)
+
+def _places_of_replies(messages: Messages) -> list[int]:
+    return [place for place, message in enumerate(messages) if message["role"] == ASSISTANT]
 
 
 def _closes_turn(messages: Messages, place: int) -> bool:
@@ -149,19 +220,23 @@ def _sorted_out(found: Sequence[Sample | str]) -> tuple[list[Sample], list[str]]
     return [one for one in found if isinstance(one, Sample)], [one for one in found if isinstance(one, str)]
 
 
-def _check_prompts(template: ChatTemplate) -> None:
-    """UserError where a header would be learned: no marks of generation, and no generation prompt that has it."""
+def _marks_replies(template: ChatTemplate) -> bool:
+    """Whether the template marks what the model writes, as far as it shows.
+
+    UserError where a header would be learned: no such marks, and no generation prompt that has it.
+    """
     question, answer = {"role": USER, "content": "?"}, {"role": ASSISTANT, "content": "="}
     try:
         prompt = template.render([question], add_generation_prompt=True)
         whole = template.render([question, answer])
     except UserError:  # it wants other messages; those of the data will show
-        return
+        return False
     if whole.generated:
-        return
+        return True
     header = whole.text[len(prompt.text) : whole.text.rfind("=")]
     if whole.text.startswith(prompt.text) and header.strip():
         raise UserError(
             f"{template.name}: writes {header.strip()[:40]!r} before a reply but not as its generation prompt, so the "
             "header would be learned; put {% generation %} and {% endgeneration %} around replies in the template"
         )
+    return False

@@ -9,19 +9,23 @@ A directory holds `samples.json` (what made it, and what was left out), `files.j
 """
 
 import collections
+import concurrent.futures
 import dataclasses
+import functools
+import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from absl import logging
 
 from allam_jax.alignment.chat_files import chat_files, chat_records
 from allam_jax.alignment.conversations import BadRow, conversation_of, pair_of
-from allam_jax.alignment.reply_masks import Masker, Sample
+from allam_jax.alignment.reply_masks import Made, Masker, Sample
 from allam_jax.checksums import FileList, hash_json, is_whole, write_list
+from allam_jax.corpus.record_formats import Record
 from allam_jax.errors import UserError
 from allam_jax.files import atomic_path, json_text, read_json, unit_hash, write_array, write_json
 
@@ -31,9 +35,13 @@ _REMEDY = "remove the directory: it is written again"
 _INDEX = np.dtype([("end", "<u8"), ("source", "<u2"), ("held_out", "u1")])
 _LEAST_ROWS = 20  # before so many rows the share of bad ones says nothing, unless all are bad
 _LONGEST_REASON = 160
+_BLOCK = 128  # records at a time
+_AT_ONCE = 2  # blocks
 
-# A record -> its text, by whose hash it is held out or not; its samples; and for each that is left out the reason.
-Maker = Callable[[Mapping[str, Any]], tuple[Any, list[Sample], list[str]]]
+Parsed = TypeVar("Parsed")
+
+# Records -> what becomes of each.
+Maker = Callable[[Sequence[Record]], list[Made | BadRow]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,22 +79,32 @@ class Samples:
 
 def conversations(masker: Masker, *, learned: str) -> Maker:
     """Makes the samples of SFT."""
-
-    def make(record: Mapping[str, Any]) -> tuple[Any, list[Sample], list[str]]:
-        messages = conversation_of(record)
-        return messages, *masker.samples(messages, learned=learned)
-
-    return make
+    return functools.partial(_made, parse=conversation_of, make=functools.partial(masker.samples, learned=learned))
 
 
 def pairs(masker: Masker) -> Maker:
-    """Makes the two samples of a preference; pairs that answer one prompt are held out together."""
+    """Makes the two samples of a preference."""
+    return functools.partial(_made, parse=pair_of, make=masker.pairs)
 
-    def make(record: Mapping[str, Any]) -> tuple[Any, list[Sample], list[str]]:
-        pair = pair_of(record)
-        return pair.chosen[: pair.shared], *masker.pair(pair)
 
-    return make
+def _made(
+    records: Sequence[Record],
+    *,
+    parse: Callable[[Mapping[str, Any]], Parsed],
+    make: Callable[[Sequence[Parsed]], list[Made | BadRow]],
+) -> list[Made | BadRow]:
+    parsed = [_parsed(record, parse) for record in records]
+    made = iter(make([one for one in parsed if not isinstance(one, BadRow)]))
+    return [one if isinstance(one, BadRow) else next(made) for one in parsed]
+
+
+def _parsed(record: Record, parse: Callable[[Mapping[str, Any]], Parsed]) -> Parsed | BadRow:
+    if isinstance(record, str):
+        return BadRow(f"a row {record}")
+    try:
+        return parse(record)
+    except BadRow as reason:
+        return reason
 
 
 def write_samples(
@@ -123,9 +141,9 @@ def write_samples(
         with open(temporary / "tokens.bin", "wb") as tokens, open(temporary / "turns.bin", "wb") as turns:
             for number, (name, path) in enumerate(paths.items()):
                 source = _Source(name, path, max_bad_share=max_bad_share)
-                for text, samples in source.made(make):
-                    held_out = unit_hash(json.dumps(text, sort_keys=True)) < held_out_share
-                    for sample in samples:
+                for made in source.made(make):
+                    held_out = unit_hash(json.dumps(made.text, sort_keys=True)) < held_out_share
+                    for sample in made.samples:
                         tokens.write(sample.ids.astype(dtype).tobytes())
                         turns.write(sample.turns.tobytes())
                         end += len(sample)
@@ -160,6 +178,16 @@ def open_samples(directory: Path) -> Samples:
     )
 
 
+def _in_turn(make: Maker, blocks: Iterator[Sequence[Record]]) -> Iterator[list[Made | BadRow]]:
+    """What `make` gives for each block, in order. While one is encoded, the template's process renders the next."""
+    with concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
+        waiting = collections.deque(pool.submit(make, block) for block in itertools.islice(blocks, _AT_ONCE))
+        while waiting:
+            made = waiting.popleft().result()
+            waiting.extend(pool.submit(make, block) for block in itertools.islice(blocks, 1))
+            yield made
+
+
 class _Source:
     """Reads one source, and counts."""
 
@@ -168,21 +196,18 @@ class _Source:
         self._rows = self._samples = 0
         self._bad, self._left_out = collections.Counter[str](), collections.Counter[str]()
 
-    def made(self, make: Maker) -> Iterator[tuple[Any, list[Sample]]]:
-        for file in chat_files(self._path):
-            for record in chat_records(file):
+    def made(self, make: Maker) -> Iterator[Made]:
+        records = itertools.chain.from_iterable(chat_records(file) for file in chat_files(self._path))
+        for block in _in_turn(make, iter(lambda: list(itertools.islice(records, _BLOCK)), [])):
+            for made in block:
                 self._rows += 1
-                try:
-                    if isinstance(record, str):
-                        raise BadRow(f"a row {record}")
-                    text, samples, left_out = make(record)
-                except BadRow as reason:
-                    self._bad[str(reason)[:_LONGEST_REASON]] += 1
+                if isinstance(made, BadRow):
+                    self._bad[str(made)[:_LONGEST_REASON]] += 1
                     self._check_share(at_least=_LEAST_ROWS)
                     continue
-                self._left_out.update(left_out)
-                self._samples += len(samples)
-                yield text, samples
+                self._left_out.update(made.left_out)
+                self._samples += len(made.samples)
+                yield made
         self._check_share(at_least=1)
         if not self._rows:
             raise UserError(f"config.conversations.sources.{self._name}: {self._path}: holds no rows")

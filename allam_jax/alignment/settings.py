@@ -89,6 +89,15 @@ class DpoSettings(Section, name="dpo"):
             raise UserError("config.dpo.label_smoothing: ipo has none; set it to 0, or choose another loss")
 
 
+class WatchSettings(Section, name="watch"):
+    """Answers to fixed prompts while a model is tuned: whether it repeats itself, ends, and how much it writes."""
+
+    prompts: int = setting(0, "of held-out conversations that are answered; 0: none", least=0, most=100_000)
+    every: int = setting(100, "steps between them; 0: at the end only", least=0)
+    max_new_tokens: int = setting(128, "tokens of an answer; one that has not ended by then counts as cut", least=1)
+    temperature: float = setting(0.7, "of sampling; 0 takes the likeliest token", least=0, most=1e3)
+
+
 class PreferenceSettings(Section, name="preferences"):
     """Rejected answers from a model: every prompt is answered at each point of a grid."""
 

@@ -16,12 +16,13 @@ from allam_jax.alignment.preference_loss import REFERENCE, Preference
 from allam_jax.alignment.preference_scores import SUITE, preference_scores, preference_watcher, tell_length_bias
 from allam_jax.alignment.reference_cache import cached_reference, live_reference, reference_values
 from allam_jax.alignment.sample_cache import pairs
+from allam_jax.alignment.watched_answers import answer_watcher
 from allam_jax.config import require
 from allam_jax.model.llama import Params
 from allam_jax.parallel.distributed import broadcast, is_main_process
 from allam_jax.settings import Settings, as_dict
 from allam_jax.tasks.inputs_of_task import inputs_of_settings
-from allam_jax.tasks.open_samples import as_context, make_samples, packed_loader, steps_of
+from allam_jax.tasks.open_samples import as_context, make_samples, open_watched, packed_loader, steps_of
 from allam_jax.tasks.setup import open_evaluations
 from allam_jax.tasks.train import train_on
 from allam_jax.training.load import load_model
@@ -80,7 +81,7 @@ def _pairs(config: Settings, workdir: Path, origin: Origin, mesh: Mesh) -> Mater
                 held_out, objective=objective, prepare=prepare, mesh=mesh, batch_size=config.eval.batch_size
             )
             found.append(Evaluation(suite=SUITE, every=config.eval.every, scores=scores))
-        return found
+        return found + open_watched(config, origin, held_out, mesh=mesh)
 
     loader = packed_loader(config, trained, mesh=mesh)
     return Material(
@@ -90,7 +91,7 @@ def _pairs(config: Settings, workdir: Path, origin: Origin, mesh: Mesh) -> Mater
         num_sources=len(samples.sources),
         objective=functools.partial(_as_computed_in, objective=objective),
         prepare=prepare,
-        watchers=[preference_watcher(config.dpo)],
+        watchers=[preference_watcher(config.dpo), answer_watcher()],
     )
 
 

@@ -4,20 +4,29 @@ import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 from absl import logging
 from jax.sharding import Mesh
 
 from allam_jax.alignment.packed_samples import PackedRows, PackedSamples
 from allam_jax.alignment.reply_masks import Masker
 from allam_jax.alignment.sample_cache import Maker, Samples, open_samples, write_samples
+from allam_jax.alignment.watched_answers import SUITE as WATCHED
+from allam_jax.alignment.watched_answers import prompts_of, watched_answers
 from allam_jax.checksums import hash_json
 from allam_jax.config import require
 from allam_jax.errors import UserError
+from allam_jax.generation.engine import Engine
+from allam_jax.generation.settings import EngineSettings
+from allam_jax.model.llama import Params
+from allam_jax.model.low_rank import merged
 from allam_jax.parallel.distributed import broadcast, is_main_process, process_rows
 from allam_jax.settings import Settings, as_dict
 from allam_jax.tasks.inputs_of_task import inputs_of_settings
+from allam_jax.tasks.setup import answer_ends
 from allam_jax.tokenizer.chat_template import ChatTemplate
 from allam_jax.tokenizer.ready_templates import READY
+from allam_jax.training.loop import Evaluation
 from allam_jax.training.origin import Origin
 
 SAMPLES_FOLDER = "samples"
@@ -116,6 +125,31 @@ def _contents(config: Settings) -> dict[str, Sequence[str]]:
         name: [hash_ for _, _, hash_ in found[f"conversations.sources.{name}.path"].record().values()]
         for name in config.conversations.sources
     }
+
+
+def open_watched(config: Settings, origin: Origin, rows: PackedRows, *, mesh: Mesh) -> list[Evaluation]:
+    """The evaluation that answers prompts of `rows` while the model is tuned, if the config asks for it."""
+    options = config.watch
+    prompts = prompts_of(rows, options, room=origin.model.max_position)
+    if not prompts:
+        return []
+    ends = answer_ends(origin.tokenizer, origin.tokenizer_dir, open_template(config, origin))
+    size = EngineSettings(slots=len(prompts), capacity=max(map(len, prompts)) + options.max_new_tokens)
+    merge = jax.jit(merged)
+
+    def engine(params: Params) -> Engine:
+        return Engine(
+            merge(params),
+            config=origin.model,
+            options=config.compute,
+            settings=size,
+            tokenizer=origin.tokenizer,
+            eos_ids=ends,
+            mesh=mesh,
+        )
+
+    scores = watched_answers(prompts, settings=options, open_engine=engine)
+    return [Evaluation(suite=WATCHED, every=options.every, scores=scores)]
 
 
 def as_context(loader: PackedSamples) -> contextlib.AbstractContextManager[PackedSamples]:

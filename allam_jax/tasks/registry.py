@@ -10,7 +10,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from allam_jax import settings
-from allam_jax.alignment.settings import ConversationSettings, DpoSettings, PreferenceSettings, SftSettings
+from allam_jax.alignment.settings import (
+    ConversationSettings,
+    DpoSettings,
+    PreferenceSettings,
+    SftSettings,
+    WatchSettings,
+)
 from allam_jax.corpus.settings import CorpusSettings, PlantedCheckSettings, PlantedSettings, QualitySettings
 from allam_jax.data.settings import DataSettings, MixtureSettings, RowSettings
 from allam_jax.errors import UserError, nearest
@@ -79,8 +85,8 @@ TASKS: dict[str, Task] = {
     "merge_tokenizer": Task((TokenizerMergeSettings,)),
     "extend_tokenizer": Task((TokenizerExtensionSettings,)),
     "train": Task((*_RUN, *_STEP), on_devices=True),
-    "sft": Task((*_RUN, *_UPDATE, RowSettings, ConversationSettings, SftSettings), on_devices=True),
-    "dpo": Task((*_RUN, *_UPDATE, RowSettings, ConversationSettings, DpoSettings), on_devices=True),
+    "sft": Task((*_RUN, *_UPDATE, RowSettings, ConversationSettings, SftSettings, WatchSettings), on_devices=True),
+    "dpo": Task((*_RUN, *_UPDATE, RowSettings, ConversationSettings, DpoSettings, WatchSettings), on_devices=True),
     "preferences": Task((SeedSettings, *_MODEL, PreferenceSettings, EngineSettings), on_devices=True),
     "tokenize": Task((TokenizerSettings, DataSettings), looks_at="train"),
     "mixture": Task((TokenizerSettings, DataSettings, TrainSettings, MixtureSettings), looks_at="train"),

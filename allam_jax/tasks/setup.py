@@ -62,17 +62,21 @@ class TextModel:
     mesh: Mesh
 
     def engine(self, settings: EngineSettings) -> Engine:
-        """An engine whose answers end where the model says, and at the end of a turn of the template."""
-        ends = stop_ids(self.tokenizer, self.tokenizer_dir)
+        """An engine whose answers end at `answer_ends`."""
         return Engine(
             self.weights.params,
             config=self.weights.config,
             options=self.options,
             settings=settings,
             tokenizer=self.tokenizer,
-            eos_ids=tuple(dict.fromkeys((*ends, *(self.template.end_ids() if self.template else ())))),
+            eos_ids=answer_ends(self.tokenizer, self.tokenizer_dir, self.template),
             mesh=self.mesh,
         )
+
+
+def answer_ends(tokenizer: Tokenizer, directory: Path, template: ChatTemplate | None) -> tuple[int, ...]:
+    """The ids that end an answer: where the model says, and at the end of a turn of the template."""
+    return tuple(dict.fromkeys((*stop_ids(tokenizer, directory), *(template.end_ids() if template else ()))))
 
 
 def open_text_model(config: Settings, *, template: str) -> TextModel:

@@ -12,8 +12,9 @@ from jax.sharding import Mesh
 from allam_jax.alignment.packed_samples import PackedRows, items_of
 from allam_jax.alignment.reply_losses import SUITE, reply_losses
 from allam_jax.alignment.sample_cache import conversations
+from allam_jax.alignment.watched_answers import answer_watcher
 from allam_jax.settings import Settings
-from allam_jax.tasks.open_samples import as_context, languages_of, make_samples, packed_loader, steps_of
+from allam_jax.tasks.open_samples import as_context, languages_of, make_samples, open_watched, packed_loader, steps_of
 from allam_jax.tasks.setup import open_evaluations
 from allam_jax.tasks.train import train_on
 from allam_jax.training.loop import Evaluation
@@ -49,11 +50,12 @@ def _conversations(config: Settings, workdir: Path, origin: Origin, mesh: Mesh) 
                 num_chunks=config.eval.loss_chunks,
             )
             found.append(Evaluation(suite=SUITE, every=config.eval.every, scores=scores))
-        return found
+        return found + open_watched(config, origin, held_out, mesh=mesh)
 
     return Material(
         open_loader=functools.partial(as_context, loader),
         open_evaluations=evaluations,
         steps=steps_of(config, loader),
         num_sources=len(samples.sources),
+        watchers=[answer_watcher()],
     )

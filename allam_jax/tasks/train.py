@@ -1,7 +1,8 @@
 """Task `train`: pre-training, continued pre-training and branches of a run; resumes at any step.
 
 Tasks `sft` and `dpo` are the same with other material. The workdir holds config.json, model.json, tokenizer/,
-metrics.jsonl, tensorboard/, checkpoints/ and report.md; with low-rank adapters also adapter/, as PEFT reads it.
+metrics.jsonl, tensorboard/, checkpoints/ and report.md; with low-rank adapters also adapter/, as PEFT reads it; with
+`optimizer.average_decay` also average/, a weights directory.
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ from allam_jax.training.run_description import described_run
 from allam_jax.training.run_report import training_result, write_run_report
 from allam_jax.training.session import open_session
 from allam_jax.training.trained_adapter import write_adapter
+from allam_jax.training.trained_average import write_average
 from allam_jax.watchdog import Watchdog
 
 
@@ -85,7 +87,7 @@ def _train(config: Settings, workdir: Path, material_of: MaterialOf) -> dict[str
             config, workdir, origin=origin, run=description, mesh=mesh, loader=loader, prepare=material.prepare
         ) as session,
     ):
-        run_loop(
+        over = run_loop(
             session,
             config,
             train_step=description.make_step(mesh),
@@ -94,6 +96,7 @@ def _train(config: Settings, workdir: Path, material_of: MaterialOf) -> dict[str
             peak_flops=config.metrics.peak_tflops * 1e12 or data_sheet,
         )
         write_adapter(config, session)
+        write_average(session)
 
     # ---- report ----
     if is_main_process():
@@ -101,4 +104,4 @@ def _train(config: Settings, workdir: Path, material_of: MaterialOf) -> dict[str
         seconds = time.monotonic() - started
         write_run_report(workdir, command=command, seconds=seconds, parameters=origin.model.num_parameters)
     barrier("trained")
-    return training_result(workdir)
+    return training_result(workdir) | ({"ended_early": over} if over else {})

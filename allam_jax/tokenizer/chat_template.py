@@ -6,11 +6,12 @@ operation of the template (joining, cutting, removing) can make a control token 
 tokens are looked for, and only then do the stand-ins become the characters again.
 """
 
+import bisect
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import logging
 
@@ -30,6 +31,8 @@ _ROLES = frozenset({"system", "user", "assistant", "tool", "developer", "functio
 _OWN_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one thing; the first is the standard one
 
+_SHORT_TAIL, _MOST_TAILS = 64, 1024  # characters; texts
+
 _CONTROL_SHAPE = re.compile(r"<\|\w+\|>")  # of the ready templates
 
 
@@ -48,6 +51,27 @@ class Rendered:
     generated: tuple[tuple[int, int], ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+    """The first messages of a conversation; `asks` ends them with the beginning of an answer."""
+
+    count: int
+    asks: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """A rendered conversation as ids.
+
+    Attributes:
+        ids: of the whole text.
+        controls: places of the template's control tokens among the ids; None if one of them has no id of its own.
+    """
+
+    ids: list[int]
+    controls: list[int] | None
+
+
 class ChatTemplate:
     """A template for one tokenizer. `source` is its text, `name` names it in errors."""
 
@@ -58,7 +82,10 @@ class ChatTemplate:
         longest_first = sorted(tokenizer.special_tokens, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self._borders = frozenset(border for token in longest_first for border in _borders(token))
-        described = self._ask({"template": source})
+        self._longest = len(longest_first[0]) if longest_first else 0
+        self._tails: dict[tuple[str, tuple[tuple[int, int], ...]], list[int]] = {}  # headers, which texts share
+        self._special_ids = frozenset(tokenizer.special_tokens.values()) - {tokenizer.unk_id}
+        described = self._ask({})
         self.variables = frozenset(described["variables"]) - _OWN_VARIABLES - self._named.keys()
         self._spelled = frozenset(described["spelled"])
         # What the template's logic looks for in a text, such as "</think>"; but no part of a control token.
@@ -124,32 +151,41 @@ class ChatTemplate:
             UserError: a message without role, a variable that the template does not read, or a template that refuses
                 the messages, fails, reaches for what the sandbox hides, or takes too long.
         """
-        for number, message in enumerate(messages, start=1):
-            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-                raise UserError(f"message {number}: expected an object with 'role' and 'content'")
-        if not messages:
-            raise UserError("no messages: give at least one with 'role' and 'content'")
+        _check_messages(messages)
         for name in variables or {}:
             if name not in self.variables:
                 raise UserError(f"{self.name}: reads no variable {name!r}; {nearest(name, sorted(self.variables))}")
-        given = {
-            "messages": [_with_aliases(message) for message in messages],
-            "tools": tools,
-            "documents": documents,
-            **(variables or {}),
-        }
-        try:
-            stand_ins = _StandIns(given, taken=self.source)
-            guarded = {key: self._guarded(value, stand_ins) for key, value in given.items()}
-        except RecursionError:
-            raise UserError("messages: nested too deep; give flatter ones") from None
-        marks = stand_ins.reserve(), stand_ins.reserve()
-        context = {**self._named, **guarded, "add_generation_prompt": add_generation_prompt}
-        request = {"template": self.source, "context": context, "marks": marks, "stand_ins": stand_ins.meaning}
-        text = stand_ins.unescaped(self._ask(request)["text"])
-        text, generated = _without_marks(text, *marks)
-        controls = tuple(match.span() for match in self._control.finditer(text))
-        return Rendered(stand_ins.restored(text), controls, generated)
+        guarded = self._request(messages, tools=tools, documents=documents, variables=variables)
+        guarded.request["context"]["add_generation_prompt"] = add_generation_prompt
+        return self._rendered(self._ask(guarded.request), guarded)
+
+    def render_prefixes(
+        self, conversations: Sequence[tuple[Sequence[Message], Sequence[Prefix]]]
+    ) -> list[dict[Prefix, Rendered | UserError]]:
+        """`render` of prefixes of many conversations at once, which costs a fraction of the time.
+
+        Returns:
+            For each conversation its prefixes, as text or as the error that `render` raises.
+        """
+        found: list[dict[Prefix, Rendered | UserError]] = []
+        requests: list[tuple[int, _Guarded]] = []
+        for number, (messages, prefixes) in enumerate(conversations):
+            try:
+                _check_messages(messages)
+                guarded = self._request(messages)
+            except UserError as error:
+                found.append(dict.fromkeys(prefixes, error))
+                continue
+            guarded.request["prefixes"] = [(prefix.count, prefix.asks) for prefix in prefixes]
+            requests.append((number, guarded))
+            found.append({})
+        for (number, guarded), answer in zip(requests, self._ask_each(requests), strict=True):
+            for prefix, one in zip(conversations[number][1], answer, strict=True):
+                try:
+                    found[number][prefix] = self._rendered(self._checked(one), guarded)
+                except UserError as error:
+                    found[number][prefix] = error
+        return found
 
     def encode(self, rendered: Rendered) -> list[int]:
         """Ids of a rendered text, without a begin-of-text token beside the template's own.
@@ -157,20 +193,45 @@ class ChatTemplate:
         Where no message spells a control token, they are those of the tokenizer on the whole text. Otherwise the texts
         between the template's control tokens are encoded one by one.
         """
+        return self.encode_placed(rendered).ids
+
+    def encode_placed(self, rendered: Rendered) -> Encoded:
+        """`encode`, with the places of the control tokens."""
         tokenizer, text = self._tokenizer, rendered.text
+        wanted = [tokenizer.special_tokens[text[start:end]] for start, end in rendered.controls]
         if tuple(match.span() for match in self._control.finditer(text)) == rendered.controls:
             ids = tokenizer.encode(text, specials="parse")
             # A normaliser may make a control token out of characters that only look like it.
-            found = [i for i in ids if tokenizer.is_special(i) and i != tokenizer.unk_id]
-            wanted = [tokenizer.special_tokens[text[slice(*span)]] for span in rendered.controls]
-            if found == [i for i in wanted if i != tokenizer.unk_id]:
-                return ids
-        ids, at = [], 0
-        for start, end in (*rendered.controls, (len(text), len(text))):
+            places = [place for place, i in enumerate(ids) if i in self._special_ids]
+            known = [i for i in wanted if i != tokenizer.unk_id]
+            if [ids[place] for place in places] == known:
+                return Encoded(ids, places if len(known) == len(wanted) else None)
+        ids, places, at = [], [], 0
+        for (start, end), control in zip(rendered.controls, wanted, strict=True):
             ids += tokenizer.encode(text[at:start]) if at < start else []
-            ids += [tokenizer.special_tokens[text[start:end]]] if start < end else []
+            places.append(len(ids))
+            ids.append(control)
             at = end
-        return ids
+        return Encoded(ids + (tokenizer.encode(text[at:]) if at < len(text) else []), places)
+
+    def tokens_before(self, border: int, rendered: Rendered, encoded: Encoded) -> int | None:
+        """How many of the ids are those of the text before a border, in characters; None where a token crosses it.
+
+        What precedes the border is encoded as a text of its own, from its last control token on: no token crosses one.
+        """
+        known = bisect.bisect_right([end for _, end in rendered.controls], border)
+        if known and encoded.controls is not None:
+            (start, end), first = rendered.controls[known - 1], encoded.controls[known - 1]
+            controls: tuple[tuple[int, int], ...] = ((0, end - start),)
+        else:
+            start, first, controls = 0, 0, rendered.controls[:known]
+        tail = rendered.text[start:border]
+        ids = self._tails.get((tail, controls))
+        if ids is None:
+            ids = self.encode(Rendered(tail, controls, ()))
+            if len(tail) <= _SHORT_TAIL and len(self._tails) < _MOST_TAILS:
+                self._tails[tail, controls] = ids
+        return first + len(ids) if encoded.ids[first : first + len(ids)] == ids else None
 
     def prompt_ids(self, messages: Sequence[Message], **given: Any) -> list[int]:
         """Ids of a conversation up to the beginning of the next answer; arguments and errors as of `render`."""
@@ -201,9 +262,9 @@ class ChatTemplate:
 
     def _guarded_text(self, text: str, stand_ins: "_StandIns") -> str:
         whole = text.strip()
-        inside = whole not in self._spelled and any(whole in token for token in self._tokenizer.special_tokens)
-        if whole and inside:  # the template could write the rest of the token around it
-            return stand_ins.replaced(text, set(text))
+        short = 0 < len(whole) <= self._longest and whole not in self._spelled
+        if short and any(whole in token for token in self._tokenizer.special_tokens):
+            return stand_ins.replaced(text, set(text))  # the template could write the rest of the token around it
         if self._borders.isdisjoint(text):
             return text
         kept = 0
@@ -213,14 +274,59 @@ class ChatTemplate:
             kept = match.end()
         return "".join([*parts, stand_ins.replaced(text[kept:], self._borders)])
 
+    def _request(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> "_Guarded":
+        """What the worker is asked for, without `add_generation_prompt`."""
+        given = {
+            "messages": [_with_aliases(message) for message in messages],
+            "tools": tools,
+            "documents": documents,
+            **(variables or {}),
+        }
+        try:
+            stand_ins = _StandIns(given, taken=self.source)
+            guarded = {key: self._guarded(value, stand_ins) for key, value in given.items()}
+        except RecursionError:
+            raise UserError("messages: nested too deep; give flatter ones") from None
+        marks = stand_ins.reserve(), stand_ins.reserve()
+        context = {**self._named, **guarded}
+        return _Guarded({"context": context, "marks": marks, "stand_ins": stand_ins.meaning}, marks, stand_ins)
+
+    def _rendered(self, answer: Mapping[str, Any], guarded: "_Guarded") -> Rendered:
+        text, generated = _without_marks(guarded.stand_ins.unescaped(answer["text"]), *guarded.marks)
+        controls = tuple(match.span() for match in self._control.finditer(text))
+        return Rendered(guarded.stand_ins.restored(text), controls, generated)
+
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
-            answer = template_process.ask(request)
+            return self._checked(template_process.ask({"template": self.source, **request}))
         except template_process.TemplateKilled:
-            limits = f"{CPU_SECONDS} s of processor time or {MEMORY_BYTES >> 20} MiB"
-            raise UserError(f"{self.name}: takes more than {limits}; does it loop for ever? Mend it") from None
+            raise self._too_long() from None
+
+    def _ask_each(self, requests: Sequence[tuple[int, "_Guarded"]]) -> list[list[dict[str, Any]]]:
+        """The answers to requests with prefixes; that which kills the worker is asked for alone."""
+        if not requests:
+            return []
+        batch = {"template": self.source, "batch": [guarded.request for _, guarded in requests]}
+        try:
+            return template_process.ask(batch)["batch"]
+        except template_process.TemplateKilled:
+            if len(requests) > 1:
+                return [answers for one in requests for answers in self._ask_each([one])]
+            return [[{"error": "killed", "message": ""}] * len(requests[0][1].request["prefixes"])]
+
+    def _checked(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """An answer that is no error; UserError otherwise."""
         if "error" not in answer:
             return answer
+        if answer["error"] == "killed":
+            raise self._too_long()
         message = " ".join(answer["message"].split())[:300]
         said = {
             "syntax": f"line {answer.get('line')}: {message}; mend the template",
@@ -230,6 +336,18 @@ class ChatTemplate:
             "failed": f"fails on these messages: {message}",
         }
         raise UserError(f"{self.name}: {said[answer['error']]}")
+
+    def _too_long(self) -> UserError:
+        limits = f"{CPU_SECONDS} s of processor time or {MEMORY_BYTES >> 20} MiB"
+        return UserError(f"{self.name}: takes more than {limits}; does it loop for ever? Mend it")
+
+
+def _check_messages(messages: Sequence[Message]) -> None:
+    for number, message in enumerate(messages, start=1):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise UserError(f"message {number}: expected an object with 'role' and 'content'")
+    if not messages:
+        raise UserError("no messages: give at least one with 'role' and 'content'")
 
 
 def with_text_content(message: Message) -> Message:
@@ -263,6 +381,14 @@ def stored_template(directory: Path) -> str | None:
     if found is not None and not isinstance(found, str):
         raise UserError(f"{path}: chat_template is no text; expected a Jinja template")
     return found
+
+
+class _Guarded(NamedTuple):
+    """A request in which no string of a message can become a control token, and what its answer is read with."""
+
+    request: dict[str, Any]
+    marks: tuple[str, str]
+    stand_ins: "_StandIns"
 
 
 class _StandIns:
@@ -299,7 +425,7 @@ class _StandIns:
 
     def restored(self, text: str) -> str:
         """The text with the characters for their stand-ins."""
-        return text.translate({ord(stand_in): character for stand_in, character in self.meaning.items()})
+        return text.translate({ord(own): character for own, character in self.meaning.items()}) if self._of else text
 
 
 def _can_stand(character: str) -> bool:

@@ -22,6 +22,7 @@ SPACE = "▁"
 
 _CACHED_CHUNKS = 1 << 17
 _CACHED_LENGTH = 32  # characters
+_FEW = 256  # texts
 
 _MERGEABLE = (Kind.NORMAL, Kind.USER_DEFINED, Kind.UNUSED)
 
@@ -156,9 +157,10 @@ class SentencePieceModel:
     def _encode_uncached(
         self, processor: sentencepiece.SentencePieceProcessor, texts: Sequence[str]
     ) -> list[list[int]]:
-        threads = (os.cpu_count() or 1) if len(texts) > 256 else 1
         try:
-            return processor.encode(list(texts), num_threads=threads)
+            if len(texts) <= _FEW:  # a list is encoded by threads, which are started for each call
+                return [processor.encode(text) for text in texts]
+            return processor.encode(list(texts), num_threads=os.cpu_count() or 1)
         except (RuntimeError, TypeError):
             for text in texts:
                 if match := re.search("[\ud800-\udfff]", text):

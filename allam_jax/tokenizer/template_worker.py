@@ -97,7 +97,11 @@ def make_environment() -> _Sandbox:
 
 
 class Renderer:
-    """Answers requests: `{"template"}` describes a template, `{"template", "context", ...}` renders it."""
+    """Answers requests: `{"template"}` describes a template, `{"template", "context", ...}` renders it.
+
+    `{"template", "batch": [{"context", "prefixes": [[count, asks], ...], ...}, ...]}` renders the first `count`
+    messages of many contexts: a list of answers for each.
+    """
 
     def __init__(self) -> None:
         self._environment = make_environment()
@@ -109,6 +113,20 @@ class Renderer:
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """What the template gives, or `{"error": kind, "message": ..., "line": ...}`."""
+        if "batch" not in request:
+            return self._answer(request)
+        each = [
+            [self._prefix(request["template"], one, *prefix) for prefix in one["prefixes"]] for one in request["batch"]
+        ]
+        return {"batch": each}
+
+    def _prefix(self, template: str, request: Mapping[str, Any], count: int, asks: bool) -> dict[str, Any]:
+        context = {**request["context"], "add_generation_prompt": asks}
+        context["messages"] = context["messages"][:count]
+        return self._answer({**request, "template": template, "context": context})
+
+    def _answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        _allow_cpu()
         try:
             if "context" not in request:
                 return self._described(request["template"])
@@ -163,15 +181,19 @@ class Renderer:
         return type(text)(found)  # markup stays markup
 
 
+def _allow_cpu() -> None:
+    """Gives the next template its processor time."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + 1 + CPU_SECONDS, hard))
+
+
 def main() -> None:
     """Answers one line at a time until standard input ends."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     renderer = Renderer()
     for line in sys.stdin.buffer:
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + 1 + CPU_SECONDS, hard))
         sys.stdout.buffer.write(json.dumps(renderer.answer(json.loads(line))).encode() + b"\n")
         sys.stdout.buffer.flush()
 

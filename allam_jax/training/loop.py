@@ -22,7 +22,8 @@ from allam_jax.training.trace import Tracer
 
 _MANY_LOST = 0.1  # share of lost updates that is told
 
-Watcher = Callable[[Row], None]  # is shown the rows of metrics.jsonl a few steps late; may warn, or end the run
+# Is shown the rows of metrics.jsonl a few steps late. What it returns, unless it is None, ends the run: why it is over.
+Watcher = Callable[[Row], str | None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,10 +38,11 @@ class Evaluation:
         """Whether it runs after `step` updates."""
         return last or (self.every > 0 and step % self.every == 0)
 
-    def row(self, params: Params) -> dict[str, float]:
-        """The scores under their keys."""
+    def row(self, params: Params, *, averaged: bool = False) -> dict[str, float]:
+        """The scores under their keys; those of averaged parameters are of the suite SUITE_average."""
+        suite = f"{self.suite}_average" if averaged else self.suite
         return {
-            metric_key(self.suite, name, metric): value
+            metric_key(suite, name, metric): value
             for name, by_metric in self.scores(params).items()
             for metric, value in by_metric.items()
         }
@@ -54,7 +56,7 @@ def run_loop(
     evaluations: Sequence[Evaluation] = (),
     watchers: Sequence[Watcher] = (),
     peak_flops: float = 0.0,
-) -> None:
+) -> str | None:
     """Trains from the session's state to `config.train.steps`; the last state has been saved on return.
 
     Args:
@@ -64,6 +66,9 @@ def run_loop(
         evaluations: what is scored on the way and at the end.
         watchers: what looks at the metrics while they come in.
         peak_flops: of one device, per second, for the model FLOP utilisation; 0: unknown, not shown.
+
+    Returns:
+        Why a watcher has ended the run before its last step; None where it has not.
 
     Raises:
         Stopped: SIGTERM or Ctrl-C came; the state has been saved.
@@ -82,6 +87,7 @@ def run_loop(
 
     skips = SkipWatch(config.guard.max_in_a_row)
     told: set[str] = set()
+    over: list[str] = []  # why the run ends early
 
     def show(rows: list[Row]) -> None:
         for row in rows:
@@ -94,8 +100,7 @@ def run_loop(
                 )
             if "loss" in row:
                 progress.show(row)
-            for watcher in watchers:
-                watcher(row)
+            over.extend(reason for watcher in watchers if (reason := watcher(row)) is not None)
 
     def evaluate(*, last: bool) -> None:
         due = [evaluation for evaluation in evaluations if evaluation.is_due(step, last=last)]
@@ -104,6 +109,9 @@ def run_loop(
         watchdog.note("evaluate")
         with throughput.pause():
             row = {key: value for evaluation in due for key, value in evaluation.row(session.state.params).items()}
+            if (average := session.averaged_params()) is not None:
+                for evaluation in due:
+                    row |= evaluation.row(average, averaged=True)
             show(writer.write(step, row))
             progress.print(f"step {step}: " + "  ".join(f"{key} {value:.4f}" for key, value in row.items()))
 
@@ -123,7 +131,8 @@ def run_loop(
         if step == 0:
             evaluate(last=False)
 
-        while step < total_steps:
+        ends = step >= total_steps
+        while not ends:
             # ---- step ----
             watchdog.note("data", step=step + 1)
             batch = session.next_batch()
@@ -149,13 +158,14 @@ def run_loop(
             tracer.after(step, waits_for=metrics)
 
             # ---- evaluate ----
-            evaluate(last=last)
+            ends = last or bool(over)
+            evaluate(last=ends)
 
             # ---- save, stop ----
             signal = stop.requested(step)
-            if last or signal or (save_every and step % save_every == 0):
+            if ends or signal or (save_every and step % save_every == 0):
                 save()
-            if signal and not last:
+            if signal and not ends:
                 watchdog.note("save")
                 checkpointer.wait()
                 said = f"{signal}: saved step {step} of {total_steps}; run the same command again to go on"
@@ -166,3 +176,7 @@ def run_loop(
     epochs = {name: round(value, 3) for name, value in loader.epochs().items()}
     tokens = session.tokens.settle(keep=0)
     logging.info("trained to step %d; tokens by source: %s; epochs: %s", step, tokens, epochs)
+    if step == total_steps:
+        return None
+    logging.warning("the run ends at step %d of %d, which is saved: %s", step, total_steps, over[0])
+    return over[0]

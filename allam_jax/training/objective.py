@@ -20,9 +20,8 @@ from allam_jax.training.losses import chunked_cross_entropy
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-Prepare = Callable[
-    [Batch], Batch
-]  # adds to a batch on the devices what an objective needs and the loader does not have
+# Adds to a batch on the devices what an objective needs and the loader does not have; may use the model's parameters.
+Prepare = Callable[[Params, Batch], Batch]
 
 
 class Objective(Protocol):
@@ -106,6 +105,6 @@ def hidden_and_head(
     return hidden_BTD, model.head_DV
 
 
-def unchanged(batch: Batch) -> Batch:
+def unchanged(params: Params, batch: Batch) -> Batch:
     """The `Prepare` of an objective that needs only what the loader gives."""
     return batch

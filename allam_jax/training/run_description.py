@@ -24,6 +24,7 @@ from allam_jax.training.schedules import make_schedule
 from allam_jax.training.state import TrainState, abstract_state
 from allam_jax.training.step import TrainStep, make_train_step
 from allam_jax.training.trainable import Trainable
+from allam_jax.training.weight_average import with_average
 
 
 def next_token(run: "RunDescription") -> NextToken:
@@ -155,14 +156,17 @@ def described_run(
             "given weights: max_position_embeddings in config.json)"
         )
     check_no_decay(abstract_params(network), no_decay=config.optimizer.no_decay)
+    optimizer = make_optimizer(
+        config.optimizer,
+        schedule=make_schedule(config.schedule, total_steps=config.train.steps),
+        guard=config.guard,
+    )
+    if config.optimizer.average_decay:
+        optimizer = with_average(optimizer, decay=config.optimizer.average_decay)
     return RunDescription(
         model=network,
         options=config.compute,
-        optimizer=make_optimizer(
-            config.optimizer,
-            schedule=make_schedule(config.schedule, total_steps=config.train.steps),
-            guard=config.guard,
-        ),
+        optimizer=optimizer,
         mesh=mesh_shape(dataclasses.asdict(config.mesh), device_count=device_count),
         batch_size=config.data.batch_size,
         seq_len=config.data.seq_len,

@@ -32,6 +32,7 @@ from allam_jax.training.run_description import RunDescription
 from allam_jax.training.run_metadata import run_metadata
 from allam_jax.training.state import TrainState, random_params, start_state, with_new_adapters
 from allam_jax.training.stored_checkpoints import Restored, find_checkpoint, read_metadata, restore_checkpoint
+from allam_jax.training.weight_average import averaged
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -52,7 +53,13 @@ class Session:
     def next_batch(self) -> Batch:
         """The batch of the next step, on all devices."""
         loaded = global_batch_array(next(self.loader), mesh=self.mesh, global_batch=self.run.batch_size)
-        return self.prepare(loaded)
+        return self.prepare(self.state.params, loaded)
+
+    def averaged_params(self) -> Params | None:
+        """The parameters with the average of the trained ones; None for a run that keeps none."""
+        trainable, params = self.run.trainable, self.state.params
+        average = averaged(self.state.optimizer, trainable.select(params))
+        return None if average is None else trainable.insert(params, average)
 
     def save(self, step: int) -> None:
         """Starts writing the checkpoint of `step`, the number of updates made. Flush the writer first."""
@@ -164,15 +171,23 @@ def _start(params: Params, *, abstract: TrainState, run: RunDescription, seed: i
 
 
 def _branch(config: Settings, checkpoint: Path, *, abstract: TrainState, run: RunDescription) -> Restored:
-    """The checkpoint's state, with those parts made new that the config does not take from it."""
-    state, data, metadata = restore_checkpoint(checkpoint, abstract_state=abstract)
-    if not (config.init.optimizer and config.init.step):
-        new = _start(state.params, abstract=abstract, run=run, seed=config.seed)
-        optimizer = (state if config.init.optimizer else new).optimizer
-        guard = (state if config.init.step else new).optimizer.guard
-        state = state._replace(optimizer=optimizer._replace(guard=guard))
-        if not config.init.step:
-            state = state._replace(step=new.step, rng=new.rng)
+    """The checkpoint's state, with those parts made new that the config does not take from it.
+
+    What is made new is not read, so a run may train other parameters than its parent.
+    """
+    if config.init.optimizer and config.init.step:
+        return restore_checkpoint(checkpoint, abstract_state=abstract)
+    taken: dict[str, Any] = {"params": abstract.params}
+    if config.init.step:
+        taken |= {"step": abstract.step, "rng": abstract.rng, "optimizer": {"guard": abstract.optimizer.guard}}
+    if config.init.optimizer:
+        taken["optimizer"] = abstract.optimizer._asdict()
+    parts, data, metadata = restore_checkpoint(checkpoint, abstract_state=taken, partial=True)
+    new = _start(parts["params"], abstract=abstract, run=run, seed=config.seed)
+    optimizer = new.optimizer._replace(**parts.get("optimizer", {}))
+    if not config.init.step:
+        optimizer = optimizer._replace(guard=new.optimizer.guard)
+    state = new._replace(optimizer=optimizer, **{key: parts[key] for key in ("step", "rng") if key in parts})
     return Restored(state, data, metadata)
 
 

@@ -66,6 +66,9 @@ class OptimizerSettings(Section, name="optimizer"):
         "bfloat16 saves 2 bytes a parameter; the second moment stays float32",
         choices=("float32", "bfloat16"),
     )
+    average_decay: float = setting(
+        0.0, "of an exponential moving average of the weights, written to average/; 0: none", least=0, below=1
+    )
     rewarm_steps: int = setting(0, "updates of the ramp while fresh moments fill; 0: none", least=0)
     rewarm_mode: str = setting(
         "linear",

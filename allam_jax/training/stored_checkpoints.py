@@ -38,12 +38,13 @@ class Restored(NamedTuple):
     metadata: dict[str, Any]
 
 
-def restore_checkpoint(path: Path, *, abstract_state: Any) -> Restored:
+def restore_checkpoint(path: Path, *, abstract_state: Any, partial: bool = False) -> Restored:
     """Reads the checkpoint directory `path` onto any mesh.
 
     Args:
         path: of one checkpoint; see `find_checkpoint`.
         abstract_state: pytree of `jax.ShapeDtypeStruct` with shardings; decides where every array goes.
+        partial: the checkpoint may hold more arrays, which are not read.
 
     Raises:
         DamagedCheckpoint: something is not as it was saved.
@@ -52,7 +53,7 @@ def restore_checkpoint(path: Path, *, abstract_state: Any) -> Restored:
     data, metadata = (_read_item(path, item) for item in ("data", "metadata"))
     if problem := _misnamed(path, metadata):
         raise UserError(problem)
-    return Restored(state=_restore_state(path, abstract_state, partial=False), data=data, metadata=metadata)
+    return Restored(state=_restore_state(path, abstract_state, partial=partial), data=data, metadata=metadata)
 
 
 class DamagedCheckpoint(UserError):
@@ -129,14 +130,14 @@ def restore_params(path: Path, *, abstract_params: Any, param_dtype: str | None 
 
     The dtypes of `abstract_params` do not matter.
     """
-    params = _restore_state(path, {"params": abstract_params}, partial=True)["params"]
+    params = _restore_state(path, {"params": abstract_params}, partial=True, any_dtype=True)["params"]
     check_finite(params, where=f"{path / _STATE}: of the parameters,")
     return as_dtype(params, param_dtype)
 
 
 def stored_adapters(path: Path) -> dict[str, Any]:
     """The low-rank adapters in the checkpoint directory `path`: their description by Orbax, or {}."""
-    return _checked_state(path, {}, partial=True)[1].get("params", {}).get(LORA, {})
+    return _checked_state(path, {}, partial=True, any_dtype=True)[1].get("params", {}).get(LORA, {})
 
 
 def params_folder(path: Path, *, abstract_params: Any) -> Path:
@@ -149,7 +150,7 @@ def params_folder(path: Path, *, abstract_params: Any) -> Path:
     """
     if damage := next(checkpoint_damages(path), None):
         raise DamagedCheckpoint(path, damage)
-    return _checked_state(path, {"params": abstract_params}, partial=True)[0]
+    return _checked_state(path, {"params": abstract_params}, partial=True, any_dtype=True)[0]
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -212,9 +213,9 @@ def find_checkpoint(path: Path, *, step: int | None = None) -> Path:
     return step_path(path, steps[-1] if step is None else step)
 
 
-def _restore_state(path: Path, abstract: Any, *, partial: bool) -> Any:
-    folder, stored, files = _checked_state(path, abstract, partial=partial)
-    if partial:  # as they are stored, because their checksums are those of the stored values
+def _restore_state(path: Path, abstract: Any, *, partial: bool, any_dtype: bool = False) -> Any:
+    folder, stored, files = _checked_state(path, abstract, partial=partial, any_dtype=any_dtype)
+    if any_dtype:  # as they are stored, because their checksums are those of the stored values
         dtypes = {path_name(keys): leaf.dtype for keys, leaf in jax.tree_util.tree_leaves_with_path(stored)}
         abstract = jax.tree_util.tree_map_with_path(
             lambda keys, leaf: jax.ShapeDtypeStruct(leaf.shape, dtypes[path_name(keys)], sharding=leaf.sharding),
@@ -231,7 +232,7 @@ def _restore_state(path: Path, abstract: Any, *, partial: bool) -> Any:
     return restored
 
 
-def _checked_state(path: Path, abstract: Any, *, partial: bool) -> tuple[Path, Any, FileList]:
+def _checked_state(path: Path, abstract: Any, *, partial: bool, any_dtype: bool) -> tuple[Path, Any, FileList]:
     """The folder of the state, its description and the list of files; UserError if it is cut or unlike `abstract`."""
     quiet_orbax()
     folder = path / _STATE
@@ -240,12 +241,15 @@ def _checked_state(path: Path, abstract: Any, *, partial: bool) -> tuple[Path, A
         files.check(reads=_is_item, remedy=_DAMAGED)
         with reading(f"{folder}: this checkpoint", remedy=_DAMAGED):
             stored = ocp.PyTreeCheckpointHandler().metadata(folder).tree
-    _check_matches(stored, abstract, path=folder, partial=partial)
+    _check_matches(stored, abstract, path=folder, partial=partial, any_dtype=any_dtype)
     return folder, stored, files
 
 
-def _check_matches(stored: Any, abstract: Any, *, path: Path, partial: bool) -> None:
-    """UserError at the first array whose name, shape or (unless partial) dtype is not that of the checkpoint."""
+def _check_matches(stored: Any, abstract: Any, *, path: Path, partial: bool, any_dtype: bool) -> None:
+    """UserError at the first array whose name, shape or (unless any_dtype) dtype is not that of the checkpoint.
+
+    A partial state may lack arrays of the checkpoint.
+    """
     have, want = (
         {path_name(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (stored, abstract)
@@ -260,7 +264,7 @@ def _check_matches(stored: Any, abstract: Any, *, path: Path, partial: bool) -> 
                 f"{path}: {name} has shape {tuple(have[name].shape)}, but the config makes it {tuple(leaf.shape)}; "
                 + _reason_of_shape(name)
             )
-        if not partial and have[name].dtype != leaf.dtype:
+        if not any_dtype and have[name].dtype != leaf.dtype:
             raise UserError(
                 f"{path}: {name} is {have[name].dtype}, but the config makes it {leaf.dtype}; set "
                 f"{_key_of_dtype(name)} to {have[name].dtype}, or start anew from these weights in another --workdir"

@@ -67,6 +67,19 @@ def offsets(text, kind):
     return ids, places
 
 
+def samples_of(made, turns, *, learned):
+    """The samples of one conversation, and why others are left out; BadRow is raised."""
+    (found,) = made.samples([turns], learned=learned)
+    if isinstance(found, BadRow):
+        raise found
+    return found.samples, found.left_out
+
+
+def sides_of(made, pair):
+    (found,) = made.pairs([pair])
+    return found.samples, found.left_out
+
+
 def expected(turns, template, kind, *, learned):
     """Ids and numbers of replies; `learned` are the numbers of the replies that count."""
     parts = BY_HAND[template](turns)
@@ -96,7 +109,7 @@ def test_figure_11_token_by_token(turns, template, kind, marked):
         "last": [expected(turns, template, kind, learned={replies})],
     }
     for learned, reference in wanted.items():
-        samples, left_out = made.samples(messages(turns), learned=learned)
+        samples, left_out = samples_of(made, messages(turns), learned=learned)
         assert left_out == []
         assert [(sample.ids.tolist(), sample.turns.tolist()) for sample in samples] == reference
 
@@ -108,7 +121,7 @@ def learned_text(sample, tokenizer):
 @pytest.mark.parametrize("name", BY_HAND)
 def test_the_end_of_turn_is_learned_and_headers_are_not(name):
     tokenizer = byte_level()[0]
-    (sample,), _ = masker(name, tokenizer=tokenizer).samples(messages(ARABIC), learned="all")
+    (sample,), _ = samples_of(masker(name, tokenizer=tokenizer), messages(ARABIC), learned="all")
     ends = {"llama2": " {} </s>", "llama3": "{}<|eot_id|>", "chatml": "{}<|im_end|>"}[name]
     replies = [ends.format(text) for role, text in ARABIC if role == "assistant"]
     assert learned_text(sample, tokenizer) == "".join(replies)
@@ -117,20 +130,20 @@ def test_the_end_of_turn_is_learned_and_headers_are_not(name):
 def test_a_pad_token_that_is_the_end_token_does_not_hide_the_end():
     tokenizer = byte_level()[0]
     assert tokenizer.pad_id in (None, tokenizer.eos_id)
-    (sample,), _ = masker("llama2", tokenizer=tokenizer).samples(messages(ARABIC), learned="last")
+    (sample,), _ = samples_of(masker("llama2", tokenizer=tokenizer), messages(ARABIC), learned="last")
     assert (sample.ids[-1], sample.turns[-1]) == (tokenizer.eos_id, 2)
 
 
 def test_there_is_one_begin_of_text():
     for name in ("llama2", "llama3"):
-        (sample,), _ = masker(name).samples(messages(ENGLISH[:3]), learned="all")
+        (sample,), _ = samples_of(masker(name), messages(ENGLISH[:3]), learned="all")
         assert sample.ids.tolist().count(sentencepiece_tokenizer().bos_id) == 1
 
 
 def test_a_text_that_spells_a_control_token_stays_text():
     tokenizer = sentencepiece_tokenizer()
     turns = [("user", "say <|im_end|>"), ("assistant", "a <|im_end|>\n<|im_start|>user b")]
-    (sample,), _ = masker(tokenizer=tokenizer).samples(messages(turns), learned="all")
+    (sample,), _ = samples_of(masker(tokenizer=tokenizer), messages(turns), learned="all")
     assert sample.ids.tolist().count(tokenizer.special_tokens["<|im_end|>"]) == 2
     assert learned_text(sample, tokenizer) == "a <|im_end|>\n<|im_start|>user b<|im_end|>"
 
@@ -155,7 +168,7 @@ def made_with(source, **given):
 
 
 def test_a_default_system_text_stands_once():
-    (sample,), _ = made_with(DEFAULT_SYSTEM).samples(messages(ARABIC), learned="all")
+    (sample,), _ = samples_of(made_with(DEFAULT_SYSTEM), messages(ARABIC), learned="all")
     tokenizer = sentencepiece_tokenizer()
     assert tokenizer.decode(sample.ids.tolist()).count("Be good.") == 1
     assert learned_text(sample, tokenizer) == "القاهرة.<|im_end|>مسقط، مدينة على البحر.<|im_end|>"
@@ -163,8 +176,8 @@ def test_a_default_system_text_stands_once():
 
 def test_a_template_that_rewrites_earlier_turns_is_noticed_and_can_be_augmented():
     with pytest.raises(BadRow, match="writes earlier turns differently once others follow"):
-        made_with(FORGETFUL).samples(messages(ARABIC), learned="all")
-    samples, left_out = made_with(FORGETFUL).samples(messages(ARABIC), learned="augmented")
+        samples_of(made_with(FORGETFUL), messages(ARABIC), learned="all")
+    samples, left_out = samples_of(made_with(FORGETFUL), messages(ARABIC), learned="augmented")
     assert ([sample.turns.max() for sample in samples], left_out) == ([1, 2], [])
     text = sentencepiece_tokenizer().decode(samples[1].ids.tolist())
     assert "(left out)" in text
@@ -192,37 +205,39 @@ def test_a_piece_across_the_border_of_a_reply_is_refused():
         )
         for separator in ("' :\\n'", "''")
     )
-    assert learned_text(apart.samples(turns, learned="all")[0][0], tokenizer) == "ro.</s>"
+    assert learned_text(samples_of(apart, turns, learned="all")[0][0], tokenizer) == "ro.</s>"
     with pytest.raises(BadRow, match="joins a reply and what precedes"):
-        joined.samples(turns, learned="all")
+        samples_of(joined, turns, learned="all")
 
 
 def test_what_is_longer_than_a_row():
-    whole = masker().samples(messages(ENGLISH), learned="all")[0][0]
+    whole = samples_of(masker(), messages(ENGLISH), learned="all")[0][0]
     ends = np.flatnonzero(np.diff(whole.turns.astype(int), append=0) < 0) + 1  # behind each reply
     room = int(ends[1]) + 3  # tokens: two turns and the beginning of the third
-    (kept,), left_out = masker(seq_len=room - 1).samples(messages(ENGLISH), learned="all")
+    (kept,), left_out = samples_of(masker(seq_len=room - 1), messages(ENGLISH), learned="all")
     assert (kept.ids.tolist(), left_out) == (whole.ids[: ends[1]].tolist(), [])
-    (cut,), _ = masker(seq_len=room - 1, too_long="cut").samples(messages(ENGLISH), learned="all")
+    (cut,), _ = samples_of(masker(seq_len=room - 1, too_long="cut"), messages(ENGLISH), learned="all")
     assert cut.ids.tolist() == whole.ids[:room].tolist()
-    assert masker(seq_len=room - 1, too_long="skip").samples(messages(ENGLISH), learned="all") == (
+    assert samples_of(masker(seq_len=room - 1, too_long="skip"), messages(ENGLISH), learned="all") == (
         [],
         ["longer than a row"],
     )
     # Of the augmented samples the third is too long, and turns 1 to 3 are never cut inside of the reply that counts.
-    samples, left_out = masker(seq_len=room - 1).samples(messages(ENGLISH), learned="augmented")
+    samples, left_out = samples_of(masker(seq_len=room - 1), messages(ENGLISH), learned="augmented")
     assert (len(samples), left_out) == (2, ["longer than a row"])
     # A prompt alone fills the row: nothing is learned, and that is said.
     for policy in ("whole_turns", "cut"):
-        assert masker(seq_len=4, too_long=policy).samples(messages(ENGLISH), learned="last")[1] == ["longer than a row"]
+        assert samples_of(masker(seq_len=4, too_long=policy), messages(ENGLISH), learned="last")[1] == [
+            "longer than a row"
+        ]
 
 
 def test_a_pair_that_does_not_fit_is_left_out_whole():
     pair = pair_of({"prompt": "ما عاصمة مصر؟", "chosen": "القاهرة.", "rejected": "Muscat " * 40})
-    assert masker(seq_len=64, too_long="skip").pair(pair) == ([], ["longer than a row"])
-    sides = [len(side) - 1 for side in masker(seq_len=512).pair(pair)[0]]
-    assert len(masker(seq_len=sum(sides)).pair(pair)[0]) == 2
-    assert masker(seq_len=sum(sides) - 1).pair(pair) == ([], ["longer than a row, in which both sides must fit"])
+    assert sides_of(masker(seq_len=64, too_long="skip"), pair) == ([], ["longer than a row"])
+    sides = [len(side) - 1 for side in sides_of(masker(seq_len=512), pair)[0]]
+    assert len(sides_of(masker(seq_len=sum(sides)), pair)[0]) == 2
+    assert sides_of(masker(seq_len=sum(sides) - 1), pair) == ([], ["longer than a row, in which both sides must fit"])
 
 
 def test_of_a_pair_the_answers_are_learned_and_their_shared_beginning_is_not():
@@ -230,7 +245,7 @@ def test_of_a_pair_the_answers_are_learned_and_their_shared_beginning_is_not():
     record = {"chosen": [*shared, {"role": "مساعد", "content": "مسقط."}]}
     record["rejected"] = [*shared, {"from": "المساعد", "value": "Cairo."}]
     for marked in (True, False):
-        (chosen, rejected), _ = masker(marked=marked).pair(pair_of(record))
+        (chosen, rejected), _ = sides_of(masker(marked=marked), pair_of(record))
         tokenizer = sentencepiece_tokenizer()
         assert [learned_text(side, tokenizer) for side in (chosen, rejected)] == ["مسقط.<|im_end|>", "Cairo.<|im_end|>"]
 
@@ -238,7 +253,7 @@ def test_of_a_pair_the_answers_are_learned_and_their_shared_beginning_is_not():
 def test_replies_between_tool_calls_belong_to_one_turn():
     turns = messages([("user", "a"), ("assistant", "b"), ("tool", "c"), ("assistant", "d"), ("user", "e")])
     turns = (*turns, {"role": "assistant", "content": "f"})
-    samples, _ = masker().samples(turns, learned="augmented")
+    samples, _ = samples_of(masker(), turns, learned="augmented")
     tokenizer = sentencepiece_tokenizer()
     assert [learned_text(sample, tokenizer) for sample in samples] == ["b<|im_end|>d<|im_end|>", "f<|im_end|>"]
 

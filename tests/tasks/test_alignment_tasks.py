@@ -41,8 +41,13 @@ def leaves(workdir):
 
 @pytest.mark.slow
 def test_sft_learns_replies_and_scores_them_by_language_and_turn(root, tmp_path):
-    result = runner.run(config_of(root, "sft"), workdir=tmp_path)
+    watch = {"prompts": 2, "every": 16, "max_new_tokens": 4}
+    result = runner.run(config_of(root, "sft", watch=watch), workdir=tmp_path)
     rows = read_rows(tmp_path)
+    watched = [row["step"] for row in rows if "eval/answers/watched/repetition" in row]
+    assert (watched[0], watched[-1]) == (0, result["step"])
+    assert 0 <= rows[-1]["eval/answers/watched/cut"] <= 1
+    assert 0 <= rows[-1]["eval/answers/watched/words"] <= 4
     names = {key.split("/")[2] for row in rows for key in row if key.startswith("eval/replies/")}
     assert names == {f"{language}{turn}" for language in ("en", "ar") for turn in ("", "_turn1", "_turn2")}
     first, last = (rows[place]["eval/replies/ar/loss"] for place in (0, -1))
@@ -71,10 +76,22 @@ def test_dpo_prefers_what_was_chosen(root, tmp_path, reference):
     rows = [row for row in read_rows(tmp_path) if "loss" in row]
     np.testing.assert_allclose(rows[0]["loss"], math.log(2), rtol=1e-5)
     assert abs(rows[0]["margin"]) < 1e-4
+    if reference == "live":
+        assert (rows[0]["margin"], rows[0]["loss"]) == (0.0, np.float32(math.log(2)))
     assert rows[-1]["margin"] > 0.1
     assert rows[-1]["accuracy"] > 0.9
     assert result["evaluations"]["eval/preferences/held_out/loss"] < math.log(2)
     assert (tmp_path / "reference").exists() == (reference == "cached")
+
+
+@pytest.mark.long
+def test_a_run_that_strays_from_its_reference_is_saved_and_finished(root, tmp_path):
+    result = runner.run(config_of(root, "dpo", dpo={"max_kl": 1e-4}), workdir=tmp_path)
+    assert "above dpo.max_kl = 0.0001" in result["ended_early"]
+    rows = [row for row in read_rows(tmp_path) if "loss" in row]
+    assert result["step"] == rows[-1]["step"] == list_steps(tmp_path / "checkpoints")[-1]
+    assert result["step"] - 2 <= next(row["step"] for row in rows if row["kl"] > 1e-4) < result["step"]
+    assert "eval/preferences/held_out/loss" in result["evaluations"]
 
 
 @pytest.mark.long

@@ -257,3 +257,35 @@ def test_a_branch_may_leave_out_a_source_of_its_parent(launcher, reference, tmp_
     assert len(trained) == 4
     assert after == {"en": before["en"] + sum(trained), "ar": before["ar"]}
     assert before["ar"] > 0
+
+
+def test_an_average_of_the_weights_goes_on_with_the_run(launcher, tmp_path):
+    kept = {"optimizer.average_decay": 0.9, "schedule.name": "constant", "eval.every": 4, "checkpoint.every": 0}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    launcher.train(whole, **kept | {"train.steps": 8})
+    for steps in (4, 8):
+        launcher.train(parts, **kept | {"train.steps": steps})
+    rows = read_rows(whole)
+    assert rows == read_rows(parts)
+    scores = {row["step"]: row for row in rows if "loss" not in row}
+    live, average = (
+        [scores[step][f"eval/{suite}/en/bits_per_byte"] for step in (0, 4, 8)]
+        for suite in ("held_out", "held_out_average")
+    )
+    assert live[0] == average[0]
+    assert live[1:] != average[1:]
+    one, other = (load_model(workdir / "average").params for workdir in (whole, parts))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+    # A branch that trains other parameters has other moments; it takes the step and the data, not these.
+    branch = tmp_path / "branch"
+    taken = {"init.weights": whole, "init.step": True, "init.data": True, "trainable.parameters": '("embedding",)'}
+    launcher.train(branch, **taken | {"train.steps": 10, "schedule.name": "constant"})
+    assert [row["step"] for row in read_rows(branch) if "loss" in row] == [9, 10]
+    before, after = (load_model(workdir).params for workdir in (whole, branch))
+    same = jax.tree.map(lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(), before, after)
+    assert not same["embedding"].pop("table")
+    assert all(jax.tree.leaves(same))
+    before, after = (read_metadata(step_path(run / "checkpoints", step)) for run, step in ((whole, 8), (branch, 10)))
+    assert all(after["tokens_by_source"][name] > count > 0 for name, count in before["tokens_by_source"].items())

@@ -12,7 +12,7 @@ import tokenizers
 
 from allam_jax.errors import UserError
 from allam_jax.tokenizer import template_process
-from allam_jax.tokenizer.chat_template import ChatTemplate, stored_template
+from allam_jax.tokenizer.chat_template import ChatTemplate, Prefix, stored_template
 from allam_jax.tokenizer.ready_templates import READY
 from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 from allam_jax.tokenizer.tokenizer import Tokenizer, with_control_tokens
@@ -345,3 +345,28 @@ def test_the_template_of_a_directory(sentencepiece_directory, tmp_path):
         stored_template(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("c")  # wins, as in transformers
     assert stored_template(tmp_path) == "c"
+
+
+COUNTING = """\
+{%- if messages | length == 3 %}{{ raise_exception('three') }}{% endif %}
+{%- if messages | length == 4 %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}
+{%- endif %}{% for m in messages %}{{ '<|im_start|>' + m.role + m.content }}{% endfor %}{{ add_generation_prompt }}"""
+
+
+def test_prefixes_of_many_conversations_are_those_of_one(sentencepiece_directory):
+    template = ChatTemplate(COUNTING, tokenizer=Tokenizer.load(sentencepiece_directory), name="counting")
+    chat = [{"role": "user", "content": text} for text in ("a <|im_end|>", "b", "<|im_", "d", "e")]
+    asked = [Prefix(count, asks) for count in (1, 2, 3, 5) for asks in (False, True)]
+    endless = Prefix(4, False)
+    conversations = [(chat, asked), ([{"content": "x"}], asked[:1]), (chat, [endless]), (chat[1:], asked[:4])]
+    found = template.render_prefixes(conversations)
+    assert "loop for ever" in str(found[2].pop(endless))
+    for (messages, _), own in zip(conversations, found, strict=True):
+        for prefix, rendered in own.items():
+            try:
+                expected = template.render(messages[: prefix.count], add_generation_prompt=prefix.asks)
+            except UserError as error:
+                expected = str(error)
+            assert (str(rendered) if isinstance(rendered, UserError) else rendered) == expected
+    assert [list(own) for own in found] == [asked, asked[:1], [], asked[:4]]
+    assert "three" in str(found[0][asked[4]])

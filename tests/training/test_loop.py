@@ -53,7 +53,7 @@ class Batches:
         return {}
 
 
-def train(workdir, *, evaluations=(), peak_flops=0.0, save=0, trace=()):
+def train(workdir, *, evaluations=(), watchers=(), peak_flops=0.0, save=0, trace=()):
     """Six steps of a small run; gives the rows of its metrics.jsonl."""
     run = small_run(data=1, fsdp=1, tensor=1)
     mesh = make_mesh({}, devices=jax.devices()[:1])
@@ -82,6 +82,7 @@ def train(workdir, *, evaluations=(), peak_flops=0.0, save=0, trace=()):
             ),
             train_step=run.make_step(mesh),
             evaluations=evaluations,
+            watchers=watchers,
             peak_flops=peak_flops,
         )
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -122,6 +123,16 @@ def test_each_evaluation_has_its_interval_and_its_keys(tmp_path):
         "eval/exams/ar/bits_per_byte": 9.0,
         "eval/at_the_end/ar/accuracy": 1.0,
     }
+
+
+def test_a_watcher_ends_a_run_which_is_scored_and_saved(tmp_path, caplog):
+    suite = Evaluation(suite="held_out", every=0, scores=lambda params: {"ar": {"bits_per_byte": 2.0}})
+    rows = train(tmp_path, evaluations=[suite], watchers=[lambda row: "too far" if row["step"] >= 2 else None])
+    last = 4  # the row of step 2 is seen two steps later
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, last + 1))
+    assert seen_in(rows, "eval/held_out/ar/bits_per_byte") == [(last, 2.0)]
+    assert list_steps(tmp_path / "checkpoints") == [last]
+    assert f"the run ends at step {last} of {STEPS}, which is saved: too far" in caplog.text
 
 
 def test_a_checkpoint_knows_the_tokens_of_the_steps_before_it(tmp_path):
