@@ -5,7 +5,7 @@ import re
 
 from allam_jax.corpus.tags import TAGS, Resources
 from allam_jax.corpus.words import Words
-from allam_jax.rewriting.pieces import sentences_of
+from allam_jax.rewriting.document_pieces import sentences_of
 
 _SPAM_SHARE = 0.25  # of the words of a sentence
 _MENU = re.compile(r"[|·•»>]\s")

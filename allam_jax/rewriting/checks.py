@@ -87,11 +87,11 @@ def _finish(rewrite: Rewrite, _: CheckSettings) -> str:
 
 # What models write around a rewrite: labels of the prompt, announcements, control tokens, fences.
 _SCAFFOLD = re.compile(
-    r"^\W*(?:(?:original|rewritten|revised|corrected|edited|translated|improved|input|output|arabic|english|source)"
-    r" (?:text|version|document|passage)|rewrit(?:e|ten)|translation|analysis|explanation|instructions?|note|guidelines?"
-    r"|(?:ال)?نص (?:ال)?(?:أصلي|اصلي|معاد|معدل|مترجم|منقح|مصحح)[^:\n]{0,20}|النص|الترجمة|إعادة الصياغة|التحليل|الشرح"
-    r"|ملاحظة|التعليمات)\W{0,4}[:：]"
-    r"|^\W*(?:here (?:is|'s|are)|sure[,!.]|certainly[,!.]|of course[,!.]|below is|i have (?:rewritten|translated)"
+    r"^[^\w\n]*(?:(?:original|rewritten|revised|corrected|edited|translated|improved|input|output|arabic|english|source)"
+    r" (?:text|version|document|passage)|rewrit(?:e|ten)|translation|analysis|explanation|instructions?|note"
+    r"|guidelines?|(?:ال)?نص (?:ال)?(?:أصلي|اصلي|معاد|معدل|مترجم|منقح|مصحح)[^:\n]{0,20}|النص|الترجمة"
+    r"|إعادة الصياغة|التحليل|الشرح|ملاحظة|التعليمات)\W{0,4}[:：]"
+    r"|^[^\w\n]*(?:here (?:is|'s|are)|sure[,!.]|certainly[,!.]|of course[,!.]|below is|i have (?:rewritten|translated)"
     r"|إليك|إليكم|فيما يلي|بالتأكيد|بالطبع[،,!.])[^\n]{0,80}(?:[:：]|\n)"
     r"|<\|[^|<>\n]{1,40}\|>|\[/?INST\]|</?s>|^```|^#{2,} ?(?:instruction|response|input|output)\b",
     re.IGNORECASE | re.MULTILINE,
@@ -140,7 +140,7 @@ def _dropped(rewrite: Rewrite, settings: CheckSettings) -> str:
     kept, given = rewrite.required_stems, rewrite.stems
     runs = difflib.SequenceMatcher(None, kept, given).get_opcodes()
     new = Counter(stem for tag, *_, j1, j2 in runs if tag != "equal" for stem in given[j1:j2])
-    passages = []
+    passages: list[list[str]] = []
     for tag, i1, i2, j1, j2 in runs:
         if tag not in ("delete", "replace") or i2 - i1 < _PASSAGE or j2 - j1 >= _COUNTERPART * (i2 - i1):
             continue
@@ -149,7 +149,7 @@ def _dropped(rewrite: Rewrite, settings: CheckSettings) -> str:
             passages.append(kept[i1:i2])
     if sum(map(len, passages)) <= settings.most_dropped * max(len(kept), 1):
         return ""
-    return " ".join(max(passages, key=len))
+    return " ".join(sorted(passages, key=len)[-1])
 
 
 def _numbers(rewrite: Rewrite, settings: CheckSettings) -> str:

@@ -22,6 +22,8 @@ ALL_CHECKS = (
     "copied",
     "repetition",
 )
+# In the order in which they are planted.
+DAMAGE_KINDS = ("broken_lines", "inline_advertisement", "insult", "advertisement", "boilerplate", "spam")
 _ACROSS_LANGUAGES = tuple(name for name in ALL_CHECKS if name not in ("dropped", "quotations", "names"))
 
 
@@ -107,4 +109,31 @@ class TranslateSettings(RewriteSettings, name="translate"):
         "drop_document",
         "a piece without a translation that passes: keep the original's text, drop the piece, or drop_document",
         choices=("keep", "drop", "drop_document"),
+    )
+
+
+class DamageSettings(Section, name="damage"):
+    """Damage inside of documents, and the pairs from which a worker learns to undo it."""
+
+    input: str = setting("", "dataset of clean documents in Arabic or English", path="texts")
+    split: str = setting("train", "split of the dataset")
+    name: str = setting("", "name of the damaged dataset; empty: that of the input")
+    documents: int = setting(0, "documents at most, from the first on; 0: all", least=0)
+    kinds: tuple[str, ...] = setting(DAMAGE_KINDS, "what is planted", choices=DAMAGE_KINDS)
+    share: float = setting(0.4, "of the pieces, for each kind", least=0, most=1)
+    block_lists: Mapping[str, str] = entries("LANGUAGE -> file of words from which insults are taken", path="files")
+    piece_tokens: int = setting(256, "of a pair, as a third of its bytes", least=8)
+    instruction: str = setting(
+        "", "TOML file with the instruction of the pairs; that of the worker's later work", path="files"
+    )
+
+
+class CompareCorporaSettings(Section, name="compare"):
+    """Corpora that were made of one damaged corpus."""
+
+    damaged: str = setting("", "directory of the task damage", path="files")
+    corpora: Mapping[str, str] = entries("NAME -> dataset that was made of it", path="texts")
+    split: str = setting("train", "split of the datasets")
+    block_lists: Mapping[str, str] = entries(
+        "LANGUAGE -> file of blocked words, for the table of toxicity", path="files"
     )

@@ -48,7 +48,8 @@ _MONTH_OF = {
 }
 _MONTH = "|".join(sorted(map(re.escape, _MONTH_OF), key=len, reverse=True))
 _DATE = re.compile(
-    rf"(?<!\d)(?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?: of| من)? (?P<month>{_MONTH})\.?,?(?:(?: عام| سنة)? (?P<year>\d{{3,4}})(?!\d))?"
+    rf"(?<!\d)(?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?: of| من)? (?P<month>{_MONTH})\.?,?"
+    r"(?:(?: عام| سنة)? (?P<year>\d{3,4})(?!\d))?"
     rf"|(?<!\w)(?P<month2>{_MONTH})\.? (?P<day2>\d{{1,2}})(?:st|nd|rd|th)?(?!\d),?(?: (?P<year2>\d{{3,4}})(?!\d))?"
     rf"|(?<!\w)(?P<month3>{_MONTH})\.?,?(?: عام| سنة)? (?P<year3>\d{{4}})(?!\d)"
     r"|(?<![\d/.-])(?:\d{3,4}(?P<sign>[/.-])\d{1,2}(?P=sign)\d{1,2}|\d{1,2}(?P<sign2>[/.-])\d{1,2}(?P=sign2)\d{3,4})"
@@ -75,8 +76,8 @@ def dates_of(text: str) -> set[Date]:
     found: set[Date] = set()
     for match in _DATE.finditer(_folded(text)):
         if match["sign"] or match["sign2"]:
-            *others, year = sorted(map(int, re.findall(r"\d+", match[0])))
-            found.add((str(year), frozenset(others)))
+            *others, last = sorted(map(int, re.findall(r"\d+", match[0])))
+            found.add((str(last), frozenset(others)))
             continue
         month = _MONTH_OF[(match["month"] or match["month2"] or match["month3"]).lower()]
         day = match["day"] or match["day2"]
@@ -162,7 +163,9 @@ _ALEFS = str.maketrans("أإآٱ", "اااا")
 _PREFIXES = ("وال", "بال", "كال", "فال", "ال", "لل")
 _ENDINGS = ("ها", "ان", "ات", "ون", "ين", "يه", "ية", "ه", "ة", "ي")
 _ARABIC_WORD = re.compile(r"[\u0620-\u064a\u0671-\u06d3]+")
-_TITLES = frozenset("بن ابن السيد السيدة الدكتور الدكتورة الشيخ الأستاذ الأستاذة الملك الأمير المدعو المدعوة".split())
+_TITLES = frozenset(
+    ("بن", "ابن", "السيد", "السيدة", "الدكتور", "الدكتورة", "الشيخ", "الأستاذ", "الأستاذة", "الملك", "الأمير", "المدعو")
+)
 _LATIN = "A-Za-z\u00c0-\u024f"
 # A capital behind a word or comma; what follows ., !, ?, : or an opening sign may begin a sentence.
 _CAPITALISED = re.compile(rf"(?<=[{_LATIN}\d,;)] )[A-Z\u00c0-\u00de][{_LATIN}'’-]*")

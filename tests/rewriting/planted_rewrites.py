@@ -44,7 +44,7 @@ def originals(count: int) -> list[tuple[str, str]]:
         texts = (" ".join(normalise(one.text, remove=("tashkeel",)).split()) for one in documents)
         texts = (text for text in texts if 30 <= len(text.split()) <= 120)
         years = itertools.count(1801)
-        for paragraphs in itertools.islice(zip(texts, texts, texts), count // 2):
+        for paragraphs in itertools.islice(zip(texts, texts, texts, strict=False), count // 2):
             fact = {"ar": "وقع ذلك سنة {} بعد {} يوما.", "en": "That was in {} after {} days."}[language]
             year = next(years)
             found.append((language, "\n\n".join(paragraphs) + f"\n\n{fact.format(year, year % 97 + 3)}"))

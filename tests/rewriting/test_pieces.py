@@ -7,7 +7,7 @@ import time
 import pytest
 
 from allam_jax.errors import UserError
-from allam_jax.rewriting.pieces import count_by_bytes, patterns_of, pieces_of, rejoin
+from allam_jax.rewriting.document_pieces import count_by_bytes, patterns_of, pieces_of, rejoin
 
 
 def count_words(texts):
