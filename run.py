@@ -44,7 +44,9 @@ STAGE = flags.DEFINE_list("stage", [], "Run only this stage of a recipe, or thes
 STORE = flags.DEFINE_string("store", None, "Where stages lie that recipes share; by default each workdir has its own.")
 COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, if no scheduler gives it.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes, if no scheduler gives it.")
-HELP_CONFIG = flags.DEFINE_string("help_config", None, "Print all keys of this task (or of `all`) and exit.")
+HELP_CONFIG = flags.DEFINE_string(
+    "help_config", None, "Print all keys of a task (or of `all`), or what configs/NAME.py takes, and exit."
+)
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, if no scheduler gives it.")
 
 

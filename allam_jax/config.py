@@ -15,7 +15,16 @@ from allam_jax.settings import as_dict
 CONFIG_FILE = "config.json"
 CHECKPOINTS_FOLDER = "checkpoints"
 RUN_FILE = "run.json"  # the name of a training run
+_LONGEST_SHOWN = 80  # characters of a value
 _TRAINING = ("train", "sft", "dpo")  # tasks whose workdirs are training runs
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "(absent)"
+
+
+_ABSENT = _Absent()
 
 
 def resolve_stages(config: ConfigDict, *, stage_dirs: Mapping[str, Path]) -> tuple[ConfigDict, list[str]]:
@@ -51,12 +60,18 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     """Lines `key: old -> new` for every leaf that differs between two configs in dict form."""
     lines = []
     for key in sorted(set(old) | set(new)):
-        before, after = old.get(key, "(absent)"), new.get(key, "(absent)")
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            lines += differences(before, after, f"{prefix}{key}.")
+        before, after = (side.get(key, _ABSENT) for side in (old, new))
+        trees = [{} if side is _ABSENT else side for side in (before, after)]
+        if all(isinstance(tree, Mapping) for tree in trees) and any(trees):  # also a name that one side lacks
+            lines += differences(*trees, prefix=f"{prefix}{key}.")
         elif before != after:
-            lines.append(f"{prefix}{key}: {before!r} -> {after!r}")
+            lines.append(f"{prefix}{key}: {_shown(before)} -> {_shown(after)}")
     return lines
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 4]} ..."
 
 
 def save(config: ConfigDict, *, workdir: Path) -> list[str]:

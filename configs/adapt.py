@@ -16,6 +16,7 @@ every stage with a few steps, in less than a minute.
 """
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from ml_collections import ConfigDict
 
 from allam_jax import recipe_inputs
 from allam_jax.corpus import catalog
+from allam_jax.corpus.found_files import find_files
 from allam_jax.errors import UserError
 from allam_jax.model.settings import DISTILLATION
 from allam_jax.settings import Section, setting
@@ -140,6 +142,11 @@ def _check(given: Inputs, *, variant: str) -> None:
                 raise UserError(
                     f"config.{key} is empty: give --config.{key}=PATH, or try --config configs/adapt.py:laptop"
                 )
+    if given.texts and given.replay and (both := _files(given.texts) & _files(given.replay)):
+        raise UserError(
+            f"config.texts and config.replay both name {min(both)}: the new language and the base's need texts of "
+            "their own"
+        )
     if given.base and not Path(given.base).expanduser().exists():
         raise UserError(f"config.base = {given.base!r}: nothing is there; give a model's directory or GGUF file")
     if given.script:
@@ -152,6 +159,14 @@ def _check(given: Inputs, *, variant: str) -> None:
             f"config.texts is empty: the catalog has texts of {', '.join(TEXTS)}, but not of {given.language}; give "
             "--config.texts=FILES"
         )
+
+
+def _files(path: str) -> set[Path]:
+    """The files of a path, as they are; none where nothing is found, of which the corpus tells more."""
+    try:
+        return {file.resolve() for file in find_files(os.path.expanduser(path)).files}
+    except UserError:
+        return set()
 
 
 def _corpus(given: Inputs) -> ConfigDict:

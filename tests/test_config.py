@@ -6,7 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from allam_jax.checksums import write_list
-from allam_jax.config import check_own, save
+from allam_jax.config import check_own, differences, save
 from allam_jax.errors import UserError
 
 OURS = ConfigDict({"task": "train", "seed": 1})
@@ -31,6 +31,23 @@ def test_a_training_run_is_replaced_by_no_other_task(tmp_path):
     check_own(tmp_path, task="train")
     with pytest.raises(UserError, match="holds a training run, whose config.json the task generate would replace"):
         check_own(tmp_path, task="generate")
+
+
+def test_differences_are_keys_with_both_values():
+    old = {"seed": 1, "corpus": {"sources": {"en": {"path": "a", "rules": "x"}}}, "plan": {}, "names": {"a": 1}}
+    new = {"seed": 2, "corpus": {"sources": {"ar": {"path": "b"}, "fa": {}}}, "names": 5, "text": "x" * 99}
+    shown = "'" + "x" * 75 + " ..."
+    assert differences(old, new) == [
+        "corpus.sources.ar.path: (absent) -> 'b'",
+        "corpus.sources.en.path: 'a' -> (absent)",
+        "corpus.sources.en.rules: 'x' -> (absent)",
+        "corpus.sources.fa: (absent) -> {}",
+        "names: {'a': 1} -> 5",
+        "plan: {} -> (absent)",
+        "seed: 1 -> 2",
+        f"text: (absent) -> {shown}",
+    ]
+    assert differences(old, old) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 40, b"[]", b'{"task": "tra'])

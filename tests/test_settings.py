@@ -114,7 +114,10 @@ def test_what_is_read_back_is_what_was_written():
 def test_the_defaults_of_every_task_can_be_read(task):
     config = base.get_config(task)
     assert settings_of(config).task == task
-    assert changed_settings(config) == {"task": task}
+    versions = {cls.section_name: {"version": cls.section_version} for cls in TASKS[task].sections}
+    assert changed_settings(config) == {"task": task} | {
+        name: version for name, version in versions.items() if version["version"] > 1
+    }
     with pytest.raises((AttributeError, KeyError)):
         config.nonsense = 1
 
@@ -223,7 +226,7 @@ def test_a_finished_stage_outlives_a_new_key(monkeypatch, tmp_path):
     runner.run(base.recipe(greeting=config), workdir=tmp_path)
     assert not said.exists()
     config.toy.times = 2
-    with pytest.raises(UserError, match=r"finished with another config \(toy"):
+    with pytest.raises(UserError, match=r"finished with another config \(toy.times: \(absent\) -> 2\)"):
         runner.run(base.recipe(greeting=config), workdir=tmp_path)
 
 
@@ -231,6 +234,7 @@ def test_a_finished_stage_outlives_a_new_key(monkeypatch, tmp_path):
 # it would be taken for others, so raise the section's version with it. A new key needs its line here only.
 DEFAULTS = {
     "ArenaSettings": "1 ee559d07a0be",
+    "ChatQualitySettings": "1 3ae9ace2541a",
     "ChatSettings": "1 5e2101537c6a",
     "CheckpointSettings": "1 d7fb1276ba2b",
     "CompareCorporaSettings": "1 85ae3505301d",
@@ -258,10 +262,10 @@ DEFAULTS = {
     "MixtureSettings": "1 09ff7363036f",
     "OptimizerSettings": "1 f80585ece5df",
     "ParameterSettings": "1 629174518cb4",
-    "PlanSettings": "1 3f321d983a13",
+    "PlanSettings": "1 b2e37669e8bf",
     "PlantedCheckSettings": "1 529a7813522b",
     "PlantedSettings": "1 1648671f56b8",
-    "PreferenceSettings": "1 6bad3fac67b1",
+    "PreferenceSettings": "2 7368b40cc1de",
     "QualitySettings": "1 7a26df317806",
     "ReportSettings": "1 b903b2793c45",
     "RewriteSettings": "1 729565eb5d3c",
@@ -315,6 +319,19 @@ def test_golden_fingerprints():
 
 def test_the_page_of_all_keys_is_up_to_date():
     assert (ROOT / "docs" / "config.md").read_text(encoding="utf-8") == config_help.explain("all") + "\n"
+
+
+def test_a_config_file_is_explained_by_its_inputs_and_the_tasks_of_its_stages():
+    text = config_help.explain("adapt")
+    assert "replay_share = 0.55  # of the training tokens (at least 0, below 1)" in text
+    assert "variants (after a colon): full, laptop, smoke" in text
+    assert "vocabulary (merge_tokenizer), expanded (expand), adapted (train)" in text
+    assert "those of task train: --help_config train" in config_help.explain("allam_7b")
+    assert "expand_subword_mean (expand)" in config_help.explain("quickstart")
+    assert "--config configs/evaluate.py" in config_help.explain("configs/evaluate.py")  # also the name of a task
+    for name in ("adapted", "base", "suites", "a.b", ""):
+        with pytest.raises(UserError, match="neither a task nor a file of configs/; the tasks are corpus, plant"):
+            config_help.explain(name)
 
 
 @pytest.mark.parametrize("cls", EVERY_SECTION, ids=lambda cls: cls.__name__)

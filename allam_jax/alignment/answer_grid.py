@@ -12,16 +12,15 @@ from typing import Any
 
 from allam_jax.alignment.conversations import ASSISTANT, BadRow, conversation_of
 from allam_jax.alignment.settings import PreferenceSettings
+from allam_jax.alignment.text_measures import differ_in_language
 from allam_jax.corpus.minhash import jaccard
 from allam_jax.corpus.shingles import HashedWords
 from allam_jax.generation.over_rows import Backend, RowAnswer
 from allam_jax.generation.requests import Sampling
 from allam_jax.generation.rows import Prompt
-from allam_jax.tokenizer.scripts import ARABIC_LETTERS
 
 _AHEAD = 64  # prompts that every point of the grid answers before the next ones come
 _ENDED = frozenset({"stop", "eos", "end_turn"})  # words of backends for an answer that ended by itself
-_LEAST_LETTERS = 8  # fewer say nothing about the language
 
 
 def grid_of(settings: PreferenceSettings, *, seed: int) -> list[Sampling]:
@@ -116,8 +115,8 @@ def _unfit(text: str, finish_reason: str, *, chosen: str, others: Sequence[str],
         return "equal or too near to the chosen"
     if any(similarity(text, other) >= settings.most_similar for other in others):
         return "equal or too near to another"
-    if not settings.keep_other_script and _is_arabic(text) is not None and _is_arabic(chosen) is not None:
-        return "" if _is_arabic(text) == _is_arabic(chosen) else "another script"
+    if not settings.keep_other_language and differ_in_language(text, chosen):
+        return "another language"
     return ""
 
 
@@ -132,11 +131,3 @@ def similarity(one: str, other: str) -> float:
 def _words(text: str) -> list[str]:
     folded = "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
     return re.findall(r"\w+", folded)
-
-
-def _is_arabic(text: str) -> bool | None:
-    """Whether most letters are Arabic; None for too few letters."""
-    letters = [c for c in text if c.isalpha()]
-    if len(letters) < _LEAST_LETTERS:
-        return None
-    return sum(c in ARABIC_LETTERS for c in letters) > len(letters) / 2

@@ -8,6 +8,20 @@ from allam_jax.settings import Section, entries, nested, setting
 
 PREFERENCE_LOSSES = ("sigmoid", "sigmoid_norm", "ipo", "robust", "simpo")
 LEARNED = ("augmented", "all", "last")
+CHAT_FAULTS = (
+    "not a conversation",
+    "empty",
+    "roles swapped",
+    "wrong language",
+    "cut",
+    "repetition",
+    "scaffold",
+    "duplicate",
+    "near-duplicate",
+    "evaluation text",
+    "sides alike",
+    "translation smell",
+)
 TOO_LONG = ("whole_turns", "skip", "cut")
 
 
@@ -89,6 +103,32 @@ class DpoSettings(Section, name="dpo"):
             raise UserError("config.dpo.label_smoothing: ipo has none; set it to 0, or choose another loss")
 
 
+class ChatQualitySettings(Section, name="chat_quality"):
+    """Checks of conversations or pairs, and what is left out for which fault."""
+
+    sources: Mapping[str, ConversationSourceSettings] = entries("base.conversations(...): what is checked")
+    evaluations: str = setting(
+        "", "records of evaluation sets, all of whose texts are looked for: a file, folder or pattern", path="chats"
+    )
+    ngram: int = setting(13, "words of the n-grams by which texts of evaluations are found", least=1, most=1000)
+    evaluation_share: float = setting(0.5, "share of such a text that a row may not have", above=0, most=1)
+    shingle: int = setting(5, "words of a shingle; shorter rows have no near-duplicates", least=1)
+    near_duplicate: float = setting(0.8, "Jaccard similarity of shingles from which rows are alike", above=0, most=1)
+    most_similar: float = setting(0.9, "share of word pairs from which the sides of a pair are alike", above=0, most=1)
+    end_habit: float = setting(
+        0.8,
+        "share of a source's long replies that end a sentence, from which one that does not is cut",
+        least=0,
+        most=1,
+    )
+    drop: tuple[str, ...] = setting(
+        tuple(fault for fault in CHAT_FAULTS if fault != "translation smell"),
+        "faults for which a row is left out",
+        choices=CHAT_FAULTS,
+    )
+    samples: int = setting(5, "rows of each fault that the report shows", least=0, most=1000)
+
+
 class WatchSettings(Section, name="watch"):
     """Answers to fixed prompts while a model is tuned: whether it repeats itself, ends, and how much it writes."""
 
@@ -98,7 +138,7 @@ class WatchSettings(Section, name="watch"):
     temperature: float = setting(0.7, "of sampling; 0 takes the likeliest token", least=0, most=1e3)
 
 
-class PreferenceSettings(Section, name="preferences"):
+class PreferenceSettings(Section, name="preferences", version=2):
     """Rejected answers from a model: every prompt is answered at each point of a grid."""
 
     input: str = setting("", "conversations, as in conversations.sources: their last replies are chosen", path="chats")
@@ -116,7 +156,7 @@ class PreferenceSettings(Section, name="preferences"):
         0.8, "share of word pairs from which an answer counts as equal to another", above=0, most=1
     )
     keep_cut: bool = setting(False, "answers that max_new_tokens cuts may be rejected sides too")
-    keep_other_script: bool = setting(False, "so may those in another script than the chosen side")
+    keep_other_language: bool = setting(False, "so may those in another language than the chosen side")
     shard_rows: int = setting(200, "rows of a file of answers; so many are lost at most when a run is killed", least=1)
     max_error_share: float = setting(0.1, "share of rows without answer that ends the run", least=0, most=1)
     endpoint: EndpointSettings = nested(EndpointSettings, "a server that answers instead of init.weights")

@@ -11,7 +11,7 @@ from allam_jax.corpus.rules import PARETO
 from allam_jax.corpus.tags import TAGS
 from allam_jax.corpus.tally import SHARE_BINS, bin_start
 from allam_jax.files import child
-from allam_jax.report.style import COLOURS, STYLE, label, language_name, legend, save_figure, subplots
+from allam_jax.report.style import COLOURS, STYLE, count_axis, label, language_name, legend, save_figure, subplots
 
 _COLUMNS = 3
 _DOMAINS = 15
@@ -50,6 +50,8 @@ def draw_corpus(
 
 
 def _drops(sets: Mapping[str, Mapping[str, Any]]) -> Any:
+    from matplotlib.ticker import MaxNLocator
+
     rows = [
         (f"{name} ({set_})", 100 * counts.get("fails", 0) / max(tally["read"]["documents"], 1))
         for set_, tally in sets.items()
@@ -57,6 +59,8 @@ def _drops(sets: Mapping[str, Mapping[str, Any]]) -> Any:
     ]
     figure, axes = _panel(height=1 + 0.26 * len(rows))
     axes.barh([label(name) for name, _ in rows][::-1], [share for _, share in rows][::-1], color=COLOURS[0])
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("Documents that fail the rule (%)")
     return figure
 
@@ -76,10 +80,14 @@ def _tags(plan: CorpusPlan, language: str, tags: Mapping[str, Mapping[str, float
         starts = [bin_start(tag, number) for number in numbers]
         widths = [bin_start(tag, number + 1) - start for number, start in zip(numbers, starts, strict=True)]
         axes.bar(starts, [histogram[str(number)] for number in numbers], widths, align="edge", color=COLOURS[0])
-        axes.set_yscale("log")
-        axes.set_xlim(*((-1 / SHARE_BINS, 1 + 1 / SHARE_BINS) if share else (0, None)))
-        if not share:
+        _log_counts(axes, max(histogram[str(number)] for number in numbers) if numbers else 1)
+        if share:
+            axes.set_xlim(-1 / SHARE_BINS, 1 + 1 / SHARE_BINS)
+        else:
             axes.set_xscale("symlog")
+            largest = max(starts[-1] + widths[-1] if starts else 0, 2)
+            axes.set_xlim(0, largest)
+            count_axis(axes.xaxis, most=largest, log=True)
         # The threshold of a Pareto rule is a shape, not a value of the tag.
         for threshold in {rule.threshold for rule in rules if rule.tag == tag and rule.drop != PARETO}:
             axes.axvline(threshold, color=COLOURS[1], linestyle="--")
@@ -90,18 +98,16 @@ def _tags(plan: CorpusPlan, language: str, tags: Mapping[str, Mapping[str, float
 
 
 def _groups(groups: Mapping[str, Mapping[int, int]]) -> Any:
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     figure, axes = _panel(height=3.2)
     for colour, (reason, sizes) in zip(COLOURS, groups.items(), strict=False):
         if sizes:
             ordered = sorted(sizes)
             axes.plot(ordered, [sizes[size] for size in ordered], "o", color=colour, label=reason)
+    largest = max(max(sizes, default=2) for sizes in groups.values())
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-    axes.xaxis.set_major_formatter("{x:.0f}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_yscale("log")
+    axes.set_xlim(1.8, largest * 1.2)
+    count_axis(axes.xaxis, most=largest, log=True)
+    _log_counts(axes, max(max(sizes.values(), default=1) for sizes in groups.values()))
     axes.set_xlabel("Documents in a group of duplicates")
     axes.set_ylabel("Groups")
     legend(figure, axes, columns=3, title="duplicates found by")
@@ -116,9 +122,16 @@ def _domains(domains: Mapping[str, Mapping[str, float]]) -> Any:
     axes.barh(places, [before[name] for name in named], color=COLOURS[5], label="before the pipeline")
     axes.barh(places, [after.get(name, 0) for name in named], height=0.45, color=COLOURS[0], label="after it")
     axes.set_yticks(places, map(label, named))
+    count_axis(axes.xaxis, most=before[named[-1]])
     axes.set_xlabel("Documents")
     legend(figure, axes, columns=3)
     return figure
+
+
+def _log_counts(axes: Any, most: float) -> None:
+    axes.set_yscale("log")
+    axes.set_ylim(0.7, max(most, 2) * 1.4)
+    count_axis(axes.yaxis, most=most, log=True)
 
 
 def _panel(*, height: float) -> tuple[Any, Any]:

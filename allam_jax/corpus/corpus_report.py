@@ -70,28 +70,27 @@ def _overview(tallies: Tallies) -> str:
 def _rules(plan: CorpusPlan, sets: Tallies, images: Mapping[str, str]) -> str:
     rows = []
     for label, tally in sets.items():
-        known = _rules_of(plan, label)
-        for name, counts in sorted(tally.get("rules", {}).items()):
+        for name, rule in sorted(_rules_of(plan, label).items()):
+            counts = tally.get("rules", {}).get(name, {})
             fails = int(counts.get("fails", 0))
             row = {
                 "language, set": label,
                 "rule": name,
-                "what it does": describe(known[name]),
+                "what it does": describe(rule),
                 "failed": fails,
                 "of all (%)": 100 * fails / max(int(tally["read"]["documents"]), 1),
                 "dropped": int(counts.get("dropped", 0)),
                 "MB dropped": _mb(counts),
             }
             rows.append(row)
-    if not any(_rules_of(plan, label) for label in sets):
+    if not rows:
         return ""
     text = (
         "*Failed* counts every document that fails the rule. *Dropped* counts a document once, under the first rule "
         "(by name) that it fails. [samples.md](samples.md) shows documents of each kind."
     )
-    columns = ("language, set", "rule", "what it does", "failed", "of all (%)", "dropped", "MB dropped")
     figures = ("drops", *(key for key in images if key.startswith("tags_")))
-    return section("Rules", text, table(rows, columns), *_images(images, figures))
+    return section("Rules", text, table(rows), *_images(images, figures))
 
 
 def _duplicates(total: Mapping[str, Any], groups: Mapping[str, Mapping[int, int]], images: Mapping[str, str]) -> str:

@@ -5,13 +5,19 @@ from typing import Any
 
 from allam_jax.planning.generation_cost import generation_cost
 from allam_jax.planning.roofline import collective_seconds
-from allam_jax.planning.run_plan import RunPlan
+from allam_jax.planning.run_plan import ReferenceCost, RunPlan
 from allam_jax.planning.search import gib
 from allam_jax.report.markdown import section, table
 
 
-def plan_markdown(plan: RunPlan, *, figure: str, candidates: Sequence[RunPlan] = ()) -> str:
-    """The whole report. `figure` is its picture's file name; `candidates` are a search's layouts, the fastest first."""
+def plan_markdown(
+    plan: RunPlan, *, figure: str, candidates: Sequence[RunPlan] = (), live_reference: ReferenceCost | None = None
+) -> str:
+    """The whole report.
+
+    `figure` is its picture's file name; `candidates` are a search's layouts, the fastest first; `live_reference` is the
+    cost of that of a preference optimisation beside the step.
+    """
     run = plan.run
     source = "from formulas alone" if plan.compiled is None else "from the compiled step"
     blocks = [
@@ -25,6 +31,14 @@ def plan_markdown(plan: RunPlan, *, figure: str, candidates: Sequence[RunPlan] =
         section("Generation on one node", generation_table(plan)),
         section("Assumptions", "\n".join(f"- {line}" for line in assumptions(plan))),
     ]
+    if live_reference:
+        blocks.append(
+            section(
+                "Live reference",
+                f"Beside the step: {gib(live_reference.bytes)} of memory for a second copy of the weights, and "
+                f"{live_reference.seconds:.2f} s for a forward pass of each copy. Cached values cost neither.",
+            )
+        )
     if candidates:
         blocks.append(section("Layouts that fit", candidates_table(candidates)))
     return section(f"{run.model.num_parameters / 1e9:.1f}B on {plan.cluster.describe()}", *blocks, level=1) + "\n"

@@ -11,10 +11,18 @@ from allam_jax.planning.gpu_cluster import Cluster
 from allam_jax.planning.memory import Memory, estimated_memory
 from allam_jax.planning.roofline import StepTime, collective_seconds, step_time
 from allam_jax.planning.step_work import Work
-from allam_jax.planning.workload import collectives_of_step, work_of_step, workload_of
+from allam_jax.planning.workload import REMAT, collectives_of_step, work_of_step, workload_of
 from allam_jax.training.run_description import RunDescription
 
 _HOUR, _DAY = 3600.0, 86_400.0  # seconds
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReferenceCost:
+    """What a live reference of preference optimisation costs one GPU beside the step."""
+
+    bytes: int
+    seconds: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -170,3 +178,12 @@ class RunPlan:
                 "seconds": self.compiled.seconds,
             },
         }
+
+
+def live_reference_cost(plan: RunPlan) -> ReferenceCost:
+    """The cost of a live reference: a second copy of the parameters, and a forward pass of it and of the model a step.
+
+    A forward pass takes a third of a step, or a quarter where the step repeats it (remat `full`).
+    """
+    repeated = REMAT[plan.run.options.remat].projections
+    return ReferenceCost(bytes=plan.memory.parameters, seconds=2 * plan.time.total / (3 + repeated))

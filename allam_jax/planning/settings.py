@@ -19,6 +19,12 @@ class PlanSettings(Section, name="plan"):
     tokens: int = setting(0, "budget of the whole run; 0: train.steps steps", least=0, most=2**53)
     power_share: float = setting(0.75, "of a node's full draw, on average", least=0, most=1)
     pue: float = setting(1.25, "energy of the building per energy of its computers", least=1, most=10)
+    preference: str = setting(
+        "",
+        "plan a step of task dpo, all rows full of pairs: cached (the reference's log-probabilities are there) or live "
+        "(a second copy of the weights computes them); empty: of pre-training",
+        choices=("", "cached", "live"),
+    )
     compile: bool = setting(True, "compile the real step; without, figures come from formulas alone")
     search: bool = setting(False, "rank meshes, remat policies and accumulation at the same batch")
     search_compiles: int = setting(3, "best candidates of a search that are compiled to confirm them", least=1)

@@ -38,6 +38,7 @@ STYLE: dict[Any, Any] = {
 }
 _LONGEST_LABEL = 60
 _LINEAR_WITHIN = 0.01  # of 0, on an axis of differences
+_FEW_POWERS = 500  # counts below span less than three powers of ten
 
 
 def language_name(key: str) -> str:
@@ -125,6 +126,23 @@ def early_step_axes(axes: Iterable[Any], curves: Sequence[Sequence[int]]) -> str
         ax.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
         ax.set_xlim(-0.15 * first, last * 1.1)
     return f"Optimizer step (log scale from {first})"
+
+
+def count_axis(axis, *, most: float, log: bool = False) -> None:
+    """Makes a matplotlib `axis` one of counts up to `most`: marks at a few whole numbers, written in full.
+
+    A logarithmic axis begins below 1, so that a single one is seen; where marks at powers of ten would be few, there
+    are some at 2 and 5 times them.
+    """
+    from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+
+    if log:
+        steps = (1, 2, 5) if most < _FEW_POWERS else (1,)
+        axis.set_major_locator(FixedLocator([0, *(m * 10**power for power in range(13) for m in steps)]))
+        axis.set_minor_locator(NullLocator())
+    else:
+        axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axis.set_major_formatter(lambda count, _: f"{count:,.0f}")
 
 
 def difference_axis(ax, *, reference: str, unit: str) -> None:

@@ -17,8 +17,8 @@ from allam_jax.errors import UserError
 from allam_jax.generation.over_rows import read_answers
 from allam_jax.generation.rows import Prompt
 from allam_jax.rewriting.checks import Finding, Rewrite, findings
-from allam_jax.rewriting.instructions import Instruction
 from allam_jax.rewriting.document_pieces import Count, Piece, patterns_of, pieces_of, rejoin
+from allam_jax.rewriting.instructions import Instruction
 from allam_jax.rewriting.rules_worker import LANGUAGE
 from allam_jax.rewriting.settings import RewriteSettings
 from allam_jax.rewriting.text_facts import folded_words, stem

@@ -65,7 +65,7 @@ _Found = tuple[str, Sequence[str]] | None  # the damaged text and what was plant
 
 
 def _between(text: str, new: str, rng: random.Random) -> str:
-    """The text with a sentence more, at its beginning or end or behind one that ends; a broken line is no such place."""
+    """The text with one more sentence: at its beginning, at its end, or behind one that ends; not at a broken line."""
     sentences = list(sentences_of(text))
     ended = [number for number, one in enumerate(sentences[:-1], start=1) if ends_sentence(one.rstrip())]
     place = rng.choice([0, *ended, len(sentences)])

@@ -91,8 +91,10 @@ def _rows(found: Mapping[str, Mapping[str, float]]) -> str:
 def _pairs(originals: Mapping[str, str], texts: Mapping[str, str]) -> Sequence[str]:
     """The first documents that differ from the clean ones, each beside it."""
     different = [name for name, text in texts.items() if text != originals[name]][:_PAIRS]
-    return [
-        part
-        for name in different
-        for part in (f"Document {plain(name)}: clean, then as it is.", *(quote(one[name][:_SHOWN]) for one in (originals, texts)))
-    ] or ["Nothing differs from the clean documents."]  # fmt: skip
+    if not different:
+        return ["Nothing differs from the clean documents."]
+    shown = []
+    for name in different:
+        shown += [f"Document {plain(name)}: clean, then as it is.", quote(originals[name][:_SHOWN])]
+        shown.append(quote(texts[name][:_SHOWN]))
+    return shown

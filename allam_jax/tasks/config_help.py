@@ -1,5 +1,10 @@
 """Every key of a config with its default and meaning: for `--help_config`, and for docs/config.md."""
 
+import importlib.util
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
 from allam_jax import settings
 from allam_jax.errors import UserError
 from allam_jax.settings import Section
@@ -15,12 +20,50 @@ key is `--config.SECTION.KEY=VALUE`, or `--config.stage.STAGE.SECTION.KEY=VALUE`
 
 
 def explain(task: str) -> str:
-    """All keys that a task reads, or for `all` the page of every task. UserError for a name that is no task."""
+    """All keys that a task reads; for `all` the page of every task; for a file of configs/ what it takes and runs.
+
+    UserError for a name of none of them.
+    """
     if task == "all":
         return _page()
     if task not in TASKS:
-        raise UserError(f"--help_config {task}: no task is called so; the tasks are {', '.join(TASKS)} (or all)")
+        return _of_file(task)
     return "\n\n".join("\n".join(_section(cls)) for cls in task_named(task).sections)
+
+
+def _of_file(name: str) -> str:
+    """The inputs of configs/NAME.py, and the tasks whose keys its stages have."""
+    name = Path(name).stem
+    spec = importlib.util.find_spec(f"configs.{name}") if name.isidentifier() else None
+    module = importlib.import_module(spec.name) if spec else None
+    if not hasattr(module, "get_config") or name == "base":  # base.py is what all configs are made with
+        raise UserError(
+            f"--help_config {name}: neither a task nor a file of configs/; the tasks are {', '.join(TASKS)} (or all)"
+        )
+    variants = getattr(module, "INPUTS", {})
+    about = [f"# {(module.__doc__ or '').splitlines()[0]}"]
+    if variants:
+        about += [f"# --config configs/{name}.py --config.KEY=VALUE; variants (after a colon): {', '.join(variants)}"]
+        about += settings.explain(type(next(iter(variants.values()))))
+    stages = _stages_of(module, variants or {"": None})
+    return "\n".join([*about, *(f"# {line}" for line in stages)])
+
+
+def _stages_of(module: ModuleType, variants: Iterable[str]) -> list[str]:
+    """Which task each stage is, of the first variant that needs no inputs."""
+    for variant in variants:
+        try:
+            config = module.get_config(variant) if variant else module.get_config()
+        except UserError:  # this variant needs files
+            continue
+        if config.task != "recipe":
+            return [f"Its other keys are those of task {config.task}: --help_config {config.task}"]
+        tasks = ", ".join(f"{stage} ({config.stage[stage].task})" for stage in config.stages)
+        return [
+            f"Its stages and their tasks: {tasks}",
+            "Any other key of a stage: --config.stage.STAGE.SECTION.KEY=VALUE; --help_config TASK prints them",
+        ]
+    return ["Its other keys are those of its tasks: --help_config TASK prints them"]
 
 
 def _page() -> str:

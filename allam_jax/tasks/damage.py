@@ -18,9 +18,9 @@ from allam_jax.corpus.word_lists import read_block_list
 from allam_jax.data.documents import DocumentSource
 from allam_jax.errors import UserError
 from allam_jax.files import atomic_path, child, json_text
+from allam_jax.rewriting.document_pieces import count_by_bytes, pieces_of, rejoin
 from allam_jax.rewriting.inner_damage import LANGUAGES, damaged
 from allam_jax.rewriting.instructions import Instruction, read_instruction
-from allam_jax.rewriting.document_pieces import count_by_bytes, pieces_of, rejoin
 from allam_jax.rewriting.settings import DamageSettings
 from allam_jax.settings import Settings
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from absl import logging
 
+from allam_jax.alignment.preference_loss import Preference
+from allam_jax.alignment.settings import DpoSettings
 from allam_jax.errors import UserError
 from allam_jax.files import write_json, write_text
 from allam_jax.model.llama_config import LlamaConfig
@@ -17,21 +19,23 @@ from allam_jax.planning.compiled_step import compile_step
 from allam_jax.planning.gpu_cluster import Cluster, cluster_of
 from allam_jax.planning.plan_figure import draw_plans
 from allam_jax.planning.plan_report import plan_markdown
-from allam_jax.planning.run_plan import RunPlan
-from allam_jax.planning.search import does_not_fit, ranked
+from allam_jax.planning.run_plan import RunPlan, live_reference_cost
+from allam_jax.planning.search import does_not_fit, gib, ranked
 from allam_jax.settings import Settings
 from allam_jax.training.load import open_stored
-from allam_jax.training.run_description import RunDescription, described_run
+from allam_jax.training.run_description import RunDescription, described_run, next_token
 
 SHOWN = 12  # layouts of a search in the report
 _DRAWN = 6  # and in the figure
+_TOKENS_OF_A_PAIR = 256  # rows hold no more pairs than this allows
 
 
 def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Plans the run of a train config and returns the main figures. Raises UserError if the run does not fit."""
     # ---- the run and the cluster ----
     cluster = cluster_of(config.plan)
-    wanted = described_run(config, device_count=cluster.size, model=_model(config))
+    objective = _preference(config.plan.preference) if config.plan.preference else next_token
+    wanted = described_run(config, device_count=cluster.size, model=_model(config), objective=objective)
     if not config.plan.search:  # a search finds a mesh and an accumulation that suit the batch
         wanted.check_batch()
     tokens = config.plan.tokens or config.train.steps * wanted.tokens_per_step
@@ -51,13 +55,20 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         plan = planned(wanted)
 
     # ---- report ----
+    live = live_reference_cost(plan) if config.plan.preference == "live" else None
     draw_plans((candidates or [plan])[:_DRAWN], workdir / "plan.png")
-    report = plan_markdown(plan, figure="plan.png", candidates=candidates[:SHOWN])
+    report = plan_markdown(plan, figure="plan.png", candidates=candidates[:SHOWN], live_reference=live)
     write_text(workdir / "plan.md", report)
     write_json(workdir / "plan.json", plan.to_dict() | {"candidates": [each.to_dict() for each in candidates[:SHOWN]]})
     sys.stderr.write(report)
     if not plan.memory.fits:
         raise does_not_fit(plan, plans=ranked(wanted, cluster=cluster))
+    if live and live.bytes > plan.memory.headroom:
+        raise UserError(
+            f"config.plan.preference = live: the second copy of the weights takes {gib(live.bytes)} of each GPU, of "
+            f"which {gib(plan.memory.headroom)} are left beside the step; set it to cached, or take more GPUs"
+        )
+    cost = {"gib": round(live.bytes / 2**30, 2), "seconds": round(live.seconds, 3)} if live else {}
     return {
         "step_seconds": round(plan.time.total, 3),
         "step_seconds_band": [round(seconds, 3) for seconds in plan.band],
@@ -70,7 +81,20 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         "megawatt_hours": round(plan.megawatt_hours, 1),
         "layout": plan.run.describe(),
         "compiled": plan.compiled is not None,
+        **({"live_reference": cost} if cost else {}),
     }
+
+
+def _preference(reference: str) -> Callable[[RunDescription], Preference]:
+    """The objective of task `dpo`, with so many pairs a row as there are at the usual lengths."""
+    settings = DpoSettings(reference=reference)
+    return lambda run: Preference(
+        model=run.model,
+        options=run.options,
+        settings=settings,
+        most_pairs=max(1, run.seq_len // _TOKENS_OF_A_PAIR),
+        num_chunks=run.loss_chunks,
+    )
 
 
 def _model(config: Settings) -> LlamaConfig | None:

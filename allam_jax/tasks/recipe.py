@@ -26,6 +26,7 @@ from allam_jax.tasks.inputs_of_task import check_named, inputs_of
 from allam_jax.tasks.registry import changed_settings
 
 RESULT_FILE = "result.json"
+_MOST_SHOWN = 4  # keys of a changed config
 _BEGUN_FILE = ".stage.json"  # of a stage that may not have finished: its config and fingerprint
 _SWEEP_FILE = "recipe.json"  # in a run of a sweep
 _FINGERPRINT_DIGITS = 12  # in the name of a directory: enough for billions of stages
@@ -215,8 +216,9 @@ def _check_unchanged(record: dict[str, Any], *, stage: Stage, directory: Path, s
     if record["fingerprint"] == stage.fingerprint:
         return
     changed = differences(record["config"], changed_settings(stage.config)) or ["an earlier stage it reads"]
+    more = f"; and {len(changed) - _MOST_SHOWN} more" if len(changed) > _MOST_SHOWN else ""
     raise UserError(
-        f"{directory} was {state} with another config ({'; '.join(changed[:3])}): "
+        f"{directory} was {state} with another config ({'; '.join(changed[:_MOST_SHOWN])}{more}): "
         "use a new --workdir, or remove this directory and those of later stages to run them again"
     )
 

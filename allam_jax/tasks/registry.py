@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from allam_jax import settings
 from allam_jax.alignment.settings import (
+    ChatQualitySettings,
     ConversationSettings,
     DpoSettings,
     PreferenceSettings,
@@ -88,6 +89,7 @@ TASKS: dict[str, Task] = {
     "train": Task((*_RUN, *_STEP), on_devices=True),
     "sft": Task((*_RUN, *_UPDATE, RowSettings, ConversationSettings, SftSettings, WatchSettings), on_devices=True),
     "dpo": Task((*_RUN, *_UPDATE, RowSettings, ConversationSettings, DpoSettings, WatchSettings), on_devices=True),
+    "sft_quality": Task((SeedSettings, ChatQualitySettings)),
     "preferences": Task((SeedSettings, *_MODEL, PreferenceSettings, EngineSettings), on_devices=True),
     "damage": Task((SeedSettings, DamageSettings)),
     "compare_corpora": Task((SeedSettings, CompareCorporaSettings)),

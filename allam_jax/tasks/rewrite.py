@@ -21,9 +21,9 @@ from allam_jax.errors import UserError
 from allam_jax.files import child, write_json
 from allam_jax.generation.over_rows import over_rows
 from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
+from allam_jax.rewriting.document_pieces import Count, count_by_bytes
 from allam_jax.rewriting.documents_in_pieces import DocumentsInPieces
 from allam_jax.rewriting.instructions import Instruction, read_instruction
-from allam_jax.rewriting.document_pieces import Count, count_by_bytes
 from allam_jax.rewriting.rewrite_report import RewriteReport
 from allam_jax.rewriting.rules_worker import RulesBackend
 from allam_jax.settings import Settings, as_dict

@@ -9,7 +9,7 @@ tokens are looked for, and only then do the stand-ins become the characters agai
 import bisect
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from allam_jax.errors import UserError, nearest
 from allam_jax.files import read_json
 from allam_jax.tokenizer import template_process
 from allam_jax.tokenizer.ready_templates import READY
+from allam_jax.tokenizer.stand_ins import StandIns, borders_of, without_marks
 from allam_jax.tokenizer.template_worker import CPU_SECONDS, MEMORY_BYTES
 from allam_jax.tokenizer.tokenizer import Tokenizer
 
@@ -26,7 +27,6 @@ Message = Mapping[str, Any]
 
 TEMPLATE_FILE = "chat_template.jinja"
 
-_PRIVATE = range(0xF0000, 0xFFFFE)  # a private plane of Unicode
 _ROLES = frozenset({"system", "user", "assistant", "tool", "developer", "function", "ipython"})
 _OWN_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one thing; the first is the standard one
@@ -81,7 +81,7 @@ class ChatTemplate:
         self._named = {f"{kind}_token": tokenizer.id_to_piece(i) for kind, i in named.items() if i is not None}
         longest_first = sorted(tokenizer.special_tokens, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        self._borders = frozenset(border for token in longest_first for border in _borders(token))
+        self._borders = frozenset(border for token in longest_first for border in borders_of(token))
         self._longest = len(longest_first[0]) if longest_first else 0
         self._tails: dict[tuple[str, tuple[tuple[int, int], ...]], list[int]] = {}  # headers, which texts share
         self._special_ids = frozenset(tokenizer.special_tokens.values()) - {tokenizer.unk_id}
@@ -247,7 +247,7 @@ class ChatTemplate:
         found = [rendered.text[slice(*span)] for span in rendered.controls if span[0] > behind]
         return (self._tokenizer.special_tokens[found[0]],) if found and behind >= 0 else ()
 
-    def _guarded(self, value: Any, stand_ins: "_StandIns", *, role: bool = False) -> Any:
+    def _guarded(self, value: Any, stand_ins: StandIns, *, role: bool = False) -> Any:
         """A value for the template, in which no string can become a control token or a part of one."""
         if isinstance(value, str):
             return value if role and value in _ROLES else self._guarded_text(value, stand_ins)
@@ -260,7 +260,7 @@ class ChatTemplate:
             return [self._guarded(item, stand_ins) for item in value]
         return value if isinstance(value, int | float | None) else f"<{type(value).__name__}>"
 
-    def _guarded_text(self, text: str, stand_ins: "_StandIns") -> str:
+    def _guarded_text(self, text: str, stand_ins: StandIns) -> str:
         whole = text.strip()
         short = 0 < len(whole) <= self._longest and whole not in self._spelled
         if short and any(whole in token for token in self._tokenizer.special_tokens):
@@ -290,7 +290,7 @@ class ChatTemplate:
             **(variables or {}),
         }
         try:
-            stand_ins = _StandIns(given, taken=self.source)
+            stand_ins = StandIns(given, taken=self.source)
             guarded = {key: self._guarded(value, stand_ins) for key, value in given.items()}
         except RecursionError:
             raise UserError("messages: nested too deep; give flatter ones") from None
@@ -299,7 +299,7 @@ class ChatTemplate:
         return _Guarded({"context": context, "marks": marks, "stand_ins": stand_ins.meaning}, marks, stand_ins)
 
     def _rendered(self, answer: Mapping[str, Any], guarded: "_Guarded") -> Rendered:
-        text, generated = _without_marks(guarded.stand_ins.unescaped(answer["text"]), *guarded.marks)
+        text, generated = without_marks(guarded.stand_ins.unescaped(answer["text"]), *guarded.marks)
         controls = tuple(match.span() for match in self._control.finditer(text))
         return Rendered(guarded.stand_ins.restored(text), controls, generated)
 
@@ -388,67 +388,7 @@ class _Guarded(NamedTuple):
 
     request: dict[str, Any]
     marks: tuple[str, str]
-    stand_ins: "_StandIns"
-
-
-class _StandIns:
-    """Private characters, each for one character of the messages. They occur neither in these nor in the template."""
-
-    def __init__(self, given: Mapping[str, Any], *, taken: str):
-        texts = [taken, *_strings(given)]
-        used, spelled = set().union(*texts), "\n".join(texts)
-        self._free = (chr(code) for code in _PRIVATE if chr(code) not in used and f"{code:08x}" not in spelled)
-        self._of: dict[str, str] = {}
-
-    @property
-    def meaning(self) -> dict[str, str]:
-        """Stand-in -> character."""
-        return {stand_in: character for character, stand_in in self._of.items()}
-
-    def reserve(self) -> str:
-        """A private character for another use."""
-        return next(self._free)
-
-    def replaced(self, text: str, characters: Iterable[str]) -> str:
-        """The text with stand-ins for these characters, but for those that `_borders` leaves out."""
-        for character in {c for c in characters if _can_stand(c)} & set(text):
-            if character not in self._of:
-                self._of[character] = self.reserve()
-            text = text.replace(character, self._of[character])
-        return text
-
-    def unescaped(self, text: str) -> str:
-        """The text with the stand-ins that Python has written as escapes, inside of lists and dictionaries."""
-        for stand_in in self._of.values():
-            text = text.replace(repr(stand_in)[1:-1], stand_in)
-        return text
-
-    def restored(self, text: str) -> str:
-        """The text with the characters for their stand-ins."""
-        return text.translate({ord(own): character for own, character in self.meaning.items()}) if self._of else text
-
-
-def _can_stand(character: str) -> bool:
-    """Not white space, which templates strip, and not what JSON escapes."""
-    return not character.isspace() and character >= " " and character not in '"\\'
-
-
-def _borders(token: str) -> Sequence[str]:
-    """The first and the last character of a control token that a stand-in can replace."""
-    found = [character for character in token if _can_stand(character)]
-    return (found[0], found[-1]) if found else ()
-
-
-def _strings(value: Any) -> Iterable[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield str(key)
-            yield from _strings(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _strings(item)
+    stand_ins: StandIns
 
 
 def _with_aliases(message: Message) -> dict[str, Any]:
@@ -456,20 +396,6 @@ def _with_aliases(message: Message) -> dict[str, Any]:
     kept = {str(key): value for key, value in message.items() if value is not None}
     reasoning = next((kept[key] for key in _REASONING if key in kept), None)
     return kept if reasoning is None else {"thinking": reasoning, **kept, "reasoning_content": reasoning}
-
-
-def _without_marks(text: str, start: str, end: str) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """The text without the marks of generation, and the places between them."""
-    spans, opened, kept, length = [], list[int](), list[str](), 0
-    for piece in re.split(f"([{start}{end}])", text):
-        if piece == start:
-            opened.append(length)
-        elif piece == end:
-            spans.append((opened.pop(), length))
-        else:
-            kept.append(piece)
-            length += len(piece)
-    return "".join(kept), tuple(sorted(spans))
 
 
 def template_text(path: Path) -> str:

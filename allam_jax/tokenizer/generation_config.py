@@ -33,8 +33,8 @@ def read_generation(directory: Path) -> dict[str, Any]:
         values = read_listed(Path(directory), name, remedy=_REMEDY)
         ids = {key: values[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in values}
         for key, value in ids.items():
-            stated = value if isinstance(value, list) else [value]
-            if any(isinstance(index, bool) or not isinstance(index, int | None) for index in stated):
+            stated = value if isinstance(value, list) else [] if value is None else [value]
+            if any(isinstance(index, bool) or not isinstance(index, int) for index in stated):
                 raise UserError(f"{file}: {key} = {value!r}; expected a token id, or a list of them")
         found = (values if name == GENERATION_FILE else {key: i for key, i in ids.items() if i is not None}) | found
     found.pop("_from_model_config", None)  # transformers would then prefer config.json

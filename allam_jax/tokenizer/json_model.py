@@ -5,7 +5,7 @@ import functools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -60,6 +60,7 @@ class JsonModel:
         self._plain.no_padding()
         self._plain.encode_special_tokens = True
         self.source, self.settings = source, dict(settings)
+        self._mark_named(tokenizers.AddedToken)
         vocabulary = self._plain.get_vocab(with_added_tokens=True)
         if not vocabulary:
             raise UserError(f"{source}: the vocabulary is empty; expected BPE pieces and merges")
@@ -182,6 +183,24 @@ class JsonModel:
         tokenizer = copy.deepcopy(self._plain)
         tokenizer.encode_special_tokens = False
         return tokenizer
+
+    def _mark_named(self, added_token: Callable[..., Any]) -> None:
+        """Makes the tokens that begin and end documents special, as transformers does where the file does not say so.
+
+        UserError for one that is an ordinary piece: any text could then begin or end a document.
+        """
+        stated = {token.content for token in self._plain.get_added_tokens_decoder().values()}
+        for key in ("bos_token", "eos_token"):
+            name = self._named(key)
+            index = self._plain.token_to_id(name)
+            if index is None or name in stated:
+                continue
+            if self.encode(self.decode([index])) == [index]:
+                raise UserError(
+                    f"{self.source}: {key} of tokenizer_config.json is {name!r}, an ordinary piece that texts become; "
+                    "name a token of its own there"
+                )
+            self._plain.add_special_tokens([added_token(name, special=True, normalized=False)])
 
     def _named(self, key: str) -> str:
         token = self.settings.get(key)

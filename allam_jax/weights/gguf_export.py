@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from allam_jax.checksums import write_list
@@ -32,6 +33,9 @@ from allam_jax.weights.safetensors_io import TensorToWrite
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
 
+# Types that are numbers as they are; all others are read as float32.
+_READ_AS = {"F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
+
 
 def export_gguf(
     directory: Path,
@@ -53,7 +57,7 @@ def export_gguf(
         params: the parameters, or a `StreamedArray` for each.
         config: their architecture.
         tokenizer: for the vocabulary.
-        kind: of matrices, F16 or Q8_0; vectors are F32.
+        kind: of matrices, one of GGUF_TYPES; vectors are F32.
         generation: the content of `generation_config.json`.
         template: the chat template, if there is one.
         name: of the file.
@@ -77,7 +81,7 @@ def export_gguf(
         writer = GGUFWriter(temporary / f"{name}-{kind}.gguf", architecture)
         writer.add_type("model")
         writer.add_name(name)
-        writer.add_file_type(LlamaFileType[f"MOSTLY_{kind}"])
+        writer.add_file_type(LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
         writer.add_quantization_version(2)
         write_config(writer, config)
         write_tokenizer(writer, tokenizer.model, rows=config.vocab_size, generation=generation, template=template)
@@ -115,13 +119,12 @@ def _encoded(
     tensor: TensorToWrite, kind: "GGMLQuantizationType", *, head_dim: int, hashes: list[str]
 ) -> Iterator[np.ndarray]:
     """The bytes of each block; `hashes` gets those of the values that reading it will give."""
-    from gguf import GGMLQuantizationType, quants
+    from gguf import quants
 
     for rows in tensor.blocks():
         with np.errstate(over="ignore"):  # the check reports an overflow
             encoded = quants.quantize(rows, kind)
-        whole = encoded if kind in (GGMLQuantizationType.F32, GGMLQuantizationType.F16) else None
-        read = quants.dequantize(encoded, kind) if whole is None else whole
+        read = encoded.view(_READ_AS[kind.name]) if kind.name in _READ_AS else quants.dequantize(encoded, kind)
         if not all_finite(read):
             raise UserError(f"export: {tensor.name} {NOT_FINITE}; it was to become {kind.name}")
         hashes.append(hash_box(read))

@@ -7,7 +7,7 @@ from allam_jax.settings import Section, entries, setting
 
 DECAY_SHAPES = ("linear", "one_minus_sqrt", "cosine", "exponential")  # of a learning rate, and of a merge like it
 FORMATS = ("huggingface", "orbax", "gguf")
-GGUF_TYPES = ("F16", "Q8_0")
+GGUF_TYPES = ("F16", "BF16", "F32", "Q8_0")
 MERGE_METHODS = ("average", "weighted", "decay", "linear", "slerp")
 
 

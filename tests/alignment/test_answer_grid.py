@@ -88,7 +88,8 @@ def answered(*texts):
         ("It is Alexandria, I", "length", "cut"),
         ("the capital of egypt is CAIRO!", "stop", "equal or too near to the chosen"),
         ("The capital of Egypt is Cairo, it is.", "stop", "equal or too near to the chosen"),
-        (ARABIC, "stop", "another script"),
+        (ARABIC, "stop", "another language"),
+        ("Je pense que la capitale de ce pays est Alexandrie.", "stop", "another language"),
         ("42", "stop", ""),
     ],
 )
@@ -99,8 +100,8 @@ def test_which_answers_can_be_rejected_sides(text, reason, expected):
     pairs = list(pairs_of(row, settings=settings, points=points, left_out=left_out))
     assert dict(left_out) == ({expected: 1} if expected else {})
     assert len(pairs) == (not expected)
-    lax = dataclasses.replace(settings, keep_cut=True, keep_other_script=True)
-    if expected in ("cut", "another script"):
+    lax = dataclasses.replace(settings, keep_cut=True, keep_other_language=True)
+    if expected in ("cut", "another language"):
         assert list(pairs_of(row, settings=lax, points=points, left_out=left_out))
 
 

@@ -27,8 +27,6 @@ class Answering:
 def test_a_share_of_repeated_grams():
     assert repeated_share(["a", "b", "c", "d"]) == repeated_share([]) == 0.0
     assert repeated_share(["a", "b"] * 4, n=2) == pytest.approx(1 - 2 / 7)  # ab ba ab ba ab ba ab
-        1 - 2 / 7
-    )  # of ab ba ab ba ab ba ab
     assert repeated_share(["x"] * 23) == pytest.approx(1 - 1 / 20)
 
 

@@ -1,4 +1,4 @@
-"""Task `harness` beside lm_eval's own Hugging Face model: the same weights, files and tasks, item by item."""
+"""Task `harness` beside lm_eval's own Hugging Face model, which reads our export: same files and tasks, by item."""
 
 import json
 
@@ -126,12 +126,15 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def theirs(root):
-    """What lm_eval's own model answers: task -> responses of each item."""
+    """What lm_eval's own model answers for our export of the model: task -> responses of each item."""
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    model = HFLM(pretrained=str(root / "model"), dtype="float32", device="cpu", batch_size=4)
+    config = base.get_config("export")
+    config.init.weights = str(root / "model")
+    exported = runner.run(config, workdir=root / "export")["huggingface"]
+    model = HFLM(pretrained=exported, dtype="float32", device="cpu", batch_size=4)
     manager = TaskManager(include_path=str(root / "tasks"), include_defaults=False)
 
     def evaluate(names, **given):

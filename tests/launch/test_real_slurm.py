@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -146,7 +147,7 @@ def test_the_corpus_is_made_there_and_its_jobs_end_with_it(cluster, sweeper, tmp
     process = start(command(tmp_path / "100% there", parts=3), environment=environment)
     until(lambda: cluster.run("squeue", "--noheader", "--name=corpus-clean"))
     process.terminate()
-    assert wait(process).status == 0
+    assert wait(process).status == 128 + signal.SIGTERM
     until(lambda: not cluster.run("squeue", "--noheader"), timeout=30)
     there = wait(start(command(tmp_path / "100% there", parts=3), environment=environment))
     assert there.status == 0, there.err[-3000:]

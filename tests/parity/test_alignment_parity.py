@@ -14,7 +14,7 @@ from llama_pair import make_pair, our_logits, torch_logits
 from allam_jax.alignment.packed_samples import PackedRows, items_of
 from allam_jax.alignment.preference_loss import REFERENCE, Preference
 from allam_jax.alignment.reference_cache import reference_values
-from allam_jax.alignment.reply_masks import Sample
+from allam_jax.alignment.reply_masks import Made, Sample
 from allam_jax.alignment.sample_cache import open_samples, write_samples
 from allam_jax.alignment.settings import DpoSettings
 from allam_jax.model.llama import LORA
@@ -40,14 +40,17 @@ def samples(directory, *, together, count=6):
     """Samples of random ids and masks, of uneven lengths; of pairs the sides begin alike."""
     rng = np.random.default_rng(0)
 
-    def make(record):
+    def made(record):
         found = []
         prompt = rng.integers(3, 250, rng.integers(2, 12))
         for _ in range(together):
             reply = rng.integers(3, 250, rng.integers(1, 15))
             turns = np.concatenate([np.zeros(len(prompt)), np.ones(len(reply))]).astype(np.uint8)
             found.append(Sample(np.concatenate([prompt, reply]).astype(np.int32), turns))
-        return record, found, []
+        return Made((record,), found, [])
+
+    def make(records):
+        return [made(record) for record in records]
 
     file = directory / "rows.jsonl"
     file.write_text("".join(json.dumps({"n": n}) + "\n" for n in range(count)))

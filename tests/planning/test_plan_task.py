@@ -6,16 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from allam_jax.errors import UserError
+from allam_jax.model.llama import abstract_params
 from allam_jax.model.llama_config import preset
 from allam_jax.parallel.gpus import GPUS
 from allam_jax.planning.gpu_cluster import EFFICIENCIES
 from allam_jax.tasks import plan
 from allam_jax.tasks.registry import settings_of
+from allam_jax.weights.directory import save_weights
 from configs import base
 from tests.planning.small_runs import small_config
+from tests.small_models import SMALL
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -84,6 +89,24 @@ def test_a_budget_of_tokens(tmp_path):
     config.plan.tokens = 2_000_000_000
     plan.run(settings_of(config), tmp_path)
     assert json.loads((tmp_path / "plan.json").read_text())["training"]["steps"] == pytest.approx(2e9 / (64 * 4096))
+
+
+def test_the_weights_to_start_from_decide_the_shapes(tmp_path, caplog):
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract_params(SMALL))
+    save_weights(tmp_path / "weights", params=params, config=SMALL)
+    config = small_config(data=8)
+    plan.run(settings_of(config), tmp_path / "stated")
+    config.model.update(num_layers=SMALL.num_layers + 3, dim=2 * SMALL.dim)
+    config.init.weights = str(tmp_path / "weights")
+    plan.run(settings_of(config), tmp_path / "stored")
+    stated, stored = (json.loads((tmp_path / name / "plan.json").read_text()) for name in ("stated", "stored"))
+    assert stored["memory"] == stated["memory"]
+    assert stored["seconds"] == stated["seconds"]
+    config.init.weights = str(tmp_path / "elsewhere")
+    plan.run(settings_of(config), tmp_path / "absent")
+    assert "elsewhere: not here, so the plan takes the shapes of config.model" in caplog.text
+    absent = json.loads((tmp_path / "absent" / "plan.json").read_text())
+    assert absent["memory"]["total"] > stated["memory"]["total"]
 
 
 def test_what_does_not_fit_names_what_does(tmp_path):
@@ -199,3 +222,23 @@ def test_what_the_compiler_has_no_description_of_is_planned_by_formulas_alone(tm
     config.plan.update(gpu=gpu, compile=True)
     with pytest.raises(UserError, match=f"{GPUS[gpu].name}: .*set config.plan.compile=False"):
         plan.run(settings_of(config), tmp_path)
+
+
+def test_a_preference_run_with_and_without_a_live_reference(tmp_path):
+    """A cached reference adds one number a token; a live one a copy of the weights and two forward passes."""
+    config = large_config(data=1, fsdp=16, tensor=1)
+    config.train.accumulation = 4
+    plain = plan.run(settings_of(config), tmp_path / "train")
+    config.plan.preference = "cached"
+    cached = plan.run(settings_of(config), tmp_path / "cached")
+    assert cached["memory_gib"] == pytest.approx(plain["memory_gib"], abs=0.02)
+    assert cached["step_seconds"] == plain["step_seconds"]
+    config.plan.preference = "live"
+    live = plan.run(settings_of(config), tmp_path / "live")["live_reference"]
+    weights = json.loads((tmp_path / "live" / "plan.json").read_text())["model"]["parameters"] * 4
+    assert live["gib"] == pytest.approx(weights / 16 / 2**30, rel=0.01)
+    assert live["seconds"] == pytest.approx(2 / 3 * plain["step_seconds"], rel=0.01)
+    assert "Live reference" in (tmp_path / "live" / "plan.md").read_text()
+    config.plan.memory_gib = cached["memory_gib"] / 0.92 + 1
+    with pytest.raises(UserError, match=r"plan.preference = live: the second copy of the weights takes .* to cached"):
+        plan.run(settings_of(config), tmp_path / "small")

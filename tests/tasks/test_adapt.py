@@ -56,6 +56,16 @@ def test_a_given_base_is_not_made(base):
         adapt.get_config("laptop?language=en")
 
 
+def test_one_file_is_no_text_of_both_languages(base, tmp_path):
+    for name in ("one.txt", "other.txt"):
+        (tmp_path / name).write_text("some text")
+    both = {"texts": f"{tmp_path}/*.txt", "replay": f"{tmp_path}/other.txt"}
+    with pytest.raises(UserError, match=r"config.texts and config.replay both name \S+/other.txt: the new"):
+        adapt.get_config(f"full?{urlencode({'base': base, 'language': 'fa', **both})}")
+    apart = {"texts": f"{tmp_path}/one.txt", "replay": f"{tmp_path}/other.txt"}
+    adapt.get_config(f"full?{urlencode({'base': base, 'language': 'fa', **apart})}")
+
+
 def test_a_byte_level_base_goes_on_with_its_merges(tmp_path):
     byte_level.as_tokenizer(byte_level.train(["text"], size=300)).save(tmp_path)
     given = {"base": tmp_path, "texts": "t", "replay": "r", "language": "fa", "method": "token_distillation"}

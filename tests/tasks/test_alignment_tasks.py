@@ -156,7 +156,7 @@ def test_sampled_preferences_go_on_where_they_were_killed_and_are_read_by_dpo(ro
     config.init.weights = f"{root}/model"
     config.engine.update(slots=4, burst=4, capacity=128)
     config.preferences.update(input=f"{root}/en.jsonl", max_new_tokens=6, shard_rows=4, keep_cut=True)
-    config.preferences.update(temperatures=(0.7, 1.3), top_ps=(0.9,), keep_other_script=True, pairs_of_prompt=2)
+    config.preferences.update(temperatures=(0.7, 1.3), top_ps=(0.9,), keep_other_language=True, pairs_of_prompt=2)
     report = runner.run(config, workdir=tmp_path / "pairs")
     assert (report["rows"], report["answered"]) == (12, 12)
     pairs = [json.loads(line) for line in (tmp_path / "pairs" / "pairs.jsonl").read_text().splitlines()]
@@ -170,3 +170,28 @@ def test_sampled_preferences_go_on_where_they_were_killed_and_are_read_by_dpo(ro
     given = config_of(root, "dpo", conversations={"epochs": 4.0, "held_out_share": 0.0}, data={"seq_len": 192})
     given.conversations.sources.pairs.path = str(tmp_path / "pairs" / "pairs.jsonl")
     runner.run(given, workdir=tmp_path / "dpo")
+
+
+def test_faulty_conversations_are_left_out_and_reported(tmp_path):
+    asked, answered = {"role": "user", "content": "What is the capital of Egypt?"}, {"role": "assistant"}
+    replies = ["Cairo.", "", "Cairo.", "Alexandria was, long before Cairo.", "عاصمة مصر هي مدينة القاهرة"]
+    records = [{"messages": [asked, answered | {"content": reply}], "id": n} for n, reply in enumerate(replies)]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + "no json\n")
+    (tmp_path / "exam.jsonl").write_text('{"question": "x", "choices": ["Alexandria was long before Cairo"]}\n')
+    config = base.get_config("sft_quality")
+    config.chat_quality.sources.en = base.conversations(path=f"{tmp_path}/chats.jsonl")
+    assert runner.run(config, workdir=tmp_path / "out")["en"]["dropped_for"] == {
+        "not a conversation": 1,
+        "empty": 1,
+        "wrong language": 1,
+        "duplicate": 1,
+    }
+    config.chat_quality.update(evaluations=f"{tmp_path}/exam.jsonl", ngram=4)
+    found = runner.run(config, workdir=tmp_path / "other")["en"]
+    assert (found["rows"], found["kept"]) == (6, 1)
+    kept = [json.loads(line) for line in (tmp_path / "other" / "clean" / "en.jsonl").read_text().splitlines()]
+    assert kept == records[:1]
+    dropped = [json.loads(line) for line in (tmp_path / "other" / "dropped.jsonl").read_text().splitlines()]
+    assert [entry["record"] for entry in dropped[:4]] == records[1:]
+    assert dropped[2]["dropped_for"] == ["evaluation text"]
+    assert "## Rows of each fault" in (tmp_path / "other" / "report.md").read_text()

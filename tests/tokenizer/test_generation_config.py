@@ -4,6 +4,7 @@ import json
 
 import pytest
 import tokenizers
+import transformers
 
 from allam_jax.errors import UserError
 from allam_jax.tokenizer.generation_config import (
@@ -55,10 +56,30 @@ def test_generation_config_comes_before_config(tmp_path):
     assert read_generation(tmp_path) == {"eos_token_id": [5, 6], "bos_token_id": 1}
     write(tmp_path, generation_config={"eos_token_id": 7, "temperature": 0.6, "_from_model_config": True})
     assert read_generation(tmp_path) == {"eos_token_id": 7, "temperature": 0.6, "bos_token_id": 1}
-    for ids in ("</s>", [1, "x"], True):
+    for ids in ("</s>", [1, "x"], True, [None], [2, None], [[2]], 2.0):
         write(tmp_path, generation_config={"eos_token_id": ids})
         with pytest.raises(UserError, match="eos_token_id = .*; expected a token id, or a list of them"):
             read_generation(tmp_path)
+
+
+def test_an_end_of_text_is_special_and_no_ordinary_piece(byte_level):
+    """As in transformers, a token that the settings name is special, also where tokenizer.json does not say so."""
+    path = byte_level / "tokenizer.json"
+    document = json.loads(path.read_text())
+    end = document["model"]["vocab"]["<|end|>"]
+    assert [token["content"] for token in document["added_tokens"]] == ["<|end|>"]
+    path.write_text(json.dumps(document | {"added_tokens": []}))
+    found = Tokenizer.load(byte_level)
+    assert found.eos_id == end
+    assert found.is_special(end)
+    assert end not in found.encode("a<|end|>")
+    assert end in found.encode("a<|end|>", specials="parse")
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path), eos_token="<|end|>")
+    assert theirs("a<|end|>")["input_ids"] == found.encode("a<|end|>", specials="parse")
+    for piece in ("\u0120two", "one", "!"):  # " two" as byte-level BPE writes it, a word, a byte
+        write(byte_level, tokenizer_config={"eos_token": piece})
+        with pytest.raises(UserError, match="eos_token of tokenizer_config.json is .*, an ordinary piece that texts"):
+            Tokenizer.load(byte_level)
 
 
 def test_what_a_model_states_is_obeyed_and_our_own_template_ends_turns(merged, tmp_path):
