@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from allam_jax.corpus.planted import phrase, spam
 from allam_jax.corpus.words import ends_sentence
 from allam_jax.rewriting.document_pieces import sentences_of
+from allam_jax.rewriting.restoration import still_there
 from allam_jax.rewriting.settings import DAMAGE_KINDS
 
 LANGUAGES = ("ar", "en")
@@ -25,6 +26,7 @@ _MENUS = (
     "Share on Facebook | Tweet | شارك الصفحة | طباعة | Print",
     "Menu » الأخبار » News » رياضة » Sport » المزيد",
 )
+_TRIES = 8  # until a place is found that cuts nothing planted
 _LEAST_WORDS = 8  # a shorter sentence gets nothing inside
 
 
@@ -54,10 +56,13 @@ def damaged(
         strikes = rng.random() < shares.get(kind, 0.0)
         if not strikes or (kind == "insult" and not insults):
             continue
-        found = _KINDS[kind](current, language, insults, rng)
-        if found is not None:
-            current, new = found
-            planted += [(kind, one) for one in new]
+        for _ in range(_TRIES):
+            found = _KINDS[kind](current, language, insults, rng)
+            # What was planted before stays whole, so that each can be looked for.
+            if found is not None and all(still_there(one, found[0]) for _, one in planted):
+                current = found[0]
+                planted += [(kind, one) for one in found[1]]
+                break
     return Damaged(text, current, planted)
 
 
