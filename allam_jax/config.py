@@ -63,7 +63,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         before, after = (side.get(key, _ABSENT) for side in (old, new))
         trees = [{} if side is _ABSENT else side for side in (before, after)]
         if all(isinstance(tree, Mapping) for tree in trees) and any(trees):  # also a name that one side lacks
-            lines += differences(*trees, prefix=f"{prefix}{key}.")
+            lines += differences(trees[0], trees[1], prefix=f"{prefix}{key}.")
         elif before != after:
             lines.append(f"{prefix}{key}: {_shown(before)} -> {_shown(after)}")
     return lines

@@ -242,7 +242,8 @@ def main(argv: list[str]) -> None:
             print(
                 f"{name}: {packing['tokens']:,} tokens; ours {medians['ours']:.2f} s ({packing['full']:.0%} of "
                 f"{packing['rows']} rows), TRL {medians['trl']:.2f} s ({padding['full']:.0%} of {padding['rows']} "
-                f"rows): {ratio:.2f} times as fast"
+                f"rows): {ratio:.2f} times as fast",
+                flush=True,
             )
     print(json.dumps(found))
 

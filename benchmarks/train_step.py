@@ -1,18 +1,20 @@
 """Compares our training step with transformers + torch on CPU: alternately in one process, with the same weights.
 
-    python benchmarks/train_step.py [--rounds 15] [--cores 2] [--huge_pages] [--nocompile]
+    python benchmarks/train_step.py [--shape small] [--rounds 15] [--cores 2] [--huge_pages] [--nocompile]
 
-The network is a Llama of width 256, 6 layers, 8 heads, feed-forward 688 and vocabulary 8,192, in float32. A batch has 8
-x 256 tokens. A step is forward, backward, clipping of the gradient at norm 1, and AdamW. The contestants take turns
-step by step, so that other load on the machine slows all of them; the table compares their medians. Load does not slow
-them equally, because torch's waiting threads spin. Measure on an idle machine, or compare the fastest steps, which are
-printed too. The benchmark needs torch and transformers, and a C++ compiler for torch.compile.
+The network is a Llama in float32: `small` has width 256, 6 layers, 8 heads, feed-forward 688 and vocabulary 8,192, and
+8 x 256 tokens a batch; `smollm2` has the shape of SmolLM2-135M, and 4 x 512 tokens. A step is forward, backward,
+clipping of the gradient at norm 1, and AdamW. The contestants take turns step by step, so that other load on the
+machine slows all of them; the table compares their medians. Load does not slow them equally, because torch's waiting
+threads spin. Measure on an idle machine, or compare the fastest steps, which are printed too. The benchmark needs torch
+and transformers, and a C++ compiler for torch.compile.
 
 The output is a table and, on the last line, a JSON object. FLOPs are those of the model: 6 per matmul parameter and
 token, and causal attention at half of its square, whatever a contestant computes. The sgemm peak is the best of torch,
 numpy and JAX on 2048 x 2048 matrices in the same process.
 """
 
+import dataclasses
 import json
 import os
 import statistics
@@ -30,22 +32,34 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).
 from machine import sgemm_peaks  # noqa: E402
 from random_weights import write_weights  # noqa: E402
 
+SHAPE = flags.DEFINE_enum("shape", "small", ["small", "smollm2"], "Of the network and the batch.")
 ROUNDS = flags.DEFINE_integer("rounds", 15, "Timed steps of each contestant.", lower_bound=1)
 CORES = flags.DEFINE_integer("cores", 2, "CPU cores to use.", lower_bound=1)
 COMPILE = flags.DEFINE_bool("compile", True, "Also time torch.compile.")
 HUGE_PAGES = flags.DEFINE_bool("huge_pages", False, "Let malloc use huge pages, for all contestants.")
 
-B, T, V, LEARNING_RATE = 8, 256, 8192, 3e-4
+LEARNING_RATE = 3e-4
 OURS = "allam_jax"
-SHAPE = {
-    "hidden_size": 256,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 8,
-    "intermediate_size": 688,
-    "vocab_size": V,
-    "max_position_embeddings": T,
-    "tie_word_embeddings": False,
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Of a network, as transformers' `LlamaConfig` has it, and of a batch."""
+
+    batch_size: int
+    max_position_embeddings: int  # and tokens of a row
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    intermediate_size: int
+    vocab_size: int
+    tie_word_embeddings: bool
+
+
+SHAPES = {
+    "small": Shape(8, 256, 256, 6, 8, 8, 688, 8192, tie_word_embeddings=False),
+    "smollm2": Shape(4, 512, 576, 30, 9, 3, 1536, 49_152, tie_word_embeddings=True),
 }
 
 Step = Callable[[], float]  # runs one training step and returns its loss
@@ -65,6 +79,7 @@ def our_step(weights: Path, ids_BT: np.ndarray) -> tuple[Step, float]:
     from allam_jax.training.step import make_train_step
     from allam_jax.weights.huggingface import import_huggingface
 
+    B, T = ids_BT.shape[0], ids_BT.shape[1] - 1
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, devices=jax.devices("cpu")[:1])
     params, config = import_huggingface(weights, mesh=mesh)
     optimizer = make_optimizer(
@@ -169,10 +184,12 @@ def main(argv: list[str]) -> None:
     import torch
 
     torch.set_num_threads(len(cores))
-    ids_BT = np.random.default_rng(0).integers(0, V, (B, T + 1)).astype(np.int32)
+    shape = SHAPES[SHAPE.value]
+    B, T = shape.batch_size, shape.max_position_embeddings
+    ids_BT = np.random.default_rng(0).integers(0, shape.vocab_size, (B, T + 1)).astype(np.int32)
     with tempfile.TemporaryDirectory() as directory:
         weights = Path(directory) / "weights"
-        write_weights(weights, **SHAPE)
+        write_weights(weights, **{key: value for key, value in vars(shape).items() if key != "batch_size"})
         ours, flops = our_step(weights, ids_BT)
         contestants = {
             OURS: ours,
@@ -218,6 +235,7 @@ def main(argv: list[str]) -> None:
                 "ratio_to_best_peer": ratios["seconds"],
                 "ratio_to_best_peer_fastest_steps": ratios["fastest_seconds"],
                 "ratio_to_best_peer_cpu_seconds": ratios["cpu_seconds"],
+                "shape": SHAPE.value,
                 "rounds": ROUNDS.value,
                 "cores": len(cores),
                 "huge_pages": tunable in os.environ.get("GLIBC_TUNABLES", ""),

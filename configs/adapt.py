@@ -61,6 +61,7 @@ class Inputs(Section):
     batch_size: int = setting(64, "rows of a step", least=1)
     peak_lr: float = setting(3e-5, "learning rate: the base's last one", least=0, most=1)
     compute_dtype: str = setting("bfloat16", "of activations; float32 on CPUs")
+    held_out_bytes: int = setting(1_000_000, "of text in each language that is evaluated", least=1, most=2**53)
     base_steps: int = setting(0, "training of a tiny base, where none is given", least=0)
     base_dim: int = setting(256, "width of the tiny base", least=32)
     base_layers: int = setting(4, "layers of the tiny base", least=1)
@@ -75,13 +76,23 @@ _LAPTOP = Inputs(
     batch_size=8,
     peak_lr=5e-4,
     compute_dtype="float32",
+    held_out_bytes=30_000,
     base_steps=200,
 )
 INPUTS = {
     "full": Inputs(),
     "laptop": _LAPTOP,
     "smoke": dataclasses.replace(
-        _LAPTOP, max_bytes=400_000, pieces=600, steps=4, seq_len=64, base_steps=4, base_dim=64, base_layers=2
+        _LAPTOP,
+        max_bytes=400_000,
+        pieces=600,
+        steps=4,
+        seq_len=64,
+        batch_size=2,
+        held_out_bytes=2000,
+        base_steps=4,
+        base_dim=64,
+        base_layers=2,
     ),
 }
 
@@ -89,9 +100,9 @@ INPUTS = {
 def get_config(arg: str = "full") -> ConfigDict:
     """`arg`: full, laptop or smoke; run.py adds the inputs."""
     variant, given = recipe_inputs.read(INPUTS, arg)
-    _check(given, variant=variant)
-    if given.base in catalog.ASSETS:
+    if given.base == "smollm2":
         given = dataclasses.replace(given, base=str(catalog.asset_file(given.base)))
+    _check(given, variant=variant)
     makes_base = not given.base
     tokenizer, weights = ("@base_tokenizer", "@base") if makes_base else (given.base, given.base)
     stages = {"corpus": _corpus(given)}
@@ -284,5 +295,5 @@ def _texts(given: Inputs, *, split: str) -> dict[str, ConfigDict]:
 def _hold_out(config: ConfigDict, given: Inputs) -> None:
     for language in (given.replay_language, given.language):
         config.eval.sources[language] = base.mixture(path=f"@corpus/{language}", split="validation")
-    config.eval.max_bytes = 30_000 if given.base_steps else 1_000_000
+    config.eval.max_bytes = given.held_out_bytes
     config.eval.seq_len = given.seq_len  # equal windows, so that all stages' numbers can be compared

@@ -15,7 +15,7 @@ from allam_jax.evaluation.settings import SuiteSettings
 from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.settings import Section, lock, to_config
 from allam_jax.tasks.registry import default_config
-from allam_jax.tasks.settings import ArmSettings
+from allam_jax.tasks.settings import AdaptedSettings, ArmSettings
 from allam_jax.weights.settings import MergeInputSettings
 
 
@@ -76,6 +76,11 @@ def texts(**values) -> ConfigDict:
 def arm(**values) -> ConfigDict:
     """One entry of `report.arms`: an expanded model and its continued pre-training."""
     return _entry(ArmSettings, values)
+
+
+def adapted(**values) -> ConfigDict:
+    """One entry of `adaptation.arms`: a training run, the runs before it, and its probes."""
+    return _entry(AdaptedSettings, values)
 
 
 def merge_input(**values) -> ConfigDict:

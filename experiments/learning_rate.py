@@ -8,7 +8,8 @@ learning rate without some forgetting".
 
 Four arms: constant at the base's last rate, at 3 times and at 10 times that rate, and a warm-up to 10 times the rate
 over a tenth of the steps with a cosine back down to it. Laptop: the base ended at 3e-4. Paper (`:paper`): 3e-5, 10B
-tokens each, which is the talk's budget for its search.
+tokens each, which is the talk's budget for its search. A real base (`:smollm2`): SmolLM2-135M from 3e-5 on, 250 steps,
+two seeds.
 
 Laptop: 3,600 steps of continued pre-training (12 runs), 8 minutes with `--jobs 2` on two cores, bases included.
 """
@@ -24,8 +25,8 @@ LAST, THREE, TEN, DECAYED = "1x", "3x", "10x", "10x, decayed"
 
 
 def get_experiment(scale: str = "laptop") -> Experiment:
-    """The experiment at a `scale`: laptop or paper."""
-    here = setting(scale)
+    """The experiment at a `scale`: laptop, smollm2 or paper."""
+    here = setting(scale, real=True)
     steps = here.steps(10e9)
     rate = here.key("schedule.peak_lr")
     english, arabic, *_ = here.languages

@@ -1,6 +1,7 @@
-"""The settings of the experiments on continued pre-training: configs/tiny.py on a laptop, or the paper's scale.
+"""The settings of the experiments on continued pre-training: on a laptop, on a real small model, or the paper's scale.
 
-    python run.py --sweep experiments/NAME.py             # laptop
+    python run.py --sweep experiments/NAME.py             # laptop: configs/tiny.py
+    python run.py --sweep experiments/NAME.py:smollm2     # some of them on configs/smollm2_arabic.py
     python run.py --sweep experiments/NAME.py:paper       # the same experiment on configs/allam_7b.py
 
 At the paper's scale the user gives the paths of the expanded base and the corpus with `--set`, as in
@@ -14,11 +15,13 @@ from ml_collections import ConfigDict
 
 from allam_jax.ablation.vary import Choices, always, seeds
 from allam_jax.errors import UserError
-from configs import allam, base, tiny
+from configs import allam, base, smollm2_arabic, tiny
 
-ENGLISH, ARABIC, TRANSLATED, CODE = "English", "Arabic", "Arabic, translated", "Code"
+ENGLISH, ARABIC, CLASSICAL, TRANSLATED, CODE = "English", "Arabic", "Arabic, classical", "Arabic, translated", "Code"
 SCALES = ("laptop", "paper")
+REAL = "smollm2"
 LAPTOP_STEPS = 300  # of continued pre-training, as in configs/tiny.py
+REAL_STEPS, _REAL_EVERY = 250, 50
 _PAPER_EVALUATIONS = 20  # of a run
 
 
@@ -27,7 +30,7 @@ class Setting:
     """The properties of the config that an experiment varies.
 
     Attributes:
-        scale: laptop or paper.
+        scale: laptop, smollm2 or paper.
         config: the config file.
         stage: the name of the stage that continues pre-training.
         languages: key in `eval.sources` -> name, English first, then Arabic.
@@ -47,28 +50,40 @@ class Setting:
         return f"stage.{self.stage}.{rest}"
 
     def steps(self, tokens: float) -> int:
-        """The steps of a run: fixed on the laptop, and those of a budget of tokens at the paper's scale."""
-        return LAPTOP_STEPS if self.scale == "laptop" else allam.steps_for(tokens)
+        """The steps of a run: those of a budget of tokens at the paper's scale, else fixed."""
+        return {"laptop": LAPTOP_STEPS, REAL: REAL_STEPS}.get(self.scale) or allam.steps_for(tokens)
 
     def budget(self, tokens: float) -> Choices:
-        """Choices for the grid: at the paper's scale, runs of this many tokens; on the laptop, no change."""
+        """Choices for the grid: runs of as many steps as `steps` says; on the laptop, no change."""
         if self.scale == "laptop":
             return always({})
         steps = self.steps(tokens)
-        every = max(steps // _PAPER_EVALUATIONS, 1)
-        return always({self.key("train.steps"): steps, self.key("eval.every"): every})
+        every = _REAL_EVERY if self.scale == REAL else max(steps // _PAPER_EVALUATIONS, 1)
+        fixed = {self.key("train.steps"): steps, self.key("eval.every"): every}
+        return always(fixed | ({self.key("optimizer.average_decay"): 0.0} if self.scale == REAL else {}))
 
 
-def setting(scale: str, *, stage: str = "", config: str = "configs/allam_7b.py") -> Setting:
-    """The setting of a scale. Raises UserError unless it is laptop or paper.
+def setting(scale: str, *, stage: str = "", config: str = "configs/allam_7b.py", real: bool = False) -> Setting:
+    """The setting of a scale. Raises UserError for one that there is not.
 
     Args:
         scale: the text that the user gives.
         stage: on the laptop, the stage that the experiment adds and varies; empty means `continued` in configs/tiny.py.
         config: at the paper's scale, the config file, whose stage is called train.
+        real: whether the experiment also has the scale smollm2.
     """
-    if scale not in SCALES:
-        raise UserError(f"{scale}: expected {' or '.join(SCALES)}")
+    scales = (*SCALES, REAL) if real else SCALES
+    if scale not in scales:
+        raise UserError(f"{scale}: expected {' or '.join(scales)}")
+    if scale == REAL:
+        return Setting(
+            scale=scale,
+            config="configs/smollm2_arabic.py:best",
+            stage=smollm2_arabic.BEST_STAGE,
+            languages={"en": ENGLISH, "ar": ARABIC, "classical": CLASSICAL},
+            base_lr=3e-5,
+            seeds=seeds(0, 1, keys=(f"stage.{smollm2_arabic.BEST_STAGE}.seed",)),
+        )
     if scale == "laptop":
         return Setting(
             scale=scale,

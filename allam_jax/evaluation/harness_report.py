@@ -25,34 +25,53 @@ _COLUMNS = {
 _SHARES = ("accuracy", "by_characters", "by_bytes", "chance", "majority", "macro_f1")
 
 
-def collect(evaluated: Mapping[str, Any], suites: Sequence[WrittenSuite]) -> dict[str, Any]:
-    """The numbers of the report.
+def answers_of(evaluated: Mapping[str, Any], suites: Sequence[WrittenSuite]) -> dict[str, list[Answered]]:
+    """The answers to items with choices of each suite and task; those in another order as `NAME_permuted`.
 
     Args:
         evaluated: what the harness gave, with samples.
         suites: those of the user's files; all other tasks are the harness's own.
-
-    Returns:
-        `choices`: scores of each suite or task of choices, with `subjects`, `categories` and, where the items were
-        asked in two orders, `permuted` and `flips`. `metrics`: all metrics of the other tasks, with their intervals.
     """
-    samples, by_task = evaluated["samples"], dict[str, list[Answered]]()
-    own = {task for suite in suites for task in (*suite.tasks, *suite.permuted)}
-    for task, logged in samples.items():
+    by_task = dict[str, list[Answered]]()
+    for task, logged in evaluated["samples"].items():
         if evaluated["configs"][task]["output_type"] == "multiple_choice":
             fixed = _fixed(logged)
             found = [answered(sample, fixed=fixed) for sample in logged]
             if all(item is not None for item in found):
                 by_task[task] = [item for item in found if item is not None]
-    choices = {}
+    of_suites = {}
     for suite in suites:
-        items = [item for task in suite.tasks for item in by_task[task]]
-        choices[suite.name] = _scores(items) | {"left_out": {k: len(v) for k, v in suite.problems.items()}}
-        if suite.permuted:
-            other = [item for task in suite.permuted for item in by_task[task]]
-            choices[suite.name] |= {"permuted": summary(other), "flips": flips(items, other)}
-    choices |= {task: _scores(items) for task, items in by_task.items() if task not in own}
-    names = [name for name in evaluated["results"] if name not in own and name not in by_task]
+        for name, tasks in ((suite.name, suite.tasks), (suite.name + PERMUTED, suite.permuted)):
+            if tasks:
+                of_suites[name] = [item for task in tasks for item in by_task.pop(task)]
+    return of_suites | by_task
+
+
+def collect(
+    evaluated: Mapping[str, Any], suites: Sequence[WrittenSuite], answers: Mapping[str, Sequence[Answered]]
+) -> dict[str, Any]:
+    """The numbers of the report.
+
+    Args:
+        evaluated, suites: as in `answers_of`.
+        answers: that it gave.
+
+    Returns:
+        `choices`: scores of each suite or task of choices, with `subjects`, `categories` and, where the items were
+        asked in two orders, `permuted` and `flips`. `metrics`: all metrics of the other tasks, with their intervals.
+    """
+    own = {task for suite in suites for task in (*suite.tasks, *suite.permuted)}
+    of_suites = {suite.name: suite for suite in suites}
+    choices = {}
+    for name, items in answers.items():
+        if name.removesuffix(PERMUTED) in of_suites and name not in of_suites:
+            continue
+        choices[name] = _scores(items)
+        if (suite := of_suites.get(name)) is not None:
+            choices[name] |= {"left_out": {key: len(names) for key, names in suite.problems.items()}}
+        if (other := answers.get(name + PERMUTED)) is not None:
+            choices[name] |= {"permuted": summary(other), "flips": flips(items, other)}
+    names = [name for name in evaluated["results"] if name not in own and name not in answers]
     return {"choices": choices, "metrics": {name: _metrics(evaluated["results"][name]) for name in names}}
 
 

@@ -29,7 +29,16 @@ def write_suites(options: HarnessSettings, *, directory: Path, seed: int) -> lis
         remove(directory)
         directory.mkdir(parents=True)
         for name, suite in options.suites.items():
-            written.append(write_suite(name, suite, directory=directory, seed=seed, permuted=options.permuted))
+            written.append(
+                write_suite(
+                    name,
+                    suite,
+                    directory=directory,
+                    seed=seed,
+                    permuted=options.permuted,
+                    section=options.section_name,
+                )
+            )
     return [WrittenSuite(**values) for values in broadcast([dataclasses.asdict(suite) for suite in written])]
 
 

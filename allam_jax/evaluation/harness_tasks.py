@@ -32,7 +32,9 @@ class WrittenSuite:
     problems: Mapping[str, tuple[str, ...]]
 
 
-def write_suite(name: str, suite: SuiteSettings, *, directory: Path, seed: int, permuted: bool) -> WrittenSuite:
+def write_suite(
+    name: str, suite: SuiteSettings, *, directory: Path, seed: int, permuted: bool, section: str = "harness"
+) -> WrittenSuite:
     """Writes the tasks of a suite.
 
     Args:
@@ -41,11 +43,12 @@ def write_suite(name: str, suite: SuiteSettings, *, directory: Path, seed: int, 
         directory: for the files.
         seed: draws items, and the other order of choices.
         permuted: whether to write tasks with that too.
+        section: of the config, for errors.
 
     Raises:
         UserError: the files hold no items, or a subject has too few examples.
     """
-    key = f"harness.suites.{name}"
+    key = f"{section}.suites.{name}"
     found = read_items(suite.path, suite, key=f"{key}.path")
     items = drawn(found.items, suite.items, seed=seed)
     examples: Sequence[Question] = ()

@@ -95,21 +95,25 @@ def prompt_of(question: Question, suite: SuiteSettings) -> str:
     return _filled(suite.prompt, named)
 
 
+def lettered(suite: SuiteSettings) -> bool:
+    """Whether the letters of the choices are scored, not their texts."""
+    return bool(suite.letters) and not suite.fixed_choices
+
+
 def shows_choices(suite: SuiteSettings) -> bool:
     """Whether the order of the choices can be seen in the prompt."""
-    return "{choices}" in suite.prompt and bool(suite.letters) and not suite.fixed_choices
+    return "{choices}" in suite.prompt and lettered(suite)
 
 
 def record_of(question: Question, suite: SuiteSettings) -> dict[str, Any]:
     """The item as the harness reads it: `prompt`, `choices` that are scored, `answer`, and what reports need."""
-    lettered = bool(suite.letters) and not suite.fixed_choices
     return {
         "id": question.id,
         "subject": question.subject,
         "category": suite.categories.get(question.subject, ""),
         "instruction": _filled(suite.instruction, {"subject": question.subject.replace("_", " ")}),
         "prompt": prompt_of(question, suite),
-        "choices": list(suite.letters[: len(question.choices)] if lettered else question.choices),
+        "choices": list(suite.letters[: len(question.choices)] if lettered(suite) else question.choices),
         "texts": list(question.choices),
         "answer": question.answer,
     }
@@ -156,9 +160,9 @@ def _question(record: Record, suite: SuiteSettings, *, name: str, file: Path) ->
     choices = _choices(record, suite)
     if len(choices) < 2 or not all(choices):
         return "a missing choice"
-    if len(set(choices)) < len(choices):
+    if len(set(choices)) < len(choices) and not lettered(suite):  # published suites have some, which letters tell apart
         return "two equal choices"
-    if not suite.fixed_choices and suite.letters and len(choices) > len(suite.letters):
+    if lettered(suite) and len(choices) > len(suite.letters):
         return "more choices than letters"
     answer = _answer(record.get(suite.answer), choices, first=suite.first_number)
     if answer is None:
@@ -182,7 +186,7 @@ def _choices(record: Mapping[str, Any], suite: SuiteSettings) -> list[str]:
 
 
 def _answer(given: Any, choices: Sequence[str], *, first: int) -> int | None:
-    """The number of the right choice: given as its text, its letter in either script, or its number."""
+    """The number of the right choice: given as its text, its letter in either script, or its number; None for none."""
     if isinstance(given, bool) or given is None:
         return None
     if isinstance(given, int | float) and given == int(given):
@@ -190,7 +194,7 @@ def _answer(given: Any, choices: Sequence[str], *, first: int) -> int | None:
         return number if 0 <= number < len(choices) else None
     text = _text(given)
     if text in choices:
-        return list(choices).index(text)
+        return list(choices).index(text) if list(choices).count(text) == 1 else None
     for letters, spelled in ((ARABIC, _SPELLINGS[0]), (LATIN, _SPELLINGS[1])):
         letter = spelled.get(text.rstrip("."), text.rstrip("."))
         if letter in letters[: len(choices)]:

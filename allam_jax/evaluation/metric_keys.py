@@ -1,6 +1,7 @@
 """The keys of evaluations in metrics.jsonl: `eval/SUITE/NAME/METRIC`, such as `eval/held_out/ar/bits_per_byte`."""
 
 HELD_OUT = "held_out"  # the suite of held-out documents; its names are those of `eval.sources`
+SUITES = "suites"  # that of suites of questions, named as the suites and tasks
 
 
 def metric_key(suite: str, name: str, metric: str) -> str:

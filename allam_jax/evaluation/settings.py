@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from allam_jax.corpus.settings import TextsSettings
 from allam_jax.data.settings import SourceSettings
 from allam_jax.errors import UserError
 from allam_jax.generation.settings import TEMPLATE, EndpointSettings, SamplingSettings
@@ -24,9 +25,13 @@ class EvalSettings(Section, name="eval"):
 class LikelihoodSettings(Section, name="likelihood", changes_results=False):
     """How many texts are scored at a time."""
 
-    rows: int = setting(4, "rows of a batch on each of the devices that cut it", least=1)
+    rows: int = setting(
+        0,
+        "a batch has as many tokens as so many rows of row_tokens, on each device that cuts it; 0: 4, on CPUs 1",
+        least=0,
+    )
     row_tokens: int = setting(
-        512, "tokens of a row, which many short texts share; longer texts get longer rows", least=32
+        512, "tokens of a row at most, which many short texts share; longer texts get longer rows", least=32
     )
 
 
@@ -74,11 +79,61 @@ class HarnessSettings(Section, name="harness"):
                 raise UserError(f"config.harness.suites.{name}: expected a name of letters, digits, _ and -")
 
 
+class SuiteEvalSettings(HarnessSettings, name="suite_eval"):
+    """Suites that a model under training is asked."""
+
+    every: int = setting(0, "steps between evaluations; 0 evaluates at the end only", least=0)
+    permuted: bool = setting(False, "ask suites that show their choices in another order too")
+
+
+class ProbeSettings(Section, name="probe"):
+    """What a model that learns a second language knows, keeps and can do, in both languages."""
+
+    countries: int = setting(120, "whose capital is asked; 0: all", least=0)
+    shots: tuple[int, ...] = setting((0, 5), "worked examples before a question for a capital", least=0)
+    lists: int = setting(12, "of words that are copied", least=2)
+    list_words: int = setting(20, "of such a list", least=2)
+    verses: int = setting(100, "whose translation is looked for by hidden states", least=2)
+    read_verses: int = setting(40, "of them, which are read for bits per byte and speed", least=2)
+    prompts: tuple[str, ...] = setting(
+        (
+            "عاصمة مصر هي",
+            "قال رسول الله صلى الله عليه وسلم",
+            "كان يا ما كان في قديم الزمان",
+            "The capital of France is",
+            "Once upon a time",
+        ),
+        "texts that are gone on from",
+    )
+    max_new_tokens: int = setting(40, "tokens of a continuation", least=1)
+
+
 class SuiteCurvesSettings(Section, name="suite_curves"):
     """Scores of suites over a training run."""
 
-    stages: Mapping[str, str] = entries("step_N -> directory of the harness stage of that checkpoint", path="stage")
+    stages: Mapping[str, str] = entries(
+        "step_N -> directory of the harness stage of that checkpoint; none: what the run has logged of suite_eval",
+        path="stage",
+    )
     run: str = setting("", "workdir of the training run, whose loss is drawn too; empty: none", path="stage")
+
+
+class ContaminationSettings(Section, name="contamination"):
+    """Items of suites in training corpora."""
+
+    suites: Mapping[str, SuiteSettings] = entries("base.suite(...), as in harness.suites")
+    corpora: Mapping[str, TextsSettings] = entries("base.texts(path=...): corpora that models are trained on")
+    words: int = setting(13, "words of an n-gram; a shorter question counts as one n-gram", least=5)
+    share: float = setting(0.5, "share of a question's n-grams that must occur in a corpus", above=0, most=1)
+
+
+class SuiteReportSettings(Section, name="suite_report"):
+    """Several models on the same suites."""
+
+    models: Mapping[str, str] = entries("model -> directory of its harness stage", path="stage")
+    contamination: str = setting("", "directory of a contamination stage; empty: none", path="stage")
+    bootstrap: int = setting(2000, "samples for the intervals of differences", least=100, most=1_000_000)
+    failures: int = setting(10, "wrong answers of each suite that are shown", least=0)
 
 
 class JudgeSamplingSettings(SamplingSettings):

@@ -9,10 +9,12 @@ choice, costs no token at all.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from allam_jax.evaluation.program_shapes import rounded, rows_at_once
 
 Ids = tuple[int, ...]
 
@@ -22,6 +24,13 @@ class Pair(NamedTuple):
 
     context: Ids
     continuation: Ids
+
+
+class Score(NamedTuple):
+    """Natural log-probability of a continuation, and whether each of its tokens is the likeliest one."""
+
+    logprob: float
+    greedy: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +63,14 @@ class RowOfItems(NamedTuple):
 
     group: Group
     items: list[Item]
+    length: int
+
+
+class Batch(NamedTuple):
+    """Rows that are computed together, filled up to `size` rows of `length` tokens."""
+
+    rows: Sequence[RowOfItems]
+    size: int
     length: int
 
 
@@ -141,6 +158,39 @@ def write_row(row: RowOfItems, number: int, *, arrays: Sequence[np.ndarray], tar
                 write(np.array(ids[:-1], np.int32), context=0, behind=context, position=len(item.context))
 
 
+def batches_of(groups: Sequence[Group], *, row_tokens: int, places: int, attention: float) -> list[Batch]:
+    """The items of some groups in batches of rows, longest rows first.
+
+    Rows share a batch as long as it has up to `places` tokens with padding. How many tokens short items share is what
+    costs least: long rows have less padding, but each token meets more others.
+
+    Args:
+        groups: with trunks of similar lengths, or without.
+        row_tokens: of a row at most, unless one item is longer.
+        places: tokens of a batch.
+        attention: tokens whose attention costs a token as much as all else does.
+    """
+    trunk = max(group.trunk for group in groups)
+
+    def cost(batches: list[Batch]) -> float:
+        return sum(batch.size * batch.length * (1 + (trunk + batch.length) / attention) for batch in batches)
+
+    capacities = {row_tokens, *(size for size in _ROW_LENGTHS if size < row_tokens)}
+    return min((_batches(groups, capacity, places) for capacity in sorted(capacities)), key=cost)
+
+
+def _batches(groups: Sequence[Group], capacity: int, places: int) -> list[Batch]:
+    rows = sorted((row for group in groups for row in rows_of(group, capacity=capacity)), key=lambda row: -row.length)
+    batches, at = [], 0
+    while at < len(rows):
+        length = rounded(rows[at].length)
+        count, size = rows_at_once(len(rows) - at, length, most=max(1, places // length))
+        batches.append(Batch(rows[at : at + count], size, length))
+        at += count
+    return batches
+
+
+_ROW_LENGTHS = (128, 192, 256, 384, 512, 768)  # that short items may share
 _OPEN_ROWS = 32  # an item goes into one of the last rows: with all of them, many short items would take long
 
 
@@ -193,8 +243,3 @@ def _best_trunks(common: Sequence[int], *, cost: int) -> Iterable[tuple[int, int
         if shared < 0:
             return child.groups if child is not None else []
     return []
-
-
-def chunks(values: Sequence, size: int) -> Iterator[Sequence]:
-    """Consecutive parts of `size`, the last one shorter."""
-    return (values[start : start + size] for start in range(0, len(values), size))

@@ -23,7 +23,7 @@ from allam_jax.generation.requests import MAX_STOP_IDS, Completion, Delta, Reque
 from allam_jax.generation.settings import EngineSettings
 from allam_jax.generation.slots import Slots, buckets
 from allam_jax.model.kv_cache import KVCache
-from allam_jax.model.llama import Params, apart
+from allam_jax.model.llama import Params, apart, turned_layers
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from kernels import device
@@ -91,14 +91,14 @@ class Engine:
         options = dataclasses.replace(
             options, remat="none", dropout_embedding=0.0, dropout_attention=0.0, dropout_residual=0.0
         )
-        self._decode = _decode_for(
-            device.of_device(jax.devices()[0] if mesh is None else mesh.devices.flat[0]).platform
-        )
-        self._programs = Programs(config, options, settings.burst)
+        platform = device.of_device(jax.devices()[0] if mesh is None else mesh.devices.flat[0]).platform
+        self._decode = _decode_for(platform)
+        turned = platform == "cpu" and dtype == jnp.float32 and (mesh is None or mesh.size == 1)
+        self._programs = Programs(config, options, settings.burst, turned)
         make = functools.partial(KVCache.empty, config, slots=settings.slots, capacity=self.capacity, dtype=dtype)
         sharding = None if mesh is None else NamedSharding(mesh, jax.eval_shape(make).spec(mesh))
         with self._on_mesh():
-            self._params = _prepared(params, dtype)
+            self._params = _prepared(params, dtype, turned)
             self._cache: KVCache = jax.jit(make, out_shardings=sharding)()
         longest = max(self._cache.capacity, settings.prefill_tokens * settings.packed)
         self._buckets = buckets(longest)
@@ -359,11 +359,12 @@ def with_capacity(settings: EngineSettings, longest: int, *, context: int) -> En
     return dataclasses.replace(settings, capacity=min(capacity, context))
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _prepared(params: Params, dtype: jnp.dtype) -> Params:
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _prepared(params: Params, dtype: jnp.dtype, turned: bool) -> Params:
     """In the compute dtype, as the network casts them itself, but once; and apart. The final norm stays as it is."""
     cast = jax.tree.map(lambda w: w.astype(dtype), params)
-    return apart(cast | {"final_norm": params["final_norm"]})
+    layers_apart = apart(cast | {"final_norm": params["final_norm"]})
+    return turned_layers(layers_apart) if turned else layers_apart
 
 
 def _token_logprobs(

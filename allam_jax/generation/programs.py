@@ -23,9 +23,11 @@ from allam_jax.model import layouts
 from allam_jax.model.kv_cache import Continuing, Filling, KVCache
 from allam_jax.model.llama import Llama, Params, bind
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
+from allam_jax.model.primitives import Turned
 from allam_jax.parallel.sharding import constrain
 
 SCORED_AT_ONCE = 64  # tokens of a prompt whose logits exist at a time
+HEAD_ROWS = 8  # up to so many slots a CPU multiplies the turned head; turning more logits back would cost what it gains
 
 
 class Prompts(NamedTuple):
@@ -57,11 +59,15 @@ class Burst(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """The programs for one network. `burst_steps` are the steps of a burst; all else is in the arguments' shapes."""
+    """The programs for one network. `burst_steps` are the steps of a burst; all else is in the arguments' shapes.
+
+    `turned` says that the parameters are those of `turned_layers`; a few rows then meet a tied head that way too.
+    """
 
     config: LlamaConfig
     options: ComputeOptions
     burst_steps: int
+    turned: bool = False
 
     def prefill(self, params: Params, cache: KVCache, prompts: Prompts) -> tuple[KVCache, Float[Array, "1 T D"]]:
         """The cache with the prompts' keys and values, and the final hidden states."""
@@ -142,7 +148,10 @@ class Programs:
 
     def _logits(self, model: Llama, hidden_BD: Array) -> Array:
         head_DV = model.head_DV.astype(hidden_BD.dtype)
-        logits_BV = jnp.einsum("BD,DV->BV", hidden_BD, head_DV, preferred_element_type=jnp.float32)
+        if self.turned and self.config.tie_embeddings and len(hidden_BD) <= HEAD_ROWS:
+            logits_BV = Turned(head_DV.T).times(hidden_BD)
+        else:
+            logits_BV = jnp.einsum("BD,DV->BV", hidden_BD, head_DV, preferred_element_type=jnp.float32)
         logits_BV = constrain(logits_BV, ("batch", "act_vocab"), ("batch", None))
         return jnp.where(jnp.arange(logits_BV.shape[-1]) < self.config.vocab_size, logits_BV, -jnp.inf)
 

@@ -25,7 +25,7 @@ from allam_jax.model import layouts
 from allam_jax.model.embedding import look_up
 from allam_jax.model.kv_cache import Memory
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
-from allam_jax.model.primitives import REMAT_POLICIES, RMSNorm, adapted, dropout, kept, parameter
+from allam_jax.model.primitives import REMAT_POLICIES, RMSNorm, adapted, dropout, kept, parameter, turned
 from allam_jax.model.rope import Rope, rope_of, rotate
 from allam_jax.parallel.sharding import constrain
 from kernels.attention.api import attention
@@ -87,11 +87,11 @@ class Attention(nnx.Module):
             mixed_BTNH = within_rows(q_BTNH, k_BTKH, v_BTKH)
         else:
             mixed_BTNH, memory = memory.mix(q_BTNH, k_BTKH, v_BTKH, within_rows=within_rows)
-        return adapted(mixed_BTNH, self.output[...], self.adapters, "output"), memory
+        return adapted(mixed_BTNH, self.output.get_value(), self.adapters, "output"), memory
 
     def _heads(self, x_BTD: Array, name: str, *, norm: RMSNorm | None = None) -> Array:
         """Queries, keys or values [B, T, heads, H] before their rotation."""
-        heads = kept(adapted(x_BTD, getattr(self, name)[...], self.adapters, name))
+        heads = kept(adapted(x_BTD, getattr(self, name).get_value(), self.adapters, name))
         if self.bias is not None:
             heads = heads + getattr(self.bias, name)[...]
         return heads if norm is None else norm(heads)
@@ -109,9 +109,9 @@ class MLP(nnx.Module):
 
     def __call__(self, x_BTD: Array) -> Array:
         """Returns [B, T, D], the sum over the feed-forward width."""
-        gate_BTF = kept(adapted(x_BTD, self.gate[...], self.adapters, "gate"))
-        h_BTF = nnx.silu(gate_BTF) * kept(adapted(x_BTD, self.up[...], self.adapters, "up"))
-        return adapted(constrain(h_BTF, layouts.FEED_FORWARD), self.down[...], self.adapters, "down")
+        gate_BTF = kept(adapted(x_BTD, self.gate.get_value(), self.adapters, "gate"))
+        h_BTF = nnx.silu(gate_BTF) * kept(adapted(x_BTD, self.up.get_value(), self.adapters, "up"))
+        return adapted(constrain(h_BTF, layouts.FEED_FORWARD), self.down.get_value(), self.adapters, "down")
 
 
 class Block(nnx.Module):
@@ -330,3 +330,23 @@ def apart(params: Params) -> Params:
     """
     count = jax.tree.leaves(params["layers"])[0].shape[0]
     return params | {"layers": tuple(jax.tree.map(lambda w, i=i: w[i], params["layers"]) for i in range(count))}
+
+
+def turned_layers(params: Params) -> Params:
+    """Parameters `apart` whose layers have the weights of their products `Turned`, for a few rows on one CPU."""
+
+    def layer(of_layer: Params) -> Params:
+        products = {
+            room: {name: turned(of_layer[room][name], inputs) for name, inputs in names.items()}
+            for room, names in _PRODUCTS.items()
+        }
+        return of_layer | {room: of_layer[room] | weights for room, weights in products.items()}
+
+    return params | {"layers": tuple(map(layer, params["layers"]))}
+
+
+# The weights of a layer's products, and how many of their axes are contracted.
+_PRODUCTS = {
+    "attention": {"query": 1, "key": 1, "value": 1, "output": 2},
+    "mlp": {"gate": 1, "up": 1, "down": 1},
+}

@@ -3,6 +3,7 @@
 Shapes as in `model/llama.py`.
 """
 
+import dataclasses
 import math
 
 import jax
@@ -19,7 +20,36 @@ REMAT_POLICIES = {
 }
 
 
-def project(x: Array, weight: Array) -> Array:
+FEW_ROWS = 64  # up to so many are multiplied the other way round, see `Turned`
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Turned:
+    """A weight with its contracted axes last and joined, [..., I], in which CPUs multiply a few rows by it.
+
+    The product is then that of the weight with the rows: its long side is the weight's, and no library transposes or
+    packs a weight for a handful of rows. With 8 to 32 rows of float32 that takes 0.7 of the time.
+    """
+
+    array: Array
+
+    def times(self, x_RI: Array) -> Array:
+        """Returns [R, ...]: the product with each row."""
+        matrix_OI = self.array.reshape(-1, x_RI.shape[1])
+        out_OR = matrix_OI @ x_RI.T
+        if len(x_RI) <= FEW_ROWS:
+            out_OR = jax.lax.optimization_barrier(out_OR)  # or XLA turns the product back
+        return out_OR.T.reshape(len(x_RI), *self.array.shape[:-1])
+
+
+def turned(weight: Array, inputs: int) -> Turned:
+    """A weight of which the first `inputs` axes are contracted."""
+    matrix = weight.reshape(math.prod(weight.shape[:inputs]), -1)
+    return Turned(matrix.T.reshape(*weight.shape[inputs:], -1))
+
+
+def project(x: Array, weight: Array | Turned) -> Array:
     """Contracts all axes of `x` after [B, T] with the first ones of `weight`: [B, T, D] x [D, N, H] -> [B, T, N, H].
 
     On one device it is one matrix product with a row for each token. With B and T as two axes, the gradient contracts
@@ -28,6 +58,8 @@ def project(x: Array, weight: Array) -> Array:
     tensor device would reduce all of it.
     """
     B, T, *inner = x.shape
+    if isinstance(weight, Turned):
+        return weight.times(x.reshape(B * T, -1)).reshape(B, T, *weight.array.shape[:-1])
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and mesh.size > 1:
         return jnp.tensordot(x, weight, axes=len(inner))
@@ -35,7 +67,7 @@ def project(x: Array, weight: Array) -> Array:
     return (x.reshape(B * T, -1) @ matrix).reshape(B, T, *weight.shape[len(inner) :])
 
 
-def adapted(x: Array, weight: Array, adapters: dict[str, dict[str, Array]] | None, name: str) -> Array:
+def adapted(x: Array, weight: Array | Turned, adapters: dict[str, dict[str, Array]] | None, name: str) -> Array:
     """`project`, and what the low-rank adapter (`low_rank.py`) of this name adds, where there is one."""
     if not adapters or name not in adapters:
         return project(x, weight)

@@ -36,7 +36,8 @@ def _of_file(name: str) -> str:
     name = Path(name).stem
     spec = importlib.util.find_spec(f"configs.{name}") if name.isidentifier() else None
     module = importlib.import_module(spec.name) if spec else None
-    if not hasattr(module, "get_config") or name == "base":  # base.py is what all configs are made with
+    # configs/base.py is what all configs are made with.
+    if module is None or not hasattr(module, "get_config") or name == "base":
         raise UserError(
             f"--help_config {name}: neither a task nor a file of configs/; the tasks are {', '.join(TASKS)} (or all)"
         )

@@ -23,11 +23,15 @@ from allam_jax.data.settings import DataSettings, MixtureSettings, RowSettings
 from allam_jax.errors import UserError, nearest
 from allam_jax.evaluation.settings import (
     ArenaSettings,
+    ContaminationSettings,
     EvalSettings,
     HarnessSettings,
     JudgeSettings,
     LikelihoodSettings,
+    ProbeSettings,
     SuiteCurvesSettings,
+    SuiteEvalSettings,
+    SuiteReportSettings,
 )
 from allam_jax.generation.settings import ChatSettings, EngineSettings, GenerateSettings, ServeSettings
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
@@ -36,7 +40,7 @@ from allam_jax.parallel.settings import MeshSettings
 from allam_jax.planning.settings import PlanSettings
 from allam_jax.rewriting.settings import CompareCorporaSettings, DamageSettings, RewriteSettings, TranslateSettings
 from allam_jax.settings import Section, Settings
-from allam_jax.tasks.settings import ReportSettings, SeedSettings, TokenizerSettings, VerifySettings
+from allam_jax.tasks.settings import AdaptationSettings, ReportSettings, SeedSettings, TokenizerSettings, VerifySettings
 from allam_jax.tokenizer.settings import TokenizerExtensionSettings, TokenizerMergeSettings, TokenizerTrainingSettings
 from allam_jax.training.settings import (
     CheckpointSettings,
@@ -75,7 +79,16 @@ _UPDATE = (
     GuardSettings,
 )
 _STEP = (*_UPDATE, DataSettings)  # what decides the compiled training step
-_RUN = (SeedSettings, TokenizerSettings, InitSettings, EvalSettings, CheckpointSettings, MetricsSettings)
+_RUN = (
+    SeedSettings,
+    TokenizerSettings,
+    InitSettings,
+    EvalSettings,
+    SuiteEvalSettings,
+    LikelihoodSettings,
+    CheckpointSettings,
+    MetricsSettings,
+)
 _MODEL = (TokenizerSettings, WeightsSettings, MeshSettings, ComputeOptions)  # a finished model on devices
 
 TASKS: dict[str, Task] = {
@@ -103,7 +116,10 @@ TASKS: dict[str, Task] = {
     "expand": Task((SeedSettings, *_MODEL, ExpandSettings, EvalSettings), on_devices=True),
     "evaluate": Task((*_MODEL, EvalSettings), on_devices=True),
     "harness": Task((SeedSettings, *_MODEL, HarnessSettings, LikelihoodSettings, EngineSettings), on_devices=True),
+    "probe": Task((SeedSettings, *_MODEL, ProbeSettings, LikelihoodSettings), on_devices=True),
     "suite_curves": Task((SuiteCurvesSettings,)),
+    "suite_report": Task((SeedSettings, SuiteReportSettings)),
+    "contamination": Task((ContaminationSettings,)),
     "mt_bench_answers": Task((SeedSettings, *_MODEL, GenerateSettings, EngineSettings), on_devices=True),
     "judge": Task((SeedSettings, JudgeSettings)),
     "arena": Task((SeedSettings, ArenaSettings)),
@@ -113,6 +129,7 @@ TASKS: dict[str, Task] = {
     "export": Task((TokenizerSettings, WeightsSettings, MeshSettings, ExportSettings), on_devices=True),
     "merge": Task((TokenizerSettings, MergeSettings, ExportSettings), on_devices=True),
     "expansion_report": Task((ReportSettings,)),
+    "adaptation_report": Task((AdaptationSettings,)),
     "verify": Task((VerifySettings,)),
 }
 

@@ -32,6 +32,25 @@ class ArmSettings(Section):
     continued: str = setting("", "directory of the stage that trained it on", path="stage")
 
 
+class AdaptedSettings(Section):
+    """One way in which a base was adapted: what trained it, and what it can do now."""
+
+    run: str = setting("", "directory of the last stage that trained it", path="stage")
+    before: Mapping[str, str] = entries("name -> directory of a stage that it went on from", path="stage")
+    probe: str = setting("", "directory of its probe; empty: it was not asked", path="stage")
+    average: str = setting("", "directory of the probe of its averaged weights; empty: there is none", path="stage")
+
+
+class AdaptationSettings(Section, name="adaptation"):
+    """Directories of the stages that the report of an adapted model reads."""
+
+    base: str = setting("", "of the base's probe; empty: it was not asked", path="stage")
+    expanded: str = setting("", "of an expansion of the base, whose report has its bits per byte", path="stage")
+    arms: Mapping[str, AdaptedSettings] = entries("name -> base.adapted(...)")
+    target: tuple[str, ...] = setting(("ar",), "sources of data.sources in the new language, whose bytes are counted")
+    kept: str = setting("en", "held-out source of the base's language")
+
+
 class ReportSettings(Section, name="report"):
     """Directories of the stages that the report of a recipe reads."""
 

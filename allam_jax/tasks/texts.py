@@ -1,6 +1,7 @@
 """Reading whole texts out of document shards, for tasks that need text and not batches."""
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 
 from allam_jax.config import require
 from allam_jax.corpus.settings import TextsSettings
@@ -18,8 +19,15 @@ def read_texts(sources: Mapping[str, TextsSettings], *, key: str) -> dict[str, l
 
     `key` names the config section in errors.
     """
+    return {name: list(read()) for name, read in iterate_texts(sources, key=key).items()}
+
+
+def iterate_texts(sources: Mapping[str, TextsSettings], *, key: str) -> dict[str, Callable[[], Iterator[str]]]:
+    """For each of `sources`, what gives its documents anew, one at a time, up to its max_bytes."""
     opened = open_texts(sources, key=key)
-    return {name: list(_first_bytes(documents, sources[name].max_bytes)) for name, documents in opened.items()}
+    return {
+        name: functools.partial(_first_bytes, documents, sources[name].max_bytes) for name, documents in opened.items()
+    }
 
 
 def lines_of(texts: list[str]) -> list[str]:

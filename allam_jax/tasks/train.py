@@ -21,6 +21,7 @@ from allam_jax.parallel.mesh import check_batch
 from allam_jax.planning.fit import check_fits
 from allam_jax.settings import Settings
 from allam_jax.tasks.setup import open_evaluations, open_loader, open_mesh
+from allam_jax.tasks.suite_evaluation import open_suites
 from allam_jax.training.loop import run_loop
 from allam_jax.training.material import Material, MaterialOf
 from allam_jax.training.origin import Origin, open_origin
@@ -78,7 +79,7 @@ def _train(config: Settings, workdir: Path, material_of: MaterialOf) -> dict[str
     )
     check_fits(description, mesh=mesh)
     data_sheet = peak_flops(mesh.devices.flat[0].device_kind, compute_dtype=config.compute.compute_dtype)
-    evaluations = material.open_evaluations()
+    evaluations = [*material.open_evaluations(), *open_suites(config, workdir, origin=origin, mesh=mesh)]
 
     # ---- train ----
     with (

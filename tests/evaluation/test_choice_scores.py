@@ -1,10 +1,15 @@
 """Scores of choices against scipy, scikit-learn and counts by hand."""
 
+import json
+
 import numpy as np
 import pytest
 from scipy import stats
 
+from allam_jax.errors import UserError
 from allam_jax.evaluation.choice_scores import Answered, flips, macro_f1, mcnemar, summary, wilson
+from allam_jax.evaluation.items import read_items
+from allam_jax.evaluation.settings import SuiteSettings
 
 CHANCE = np.random.default_rng(0)
 
@@ -29,6 +34,19 @@ def test_macro_f1():
     right, chosen = CHANCE.integers(0, 4, 60).tolist(), CHANCE.integers(0, 4, 60).tolist()
     assert macro_f1(right, chosen) == pytest.approx(f1_score(right, chosen, average="macro"))
     assert macro_f1([0, 0, 1], [0, 0, 0]) == pytest.approx((0.8 + 0) / 2)
+
+
+def test_equal_choices_are_asked_where_letters_tell_them_apart(tmp_path):
+    path = tmp_path / "items.jsonl"
+    rows = [
+        {"id": answer, "question": "?", "A": "x", "B": "x", "C": "y", "answer": answer} for answer in ("B", "y", "x")
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_items(str(path), SuiteSettings(), key="path")
+    assert [(item.id, item.answer) for item in found.items] == [("B", 1), ("y", 2)]
+    assert found.problems == {"an answer in field 'answer' that is none of the choices": ("x",)}
+    with pytest.raises(UserError, match="3 with two equal choices"):
+        read_items(str(path), SuiteSettings(letters=()), key="path")
 
 
 def item(name, right, chosen, texts=("x", "y"), **given):

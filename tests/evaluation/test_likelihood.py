@@ -9,6 +9,7 @@ from llama_pair import make_pair
 
 from allam_jax.errors import UserError
 from allam_jax.evaluation.likelihood import Likelihood, Pair
+from allam_jax.evaluation.score_log import ScoreLog
 from allam_jax.evaluation.settings import LikelihoodSettings
 from allam_jax.evaluation.shared_prefixes import groups_of, items_of, rows_of
 from allam_jax.model.llama import param_axes
@@ -41,12 +42,12 @@ def pair(tmp_path_factory):
     return make_pair(tmp_path_factory.mktemp("model"), num_key_value_heads=2, max_position_embeddings=160)
 
 
-def likelihood(pair, sizes=None, **settings):
+def likelihood(pair, sizes=None, log=None, **settings):
     mesh = make_mesh(sizes or {}, devices=None if sizes else jax.devices()[:1])
     params = pair.params
     if sizes:
         params = jax.device_put(params, parameter_shardings(param_axes(pair.config), abstract_params=params, mesh=mesh))
-    options = {"config": pair.config, "options": ComputeOptions(), "mesh": mesh}
+    options = {"config": pair.config, "options": ComputeOptions(), "mesh": mesh, "log": log}
     return Likelihood(params, settings=LikelihoodSettings(**settings), **options)
 
 
@@ -88,6 +89,20 @@ def test_too_long_pairs_lose_the_beginning_of_their_context(pair):
     ):
         with pytest.raises(UserError, match=message):
             score([wrong])
+
+
+def test_a_run_goes_on_with_the_scores_that_are_written(pair, tmp_path):
+    """Killed while it wrote a line; scores of other weights in the same file are not taken."""
+    path, pairs = tmp_path / "scores.jsonl", list(dict.fromkeys(some_pairs()))
+    whole = likelihood(pair, log=ScoreLog(path, identity={"weights": 1}))(pairs)
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(lines) == len(pairs)
+    path.write_bytes(b"".join(lines[:9]) + lines[9][:20])
+    for weights, known in ((1, 9), (2, 0), (1, len(pairs))):
+        score = likelihood(pair, log=ScoreLog(path, identity={"weights": weights}))
+        np.testing.assert_allclose(score(pairs), whole, atol=1e-5)
+        assert score.work.known == known
+    assert score.work.computed == 0
 
 
 def saved(groups):

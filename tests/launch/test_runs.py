@@ -236,6 +236,23 @@ def test_every_experiment_has_a_paper_scale(path):
         load_experiment(f"{path}:huge")
 
 
+def test_what_tiny_models_left_open_has_the_scale_of_a_real_one(monkeypatch):
+    monkeypatch.setattr("allam_jax.corpus.catalog.asset_file", lambda name: Path(f"nowhere/{name}.gguf"))
+    runs_of = {}
+    for path in ALL:
+        if path.stem in ("language_mix", "dropout", "learning_rate"):
+            _, runs = runs_of_experiment(path, arg="smollm2")
+            runs_of[path.stem] = len(runs)
+            for run in runs:
+                trained = run.stages[-1].config
+                assert (trained.task, trained.train.steps, trained.optimizer.average_decay) == ("train", 250, 0.0)
+                assert trained.seed == run.labels["seed"]
+                assert sum(source.weight for source in trained.data.sources.values()) == pytest.approx(1)
+    assert runs_of == {"language_mix": 12, "dropout": 10, "learning_rate": 8}
+    shared = {stage.fingerprint for run in runs for stage in run.stages if stage.name.startswith("expanded")}
+    assert len(shared) == 1
+
+
 # At the paper's scale these train nothing, or take stages of a recipe that the user gives.
 TOKENLESS = ("fertility", "merging", "embedding_init")
 

@@ -11,6 +11,7 @@ from small_models import init_jit
 
 from allam_jax.model.llama import abstract_params, bind
 from allam_jax.model.llama_config import FAMILIES, ComputeOptions
+from allam_jax.model.primitives import FEW_ROWS, project, turned
 from tests import numpy_llama
 from tests.small_models import SMALL
 
@@ -98,3 +99,13 @@ def test_parameters_and_operations_are_counted(model_type, tied):
         2 * 2 * 3 * config.num_layers * config.num_heads * config.head_dim * 100 / 2
     )  # scores and values; causal
     assert config.flops_per_token(100) == 6 * elements + attention
+
+
+@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1])
+@pytest.mark.parametrize(("shape", "inputs"), [((24, 3, 8), 1), ((3, 8, 24), 2)], ids=str)
+def test_turned_weights_give_the_same_products(rows, shape, inputs):
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((1, rows, *shape[:inputs])), rng.standard_normal(shape)
+    product = jax.jit(lambda x, weight: project(x, turned(weight, inputs)))
+    found = product(jnp.asarray(x, jnp.float32), jnp.asarray(weight, jnp.float32))
+    np.testing.assert_allclose(found, np.tensordot(x, weight, inputs), atol=1e-4)

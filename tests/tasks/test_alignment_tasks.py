@@ -12,6 +12,7 @@ import tiny_chats
 from launcher import read_rows
 from processes import ROOT, wait, wait_until
 
+from allam_jax.alignment.conversations import pair_of
 from allam_jax.errors import UserError
 from allam_jax.tasks import runner
 from allam_jax.training.load import load_model, open_stored
@@ -41,13 +42,8 @@ def leaves(workdir):
 
 @pytest.mark.slow
 def test_sft_learns_replies_and_scores_them_by_language_and_turn(root, tmp_path):
-    watch = {"prompts": 2, "every": 16, "max_new_tokens": 4}
-    result = runner.run(config_of(root, "sft", watch=watch), workdir=tmp_path)
+    result = runner.run(config_of(root, "sft"), workdir=tmp_path)
     rows = read_rows(tmp_path)
-    watched = [row["step"] for row in rows if "eval/answers/watched/repetition" in row]
-    assert (watched[0], watched[-1]) == (0, result["step"])
-    assert 0 <= rows[-1]["eval/answers/watched/cut"] <= 1
-    assert 0 <= rows[-1]["eval/answers/watched/words"] <= 4
     names = {key.split("/")[2] for row in rows for key in row if key.startswith("eval/replies/")}
     assert names == {f"{language}{turn}" for language in ("en", "ar") for turn in ("", "_turn1", "_turn2")}
     first, last = (rows[place]["eval/replies/ar/loss"] for place in (0, -1))
@@ -58,6 +54,16 @@ def test_sft_learns_replies_and_scores_them_by_language_and_turn(root, tmp_path)
         "en": (12, 24),
         "ar": (12, 24),
     }
+
+
+@pytest.mark.long
+def test_answers_to_fixed_prompts_are_watched(root, tmp_path):
+    watch = {"prompts": 2, "every": 16, "max_new_tokens": 4}
+    result = runner.run(config_of(root, "sft", watch=watch, lora={"rank": 2}), workdir=tmp_path)
+    rows = [row for row in read_rows(tmp_path) if "eval/answers/watched/repetition" in row]
+    assert (rows[0]["step"], rows[-1]["step"]) == (0, result["step"])
+    assert 0 <= rows[-1]["eval/answers/watched/cut"] <= 1
+    assert 0 <= rows[-1]["eval/answers/watched/words"] <= 4
 
 
 @pytest.mark.long
@@ -151,7 +157,7 @@ def test_what_cannot_be_done_is_said(root, tmp_path):
 
 
 @pytest.mark.slow
-def test_sampled_preferences_go_on_where_they_were_killed_and_are_read_by_dpo(root, tmp_path):
+def test_sampled_preferences_go_on_where_they_were_killed(root, tmp_path):
     config = base.get_config("preferences")
     config.init.weights = f"{root}/model"
     config.engine.update(slots=4, burst=4, capacity=128)
@@ -167,9 +173,7 @@ def test_sampled_preferences_go_on_where_they_were_killed_and_are_read_by_dpo(ro
     (tmp_path / "pairs" / "answers" / "00002.jsonl").unlink()  # as if it had been killed before the last shard
     assert runner.run(config, workdir=tmp_path / "pairs") == report
     assert (tmp_path / "pairs" / "pairs.jsonl").read_bytes() == content
-    given = config_of(root, "dpo", conversations={"epochs": 4.0, "held_out_share": 0.0}, data={"seq_len": 192})
-    given.conversations.sources.pairs.path = str(tmp_path / "pairs" / "pairs.jsonl")
-    runner.run(given, workdir=tmp_path / "dpo")
+    assert [pair_of(pair).shared for pair in pairs] == [len(pair["messages"]) for pair in pairs]
 
 
 def test_faulty_conversations_are_left_out_and_reported(tmp_path):

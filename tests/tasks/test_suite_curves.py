@@ -9,7 +9,7 @@ from allam_jax.errors import UserError
 from allam_jax.tasks import runner
 from allam_jax.tasks.registry import settings_of
 from configs import base
-from configs.suites import over_training
+from configs.suites import compare, over_training
 
 
 def test_curves_of_stages(tmp_path, drawn):
@@ -46,3 +46,18 @@ def test_a_stage_for_each_checkpoint(tmp_path):
     assert config.stage.curves.suite_curves.stages.step_100 == "@step_100"
     with pytest.raises(UserError, match="holds no checkpoints"):
         over_training.get_config()
+
+
+def test_a_recipe_that_compares_models(tmp_path):
+    (tmp_path / "ar").mkdir()
+    (tmp_path / "ar" / "dataset_info.json").write_text("{}")
+    given = {"models": "old=a b,new=c", "corpus": tmp_path, "acva": "acva.jsonl"}
+    config = compare.get_config("full?" + urlencode(given))
+    assert list(config.stages) == ["suites_old", "suites_new", "contamination", "report"]
+    assert settings_of(config.stage.suites_old).init.weights == "a b"
+    assert settings_of(config.stage.contamination).contamination.corpora["ar"].path == str(tmp_path / "ar")
+    report = settings_of(config.stage.report).suite_report
+    assert (report.models["new"], report.contamination) == ("@suites_new", "@contamination")
+    for wrong, message in (({"models": "a"}, "expected NAME=PATH"), ({"corpus": "none"}, "holds no datasets")):
+        with pytest.raises(UserError, match=message):
+            compare.get_config("full?" + urlencode(given | wrong))
