@@ -29,7 +29,7 @@ LEVELS = (
     {"model", "data", "parallel"},
     {"weights"},
     {"training", "evaluation", "generation"},
-    {"alignment", "planning"},
+    {"alignment", "planning", "rewriting"},
     {"tasks"},
     {"ablation"},
     {"launch", "workshop"},

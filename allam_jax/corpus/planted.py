@@ -69,7 +69,7 @@ def plant(
                     "url": address.replace("https://", "HTTP://www.") + "/#top",
                 }
             elif kind == "spam":
-                copy["text"] = _spam(document.language, rng)
+                copy["text"] = spam(document.language, rng)
             elif kind == "foreign" and (other := next(foreign, None)) is not None:
                 copy |= {"id": f"{other.source}:{other.id}#foreign", "text": other.text}
             if copy["text"]:
@@ -90,7 +90,13 @@ def _mojibake(text: str, rng: random.Random) -> str | None:
     return None
 
 
-def _spam(language: str, rng: random.Random) -> str:
+def phrase(language: str, rng: random.Random) -> str:
+    """A few words of advertising; KeyError for another language than ar and en."""
+    return rng.choice(_PHRASES[language].split("|"))
+
+
+def spam(language: str, rng: random.Random) -> str:
+    """Lines of advertising with handles, numbers and links; KeyError for another language than ar and en."""
     phrases, goods = _PHRASES[language].split("|"), _GOODS[language].split()
     lines = []
     for _ in range(rng.randint(3, 7)):

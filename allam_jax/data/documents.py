@@ -70,8 +70,15 @@ class DocumentSource:
 
     def __getitem__(self, index: SupportsIndex) -> str:
         """The text of a document; UserError naming the shard if its record is damaged."""
+        return self._record(index)["text"].decode()
+
+    def fields(self, index: SupportsIndex) -> dict[str, str]:
+        """All fields of a document that are texts, such as `id`, `source` and `language`; UserError as for its text."""
+        return {name: value.decode() for name, value in self._record(index).items() if isinstance(value, bytes)}
+
+    def _record(self, index: SupportsIndex) -> Any:
         try:
-            return self._records[index]["text"].decode()
+            return self._records[index]
         except RuntimeError as error:
             path = self._shards[bisect.bisect_right(self._ends, index.__index__())]
             raise UserError(

@@ -7,21 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from allam_jax import files
-from allam_jax.checksums import hash_json
 from allam_jax.errors import UserError
-from allam_jax.generation.endpoint import EndpointBackend
-from allam_jax.generation.engine import with_capacity
-from allam_jax.generation.engine_backend import EngineBackend
 from allam_jax.generation.over_rows import STATE_FILE, Backend, over_rows
 from allam_jax.generation.rows import Prompt, PromptRows
-from allam_jax.inputs import InputFiles
 from allam_jax.parallel.distributed import broadcast, is_main_process
-from allam_jax.settings import Settings, as_dict
+from allam_jax.settings import Settings
+from allam_jax.tasks.answering import content_of, open_answerer
 from allam_jax.tasks.inputs_of_task import inputs_of_settings
-from allam_jax.tasks.setup import open_text_model, sampling_of
-from allam_jax.tokenizer.chat_template import ChatTemplate, with_text_content
-from allam_jax.tokenizer.ready_templates import READY
-from allam_jax.tokenizer.tokenizer import Tokenizer
+from allam_jax.tasks.setup import sampling_of
 
 CONTINUATIONS = "continuations.json"
 
@@ -65,7 +58,7 @@ def _over_input(config: Settings, workdir: Path) -> dict[str, Any]:
         total=total,
         backend=backend_of(config, ()),
         directory=workdir,
-        identity={"input": _content(read), "rows": asked},
+        identity={"input": content_of(read), "rows": asked},
         shard_rows=options.shard_rows,
         max_error_share=options.max_error_share,
         writes=is_main_process(),
@@ -84,36 +77,4 @@ def backend_of(config: Settings, prompts: Sequence[Prompt]) -> Backend:
     """What answers. For the cache, `prompts` are all that will come; empty if that is not known."""
     options = config.generate
     sampling = sampling_of(options, seed=config.seed, samples=options.samples, logprobs=0 if options.logprobs else None)
-    if options.endpoint.url:
-        if options.template:
-            raise UserError("config.generate.template: the endpoint has a template of its own; leave it empty")
-        return EndpointBackend(options.endpoint, sampling=sampling)
-    model = open_text_model(config, template=options.template)
-    encode = functools.partial(_encode, tokenizer=model.tokenizer, template=model.template)
-    settings = config.engine
-    if prompts:
-        longest = max(len(encode(prompt)) for prompt in prompts) + options.max_new_tokens
-        settings = with_capacity(settings, longest, context=model.weights.config.max_position)
-    read = inputs_of_settings(config)
-    identity = {
-        "weights": _content(read["init.weights"]),
-        "tokenizer": model.tokenizer.fingerprint,
-        "template": model.template and hash_json(model.template.source),
-        "compute": as_dict(config.compute),
-    }
-    return EngineBackend(model.engine(settings), encode=encode, sampling=sampling, identity=identity)
-
-
-def _encode(prompt: Prompt, *, tokenizer: Tokenizer, template: ChatTemplate | None) -> list[int]:
-    if isinstance(prompt.asked, str):
-        return tokenizer.encode(prompt.asked, bos=tokenizer.bos_id is not None)
-    if template is None:
-        raise UserError(
-            f"messages, but the tokenizer has no chat template: set generate.template to {', '.join(READY)} or a file"
-        )
-    return template.prompt_ids([with_text_content(message) for message in prompt.asked])
-
-
-def _content(found: InputFiles) -> str:
-    """A hash of the content of files and of their names."""
-    return hash_json({name: hash_ for name, (_, _, hash_) in found.record().items()})
+    return open_answerer(config, section="generate", prompts=prompts).backend(sampling)

@@ -4,7 +4,6 @@ The workdir holds answers/ and errors/ (`over_rows`), pairs.jsonl, and report.js
 """
 
 import collections
-import functools
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,21 +11,15 @@ from typing import Any
 
 from allam_jax.alignment.answer_grid import GridBackend, asked_of, grid_of, pairs_of
 from allam_jax.alignment.chat_files import chat_files, chat_records
-from allam_jax.checksums import hash_json
 from allam_jax.config import require
 from allam_jax.errors import UserError
 from allam_jax.files import json_text, write_json, write_text
-from allam_jax.generation.endpoint import EndpointBackend
-from allam_jax.generation.engine_backend import EngineBackend
 from allam_jax.generation.over_rows import Backend, over_rows, read_answers
 from allam_jax.generation.requests import Sampling
-from allam_jax.generation.rows import Prompt
 from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
-from allam_jax.settings import Settings, as_dict
+from allam_jax.settings import Settings
+from allam_jax.tasks.answering import content_of, open_answerer
 from allam_jax.tasks.inputs_of_task import inputs_of_settings
-from allam_jax.tasks.setup import open_text_model
-from allam_jax.tokenizer.chat_template import ChatTemplate
-from allam_jax.tokenizer.ready_templates import READY
 
 
 def run(config: Settings, workdir: Path) -> dict[str, Any]:
@@ -41,7 +34,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         total=len(records),
         backend=_backend(config, grid),
         directory=workdir,
-        identity={"input": [hash_ for _, _, hash_ in _record(config, "preferences.input").values()]},
+        identity={"input": content_of(inputs_of_settings(config)["preferences.input"])},
         shard_rows=options.shard_rows,
         max_error_share=options.max_error_share,
         writes=is_main_process(),
@@ -73,28 +66,5 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
 
 def _backend(config: Settings, grid: Sequence[Sampling]) -> Backend:
     """One backend a point of the grid, all with the same model."""
-    options = config.preferences
-    if options.endpoint.url:
-        return GridBackend([EndpointBackend(options.endpoint, sampling=sampling) for sampling in grid])
-    opened = open_text_model(config, template=options.template)
-    if (template := opened.template) is None:
-        raise UserError(f"config.preferences.template: the tokenizer has none; set it to {', '.join(READY)} or a file")
-    engine = opened.engine(config.engine)
-    identity = {
-        "weights": {name: hash_ for name, (_, _, hash_) in _record(config, "init.weights").items()},
-        "tokenizer": opened.tokenizer.fingerprint,
-        "template": hash_json(template.source),
-        "compute": as_dict(config.compute),
-    }
-    encode = functools.partial(_encode, template=template)
-    return GridBackend([EngineBackend(engine, encode=encode, sampling=at, identity=identity) for at in grid])
-
-
-def _encode(prompt: Prompt, *, template: ChatTemplate) -> list[int]:
-    assert not isinstance(prompt.asked, str)
-    return template.prompt_ids(prompt.asked)
-
-
-def _record(config: Settings, key: str) -> dict[str, Any]:
-    """The files at a path of the config, with their hashes."""
-    return inputs_of_settings(config)[key].record()
+    answerer = open_answerer(config, section="preferences", messages=True)
+    return GridBackend([answerer.backend(at) for at in grid])

@@ -38,6 +38,7 @@ from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
 from allam_jax.model.settings import ExpandSettings, LoraSettings
 from allam_jax.parallel.settings import MeshSettings
 from allam_jax.planning.settings import PlanSettings
+from allam_jax.rewriting.settings import CompareCorporaSettings, DamageSettings, RewriteSettings, TranslateSettings
 from allam_jax.settings import Section, Settings
 from allam_jax.tasks.settings import AdaptationSettings, ReportSettings, SeedSettings, TokenizerSettings, VerifySettings
 from allam_jax.tokenizer.settings import TokenizerExtensionSettings, TokenizerMergeSettings, TokenizerTrainingSettings
@@ -103,6 +104,12 @@ TASKS: dict[str, Task] = {
     "dpo": Task((*_RUN, *_UPDATE, RowSettings, ConversationSettings, DpoSettings, WatchSettings), on_devices=True),
     "sft_quality": Task((SeedSettings, ChatQualitySettings)),
     "preferences": Task((SeedSettings, *_MODEL, PreferenceSettings, EngineSettings), on_devices=True),
+    "damage": Task((SeedSettings, DamageSettings)),
+    "compare_corpora": Task((SeedSettings, CompareCorporaSettings)),
+    "rewrite": Task((SeedSettings, *_MODEL, RewriteSettings, EngineSettings), on_devices=True),
+    "translate": Task(
+        (SeedSettings, *_MODEL, TranslateSettings, EngineSettings), on_devices=True, module="allam_jax.tasks.rewrite"
+    ),
     "tokenize": Task((TokenizerSettings, DataSettings), looks_at="train"),
     "mixture": Task((TokenizerSettings, DataSettings, TrainSettings, MixtureSettings), looks_at="train"),
     "plan": Task((*_STEP, InitSettings, PlanSettings), looks_at="train"),

@@ -1,0 +1,1 @@
+"""Rewriting documents with a model: pieces, checks of what it gave, documents again. For alignment and translation."""

@@ -1,0 +1,154 @@
+"""Checks of rewrites: planted bad ones are found, good ones pass; numbers, dates and names by hand."""
+
+import random
+
+import pytest
+from planted_rewrites import BAD, bad, common_stems, good, originals
+
+from allam_jax.rewriting import text_facts
+from allam_jax.rewriting.advertising import is_advertising, without_advertising
+from allam_jax.rewriting.checks import CHECKS, Rewrite, findings, share_copied
+from allam_jax.rewriting.settings import ALL_CHECKS, CheckSettings, TranslationCheckSettings
+
+
+@pytest.mark.parametrize("count", [24, pytest.param(500, marks=pytest.mark.long)])
+def test_planted_rewrites_are_found_and_good_ones_pass(count):
+    documents = originals(count)
+    assert len(documents) == count
+    common = common_stems(text for _, text in documents)
+    settings = CheckSettings()
+    false = sum(
+        bool(findings(good(language, text, number, common), settings))
+        for number, (language, text) in enumerate(documents)
+    )
+    found = {}
+    for kind in BAD:
+        found[kind] = 0
+        for number, (language, text) in enumerate(documents):
+            other = documents[(number + count // 2) % count][1]
+            found[kind] += bool(findings(bad(kind, language, text, number, common, other), settings))
+    assert all(hits >= 0.95 * count for hits in found.values()), found
+    for hits in found.values():  # for each kind alone, with as many good rewrites
+        assert hits / (hits + false) >= 0.9
+
+
+def test_every_check_has_a_name():
+    assert tuple(CHECKS) == ALL_CHECKS
+
+
+TEXT = (
+    "The council met in Geneva on 12 March 1987. It spent 1,250 dollars, as Mr Keller wrote to info@example.org.\n\n"
+    'Later he said "nothing was ever decided" and left the city. Nobody saw him again that year.'
+)
+
+
+@pytest.mark.parametrize(
+    ("check", "text", "evidence"),
+    [
+        ("finish", " \n", "empty"),
+        ("scaffold", f"Rewritten text: {TEXT}", "Rewritten text:"),
+        ("scaffold", f"### Response\n{TEXT}", "### Response"),
+        ("refusal", "I’m sorry, but I cannot help with this.", "I'm sorry"),
+        ("end", TEXT[:-12], "ends with"),
+        ("length", TEXT * 2, "letters of"),
+        ("dropped", TEXT.split("\n")[0], "later he said nothing was ever decided"),
+        ("numbers", TEXT.replace("1,250", "1,350"), "lost: 1250; new: 1350"),
+        ("dates", TEXT.replace("March", "May"), "lost: 1987 3 12; new: 1987 5 12"),
+        ("links", TEXT.replace("info@", "mail@"), "lost: info@example.org; new: mail@example.org"),
+        ("quotations", TEXT.replace("nothing was ever", "nothing was"), "nothing was ever decided"),
+        ("names", TEXT.replace("Keller", "Hofstad"), "lost: keller; new: hofstad"),
+        ("language", TEXT + "\n\nوقال أيضا إنه سيعود إلى المدينة في العام المقبل مع أسرته.", "ar: "),
+        ("repetition", TEXT + " and he left the city once more" * 6, ", 0.00 before"),
+    ],
+)
+def test_each_check_finds_its_kind(check, text, evidence):
+    rewrite = Rewrite(TEXT, text, "en")
+    found = {one.check: one.evidence for one in findings(rewrite, CheckSettings(names=(check,)))}
+    assert evidence in found[check]
+    assert not findings(Rewrite(TEXT, TEXT, "en"), CheckSettings())
+
+
+def test_cut_answers_and_copies_are_found():
+    assert findings(Rewrite(TEXT, TEXT, "en", "length"), CheckSettings())[0].evidence == "ended by 'length'"
+    assert share_copied("a b c d e f", "a b c d e g") == 0.5
+    assert share_copied(TEXT, "too short") is None
+    copied = {
+        one.check for one in findings(Rewrite(TEXT, TEXT, "ar", source_language="en"), TranslationCheckSettings())
+    }
+    assert copied == {"language", "copied"}
+
+
+def test_a_good_translation_passes():
+    text = (
+        "اجتمع المجلس في جنيف في ١٢ آذار ١٩٨٧. وأنفق ١٬٢٥٠ دولارا، كما كتب السيد كيلر إلى info@example.org.\n\n"
+        "ثم قال «لم يتقرر شيء قط» وغادر المدينة. ولم يره أحد بعد ذلك في تلك السنة."
+    )
+    assert findings(Rewrite(TEXT, text, "ar", source_language="en"), TranslationCheckSettings()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("١٬٢٠٠٫٥ and 1,200.5", {"1200.5"}),
+        ("1.000.000 1 000 000 ١،٠٠٠،٠٠٠", {"1000000"}),
+        ("3.5 ٣٫٥ 3,5", {"3.5", "3,5"}),
+        ("007 and 7, 8", {"7", "8"}),
+        ("2:255", {"2", "255"}),
+        ("on 3/4/2024 and 5 May 2020: nothing", set()),
+        ("v1.2.3", {"1.2.3"}),
+        ("۱۲۳", {"123"}),
+    ],
+)
+def test_numbers(text, expected):
+    assert text_facts.numbers_of(text.replace("1 000 000", "1\u00a0000\u00a0000")) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "5 March 2024",
+        "March 5, 2024",
+        "٥ مارس ٢٠٢٤",
+        "5 آذار 2024",
+        "2024-03-05",
+        "05/03/2024",
+        "the 5th of March 2024",
+    ],
+)
+def test_dates_in_many_forms_are_one(text):
+    assert text_facts.dates_of(text) == {("2024", frozenset({3, 5}))}
+
+
+def test_no_dates_where_there_are_none():
+    assert text_facts.dates_of("he may 2 of 3 and 1/2, 10.5.1.7 or 192.168.1.1") in (set(), {("", frozenset({5, 2}))})
+    assert text_facts.dates_of("in March we left") == set()
+
+
+def test_stems_join_forms_of_a_word():
+    assert {text_facts.stem(word) for word in ("الكتاب", "والكتاب", "كتاب", "للكتاب")} == {"كتاب"}
+    assert text_facts.stem("Books") == "Books"
+
+
+def test_names():
+    text = "Later John Smith went to Paris. The man saw the Man, Mary's house and I'm told Al-Bukhari. Then rain came."
+    assert text_facts.latin_names(text) == {"john", "smith", "paris", "mary", "al-bukhari"}
+    common = frozenset(map(text_facts.stem, ["ذهب", "إلى", "المدينة", "مع", "سعيد"]))
+    assert text_facts.arabic_names("ذهب زرقيلوف إلى المدينة مع الدكتور سعيد", common=common) == {
+        "زرقيلوف",
+        "سعيد",
+        text_facts.stem("الدكتور"),
+    }
+
+
+def test_advertising_is_told_from_text():
+    assert is_advertising("Buy now at https://shop.example/1 and get a discount!", language="en")
+    assert is_advertising("الرئيسية | من نحن | اتصل بنا | Home", language="ar")
+    assert not is_advertising("He went to the market to buy bread for his family.", language="en")
+    assert without_advertising("One. Order now, cheap prices! Two.", language="en") == "One. Two."
+
+
+def test_hostile_texts_take_linear_time_or_end():
+    rng = random.Random(0)
+    for sign in ("1,", "a@", "«", '"', "1/1/", "A ", "أ", "|", "Here is "):
+        text = sign * 4_000 + rng.choice("ab")
+        assert isinstance(findings(Rewrite(text, text + ".", "en"), CheckSettings()), list)
