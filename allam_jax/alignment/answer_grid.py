@@ -15,12 +15,11 @@ from allam_jax.alignment.settings import PreferenceSettings
 from allam_jax.alignment.text_measures import differ_in_language
 from allam_jax.corpus.minhash import jaccard
 from allam_jax.corpus.shingles import HashedWords
-from allam_jax.generation.over_rows import Backend, RowAnswer
+from allam_jax.generation.over_rows import ENDED, Backend, RowAnswer
 from allam_jax.generation.requests import Sampling
 from allam_jax.generation.rows import Prompt
 
 _AHEAD = 64  # prompts that every point of the grid answers before the next ones come
-_ENDED = frozenset({"stop", "eos", "end_turn"})  # words of backends for an answer that ended by itself
 
 
 def grid_of(settings: PreferenceSettings, *, seed: int) -> list[Sampling]:
@@ -109,7 +108,7 @@ def _unfit(text: str, finish_reason: str, *, chosen: str, others: Sequence[str],
     """Why an answer cannot be the rejected side; empty if it can."""
     if not text:
         return "empty"
-    if finish_reason not in _ENDED and not settings.keep_cut:
+    if finish_reason not in ENDED and not settings.keep_cut:
         return "cut"
     if similarity(text, chosen) >= settings.most_similar:
         return "equal or too near to the chosen"

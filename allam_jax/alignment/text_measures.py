@@ -3,12 +3,11 @@
 import re
 from collections.abc import Sequence
 
-from allam_jax.corpus.language_id import identify
+from allam_jax.corpus.language_id import identify, whole_language
 from allam_jax.corpus.normalise import without_marks
 from allam_jax.corpus.words import ends_sentence
 
 _LEAST_LETTERS, _SURE = 12, 0.5  # fewer letters, or a smaller probability, say nothing about the language
-_DIALECTS = {"arz": "ar"}  # labels of the identifier that are a language's dialects
 _WINDOW = 50  # words
 
 _ENGLISH_REQUESTS = """what who whom whose when where why how which is are was were do does did can could would will
@@ -57,7 +56,7 @@ def language_of(text: str) -> str | None:
     if sum(map(str.isalpha, unmarked)) < _LEAST_LETTERS:
         return None
     ((language, probability),) = identify(unmarked, count=1).items()
-    return _DIALECTS.get(language, language) if probability >= _SURE else None
+    return whole_language(language) if probability >= _SURE else None
 
 
 def differ_in_language(one: str, other: str) -> bool:

@@ -24,6 +24,7 @@ _LABELS = """
     si sk sl so sq sr su sv sw ta te tg th tk tl tr tt tyv ug uk ur uz vec vep vi vls vo wa war wuu xal xmf yi yo yue zh
 """
 LANGUAGES = frozenset(_LABELS.split())
+_VARIETIES = {"arz": "ar"}  # Egyptian Arabic has a class of its own, and is Arabic for a source
 
 
 def check_language(code: str, *, key: str) -> None:
@@ -42,6 +43,11 @@ def check_language(code: str, *, key: str) -> None:
 def _standard(code: str) -> str:
     """The code of the language, or of the macrolanguage that it belongs to, without script and territory."""
     return langcodes.Language.get(langcodes.standardize_tag(code, macro=True)).language or ""
+
+
+def whole_language(label: str) -> str:
+    """The language that a label of the identifier is a variety of, or itself."""
+    return _VARIETIES.get(label, label)
 
 
 @functools.lru_cache(maxsize=1)

@@ -15,7 +15,7 @@ from typing import Literal
 
 from allam_jax.corpus import repetition_tags, word_lists
 from allam_jax.corpus.fasttext_classifier import QualityClassifier
-from allam_jax.corpus.language_id import LANGUAGES
+from allam_jax.corpus.language_id import LANGUAGES, whole_language
 from allam_jax.corpus.pii import PATTERNS, is_phone
 from allam_jax.corpus.words import Words
 from allam_jax.errors import UserError
@@ -30,7 +30,6 @@ _CONTACT = re.compile(rf"https?://\S+|www\.\S+|{_EMAIL}|(?<!\w)[@#]\w+|{PATTERNS
 # Marks that are frequent in source code and rare in prose: square and curly brackets, operators, calls, attributes,
 # ends of statements, comments. Parentheses in prose and initials (s.a.w.) do not count: translations have many.
 _CODE_MARK = re.compile(r'[{}\[\]=_<>\\]|(?<=\w)\(|[;:]$|^[^\S\n]*+[#@]|"""|\w\w\.(?=[a-z])', re.MULTILINE)
-_VARIETIES = {"arz": "ar"}  # lid.176 has a class of its own for Egyptian Arabic, which is Arabic for a source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +89,7 @@ def _top_language_score(words: Words, _: Resources) -> float | None:
     if words.language not in LANGUAGES:
         return None
     (language, score), *_rest = words.languages.items()
-    return round(score, 4) if _VARIETIES.get(language, language) == words.language else 0.0
+    return round(score, 4) if whole_language(language) == words.language else 0.0
 
 
 def _language_score(words: Words, _: Resources) -> float | None:
@@ -98,7 +97,7 @@ def _language_score(words: Words, _: Resources) -> float | None:
     if words.language not in LANGUAGES:
         return None
     scores = words.languages.items()
-    return round(min(sum(score for name, score in scores if _VARIETIES.get(name, name) == words.language), 1.0), 4)
+    return round(min(sum(score for name, score in scores if whole_language(name) == words.language), 1.0), 4)
 
 
 def _ellipsis_lines(words: Words, _: Resources) -> float | None:

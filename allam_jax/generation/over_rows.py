@@ -28,6 +28,7 @@ from allam_jax.generation.rows import Prompt
 
 STATE_FILE = "over_rows.json"
 ANSWERS, ERRORS = "answers", "errors"
+ENDED = frozenset({"stop", "eos", "end_turn"})  # words of backends for an answer that ended by itself
 _LEAST_ROWS = 20  # before so many rows the share of errors says nothing, unless all are errors
 _LONGEST_REASON = 60
 

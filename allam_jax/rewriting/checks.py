@@ -11,22 +11,21 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-from allam_jax.corpus.language_id import LANGUAGES, identify
+from allam_jax.corpus.language_id import LANGUAGES, identify, whole_language
 from allam_jax.corpus.normalise import without_marks
 from allam_jax.corpus.repetition_tags import TAGS, grams
 from allam_jax.corpus.words import Words, ends_sentence
+from allam_jax.generation.over_rows import ENDED
 from allam_jax.rewriting import text_facts
 from allam_jax.rewriting.advertising import without_advertising
 from allam_jax.rewriting.settings import CheckSettings
 
-ENDED = frozenset({"stop", "eos", "end_turn"})  # words of backends for an answer that ended by itself
 _SHOWN = 80  # characters of evidence
 _PASSAGE = 8  # words of the shortest passage that counts as dropped
 _COUNTERPART = 0.3  # a passage whose place holds a smaller share of its words has none
 _LEAST_LETTERS = 40  # fewer say little about a language
 _COPIED_WORDS = 5
 _PARTS = re.compile(r"[-/()\[\]]+")
-_VARIETIES = {"arz": "ar"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +214,7 @@ def _language(rewrite: Rewrite, settings: CheckSettings) -> str:
 
 def _probability(text: str, language: str) -> float:
     found = identify(without_marks(text)).items()
-    return sum(score for name, score in found if _VARIETIES.get(name, name) == language)
+    return sum(score for name, score in found if whole_language(name) == language)
 
 
 def _copied(rewrite: Rewrite, settings: CheckSettings) -> str:
