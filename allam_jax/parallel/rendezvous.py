@@ -14,7 +14,7 @@ import json
 import select
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from absl import logging
@@ -135,12 +135,24 @@ def _receive_all(
             else:
                 arrived[process_id] = connection
                 problem = _difference(hello["facts"], theirs.get("facts", {}), process_id=process_id)
+        for connection in _late(server) if problem is not None else ():
+            _read(connection, deadline=time.monotonic() + 1)
+            _answer(connection, {"error": problem})
     # The port is free again here: JAX listens on it next.
     for connection in arrived.values():
         _answer(connection, {"go": True} if problem is None else {"error": problem})
     if problem is not None:
         raise UserError(f"coordinator {coordinator}: {problem}")
     return arrived
+
+
+def _late(server: socket.socket) -> Iterator[socket.socket]:
+    """Those that come while a problem is told: processes that were started together come within a second."""
+    until = time.monotonic() + 1
+    with contextlib.suppress(TimeoutError):
+        while (left := until - time.monotonic()) > 0:
+            server.settimeout(left)
+            yield server.accept()[0]
 
 
 def _told_at(port: int, *, hello: Mapping[str, Any]) -> str | None:

@@ -77,10 +77,10 @@ def _curves(arm: AdaptedSettings, *, target: Sequence[str]) -> Curves:
 
 def _bytes_seen(run: Path, *, steps: int, target: Sequence[str]) -> list[int]:
     """After each step of a run, from 0 on, the bytes of the new language that it has read."""
-    config = settings_of(files.read_json(run / "config.json", keys={"task": str, "data": dict}))
+    trained = settings_of(files.read_json(run / "config.json", keys={"task": str, "data": dict}))
     tokenizer = Tokenizer.load(run / TOKENIZER_FOLDER)
     total, seen = 0, [0]
-    with make_loader(weighted(config.data), tokenizer=tokenizer, seed=config.seed) as loader:
+    with make_loader(weighted(trained.data), tokenizer=tokenizer, seed=trained.seed) as loader:
         for counts in itertools.islice(bytes_of_steps(loader, tokenizer=tokenizer), steps):
             total += sum(counts.get(name, 0) for name in target)
             seen.append(total)

@@ -41,7 +41,8 @@ def fill(root: Path) -> None:
     words = [text.split()[:4] for text in texts["en"][:40]]
     chats = [{"instruction": " ".join(each[:2]), "output": each[2]} for each in words]
     pairs = [{"prompt": " ".join(each[:2]), "chosen": each[2], "rejected": each[3]} for each in words]
-    for name, records in (("chats", chats), ("pairs", pairs)):
+    questions = [{"question": each[0], "A": each[1], "B": each[2], "answer": "B"} for each in words]
+    for name, records in (("chats", chats), ("pairs", pairs), ("questions", questions)):
         (root / "text" / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     train_sentencepiece((text for some in texts.values() for text in some), output=root / "tokenizer", vocab_size=384)
 

@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.rewrite import INSTRUCTIONS
 from tests.tasks import tiny
 
 # Of each kind: ordinary, at the edge, absurd, and of another type.
@@ -89,6 +90,23 @@ def config_of(task: str, root: str) -> ConfigDict:
             config.conversations.update(template="llama2", epochs=1.0)
             config.data.update(seq_len=32, batch_size=4)
             config.metrics.tensorboard = False
+        case "sft_quality":
+            config.chat_quality.sources.en = base.conversations(path=f"{root}/text/chats.jsonl")
+        case "damage" | "rewrite" | "translate":
+            config[task].update(input=f"{root}/corpus/en", instruction=str(INSTRUCTIONS / "short.toml"), documents=20)
+            if task != "damage":
+                config[task].update(worker="rules", name="rewritten")
+        case "compare_corpora":
+            config.compare.damaged = f"{stages}/damaged"
+            config.compare.corpora.rules = f"{stages}/rewritten/rewritten"
+        case "harness" | "contamination":
+            suite = base.suite(path=f"{root}/text/questions.jsonl", letters=("A", "B"), items=4)
+            config[task].suites.ours = suite
+            if task == "contamination":
+                config.contamination.corpora.en = texts["en"]
+        case "suite_report":
+            config.suite_report.models.ours = f"{stages}/asked"
+            config.suite_report.update(contamination=f"{stages}/touched", bootstrap=100)
         case "preferences":
             config.preferences.update(input=f"{root}/text/chats.jsonl", template="llama2", max_new_tokens=3)
             config.preferences.update(temperatures=(1.0,), top_ps=(1.0,), keep_cut=True)

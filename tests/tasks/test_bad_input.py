@@ -127,7 +127,7 @@ CASES = {
     "unknown name": ({"param_dtype": "float99"}, "config.param_dtype = 'float99': expected one of 'float32'"),
     "unknown preset": ({"config": "{bad}/preset.py:7B"}, "model preset '7B' is unknown; choose from tiny"),
     "unknown attention": ({"compute.attention": "fast"}, "compute.attention = 'fast': expected one of 'auto'"),
-    "unknown task": ({"task": "trian"}, "no task is called 'trian'; did you mean train?"),
+    "unknown task": ({"task": "trian"}, "no task is called 'trian'; did you mean train or translate?"),
     "unknown stage": ({"config": QUICKSTART, "flag_stage": "bse"}, "--stage bse: the recipe's stages are corpus"),
     "stage of no recipe": ({"flag_stage": "base"}, "--stage base: task 'train' has no stages"),
     "workdir is a file": ({"workdir": "{bad}/file"}, "--workdir {bad}/file: is a file, not a directory"),
@@ -197,7 +197,7 @@ CASES = {
                 "ALLAM_JAX_CACHE": "{bad}/cache",
             },
         },
-        "run once with a network or a pip index that",
+        "run once with a network or an index that",
     ),
 }
 # What may be there after a failed start: what was asked for, and the empty folder of the checkpoints.
