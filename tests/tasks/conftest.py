@@ -15,6 +15,11 @@ from allam_jax.corpus.shards import write_dataset
 from allam_jax.tasks import setup
 from allam_jax.tokenizer.sentencepiece_training import train_sentencepiece
 
+# Both sides of a pair have to fit in a row of 32 tokens.
+SHORT_TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{{ eos_token }}"
+    "{% endgeneration %}{% else %}{{ m.content }}:{% endif %}{% endfor %}"
+)
 LETTERS = {"en": "abcdefghij", "ar": "ابتثجحخدذر"}
 
 
@@ -40,10 +45,11 @@ def fill(root: Path) -> None:
         )
     words = [text.split()[:4] for text in texts["en"][:40]]
     chats = [{"instruction": " ".join(each[:2]), "output": each[2]} for each in words]
-    pairs = [{"prompt": " ".join(each[:2]), "chosen": each[2], "rejected": each[3]} for each in words]
+    pairs = [{"prompt": each[0], "chosen": each[2][:2], "rejected": each[3][:1]} for each in words]
     questions = [{"question": each[0], "A": each[1], "B": each[2], "answer": "B"} for each in words]
     for name, records in (("chats", chats), ("pairs", pairs), ("questions", questions)):
         (root / "text" / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (root / "text" / "short.jinja").write_text(SHORT_TEMPLATE)
     train_sentencepiece((text for some in texts.values() for text in some), output=root / "tokenizer", vocab_size=384)
 
 

@@ -87,7 +87,8 @@ def config_of(task: str, root: str) -> ConfigDict:
         case "sft" | "dpo":
             name = "chats" if task == "sft" else "pairs"
             config.conversations.sources.en = base.conversations(path=f"{root}/text/{name}.jsonl")
-            config.conversations.update(template="llama2", epochs=1.0)
+            template = "llama2" if task == "sft" else f"{root}/text/short.jinja"
+            config.conversations.update(template=template, epochs=1.0)
             config.data.update(seq_len=32, batch_size=4)
             config.metrics.tensorboard = False
         case "sft_quality":
