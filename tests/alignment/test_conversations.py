@@ -37,6 +37,7 @@ SYSTEM = {"role": "system", "content": "be brief"}
         ({"instruction": "hi", "input": "x", "output": "yes"}, [{"role": "user", "content": "hi\n\nx"}, ANSWER]),
         ({"prompt": "hi", "completion": "yes", "system": "be brief"}, [SYSTEM, QUESTION, ANSWER]),
         ({"prompt": [QUESTION], "completion": [ANSWER]}, [QUESTION, ANSWER]),
+        ({"instruction": "hi", "output": "yes", "history": float("nan")}, [QUESTION, ANSWER]),
         ({"instruction": "hi", "output": "yes", "history": [["hi", "yes"]]}, [QUESTION, ANSWER, QUESTION, ANSWER]),
         (
             {"messages": [{"role": "user", "content": [{"type": "text", "text": "h"}, {"text": "i"}]}, ANSWER]},
@@ -71,6 +72,14 @@ def test_shapes(record, expected):
         ({"messages": [QUESTION, {"role": "assistant", "content": 3}]}, "content that is no text"),
         ({"messages": [QUESTION, {"role": "assistant", "content": "\ud800"}]}, "content with invalid Unicode"),
         ({"instruction": "hi", "output": "yes", "history": ["hi"]}, "'history' is no list of questions"),
+        ({"instruction": "hi", "output": "yes", "history": 5}, "'history' is no list of questions"),
+        ({"instruction": "hi", "output": "yes", "history": True}, "'history' is no list of questions"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image", "text": None}, {"text": "hi"}]}, ANSWER]},
+            "parts that are no text",
+        ),
+        ({"messages": [QUESTION, {"role": "assistant", "content": None, "tool_calls": [{}]}]}, "tool calls without"),
+        ({"messages": [QUESTION, {"role": "assistant", "content": "", "tool_calls": [{}]}]}, "tool calls without"),
     ],
 )
 def test_rows_that_cannot_be_used_say_why(record, reason):
@@ -90,6 +99,11 @@ NO = {"role": "assistant", "content": "no"}
         ({"prompt": [QUESTION], "chosen": [ANSWER], "rejected": [NO]}, 1),
         ({"question": "hi", "system": "be brief", "chosen": "yes", "rejected": "no"}, 2),
         ({"prompt": "hi", "chosen": ANSWER, "rejected": NO}, 1),
+        ({"system": "be brief", "conversations": [QUESTION], "chosen": ANSWER, "rejected": NO}, 2),
+        ({"system": "be brief", "prompt": [QUESTION], "chosen": [ANSWER], "rejected": [NO]}, 2),
+        ({"system": "be brief", "chosen": [QUESTION, ANSWER], "rejected": [QUESTION, NO]}, 2),
+        ({"system": "be brief", "chosen": [SYSTEM, QUESTION, ANSWER], "rejected": [SYSTEM, QUESTION, NO]}, 2),
+        ({"prompt": [SYSTEM, QUESTION], "chosen": [QUESTION, ANSWER], "rejected": [QUESTION, NO]}, 2),
         ({"chosen": [QUESTION, ANSWER, QUESTION, ANSWER], "rejected": [QUESTION, ANSWER, QUESTION, NO]}, 3),
     ],
 )
