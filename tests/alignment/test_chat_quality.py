@@ -70,7 +70,7 @@ def test_faults_of_one_conversation(texts, faults):
         ("Cairo is the capital.", "Luxor was a capital.", set()),
         ("Cairo is the capital of Egypt.", "Cairo is the capital of EGYPT!", {"sides alike"}),
         ("Cairo is the capital of Egypt.", "عاصمة مصر هي مدينة القاهرة", {"wrong language"}),
-        ("Cairo.", "Cairo.", {"not a conversation"}),
+        ("Cairo.", "Cairo.", {"sides alike"}),
         ("Cairo.", "", {"empty"}),
     ],
 )

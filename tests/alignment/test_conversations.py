@@ -1,5 +1,6 @@
 """Records of public datasets as conversations and pairs: shapes, names of roles, and rows that cannot be used."""
 
+import datetime
 import json
 
 import datasets
@@ -158,3 +159,30 @@ def test_what_holds_no_conversations_is_refused(tmp_path):
     for name, message in (("b.json", "expected a list of records"), ("c.parquet", "no column of a conversation")):
         with pytest.raises(UserError, match=message):
             list(chat_records(chat_files(str(tmp_path / name))[0]))
+
+
+def test_a_folder_gives_the_records_of_all_its_kinds(tmp_path):
+    record = {"messages": [QUESTION, ANSWER]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(record))
+    (tmp_path / "b.json").write_text(json.dumps([record, record]))
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    assert [file.name for file in chat_files(str(tmp_path))] == ["a.jsonl", "b.json"]
+    assert sum(1 for file in chat_files(str(tmp_path)) for _ in chat_records(file)) == 3
+
+
+def test_times_and_bytes_of_a_saved_dataset_are_plain_values(tmp_path):
+    time = datetime.datetime(2024, 1, 2, 3, 4, 5)
+    messages = [QUESTION | {"at": time}, ANSWER | {"at": time}]
+    datasets.Dataset.from_list([{"messages": messages, "raw": b"x"}]).save_to_disk(tmp_path / "saved")
+    (record,) = (one for file in chat_files(str(tmp_path / "saved")) for one in chat_records(file))
+    assert json.loads(json.dumps(record))["messages"][0]["at"] == "2024-01-02T03:04:05"
+    state = tmp_path / "saved" / "state.json"
+    state.write_text(json.dumps({"_data_files": ["data.arrow"]}))
+    with pytest.raises(UserError, match="no list of objects"):
+        chat_files(str(tmp_path / "saved"))
+
+
+def test_every_column_of_parquet_is_read_where_asked(tmp_path):
+    datasets.Dataset.from_list([{"id": 7, "messages": [QUESTION, ANSWER]}]).to_parquet(tmp_path / "a.parquet")
+    (record,) = chat_records(tmp_path / "a.parquet", every_column=True)
+    assert record["id"] == 7
