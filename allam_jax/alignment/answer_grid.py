@@ -19,6 +19,8 @@ from allam_jax.generation.over_rows import ENDED, Backend, RowAnswer
 from allam_jax.generation.requests import Sampling
 from allam_jax.generation.rows import Prompt
 
+# Signs that change what is said, unlike the marks of sentences and of emphasis.
+_WORD = re.compile(r"\w+|[-+/%&<>=~^|]|(?<!\*)\*(?!\*)|[\u2190-\u22ff\u2600-\u27bf\U0001f000-\U0001faff]")
 _AHEAD = 64  # prompts that every point of the grid answers before the next ones come
 
 
@@ -120,7 +122,10 @@ def _unfit(text: str, finish_reason: str, *, chosen: str, others: Sequence[str],
 
 
 def similarity(one: str, other: str) -> float:
-    """Shared pairs of neighbouring words over all of them (Jaccard), 0 to 1; 1 for texts with the same words."""
+    """Shared pairs of neighbouring words over all of them (Jaccard), 0 to 1; 1 for texts with the same words.
+
+    Operators and emoji are words too.
+    """
     first, second = (_words(text) for text in (one, other))
     if first == second:
         return 1.0
@@ -129,4 +134,4 @@ def similarity(one: str, other: str) -> float:
 
 def _words(text: str) -> list[str]:
     folded = "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
-    return re.findall(r"\w+", folded)
+    return _WORD.findall(folded)

@@ -27,7 +27,12 @@ NOT_READ, EMPTY, SWAPPED, LANGUAGE, CUT, REPETITION = CHAT_FAULTS[:6]
 SCAFFOLD, DUPLICATE, NEAR, EVALUATION, SIDES_ALIKE, TRANSLATED = CHAT_FAULTS[6:]
 
 # Reasons of `conversations.py` that are one of these faults.
-_OF_REASON = {"empty content": EMPTY, "begins with a reply": SWAPPED, "ends without a reply": SWAPPED}
+_OF_REASON = {
+    "empty content": EMPTY,
+    "begins with a reply": SWAPPED,
+    "ends without a reply": SWAPPED,
+    "chosen and rejected are equal": SIDES_ALIKE,
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow
+from absl import logging
 
 from allam_jax.alignment.conversations import FIELDS
 from allam_jax.corpus.found_files import find_files, kind_of
-from allam_jax.corpus.parquet_records import column_names, parquet_records
+from allam_jax.corpus.parquet_records import column_names, parquet_records, plain_values
 from allam_jax.corpus.record_formats import Record, json_records
 from allam_jax.errors import UserError
-from allam_jax.files import read_json
+from allam_jax.files import read_json, shown
 
 _LARGEST_ROW = 1 << 26  # bytes
 _SAVED = "state.json"  # of one split, saved by `datasets.Dataset.save_to_disk`; names its Arrow files
+_JSON = ".json"
 _SPLITS = "dataset_dict.json"  # of several
 
 
@@ -36,19 +38,37 @@ def chat_files(path: str) -> list[Path]:
         place = place / "train"
     if (place / _SAVED).is_file():
         listed = read_json(place / _SAVED, keys={"_data_files": list})["_data_files"]
-        return [place / str(entry["filename"]) for entry in listed]
-    if place.suffix == ".json" and place.is_file():
-        return [place]
-    files = find_files(path).files
+        if not all(isinstance(entry, dict) and isinstance(entry.get("filename"), str) for entry in listed):
+            raise UserError(
+                f"{place / _SAVED}: _data_files is no list of objects with 'filename'; save the dataset again"
+            )
+        return [place / entry["filename"] for entry in listed]
+    files, skipped = find_files(path, also=(_JSON,))
+    if place.is_dir():  # in which other JSON files describe the data
+        others = [file for file in files if file.suffix.lower() == _JSON and not _begins_list(file)]
+        files = [file for file in files if file not in others]
+        skipped = skipped | ({"JSON without a list of records": others} if others else {})
+        if not files:
+            raise UserError(f"{place}: no conversations in this folder ({shown(others[0])} is no list of records)")
+    for reason, paths in skipped.items():
+        logging.warning("%s: %d files are not read: %s (%s)", place, len(paths), reason, shown(paths[0]))
     for file in files:
-        if kind_of(file) not in ("jsonl", "parquet"):
+        if file.suffix.lower() != _JSON and kind_of(file) not in ("jsonl", "parquet"):
             raise UserError(f"{file}: conversations are read from JSON Lines, JSON, Parquet and saved datasets")
     return files
 
 
-def chat_records(file: Path) -> Iterator[Record]:
-    """The records of a file, each a dict, or the reason why it cannot be read."""
-    if file.suffix == ".json":
+def _begins_list(file: Path) -> bool:
+    with open(file, encoding="utf-8-sig", errors="replace") as opened:
+        return opened.read(1 << 12).lstrip().startswith("[")
+
+
+def chat_records(file: Path, *, every_column: bool = False) -> Iterator[Record]:
+    """The records of a file, each a dict, or the reason why it cannot be read.
+
+    Of Parquet the columns of conversations, or `every_column`, whatever it is called.
+    """
+    if file.suffix.lower() == _JSON:
         return _json_list(file)
     if file.suffix == ".arrow":
         return _arrow_records(file)
@@ -56,6 +76,8 @@ def chat_records(file: Path) -> Iterator[Record]:
         return json_records(file, limit=_LARGEST_ROW)
     names = column_names(file)
     known = [name for name in FIELDS if name in names]
+    if every_column:
+        known = list(dict.fromkeys([*known, *names]))
     if not known:
         raise UserError(f"{file}: has no column of a conversation, such as messages; it has {', '.join(names)[:200]}")
     return parquet_records(file, text_field=known[0], optional=known[1:], limit=_LARGEST_ROW)
@@ -76,7 +98,9 @@ def _arrow_records(file: Path) -> Iterator[Record]:
     try:
         with pyarrow.memory_map(str(file)) as source:
             for batch in pyarrow.ipc.open_stream(source):
-                yield from batch.to_pylist()
+                names = batch.schema.names
+                values = [plain_values(column, limit=_LARGEST_ROW) for column in batch.columns]
+                yield from (dict(zip(names, row, strict=True)) for row in zip(*values, strict=True))
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(
             f"{file}: damaged or not Arrow ({' '.join(str(error).split())[:200]}); fetch it again"

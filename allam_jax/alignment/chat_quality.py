@@ -143,7 +143,7 @@ def _mark_evaluation(rows: Sequence[Row], texts: Sequence[str], index: NgramInde
 
 def _texts_in(value: Any) -> Iterable[str]:
     if isinstance(value, str):
-        yield value
+        yield value.encode(errors="replace").decode()
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from _texts_in(item)

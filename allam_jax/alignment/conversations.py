@@ -91,8 +91,7 @@ def _messages_of(record: Mapping[str, Any]) -> list[Any]:
     if name:
         if not isinstance(listed, list):
             raise BadRow(f"{name!r} is no list of messages")
-        system = record.get("system")
-        return [*([_message(SYSTEM, system)] if system and isinstance(system, str) else []), *listed]
+        return [*_system_of(record), *listed]
     question, answer = _first(record, _QUESTION), _first(record, _ANSWER)
     if not question[0] or not answer[0]:
         raise BadRow("no conversation: it has neither messages, nor conversations, nor a question with an answer")
@@ -103,9 +102,14 @@ def _messages_of(record: Mapping[str, Any]) -> list[Any]:
 def _prompt_messages(record: Mapping[str, Any], question: Any) -> list[Any]:
     """The messages before an answer: a system text, earlier turns, and the question with Alpaca's `input` below."""
     if isinstance(question, list):
-        return list(question)
-    found = [_message(SYSTEM, record["system"])] if record.get("system") else []
-    for turn in record.get("history") or ():
+        return [*_system_of(record), *question]
+    found = _system_of(record)
+    history = record.get("history")
+    if not _is_given(history):
+        history = []
+    if not isinstance(history, list):
+        raise BadRow("'history' is no list of questions with answers")
+    for turn in history:
         if not isinstance(turn, list) or len(turn) != 2:
             raise BadRow("'history' is no list of questions with answers")
         found += [_message(USER, turn[0]), _message(ASSISTANT, turn[1])]
@@ -117,15 +121,34 @@ def _prompt_messages(record: Mapping[str, Any], question: Any) -> list[Any]:
 def _side(record: Mapping[str, Any], side: str) -> Messages:
     value = record[side]
     question = _first(record, (*_QUESTION, *_CONVERSATION))[1]
-    prompt = [] if question is None else _prompt_messages(record, question)
+    prompt = _system_of(record) if question is None else _prompt_messages(record, question)
     if isinstance(value, Mapping):
         value = [value]
     if isinstance(value, list):
-        begins = bool(value) and isinstance(value[0], Mapping) and _role(value[0]) in (SYSTEM, USER)
-        return _checked(value if begins else [*prompt, *value])
-    if not prompt:
+        if not _begins_as(value, SYSTEM, USER):
+            return _checked([*prompt, *value])
+        system = prompt[:1] if _begins_as(prompt, SYSTEM) else []
+        if system and _begins_as(value, SYSTEM) and _standard(system[0]) == _standard(value[0]):
+            system = []
+        return _checked([*system, *value])
+    if question is None:
         raise BadRow(f"{side!r} is a text, and there is no prompt")
     return _checked([*prompt, _message(ASSISTANT, value)])
+
+
+def _begins_as(messages: Sequence[Any], *roles: str) -> bool:
+    return bool(messages) and isinstance(messages[0], Mapping) and _role(messages[0]) in roles
+
+
+def _is_given(value: Any) -> bool:
+    """Whether a field has a value: neither nothing, nor NaN, by which tables say so, nor an empty text."""
+    return value is not None and value == value and not (isinstance(value, str) and not value.strip())
+
+
+def _system_of(record: Mapping[str, Any]) -> list[Any]:
+    """The message of a record's own system text, if it has one."""
+    system = record.get("system")
+    return [_message(SYSTEM, system)] if _is_given(system) else []
 
 
 def _first(record: Mapping[str, Any], names: Iterable[str]) -> tuple[str, Any]:
@@ -176,15 +199,17 @@ def _standard(message: Any) -> Mapping[str, Any]:
     rest = {str(key): value for key, value in message.items() if key not in (name, content_name) and value is not None}
     calls = standard == ASSISTANT and bool(rest.get("tool_calls"))
     text = "" if content is None and calls else _text(content)
-    if not text.strip() and not calls:
-        raise BadRow("empty content")
+    if not text.strip():  # most templates write no calls: what would be learned is the end of a turn alone
+        raise BadRow("a reply of tool calls without text" if calls else "empty content")
     return _message(standard, text) | rest
 
 
 def _text(content: Any) -> str:
     """A text, also from parts as OpenAI's API has them."""
-    if isinstance(content, list) and all(isinstance(part, Mapping) and "text" in part for part in content):
-        content = "".join(str(part["text"]) for part in content)
+    if isinstance(content, list):
+        if not all(_is_text(part) for part in content):
+            raise BadRow("content with parts that are no text")
+        content = "".join(part["text"] for part in content)
     if content is None:
         raise BadRow("empty content")
     if isinstance(content, Unreadable):
@@ -196,3 +221,8 @@ def _text(content: Any) -> str:
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell as an escape
         raise BadRow("content with invalid Unicode") from None
     return content
+
+
+def _is_text(part: Any) -> bool:
+    """Whether a part of a content is a text; tables give an image a text of nothing."""
+    return isinstance(part, Mapping) and isinstance(part.get("text"), str) and "text" in str(part.get("type") or "text")

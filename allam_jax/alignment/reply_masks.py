@@ -91,6 +91,8 @@ class Masker:
         sides, left_out = _sorted_out([one for side in found if not isinstance(side, BadRow) for one in side])
         if not left_out and sum(len(side) - 1 for side in sides) >= self._most:
             left_out = [f"{TOO_LONG}, in which both sides must fit"]
+        if not left_out and np.array_equal(sides[0].ids, sides[1].ids):  # by white space that the template strips
+            return BadRow("chosen and rejected have the same tokens")
         # Pairs that answer one prompt are held out together.
         return Made(pair.chosen[: pair.shared], [] if left_out else sides, left_out[:1])
 

@@ -1,5 +1,6 @@
 """Numbers and properties of texts of conversations and answers."""
 
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -8,6 +9,7 @@ from allam_jax.corpus.normalise import without_marks
 from allam_jax.corpus.words import ends_sentence
 
 _LEAST_LETTERS, _SURE = 12, 0.5  # fewer letters, or a smaller probability, say nothing about the language
+_SHORT, _SURE_IF_SHORT = 60, 0.75  # letters; a name makes a short English sentence Finnish with 0.6
 _WINDOW = 50  # words
 
 _ENGLISH_REQUESTS = """what who whom whose when where why how which is are was were do does did can could would will
@@ -15,7 +17,6 @@ should please write explain translate list summarize summarise compare describe 
 _ARABIC_REQUESTS = """ما ماذا متى أين كيف لماذا هل كم أي اذكر اكتب اشرح ترجم لخص قارن صف عدد حلل أعط أعطني أجب حدد عرف
 وضح"""
 _REQUESTS = frozenset(f"{_ENGLISH_REQUESTS} {_ARABIC_REQUESTS}".split())
-_ENDS_QUESTION = re.compile(r"[?؟]\W*$")
 _OTHER_LANGUAGE = re.compile(
     r"\btranslat|\bin (?:english|arabic|french|spanish|german)\b|ترجم|بال(?:عربية|إنجليزية|انجليزية|فرنسية)|(?:إلى|الى|"
     r"باللغة) ?ال(?:لغة ال)?(?:عربية|إنجليزية|انجليزية|فرنسية)|english|arabic",
@@ -23,11 +24,11 @@ _OTHER_LANGUAGE = re.compile(
 )
 # Parts of prompts and answers about the answer, which rewriting and translating models leave in their texts.
 _SCAFFOLD = re.compile(
-    r"<\|\w+\|>|\[/?INST\]|<</?SYS>>|^\s*#{2,} ?(?:instruction|response|input|human|assistant)\b|"
-    r"^\s*(?:human|assistant|user|system|instruction|response|rewritten text|original text|analysis|translation|"
+    r"<\|\w+\|>|\[/?INST\]|<</?SYS>>|^[^\S\n]*#{2,} ?(?:instruction|response|input|human|assistant)\b|"
+    r"^[^\S\n]*(?:human|assistant|user|system|instruction|response|rewritten text|original text|analysis|translation|"
     r"arabic text|english text) ?:|\bas an ai (?:language )?model\b|"
-    r"^\s*(?:sure|certainly|of course)[,!]? here(?: is|'s)|"
-    r"^\s*(?:النص (?:المعاد كتابته|الأصلي|المترجم)|التحليل|الترجمة|المستخدم|المساعد|التعليمات) ?:|"
+    r"^[^\S\n]*(?:sure|certainly|of course)[,!]? here(?: is|'s)|"
+    r"^[^\S\n]*(?:النص (?:المعاد كتابته|الأصلي|المترجم)|التحليل|الترجمة|المستخدم|المساعد|التعليمات) ?:|"
     r"(?:بصفتي|كوني|باعتباري) نموذج|كنموذج (?:لغوي|لغة)|نموذج لغوي كبير",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -53,10 +54,11 @@ def lexical_diversity(words: Sequence[str]) -> float | None:
 def language_of(text: str) -> str | None:
     """The ISO 639-1 code of a text's language; None where the text is too short or the identifier is not sure."""
     unmarked = without_marks(text)
-    if sum(map(str.isalpha, unmarked)) < _LEAST_LETTERS:
+    letters = sum(map(str.isalpha, unmarked))
+    if letters < _LEAST_LETTERS:
         return None
     ((language, probability),) = identify(unmarked, count=1).items()
-    return whole_language(language) if probability >= _SURE else None
+    return whole_language(language) if probability >= (_SURE_IF_SHORT if letters < _SHORT else _SURE) else None
 
 
 def differ_in_language(one: str, other: str) -> bool:
@@ -73,7 +75,8 @@ def asks_for_another_language(text: str) -> bool:
 def is_request(text: str) -> bool:
     """Whether a text looks like a question or an instruction."""
     first = re.match(r"\W*(\w+)", without_marks(text))
-    return _ENDS_QUESTION.search(text) is not None or (first is not None and first[1].lower() in _REQUESTS)
+    end = itertools.takewhile(lambda character: not (character.isalnum() or character == "_"), reversed(text))
+    return any(character in "?؟" for character in end) or (first is not None and first[1].lower() in _REQUESTS)
 
 
 def scaffold_in(text: str) -> str:

@@ -46,19 +46,20 @@ def kind_of(file: Path) -> str | None:
     return KINDS.get("".join(suffixes)) or KINDS.get("".join(suffixes[-1:]))
 
 
-def find_files(given: str) -> Found:
+def find_files(given: str, *, also: Sequence[str] = ()) -> Found:
     """The files of a path: a file, a directory, or a glob pattern (`**` allowed).
 
-    UserError if there is nothing to read (the message names the nearest path).
+    `also` are suffixes of more files that are read. UserError if there is nothing to read (the message names the
+    nearest path).
     """
     path = Path(given)
     if path.is_dir():
-        what, found = "no files to read in this directory", _sorted_out(_below(path))
+        what, found = "no files to read in this directory", _sorted_out(_below(path), also=also)
     elif path.exists() or path.is_symlink():
-        what, found = "cannot read it", _sorted_out([(path, "")], hidden=True)
+        what, found = "cannot read it", _sorted_out([(path, "")], hidden=True, also=also)
     elif glob.has_magic(given):
         asked_for_hidden = any(part.startswith(".") and glob.has_magic(part) for part in path.parts)
-        what, found = "no file matches this pattern", _sorted_out(_matched(path), asked_for_hidden)
+        what, found = "no file matches this pattern", _sorted_out(_matched(path), asked_for_hidden, also)
     else:
         raise UserError(f"{path}: no such file or directory{_near(path)}")
     if not found.files:
@@ -79,19 +80,19 @@ def part_of(files: Sequence[Path], *, part: int, parts: int) -> list[Path]:
     return [file for file, middle in zip(files, middles, strict=True) if int(middle * parts / sum(sizes)) == part]
 
 
-def _sorted_out(candidates: Iterable[tuple[Path, str]], hidden: bool = False) -> Found:
+def _sorted_out(candidates: Iterable[tuple[Path, str]], hidden: bool = False, also: Sequence[str] = ()) -> Found:
     """Divides what was found, each with a reason not to read it or ""; `hidden` files can have been asked for."""
     files: list[Path] = []
     skipped: dict[str, list[Path]] = {}
     for path, known in sorted(candidates):
-        if reason := known or _why_not(path, hidden=hidden):
+        if reason := known or _why_not(path, hidden=hidden, also=also):
             skipped.setdefault(reason, []).append(path)
         else:
             files.append(path)
     return Found(files, skipped)
 
 
-def _why_not(path: Path, *, hidden: bool) -> str:
+def _why_not(path: Path, *, hidden: bool, also: Sequence[str]) -> str:
     if path.name.startswith(".") and not hidden:
         return HIDDEN
     try:
@@ -102,7 +103,7 @@ def _why_not(path: Path, *, hidden: bool) -> str:
         return (error.strerror or "unreadable").lower()
     if not stat.S_ISREG(mode):
         return "no regular file"
-    if kind_of(path) is None:
+    if kind_of(path) is None and path.suffix.lower() not in also:
         suffixes = path.suffixes[-2:] if path.suffix.lower() in COMPRESSIONS else path.suffixes[-1:]
         return f"of another kind ({shown(Path(''.join(suffixes))) if suffixes else 'no suffix'})"
     return ""

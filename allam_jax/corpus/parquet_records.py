@@ -34,7 +34,7 @@ def parquet_records(file: Path, *, text_field: str, optional: Sequence[str], lim
         for group in range(parquet.num_row_groups):
             rows = _rows_of_batch(parquet.metadata.row_group(group), columns)
             for batch in parquet.iter_batches(batch_size=rows, row_groups=[group], columns=columns):
-                values = [_values(batch.column(name), limit=limit) for name in columns]
+                values = [plain_values(batch.column(name), limit=limit) for name in columns]
                 for row in zip(*values, strict=True):
                     yield str(row[0]) if isinstance(row[0], Unreadable) else dict(zip(columns, row, strict=True))
 
@@ -78,7 +78,7 @@ def _rows_of_batch(group: Any, columns: Sequence[str]) -> int:
     return int(min(max(_BATCH_BYTES / largest, 1), _ROWS))
 
 
-def _values(column: Any, *, limit: int) -> list[Any]:
+def plain_values(column: Any, *, limit: int) -> list[Any]:
     """The values of a column as what JSON can hold, or `Unreadable`."""
     column = _in_python_s_range(column)
     too_long: list[bool] = []

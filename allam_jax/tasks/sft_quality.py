@@ -4,12 +4,15 @@ The workdir holds clean/NAME.jsonl of each source (its rows as they are), droppe
 with its faults), report.json, report.md and measures.png.
 """
 
+import collections
 import contextlib
 import itertools
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from absl import logging
 
 from allam_jax.alignment.chat_faults import shown
 from allam_jax.alignment.chat_files import chat_files, chat_records
@@ -29,7 +32,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     require(options.sources, key="chat_quality.sources", hint="name at least one source")
     for name, source in options.sources.items():
         require(source.path, key=f"chat_quality.sources.{name}.path", hint="give a file, a folder or a dataset")
-    index = evaluation_index(_records(options.evaluations), n=options.ngram) if options.evaluations else None
+    index = evaluation_index(_evaluations(options.evaluations), n=options.ngram) if options.evaluations else None
     sources = {name: _records(source.path) for name, source in options.sources.items()}
     rows = examined_rows(sources, settings=options, index=index)
 
@@ -42,7 +45,19 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
 
 
 def _records(path: str) -> Iterator[Record]:
-    return itertools.chain.from_iterable(map(chat_records, chat_files(path)))
+    return itertools.chain.from_iterable(chat_records(file, every_column=True) for file in chat_files(path))
+
+
+def _evaluations(path: str) -> Iterator[dict[str, Any]]:
+    """The rows of evaluations; those that cannot be read are counted."""
+    bad = collections.Counter[str]()
+    for record in _records(path):
+        if isinstance(record, str):
+            bad[record] += 1
+        else:
+            yield record
+    for reason, count in bad.most_common():
+        logging.warning("chat_quality.evaluations: %d rows cannot be read: %s", count, reason)
 
 
 def _write_rows(rows: Sequence[Row], options: ChatQualitySettings, workdir: Path) -> None:
@@ -51,11 +66,11 @@ def _write_rows(rows: Sequence[Row], options: ChatQualitySettings, workdir: Path
         clean = stack.enter_context(atomic_path(workdir / "clean"))
         clean.mkdir()
         dropped = stack.enter_context(atomic_path(workdir / "dropped.jsonl"))
-        log = stack.enter_context(open(dropped, "w", encoding="utf-8"))
+        log = stack.enter_context(_open_lines(dropped))
         judged = iter(rows)
         for name, source in options.sources.items():
             path = child(clean, name, what="config.chat_quality.sources").with_suffix(".jsonl")
-            with open(path, "w", encoding="utf-8") as kept:
+            with _open_lines(path) as kept:
                 for record in _records(source.path):
                     row = next(judged)
                     if faults := row.dropped_for(options):
@@ -63,6 +78,11 @@ def _write_rows(rows: Sequence[Row], options: ChatQualitySettings, workdir: Path
                         log.write(json_text(entry | {"record": record}) + "\n")
                     else:
                         kept.write(json_text(record) + "\n")
+
+
+def _open_lines(path: Path) -> TextIO:
+    """A new file of JSON Lines; half of a surrogate pair is written as the escape that JSON spells it with."""
+    return open(path, "w", encoding="utf-8", errors="backslashreplace")
 
 
 def _write_report(

@@ -1,12 +1,14 @@
 """Faults of conversations: planted ones are found, and what shows them."""
 
+import time
+
 import pytest
 from planted_faults import KINDS, planted
 
 from allam_jax.alignment.chat_faults import examine
 from allam_jax.alignment.chat_quality import evaluation_index, examined_rows, summary
 from allam_jax.alignment.settings import CHAT_FAULTS, ChatQualitySettings
-from allam_jax.alignment.text_measures import language_of, lexical_diversity
+from allam_jax.alignment.text_measures import is_request, language_of, lexical_diversity, scaffold_in
 
 
 def test_planted_faults_are_found_with_recall_and_precision():
@@ -70,7 +72,10 @@ def test_faults_of_one_conversation(texts, faults):
         ("Cairo is the capital.", "Luxor was a capital.", set()),
         ("Cairo is the capital of Egypt.", "Cairo is the capital of EGYPT!", {"sides alike"}),
         ("Cairo is the capital of Egypt.", "عاصمة مصر هي مدينة القاهرة", {"wrong language"}),
-        ("Cairo.", "Cairo.", {"not a conversation"}),
+        ("Cairo.", "Cairo.", {"sides alike"}),
+        ("The capital of Yemen is Sanaa.", "The capital of Yemen is Khartoum.", set()),
+        ("x = a + b", "x = a - b", set()),
+        ("if (a > b)", "if (a < b)", set()),
         ("Cairo.", "", {"empty"}),
     ],
 )
@@ -104,3 +109,12 @@ def test_languages_and_diversity():
     assert lexical_diversity(words) == pytest.approx(0.5)
     assert lexical_diversity(words[:49]) is None
     assert len(CHAT_FAULTS) == len(set(CHAT_FAULTS))
+
+
+def test_long_runs_of_one_character_take_linear_time():
+    start = time.process_time()
+    assert not scaffold_in("\n" * 50_000 + "x")
+    assert scaffold_in("\n" * 50_000 + "  Human: x") == "Human:"
+    assert not is_request("?" * 50_000 + "x")
+    assert is_request("x" + "?" * 50_000)
+    assert time.process_time() - start < 5

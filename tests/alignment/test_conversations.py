@@ -1,5 +1,6 @@
 """Records of public datasets as conversations and pairs: shapes, names of roles, and rows that cannot be used."""
 
+import datetime
 import json
 
 import datasets
@@ -37,6 +38,7 @@ SYSTEM = {"role": "system", "content": "be brief"}
         ({"instruction": "hi", "input": "x", "output": "yes"}, [{"role": "user", "content": "hi\n\nx"}, ANSWER]),
         ({"prompt": "hi", "completion": "yes", "system": "be brief"}, [SYSTEM, QUESTION, ANSWER]),
         ({"prompt": [QUESTION], "completion": [ANSWER]}, [QUESTION, ANSWER]),
+        ({"instruction": "hi", "output": "yes", "history": float("nan")}, [QUESTION, ANSWER]),
         ({"instruction": "hi", "output": "yes", "history": [["hi", "yes"]]}, [QUESTION, ANSWER, QUESTION, ANSWER]),
         (
             {"messages": [{"role": "user", "content": [{"type": "text", "text": "h"}, {"text": "i"}]}, ANSWER]},
@@ -71,6 +73,14 @@ def test_shapes(record, expected):
         ({"messages": [QUESTION, {"role": "assistant", "content": 3}]}, "content that is no text"),
         ({"messages": [QUESTION, {"role": "assistant", "content": "\ud800"}]}, "content with invalid Unicode"),
         ({"instruction": "hi", "output": "yes", "history": ["hi"]}, "'history' is no list of questions"),
+        ({"instruction": "hi", "output": "yes", "history": 5}, "'history' is no list of questions"),
+        ({"instruction": "hi", "output": "yes", "history": True}, "'history' is no list of questions"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image", "text": None}, {"text": "hi"}]}, ANSWER]},
+            "parts that are no text",
+        ),
+        ({"messages": [QUESTION, {"role": "assistant", "content": None, "tool_calls": [{}]}]}, "tool calls without"),
+        ({"messages": [QUESTION, {"role": "assistant", "content": "", "tool_calls": [{}]}]}, "tool calls without"),
     ],
 )
 def test_rows_that_cannot_be_used_say_why(record, reason):
@@ -90,6 +100,11 @@ NO = {"role": "assistant", "content": "no"}
         ({"prompt": [QUESTION], "chosen": [ANSWER], "rejected": [NO]}, 1),
         ({"question": "hi", "system": "be brief", "chosen": "yes", "rejected": "no"}, 2),
         ({"prompt": "hi", "chosen": ANSWER, "rejected": NO}, 1),
+        ({"system": "be brief", "conversations": [QUESTION], "chosen": ANSWER, "rejected": NO}, 2),
+        ({"system": "be brief", "prompt": [QUESTION], "chosen": [ANSWER], "rejected": [NO]}, 2),
+        ({"system": "be brief", "chosen": [QUESTION, ANSWER], "rejected": [QUESTION, NO]}, 2),
+        ({"system": "be brief", "chosen": [SYSTEM, QUESTION, ANSWER], "rejected": [SYSTEM, QUESTION, NO]}, 2),
+        ({"prompt": [SYSTEM, QUESTION], "chosen": [QUESTION, ANSWER], "rejected": [QUESTION, NO]}, 2),
         ({"chosen": [QUESTION, ANSWER, QUESTION, ANSWER], "rejected": [QUESTION, ANSWER, QUESTION, NO]}, 3),
     ],
 )
@@ -144,3 +159,30 @@ def test_what_holds_no_conversations_is_refused(tmp_path):
     for name, message in (("b.json", "expected a list of records"), ("c.parquet", "no column of a conversation")):
         with pytest.raises(UserError, match=message):
             list(chat_records(chat_files(str(tmp_path / name))[0]))
+
+
+def test_a_folder_gives_the_records_of_all_its_kinds(tmp_path):
+    record = {"messages": [QUESTION, ANSWER]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(record))
+    (tmp_path / "b.json").write_text(json.dumps([record, record]))
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    assert [file.name for file in chat_files(str(tmp_path))] == ["a.jsonl", "b.json"]
+    assert sum(1 for file in chat_files(str(tmp_path)) for _ in chat_records(file)) == 3
+
+
+def test_times_and_bytes_of_a_saved_dataset_are_plain_values(tmp_path):
+    time = datetime.datetime(2024, 1, 2, 3, 4, 5)
+    messages = [QUESTION | {"at": time}, ANSWER | {"at": time}]
+    datasets.Dataset.from_list([{"messages": messages, "raw": b"x"}]).save_to_disk(tmp_path / "saved")
+    (record,) = (one for file in chat_files(str(tmp_path / "saved")) for one in chat_records(file))
+    assert json.loads(json.dumps(record))["messages"][0]["at"] == "2024-01-02T03:04:05"
+    state = tmp_path / "saved" / "state.json"
+    state.write_text(json.dumps({"_data_files": ["data.arrow"]}))
+    with pytest.raises(UserError, match="no list of objects"):
+        chat_files(str(tmp_path / "saved"))
+
+
+def test_every_column_of_parquet_is_read_where_asked(tmp_path):
+    datasets.Dataset.from_list([{"id": 7, "messages": [QUESTION, ANSWER]}]).to_parquet(tmp_path / "a.parquet")
+    (record,) = chat_records(tmp_path / "a.parquet", every_column=True)
+    assert record["id"] == 7

@@ -250,6 +250,17 @@ def test_of_a_pair_the_answers_are_learned_and_their_shared_beginning_is_not():
         assert [learned_text(side, tokenizer) for side in (chosen, rejected)] == ["مسقط.<|im_end|>", "Cairo.<|im_end|>"]
 
 
+def test_sides_that_a_template_writes_alike_are_no_pair():
+    record = {"prompt": "hi", "chosen": "Cairo", "rejected": "Cairo "}
+    (found,) = Masker(
+        ready("llama3", sentencepiece_tokenizer(), marked=True),
+        tokenizer=sentencepiece_tokenizer(),
+        seq_len=512,
+        too_long="skip",
+    ).pairs([pair_of(record)])
+    assert str(found) == "chosen and rejected have the same tokens"
+
+
 def test_replies_between_tool_calls_belong_to_one_turn():
     turns = messages([("user", "a"), ("assistant", "b"), ("tool", "c"), ("assistant", "d"), ("user", "e")])
     turns = (*turns, {"role": "assistant", "content": "f"})

@@ -176,6 +176,18 @@ def test_sampled_preferences_go_on_where_they_were_killed(root, tmp_path):
     assert [pair_of(pair).shared for pair in pairs] == [len(pair["messages"]) for pair in pairs]
 
 
+def test_half_of_a_surrogate_pair_is_written_as_it_was(tmp_path):
+    asked, answered = {"role": "user", "content": "What is the capital of Egypt?"}, {"role": "assistant"}
+    records = [{"messages": [asked, answered | {"content": reply}], "id": "\ud83d"} for reply in ("Cairo.", "\ud83d")]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    config = base.get_config("sft_quality")
+    config.chat_quality.sources.en = base.conversations(path=f"{tmp_path}/chats.jsonl")
+    config.chat_quality.evaluations = f"{tmp_path}/chats.jsonl"
+    runner.run(config, workdir=tmp_path / "out")
+    (dropped,) = map(json.loads, (tmp_path / "out" / "dropped.jsonl").read_text().splitlines()[-1:])
+    assert dropped["record"] == records[1]
+
+
 def test_faulty_conversations_are_left_out_and_reported(tmp_path):
     asked, answered = {"role": "user", "content": "What is the capital of Egypt?"}, {"role": "assistant"}
     replies = ["Cairo.", "", "Cairo.", "Alexandria was, long before Cairo.", "عاصمة مصر هي مدينة القاهرة"]
