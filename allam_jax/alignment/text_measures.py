@@ -9,7 +9,6 @@ from allam_jax.corpus.normalise import without_marks
 from allam_jax.corpus.words import ends_sentence
 
 _LEAST_LETTERS, _SURE = 12, 0.5  # fewer letters, or a smaller probability, say nothing about the language
-_SHORT, _SURE_IF_SHORT = 60, 0.75  # letters; a name makes a short English sentence Finnish with 0.6
 _WINDOW = 50  # words
 
 _ENGLISH_REQUESTS = """what who whom whose when where why how which is are was were do does did can could would will
@@ -51,20 +50,22 @@ def lexical_diversity(words: Sequence[str]) -> float | None:
     return sum(len(set(window)) for window in windows) / (_WINDOW * len(windows)) if windows else None
 
 
-def language_of(text: str) -> str | None:
-    """The ISO 639-1 code of a text's language; None where the text is too short or the identifier is not sure."""
-    unmarked = without_marks(text)
-    letters = sum(map(str.isalpha, unmarked))
-    if letters < _LEAST_LETTERS:
-        return None
-    ((language, probability),) = identify(unmarked, count=1).items()
-    return whole_language(language) if probability >= (_SURE_IF_SHORT if letters < _SHORT else _SURE) else None
-
-
 def differ_in_language(one: str, other: str) -> bool:
-    """Whether two texts are in different languages, as far as both say."""
-    languages = {language_of(text) for text in (one, other)}
-    return None not in languages and len(languages) == 2
+    """Whether two texts are in different languages: their labels differ, and both are right with probability 1/2.
+
+    A name makes a short English sentence Finnish with 0.6; beside an English one of 0.8 that says nothing.
+    """
+    (language, probability), (other_language, other_probability) = map(_identified, (one, other))
+    return language != other_language and probability * other_probability >= _SURE
+
+
+def _identified(text: str) -> tuple[str, float]:
+    """The likeliest language of a text and its probability, which is 0 for a text of few letters."""
+    unmarked = without_marks(text)
+    if sum(map(str.isalpha, unmarked)) < _LEAST_LETTERS:
+        return "", 0.0
+    ((language, probability),) = identify(unmarked, count=1).items()
+    return whole_language(language), probability
 
 
 def asks_for_another_language(text: str) -> bool:
