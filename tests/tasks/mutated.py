@@ -14,6 +14,8 @@ from configs import base
 from configs.rewrite import INSTRUCTIONS
 from tests.tasks import tiny
 
+SHORT = str(INSTRUCTIONS / "short.toml")
+
 # Of each kind: ordinary, at the edge, absurd, and of another type.
 INTEGERS = (-(2**63), -7, -1, 0, 1, 2, 3, 7, 31, 100, 1000, 2**31 - 1, 2**31, 2**32, 3_000_000_000, 10**30)
 FLOATS = (math.nan, math.inf, -math.inf, -1.0, -1e-300, 0.0, 1e-300, 1e-40, 1e-8, 0.5, 0.999, 1.0, 2.0, 1e6, 1e300)
@@ -93,10 +95,10 @@ def config_of(task: str, root: str) -> ConfigDict:
             config.metrics.tensorboard = False
         case "sft_quality":
             config.chat_quality.sources.en = base.conversations(path=f"{root}/text/chats.jsonl")
-        case "damage" | "rewrite" | "translate":
-            config[task].update(input=f"{root}/corpus/en", instruction=str(INSTRUCTIONS / "short.toml"), documents=20)
-            if task != "damage":
-                config[task].update(worker="rules", name="rewritten")
+        case "damage":
+            config.damage.update(input=f"{root}/corpus/en", instruction=SHORT, documents=20)
+        case "rewrite" | "translate":
+            config[task].update(input=f"{root}/corpus/en", documents=20, worker="rules", name="rewritten")
         case "compare_corpora":
             config.compare.damaged = f"{stages}/damaged"
             config.compare.corpora.rules = f"{stages}/rewritten/rewritten"
