@@ -58,8 +58,11 @@ def results(
             ),
             "bradley_terry": functools.partial(bradley_terry, initial=settings.initial),
         }
+        drawn = rate | {
+            "bradley_terry": functools.partial(rate["bradley_terry"], chance=np.random.default_rng([seed, 1]))
+        }
         for name, function in rate.items():
-            intervals = interval(battles, function, samples=settings.bootstrap, seed=seed)
+            intervals = interval(battles, drawn[name], samples=settings.bootstrap, seed=seed)
             found[name] = _with_intervals(function(battles), intervals)
         found["win_rates"] = win_rates(battles, both_bad=settings.both_bad)
         found["domains"] = {

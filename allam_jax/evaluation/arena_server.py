@@ -1,10 +1,10 @@
 """The server of the arena: a page that shows a pair of answers, and takes votes. It never tells whose they are."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 import anyio
+import regex
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -18,7 +18,7 @@ from allam_jax.generation.server import page_headers
 
 _PAGE = Path(__file__).with_name("arena_page.html")
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-_RATER = re.compile(r"[\w.@ -]{1,64}")
+_RATER = regex.compile(r"[\w\p{M}.@ -]{1,64}")  # vowel marks are no \w
 _LARGEST_VOTE = 4096  # bytes
 
 

@@ -15,15 +15,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from allam_jax.corpus.found_files import find_files, kind_of
+from allam_jax.corpus.found_files import common_folder, find_files, kind_of
 from allam_jax.corpus.record_formats import Record, Unreadable, csv_records, json_records
 from allam_jax.errors import UserError
 from allam_jax.evaluation.settings import SuiteSettings
+from allam_jax.files import shown
 
 LATIN = ("A", "B", "C", "D", "E", "F")
 ARABIC = ("أ", "ب", "ج", "د", "هـ", "و")
 _SPELLINGS = ({"ا": "أ", "ه": "هـ"}, {letter.lower(): letter for letter in LATIN})
 _LARGEST_ITEM = 1 << 24  # bytes
+_LONGEST_NUMBER = 9  # digits
 _ROLE = re.compile(r"[-_ ](test|dev|val|valid|validation|train)$")  # what a file's name says beside its subject
 _NUMBER = re.compile(r"[-_ ]\d+$")
 
@@ -70,15 +72,17 @@ def read_items(path: str, suite: SuiteSettings, *, key: str) -> Questions:
     items: list[Question] = []
     problems: dict[str, list[str]] = {}
     seen: set[str] = set()
-    for file in find_files(path).files:
+    files = find_files(path).files
+    folder = Path(path).absolute() if Path(path).is_dir() else common_folder(files)
+    for file in files:
         for number, record in enumerate(_records(file, suite), start=1):
             name = _text(record.get("id")) if isinstance(record, Mapping) else ""
-            name = name or f"{file.name}:{number}"
+            name = name or f"{shown(file.absolute().relative_to(folder))}:{number}"  # names may repeat in folders
             found = _question(record, suite, name=name, file=file)
             if isinstance(found, Question) and found.id in seen:
                 found = "an id that an earlier item has"
             if isinstance(found, str):
-                problems.setdefault(found, []).append(name)
+                problems.setdefault(found, []).append(name.encode(errors="backslashreplace").decode())
             else:
                 items.append(found)
                 seen.add(found.id)
@@ -140,7 +144,7 @@ def _records(file: Path, suite: SuiteSettings) -> Iterator[Record]:
         from allam_jax.corpus.parquet_records import parquet_records  # pyarrow takes a second
 
         fields = tuple(
-            name for name in (suite.question, suite.answer, suite.choices, suite.subject, "id", *LATIN) if name
+            name for name in (suite.question, suite.answer, suite.choices, suite.subject, "id", *LATIN, *ARABIC) if name
         )
         return parquet_records(file, text_field=suite.question, optional=fields, limit=_LARGEST_ITEM)
     if kind in ("csv", "tsv"):
@@ -158,16 +162,22 @@ def _question(record: Record, suite: SuiteSettings, *, name: str, file: Path) ->
     if not text:
         return f"no text in field {suite.question!r}"
     choices = _choices(record, suite)
+    if not _is_unicode(name + text + "".join(choices)):
+        return "half a character (a lone surrogate)"
     if len(choices) < 2 or not all(choices):
         return "a missing choice"
     if len(set(choices)) < len(choices) and not lettered(suite):  # published suites have some, which letters tell apart
         return "two equal choices"
     if lettered(suite) and len(choices) > len(suite.letters):
         return "more choices than letters"
-    answer = _answer(record.get(suite.answer), choices, first=suite.first_number)
-    if answer is None:
+    answers = _answers(record.get(suite.answer), choices, first=suite.first_number)
+    if suite.fixed_choices:
+        answers = answers[:1]  # no letters are shown: a text is a text
+    if not answers:
         return f"an answer in field {suite.answer!r} that is none of the choices"
-    return Question(name, text, tuple(choices), answer, _subject(record, suite, name=name, file=file))
+    if len({choices[answer] for answer in answers}) > 1:
+        return f"an answer in field {suite.answer!r} that is the text of one choice and the letter of another"
+    return Question(name, text, tuple(choices), answers[0], _subject(record, suite, name=name, file=file))
 
 
 def _choices(record: Mapping[str, Any], suite: SuiteSettings) -> list[str]:
@@ -185,21 +195,35 @@ def _choices(record: Mapping[str, Any], suite: SuiteSettings) -> list[str]:
     return found + [""] * (sum(name in record for name in names[:4]) - len(found))
 
 
-def _answer(given: Any, choices: Sequence[str], *, first: int) -> int | None:
-    """The number of the right choice: given as its text, its letter in either script, or its number; None for none."""
-    if isinstance(given, bool) or given is None:
-        return None
-    if isinstance(given, int | float) and given == int(given):
-        number = int(given) - first
-        return number if 0 <= number < len(choices) else None
+def _answers(given: Any, choices: Sequence[str], *, first: int) -> list[int]:
+    """The numbers of the choices that an answer can mean: as a text, then as a letter in either script or a number."""
+    if isinstance(given, bool) or given is None or (isinstance(given, float) and not given.is_integer()):
+        return []  # NaN and the infinities among them
+    if isinstance(given, int | float):
+        return _numbered(int(given), choices, first=first)
     text = _text(given)
-    if text in choices:
-        return list(choices).index(text) if list(choices).count(text) == 1 else None
+    if choices.count(text) > 1:
+        return []
+    found = [choices.index(text)] if text in choices else []
     for letters, spelled in ((ARABIC, _SPELLINGS[0]), (LATIN, _SPELLINGS[1])):
         letter = spelled.get(text.rstrip("."), text.rstrip("."))
         if letter in letters[: len(choices)]:
-            return letters.index(letter)
-    return _answer(int(text), choices, first=first) if text.isascii() and text.isdigit() else None
+            return [*found, letters.index(letter)]
+    # A number among numbers is a text: suites of arithmetic have choices such as 1, 2, 3, 4.
+    short = not found and len(text) <= _LONGEST_NUMBER and text.isascii() and text.isdigit()
+    return found + (_numbered(int(text), choices, first=first) if short else [])
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _numbered(given: int, choices: Sequence[str], *, first: int) -> list[int]:
+    return [given - first] if 0 <= given - first < len(choices) else []
 
 
 def _subject(record: Mapping[str, Any], suite: SuiteSettings, *, name: str, file: Path) -> str:
@@ -211,5 +235,5 @@ def _subject(record: Mapping[str, Any], suite: SuiteSettings, *, name: str, file
 
 
 def _text(value: Any) -> str:
-    """A value of an item as text, without white space around it; empty for none."""
-    return "" if value is None or isinstance(value, list | dict) else str(value).strip()
+    """A value of an item as text, without white space around it; empty for none, as which Parquet may have NaN."""
+    return "" if value is None or value != value or isinstance(value, list | dict) else str(value).strip()

@@ -17,6 +17,7 @@ from typing import Any
 from allam_jax.corpus.record_formats import json_records
 from allam_jax.errors import UserError
 from allam_jax.evaluation.settings import JudgeSettings
+from allam_jax.files import json_text
 from allam_jax.generation.rows import Prompt
 
 _LARGEST_RECORD = 1 << 26  # bytes
@@ -179,6 +180,10 @@ def _records(path: str, *, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         where = f"{file}, line {number}"
         if isinstance(record, str):
             raise UserError(f"{where}: {record}")
+        try:
+            json_text(record).encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{where}: has half a character (a lone surrogate); mend or remove it") from None
         yield where, record
 
 

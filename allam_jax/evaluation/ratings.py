@@ -12,6 +12,9 @@ from allam_jax.evaluation.votes import CHOICES, Choice
 Ratings = dict[str, float]
 SCALE = 400.0  # points of a rating for odds of 10 to 1
 _POINTS: Mapping[Choice, tuple[float, float]] = {"a": (1.0, 0.0), "b": (0.0, 1.0), "tie": (0.5, 0.5)}
+_ADDED = 0.5  # wins and losses of each model against an average opponent
+_PRECISION = 1e-9  # nats
+_MOST_STEPS = 200
 _NOBODY_WINS = (0.0, 0.0)
 
 
@@ -43,24 +46,52 @@ def elo(battles: Sequence[Battle], *, k_factor: float, initial: float, both_bad:
     return dict(ratings)
 
 
-def bradley_terry(battles: Sequence[Battle], *, initial: float) -> Ratings:
-    """Maximum-likelihood strengths (Bradley and Terry 1952) on the scale of Elo, `initial` in the mean.
+def bradley_terry(battles: Sequence[Battle], *, initial: float, chance: np.random.Generator | None = None) -> Ratings:
+    """Strengths (Bradley and Terry 1952) on the scale of Elo, `initial` in the mean.
 
-    Ties and "both bad" are half a win each: the model knows no outcome that both lose.
+    Ties and "both bad" are half a win each: the model knows no outcome that both lose. A model that always wins, or
+    always loses, has no strength of maximum likelihood. So each has half a win and half a loss more, against an
+    opponent of average strength; the strengths are those that are likeliest with them.
+
+    Args:
+        battles: in any order.
+        initial: the mean of all ratings.
+        chance: for samples of an interval: the weights of what was added are drawn too, with the same mean. Otherwise
+            all samples of a model that never loses would be alike, and its interval would be a point.
     """
-    import evalica  # pandas takes a second
+    names = list(dict.fromkeys(name for battle in battles for name in (battle.model_a, battle.model_b)))
+    place = {name: number for number, name in enumerate(names)}
+    wins_MM = np.zeros((len(names) + 1,) * 2)  # the last is the average opponent
+    for battle in battles:
+        a, b = place[battle.model_a], place[battle.model_b]
+        points_a, points_b = _points(battle.outcome, both_bad="default")
+        wins_MM[a, b] += points_a
+        wins_MM[b, a] += points_b
+    added = np.full((2, len(names)), _ADDED) if chance is None else _ADDED * chance.exponential(size=(2, len(names)))
+    wins_MM[:-1, -1], wins_MM[-1, :-1] = added
+    points = SCALE / math.log(10) * _likeliest(wins_MM)
+    return {name: initial + float(value - points.mean()) for name, value in zip(names, points, strict=True)}
 
-    winners = {"a": evalica.Winner.X, "b": evalica.Winner.Y}
-    result = evalica.bradley_terry(
-        [battle.model_a for battle in battles],
-        [battle.model_b for battle in battles],
-        [winners.get(battle.outcome, evalica.Winner.Draw) for battle in battles],
-        tolerance=1e-10,
-        limit=10_000,
-    )
-    points = {str(name): SCALE * math.log10(max(score, 1e-12)) for name, score in result.scores.items()}
-    mean = sum(points.values()) / len(points)
-    return {name: initial + value - mean for name, value in points.items()}
+
+def _likeliest(wins_MM: np.ndarray) -> np.ndarray:
+    """The strengths of most likelihood, in nats, of all but the last, whose strength is 0: by Newton's method."""
+    games_MM = wins_MM + wins_MM.T
+    strengths_M = np.zeros(len(wins_MM))
+    # Of log(1 + exp(b - a)) for each win of a over b.
+    loss = lambda at: np.sum(wins_MM * np.logaddexp(0, at[None] - at[:, None]))  # noqa: E731
+    for _ in range(_MOST_STEPS):
+        chance_MM = np.exp(-np.logaddexp(0, strengths_M[None] - strengths_M[:, None]))
+        gradient_M = np.sum(wins_MM - games_MM * chance_MM, axis=1)[:-1]
+        weight_MM = games_MM * chance_MM * chance_MM.T
+        curvature_MM = np.diag(weight_MM.sum(axis=1)) - weight_MM
+        step_M = np.append(np.linalg.solve(curvature_MM[:-1, :-1], gradient_M), 0.0)
+        now = loss(strengths_M)
+        while loss(strengths_M + step_M) > now and np.max(np.abs(step_M)) > _PRECISION:
+            step_M = step_M / 2  # far from the best point a whole step can go too far
+        strengths_M = strengths_M + step_M
+        if np.max(np.abs(step_M)) <= _PRECISION:
+            break
+    return strengths_M[:-1]
 
 
 def interval(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from allam_jax.checksums import hash_json
 from allam_jax.evaluation.shared_prefixes import Pair, Score
@@ -38,7 +39,10 @@ class ScoreLog:
         self._path, self._writes = path, writes
         self._salt = hash_json(identity).encode()
         content = agree(path.read_bytes() if writes and path.exists() else b"")
-        self._scores = dict(map(_read, content[: content.rfind(b"\n") + 1].splitlines()))
+        lines = [_read(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+        self._scores = dict(line for line in lines if line)
+        if damaged := lines.count(None):
+            logging.warning("%s: %d damaged lines; their scores are computed again", path, damaged)
         if writes and content and not content.endswith(b"\n"):  # a line that a crash has cut
             path.write_bytes(content[: content.rfind(b"\n") + 1])
 
@@ -59,6 +63,9 @@ class ScoreLog:
         return hashlib.blake2b(ids.tobytes(), key=self._salt[:64], digest_size=16).hexdigest()
 
 
-def _read(line: bytes) -> tuple[str, Score]:
-    key, logprob, greedy = json.loads(line)
-    return key, Score(logprob, greedy)
+def _read(line: bytes) -> tuple[str, Score] | None:
+    try:
+        key, logprob, greedy = json.loads(line)
+        return str(key), Score(float(logprob), bool(greedy))
+    except (ValueError, TypeError):
+        return None

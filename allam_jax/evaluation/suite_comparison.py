@@ -41,7 +41,8 @@ def differences(answers: Answers, *, samples: int, seed: int) -> list[dict[str, 
             if suite not in answers[second] or suite.endswith(PERMUTED):
                 continue
             other = {item.id: item for item in answers[second][suite]}
-            pairs = [(item, other[item.id]) for item in answers[first][suite] if item.id in other]
+            both = [(item, other[item.id]) for item in answers[first][suite] if item.id in other]
+            pairs = [(one, two) for one, two in both if one.question == two.question]
             if not pairs:
                 continue
             right = [[item.chosen == item.right for item in side] for side in zip(*pairs, strict=True)]
@@ -50,6 +51,18 @@ def differences(answers: Answers, *, samples: int, seed: int) -> list[dict[str, 
             rows.append(values | {"difference": difference, "low": low, "high": high, "p": mcnemar(*right)})
     adjusted = holm([row["p"] for row in rows])
     return [row | {"p": p, "significant": p < SIGNIFICANT} for row, p in zip(rows, adjusted, strict=True)]
+
+
+def unlike(answers: Answers) -> list[dict[str, Any]]:
+    """For each suite and pair of models, how many items have one id but other questions, and so are not compared."""
+    rows: list[dict[str, Any]] = []
+    for first, second in itertools.combinations(answers, 2):
+        for suite in answers[first]:
+            other = {item.id: item.question for item in answers[second].get(suite, ())}
+            count = sum(other.get(item.id, item.question) != item.question for item in answers[first][suite])
+            if count and not suite.endswith(PERMUTED):
+                rows.append({"suite": suite, "first": first, "second": second, "other questions": count})
+    return rows
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -69,10 +82,10 @@ def without_touched(answers: Answers, touched: Mapping[str, Mapping[str, Any]]) 
             known = touched.get(suite, {}).get("touched", {})
             clean = [item for item in items if item.id not in known]
             hit = [item for item in items if item.id in known]
-            if suite in touched and clean:
+            if suite in touched:
                 rows.append(
                     {"suite": suite, "model": model, "touched": len(hit), "items": len(items)}
-                    | {"all": _shown(items), "without touched": _shown(clean)}
+                    | {"all": _shown(items), "without touched": _shown(clean) if clean else None}
                     | {"touched only": _shown(hit) if hit else None}
                 )
     return rows

@@ -13,7 +13,7 @@ from allam_jax.errors import UserError
 # Where a part may end, from the best border to the worst. The white space behind the border belongs to it.
 _BLANK_LINE = re.compile(r"\n[^\S\n]*\n\s*")
 _LINE = re.compile(r"\n\s*")
-_SENTENCE = re.compile(r"[.!?؟۔…]+[\"'”’»)\]}]*\s+|[。！？]+\s*")
+_SENTENCE = re.compile(r"(?<![.!?؟۔…])[.!?؟۔…]+[\"'”’»)\]}]*\s+|[。！？]+\s*")
 _BORDERS = (_BLANK_LINE, _LINE, _SENTENCE)
 _INVISIBLE = " \t\n\r\f\v"
 

@@ -11,8 +11,8 @@ from allam_jax.corpus.normalise import without_marks
 
 _TO_ASCII = str.maketrans("٠١٢٣٤٥٦٧٨٩۰۱۲۳۴۵۶۷۸۹٫", "0123456789" * 2 + ".")
 _SPACES = "\u00a0\u2009\u202f"  # that stand between the groups of a number
-_NUMBER = re.compile(rf"\d+(?:[.,،٫٬'’{_SPACES}]\d+)*")
-_GROUPED = re.compile(rf"\d{{1,3}}(?:[,،٬'’{_SPACES}]\d{{3}})+(?:\.\d+)?|\d{{1,3}}(?:\.\d{{3}}){{2,}}")
+_NUMBER = re.compile(rf"(?:(?<![^\s(\[])[-−])?\d+(?:[.,،٫٬'’{_SPACES}]\d+)*")
+_GROUPED = re.compile(rf"[1-9]\d{{,2}}(?:[,،٬'’{_SPACES}]\d{{3}})+(?:\.\d+)?|\d{{1,3}}(?:\.\d{{3}}){{2,}}")
 
 # The Gregorian months in English and as two parts of the Arab world name them, then those of the Hijri calendar.
 _MONTHS = """
@@ -64,7 +64,7 @@ Date = tuple[str, frozenset[int]]  # the year or "", and day and month, whose or
 
 
 def numbers_of(text: str) -> set[str]:
-    """The numbers outside of dates, as ASCII digits without signs between groups and without leading zeros."""
+    """The numbers outside of dates, as ASCII digits with a minus, without signs between groups and leading zeros."""
     return {_plain(match[0]) for match in _NUMBER.finditer(_DATE.sub(" ", _folded(text)))}
 
 
@@ -151,11 +151,12 @@ def _folded(text: str) -> str:
 
 
 def _plain(number: str) -> str:
+    sign, number = ("-", number[1:]) if number[0] in "-−" else ("", number)
     if _GROUPED.fullmatch(number):
         parts = re.split(rf"[.,،٬'’{_SPACES}]", number)
         grouped, decimals = (parts[:-1], parts[-1]) if len(parts[-1]) != 3 else (parts, "")
         number = "".join(grouped) + (f".{decimals}" if decimals else "")
-    return number.lstrip("0") or "0"
+    return sign + re.sub(r"^0+(?=\d)", "", number)
 
 
 _PUNCTUATION = "".join(map(chr, [*range(33, 48), *range(58, 65), *range(91, 97), *range(123, 127)])) + "،؛؟۔«»“”‘’…–—﴿﴾"

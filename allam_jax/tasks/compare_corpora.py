@@ -59,6 +59,10 @@ def _truth(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path}: no such file, or empty; give the directory of a run of the task damage")
     if bad := next((row for row in rows if isinstance(row, str)), None):
         raise UserError(f"{path}: a row {bad}; run the task damage again")
+    for number, row in enumerate(rows, start=1):
+        kinds = {"id": str, "text": str, "planted": list}
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), kind) for key, kind in kinds.items()):
+            raise UserError(f"{path}, line {number}: lacks id, text or planted; run the task damage again")
     return [row for row in rows if isinstance(row, dict)]
 
 

@@ -240,3 +240,9 @@ def test_the_page(arena):
                 assert width[0] <= width[1]
         assert [choices for choices in arena.choices().values()] == [["a", "a", "a"]] * 6
         assert len(arena._log.votes) == 18
+
+
+def test_names_of_raters_may_have_vowel_marks(arena):
+    with serving(arena) as url:
+        assert httpx.get(f"{url}/next", params={"rater": "مقيّم 4"}).status_code == 200
+        assert httpx.get(f"{url}/next", params={"rater": "a<b"}).status_code == 400

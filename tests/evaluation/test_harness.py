@@ -3,11 +3,13 @@
 import json
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from llama_pair import random_torch_llama
 from small_server import make_tokenizer, serving
 
 from allam_jax.errors import UserError
+from allam_jax.evaluation.items import read_items
 from allam_jax.generation.engine import Engine
 from allam_jax.generation.settings import EngineSettings
 from allam_jax.model.llama_config import ComputeOptions
@@ -278,6 +280,57 @@ def test_what_cannot_be_asked(root, tmp_path):
     config.harness.suites.exam.question = "text"
     with pytest.raises(UserError, match="no item can be asked .7 with no text in field 'text'"):
         runner.run(config, workdir=tmp_path)
+
+
+def read(path, rows, **options):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return read_items(str(path), base.suite(**options), key="x")
+
+
+def test_a_letter_that_is_also_the_text_of_another_choice_is_refused(tmp_path):
+    blood = {"question": "Whose blood can all be given?", "A": "AB", "B": "O", "C": "A", "D": "B"}
+    found = read(tmp_path / "a.jsonl", [{**blood, "id": answer, "answer": answer} for answer in ("A", "B", "C", "O")])
+    assert [(item.id, item.choices[item.answer]) for item in found.items] == [("C", "A"), ("O", "O")]
+    assert found.problems == {
+        "an answer in field 'answer' that is the text of one choice and the letter of another": ("A", "B")
+    }
+    # The letter and the text mean the same; and fixed choices have no letters that could be meant.
+    same = {"question": "First?", "A": "A", "B": "B", "answer": "B"}
+    assert [item.answer for item in read(tmp_path / "b.jsonl", [same]).items] == [1]
+    fixed = read(tmp_path / "c.jsonl", [{"question": "?", "answer": "A"}], fixed_choices=("B", "A"))
+    assert [item.answer for item in fixed.items] == [1]
+
+
+def test_values_of_an_item_that_cannot_be_used_are_counted(tmp_path):
+    good = {"question": "?", "A": "w", "B": "x", "C": "y", "answer": "A"}
+    answers = (float("nan"), float("inf"), 1.5, "1" * 5000, 1.0, "2")
+    rows = [{**good, "id": str(number), "answer": answer} for number, answer in enumerate(answers)]
+    rows += [{**good, "id": "half", "question": "\ud83d"}, {**good, "id": "part", "A": "\udc00"}]
+    rows += [{**good, "id": "id\ud83d"}, {**good, "id": "none", "B": float("nan")}]
+    found = read(tmp_path / "a.jsonl", rows)
+    assert [(item.id, item.answer) for item in found.items] == [("4", 1), ("5", 2)]
+    assert found.problems == {
+        "an answer in field 'answer' that is none of the choices": ("0", "1", "2", "3"),
+        "half a character (a lone surrogate)": ("half", "part", "id\\ud83d"),
+        "a missing choice": ("none",),
+    }
+
+
+def test_files_of_one_name_in_several_folders(tmp_path):
+    for subject in ("biology", "physics"):
+        (tmp_path / "all" / subject).mkdir(parents=True)
+        read(tmp_path / "all" / subject / "test.jsonl", [{"question": subject, "A": "w", "B": "x", "answer": "B"}])
+    for path in (tmp_path / "all", tmp_path / "all" / "*" / "test.jsonl"):
+        found = read_items(str(path), base.suite(), key="x")
+        assert [item.id for item in found.items] == ["biology/test.jsonl:1", "physics/test.jsonl:1"]
+        assert not found.problems
+
+
+def test_parquet_with_arabic_letters(tmp_path):
+    table = {"question": ["س"], "أ": ["1x"], "ب": ["2x"], "ج": ["3x"], "د": ["4x"], "answer": ["ب"]}
+    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "ar.parquet")
+    (item,) = read_items(str(tmp_path / "ar.parquet"), base.suite(), key="x").items
+    assert (item.choices, item.answer) == (("1x", "2x", "3x", "4x"), 1)
 
 
 @pytest.mark.long

@@ -15,7 +15,7 @@ import pytest
 
 from allam_jax.errors import UserError
 from allam_jax.evaluation.judgments import Judgment, agreement, pairwise_scores, single_scores
-from allam_jax.evaluation.mt_bench import rating, verdict
+from allam_jax.evaluation.mt_bench import rating, read_questions, verdict
 from allam_jax.tasks import runner
 from configs import base
 
@@ -300,3 +300,9 @@ def test_answers_of_two_turns_are_what_the_judge_reads(files, tmp_path):
         config = config_of(files | {"good": str(tmp_path / "run" / "answers.jsonl")}, judge)
         assert runner.run(config, workdir=tmp_path / "judged")["good"] == 8
     assert any("A answer to سؤال 81.1 {x} / answer to q81.2" in asked for asked in judge.asked)
+
+
+def test_half_a_character_is_named(tmp_path):
+    (tmp_path / "q.jsonl").write_text(json.dumps({"question_id": 1, "turns": ["\ud83d"]}) + "\n")
+    with pytest.raises(UserError, match="line 1: has half a character"):
+        read_questions(str(tmp_path / "q.jsonl"), key="judge.questions")

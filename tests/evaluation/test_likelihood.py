@@ -11,7 +11,7 @@ from allam_jax.errors import UserError
 from allam_jax.evaluation.likelihood import Likelihood, Pair
 from allam_jax.evaluation.score_log import ScoreLog
 from allam_jax.evaluation.settings import LikelihoodSettings
-from allam_jax.evaluation.shared_prefixes import groups_of, items_of, rows_of
+from allam_jax.evaluation.shared_prefixes import Score, groups_of, items_of, rows_of
 from allam_jax.model.llama import param_axes
 from allam_jax.model.llama_config import ComputeOptions
 from allam_jax.parallel.mesh import make_mesh
@@ -131,3 +131,12 @@ def test_the_trunks_save_most_tokens(seed):
         rows = rows_of(group, capacity=12)
         assert sum(len(row.items) for row in rows) == len(group.items)
         assert all(row.length == sum(item.length(group.trunk) for item in row.items) <= 12 for row in rows)
+
+
+def test_a_damaged_line_of_scores_is_computed_again(tmp_path):
+    path, pairs = tmp_path / "scores.jsonl", [Pair((1,), (2,)), Pair((1,), (3,))]
+    ScoreLog(path, identity={}).add(pairs, [Score(-1.0, True), Score(-2.0, False)])
+    first, second = path.read_bytes().splitlines()
+    path.write_bytes(first[:20] + b"\xff\n" + second + b"\n[1]\n5\n")
+    log = ScoreLog(path, identity={})
+    assert [log.known(pair) for pair in pairs] == [None, Score(-2.0, False)]

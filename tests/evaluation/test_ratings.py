@@ -1,5 +1,6 @@
 """Ratings and agreement against evalica, a direct maximisation, published tables, and simulation."""
 
+import functools
 import math
 
 import evalica
@@ -57,22 +58,48 @@ def test_elo():
     assert found["x"] == pytest.approx(1002 - 4 / (1 + 10 ** (-4 / 400)))
 
 
-def test_bradley_terry():
-    found = bradley_terry(SOME, initial=1000)
+ONE_WINS_ALWAYS = [
+    *[Battle("z", other, "a") for other in "xy" for _ in range(5)],
+    *[Battle("x", "y", "a")] * 6,
+    *[Battle("y", "x", "a")] * 3,
+]
+CHAIN = [Battle("a", "b", "a"), Battle("c", "b", "b"), Battle("d", "e", "tie")]  # and two that met nobody else
+
+
+@pytest.mark.parametrize("some", [SOME, ONE_WINS_ALWAYS, CHAIN, [Battle("a", "b", "a")] * 10])
+def test_bradley_terry(some):
+    """With half a win and half a loss of each against an average opponent, models that never lose are rated too."""
+    found = bradley_terry(some, initial=1000)
     points = {"a": 1.0, "b": 0.0}
+    models = list(found)
 
     def loss(strengths):
-        of = dict(zip(MODELS, strengths, strict=True))
-        total = 1e-9 * np.sum(np.square(strengths))
-        for battle in SOME:
-            chance = 1 / (1 + math.exp(of[battle.model_b] - of[battle.model_a]))
+        of = dict(zip(models, strengths, strict=True))
+        total = 0.5 * sum(np.logaddexp(0, value) + np.logaddexp(0, -value) for value in strengths)
+        for battle in some:
+            ahead = of[battle.model_a] - of[battle.model_b]
             share = points.get(battle.outcome, 0.5)
-            total -= share * math.log(chance) + (1 - share) * math.log(1 - chance)
+            total += share * np.logaddexp(0, -ahead) + (1 - share) * np.logaddexp(0, ahead)
         return total
 
-    best = minimize(loss, np.zeros(4), tol=1e-12).x
+    best = minimize(loss, np.zeros(len(models)), tol=1e-12).x
     expected = 1000 + (best - best.mean()) * 400 / math.log(10)
-    assert [found[model] for model in MODELS] == pytest.approx(expected, abs=0.05)
+    assert [found[model] for model in models] == pytest.approx(expected, abs=0.05)
+
+
+def test_who_always_wins_is_rated_and_has_an_interval():
+    found = bradley_terry(ONE_WINS_ALWAYS, initial=1000)
+    assert found["z"] > found["x"] + 100 > found["y"] + 150
+    # By hand: strengths t and -t, with 10.5 wins of the one and half a loss in sum at t.
+    ten = [Battle("a", "b", "a")] * 10
+    t = (found := bradley_terry(ten, initial=0))["a"] * math.log(10) / 400
+    expected = 10 / (1 + math.exp(2 * t)) + 0.5 - 1 / (1 + math.exp(-t))
+    assert expected == pytest.approx(0, abs=1e-6)
+    chance = np.random.default_rng(0)
+    rate = functools.partial(bradley_terry, initial=0, chance=chance)
+    spans = interval(ten, rate, samples=200, seed=0)
+    assert spans["a"][0] + 50 < found["a"] < spans["a"][1] - 50
+    assert spans["b"][0] + 50 < found["b"] < spans["b"][1] - 50
 
 
 def test_intervals_cover():

@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 
 from allam_jax.corpus.ngram_index import NgramIndex
-from allam_jax.evaluation.choice_scores import paired_bootstrap, wilson
+from allam_jax.evaluation.choice_scores import Answered, paired_bootstrap, wilson
 from allam_jax.evaluation.contamination import overlap, together, touched
-from allam_jax.evaluation.suite_comparison import holm
+from allam_jax.evaluation.suite_comparison import differences, holm, unlike, without_touched
 from allam_jax.tasks import runner
 from configs import base
 
@@ -98,3 +98,17 @@ def test_a_page_of_two_models(tmp_path):
     page = (tmp_path / "out" / "suite_report.md").read_text()
     assert "5 items that no model gets right" in page
     assert "+62.5" in page
+
+
+def test_items_of_one_id_and_other_questions_are_not_compared():
+    def of(questions, chosen):
+        return {"s": [Answered(str(i), 0, chosen, ("a", "b"), None, None, question=q) for i, q in enumerate(questions)]}
+
+    answers = {"first": of("uvwx", 0), "second": of("uvyz", 1)}
+    (row,) = differences(answers, samples=100, seed=0)
+    assert (row["items"], row["difference"]) == (2, -1)
+    assert unlike(answers) == [{"suite": "s", "first": "first", "second": "second", "other questions": 2}]
+    assert unlike({"first": of("uv", 0), "second": of("uv", 1)}) == []
+    # All items touched: the suite is told, without a score.
+    rows = without_touched({"first": of("uv", 0)}, {"s": {"touched": {"0": 1.0, "1": 1.0}}})
+    assert [(row["touched"], row["without touched"]) for row in rows] == [(2, None)]

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from allam_jax.errors import UserError
-from allam_jax.rewriting.document_pieces import count_by_bytes, patterns_of, pieces_of, rejoin
+from allam_jax.rewriting.document_pieces import count_by_bytes, patterns_of, pieces_of, rejoin, sentences_of
 
 
 def count_words(texts):
@@ -100,3 +100,10 @@ def test_a_megabyte_takes_linear_time(unit):
 
     small, large = seconds(100_000), seconds(800_000)
     assert large < 20 * small + 0.05  # 64 times as long if it were quadratic
+
+
+def test_a_run_of_dots_takes_linear_time():
+    start = time.process_time()
+    text = "Contents " + "." * 100_000 + "12 end. More"
+    assert list(sentences_of(text)) == [text[:-4], "More"]
+    assert time.process_time() - start < 5  # a search from each dot would take a minute and more

@@ -329,6 +329,11 @@ def test_damage_pairs_and_their_comparison(tmp_path):
     )
     page = (tmp_path / "compare" / "report.md").read_text()
     assert "## Read: rules" in page
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "truth.jsonl").write_text('{"id": "a", "text": "b"}\n')
+    compare.compare.damaged = str(tmp_path / "cut")
+    with pytest.raises(UserError, match="line 1: lacks id, text or planted"):
+        runner.run(compare, workdir=tmp_path / "compared")
     compare.compare.damaged = str(tmp_path)
     with pytest.raises(UserError, match=r"truth.jsonl: no such file, or empty"):
         runner.run(compare, workdir=tmp_path / "none")
