@@ -8,7 +8,7 @@ from planted_faults import KINDS, planted
 from allam_jax.alignment.chat_faults import examine
 from allam_jax.alignment.chat_quality import evaluation_index, examined_rows, summary
 from allam_jax.alignment.settings import CHAT_FAULTS, ChatQualitySettings
-from allam_jax.alignment.text_measures import is_request, language_of, lexical_diversity, scaffold_in
+from allam_jax.alignment.text_measures import differ_in_language, is_request, lexical_diversity, scaffold_in
 
 
 def test_planted_faults_are_found_with_recall_and_precision():
@@ -102,9 +102,9 @@ def test_the_length_of_the_sides_is_reported():
 
 
 def test_languages_and_diversity():
-    assert language_of("كان ياما كان في قديم الزمان") == "ar"
-    assert language_of("Es war einmal vor langer Zeit ein König") == "de"
-    assert language_of("42") is None
+    assert differ_in_language("كان ياما كان في قديم الزمان", "Es war einmal vor langer Zeit ein König")
+    assert not differ_in_language("Es war einmal vor langer Zeit ein König", "42")
+    assert not differ_in_language("What is the capital of Yemen?", "The capital of Yemen is Sanaa.")
     words = [f"w{n % 25}" for n in range(110)]
     assert lexical_diversity(words) == pytest.approx(0.5)
     assert lexical_diversity(words[:49]) is None
