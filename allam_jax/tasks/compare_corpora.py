@@ -20,7 +20,7 @@ _SHOWN = 600  # characters of a document
 
 
 def run(config: Settings, workdir: Path) -> dict[str, Any]:
-    """Compares `compare.corpora`, and the damaged corpus itself; returns means with intervals."""
+    """Compares `compare.corpora`, of which one may be the damaged corpus itself; returns means with intervals."""
     options = config.compare
     directory = Path(require(options.damaged, key="compare.damaged", hint="give the directory of the task damage"))
     truth = _truth(directory / TRUTH)
