@@ -239,7 +239,7 @@ DEFAULTS = {
     "ChatSettings": "1 5e2101537c6a",
     "CheckpointSettings": "1 d7fb1276ba2b",
     "CompareCorporaSettings": "1 85ae3505301d",
-    "ComputeOptions": "1 ec7c1d2fd339",
+    "ComputeOptions": "1 2fb22aa3bbef",
     "ContaminationSettings": "1 f8cc14b51bab",
     "ConversationSettings": "1 87e6c83a2617",
     "CorpusSettings": "1 1901ee693a14",

@@ -23,7 +23,7 @@ from allam_jax.model import layouts
 from allam_jax.model.kv_cache import Continuing, Filling, KVCache
 from allam_jax.model.llama import Llama, Params, bind
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
-from allam_jax.model.primitives import Turned
+from allam_jax.model.products import Turned
 from allam_jax.parallel.sharding import constrain
 
 SCORED_AT_ONCE = 64  # tokens of a prompt whose logits exist at a time

@@ -25,7 +25,8 @@ from allam_jax.model import layouts
 from allam_jax.model.embedding import look_up
 from allam_jax.model.kv_cache import Memory
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
-from allam_jax.model.primitives import REMAT_POLICIES, RMSNorm, adapted, dropout, kept, parameter, turned
+from allam_jax.model.primitives import REMAT_POLICIES, RMSNorm, dropout, kept, parameter
+from allam_jax.model.products import adapted, turned
 from allam_jax.model.rope import Rope, rope_of, rotate
 from allam_jax.parallel.sharding import constrain
 from kernels.attention.api import attention
@@ -87,21 +88,25 @@ class Attention(nnx.Module):
             mixed_BTNH = within_rows(q_BTNH, k_BTKH, v_BTKH)
         else:
             mixed_BTNH, memory = memory.mix(q_BTNH, k_BTKH, v_BTKH, within_rows=within_rows)
-        return adapted(mixed_BTNH, self.output.get_value(), self.adapters, "output"), memory
+        return self._product(mixed_BTNH, "output"), memory
 
     def _heads(self, x_BTD: Array, name: str, *, norm: RMSNorm | None = None) -> Array:
         """Queries, keys or values [B, T, heads, H] before their rotation."""
-        heads = kept(adapted(x_BTD, getattr(self, name).get_value(), self.adapters, name))
+        heads = kept(self._product(x_BTD, name))
         if self.bias is not None:
             heads = heads + getattr(self.bias, name)[...]
         return heads if norm is None else norm(heads)
+
+    def _product(self, x: Array, name: str) -> Array:
+        return adapted(x, getattr(self, name).get_value(), self.adapters, name, operands=self.options.products)
 
 
 class MLP(nnx.Module):
     """SwiGLU feed-forward."""
 
-    def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: LlamaConfig, *, options: ComputeOptions, rngs: nnx.Rngs):
         D, F, std = config.dim, config.mlp_dim, config.init_std
+        self.options = options
         self.adapters: Params | None = None  # see `bind`
         self.gate = parameter(rngs.params(), (D, F), ("embed", "mlp"), std)
         self.up = parameter(rngs.params(), (D, F), ("embed", "mlp"), std)
@@ -109,9 +114,11 @@ class MLP(nnx.Module):
 
     def __call__(self, x_BTD: Array) -> Array:
         """Returns [B, T, D], the sum over the feed-forward width."""
-        gate_BTF = kept(adapted(x_BTD, self.gate.get_value(), self.adapters, "gate"))
-        h_BTF = nnx.silu(gate_BTF) * kept(adapted(x_BTD, self.up.get_value(), self.adapters, "up"))
-        return adapted(constrain(h_BTF, layouts.FEED_FORWARD), self.down.get_value(), self.adapters, "down")
+        h_BTF = nnx.silu(kept(self._product(x_BTD, "gate"))) * kept(self._product(x_BTD, "up"))
+        return self._product(constrain(h_BTF, layouts.FEED_FORWARD), "down")
+
+    def _product(self, x: Array, name: str) -> Array:
+        return adapted(x, getattr(self, name).get_value(), self.adapters, name, operands=self.options.products)
 
 
 class Block(nnx.Module):
@@ -122,7 +129,7 @@ class Block(nnx.Module):
         self.attention_norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.attention = Attention(config, options=options, rngs=rngs)
         self.mlp_norm = RMSNorm(config.dim, eps=config.norm_eps)
-        self.mlp = MLP(config, rngs=rngs)
+        self.mlp = MLP(config, options=options, rngs=rngs)
 
     def __call__(
         self, x_BTD: Array, *, rope: Rope, segment_ids_BT: Array, key: Array | None, memory: Memory | None

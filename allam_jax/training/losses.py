@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from allam_jax.model.products import product
 from allam_jax.parallel.sharding import DEFAULT_RULES
 
 MASKED = -1e30  # logit of padding columns: finite, so that a device may hold nothing else
@@ -127,8 +128,8 @@ def _summed_loss_forward(differentiated, targets_BT, weights_BT, vocab_size, z_l
             d_log_z_Bt = weights_Bt * (1.0 + 2.0 * z_loss * log_z_Bt)
             d_logits_BtV = probs_BtV * d_log_z_Bt[..., None] - jnp.where(is_target_BtV, weights_Bt[..., None], 0.0)
             d_logits_BtV = d_logits_BtV.astype(x_BtD.dtype)
-            d_x_BtD = jnp.einsum("BtV,DV->BtD", d_logits_BtV, whole_DV)
-            d_head_DV += jnp.einsum("BtD,BtV->DV", x_BtD, d_logits_BtV, preferred_element_type=jnp.float32)
+            d_x_BtD = product(_rows(d_logits_BtV), whole_DV.T, dtype=x_BtD.dtype).reshape(x_BtD.shape)
+            d_head_DV += product(_rows(x_BtD).T, _rows(d_logits_BtV), dtype=jnp.float32)
             return d_head_DV, (log_z_Bt, target_Bt, d_x_BtD)
 
         d_head_DV, by_chunk = jax.lax.scan(
@@ -187,12 +188,17 @@ def _sums(log_z_BT, target_BT, weights_BT, z_loss):
 
 def _logits(x_BtD, head_DV, vocab_size, shards):
     """Float32 logits [B, t, V] of this device's columns, and the ids of those columns [V]."""
-    logits_BtV = jnp.einsum("BtD,DV->BtV", x_BtD, head_DV, preferred_element_type=jnp.float32)
     V = head_DV.shape[1]
+    logits_BtV = product(_rows(x_BtD), head_DV, dtype=jnp.float32).reshape(*x_BtD.shape[:2], V)
     columns_V = shards.position(shards.vocab) * V + jnp.arange(V)
     if vocab_size < V * shards.count(shards.vocab):
         logits_BtV = jnp.where(columns_V < vocab_size, logits_BtV, MASKED)
     return logits_BtV, columns_V
+
+
+def _rows(x_BtX):
+    """[B * t, X], a row for each token."""
+    return x_BtX.reshape(-1, x_BtX.shape[-1])
 
 
 def _statistics(logits_BtV, is_target_BtV, shards):

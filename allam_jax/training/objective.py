@@ -88,6 +88,8 @@ def hidden_and_head(
 ) -> tuple[jax.Array, jax.Array]:
     """The forward pass that losses begin with: hidden states [B, T, D] and the head [D, V].
 
+    The hidden states have the dtype in which they are to meet the head.
+
     Args:
         params: of the model.
         batch: packed rows [B, T].
@@ -102,7 +104,7 @@ def hidden_and_head(
         positions_BT=batch["positions"],
         dropout_key=key if options.has_dropout else None,
     )
-    return hidden_BTD, model.head_DV
+    return hidden_BTD.astype(options.products or hidden_BTD.dtype), model.head_DV
 
 
 def unchanged(params: Params, batch: Batch) -> Batch:

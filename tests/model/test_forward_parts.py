@@ -11,7 +11,7 @@ from small_models import init_jit
 
 from allam_jax.model.llama import abstract_params, bind
 from allam_jax.model.llama_config import FAMILIES, ComputeOptions
-from allam_jax.model.primitives import FEW_ROWS, project, turned
+from allam_jax.model.products import FEW_ROWS, project, turned
 from tests import numpy_llama
 from tests.small_models import SMALL
 
