@@ -225,7 +225,7 @@ def test_bits_alone_among_others_in_any_order_and_after_a_restart(params):
     rng = np.random.default_rng(1)
     requests = [
         request(n, rng.integers(0, 29, rng.integers(1, 60)).tolist(), **SAMPLED[n % 3], echo=n % 2 == 0)
-        for n in range(30)
+        for n in range(51)
     ]
     together = list(made(params).complete(requests))
     backwards = list(made(params).complete(requests[::-1]))[::-1]
