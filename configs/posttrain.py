@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from allam_jax import recipe_inputs
 from allam_jax.alignment.quiz_conversations import LANGUAGES
+from allam_jax.errors import UserError
 from allam_jax.settings import Section, setting
 from configs import base, bilingual, tiny
 
@@ -35,7 +36,8 @@ class Inputs(Section):
     books: tuple[str, ...] = setting(("sunan_ibn_majah", "sunan_abi_dawud"), "of hadith, names of the catalog")
     most_words: int = setting(60, "of a hadith", least=1)
     constant_steps: int = setting(60, "of mid-training before the decay; checkpoints are merged from here on", least=1)
-    decay_steps: int = setting(40, "of the decay", least=5)
+    decay_steps: int = setting(40, "of the decay", least=1)
+    save_every: int = setting(20, "steps between the checkpoints that are merged", least=1)
     instructions: float = setting(0.2, "their share of the second decay's tokens", above=0, below=1)
     seq_len: int = setting(512, "tokens of a row", least=1)
     batch_size: int = setting(4, "rows of a step", least=1)
@@ -51,18 +53,25 @@ class Inputs(Section):
     countries: int = setting(60, "whose capital the probe asks", least=1)
     held_out_bytes: int = setting(30_000, "of text in each language", least=1)
 
+    def check(self) -> None:
+        """UserError for a decay that begins or ends between two checkpoints."""
+        for key in ("constant_steps", "decay_steps"):
+            if (steps := getattr(self, key)) % self.save_every:
+                raise UserError(f"config.{key} = {steps}: expected a multiple of config.save_every = {self.save_every}")
+
 
 _TINY = Inputs(
     base="",
     books=("sunan_ibn_majah",),
     most_words=40,
-    constant_steps=200,
-    decay_steps=100,
+    constant_steps=100,
+    decay_steps=60,
+    save_every=10,
     seq_len=256,
     batch_size=8,
     constant_lr=1e-3,
     sft_lr=1e-3,
-    epochs=5.0,
+    epochs=3.0,
     dpo_lr=5e-5,
     countries=80,
     max_new_tokens=40,
@@ -76,6 +85,7 @@ INPUTS = {
         most_words=25,
         constant_steps=5,
         decay_steps=5,
+        save_every=5,
         batch_size=2,
         epochs=0.1,
         preferences=4,
@@ -140,13 +150,12 @@ def _data(given: Inputs) -> dict[str, ConfigDict]:
 def _midtraining(given: Inputs, *, weights: str) -> dict[str, ConfigDict]:
     """The constant run, its releases by a decay, and the merge that imitates one."""
     start, end = given.constant_steps, given.constant_steps + given.decay_steps
-    apart = given.decay_steps // 5  # steps between the checkpoints that are merged
     constant = _training(given, "train", weights=weights)
     bilingual.mix(constant, english=_ENGLISH)
     constant.train.steps = end
     constant.schedule.update(name="constant", peak_lr=given.constant_lr)
     constant.optimizer.rewarm_steps = min(20, start // 5)
-    constant.checkpoint.update(every=apart, keep_every=apart)
+    constant.checkpoint.update(every=given.save_every, keep_every=given.save_every)
 
     released = constant.copy_and_resolve_references()
     released.init.update(weights=f"@constant/checkpoints/{start}", optimizer=True, step=True)
@@ -161,7 +170,7 @@ def _midtraining(given: Inputs, *, weights: str) -> dict[str, ConfigDict]:
         )
 
     merged = base.get_config("merge")
-    steps = tuple(range(start, end + 1, apart))
+    steps = tuple(range(start, end + 1, given.save_every))
     merged.merge.models.constant = base.merge_input(path="@constant", steps=steps)
     merged.merge.method = "decay"
     merged.export.formats = ("orbax",)

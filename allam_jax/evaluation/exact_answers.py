@@ -74,7 +74,7 @@ def compared(answers: Mapping[str, Sequence[ExactAnswer]], *, samples: int, seed
 
     `p` is that of McNemar's exact test, adjusted for the number of comparisons (Holm 1979).
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for first, second in itertools.combinations(answers, 2):
         other = {answer.id: answer for answer in answers[second]}
         pairs = [(one.is_right, other[one.id].is_right) for one in answers[first] if one.id in other]
@@ -83,8 +83,8 @@ def compared(answers: Mapping[str, Sequence[ExactAnswer]], *, samples: int, seed
         one, two = zip(*pairs, strict=True)
         difference, low, high = paired_bootstrap(one, two, samples=samples, seed=seed)
         counts = {"losses": pairs.count((True, False)), "wins": pairs.count((False, True))}
-        values = {"first": first, "second": second, "prompts": len(pairs), **counts, "difference": difference}
-        rows.append(values | {"low": low, "high": high, "p": mcnemar(one, two)})
+        values = {"first": first, "second": second, "prompts": len(pairs)} | counts
+        rows.append(values | {"difference": difference, "low": low, "high": high, "p": mcnemar(one, two)})
     return [row | {"p": p} for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True)]
 
 
