@@ -73,6 +73,7 @@ _TINY = Inputs(
     sft_lr=1e-3,
     epochs=3.0,
     dpo_lr=5e-5,
+    preferences=200,
     countries=80,
     max_new_tokens=40,
 )
@@ -182,11 +183,12 @@ def _alignment(given: Inputs) -> dict[str, ConfigDict]:
     for language in LANGUAGES:
         sft.conversations.sources[language] = base.conversations(path=f"{_CLEAN}/{language}.jsonl", language=language)
     sft.conversations.update(epochs=given.epochs, held_out_share=0.02, template=given.template)
+    sft.sft.learned = "all"  # the gradient of turn augmentation, for half of the tokens
     sft.schedule.update(name="cosine", peak_lr=given.sft_lr, warmup_steps=10, final_fraction=0.1)
 
     pairs = base.get_config("preferences")
     pairs.init.weights = "@sft"
-    pairs.compute.compute_dtype = "float32"
+    _answering(pairs, given)
     pairs.preferences.update(
         input=f"{_DATA}/preferences.jsonl",
         template=given.template,
@@ -245,7 +247,7 @@ def _losses(given: Inputs, *, weights: str) -> ConfigDict:
 def _answers(given: Inputs, *, weights: str) -> ConfigDict:
     config = base.get_config("generate")
     config.init.weights = weights
-    config.compute.compute_dtype = "float32"
+    _answering(config, given)
     config.generate.update(
         input=f"{_DATA}/prompts.jsonl",
         keep=("language", "kind", "turn", "expected"),
@@ -253,6 +255,11 @@ def _answers(given: Inputs, *, weights: str) -> ConfigDict:
         max_new_tokens=given.max_new_tokens,
     )
     return config
+
+
+def _answering(config: ConfigDict, given: Inputs) -> None:
+    config.compute.compute_dtype = "float32"
+    config.engine.capacity = 2 * given.seq_len  # room for a prompt as long as a row, and an answer
 
 
 def _probe(given: Inputs, *, weights: str) -> ConfigDict:
