@@ -4,9 +4,11 @@ Arabic-Indic and all other decimal digits, and the signs that group or divide di
 1,200.5. Months have the same number in English and Arabic, so dates can also be compared with those of a translation.
 """
 
+import functools
 import re
 import unicodedata
 from collections.abc import Container, Iterable, Iterator
+from typing import NamedTuple
 
 from allam_jax.corpus.normalise import without_marks
 
@@ -109,14 +111,14 @@ def numbers_of(text: str) -> set[str]:
 
     Per cents have the sign, in whatever way they are written; powers are as 10^6, which 2e6 holds beside 2.
     """
-    return {fact for match in _NUMBER.finditer(_without_dates(_folded(text))) for fact in _facts(match)}
+    return {fact for match in _read(text).numbers for fact in _facts(match)}
 
 
 def orders_of(text: str) -> set[tuple[str, str]]:
     """Neighbouring numbers or dates whose order says something: ranges, ratios, fractions, times of the day."""
-    folded = _folded(text)
-    found = [(match.span(), shown_date(_date(match))) for match in _DATE.finditer(folded)]
-    found += [(match.span(), " ".join(_facts(match))) for match in _NUMBER.finditer(_without_dates(folded))]
+    folded, dates, numbers = _read(text)
+    found = [(match.span(), shown_date(_date(match))) for match in dates]
+    found += [(match.span(), " ".join(_facts(match))) for match in numbers]
     found.sort()
 
     def are_ordered(begin: int, end: int, start: int) -> bool:
@@ -133,9 +135,9 @@ def orders_of(text: str) -> set[tuple[str, str]]:
 
 def units_of(text: str) -> set[tuple[str, str, int]]:
     """Numbers with a size (such as million) or a currency: the number, `size` or `currency`, and which."""
-    folded = _without_dates(_folded(text))
+    folded, _, numbers = _read(text)
     found = set()
-    for match in _NUMBER.finditer(folded):
+    for match in numbers:
         number = " ".join(_facts(match))
         behind = _UNITS_BEHIND.match(folded, match.end(), match.end() + _LONGEST_UNIT)
         before = _CURRENCY_BEFORE.search(folded, max(match.start() - _LONGEST_UNIT, 0), match.start())
@@ -151,7 +153,7 @@ def dates_of(text: str) -> set[Date]:
 
     3/4/2024 and 4/3/2024 are the same date here, because texts use both orders.
     """
-    return set(map(_date, _DATE.finditer(_folded(text))))
+    return set(map(_date, _read(text).dates))
 
 
 def shown_date(date: Date) -> str:
@@ -224,8 +226,17 @@ def _folded(text: str) -> str:
     return without_marks(text).translate(_TO_ASCII)
 
 
-def _without_dates(folded: str) -> str:
-    return _DATE.sub(lambda match: " " * len(match[0]), folded)
+class _Read(NamedTuple):
+    folded: str
+    dates: list[re.Match[str]]
+    numbers: list[re.Match[str]]  # outside of dates, at their places
+
+
+@functools.lru_cache(maxsize=4)  # several checks look at the same text
+def _read(text: str) -> _Read:
+    folded = _folded(text)
+    rest = _DATE.sub(lambda match: " " * len(match[0]), folded)
+    return _Read(folded, list(_DATE.finditer(folded)), list(_NUMBER.finditer(rest)))
 
 
 def _date(match: re.Match[str]) -> Date:
