@@ -73,7 +73,6 @@ _TINY = Inputs(
     sft_lr=1e-3,
     epochs=3.0,
     dpo_lr=5e-5,
-    preferences=200,
     countries=80,
     max_new_tokens=40,
 )
