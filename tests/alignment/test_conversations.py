@@ -75,10 +75,13 @@ def test_shapes(record, expected):
         ({"instruction": "hi", "output": "yes", "history": ["hi"]}, "'history' is no list of questions"),
         ({"instruction": "hi", "output": "yes", "history": 5}, "'history' is no list of questions"),
         ({"instruction": "hi", "output": "yes", "history": True}, "'history' is no list of questions"),
+        ({"prompt": [QUESTION], "completion": [ANSWER], "history": [["hi", "yes"]]}, "'history' beside a prompt"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image", "text": None}, {"text": "hi"}]}, ANSWER]},
             "parts that are no text",
         ),
+        ({"messages": [QUESTION, ANSWER | {"weight": 0.5}]}, "weight is neither 0 nor 1"),
+        ({"messages": [QUESTION, ANSWER | {"train": "false"}]}, "weight is neither 0 nor 1"),
         ({"messages": [QUESTION, {"role": "assistant", "content": None, "tool_calls": [{}]}]}, "tool calls without"),
         ({"messages": [QUESTION, {"role": "assistant", "content": "", "tool_calls": [{}]}]}, "tool calls without"),
     ],
