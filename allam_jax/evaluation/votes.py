@@ -1,15 +1,13 @@
 """Votes of people on pairs of answers: which pair a rater sees next, and the log of what they said.
 
-A vote is a line of a file that is only appended to. It is on the disk before the rater is told so. A line that a crash
-has cut short was never confirmed: it is removed, and the rater's page sends it again. A vote that comes twice counts
-once.
+A vote is a line of a `LineLog`. It is on the disk before the rater is told so: what was not confirmed, the rater's page
+sends again. A vote that comes twice counts once.
 """
 
 import collections
 import dataclasses
 import hashlib
 import json
-import os
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +16,7 @@ from typing import Any, Literal
 
 from allam_jax.corpus.record_formats import json_records
 from allam_jax.errors import UserError
-from allam_jax.files import json_text
+from allam_jax.evaluation.line_log import LineLog
 
 Choice = Literal["a", "b", "tie", "both_bad"]
 CHOICES: tuple[Choice, ...] = ("a", "b", "tie", "both_bad")
@@ -78,42 +76,28 @@ class VoteLog:
 
     def __init__(self, path: Path):
         """Opens the file, or makes it. UserError for a line that is no vote."""
-        self._path, self._lock = path, threading.Lock()
-        content = path.read_bytes() if path.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]
+        self._log, self._lock = LineLog(path), threading.Lock()
         self.votes: list[Vote] = []
-        for number, line in enumerate(whole.splitlines(), start=1):
+        for number, line in enumerate(self._log.found, start=1):
             try:
-                self.votes.append(Vote(**json.loads(line)))
-            except (ValueError, TypeError):
+                self.votes.append(Vote(**line))
+            except TypeError:
                 raise UserError(f"{path}, line {number}: no vote; remove the line") from None
         self._given = {(vote.rater, vote.pair) for vote in self.votes}
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
-        os.truncate(self._file, len(whole))
-        os.lseek(self._file, 0, os.SEEK_END)
 
     def add(self, vote: Vote) -> bool:
         """Writes a vote; returns when the disk has it. False if the rater has voted on this pair before."""
-        line = (json_text(dataclasses.asdict(vote)) + "\n").encode()
         with self._lock:
             if (vote.rater, vote.pair) in self._given:
                 return False
-            end = os.lseek(self._file, 0, os.SEEK_END)
-            try:
-                if os.write(self._file, line) < len(line):
-                    raise OSError("the disk is full")
-                os.fsync(self._file)
-            except OSError:
-                os.truncate(self._file, end)
-                os.lseek(self._file, end, os.SEEK_SET)
-                raise
+            self._log.append(dataclasses.asdict(vote))
             self._given.add((vote.rater, vote.pair))
             self.votes.append(vote)
             return True
 
     def close(self) -> None:
         """Closes the file."""
-        os.close(self._file)
+        self._log.close()
 
 
 def winner(choices: Sequence[Choice]) -> Choice | None:
