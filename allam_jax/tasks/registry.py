@@ -15,6 +15,7 @@ from allam_jax.alignment.settings import (
     ConversationSettings,
     DpoSettings,
     PreferenceSettings,
+    ReviewSettings,
     SftSettings,
     WatchSettings,
 )
@@ -104,6 +105,7 @@ TASKS: dict[str, Task] = {
     "dpo": Task((*_RUN, *_UPDATE, RowSettings, ConversationSettings, DpoSettings, WatchSettings), on_devices=True),
     "sft_quality": Task((SeedSettings, ChatQualitySettings)),
     "preferences": Task((SeedSettings, *_MODEL, PreferenceSettings, EngineSettings), on_devices=True),
+    "review": Task((ReviewSettings,)),
     "damage": Task((SeedSettings, DamageSettings)),
     "compare_corpora": Task((SeedSettings, CompareCorporaSettings)),
     "rewrite": Task((SeedSettings, *_MODEL, RewriteSettings, EngineSettings), on_devices=True),
