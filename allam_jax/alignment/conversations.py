@@ -101,12 +101,14 @@ def _messages_of(record: Mapping[str, Any]) -> list[Any]:
 
 def _prompt_messages(record: Mapping[str, Any], question: Any) -> list[Any]:
     """The messages before an answer: a system text, earlier turns, and the question with Alpaca's `input` below."""
-    if isinstance(question, list):
-        return [*_system_of(record), *question]
     found = _system_of(record)
     history = record.get("history")
     if not _is_given(history):
         history = []
+    if isinstance(question, list):
+        if history:  # whether the list holds the same turns, nothing says
+            raise BadRow("'history' beside a prompt of messages")
+        return [*found, *question]
     if not isinstance(history, list):
         raise BadRow("'history' is no list of questions with answers")
     for turn in history:

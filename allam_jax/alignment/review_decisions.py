@@ -9,10 +9,9 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from allam_jax.alignment.review_items import ReviewItem
-from allam_jax.errors import UserError
 from allam_jax.evaluation.line_log import LineLog, read_lines
 from allam_jax.evaluation.ratings import cohen_kappa
 
@@ -25,6 +24,9 @@ ACCEPTED, EDITED, REJECTED, CONFLICT, UNDECIDED = OUTCOMES = (
     "undecided",
 )
 _LONGEST_NOTE = 2000  # characters
+_DECISION = (
+    f"decision; expected item, reviewer, verdict ({', '.join(VERDICTS)}), texts of an edit, flags, note and time"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,30 +51,16 @@ class Decision:
     guidelines: str
     time: float
 
-    @classmethod
-    def read(cls, line: Mapping[str, Any]) -> Self:
-        """The decision of a line of JSON; ValueError for another line."""
-        try:
-            found = cls(**{**line, "texts": tuple(line["texts"]), "flags": tuple(line["flags"])})
-        except (KeyError, TypeError):
-            raise ValueError("no decision") from None
-        texts = (found.item, found.reviewer, found.verdict, found.note, found.guidelines, *found.texts, *found.flags)
-        if not all(isinstance(text, str) for text in texts) or not isinstance(found.time, int | float):
-            raise ValueError("no decision")
-        if found.verdict not in VERDICTS or bool(found.texts) != (found.verdict == EDIT):
-            raise ValueError("no decision")
-        return found
 
-
-def read_decisions(lines: Iterable[Mapping[str, Any]], *, path: Path) -> list[Decision]:
-    """The decisions of the lines of a file; UserError that names the first that is none."""
-    found = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            found.append(Decision.read(line))
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: {error}; remove the line") from None
-    return found
+def decision_of(value: Any) -> Decision | None:
+    """The decision that a line of a file holds; None for a line that is none."""
+    try:
+        found = Decision(**{**value, "texts": tuple(value["texts"]), "flags": tuple(value["flags"])})
+    except (KeyError, TypeError):
+        return None
+    texts = (found.item, found.reviewer, found.verdict, found.note, found.guidelines, *found.texts, *found.flags)
+    known = all(isinstance(text, str) for text in texts) and isinstance(found.time, int | float)
+    return found if known and found.verdict in VERDICTS and bool(found.texts) == (found.verdict == EDIT) else None
 
 
 class Review:
@@ -106,10 +94,10 @@ class Review:
         self.items = {item.id: item for item in items}
         self._order, self._reviewers, self._arbiter = list(self.items), reviewers, arbiter
         self._rules, self._guidelines = rules, guidelines
-        self._log, self._lock = LineLog(path), threading.Lock()
-        self._found = read_decisions(self._log.found, path=path)
+        self._log, self._lock = LineLog(path, read=decision_of, what=_DECISION), threading.Lock()
+        self._found = self._log.found
         for other in others:
-            self._found += read_decisions(read_lines(other), path=other)
+            self._found += read_lines(other, read=decision_of, what=_DECISION)
 
     def decisions(self) -> dict[str, dict[str, Decision]]:
         """Item -> reviewer -> the latest decision. Decisions on other items are left out."""

@@ -26,6 +26,7 @@ ARABIC = ("أ", "ب", "ج", "د", "هـ", "و")
 _SPELLINGS = ({"ا": "أ", "ه": "هـ"}, {letter.lower(): letter for letter in LATIN})
 _LARGEST_ITEM = 1 << 24  # bytes
 _LONGEST_NUMBER = 9  # digits
+_UNLIKE = "a number as answer, beside letters in the same file: set first_number to 1 if 1 is the first choice"
 _ROLE = re.compile(r"[-_ ](test|dev|val|valid|validation|train)$")  # what a file's name says beside its subject
 _NUMBER = re.compile(r"[-_ ]\d+$")
 
@@ -75,9 +76,12 @@ def read_items(path: str, suite: SuiteSettings, *, key: str) -> Questions:
     files = find_files(path).files
     folder = Path(path).absolute() if Path(path).is_dir() else common_folder(files)
     for file in files:
+        by_letter, by_number = list[Question](), list[Question]()
         for number, record in enumerate(_records(file, suite), start=1):
-            name = _text(record.get("id")) if isinstance(record, Mapping) else ""
-            name = name or f"{shown(file.absolute().relative_to(folder))}:{number}"  # names may repeat in folders
+            fields: Mapping[str, Any] = record if isinstance(record, Mapping) else {}
+            name = (
+                _text(fields.get("id")) or f"{shown(file.absolute().relative_to(folder))}:{number}"
+            )  # names may repeat in folders
             found = _question(record, suite, name=name, file=file)
             if isinstance(found, Question) and found.id in seen:
                 found = "an id that an earlier item has"
@@ -86,6 +90,13 @@ def read_items(path: str, suite: SuiteSettings, *, key: str) -> Questions:
             else:
                 items.append(found)
                 seen.add(found.id)
+                kind = _kind_of_answer(fields[suite.answer], found.choices)
+                {"letter": by_letter, "number": by_number}.get(kind, []).append(found)
+        # Published files have A to D in some items and 1 to 4 in others. A 0 would say that numbers count from there.
+        if by_letter and by_number and not suite.first_number and all(item.answer for item in by_number):
+            problems[_UNLIKE] = [*problems.get(_UNLIKE, ()), *(item.id for item in by_number)]
+            refused = {item.id for item in by_number}
+            items = [item for item in items if item.id not in refused]
     if not items:
         said = "; ".join(f"{len(names)} with {reason}" for reason, names in problems.items())
         raise UserError(f"config.{key}: {path}: no item can be asked ({said or 'the files are empty'})")
@@ -212,6 +223,13 @@ def _answers(given: Any, choices: Sequence[str], *, first: int) -> list[int]:
     # A number among numbers is a text: suites of arithmetic have choices such as 1, 2, 3, 4.
     short = not found and len(text) <= _LONGEST_NUMBER and text.isascii() and text.isdigit()
     return found + (_numbered(int(text), choices, first=first) if short else [])
+
+
+def _kind_of_answer(given: Any, choices: Sequence[str]) -> str:
+    """Whether an answer that means a choice is its text, its number or its letter."""
+    if _text(given) in choices and not isinstance(given, int | float):
+        return "text"
+    return "number" if isinstance(given, int | float) or _text(given).isdigit() else "letter"
 
 
 def _is_unicode(text: str) -> bool:

@@ -10,9 +10,9 @@ The templates have FastChat's names: `single` or `pair` first, `math` where the 
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from allam_jax.corpus.record_formats import json_records
 from allam_jax.errors import UserError
@@ -121,11 +121,10 @@ def read_questions(path: str, *, key: str) -> list[MTQuestion]:
     """The questions of a file that `key` of the config names; UserError that names a line which is none."""
     questions: dict[str, MTQuestion] = {}
     for where, record in _records(path, key=key):
-        name, turns = _id(record, where), record.get("turns") or ()
+        name, turns = _id(record, where), record.get("turns")
         if not _texts(turns) or len(turns) > 2:
             raise UserError(f"{where}: `turns` is no list of one or two texts")
-        if name in questions:
-            raise UserError(f"{where}: an earlier line has the question_id {name}; give each its own")
+        _refuse_second(name, questions, where)
         questions[name] = MTQuestion(name, str(record.get("category") or ""), tuple(turns))
     return list(questions.values())
 
@@ -160,16 +159,22 @@ def verdict(judgment: str) -> str | None:
 
 
 def _answers(path: str, *, key: str) -> dict[str, tuple[str, ...]]:
-    found = {}
+    found = dict[str, tuple[str, ...]]()
     for where, record in _records(path, key=key):
-        choices = record.get("choices")
+        name, choices = _id(record, where), record.get("choices")
         turns = (
             choices[0].get("turns") if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
         )
         if not isinstance(turns, list) or not all(isinstance(turn, str) for turn in turns):
             raise UserError(f"{where}: `choices[0].turns` is no list of texts")
-        found[_id(record, where)] = tuple(turns)
+        _refuse_second(name, found, where)
+        found[name] = tuple(turns)
     return found
+
+
+def _refuse_second(name: str, known: Container[str], where: str) -> None:
+    if name in known:
+        raise UserError(f"{where}: an earlier line has the question_id {name}; give each its own")
 
 
 def _records(path: str, *, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -193,5 +198,5 @@ def _id(record: Mapping[str, Any], where: str) -> str:
     return str(record["question_id"])
 
 
-def _texts(value: Any) -> bool:
-    return isinstance(value, Sequence) and bool(value) and all(isinstance(one, str) and one for one in value)
+def _texts(value: Any) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, str) and one for one in value)

@@ -24,7 +24,10 @@ def read_answers(path: Path) -> dict[str, list[Answered]]:
         try:
             values: dict[str, Any] = dict(record)  # type: ignore[arg-type]  # an error is text, which is no pair
             name = values.pop("suite")
-            found.setdefault(name, []).append(Answered(**values | {"texts": tuple(values["texts"])}))
+            item = Answered(**values | {"texts": tuple(values["texts"])})
+            if not all(type(choice) is int and 0 <= choice < len(item.texts) for choice in (item.right, item.chosen)):
+                raise ValueError("a number of no choice")
+            found.setdefault(name, []).append(item)
         except (TypeError, ValueError, KeyError):
             raise UserError(f"{path}, line {number}: no answer of task harness; run that stage again") from None
     return found
@@ -40,9 +43,9 @@ def differences(answers: Answers, *, samples: int, seed: int) -> list[dict[str, 
         for suite in answers[first]:
             if suite not in answers[second] or suite.endswith(PERMUTED):
                 continue
-            other = {item.id: item for item in answers[second][suite]}
-            both = [(item, other[item.id]) for item in answers[first][suite] if item.id in other]
-            pairs = [(one, two) for one, two in both if one.question == two.question]
+            other = {(item.id, item.question): item for item in answers[second][suite]}
+            asked = ((item, other.get((item.id, item.question))) for item in answers[first][suite])
+            pairs = [(one, two) for one, two in asked if two is not None]
             if not pairs:
                 continue
             right = [[item.chosen == item.right for item in side] for side in zip(*pairs, strict=True)]

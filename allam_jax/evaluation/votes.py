@@ -20,8 +20,10 @@ from allam_jax.evaluation.line_log import LineLog
 
 Choice = Literal["a", "b", "tie", "both_bad"]
 CHOICES: tuple[Choice, ...] = ("a", "b", "tie", "both_bad")
+SIDES = ("a", "b")
 RESERVED_SECONDS = 900.0  # that a pair waits for the vote of a rater who sees it
 _LARGEST_PAIR = 1 << 24  # bytes
+_VOTE = f"vote; expected pair, rater, choice ({', '.join(CHOICES)}), left (a or b) and time"
 _FIELDS = ("question", "model_a", "answer_a", "model_b", "answer_b")
 
 
@@ -76,13 +78,8 @@ class VoteLog:
 
     def __init__(self, path: Path):
         """Opens the file, or makes it. UserError for a line that is no vote."""
-        self._log, self._lock = LineLog(path), threading.Lock()
-        self.votes: list[Vote] = []
-        for number, line in enumerate(self._log.found, start=1):
-            try:
-                self.votes.append(Vote(**line))
-            except TypeError:
-                raise UserError(f"{path}, line {number}: no vote; remove the line") from None
+        self._log, self._lock = LineLog(path, read=_vote_of, what=_VOTE), threading.Lock()
+        self.votes = self._log.found
         self._given = {(vote.rater, vote.pair) for vote in self.votes}
 
     def add(self, vote: Vote) -> bool:
@@ -98,6 +95,17 @@ class VoteLog:
     def close(self) -> None:
         """Closes the file."""
         self._log.close()
+
+
+def _vote_of(value: Any) -> Vote | None:
+    """The vote that a line holds; None for a line that is none."""
+    try:
+        vote = Vote(**value)
+    except TypeError:
+        return None
+    texts = (vote.pair, vote.rater, vote.choice, vote.left)
+    known = all(isinstance(text, str) for text in texts) and vote.choice in CHOICES and vote.left in SIDES
+    return vote if known and isinstance(vote.time, int | float) else None
 
 
 def winner(choices: Sequence[Choice]) -> Choice | None:

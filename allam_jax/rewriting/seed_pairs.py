@@ -1,15 +1,11 @@
 """Which annotated pairs a worker is trained on, and the conversations that it is trained on."""
 
 import collections
-import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from allam_jax.errors import UserError
 from allam_jax.evaluation.likelihood import Likelihood, Pair
 from allam_jax.files import unit_hash
-from allam_jax.rewriting.instructions import Instruction
 
 RANDOM, LOW, HIGH = CHOICES = ("random", "low_perplexity", "high_perplexity")
 

@@ -75,6 +75,7 @@ def test_shapes(record, expected):
         ({"instruction": "hi", "output": "yes", "history": ["hi"]}, "'history' is no list of questions"),
         ({"instruction": "hi", "output": "yes", "history": 5}, "'history' is no list of questions"),
         ({"instruction": "hi", "output": "yes", "history": True}, "'history' is no list of questions"),
+        ({"prompt": [QUESTION], "completion": [ANSWER], "history": [["hi", "yes"]]}, "'history' beside a prompt"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image", "text": None}, {"text": "hi"}]}, ANSWER]},
             "parts that are no text",

@@ -117,15 +117,16 @@ def test_the_log_survives_a_crash(tmp_path):
     for cut in range(len(whole)):  # wherever a crash may have cut the second line
         path.write_bytes(whole[:cut])
         log = VoteLog(path)
-        kept = whole[:cut].count(b"\n")
+        kept = whole[: cut + 1].count(b"\n")  # a vote that lacks its newline alone is whole
         assert [vote.rater for vote in log.votes] == ["x", "y"][:kept]
         for rater in ("x", "y"):
             assert log.add(Vote("p1", rater, "a", "b", 1.0)) == (rater not in ["x", "y"][:kept])
         log.close()
         assert path.read_bytes() == whole
-    path.write_text("{}\n")
-    with pytest.raises(UserError, match="line 1: no vote"):
-        VoteLog(path)
+    for change in ({"choice": "A"}, {"left": "A"}, {"choice": ["a"]}, {"rater": 3}, {"time": "now"}, {"more": 1}):
+        path.write_bytes(whole + json.dumps(json.loads(whole.splitlines()[0]) | change).encode() + b"\n")
+        with pytest.raises(UserError, match="line 3: no vote; expected pair, rater, choice"):
+            VoteLog(path)
 
 
 def test_the_server_is_blind_and_refuses_what_is_no_vote(arena):

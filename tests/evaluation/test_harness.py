@@ -316,6 +316,22 @@ def test_values_of_an_item_that_cannot_be_used_are_counted(tmp_path):
     }
 
 
+def test_numbers_beside_letters_in_one_file_need_a_first_number(tmp_path):
+    """As in ARC, where some items are labelled A to D and some 1 to 4, in one file."""
+    rows = [{"question": "?", "A": "w", "B": "x", "C": "y", "D": "z", "id": a, "answer": a} for a in ("B", "1", "2")]
+    found = read(tmp_path / "a.jsonl", rows)
+    assert [item.id for item in found.items] == ["B"]
+    ((reason, ids),) = found.problems.items()
+    assert reason.startswith("a number as answer, beside letters")
+    assert ids == ("1", "2")
+    labels = read(tmp_path / "b.jsonl", [*rows, {**rows[0], "id": "w", "answer": "w"}], first_number=1)
+    assert [item.answer for item in labels.items] == [1, 0, 1, 0]
+    zero = read(tmp_path / "c.jsonl", [*rows, {**rows[0], "id": "zero", "answer": 0}])
+    assert [item.answer for item in zero.items] == [1, 1, 2, 0]
+    numbers = read(tmp_path / "d.jsonl", rows[1:])  # without letters, the setting says where they begin
+    assert [item.answer for item in numbers.items] == [1, 2]
+
+
 def test_files_of_one_name_in_several_folders(tmp_path):
     for subject in ("biology", "physics"):
         (tmp_path / "all" / subject).mkdir(parents=True)

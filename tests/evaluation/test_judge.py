@@ -233,7 +233,9 @@ def test_a_dry_run_and_bad_files(files, tmp_path):
             ("questions", '{"question_id": 81, "turns": ["x"]}', "line 10: an earlier line has the question_id 81"),
             ("questions", '{"question_id": 7, "turns": []}', "line 10: `turns` is no list"),
             ("questions", "x", "line 10: not JSON"),
+            ("questions", '{"question_id": 7, "turns": "ab"}', "line 10: `turns` is no list"),
             ("good", '{"question_id": 7}', r"`choices\[0\].turns` is no list"),
+            ("good", '{"question_id": 81, "choices": [{"turns": ["x"]}]}', "an earlier line has the question_id 81"),
         ):
             path = Path(files[name])
             text = path.read_text()

@@ -1,15 +1,17 @@
 """Several models on the same items, against scipy, brute force and counts by hand; items in training texts."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from allam_jax.corpus.ngram_index import NgramIndex
+from allam_jax.errors import UserError
 from allam_jax.evaluation.choice_scores import Answered, paired_bootstrap, wilson
 from allam_jax.evaluation.contamination import overlap, together, touched
-from allam_jax.evaluation.suite_comparison import differences, holm, unlike, without_touched
+from allam_jax.evaluation.suite_comparison import differences, holm, read_answers, unlike, without_touched
 from allam_jax.tasks import runner
 from configs import base
 
@@ -98,6 +100,17 @@ def test_a_page_of_two_models(tmp_path):
     page = (tmp_path / "out" / "suite_report.md").read_text()
     assert "5 items that no model gets right" in page
     assert "+62.5" in page
+
+
+@pytest.mark.parametrize(
+    "change", [{"texts": []}, {"right": 2}, {"chosen": -1}, {"right": None}, {"chosen": True}, {"texts": None}]
+)
+def test_an_answer_that_is_none_is_named(tmp_path, change):
+    file = Path(_write_answers(tmp_path, "first", [0, 1])) / "answers.jsonl"
+    first, second = map(json.loads, file.read_text().splitlines())
+    file.write_text(json.dumps(first) + "\n" + json.dumps(second | change) + "\n")
+    with pytest.raises(UserError, match="line 2: no answer of task harness"):
+        read_answers(file)
 
 
 def test_items_of_one_id_and_other_questions_are_not_compared():
