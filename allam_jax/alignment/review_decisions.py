@@ -24,9 +24,7 @@ ACCEPTED, EDITED, REJECTED, CONFLICT, UNDECIDED = OUTCOMES = (
     "undecided",
 )
 _LONGEST_NOTE = 2000  # characters
-_DECISION = (
-    f"decision; expected item, reviewer, verdict ({', '.join(VERDICTS)}), texts of an edit, flags, note and time"
-)
+_DECISION = f"decision; expected item, reviewer, verdict ({', '.join(VERDICTS)}), texts, flags, note and time"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from allam_jax.corpus.record_formats import Record
 from allam_jax.errors import UserError
 from allam_jax.files import json_text, sha256_of_json
 
-ORIGINAL, REWRITE, PIECES = "original", "rewrite", "pieces"
+ORIGINAL, REWRITE, PIECES, PASSED = "original", "rewrite", "pieces", "passed"
 Place = tuple[str | int, ...]  # keys and indices that lead to a text in a record
 
 
@@ -102,10 +102,10 @@ def _items_of(record: Record) -> Iterator[ReviewItem]:
         raise BadRow("a value that no JSON can hold") from None
     if record.get(PIECES) is not None:
         rest = {key: value for key, value in record.items() if key != PIECES}
-        for number, piece in enumerate(_pieces(record[PIECES])):
-            # What no rewrite has passed the checks of is shown as it was, to be rewritten by hand.
-            original, rewrite = piece[0], piece[0] if piece[1] is None else piece[1]
-            yield _rewrite(rest | {"piece": number, ORIGINAL: original, REWRITE: rewrite})
+        for number, (original, rewrite) in enumerate(_pieces(record[PIECES])):
+            # Where no rewrite has passed the checks, the text is shown as it was, to be rewritten by hand.
+            texts = {ORIGINAL: original, REWRITE: original if rewrite is None else rewrite}
+            yield _rewrite(rest | {"piece": number, PASSED: rewrite is not None, **texts})
     elif record.get(ORIGINAL) is not None:
         yield _rewrite(record)
     elif record.get("chosen") is not None:

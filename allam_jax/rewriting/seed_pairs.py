@@ -1,44 +1,69 @@
-"""Which annotated pairs a worker is trained on, and the conversations that it is trained on."""
+"""Which annotated pairs a worker is trained on, and the conversations that it learns from."""
 
-import collections
-import math
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from allam_jax.evaluation.likelihood import Likelihood, Pair
+from allam_jax.alignment.review_items import ORIGINAL, PASSED, REWRITE, read_items
+from allam_jax.errors import UserError
 from allam_jax.files import unit_hash
+from allam_jax.rewriting.instructions import Instruction
+from allam_jax.rewriting.settings import HIGH_PERPLEXITY, RANDOM
 
-RANDOM, LOW, HIGH = CHOICES = ("random", "low_perplexity", "high_perplexity")
+PERPLEXITY = "perplexity"
 
 
-def perplexities(texts_ids: Sequence[Sequence[int]], *, likelihood: Likelihood, prefix_id: int) -> list[float]:
-    """The perplexity of each text: exp of the mean negative log-likelihood of its tokens, the first after `prefix_id`.
+@dataclasses.dataclass(frozen=True)
+class SeedPair:
+    """An original, its rewrite, their language, and everything else that is known of them: the provenance."""
 
-    A text that is longer than the model's context is read in windows, each behind the last token of the one before.
+    original: str
+    rewrite: str
+    language: str
+    provenance: Mapping[str, Any]
+
+    def conversation(self, instruction: Instruction) -> dict[str, Any]:
+        """What a worker learns from it: the instruction with the original, and the rewrite."""
+        reply = {"role": "assistant", "content": self.rewrite}
+        messages = [*instruction.messages(self.original, language=self.language), reply]
+        asked = {"instruction": instruction.fingerprint}
+        return {"messages": messages, "provenance": {**self.provenance, "asked": asked}}
+
+
+def read_seed_pairs(path: str) -> list[SeedPair]:
+    """The pairs that task `review` or `rewrite` has written; UserError for rows that are none.
+
+    A text that stands for its own rewrite, because none has passed the checks, counts where people have taken it so.
     """
-    windows, owners = [], []
-    for number, ids in enumerate(texts_ids):
-        length = likelihood.max_length - 1
-        for start in range(0, len(ids), length):
-            before = ids[start - 1] if start else prefix_id
-            windows.append(Pair((before,), tuple(ids[start : start + length])))
-            owners.append(number)
-    sums = collections.defaultdict[int, float](float)
-    for owner, score in zip(owners, likelihood(windows), strict=True):
-        sums[owner] += score.logprob
-    return [math.exp(-sums[number] / len(ids)) for number, ids in enumerate(texts_ids)]
+    pairs = []
+    for item in read_items(path):
+        provenance = dict(item.record)
+        if not provenance.get(PASSED, True) and "review" not in provenance:
+            continue
+        original, rewrite = provenance.pop(ORIGINAL, None), provenance.pop(REWRITE, None)
+        if original is None:
+            raise UserError(
+                f"{path}: has rows without {ORIGINAL!r} and {REWRITE!r}; give pairs of task review or rewrite"
+            )
+        pairs.append(SeedPair(original, rewrite, item.language, provenance))
+    if not pairs:
+        raise UserError(f"{path}: holds no pair whose rewrite has passed the checks; review them, or rewrite again")
+    return pairs
 
 
-def chosen(originals: Sequence[str], values: Sequence[float], *, choice: str, most: int, seed: int) -> list[int]:
+def chosen(pairs: Sequence[SeedPair], perplexities: Sequence[float], *, choice: str, most: int, seed: int) -> list[int]:
     """The numbers of the pairs that are taken, ascending.
 
     Args:
-        originals: of all pairs.
-        values: perplexities of their rewrites; empty for a random choice.
-        choice: one of `CHOICES`.
+        pairs: all of them.
+        perplexities: of their rewrites; not read for a random choice.
+        choice: random, low_perplexity or high_perplexity.
         most: pairs at most; 0: all.
-        seed: of a random choice.
+        seed: of a random choice, which follows from it and the texts alone.
     """
-    draws = values if choice != RANDOM else [unit_hash(f"{seed}:{text}") for text in originals]
-    sign = -1 if choice == HIGH else 1
-    order = sorted(range(len(originals)), key=lambda number: (sign * draws[number], number))
+    if choice == RANDOM:
+        draws: Sequence[float] = [unit_hash(f"{seed}:{pair.original}") for pair in pairs]
+    else:
+        draws = [-value if choice == HIGH_PERPLEXITY else value for value in perplexities]
+    order = sorted(range(len(pairs)), key=lambda number: (draws[number], number))
     return sorted(order[: most or None])

@@ -39,7 +39,14 @@ from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
 from allam_jax.model.settings import ExpandSettings, LoraSettings
 from allam_jax.parallel.settings import MeshSettings
 from allam_jax.planning.settings import PlanSettings
-from allam_jax.rewriting.settings import CompareCorporaSettings, DamageSettings, RewriteSettings, TranslateSettings
+from allam_jax.rewriting.settings import (
+    CompareCorporaSettings,
+    DamageSettings,
+    RewriteSettings,
+    SeedPairsSettings,
+    SeedPoolSettings,
+    TranslateSettings,
+)
 from allam_jax.settings import Section, Settings
 from allam_jax.tasks.settings import AdaptationSettings, ReportSettings, SeedSettings, TokenizerSettings, VerifySettings
 from allam_jax.tokenizer.settings import TokenizerExtensionSettings, TokenizerMergeSettings, TokenizerTrainingSettings
@@ -106,6 +113,8 @@ TASKS: dict[str, Task] = {
     "sft_quality": Task((SeedSettings, ChatQualitySettings)),
     "preferences": Task((SeedSettings, *_MODEL, PreferenceSettings, EngineSettings), on_devices=True),
     "review": Task((ReviewSettings,)),
+    "seed": Task((SeedSettings, SeedPoolSettings)),
+    "seed_pairs": Task((SeedSettings, *_MODEL, SeedPairsSettings, LikelihoodSettings), on_devices=True),
     "damage": Task((SeedSettings, DamageSettings)),
     "compare_corpora": Task((SeedSettings, CompareCorporaSettings)),
     "rewrite": Task((SeedSettings, *_MODEL, RewriteSettings, EngineSettings), on_devices=True),
