@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +223,7 @@ def agreements(decisions: Iterable[Mapping[str, Decision]], *, rules: Sequence[s
     for of_item in decisions:
         for one, other in itertools.combinations(sorted(of_item), 2):
             both[one, other].append((of_item[one], of_item[other]))
-    asked = {
+    asked: dict[str, Callable[[Decision], str | bool]] = {
         "verdict": lambda decision: decision.verdict,
         "taken or rejected": lambda decision: decision.verdict == REJECT,
         **{f"flag: {rule}": functools.partial(_flagged, rule) for rule in rules},

@@ -8,7 +8,7 @@ import copy
 import dataclasses
 import functools
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -54,7 +54,7 @@ class ReviewItem:
     @functools.cached_property
     def texts(self) -> tuple[str, ...]:
         """What can be edited."""
-        return tuple(functools.reduce(operator.getitem, place, self.record) for place in self.places)  # type: ignore
+        return tuple(_at(self.record, place) for place in self.places)
 
     @property
     def language(self) -> str:
@@ -66,8 +66,12 @@ class ReviewItem:
         """The record with other texts in these places."""
         record: dict[str, Any] = copy.deepcopy(dict(self.record))
         for (*way, last), text in zip(self.places, texts, strict=True):
-            functools.reduce(operator.getitem, way, record)[last] = text  # type: ignore[call-overload]
+            _at(record, way)[last] = text
         return record
+
+
+def _at(value: Any, place: Iterable[str | int]) -> Any:
+    return functools.reduce(operator.getitem, place, value)
 
 
 def read_items(path: str) -> list[ReviewItem]:
@@ -78,16 +82,15 @@ def read_items(path: str) -> list[ReviewItem]:
     """
     items: dict[str, ReviewItem] = {}
     left_out = collections.Counter[str]()
-    for file in chat_files(path):
-        for record in chat_records(file, every_column=True):
-            try:
-                for item in _items_of(record):
-                    left_out["the same texts again"] += item.id in items
-                    items.setdefault(item.id, item)
-            except BadRow as reason:
-                left_out[str(reason)] += 1
-    for reason, count in (+left_out).most_common():
-        logging.warning("%s: %d rows are left out: %s", path, count, reason)
+    for record in (record for file in chat_files(path) for record in chat_records(file, every_column=True)):
+        try:
+            for item in _items_of(record):
+                left_out["the same texts again"] += item.id in items
+                items.setdefault(item.id, item)
+        except BadRow as reason:
+            left_out[str(reason)] += 1
+    for why, count in (+left_out).most_common():
+        logging.warning("%s: %d rows are left out: %s", path, count, why)
     if not items:
         raise UserError(f"{path}: has no rows that can be reviewed ({dict(left_out.most_common(3))})")
     return list(items.values())

@@ -4,9 +4,12 @@ The draw of a document follows from the seed and its text alone. So the order of
 go elsewhere, change nothing, and a text that is there twice is drawn once.
 """
 
+import array
+import collections
 import dataclasses
-import heapq
 from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
 
 from allam_jax.corpus.document import Document
 from allam_jax.data.documents import DocumentSource
@@ -20,10 +23,16 @@ _FIELDS = ("id", "source", "language")
 
 @dataclasses.dataclass
 class _Candidates:
-    """The documents of a stratum: how many there are, and where those with the first draws lie."""
+    """The documents of a stratum: the draw of each, and where it lies. 24 bytes a document."""
 
-    documents: int = 0
-    places: dict[float, tuple[str, int]] = dataclasses.field(default_factory=dict)  # draw -> dataset, index
+    draws: array.array = dataclasses.field(default_factory=lambda: array.array("d"))
+    datasets: array.array = dataclasses.field(default_factory=lambda: array.array("q"))
+    indices: array.array = dataclasses.field(default_factory=lambda: array.array("q"))
+
+    def places(self) -> list[tuple[int, int]]:
+        """Number of the dataset and index of each document, in the order of their draws, every text once."""
+        _, first = np.unique(np.array(self.draws), return_index=True)
+        return [(self.datasets[at], self.indices[at]) for at in first]
 
 
 class SeedPool:
@@ -36,25 +45,24 @@ class SeedPool:
 
     def __init__(self, sources: Mapping[str, DocumentSource], settings: SeedPoolSettings, *, seed: int):
         """Reads every document once. UserError where a dataset has not the fields that are needed."""
-        self._sources, self._most = sources, settings.documents
-        candidates: dict[Stratum, _Candidates] = {}
-        for name, source in sources.items():
+        self._sources = list(sources.values())
+        candidates = collections.defaultdict[Stratum, _Candidates](_Candidates)
+        for number, (name, source) in enumerate(sources.items()):
             needed = {*_FIELDS, settings.domain}
             if missing := sorted(needed - source.fields(0).keys()) if len(source) else []:
                 raise UserError(f"config.seed_pool.inputs.{name}: its documents have no {' and no '.join(missing)}; "
                                 "write them with the corpus task, or name another seed_pool.domain")  # fmt: skip
             for index in range(len(source)):
                 fields = source.fields(index)
-                if not settings.least_bytes <= len(fields["text"].encode()) <= settings.most_bytes:
-                    continue
-                stratum = (fields[settings.domain], fields["language"])
-                self._add(candidates.setdefault(stratum, _Candidates()), (name, index), f"{seed}:{fields['text']}")
-        self.available = {stratum: found.documents for stratum, found in sorted(candidates.items())}
-        self.drawn = quotas(self.available, total=self._most, balance=settings.balance)
-        self._places = {
-            stratum: [place for _, place in heapq.nsmallest(self.drawn[stratum], found.places.items())]
-            for stratum, found in candidates.items()
-        }
+                if settings.least_bytes <= len(fields["text"].encode()) <= settings.most_bytes:
+                    found = candidates[fields[settings.domain], fields["language"]]
+                    found.draws.append(unit_hash(f"{seed}:{fields['text']}"))
+                    found.datasets.append(number)
+                    found.indices.append(index)
+        places = {stratum: found.places() for stratum, found in sorted(candidates.items())}
+        self.available = {stratum: len(found) for stratum, found in places.items()}
+        self.drawn = quotas(self.available, total=settings.documents, balance=settings.balance)
+        self._places = {stratum: found[: self.drawn[stratum]] for stratum, found in places.items()}
 
     def documents(self) -> Iterator[Document]:
         """The pool, in an order in which every beginning of it has the strata in nearly the shares of the whole."""
@@ -63,18 +71,9 @@ class SeedPool:
             for stratum, places in self._places.items()
             for rank, place in enumerate(places)
         ]
-        for _, _, (name, index) in sorted(placed):
-            fields = self._sources[name].fields(index)
-            yield Document(text=fields["text"], **{field: fields[field] for field in _FIELDS})
-
-    def _add(self, candidates: _Candidates, place: tuple[str, int], key: str) -> None:
-        draw = unit_hash(key)
-        if draw in candidates.places:  # the same text
-            return
-        candidates.documents += 1
-        candidates.places[draw] = place
-        if len(candidates.places) > 2 * self._most:
-            candidates.places = dict(heapq.nsmallest(self._most, candidates.places.items()))
+        for _, _, (number, index) in sorted(placed):
+            fields = self._sources[number].fields(index)
+            yield Document(text=fields["text"], id=fields["id"], source=fields["source"], language=fields["language"])
 
 
 def quotas(sizes: Mapping[Stratum, int], *, total: int, balance: float) -> dict[Stratum, int]:

@@ -24,7 +24,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     check_name(options.name)
     sources = {name: DocumentSource(path, split=options.split) for name, path in inputs.items()}
     pool = SeedPool(sources, options, seed=config.seed)
-    strata = [
+    strata: list[dict[str, Any]] = [
         {"domain": domain, "language": language, "available": count, "drawn": pool.drawn[domain, language]}
         for (domain, language), count in pool.available.items()
     ]
