@@ -9,15 +9,26 @@ The first is for rewrites, the second for conversations and pairs (docs/native_a
 
 from ml_collections import ConfigDict
 
-from allam_jax.errors import UserError
+from allam_jax import recipe_inputs
+from allam_jax.settings import Section, setting
 from configs import base
 from configs.rewrite import INSTRUCTIONS
 
 
-def get_config(kind: str = "rewrite") -> ConfigDict:
+class Inputs(Section):
+    """What counts beside the decisions of this workdir."""
+
+    decisions: str = setting("", "decisions.jsonl of other workdirs, separated by commas")
+
+
+INPUTS = {"rewrite": Inputs(), "chats": Inputs()}
+
+
+def get_config(arg: str = "rewrite") -> ConfigDict:
     """Needs review.input."""
-    if kind not in ("rewrite", "chats"):
-        raise UserError(f"--config configs/review.py:{kind}: expected chats, or no argument")
+    kind, given = recipe_inputs.read(INPUTS, arg)
     config = base.get_config("review")
     config.review.guidelines = str(INSTRUCTIONS / f"{kind}.toml")
+    for number, path in enumerate(filter(None, given.decisions.split(","))):
+        config.review.decisions[f"other_{number}"] = path
     return config
