@@ -4,10 +4,11 @@
 
 The network is a Llama in float32. With `--dtype bfloat16` its products take operands of bfloat16, in torch by autocast.
 `small` has width 256, 6 layers, 8 heads, feed-forward 688 and vocabulary 8,192, and 8 x 256 tokens a batch; `smollm2`
-has the shape of SmolLM2-135M, and 4 x 512 tokens. A step is forward, backward, clipping of the gradient at norm 1, and AdamW. The contestants take turns step by step, so that other load on the
-machine slows all of them; the table compares their medians. Load does not slow them equally, because torch's waiting
-threads spin. Measure on an idle machine, or compare the fastest steps, which are printed too. The benchmark needs torch
-and transformers, and a C++ compiler for torch.compile.
+has the shape of SmolLM2-135M, and 4 x 512 tokens. A step is forward, backward, clipping of the gradient at norm 1, and
+AdamW. The contestants take turns step by step, so that other load on the machine slows all of them; the table compares
+their medians. Load does not slow them equally, because torch's waiting threads spin. Measure on an idle machine, or
+compare the fastest steps, which are printed too. The benchmark needs torch and transformers, and a C++ compiler for
+torch.compile.
 
 The output is a table and, on the last line, a JSON object. FLOPs are those of the model: 6 per matmul parameter and
 token, and causal attention at half of its square, whatever a contestant computes. The sgemm peak is the best of torch,

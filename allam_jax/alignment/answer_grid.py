@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from allam_jax.alignment.conversations import ASSISTANT, BadRow, conversation_of
+from allam_jax.alignment.conversations import ASSISTANT, NOT_LEARNED, BadRow, conversation_of, is_learned
 from allam_jax.alignment.settings import PreferenceSettings
 from allam_jax.alignment.text_measures import differ_in_language
 from allam_jax.corpus.minhash import jaccard
@@ -62,14 +62,17 @@ class GridBackend:
 
 
 def asked_of(number: int, record: Mapping[str, Any] | str) -> Prompt:
-    """The prompt of a conversation: all but its last reply, which its answer carries as `chosen`."""
+    """The prompt of a conversation: all before its last reply that may be learned, which its answer has as `chosen`."""
     try:
         if isinstance(record, str):
             raise BadRow(f"a row {record}")
         messages = conversation_of(record)
+        place = max((place for place, message in enumerate(messages) if is_learned(message)), default=0)
+        if not place:
+            raise BadRow(NOT_LEARNED)
     except BadRow as reason:
         return Prompt(number, "", problem=str(reason))
-    return Prompt(number, messages[:-1], {"chosen": messages[-1]["content"]})
+    return Prompt(number, messages[:place], {"chosen": messages[place]["content"]})
 
 
 def pairs_of(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from allam_jax.alignment.answer_grid import similarity
-from allam_jax.alignment.conversations import ASSISTANT, USER, BadRow, Messages, conversation_of, pair_of
+from allam_jax.alignment.conversations import ASSISTANT, USER, BadRow, Messages, conversation_of, is_learned, pair_of
 from allam_jax.alignment.settings import CHAT_FAULTS
 from allam_jax.alignment.text_measures import (
     asks_for_another_language,
@@ -110,7 +110,7 @@ def _faults_of(messages: Messages) -> dict[str, str]:
         text = message["content"]
         if message["role"] == USER:
             asked = text
-        if message["role"] != ASSISTANT or message.get("tool_calls"):
+        if not is_learned(message) or message.get("tool_calls"):
             continue
         for fault, shown in _faults_of_reply(text, asked=asked).items():
             found.setdefault(fault, shown)

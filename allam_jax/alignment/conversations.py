@@ -28,6 +28,8 @@ _CONVERSATION = ("messages", "conversations", "conversation", "dialogue", "turns
 _ROLE, _CONTENT = ("role", "from", "speaker", "author"), ("content", "value", "text")
 _QUESTION, _ANSWER = ("instruction", "prompt", "question", "query"), ("output", "response", "completion", "answer")
 _CHOSEN, _REJECTED = "chosen", "rejected"
+NOT_LEARNED = "no reply is to be learned"
+_LEARNED = ("weight", "train", "loss")  # OpenAI's, axolotl's and ms-swift's words for whether a reply is learned
 FIELDS = (*_CONVERSATION, *_QUESTION, *_ANSWER, _CHOSEN, _REJECTED, "input", "system", "history")
 
 _FOLLOWS = {  # role -> those that may come next
@@ -84,6 +86,17 @@ def pair_of(record: Mapping[str, Any]) -> Pair:
 def number_of_replies(messages: Sequence[Mapping[str, Any]]) -> int:
     """How many messages are the model's."""
     return sum(message["role"] == ASSISTANT for message in messages)
+
+
+def is_learned(message: Mapping[str, Any]) -> bool:
+    """Whether a message is a reply that its data let a model learn: none of `weight`, `train` and `loss` is 0 or false.
+
+    BadRow for values that are neither 0 nor 1.
+    """
+    given = [message[name] for name in _LEARNED if _is_given(message.get(name))]
+    if not all(isinstance(value, int | float) and value in (0, 1) for value in given):
+        raise BadRow("a reply whose weight is neither 0 nor 1")
+    return message["role"] == ASSISTANT and all(given)
 
 
 def _messages_of(record: Mapping[str, Any]) -> list[Any]:
@@ -203,7 +216,10 @@ def _standard(message: Any) -> Mapping[str, Any]:
     text = "" if content is None and calls else _text(content)
     if not text.strip():  # most templates write no calls: what would be learned is the end of a turn alone
         raise BadRow("a reply of tool calls without text" if calls else "empty content")
-    return _message(standard, text) | rest
+    found = _message(standard, text) | rest
+    if standard == ASSISTANT:
+        is_learned(found)
+    return found
 
 
 def _text(content: Any) -> str:

@@ -12,7 +12,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from allam_jax.alignment.conversations import ASSISTANT, USER, BadRow, Messages, Pair, number_of_replies
+from allam_jax.alignment.conversations import (
+    ASSISTANT,
+    NOT_LEARNED,
+    USER,
+    BadRow,
+    Messages,
+    Pair,
+    is_learned,
+    number_of_replies,
+)
 from allam_jax.errors import UserError
 from allam_jax.tokenizer.chat_template import ChatTemplate, Encoded, Prefix, Rendered
 from allam_jax.tokenizer.tokenizer import Tokenizer
@@ -47,7 +56,10 @@ class Made(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Wish:
-    """A sample: the first `count` messages of a conversation, with the replies from number `first` on learned."""
+    """A sample: the first `count` messages of a conversation, with the replies from number `first` on learned.
+
+    Replies that the data exclude (`is_learned`) are not.
+    """
 
     count: int
     first: int
@@ -70,7 +82,7 @@ class Masker:
         """
         made = self._made([(messages, _wishes(messages, learned=learned)) for messages in conversations])
         return [
-            found if isinstance(found, BadRow) else Made(messages, *_sorted_out(found))
+            found if isinstance(found, BadRow) else Made(messages, *_sorted_out(found or [NOT_LEARNED]))
             for messages, found in zip(conversations, made, strict=True)
         ]
 
@@ -112,9 +124,8 @@ class Masker:
         """What has to be rendered, without repeats."""
         found = dict.fromkeys(Prefix(wish.count, False) for wish in wishes)
         if not self._is_marked:
-            places = _places_of_replies(messages)
             for wish in wishes:
-                for place in places[wish.first - 1 : number_of_replies(messages[: wish.count])]:
+                for place in _learned_places(messages, wish).values():
                     found |= dict.fromkeys((Prefix(place, True), Prefix(place + 1, False)))
         return list(found)
 
@@ -164,19 +175,16 @@ class _Texts:
         return found
 
     def replies(self, wish: _Wish) -> dict[int, tuple[int, int]]:
-        """Number, from `wish.first` on, and characters of each reply."""
+        """Number and characters of each reply that is learned."""
         rendered, places = self[Prefix(wish.count, False)], _places_of_replies(self._messages[: wish.count])
         if len(places) > MOST_TURNS:
             raise BadRow(f"more than {MOST_TURNS} replies")
+        learned = _learned_places(self._messages, wish)
         if rendered.generated:
             if len(rendered.generated) != len(places):
                 raise BadRow("the template marks another number of replies than there are")
-            return {number: place for number, place in enumerate(rendered.generated, start=1) if number >= wish.first}
-        return {
-            number: self._by_prefix(place, rendered)
-            for number, place in enumerate(places, start=1)
-            if number >= wish.first
-        }
+            return {number: rendered.generated[number - 1] for number in learned}
+        return {number: self._by_prefix(place, rendered) for number, place in learned.items()}
 
     def _by_prefix(self, place: int, rendered: Rendered) -> tuple[int, int]:
         """The characters of the reply at a place: behind what precedes it, which ends with the generation prompt."""
@@ -187,15 +195,24 @@ class _Texts:
 
 
 def _wishes(messages: Messages, *, learned: str) -> list[_Wish]:
+    """The samples of a conversation that have something to learn; `last` is the last one of these."""
     if learned == "all":
-        return [_Wish(len(messages), 1)]
-    ends = [place + 1 for place in range(len(messages)) if _closes_turn(messages, place)]
-    ends = ends if learned == "augmented" else ends[-1:]
-    return [_Wish(end, _of_last_turn(messages[:end])) for end in ends]
+        wishes = [_Wish(len(messages), 1)]
+    else:
+        ends = [place + 1 for place in range(len(messages)) if _closes_turn(messages, place)]
+        wishes = [_Wish(end, _of_last_turn(messages[:end])) for end in ends]
+    wishes = [wish for wish in wishes if _learned_places(messages, wish)]
+    return wishes[-1:] if learned == "last" else wishes
 
 
 def _places_of_replies(messages: Messages) -> list[int]:
     return [place for place, message in enumerate(messages) if message["role"] == ASSISTANT]
+
+
+def _learned_places(messages: Messages, wish: _Wish) -> dict[int, int]:
+    """Number and place of each reply of a sample that is learned."""
+    places = enumerate(_places_of_replies(messages[: wish.count]), start=1)
+    return {number: place for number, place in places if number >= wish.first and is_learned(messages[place])}
 
 
 def _closes_turn(messages: Messages, place: int) -> bool:

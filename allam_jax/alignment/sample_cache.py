@@ -30,7 +30,7 @@ from allam_jax.errors import UserError
 from allam_jax.files import atomic_path, json_text, read_json, unit_hash, write_array, write_json
 
 MANIFEST = "samples.json"
-_VERSION = 3
+_VERSION = 4
 _REMEDY = "remove the directory: it is written again"
 _INDEX = np.dtype([("end", "<u8"), ("source", "<u2"), ("held_out", "u1")])
 _LEAST_ROWS = 20  # before so many rows the share of bad ones says nothing, unless all are bad

@@ -30,6 +30,8 @@ KINDS = {
 }
 _EXPECTED = f".jsonl, .csv, .tsv, .txt (each also {', '.join(COMPRESSIONS)}), .parquet, .warc(.gz) or .wet(.gz)"
 HIDDEN = "hidden"
+DATASET_FILE = "dataset_info.json"  # of TFDS; a folder that has it is a dataset of documents
+_LISTED = 5
 _ANY_DEPTH = -1
 
 
@@ -64,8 +66,17 @@ def find_files(given: str, *, also: Sequence[str] = ()) -> Found:
         raise UserError(f"{path}: no such file or directory{_near(path)}")
     if not found.files:
         hint = "; JSON Lines are read as .jsonl" if any(file.suffix == ".json" for file in _all(found.skipped)) else ""
+        hint = datasets_below(path) or hint
         raise UserError(f"{path}: {what}{_seen(found.skipped)}; expected {_EXPECTED}{hint}")
     return found
+
+
+def datasets_below(folder: Path) -> str:
+    """What an error adds about a folder that is no dataset itself and holds some; empty if it holds none."""
+    found = [*folder.glob(f"*/{DATASET_FILE}"), *folder.glob(f"*/*/{DATASET_FILE}")]
+    names = sorted(shown(file.parent) for file in found)
+    listed = ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+    return f"; it holds datasets: give one of {listed}" if names else ""
 
 
 def common_folder(files: Sequence[Path]) -> Path:

@@ -17,11 +17,12 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from allam_jax.checksums import find_list, write_list
 from allam_jax.corpus.document import Document
+from allam_jax.corpus.found_files import DATASET_FILE
 from allam_jax.errors import UserError
 from allam_jax.files import atomic_path, parse_json, read_json, sha256_of_file, sha256_of_json, unit_hash, write_json
 
 MANIFEST = "manifest.json"
-TFDS_FILES = ("dataset_info.json", "features.json")
+TFDS_FILES = (DATASET_FILE, "features.json")
 REMEDY = "write the dataset again or fetch the file again"
 SPLITS = ("train", "validation")
 FIELDS = ("text", "id", "source", "language")

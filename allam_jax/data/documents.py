@@ -5,11 +5,10 @@ import itertools
 from pathlib import Path
 from typing import Any, SupportsIndex
 
-from allam_jax.corpus.shards import MANIFEST, REMEDY, TFDS_FILES, check_shard, read_manifest
+from allam_jax.corpus.found_files import DATASET_FILE, datasets_below
+from allam_jax.corpus.shards import MANIFEST, REMEDY, check_shard, read_manifest
 from allam_jax.errors import UserError, nearest
 from allam_jax.files import sha256_of_json
-
-DATASET_FILE = TFDS_FILES[0]
 
 
 class DocumentSource:
@@ -28,8 +27,11 @@ class DocumentSource:
         import tensorflow_datasets as tfds  # here, because the import takes half a second
 
         self._directory = Path(directory)
+        is_dataset = (self._directory / DATASET_FILE).is_file()
+        if not is_dataset and (inside := datasets_below(self._directory)):
+            raise UserError(f"{directory}: no dataset{inside}")
         manifest = read_manifest(self._directory)
-        if not (self._directory / DATASET_FILE).is_file():
+        if not is_dataset:
             raise UserError(f"{directory}: no dataset here (no dataset_info.json); write one with the corpus task")
         try:
             builder = tfds.builder_from_directory(self._directory)

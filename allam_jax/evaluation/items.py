@@ -79,9 +79,8 @@ def read_items(path: str, suite: SuiteSettings, *, key: str) -> Questions:
         by_letter, by_number = list[Question](), list[Question]()
         for number, record in enumerate(_records(file, suite), start=1):
             fields: Mapping[str, Any] = record if isinstance(record, Mapping) else {}
-            name = (
-                _text(fields.get("id")) or f"{shown(file.absolute().relative_to(folder))}:{number}"
-            )  # names may repeat in folders
+            place = f"{shown(file.absolute().relative_to(folder))}:{number}"  # names may repeat in folders
+            name = _text(fields.get("id")) or place
             found = _question(record, suite, name=name, file=file)
             if isinstance(found, Question) and found.id in seen:
                 found = "an id that an earlier item has"

@@ -30,7 +30,7 @@ STATE_FILE = "over_rows.json"
 ANSWERS, ERRORS = "answers", "errors"
 ENDED = frozenset({"stop", "eos", "end_turn"})  # words of backends for an answer that ended by itself
 _LEAST_ROWS = 20  # before so many rows the share of errors says nothing, unless all are errors
-_LONGEST_REASON = 60
+_LONGEST_REASON = 80
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,20 +102,21 @@ def over_rows(
         _claim(directory, {**identity, **backend.describe(), "shard_rows": shard_rows})
     shards = -(-total // shard_rows)
     finished = agree(next((n for n in range(shards) if not _shard(directory, ANSWERS, n).exists()), shards))
-    errors = collections.Counter[str](agree(_errors_of(directory, shards=finished)))
+    errors = _Errors(agree(_errors_of(directory, shards=finished)))
     progress = _Progress(total=total, done=finished * shard_rows, every=every_seconds)
     answered = _in_order(itertools.islice(rows, finished * shard_rows, None), backend)
     for number in range(finished, shards):
         lines: dict[str, list[str]] = {ANSWERS: [], ERRORS: []}
         for prompt, answer in itertools.islice(answered, shard_rows):
-            errors.update([_kind(answer.error)] if answer.error else [])
+            if answer.error:
+                errors.add(answer.error)
             lines[ERRORS if answer.error else ANSWERS].append(json_text(_record(prompt, answer)) + "\n")
             progress.row(answer, errors=errors.total())
         if writes:  # the answers last: they make the shard complete
             for name in (ERRORS, ANSWERS):
                 write_text(_shard(directory, name, number), "".join(lines[name]))
         _check_share(errors, rows=min((number + 1) * shard_rows, total), most=max_error_share, directory=directory)
-    return {"rows": total, "answered": total - errors.total(), "errors": dict(errors.most_common())}
+    return {"rows": total, "answered": total - errors.total(), "errors": errors.by_reason()}
 
 
 def read_answers(directory: Path) -> Iterator[dict[str, Any]]:
@@ -182,23 +183,41 @@ def _claim(directory: Path, identity: Mapping[str, Any]) -> None:
 
 def _errors_of(directory: Path, *, shards: int) -> dict[str, int]:
     """Reason -> number of the errors in the first shards."""
-    found = collections.Counter[str]()
+    found = _Errors({})
     for number in range(shards):
         for line in _shard(directory, ERRORS, number).read_bytes().splitlines():
-            found[_kind(json.loads(line)["error"])] += 1
-    return dict(found)
+            found.add(json.loads(line)["error"])
+    return found.by_reason()
 
 
-def _kind(error: str) -> str:
-    """The first words of a reason, without the file that it names first and numbers that differ from row to row."""
-    words = re.sub(r"^\S*/[^:]*: ", "", error).partition(":")[0]
-    return words if words.startswith("status ") else re.sub(r"\d[\d,]*", "N", words)[:_LONGEST_REASON]
+class _Errors:
+    """Counts errors. Reasons that differ in their numbers alone are one, which is told by the first of them."""
+
+    def __init__(self, by_reason: Mapping[str, int]):
+        self._counts, self._first = collections.Counter[str](), dict[str, str]()
+        for reason, count in by_reason.items():
+            self.add(reason, count)
+
+    def add(self, error: str, count: int = 1) -> None:
+        """Counts an error by its first words, without the file that it names first."""
+        reason = re.sub(r"^\S*/[^:]*: ", "", error).partition(":")[0][:_LONGEST_REASON]
+        kind = reason if reason.startswith("status ") else re.sub(r"\d[\d,]*", "N", reason)
+        self._counts[kind] += count
+        self._first.setdefault(kind, reason)
+
+    def total(self) -> int:
+        """All of them."""
+        return self._counts.total()
+
+    def by_reason(self) -> dict[str, int]:
+        """Reason -> count, the most frequent first."""
+        return {self._first[kind]: count for kind, count in self._counts.most_common()}
 
 
-def _check_share(errors: Mapping[str, int], *, rows: int, most: float, directory: Path) -> None:
-    count = sum(errors.values())
+def _check_share(errors: _Errors, *, rows: int, most: float, directory: Path) -> None:
+    count = errors.total()
     if (rows >= _LEAST_ROWS or count == rows) and count > most * rows:
-        listed = ", ".join(f"{number:,} {reason}" for reason, number in list(errors.items())[:3])
+        listed = ", ".join(f"{number:,} {reason}" for reason, number in list(errors.by_reason().items())[:3])
         raise UserError(
             f"{count:,} of {rows:,} rows have no answer ({listed}; all are in {directory / ERRORS}); mend the cause "
             "and remove the directory, or raise max_error_share"

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from allam_jax.corpus.found_files import find_files, kind_of
+from allam_jax.corpus.found_files import DATASET_FILE, find_files, kind_of
 from allam_jax.corpus.record_formats import Record, Unreadable, csv_records, json_records, text_records
-from allam_jax.data.documents import DATASET_FILE, DocumentSource
+from allam_jax.data.documents import DocumentSource
 from allam_jax.errors import UserError
 from allam_jax.files import json_text
 

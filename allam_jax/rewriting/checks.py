@@ -9,7 +9,7 @@ import difflib
 import functools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 from allam_jax.corpus.language_id import LANGUAGES, identify, whole_language
 from allam_jax.corpus.normalise import without_marks
@@ -152,12 +152,20 @@ def _dropped(rewrite: Rewrite, settings: CheckSettings) -> str:
 
 
 def _numbers(rewrite: Rewrite, settings: CheckSettings) -> str:
-    return _compared(text_facts.numbers_of, rewrite, most_lost=settings.most_lost_numbers)
+    """Numbers that are gone or new, that have another unit, or that stand in the other order in a range or ratio."""
+    if said := _compared(text_facts.numbers_of, rewrite, most_lost=settings.most_lost_numbers):
+        return said
+    before, now = map(text_facts.units_of, (rewrite.original, rewrite.text))
+    measured = {(number, kind) for number, kind, _ in before}
+    units = {f"{kind} of {number}" for number, kind, _ in now - before if (number, kind) in measured}
+    before_, now_ = map(text_facts.orders_of, (rewrite.original, rewrite.text))
+    turned = {f"{first} and {second}" for first, second in now_ - before_ if (second, first) in before_}
+    return _said({"other": units, "turned": turned})
 
 
 def _dates(rewrite: Rewrite, settings: CheckSettings) -> str:
     def shown(text: str) -> set[str]:
-        return {" ".join([year, *map(str, sorted(rest))]).strip() for year, rest in text_facts.dates_of(text)}
+        return set(map(text_facts.shown_date, text_facts.dates_of(text)))
 
     return _compared(shown, rewrite, most_lost=settings.most_lost_numbers)
 
@@ -183,7 +191,7 @@ def _names(rewrite: Rewrite, settings: CheckSettings) -> str:
     invented = {name for name in names(rewrite.text) if name not in original}
     wanted = names(rewrite.required)
     lost = {name for name in wanted if name not in given}
-    return _said(lost if len(lost) > settings.most_lost_names * len(wanted) else set(), invented)
+    return _said({"lost": lost if len(lost) > settings.most_lost_names * len(wanted) else set(), "new": invented})
 
 
 def _forms(text: str) -> set[str]:
@@ -244,12 +252,12 @@ def _compared(found: Callable[[str], set[str]], rewrite: Rewrite, *, most_lost: 
     """What of the required text is gone, beyond a share, and what the original does not have."""
     wanted, given = found(rewrite.required), found(rewrite.text)
     lost = wanted - given
-    return _said(lost if len(lost) > most_lost * len(wanted) else set(), given - found(rewrite.original))
+    told = lost if len(lost) > most_lost * len(wanted) else set()
+    return _said({"lost": told, "new": given - found(rewrite.original)})
 
 
-def _said(lost: Iterable[str], invented: Iterable[str]) -> str:
-    parts: Sequence[tuple[str, Iterable[str]]] = (("lost", lost), ("new", invented))
-    return "; ".join(f"{word}: {', '.join(sorted(values))}" for word, values in parts if values)
+def _said(parts: Mapping[str, Iterable[str]]) -> str:
+    return "; ".join(f"{word}: {', '.join(sorted(values))}" for word, values in parts.items() if values)
 
 
 CHECKS: dict[str, Callable[[Rewrite, CheckSettings], str]] = {

@@ -23,10 +23,19 @@ from allam_jax.tokenizer.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Answerer:
-    """A way of sampling -> what answers so; one model for all of them. `tokenizer` is None for an endpoint."""
+    """What answers with one model.
+
+    Attributes:
+        backend: a way of sampling -> what answers so.
+        tokenizer: None for an endpoint.
+        encode: the ids of a prompt; None for an endpoint.
+        capacity: tokens of a prompt with its answer; 0 for an endpoint.
+    """
 
     backend: Callable[[Sampling], Backend]
-    tokenizer: Tokenizer | None
+    tokenizer: Tokenizer | None = None
+    encode: Callable[[Prompt], list[int]] | None = None
+    capacity: int = 0
 
 
 def open_answerer(
@@ -47,7 +56,7 @@ def open_answerer(
     if options.endpoint.url:
         if options.template:
             raise UserError(f"config.{section}.template: the endpoint has a template of its own; leave it empty")
-        return Answerer(lambda at: EndpointBackend(options.endpoint, sampling=at, section=section), None)
+        return Answerer(lambda at: EndpointBackend(options.endpoint, sampling=at, section=section))
     model = open_text_model(config, template=options.template)
     if messages and model.template is None:
         raise UserError(f"config.{section}.template: the tokenizer has none; set it to {', '.join(READY)} or a file")
@@ -63,7 +72,12 @@ def open_answerer(
         "compute": as_dict(config.compute),
     }
     engine = model.engine(settings)
-    return Answerer(lambda at: EngineBackend(engine, encode=encode, sampling=at, identity=identity), model.tokenizer)
+    return Answerer(
+        lambda at: EngineBackend(engine, encode=encode, sampling=at, identity=identity),
+        tokenizer=model.tokenizer,
+        encode=encode,
+        capacity=engine.capacity,
+    )
 
 
 def content_of(found: InputFiles) -> str:

@@ -5,29 +5,34 @@ from pathlib import Path
 from typing import Any
 
 from allam_jax.config import require
+from allam_jax.corpus.found_files import DATASET_FILE
 from allam_jax.corpus.record_formats import json_records
+from allam_jax.corpus.shards import read_manifest
 from allam_jax.corpus.word_lists import bare_block_list
 from allam_jax.data.documents import DocumentSource
 from allam_jax.errors import UserError
-from allam_jax.files import write_json
+from allam_jax.files import shown, write_json
 from allam_jax.report.markdown import plain, quote, section, table, write_report
 from allam_jax.rewriting.restoration import blocked, diversity, scores, with_interval
 from allam_jax.settings import Settings
-from allam_jax.tasks.damage import TRUTH
+from allam_jax.tasks.damage import DAMAGED, TRUTH
 
 _PAIRS = 10
 _SHOWN = 600  # characters of a document
 
 
 def run(config: Settings, workdir: Path) -> dict[str, Any]:
-    """Compares `compare.corpora`, of which one may be the damaged corpus itself; returns means with intervals."""
+    """Compares `compare.corpora`, and the damaged corpus itself if it is there; returns means with intervals."""
     options = config.compare
     directory = Path(require(options.damaged, key="compare.damaged", hint="give the directory of the task damage"))
     truth = _truth(directory / TRUTH)
     originals = {row["id"]: row["text"] for row in truth}
     planted = {row["id"]: row["planted"] for row in truth}
-    require(options.corpora, key="compare.corpora", hint="name at least one dataset")
-    corpora = {name: _texts(path, split=options.split, known=originals) for name, path in options.corpora.items()}
+    given = require(options.corpora, key="compare.corpora", hint="name at least one dataset")
+    corpora = {
+        **_damaged(directory, given=given, known=originals),
+        **{name: _texts(path, split=options.split, known=originals) for name, path in given.items()},
+    }
     restored = {
         name: {measure: with_interval(values, seed=config.seed) for measure, values in found.items()}
         for name, found in ((name, scores(originals, planted, texts)) for name, texts in corpora.items())
@@ -51,6 +56,18 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         ],
     )
     return result
+
+
+def _damaged(directory: Path, *, given: Mapping[str, str], known: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """The dataset that the task damage has written beside its truth, unless the config names it itself."""
+    folders = [file.parent for file in sorted(directory.glob(f"*/{DATASET_FILE}"))]
+    made = [one for one in folders if ((read_manifest(one) or {}).get("metadata") or {}).get("origin") == DAMAGED]
+    named = {Path(path).resolve() for path in given.values()}
+    unnamed = [folder for folder in made if folder.resolve() not in named]
+    if not unnamed:
+        return {}
+    name = DAMAGED if DAMAGED not in given else f"{DAMAGED} ({shown(unnamed[0])})"
+    return {name: _texts(str(unnamed[0]), split="train", known=known)}
 
 
 def _truth(path: Path) -> list[dict[str, Any]]:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from absl import logging
+
 from allam_jax.config import require
 from allam_jax.corpus.document import Document
 from allam_jax.corpus.shards import check_name, read_manifest, write_dataset
@@ -24,7 +26,9 @@ from allam_jax.rewriting.instructions import Instruction, read_instruction
 from allam_jax.rewriting.settings import DamageSettings
 from allam_jax.settings import Settings
 
+_NO_INSULTS = "pieces that get no insult, for want of"
 TRUTH, PAIRS = "truth.jsonl", "pairs.jsonl"
+DAMAGED = "damaged"  # the origin of its documents
 
 
 def run(config: Settings, workdir: Path) -> dict[str, Any]:
@@ -51,8 +55,10 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
             directory=child(workdir, name, what="config.damage.name"),
             name=name,
             validation_share=0.0,
-            metadata={"origin": "damaged", "made_of": source.fingerprint},
+            metadata={"origin": DAMAGED, "made_of": source.fingerprint},
         )
+    for reason in (name for name in counts if name.startswith(_NO_INSULTS)):
+        logging.warning("damage: %d %s", counts[reason], reason)
     return dict(counts)
 
 
@@ -83,6 +89,8 @@ def _damaged(
             texts.append(None)
             if piece.kept:
                 continue
+            if "insult" in options.kinds and not insults.get(language):
+                counts[f"{_NO_INSULTS} damage.block_lists.{language}"] += 1
             found = damaged(piece.text, language=language, insults=insults.get(language, ()), shares=shares, rng=rng)
             texts[-1] = found.text
             planted += found.planted

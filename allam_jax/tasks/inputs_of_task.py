@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from allam_jax.corpus.found_files import find_files
+from allam_jax.corpus.found_files import DATASET_FILE, find_files
 from allam_jax.errors import UserError
 from allam_jax.gguf_file import gguf_at
 from allam_jax.inputs import InputFiles, look
@@ -97,8 +97,6 @@ def _files(path: Path, owner: Any) -> list[Path]:
 
 
 def _texts(path: Path, owner: Any) -> list[Path]:
-    from allam_jax.data.documents import DATASET_FILE  # here, because it imports libraries of datasets
-
     return _files(path, owner) if (path / DATASET_FILE).is_file() else find_files(str(path)).files
 
 

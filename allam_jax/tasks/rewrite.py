@@ -18,20 +18,23 @@ from allam_jax.config import require
 from allam_jax.corpus.shards import check_name, read_manifest, write_dataset
 from allam_jax.data.documents import DocumentSource
 from allam_jax.errors import UserError
-from allam_jax.files import child, write_json
+from allam_jax.files import child, json_text, write_json
 from allam_jax.generation.over_rows import over_rows
+from allam_jax.generation.rows import Prompt
 from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
 from allam_jax.rewriting.document_pieces import Count, count_by_bytes
 from allam_jax.rewriting.documents_in_pieces import DocumentsInPieces
 from allam_jax.rewriting.instructions import Instruction, read_instruction
 from allam_jax.rewriting.rewrite_report import RewriteReport
 from allam_jax.rewriting.rules_worker import RulesBackend
+from allam_jax.rewriting.settings import RewriteSettings
 from allam_jax.settings import Settings, as_dict
 from allam_jax.tasks.answering import Answerer, open_answerer
 from allam_jax.tasks.setup import sampling_of
 from allam_jax.tokenizer.tokenizer import Tokenizer
 
 _ORIGIN = {"rewrite": "rewritten", "translate": "translated"}
+_FRAME = 256  # tokens of a template around one message, at most
 # What decides which pieces there are and what is asked about them; the rest decides what becomes of the answers.
 _CUT = ("split", "documents", "to_language", "by_sentence", "piece_tokens", "keep", "keep_sources")
 
@@ -58,6 +61,8 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         total = broadcast(sum(1 for _ in documents.prompts(directories)) if is_main_process() else 0)
         if not total:
             break
+        if not attempt:
+            _check_room(answerer, documents, options=options, key=key)
         backend = answerer.backend(sampling_of(options, seed=(config.seed + attempt) % 2**32))
         made_by = made_by or backend.describe()
         over_rows(
@@ -106,7 +111,7 @@ def _worker(config: Settings, *, key: str) -> tuple[Answerer, Instruction | None
         if options.instruction:
             raise UserError(f"config.{key}.instruction: rules read none; leave it empty")
         rules = RulesBackend(options.block_lists)
-        return Answerer(lambda _: rules, None), None
+        return Answerer(lambda _: rules), None
     path = require(
         options.instruction, key=f"{key}.instruction", hint="give a file, such as configs/instructions/rewrite.toml"
     )
@@ -115,6 +120,25 @@ def _worker(config: Settings, *, key: str) -> tuple[Answerer, Instruction | None
     if answerer.tokenizer is None and config.tokenizer:
         return dataclasses.replace(answerer, tokenizer=Tokenizer.load(Path(config.tokenizer))), instruction
     return answerer, instruction
+
+
+def _check_room(answerer: Answerer, documents: DocumentsInPieces, *, options: RewriteSettings, key: str) -> None:
+    """UserError unless every piece, with its instruction and a whole answer, fits into what the model can hold."""
+    if answerer.encode is None:
+        return
+    encode, room = answerer.encode, answerer.capacity - options.max_new_tokens
+    longest = max((len(encode(prompt)) for prompt in documents.prompts([]) if _may_exceed(prompt, room)), default=0)
+    if longest > room:
+        raise UserError(
+            f"config.{key}: a piece with the instruction has {longest:,} tokens; with max_new_tokens = "
+            f"{options.max_new_tokens:,} they exceed the {answerer.capacity:,} that a text has (engine.capacity, or "
+            f"else the model's context); lower {key}.piece_tokens = {options.piece_tokens:,} or {key}.max_new_tokens"
+        )
+
+
+def _may_exceed(prompt: Prompt, room: int) -> bool:
+    """Whether a prompt can have more tokens than there is room for: it has no more than bytes, beside its frame."""
+    return len(json_text(prompt.asked).encode()) + _FRAME > room
 
 
 def _count_with(tokenizer: Tokenizer) -> Count:

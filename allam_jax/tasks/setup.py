@@ -19,7 +19,8 @@ from allam_jax.generation.requests import Sampling
 from allam_jax.generation.settings import EngineSettings, SamplingSettings
 from allam_jax.model.llama import Params
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
-from allam_jax.parallel.distributed import process_rows
+from allam_jax.parallel.distributed import leave, places, process_rows
+from allam_jax.parallel.gpus import peak_flops
 from allam_jax.parallel.mesh import make_mesh
 from allam_jax.settings import Settings
 from allam_jax.tokenizer.chat_template import ChatTemplate
@@ -28,12 +29,29 @@ from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.training.load import load_model
 from allam_jax.training.loop import Evaluation
 from allam_jax.training.origin import open_fitting_tokenizer
+from allam_jax.watchdog import Watchdog
 from allam_jax.weights.directory import LoadedWeights
 
 
 def open_mesh(config: Settings) -> Mesh:
     """The device mesh of `config.mesh`."""
     return make_mesh(dataclasses.asdict(config.mesh))
+
+
+def open_watchdog(config: Settings) -> Watchdog:
+    """What watches the progress of all processes, as `config.metrics` says."""
+    return Watchdog(
+        report_minutes=config.metrics.stall_report_minutes,
+        leave_minutes=config.metrics.stall_leave_minutes,
+        others=places,
+        leaving=leave,
+    )
+
+
+def peak_flops_of(config: Settings, *, mesh: Mesh) -> float:
+    """What a device computes a second at best: as `config.metrics` says, else its data sheet; 0 where none is known."""
+    data_sheet = peak_flops(mesh.devices.flat[0].device_kind, compute_dtype=config.compute.compute_dtype)
+    return config.metrics.peak_tflops * 1e12 or data_sheet
 
 
 def open_model(config: Settings, *, mesh: Mesh) -> tuple[LoadedWeights, Tokenizer, Path]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from allam_jax.checksums import FILE_LIST, FileList
 from allam_jax.config import CHECKPOINTS_FOLDER, CONFIG_FILE, require
+from allam_jax.corpus.found_files import DATASET_FILE
 from allam_jax.corpus.shards import MANIFEST as DATASET_MANIFEST
 from allam_jax.data.token_cache import MANIFEST as TOKENS_MANIFEST
 from allam_jax.errors import UserError
@@ -97,7 +98,7 @@ def _kind(directory: Path, files: set[str], folders: set[str]) -> str:
         return "safetensors"
     if TOKENS_MANIFEST in files:
         return "tokens"
-    if DATASET_MANIFEST in files or "dataset_info.json" in files:
+    if DATASET_MANIFEST in files or DATASET_FILE in files:
         return "dataset"
     if CONFIG_FILE in files:
         return "workdir"

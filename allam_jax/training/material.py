@@ -37,5 +37,11 @@ class Material:
     prepare: Prepare = unchanged
     watchers: Sequence[Watcher] = ()
 
+    def settings(self, config: Settings) -> Settings:
+        """The run's settings, with as many updates as the material has where it says so."""
+        if self.steps is None:
+            return config
+        return Settings(**vars(config) | {"train": dataclasses.replace(config.train, steps=self.steps)})
+
 
 MaterialOf = Callable[[Settings, Path, Origin, Mesh], Material]

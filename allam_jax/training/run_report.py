@@ -1,12 +1,16 @@
 """The report of one training run, from its metrics.jsonl."""
 
+import shlex
 import statistics
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from allam_jax.errors import UserError
 from allam_jax.evaluation.metric_keys import HELD_OUT, parse_metric_key
+from allam_jax.parallel.distributed import barrier, is_main_process
 from allam_jax.report import curves as figures
 from allam_jax.report.environment import environment
 from allam_jax.report.markdown import code, figure, number, section, table, write_report
@@ -40,6 +44,24 @@ def evaluation_curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple
                 case (suite, language, "bits_per_byte") if suite == HELD_OUT:
                     curves.setdefault(language, []).append((row["step"], value))
     return curves
+
+
+def reported(workdir: Path, *, started: float, parameters: int) -> dict[str, Any]:
+    """Writes the report of the run that this command has finished; every process calls it, one writes.
+
+    Args:
+        workdir: of the run.
+        started: `time.monotonic()` of its start.
+        parameters: how many the model has.
+
+    Returns:
+        As `training_result`.
+    """
+    if is_main_process():
+        command = shlex.join(["python", *sys.argv])
+        write_run_report(workdir, command=command, seconds=time.monotonic() - started, parameters=parameters)
+    barrier("trained")
+    return training_result(workdir)
 
 
 def training_result(workdir: Path) -> dict[str, Any]:

@@ -72,6 +72,10 @@ def test_a_conversation_asks_for_its_last_reply():
     prompt = asked_of(3, {"messages": messages})
     assert (prompt.row, prompt.asked, prompt.kept) == (3, tuple(messages[:-1]), {"chosen": CHOSEN})
     assert asked_of(4, {"messages": messages[:1]}).problem == "no reply"
+    excluded = messages[-1] | {"weight": 0}
+    assert asked_of(4, {"messages": [QUESTION, excluded]}).problem == "no reply is to be learned"
+    more = [*messages, {"role": "user", "content": "more"}, excluded]
+    assert asked_of(3, {"messages": more}) == prompt
     assert asked_of(5, "not JSON").problem == "a row not JSON"
 
 

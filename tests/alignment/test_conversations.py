@@ -80,6 +80,8 @@ def test_shapes(record, expected):
             {"messages": [{"role": "user", "content": [{"type": "image", "text": None}, {"text": "hi"}]}, ANSWER]},
             "parts that are no text",
         ),
+        ({"messages": [QUESTION, ANSWER | {"weight": 0.5}]}, "weight is neither 0 nor 1"),
+        ({"messages": [QUESTION, ANSWER | {"train": "false"}]}, "weight is neither 0 nor 1"),
         ({"messages": [QUESTION, {"role": "assistant", "content": None, "tool_calls": [{}]}]}, "tool calls without"),
         ({"messages": [QUESTION, {"role": "assistant", "content": "", "tool_calls": [{}]}]}, "tool calls without"),
     ],

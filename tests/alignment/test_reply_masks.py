@@ -114,6 +114,30 @@ def test_figure_11_token_by_token(turns, template, kind, marked):
         assert [(sample.ids.tolist(), sample.turns.tolist()) for sample in samples] == reference
 
 
+@pytest.mark.parametrize("marked", [True, False])
+@pytest.mark.parametrize("exclude", [{"weight": 0}, {"train": False, "weight": 1}, {"loss": 0.0}])
+def test_replies_that_the_data_exclude_are_not_learned(exclude, marked):
+    """Those of `weight: 0` (OpenAI), `train: false` (axolotl) and `loss: false` (ms-swift) are context only."""
+    made = masker("chatml", marked=marked)
+    turns = [("user", "a"), ("assistant", "bad"), ("user", "c"), ("assistant", "d"), ("user", "e"), ("assistant", "f")]
+    given = messages(turns)
+
+    def learned_of(excluded, learned):
+        changed = tuple(one | exclude if place in excluded else one for place, one in enumerate(given))
+        samples, left_out = samples_of(made, changed, learned=learned)
+        assert left_out == ([] if samples else ["no reply is to be learned"])
+        return [(sample.ids.tolist(), sample.turns.tolist()) for sample in samples]
+
+    def truth(count, learned):
+        return expected(turns[:count], "chatml", "sentencepiece", learned=learned)
+
+    assert learned_of({1}, "all") == [truth(6, {2, 3})]
+    assert learned_of({1}, "augmented") == [truth(4, {2}), truth(6, {3})]
+    assert learned_of({5}, "last") == [truth(4, {2})]
+    assert learned_of({0, 2}, "all") == [truth(6, {1, 2, 3})]  # of messages of the user it says nothing
+    assert learned_of({1, 3, 5}, "all") == learned_of({1, 3, 5}, "augmented") == []
+
+
 def learned_text(sample, tokenizer):
     return tokenizer.decode(sample.ids[sample.turns > 0].tolist())
 

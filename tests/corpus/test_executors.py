@@ -2,11 +2,14 @@
 
 import importlib.util
 import json
+import signal
+import sys
 from pathlib import Path
 
 import fake_slurm
 import pytest
 from pipeline_corpus import config, files_of, plan_of, run, write_crawl
+from processes import child_environment, start, wait, wait_until
 
 from allam_jax.corpus import executors
 from allam_jax.errors import UserError
@@ -42,6 +45,37 @@ def slurm(tmp_path, monkeypatch):
 
 def state_of(slurm, job):
     return (slurm / f"{job}.state").read_text()
+
+
+_TWO_WORKERS = """
+import os, pathlib, sys, time
+from datatrove.pipeline.base import PipelineStep
+from allam_jax import interrupts
+from allam_jax.corpus.executors import _Local
+
+class Waits(PipelineStep):
+    def run(self, data, rank=0, world_size=1):
+        pathlib.Path(sys.argv[1], str(rank)).touch()
+        time.sleep(60)
+
+if __name__ == "__main__":
+    interrupts.install()
+    try:
+        _Local([Waits()], tasks=2, workers=2, logging_dir=sys.argv[1] + "/logs").run()
+    except interrupts.Terminated:
+        os._exit(interrupts.last_words(interrupts.last_signal())[1])  # as run.py ends
+"""
+
+
+def test_workers_that_a_signal_ends_leave_nothing_behind(tmp_path):
+    """Python's tracker of semaphores, a process of its own, would tell of those that were left."""
+    (tmp_path / "two_workers.py").write_text(_TWO_WORKERS)
+    process = start([sys.executable, tmp_path / "two_workers.py", tmp_path], environment=child_environment())
+    wait_until(lambda: all((tmp_path / rank).exists() for rank in "01"), process=process)
+    process.send_signal(signal.SIGTERM)
+    ended = wait(process)
+    assert ended.status == 128 + signal.SIGTERM, ended.err
+    assert "leaked" not in ended.err
 
 
 def test_slurm_scripts_run_in_any_path_and_write_the_same_bytes(crawl, reference, tmp_path, slurm):

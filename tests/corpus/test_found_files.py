@@ -5,6 +5,7 @@ import os
 import pytest
 
 from allam_jax.corpus.found_files import find_files, kind_of
+from allam_jax.data.documents import DocumentSource
 from allam_jax.errors import UserError
 
 
@@ -102,6 +103,16 @@ def test_errors_say_what_is_there(tree, tmp_path):
         find_files(str(tree / "annexed.jsonl"))
     with pytest.raises(UserError, match=r"info.json: cannot read it .*JSON Lines are read as .jsonl"):
         find_files(str(tree / "info.json"))
+
+
+def test_a_folder_of_datasets_names_them(tmp_path):
+    for name in ("run/en", "run/ar", "run/deep/er/too"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "dataset_info.json").write_text("{}")
+    wanted = f"it holds datasets: give one of {tmp_path}/run/ar, {tmp_path}/run/en$"
+    for read in (lambda path: find_files(path), lambda path: DocumentSource(path, split="train")):
+        with pytest.raises(UserError, match=wanted):
+            read(str(tmp_path / "run"))
 
 
 def test_kinds(tmp_path):

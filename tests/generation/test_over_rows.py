@@ -119,15 +119,26 @@ def test_a_few_rows_that_are_all_errors_end_the_run(tmp_path):
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        ("3 tokens and 1,024 more: too long", "N tokens and N more"),
+        ("3 tokens and 1,024 more: too long", "3 tokens and 1,024 more"),
         ("status 503: busy", "status 503"),
         ("/data/v2/chat template: no role 'tool' here: 3", "no role 'tool' here"),
-        ("in/loop.jinja: takes more than 1 s", "takes more than N s"),
+        ("in/loop.jinja: takes more than 1 s", "takes more than 1 s"),
     ],
 )
 def test_reasons_are_counted_by_their_kind(tmp_path, error, kind):
     found = mapped([Prompt(n, "x", problem=error if n else "") for n in range(2)], Echo(), tmp_path)["errors"]
     assert found == {kind: 1}
+
+
+def test_reasons_that_differ_in_numbers_are_one_and_the_first_is_told(tmp_path):
+    rows = [Prompt(n, "x", problem=f"{n + 20} tokens: too many") for n in range(8)]
+    with pytest.raises(UserError, match=r"8 of 8 rows have no answer \(8 20 tokens; all"):
+        mapped(rows, Echo(), tmp_path / "all")
+    rows[2] = Prompt(2, "x", problem="status 503: busy")
+    found = mapped(rows, Echo(), tmp_path, max_error_share=1.0, shard_rows=3)
+    assert found["errors"] == {"20 tokens": 7, "status 503": 1}
+    (tmp_path / "answers" / "00001.jsonl").unlink()  # counts of what is written are read again
+    assert mapped(rows, Echo(), tmp_path, max_error_share=1.0, shard_rows=3) == found
 
 
 def test_a_kept_field_replaces_none_of_an_answers_own(tmp_path):

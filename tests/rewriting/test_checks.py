@@ -95,6 +95,10 @@ def test_a_good_translation_passes():
         ("-5 −5 (-٥) 3-5 0,125 0.5 00,5", {"-5", "3", "5", "0,125", "0.5", "0,5"}),
         ("007 and 7, 8", {"7", "8"}),
         ("2:255", {"2", "255"}),
+        ("5 %, 6%, ٧٪, %8, 9 percent, 10 per cent, ١١ في المائة, 12 بالمئة", {f"{n}%" for n in range(5, 13)}),
+        ("2e-6, 3·10⁶, 4^(-2), 5E+03 and 10² 3E5x", {*"235", "10^-6", "10^6", "4^-2", "10^3", "10^2"}),
+        ("２０２４ २०२४ 2024", {"2024"}),
+        ("5½", {"5", "1", "2"}),
         ("on 3/4/2024 and 5 May 2020: nothing", set()),
         ("v1.2.3", {"1.2.3"}),
         ("۱۲۳", {"123"}),
@@ -118,6 +122,48 @@ def test_numbers(text, expected):
 )
 def test_dates_in_many_forms_are_one(text):
     assert text_facts.dates_of(text) == {("2024", frozenset({3, 5}))}
+
+
+@pytest.mark.parametrize(
+    ("original", "changed"),
+    [
+        ("It took 10-20 days.", "It took 20-10 days."),
+        ("It took from 10 to 20 days.", "It took between 20 and 10 days."),
+        ("They had 3 km to 5 km left.", "They had 5 km to 3 km left."),
+        ("استغرق من 10 إلى 20 يوما.", "استغرق من ٢٠ إلى ١٠ يوما."),
+        ("كان بين 10 و20.", "كان بين 20 و10."),
+        ("From 3 May 1990 to 5 June 1991 it was shut.", "From 5 June 1991 to 3 May 1990 it was shut."),
+        ("Half is 1/2 and it is 10:30 now.", "Half is 2/1 and it is 10:30 now."),
+        ("It was 5 % of them.", "It was 5 of them."),
+        ("It was 1.5e-6 of them.", "It was 1.5e6 of them."),
+        ("It was 10⁻⁶ of them.", "It was 10⁶ of them."),
+        ("It cost $5 and more.", "It cost €5 and more."),
+        ("It cost 5 million and more.", "It cost 5 billion and more."),
+        ("كلف ٥ ملايين دولار.", "كلف ٥ ملايين يورو."),
+    ],
+)
+def test_signs_units_and_the_order_of_numbers_are_kept(original, changed):
+    settings = CheckSettings(names=("numbers",))
+    assert findings(Rewrite(original, changed, "en"), settings)
+    assert findings(Rewrite(changed, original, "en"), settings)
+    assert not findings(Rewrite(original, original, "en"), settings)
+
+
+@pytest.mark.parametrize(
+    ("original", "changed"),
+    [
+        ("It took 10-20 days, or 20-10.", "It took from 10 to 20 days, or from 20 to 10."),
+        ("It grew by 5 % to $3 million.", "It grew by 5 percent to 3 million dollars."),
+        ("It grew by 5 % to US$ 3.", "نما ٥٪ إلى ٣ دولارات."),
+        ("In 1990, 5 men came.", "5 men came in 1990."),
+        ("5 men and 3 women came.", "3 women and 5 men came."),
+        ("He gave 5 books to 3 men.", "3 men got 5 books."),
+        ("It was 2·10^6.", "It was 2e6."),
+        ("It weighs 5 tons.", "It weighs 5 million grams, that is 5 tons."),
+    ],
+)
+def test_other_words_for_the_same_numbers_pass(original, changed):
+    assert not findings(Rewrite(original, changed, "en"), CheckSettings(names=("numbers",)))
 
 
 def test_no_dates_where_there_are_none():

@@ -283,9 +283,19 @@ def test_a_small_model_and_bad_input(tmp_path):
     config.rewrite.instruction = str(tmp_path / "web" / "manifest.json")
     with pytest.raises(UserError, match=r"manifest.json: cannot read the instruction"):
         runner.run(config, workdir=tmp_path / "bad")
-    config.rewrite.instruction = f"{INSTRUCTIONS}/translate.toml"
+    config.rewrite.instruction = f"{INSTRUCTIONS}/translate.toml"  # a long one
+    with pytest.raises(
+        UserError, match=r"instruction has 351 tokens; with max_new_tokens = 8 they exceed the 192 that"
+    ):
+        runner.run(config, workdir=tmp_path / "long")
+    other = (ROOT / INSTRUCTIONS / "short.toml").read_text().replace("version = 1", "version = 2")
+    (tmp_path / "other.toml").write_text(other)
+    config.rewrite.instruction = str(tmp_path / "other.toml")
     with pytest.raises(UserError, match="another instruction"):
         runner.run(config, workdir=tmp_path / "run")
+    config.rewrite.input = str(tmp_path)
+    with pytest.raises(UserError, match=f"{tmp_path}: no dataset; it holds datasets: give one of .*{tmp_path / 'web'}"):
+        runner.run(config, workdir=tmp_path / "inside")
 
 
 def test_damage_pairs_and_their_comparison(tmp_path):
@@ -306,6 +316,11 @@ def test_damage_pairs_and_their_comparison(tmp_path):
     clean = "\n\n".join(texts_of(source).values())
     assert all(reply["content"] in clean for _, reply in pairs)
 
+    del config.damage.block_lists["en"]
+    without = runner.run(config, workdir=tmp_path / "polite")
+    assert without["insult"] == 0
+    assert without["pieces that get no insult, for want of damage.block_lists.en"] == counts["pairs"]
+
     rules = base.get_config("rewrite")
     rules.rewrite.update(input=str(tmp_path / "damage" / "web"), worker="rules")
     rules.rewrite.checks.names = ()
@@ -313,7 +328,6 @@ def test_damage_pairs_and_their_comparison(tmp_path):
     runner.run(rules, workdir=tmp_path / "rules")
     compare = base.get_config("compare_corpora")
     compare.compare.damaged = str(tmp_path / "damage")
-    compare.compare.corpora.damaged = str(tmp_path / "damage" / "web")
     compare.compare.corpora.rules = str(tmp_path / "rules" / "web")
     compare.compare.block_lists.en = str(tmp_path / "blocked.txt")
     found = runner.run(compare, workdir=tmp_path / "compare")
@@ -329,6 +343,10 @@ def test_damage_pairs_and_their_comparison(tmp_path):
     )
     page = (tmp_path / "compare" / "report.md").read_text()
     assert "## Read: rules" in page
+    compare.compare.corpora.start = str(tmp_path / "damage" / "web")  # named by hand, it stands once
+    again = runner.run(compare, workdir=tmp_path / "named")["restored"]
+    assert again.keys() == {"rules", "start"}
+    assert again["start"] == restored["damaged"]
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "truth.jsonl").write_text('{"id": "a", "text": "b"}\n')
     compare.compare.damaged = str(tmp_path / "cut")
