@@ -15,7 +15,7 @@ from allam_jax.evaluation.settings import SuiteSettings
 from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.settings import Section, lock, to_config
 from allam_jax.tasks.registry import default_config
-from allam_jax.tasks.settings import AdaptedSettings, ArmSettings
+from allam_jax.tasks.settings import AdaptedSettings, ArmSettings, TunedSettings
 from allam_jax.weights.settings import MergeInputSettings
 
 
@@ -81,6 +81,11 @@ def arm(**values) -> ConfigDict:
 def adapted(**values) -> ConfigDict:
     """One entry of `adaptation.arms`: a training run, the runs before it, and its probes."""
     return _entry(AdaptedSettings, values)
+
+
+def tuned(**values) -> ConfigDict:
+    """One entry of `tuning.models`: a model, by the stages that have measured it."""
+    return _entry(TunedSettings, values)
 
 
 def merge_input(**values) -> ConfigDict:

@@ -54,6 +54,20 @@ class ConversationSettings(Section, name="conversations"):
     max_bad_share: float = setting(0.05, "share of rows that cannot be used and ends the run", least=0, most=1)
 
 
+class InstructionDataSettings(Section, name="instruction_data"):
+    """Conversations that are made of texts of the catalog."""
+
+    books: tuple[str, ...] = setting(
+        ("sunan_ibn_majah",),
+        "books of hadith that are asked about: names of the catalog; none: only countries are",
+    )
+    most_words: int = setting(60, "of a hadith in either language; longer ones are left out", least=1)
+    held_out_share: float = setting(0.1, "of what is asked about, for evaluation", least=0, below=0.5)
+    preference_share: float = setting(0.2, "of it, for pairs", least=0, below=0.5)
+    preferences: int = setting(0, "prompts for pairs at most; 0: all", least=0)
+    prompts: int = setting(0, "held-out prompts at most; 0: all", least=0)
+
+
 class SftSettings(Section, name="sft"):
     """Supervised fine-tuning."""
 

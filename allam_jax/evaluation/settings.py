@@ -90,6 +90,7 @@ class ProbeSettings(Section, name="probe"):
     """What a model that learns a second language knows, keeps and can do, in both languages."""
 
     countries: int = setting(120, "whose capital is asked; 0: all", least=0)
+    untaught: bool = setting(False, "ask only for capitals that task instruction_data never teaches")
     shots: tuple[int, ...] = setting((0, 5), "worked examples before a question for a capital", least=0)
     lists: int = setting(12, "of words that are copied", least=2)
     list_words: int = setting(20, "of such a list", least=2)

@@ -22,7 +22,7 @@ from allam_jax.model.low_rank import merged
 from allam_jax.parallel.distributed import broadcast, is_main_process, process_rows
 from allam_jax.settings import Settings, as_dict
 from allam_jax.tasks.inputs_of_task import inputs_of_settings
-from allam_jax.tasks.setup import answer_ends
+from allam_jax.tasks.setup import TextModel, answer_ends
 from allam_jax.tokenizer.chat_template import ChatTemplate
 from allam_jax.tokenizer.ready_templates import READY
 from allam_jax.training.loop import Evaluation
@@ -32,7 +32,7 @@ SAMPLES_FOLDER = "samples"
 _SLOTS = 8  # watched answers under way at a time: their keys and values lie beside the state of the run
 
 
-def open_template(config: Settings, origin: Origin) -> ChatTemplate:
+def open_template(config: Settings, origin: Origin | TextModel) -> ChatTemplate:
     """The template of `config.conversations.template`, or that of the tokenizer; UserError if there is none."""
     template = ChatTemplate.named(
         config.conversations.template, tokenizer=origin.tokenizer, directory=origin.tokenizer_dir
@@ -46,7 +46,7 @@ def open_template(config: Settings, origin: Origin) -> ChatTemplate:
 
 
 def make_samples(
-    config: Settings, workdir: Path, origin: Origin, *, maker: Callable[[Masker], Maker], kind: str
+    config: Settings, workdir: Path, origin: Origin | TextModel, *, maker: Callable[[Masker], Maker], kind: str
 ) -> Samples:
     """Writes the samples of the config's conversations into the workdir unless they are there, and opens them.
 

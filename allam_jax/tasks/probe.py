@@ -38,7 +38,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         found = likelihood([Pair(tuple(context), tuple(continuation)) for context, continuation in pairs])
         return [(score.logprob, score.greedy) for score in found]
 
-    asked = capital_questions(seed=config.seed)
+    asked = capital_questions(seed=config.seed, untaught=options.untaught)
     capitals: dict[str, dict[str, Any]] = {}
     for language, questions in asked.items():
         most = max(options.shots)  # the examples are asked nowhere, so that all numbers of them are compared on one set

@@ -14,6 +14,7 @@ from allam_jax.alignment.settings import (
     ChatQualitySettings,
     ConversationSettings,
     DpoSettings,
+    InstructionDataSettings,
     PreferenceSettings,
     ReviewSettings,
     SftSettings,
@@ -48,7 +49,14 @@ from allam_jax.rewriting.settings import (
     TranslateSettings,
 )
 from allam_jax.settings import Section, Settings
-from allam_jax.tasks.settings import AdaptationSettings, ReportSettings, SeedSettings, TokenizerSettings, VerifySettings
+from allam_jax.tasks.settings import (
+    AdaptationSettings,
+    ReportSettings,
+    SeedSettings,
+    TokenizerSettings,
+    TuningSettings,
+    VerifySettings,
+)
 from allam_jax.tokenizer.settings import TokenizerExtensionSettings, TokenizerMergeSettings, TokenizerTrainingSettings
 from allam_jax.training.settings import (
     CheckpointSettings,
@@ -110,6 +118,8 @@ TASKS: dict[str, Task] = {
     "train": Task((*_RUN, *_STEP), on_devices=True),
     "sft": Task((*_RUN, *_UPDATE, RowSettings, ConversationSettings, SftSettings, WatchSettings), on_devices=True),
     "dpo": Task((*_RUN, *_UPDATE, RowSettings, ConversationSettings, DpoSettings, WatchSettings), on_devices=True),
+    "instruction_data": Task((SeedSettings, InstructionDataSettings)),
+    "chat_losses": Task((*_MODEL, RowSettings, ConversationSettings), on_devices=True),
     "sft_quality": Task((SeedSettings, ChatQualitySettings)),
     "preferences": Task((SeedSettings, *_MODEL, PreferenceSettings, EngineSettings), on_devices=True),
     "review": Task((ReviewSettings,)),
@@ -141,6 +151,7 @@ TASKS: dict[str, Task] = {
     "merge": Task((TokenizerSettings, MergeSettings, ExportSettings), on_devices=True),
     "expansion_report": Task((ReportSettings,)),
     "adaptation_report": Task((AdaptationSettings,)),
+    "tuning_report": Task((SeedSettings, TuningSettings)),
     "verify": Task((VerifySettings,)),
 }
 

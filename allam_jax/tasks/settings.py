@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from allam_jax.errors import UserError
 from allam_jax.settings import Section, entries, setting
 
 
@@ -49,6 +50,32 @@ class AdaptationSettings(Section, name="adaptation"):
     arms: Mapping[str, AdaptedSettings] = entries("name -> base.adapted(...)")
     target: tuple[str, ...] = setting(("ar",), "sources of data.sources in the new language, whose bytes are counted")
     kept: str = setting("en", "held-out source of the base's language")
+
+
+class TunedSettings(Section):
+    """A model on its way to an aligned one, by the stages that have measured it. Empty: it was not measured so."""
+
+    bits: str = setting("", "directory of its evaluation, or of the training run that it came out of", path="stage")
+    losses: str = setting("", "directory of a chat_losses stage", path="stage")
+    answers: str = setting("", "directory of a generate stage over prompts with `expected`", path="stage")
+    probe: str = setting("", "directory of its probe", path="stage")
+
+
+class TuningSettings(Section, name="tuning"):
+    """Directories of the stages that the report of an aligned model reads."""
+
+    data: str = setting("", "of the instruction_data stage", path="stage")
+    quality: str = setting("", "of the sft_quality stage", path="stage")
+    pairs: str = setting("", "of the preferences stage", path="stage")
+    models: Mapping[str, TunedSettings] = entries("name -> base.tuned(...)")
+    order: tuple[str, ...] = setting((), "of the models, by name; changes are those against the first")
+    bootstrap: int = setting(2000, "samples for the intervals of differences", least=100, most=1_000_000)
+    shown: int = setting(3, "held-out prompts of each kind whose answers are shown", least=0)
+
+    def check(self) -> None:
+        """UserError for an order that is not one of the models."""
+        if set(self.order) != set(self.models):
+            raise UserError("config.tuning.order: name each of tuning.models once, from the first model to the last")
 
 
 class ReportSettings(Section, name="report"):
