@@ -62,7 +62,8 @@ def documented_keys() -> set[str]:
     text = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
     keys = re.findall(r"^(?:# )?([a-z_]\w*(?:\.\w+)*)(?= = |: |\.NAME: )", text, re.M)
     keys += re.findall(r"^# (\w+(?:\.\w+)+):", text, re.M)
-from configs import adapt, corpus, damage, evaluate, judge, review, seed, tokenizer
+    configs = [adapt, arabic, compare, corpus, damage, english, evaluate, judge, over_training, review, seed, tokenizer]
+    for config in configs:  # their inputs
         keys += [field.name for variant in config.INPUTS.values() for field, _ in fields_of(type(variant))]
     parts = [key.split(".") for key in keys]
     return {".".join(part[:end]) for part in parts for end in range(1, len(part) + 1)} | {"task", "SECTION.KEY"}
