@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from scripted_server import ScriptedServer
 
 from allam_jax.errors import UserError
 from allam_jax.evaluation.judgments import Judgment, agreement, pairwise_scores, single_scores
@@ -23,19 +24,13 @@ CATEGORIES = ("writing", "math", "history")
 NAMES = ("single-v1", "single-math-v1", "pair-v2", "pair-math-v1")
 
 
-class Judge(http.server.ThreadingHTTPServer):
+class Judge(ScriptedServer):
     """Answers by what the prompt holds; `say(user_message)` gives text, or a status with which it refuses once."""
 
-    request_queue_size = 128  # the default of 5 loses connections under load, and with them attempts
-
     def __init__(self, say, *, seconds=0.0, messages=None):
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.messages = {} if messages is None else messages  # the last message -> all of them
         self.say, self.seconds, self.asked, self.lock = say, seconds, collections.Counter(), threading.Lock()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

@@ -9,6 +9,7 @@ from email.utils import formatdate
 
 import pytest
 from mapped_rows import mapped, rows_of
+from scripted_server import ScriptedServer
 
 from allam_jax.errors import UserError
 from allam_jax.generation.endpoint import EndpointBackend
@@ -18,23 +19,16 @@ from allam_jax.generation.rows import Prompt
 from allam_jax.generation.settings import EndpointSettings
 
 
-class Endpoint(http.server.ThreadingHTTPServer):
+class Endpoint(ScriptedServer):
     """Answers as its script says: row text -> what it does at each attempt."""
 
-    daemon_threads = True
-    request_queue_size = 128  # the default of 5 loses connections under load, and with them attempts
-
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.script = {}
         self.seen = collections.defaultdict(list)  # text -> (time, body, headers)
         self.under_way = self.most = 0
         self.guard = threading.Lock()
         threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}/v1"
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -228,7 +222,7 @@ def test_another_number_of_answers_is_an_error(endpoint, tmp_path, monkeypatch, 
     sampling = Sampling(max_new_tokens=9, samples=asked)
     result = mapped(rows_of(2), asking(endpoint, monkeypatch, sampling=sampling), tmp_path, max_error_share=1.0)
     (reason,) = result["errors"]
-    assert reason == "N answers instead of the N asked for as n"
+    assert reason == f"{given} answers instead of the {asked} asked for as n"
     assert result["answered"] == 1
     assert len(endpoint.seen["row 0"]) == 3
 

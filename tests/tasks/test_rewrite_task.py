@@ -12,6 +12,7 @@ import time
 
 import pytest
 from processes import ROOT, wait, wait_until
+from scripted_server import ScriptedServer
 from small_server import save_model
 
 from allam_jax.corpus.document import Document
@@ -230,8 +231,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
-        server.daemon_threads, server.asked = True, []
+    with ScriptedServer(_Handler) as server:
+        server.asked = []
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
@@ -246,7 +247,7 @@ def test_kills_change_nothing(launcher, server, tmp_path):
         "rewrite.input": source,
         "rewrite.instruction": ROOT / INSTRUCTIONS / "short.toml",
         **{"rewrite.piece_tokens": 40, "rewrite.shard_rows": 4, "rewrite.attempts": 2, "rewrite.temperature": 0.5},
-        **{"rewrite.endpoint.url": f"http://127.0.0.1:{server.server_port}/v1", "rewrite.endpoint.key_variable": ""},
+        **{"rewrite.endpoint.url": server.url, "rewrite.endpoint.key_variable": ""},
         **{"rewrite.endpoint.attempts": 1, "rewrite.endpoint.concurrency": 2},
     }
     assert launcher.train(tmp_path / "whole", **given)["tried_again"] == 18
@@ -266,7 +267,7 @@ def test_kills_change_nothing(launcher, server, tmp_path):
 
 def results(root):
     files = [file for file in sorted(root.rglob("*")) if file.is_file()]
-    found = {str(file.relative_to(root)): file.read_bytes() for file in files}
+    found = {str(file.relative_to(root)): re.sub(rb"Written .* UTC", b"Written", file.read_bytes()) for file in files}
     return {name: content for name, content in found.items() if re.match(r"web/|attempts/|.*gz$|failed|report", name)}
 
 
