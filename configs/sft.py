@@ -2,8 +2,11 @@
 
     python run.py --config configs/sft.py --config.init.weights=DIR --config.conversations.sources.arabic.path=FILES \
         --config.conversations.sources.english.path=FILES
+    python run.py --config configs/sft.py:worker --config.init.weights=DIR \
+        --config.conversations.sources.pairs.path=runs/pairs/training.jsonl
     python run.py --config configs/sft.py:tiny
 
+`worker` trains an alignment worker on the pairs of configs/seed.py:pairs, in the same setting.
 The paper's batch is 1,024 samples. Here samples share rows of 4,096 tokens: 128 rows hold about so many of 500 tokens,
 and the log says how many they are. `--config.conversations.packed=False --config.data.batch_size=1024` gives exactly
 1,024, most of each row being padding.
@@ -26,11 +29,14 @@ LANGUAGES = {"arabic": "ar", "english": "en"}
 def get_config(size: str = "paper") -> ConfigDict:
     if size == "tiny":
         return base.longer(tiny.get_config(), sft=small())
-    if size != "paper":
-        raise UserError(f"--config configs/sft.py:{size}: expected tiny, or no argument")
+    if size not in ("paper", "worker"):
+        raise UserError(f"--config configs/sft.py:{size}: expected worker, tiny, or no argument")
     config = base.get_config("sft")
-    for name, language in LANGUAGES.items():
-        config.conversations.sources[name] = base.conversations(path=f"chats/{name}", language=language)
+    if size == "worker":
+        config.conversations.sources.pairs = base.conversations(path="pairs/training.jsonl")
+    else:
+        for name, language in LANGUAGES.items():
+            config.conversations.sources[name] = base.conversations(path=f"chats/{name}", language=language)
     at_paper_scale(config)
     config.data.batch_size = 128
     config.conversations.epochs = 3.0

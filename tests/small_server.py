@@ -15,8 +15,9 @@ from small_models import TINY
 from allam_jax.generation.engine import Engine
 from allam_jax.generation.engine_thread import EngineThread
 from allam_jax.generation.openai_api import Model
+from allam_jax.generation.page_server import listen, make_server
 from allam_jax.generation.requests import Delta, FinishReason, Request
-from allam_jax.generation.server import listen, make_app, make_server
+from allam_jax.generation.server import make_app
 from allam_jax.generation.settings import EngineSettings, ServeSettings
 from allam_jax.model.llama import Params, init_params
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig

@@ -179,3 +179,26 @@ class PreferenceSettings(Section, name="preferences", version=2):
         """UserError for a grid without points."""
         if not self.temperatures or not self.top_ps:
             raise UserError("config.preferences: temperatures and top_ps need at least one value each")
+
+
+class ReviewSettings(Section, name="review"):
+    """Rewritten texts, pairs or conversations that people accept, edit or reject."""
+
+    input: str = setting(
+        "",
+        "rows with original and rewrite, aligned.jsonl.gz of task rewrite, pairs, or conversations as in "
+        "conversations.sources",
+        path="chats",
+    )
+    guidelines: str = setting(
+        "", "TOML file with the guidelines in each language, such as configs/instructions/rewrite.toml", path="files"
+    )
+    decisions: Mapping[str, str] = entries(
+        "NAME -> decisions.jsonl of another workdir, whose decisions count too", path="files"
+    )
+    reviewers: int = setting(1, "people who decide on an item", least=1, most=100)
+    arbiter: str = setting("", "a reviewer whose decisions count alone; empty: items with a conflict are left out")
+    serve: bool = setting(True, "serve the page until SIGTERM or Ctrl-C; False: only apply the decisions so far")
+    host: str = setting("127.0.0.1", "address to listen at; 0.0.0.0 is reachable from other machines")
+    port: int = setting(8002, "port; 0: a free one", least=0, most=65535)
+    title: str = setting("Review", "the page's title")

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 
@@ -132,6 +132,14 @@ def fleiss_kappa(votes: Sequence[Sequence[str]]) -> float | None:
     agreement = np.mean((np.sum(counts**2, axis=1) - raters) / (raters * (raters - 1)))
     by_chance = np.sum((counts.sum(axis=0) / counts.sum()) ** 2)
     return None if by_chance == 1 else float((agreement - by_chance) / (1 - by_chance))
+
+
+def cohen_kappa(first: Sequence[Hashable], second: Sequence[Hashable]) -> float | None:
+    """Agreement beyond chance of two raters on the same items (Cohen 1960); None where both said one thing only."""
+    counts, other_counts = collections.Counter(first), collections.Counter(second)
+    agreement = sum(one == other for one, other in zip(first, second, strict=True)) / len(first)
+    by_chance = sum(counts[choice] * other_counts[choice] for choice in counts) / len(first) ** 2
+    return None if by_chance == 1 else (agreement - by_chance) / (1 - by_chance)
 
 
 def krippendorff_alpha(votes: Sequence[Mapping[str, str]]) -> float | None:

@@ -1,33 +1,29 @@
 """Votes of people on pairs of answers: which pair a rater sees next, and the log of what they said.
 
-A vote is a line of a file that is only appended to. It is on the disk before the rater is told so. A line that a crash
-has cut short was never confirmed: it is told and removed, and the rater's page sends it again. A last line that is a
-whole vote stays, also without a newline. A vote that comes twice counts once.
+A vote is a line of a `LineLog`. It is on the disk before the rater is told so: what was not confirmed, the rater's page
+sends again. A vote that comes twice counts once.
 """
 
 import collections
 import dataclasses
 import hashlib
 import json
-import os
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from absl import logging
-
 from allam_jax.corpus.record_formats import json_records
 from allam_jax.errors import UserError
-from allam_jax.files import json_text
+from allam_jax.evaluation.line_log import LineLog
 
 Choice = Literal["a", "b", "tie", "both_bad"]
 CHOICES: tuple[Choice, ...] = ("a", "b", "tie", "both_bad")
 SIDES = ("a", "b")
 RESERVED_SECONDS = 900.0  # that a pair waits for the vote of a rater who sees it
 _LARGEST_PAIR = 1 << 24  # bytes
-_VOTE = f"expected pair, rater, choice ({', '.join(CHOICES)}), left (a or b) and time"
+_VOTE = f"vote; expected pair, rater, choice ({', '.join(CHOICES)}), left (a or b) and time"
 _FIELDS = ("question", "model_a", "answer_a", "model_b", "answer_b")
 
 
@@ -82,55 +78,30 @@ class VoteLog:
 
     def __init__(self, path: Path):
         """Opens the file, or makes it. UserError for a line that is no vote."""
-        self._path, self._lock = path, threading.Lock()
-        *lines, rest = (path.read_bytes() if path.exists() else b"").split(b"\n")
-        whole = sum(len(line) + 1 for line in lines)
-        if is_vote := _vote_of(rest) is not None:
-            lines.append(rest)
-        elif rest:
-            said = rest.decode(errors="backslashreplace")
-            logging.warning("%s: the last line is cut, is no vote, and is removed: %s", path, said)
-        self.votes: list[Vote] = []
-        for number, line in enumerate(lines, start=1):
-            vote = _vote_of(line)
-            if vote is None:
-                raise UserError(f"{path}, line {number}: no vote; {_VOTE}; mend or remove the line")
-            self.votes.append(vote)
+        self._log, self._lock = LineLog(path, read=_vote_of, what=_VOTE), threading.Lock()
+        self.votes = self._log.found
         self._given = {(vote.rater, vote.pair) for vote in self.votes}
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
-        os.truncate(self._file, whole + len(rest) * is_vote)
-        os.lseek(self._file, 0, os.SEEK_END)
-        os.write(self._file, b"\n" * is_vote)
 
     def add(self, vote: Vote) -> bool:
         """Writes a vote; returns when the disk has it. False if the rater has voted on this pair before."""
-        line = (json_text(dataclasses.asdict(vote)) + "\n").encode()
         with self._lock:
             if (vote.rater, vote.pair) in self._given:
                 return False
-            end = os.lseek(self._file, 0, os.SEEK_END)
-            try:
-                if os.write(self._file, line) < len(line):
-                    raise OSError("the disk is full")
-                os.fsync(self._file)
-            except OSError:
-                os.truncate(self._file, end)
-                os.lseek(self._file, end, os.SEEK_SET)
-                raise
+            self._log.append(dataclasses.asdict(vote))
             self._given.add((vote.rater, vote.pair))
             self.votes.append(vote)
             return True
 
     def close(self) -> None:
         """Closes the file."""
-        os.close(self._file)
+        self._log.close()
 
 
-def _vote_of(line: bytes) -> Vote | None:
-    """The vote of a line; None for a line that is none."""
+def _vote_of(value: Any) -> Vote | None:
+    """The vote that a line holds; None for a line that is none."""
     try:
-        vote = Vote(**json.loads(line))
-    except (ValueError, TypeError):
+        vote = Vote(**value)
+    except TypeError:
         return None
     texts = (vote.pair, vote.rater, vote.choice, vote.left)
     known = all(isinstance(text, str) for text in texts) and vote.choice in CHOICES and vote.left in SIDES

@@ -5,20 +5,14 @@ max_new_tokens bounds the size.
 """
 
 import asyncio
-import base64
 import contextlib
 import dataclasses
-import hashlib
 import json
-import math
-import re
-import socket
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import anyio
-import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -31,14 +25,13 @@ from allam_jax.errors import UserError
 from allam_jax.generation.engine_thread import EngineThread, QueueFull
 from allam_jax.generation.openai_answers import Writer
 from allam_jax.generation.openai_api import Asked, BadRequest, Model, read_request
+from allam_jax.generation.page_server import Page
 from allam_jax.generation.requests import Delta, Request
 from allam_jax.generation.server_gate import LEFT, Gate, Metrics, event_of, json_response
 from allam_jax.generation.settings import ServeSettings
-from allam_jax.interrupts import StopRequest
 
 _PAGE = Path(__file__).with_name("chat_page.html")
 _THROWN_AWAY = 1 << 27  # bytes of a body that is too large that are read before it is refused
-_KEEP_ALIVE = 75  # seconds; longer than clients keep idle connections, or a request would meet one that is being closed
 
 
 def make_app(engine: EngineThread, *, model: Model, settings: ServeSettings, key: str = "") -> Starlette:
@@ -53,7 +46,7 @@ def make_app(engine: EngineThread, *, model: Model, settings: ServeSettings, key
         Route("/v1/chat/completions", server.chat, methods=["POST"]),
         Route("/health", server.health),
         Route("/metrics", server.metrics.page),
-        Route("/", server.page),
+        Route("/", Page(_PAGE).show),
     ]
     return Starlette(
         routes=routes,
@@ -62,78 +55,12 @@ def make_app(engine: EngineThread, *, model: Model, settings: ServeSettings, key
     )
 
 
-def listen(host: str, port: int, *, section: str) -> socket.socket:
-    """A socket at the address that a section of the config states; UserError if it cannot be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # also right after a server that was killed
-    try:
-        sock.bind((host, port))
-    except OSError as error:  # a name that cannot be resolved is one too
-        sock.close()
-        said = (error.strerror or str(error)).lower()
-        raise UserError(
-            f"{section}.host = {host!r}, {section}.port = {port}: {said}; choose another address or port"
-        ) from None
-    return sock
-
-
-def make_server(app: Starlette, *, drain_seconds: float) -> uvicorn.Server:
-    """The server of an application. Set `should_exit`, and it ends when its answers have ended."""
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        timeout_keep_alive=_KEEP_ALIVE,
-        timeout_graceful_shutdown=math.ceil(drain_seconds),
-    )
-    server = uvicorn.Server(config)
-    server.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]  # they are ours
-    return server
-
-
-def serve(app: Starlette, *, sock: socket.socket, drain_seconds: float) -> None:
-    """Answers until SIGTERM, SIGHUP or Ctrl-C; then takes no more requests, and waits for those under way."""
-    server = make_server(app, drain_seconds=drain_seconds)
-    with _Draining(server):
-        server.run(sockets=[sock])
-
-
-def page_headers(page: str) -> dict[str, str]:
-    """Headers with which a browser runs a page's own script and style, and nothing that comes into it."""
-    policy = ["default-src 'none'; connect-src 'self'; base-uri 'none'; form-action 'none'; img-src data:"]
-    for kind, tag in (("script", "script"), ("style", "style")):
-        (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-        policy.append(f"{kind}-src 'sha256-{digest}'")
-    other = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
-    return {"Content-Security-Policy": "; ".join(policy), **other}
-
-
-class _Draining(StopRequest):
-    """Signals that end the server when its answers have ended, or at once when they come again."""
-
-    def __init__(self, server: uvicorn.Server):
-        line = "no more requests are taken; waiting for the answers under way (again: leave at once)"
-        super().__init__(notices=dict.fromkeys(("SIGINT", "SIGTERM", "SIGHUP"), line))
-        self._server = server
-
-    def noted(self, name: str) -> None:
-        if self._server.should_exit:
-            self._server.force_exit = True
-            self._notices = dict.fromkeys(self._notices, "leaving; the answers under way are cut off")
-        self._server.should_exit = True
-
-
 class _Server:
     """The endpoints."""
 
     def __init__(self, engine: EngineThread, *, model: Model, settings: ServeSettings):
         self.engine, self.model, self.settings = engine, model, settings
         self.metrics = Metrics(engine)
-        self._page = _PAGE.read_text(encoding="utf-8")
-        self._page_headers = page_headers(self._page)
 
     async def models(self, request: HttpRequest) -> Response:
         """`GET /v1/models`, and one by its name."""
@@ -149,10 +76,6 @@ class _Server:
         """`GET /health`: 200 as long as the engine works."""
         failed = self.engine.failed is not None
         return json_response({"status": "failed" if failed else "ok"}, status=503 if failed else 200)
-
-    async def page(self, request: HttpRequest) -> Response:
-        """`GET /`: the chat page."""
-        return Response(self._page, media_type="text/html", headers=self._page_headers)
 
     async def completions(self, request: HttpRequest) -> Response:
         """`POST /v1/completions`."""

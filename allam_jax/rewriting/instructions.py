@@ -4,7 +4,7 @@ name = "native alignment"
 version = 1
 [prompts]                # en, ar, ..., and `default` for languages that have none
 en = "Rewrite ... {guidelines} ... {text}"
-[guidelines.en]          # lines that stand for {guidelines}
+[guidelines.en]          # lines that stand for {guidelines}; people who review are shown them too
 format = "..."
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from allam_jax.errors import UserError, nearest
-from allam_jax.files import check_shape, sha256_of_json
+from allam_jax.files import Keys, check_shape, sha256_of_json
 
 _TEXT, _GUIDELINES = "{text}", "{guidelines}"
 _DEFAULT = "default"
@@ -53,13 +53,7 @@ class Instruction:
 
 def read_instruction(path: str) -> Instruction:
     """The instruction of a file; UserError that names the file and what is wrong with it."""
-    try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(
-            f"{path}: cannot read the instruction ({error}); copy configs/instructions/rewrite.toml"
-        ) from None
-    check_shape(values, kind=dict, keys={"name": str, "version": int, "prompts": dict}, where=path)
+    values = _read(path, keys={"name": str, "version": int, "prompts": dict})
     guidelines = values.get("guidelines", {})
     prompts = {
         language: _with_guidelines(prompt, guidelines.get(language, {}), where=f"{path}: prompts.{language}")
@@ -68,6 +62,41 @@ def read_instruction(path: str) -> Instruction:
     if not prompts:
         raise UserError(f"{path}: has no prompts; give one for each language of documents")
     return Instruction(values["name"], values["version"], prompts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Guidelines:
+    """The guidelines of a file: language -> name of a rule -> what it says."""
+
+    name: str
+    version: int
+    rules: Mapping[str, Mapping[str, str]]
+
+    def names(self) -> list[str]:
+        """The names of all rules, in their order."""
+        return list(dict.fromkeys(name for rules in self.rules.values() for name in rules))
+
+
+def read_guidelines(path: str) -> Guidelines:
+    """The guidelines of an instruction, or of a file that has nothing else; UserError for a file without."""
+    values = _read(path, keys={"name": str, "version": int, "guidelines": dict})
+    for language, rules in values["guidelines"].items():
+        if not isinstance(rules, dict) or not rules or not all(isinstance(text, str) for text in rules.values()):
+            raise UserError(f'{path}: guidelines.{language}: expected lines such as format = "..."')
+    if not values["guidelines"]:
+        raise UserError(f"{path}: has no guidelines; give some for each language, under [guidelines.en]")
+    return Guidelines(values["name"], values["version"], values["guidelines"])
+
+
+def _read(path: str, *, keys: Keys) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(
+            f"{path}: cannot read the instruction ({error}); copy configs/instructions/rewrite.toml"
+        ) from None
+    check_shape(values, kind=dict, keys=keys, where=path)
+    return values
 
 
 def _with_guidelines(prompt: Any, guidelines: Mapping[str, str], *, where: str) -> str:

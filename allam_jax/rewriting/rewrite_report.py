@@ -38,7 +38,7 @@ class RewriteReport:
                 self._count(whole)
                 provenance.write(_line(self._provenance(whole)))
                 if whole.asked:
-                    pieces.write(_line(_pieces(whole)))
+                    pieces.write(_line(self._pieces(whole)))
                 if whole.text is not None:
                     yield dataclasses.replace(whole.document, text=whole.text, language=whole.language)
 
@@ -90,14 +90,16 @@ class RewriteReport:
             "failed": failed,
         }
 
-
-def _pieces(whole: Whole) -> dict[str, Any]:
-    """The pieces that were asked about, each with its rewrite, or null where it has none that passes."""
-    pairs = zip(whole.asked, whole.outcomes, strict=True)
-    return {
-        "id": whole.document.id,
-        "pieces": [[text, outcome.text if outcome.passes else None] for text, outcome in pairs],
-    }
+    def _pieces(self, whole: Whole) -> dict[str, Any]:
+        """The pieces that were asked about, each with its rewrite, or null where it has none that passes."""
+        pairs = zip(whole.asked, whole.outcomes, strict=True)
+        return {
+            "id": whole.document.id,
+            "source": whole.document.source,
+            "language": whole.document.language,
+            **self._made_by,
+            "pieces": [[text, outcome.text if outcome.passes else None] for text, outcome in pairs],
+        }
 
 
 def _line(value: Mapping[str, Any]) -> bytes:

@@ -24,6 +24,7 @@ ALL_CHECKS = (
 )
 # In the order in which they are planted.
 DAMAGE_KINDS = ("broken_lines", "inline_advertisement", "insult", "advertisement", "boilerplate", "spam")
+RANDOM, LOW_PERPLEXITY, HIGH_PERPLEXITY = CHOICES_OF_PAIRS = ("random", "low_perplexity", "high_perplexity")
 _ACROSS_LANGUAGES = tuple(name for name in ALL_CHECKS if name not in ("dropped", "quotations", "names"))
 
 
@@ -137,3 +138,45 @@ class CompareCorporaSettings(Section, name="compare"):
     block_lists: Mapping[str, str] = entries(
         "LANGUAGE -> file of blocked words, for the table of toxicity", path="files"
     )
+
+
+class SeedPoolSettings(Section, name="seed_pool"):
+    """Documents for annotation, drawn by strata of domain and language."""
+
+    inputs: Mapping[str, str] = entries("NAME -> deduplicated dataset, as the corpus task writes it", path="texts")
+    split: str = setting("train", "split of the datasets")
+    name: str = setting("seed", "name of the new dataset")
+    documents: int = setting(2000, "documents of the pool", least=1)
+    domain: str = setting("source", "field of a document with its domain")
+    balance: float = setting(
+        0.5, "a stratum's share goes by this power of its size: 1 as in the corpus, 0 equal ones", least=0, most=1
+    )
+    least_bytes: int = setting(200, "shorter documents are not drawn", least=1)
+    most_bytes: int = setting(20_000, "longer ones are not either", least=1)
+
+    def check(self) -> None:
+        """UserError for bounds that nothing is between."""
+        if self.least_bytes > self.most_bytes:
+            raise UserError(
+                f"config.seed_pool.least_bytes = {self.least_bytes}: more than most_bytes = {self.most_bytes}; "
+                "no document would be drawn"
+            )
+
+
+class SeedPairsSettings(Section, name="seed_pairs"):
+    """The annotated pairs that a worker is trained on."""
+
+    input: str = setting(
+        "",
+        "clean.jsonl of task review, aligned.jsonl.gz of task rewrite, or rows with original and rewrite",
+        path="chats",
+    )
+    instruction: str = setting(
+        "", "TOML file with the instruction of the pairs; that of the worker's later work", path="files"
+    )
+    choice: str = setting(
+        RANDOM,
+        "which pairs: at random, or by the perplexity of their rewrites at init.weights",
+        choices=CHOICES_OF_PAIRS,
+    )
+    pairs: int = setting(0, "pairs at most; 0: all", least=0)

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from absl import logging
-
 from allam_jax import files
 from allam_jax.config import require
 from allam_jax.errors import UserError
@@ -12,7 +10,6 @@ from allam_jax.evaluation.votes import Assignment, Rule, VoteLog, read_pairs
 from allam_jax.settings import Settings
 
 VOTES = "votes.jsonl"
-_DRAIN_SECONDS = 5.0
 
 
 def run(config: Settings, workdir: Path) -> dict[str, Any]:
@@ -23,7 +20,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
 
         from allam_jax.evaluation import arena_report
         from allam_jax.evaluation.arena_server import make_app
-        from allam_jax.generation.server import listen, serve
+        from allam_jax.generation.page_server import serve_page
     except ImportError as error:
         raise UserError(f"task arena: needs {error.name}; pip install -r requirements-eval.txt") from None
     pairs = read_pairs(require(options.pairs, key="arena.pairs", hint="give a JSON Lines file of pairs"))
@@ -32,10 +29,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         if options.serve:
             rule = Rule(options.raters, options.more_raters)
             app = make_app(Assignment(pairs, log, rule=rule, seed=config.seed), options)
-            with listen(options.host, options.port, section="arena") as sock:
-                host, port = sock.getsockname()[:2]
-                logging.info("the arena is at http://%s:%d", f"[{host}]" if ":" in host else host, port)
-                serve(app, sock=sock, drain_seconds=_DRAIN_SECONDS)
+            serve_page(app, host=options.host, port=options.port, section="arena")
     finally:
         log.close()
     found = arena_report.results(pairs, log.votes, options, seed=config.seed)

@@ -16,6 +16,7 @@ from allam_jax.alignment.settings import (
     DpoSettings,
     InstructionDataSettings,
     PreferenceSettings,
+    ReviewSettings,
     SftSettings,
     WatchSettings,
 )
@@ -39,7 +40,14 @@ from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
 from allam_jax.model.settings import ExpandSettings, LoraSettings
 from allam_jax.parallel.settings import MeshSettings
 from allam_jax.planning.settings import PlanSettings
-from allam_jax.rewriting.settings import CompareCorporaSettings, DamageSettings, RewriteSettings, TranslateSettings
+from allam_jax.rewriting.settings import (
+    CompareCorporaSettings,
+    DamageSettings,
+    RewriteSettings,
+    SeedPairsSettings,
+    SeedPoolSettings,
+    TranslateSettings,
+)
 from allam_jax.settings import Section, Settings
 from allam_jax.tasks.settings import (
     AdaptationSettings,
@@ -114,6 +122,9 @@ TASKS: dict[str, Task] = {
     "chat_losses": Task((*_MODEL, RowSettings, ConversationSettings), on_devices=True),
     "sft_quality": Task((SeedSettings, ChatQualitySettings)),
     "preferences": Task((SeedSettings, *_MODEL, PreferenceSettings, EngineSettings), on_devices=True),
+    "review": Task((ReviewSettings,)),
+    "seed": Task((SeedSettings, SeedPoolSettings)),
+    "seed_pairs": Task((SeedSettings, *_MODEL, SeedPairsSettings, LikelihoodSettings), on_devices=True),
     "damage": Task((SeedSettings, DamageSettings)),
     "compare_corpora": Task((SeedSettings, CompareCorporaSettings)),
     "rewrite": Task((SeedSettings, *_MODEL, RewriteSettings, EngineSettings), on_devices=True),

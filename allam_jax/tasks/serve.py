@@ -18,7 +18,8 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Serves the model at `init.weights` until SIGTERM or Ctrl-C; then answers what is under way."""
     options = config.serve
     try:
-        from allam_jax.generation.server import listen, make_app, serve
+        from allam_jax.generation.page_server import listen, serve
+        from allam_jax.generation.server import make_app
     except ImportError as error:
         raise UserError(f"task serve: needs {error.name}; pip install -r requirements-serve.txt") from None
     if jax.process_count() > 1:

@@ -15,7 +15,7 @@ from allam_jax.errors import UserError
 from allam_jax.evaluation.arena_server import make_app
 from allam_jax.evaluation.settings import ArenaSettings
 from allam_jax.evaluation.votes import Assignment, Rule, Vote, VoteLog, read_pairs, winner
-from allam_jax.generation.server import listen, make_server
+from allam_jax.generation.page_server import listen, make_server
 from allam_jax.tasks import runner
 from configs import base
 

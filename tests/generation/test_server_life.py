@@ -14,8 +14,9 @@ from small_server import ScriptedEngine, serving
 
 from allam_jax.errors import UserError
 from allam_jax.generation.engine_thread import EngineThread
+from allam_jax.generation.page_server import listen
 from allam_jax.generation.requests import Request, Sampling
-from allam_jax.generation.server import listen, make_app
+from allam_jax.generation.server import make_app
 from allam_jax.generation.settings import ServeSettings
 
 MODEL = "small/model"

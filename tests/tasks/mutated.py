@@ -99,6 +99,15 @@ def config_of(task: str, root: str) -> ConfigDict:
             config.damage.update(input=f"{root}/corpus/en", instruction=SHORT, documents=20)
         case "rewrite" | "translate":
             config[task].update(input=f"{root}/corpus/en", documents=20, worker="rules", name="rewritten")
+        case "seed":
+            config.seed_pool.inputs.update({language: f"{root}/corpus/{language}" for language in ("en", "ar")})
+            config.seed_pool.update(documents=20, least_bytes=1)
+        case "seed_pairs":
+            config.seed_pairs.update(input=f"{stages}/rewritten/aligned.jsonl.gz", instruction=SHORT)
+            config.seed_pairs.choice = "low_perplexity"
+        case "review":
+            config.review.update(input=f"{stages}/rewritten/aligned.jsonl.gz", serve=False)
+            config.review.guidelines = str(INSTRUCTIONS / "rewrite.toml")
         case "compare_corpora":
             config.compare.damaged = f"{stages}/damaged"
             config.compare.corpora.rules = f"{stages}/rewritten/rewritten"

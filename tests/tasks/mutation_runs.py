@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=3000)
     parser.add_argument("--first", type=int, default=0)
-    tasks = sorted(TASKS.keys() - {"arena", "chat", "serve"})  # which wait for people
+    tasks = sorted(TASKS.keys() - {"arena", "chat", "review", "serve"})  # which wait for people
     parser.add_argument("--tasks", nargs="*", default=tasks, choices=tasks)
     parser.add_argument("--flags", action="store_true")
     options = parser.parse_args()
