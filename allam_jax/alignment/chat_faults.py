@@ -15,9 +15,9 @@ from allam_jax.alignment.text_measures import (
     is_request,
     lexical_diversity,
     repeated_share,
-    scaffold_in,
     smells_translated,
 )
+from allam_jax.corpus.model_phrases import scaffold_in
 from allam_jax.corpus.words import bare_words
 
 LONG_REPLY = 15  # words: shorter replies need no sentence

@@ -97,7 +97,10 @@ def evaluation_index(records: Iterable[Record], *, n: int) -> NgramIndex:
 
 
 def summary(rows: Sequence[Row], settings: ChatQualitySettings) -> dict[str, Any]:
-    """For each source: rows, kept, counts of faults, what they are dropped for, and the means of the measures."""
+    """For each source: rows, kept, counts of faults, what they are dropped for, and the means of the measures.
+
+    A mean is None where no row has the measure, as no short reply has a lexical diversity.
+    """
     found: dict[str, Any] = {}
     for source in dict.fromkeys(row.source for row in rows):
         own = [row for row in rows if row.source == source]
@@ -114,7 +117,7 @@ def summary(rows: Sequence[Row], settings: ChatQualitySettings) -> dict[str, Any
             "lexical_diversity": _mean([one.diversity for one in read if one.diversity is not None]),
             **(
                 {
-                    "chosen_over_rejected_words": _mean(chosen) / _mean(rejected),
+                    "chosen_over_rejected_words": sum(chosen) / sum(rejected),
                     "chosen_longer": _mean([a > b for a, b in zip(chosen, rejected, strict=True)]),
                 }
                 if rejected
@@ -157,5 +160,5 @@ def _counted(faults: Iterable[Iterable[str]]) -> dict[str, int]:
     return {fault: counts[fault] for fault in CHAT_FAULTS if counts[fault]}
 
 
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if len(values) else 0.0
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if len(values) else None

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from allam_jax.corpus.normalise import without_marks
 from allam_jax.corpus.record_formats import Unreadable
 
 Messages = tuple[Mapping[str, Any], ...]
@@ -199,7 +200,7 @@ def _wrong_order(before: str, role: str) -> str:
 def _role(message: Mapping[str, Any]) -> str:
     """The standard name of a message's role; empty for an unknown one."""
     name = _first(message, _ROLE)[1]
-    return ROLES.get(name.strip().strip("<|>:").casefold(), "") if isinstance(name, str) else ""
+    return ROLES.get(without_marks(name).strip().strip("<|>:").casefold(), "") if isinstance(name, str) else ""
 
 
 def _standard(message: Any) -> Mapping[str, Any]:

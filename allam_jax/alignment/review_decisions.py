@@ -93,19 +93,18 @@ class Review:
         self._order, self._reviewers, self._arbiter = list(self.items), reviewers, arbiter
         self._rules, self._guidelines = rules, guidelines
         self._log, self._lock = LineLog(path, read=decision_of, what=_DECISION), threading.Lock()
-        self._found = self._log.found
+        found = [*self._log.found]
         for other in others:
-            self._found += read_lines(other, read=decision_of, what=_DECISION)
+            found += read_lines(other, read=decision_of, what=_DECISION)
+        self._latest: dict[str, dict[str, Decision]] = {name: {} for name in self.items}
+        for decision in sorted(found, key=lambda decision: decision.time):
+            if decision.item in self._latest:
+                self._latest[decision.item][decision.reviewer] = decision
 
     def decisions(self) -> dict[str, dict[str, Decision]]:
         """Item -> reviewer -> the latest decision. Decisions on other items are left out."""
-        found: dict[str, dict[str, Decision]] = {name: {} for name in self.items}
         with self._lock:
-            ordered = sorted(self._found, key=lambda decision: decision.time)
-        for decision in ordered:
-            if decision.item in found:
-                found[decision.item][decision.reviewer] = decision
-        return found
+            return {name: dict(of_item) for name, of_item in self._latest.items()}
 
     def decide(self, said: Mapping[str, Any], *, reviewer: str) -> None:
         """Writes a decision; returns when the disk has it.
@@ -145,7 +144,7 @@ class Review:
         )
         with self._lock:
             self._log.append(dataclasses.asdict(decision))
-            self._found.append(decision)
+            self._latest[item.id][reviewer] = decision
 
     def view(self, reviewer: str, at: int | None) -> dict[str, Any]:
         """What a reviewer sees at a place in their order; None: at the first place that waits for them."""

@@ -21,16 +21,6 @@ _OTHER_LANGUAGE = re.compile(
     r"باللغة) ?ال(?:لغة ال)?(?:عربية|إنجليزية|انجليزية|فرنسية)|english|arabic",
     re.IGNORECASE,
 )
-# Parts of prompts and answers about the answer, which rewriting and translating models leave in their texts.
-_SCAFFOLD = re.compile(
-    r"<\|\w+\|>|\[/?INST\]|<</?SYS>>|^[^\S\n]*#{2,} ?(?:instruction|response|input|human|assistant)\b|"
-    r"^[^\S\n]*(?:human|assistant|user|system|instruction|response|rewritten text|original text|analysis|translation|"
-    r"arabic text|english text) ?:|\bas an ai (?:language )?model\b|"
-    r"^[^\S\n]*(?:sure|certainly|of course)[,!]? here(?: is|'s)|"
-    r"^[^\S\n]*(?:النص (?:المعاد كتابته|الأصلي|المترجم)|التحليل|الترجمة|المستخدم|المساعد|التعليمات) ?:|"
-    r"(?:بصفتي|كوني|باعتباري) نموذج|كنموذج (?:لغوي|لغة)|نموذج لغوي كبير",
-    re.IGNORECASE | re.MULTILINE,
-)
 _RUN = re.compile(r"(\S)\1{19}|(\S{2,20}?)\2{9}")
 _LIST_OR_CODE = re.compile(r"^\s*(?:[-*•|]|\d+[.)-])|[`|{}<>=]\s*$|https?://\S+$")
 _MIXED_WORD = re.compile(r"[\u0621-\u064a]{2}[A-Za-z]{3}|[A-Za-z]{3}[\u0621-\u064a]{2}")
@@ -78,12 +68,6 @@ def is_request(text: str) -> bool:
     first = re.match(r"\W*(\w+)", without_marks(text))
     end = itertools.takewhile(lambda character: not (character.isalnum() or character == "_"), reversed(text))
     return any(character in "?؟" for character in end) or (first is not None and first[1].lower() in _REQUESTS)
-
-
-def scaffold_in(text: str) -> str:
-    """The first remnant of a prompt, a role's name or a model's preamble in an answer; empty if there is none."""
-    found = _SCAFFOLD.search(text)
-    return found[0].strip() if found else ""
 
 
 def has_endless_run(text: str) -> bool:

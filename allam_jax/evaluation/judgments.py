@@ -2,20 +2,15 @@
 
 import collections
 import dataclasses
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from allam_jax.corpus.model_phrases import begins_as_refusal
 from allam_jax.evaluation.mt_bench import rating, verdict
 
 SAMPLES = 1000  # of the bootstrap
-# How models decline, at the beginning of what they say.
-_REFUSAL = re.compile(
-    r"\W*(i(?:'m| am) (?:sorry|unable|not able)|sorry|i can(?:'t|not)|as an ai|عذر|آسف|أعتذر|لا أستطيع|لا يمكنني)",
-    re.IGNORECASE,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +34,7 @@ def read_judgments(
     for row in answers:
         text = row["answers"][0]["text"]
         value = read(text)
-        reason = "" if value is not None else "refused" if not text.strip() or _REFUSAL.match(text) else "unparsed"
+        reason = "" if value is not None else "refused" if not text.strip() or begins_as_refusal(text) else "unparsed"
         found.append(_judgment(row, value, reason))
     return found + [_judgment(row, None, "no answer") for row in errors]
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 from allam_jax.corpus.language_id import LANGUAGES, identify, whole_language
+from allam_jax.corpus.model_phrases import refusal_in, scaffolds_in_rewrite
 from allam_jax.corpus.normalise import without_marks
 from allam_jax.corpus.repetition_tags import TAGS, grams
 from allam_jax.corpus.words import Words, ends_sentence
@@ -84,39 +85,14 @@ def _finish(rewrite: Rewrite, _: CheckSettings) -> str:
     return "" if rewrite.finish_reason in ENDED else f"ended by {rewrite.finish_reason!r}"
 
 
-# What models write around a rewrite: labels of the prompt, announcements, control tokens, fences.
-_SCAFFOLD = re.compile(
-    r"^[^\w\n]*(?:(?:original|rewritten|revised|corrected|edited|translated|improved|input|output|arabic|english|source)"
-    r" (?:text|version|document|passage)|rewrit(?:e|ten)|translation|analysis|explanation|instructions?|note"
-    r"|guidelines?|(?:ال)?نص (?:ال)?(?:أصلي|اصلي|معاد|معدل|مترجم|منقح|مصحح)[^:\n]{0,20}|النص|الترجمة"
-    r"|إعادة الصياغة|التحليل|الشرح|ملاحظة|التعليمات)\W{0,4}[:：]"
-    r"|^[^\w\n]*(?:here (?:is|'s|are)|sure[,!.]|certainly[,!.]|of course[,!.]|below is|i have (?:rewritten|translated)"
-    r"|إليك|إليكم|فيما يلي|بالتأكيد|بالطبع[،,!.])[^\n]{0,80}(?:[:：]|\n)"
-    r"|<\|[^|<>\n]{1,40}\|>|\[/?INST\]|</?s>|^```|^#{2,} ?(?:instruction|response|input|output)\b",
-    re.IGNORECASE | re.MULTILINE,
-)
-
-
 def _scaffold(rewrite: Rewrite, _: CheckSettings) -> str:
-    kept = {match[0].strip().casefold() for match in _SCAFFOLD.finditer(rewrite.original)}
-    found = (match[0].strip() for match in _SCAFFOLD.finditer(rewrite.text))
-    return next((one for one in found if one.casefold() not in kept), "")
-
-
-_REFUSAL = re.compile(
-    r"\bi(?:'m| am) (?:sorry|unable|not able)\b[^.\n]{0,60}\b(?:can(?:no|')t|can ?not|unable|not able|assist|help|"
-    r"rewrite|translate)|\bi (?:can(?:no|')t|can ?not|won't|will not) (?:assist|help|rewrite|translate|comply|provide|"
-    r"fulfil|process)|\bas an? (?:ai|artificial|large language)\b|\bi must decline\b"
-    r"|(?:عذرا|آسف|أعتذر|اعتذر|للأسف)[^.\n]{0,40}(?:لا (?:يمكن|أستطيع|استطيع|أقدر)|لن أ)"
-    r"|(?:لا يمكنني|لا أستطيع|لا استطيع) (?:مساعدة|مساعدتك|إعادة|ترجمة|كتابة|تقديم|تلبية|المساعدة)"
-    r"|(?:كنموذج|بصفتي|بوصفي|أنا) (?:نموذج)? ?(?:لغوي|لغة|ذكاء)|نموذج لغوي كبير",
-    re.IGNORECASE,
-)
+    kept = set(map(str.casefold, scaffolds_in_rewrite(rewrite.original)))
+    return next((one for one in scaffolds_in_rewrite(rewrite.text) if one.casefold() not in kept), "")
 
 
 def _refusal(rewrite: Rewrite, _: CheckSettings) -> str:
-    found = _REFUSAL.search(without_marks(rewrite.text).replace("’", "'"))
-    return found[0] if found and not _REFUSAL.search(without_marks(rewrite.original).replace("’", "'")) else ""
+    found = refusal_in(rewrite.text)
+    return found if found and not refusal_in(rewrite.original) else ""
 
 
 def _end(rewrite: Rewrite, _: CheckSettings) -> str:

@@ -93,7 +93,7 @@ def _write_report(
         for source, facts in found.items()
     ]
     measures = [
-        {"source": source, **{key: value for key, value in facts.items() if isinstance(value, float)}}
+        {"source": source, **{key: value for key, value in facts.items() if value is None or isinstance(value, float)}}
         for source, facts in found.items()
     ]
     picture = figure(path.with_name("measures.png"), caption="Measures of the rows by source.", report=path)

@@ -8,7 +8,8 @@ from planted_faults import KINDS, planted
 from allam_jax.alignment.chat_faults import examine
 from allam_jax.alignment.chat_quality import evaluation_index, examined_rows, summary
 from allam_jax.alignment.settings import CHAT_FAULTS, ChatQualitySettings
-from allam_jax.alignment.text_measures import differ_in_language, is_request, lexical_diversity, scaffold_in
+from allam_jax.alignment.text_measures import differ_in_language, is_request, lexical_diversity
+from allam_jax.corpus.model_phrases import scaffold_in
 
 
 def test_planted_faults_are_found_with_recall_and_precision():
@@ -56,6 +57,7 @@ LONG = "The road to the north leads over the hills, and in winter nobody takes i
         (("Tell me a story.", "and so on " * 20), {"repetition"}),
         (("Tell me a story.", "ha" * 30), {"repetition"}),
         (("Tell me a story.", "### Response: " + LONG), {"scaffold"}),
+        (("Tell me a story.", "Sure, here’s one. " + LONG), {"scaffold"}),
         (("احك لي قصة.", "بصفتي نموذج لغة لا أستطيع أن أحكي قصة."), {"scaffold"}),
         (("احك لي قصة.", "كان هناك رجل, وكان له ولد, وكان الولد صغيرا."), {"translation smell"}),
         (("احك لي قصة.", "كان هناك رجل، وكان له ولد، وكان الولد صغيرا."), set()),
@@ -109,6 +111,14 @@ def test_languages_and_diversity():
     assert lexical_diversity(words) == pytest.approx(0.5)
     assert lexical_diversity(words[:49]) is None
     assert len(CHAT_FAULTS) == len(set(CHAT_FAULTS))
+
+
+def test_a_measure_that_no_row_has_is_unknown():
+    settings = ChatQualitySettings()
+    records = {"short": [conversation("What is the capital of Egypt?", "Cairo.")], "none": [{"text": "x"}]}
+    found = summary(examined_rows(records, settings=settings, index=None), settings)
+    assert (found["short"]["lexical_diversity"], found["short"]["mean_words_of_reply"]) == (None, 1.0)
+    assert found["none"]["mean_turns"] is found["none"]["mean_words_of_reply"] is None
 
 
 def test_long_runs_of_one_character_take_linear_time():

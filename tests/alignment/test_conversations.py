@@ -27,7 +27,7 @@ SYSTEM = {"role": "system", "content": "be brief"}
             [SYSTEM, QUESTION, ANSWER],
         ),
         (
-            {"messages": [{"role": "المستخدم", "content": "hi"}, {"role": "مساعد", "content": "yes"}]},
+            {"messages": [{"role": "\u200fالمُستخدِم", "content": "hi"}, {"role": "مساعـد", "content": "yes"}]},
             [QUESTION, ANSWER],
         ),
         (

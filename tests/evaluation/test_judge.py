@@ -138,7 +138,7 @@ def grade(asked, times):
     if number == 83:
         return "I think it is quite good."
     if number == 84:
-        return "I'm sorry, I cannot judge this."
+        return "I’m sorry, I can’t judge this." if "good-" in asked else "عُذْرًا، لا أستطيع"
     if number == 85:
         return 400
     return "Fine. [[9]]" if "good-" in asked else "Rating: [4.5]"

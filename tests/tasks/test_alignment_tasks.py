@@ -188,12 +188,13 @@ def test_half_of_a_surrogate_pair_is_written_as_it_was(tmp_path):
     assert dropped["record"] == records[1]
 
 
-def test_faulty_conversations_are_left_out_and_reported(tmp_path):
+def test_faulty_conversations_are_left_out_and_reported(tmp_path, caplog):
     asked, answered = {"role": "user", "content": "What is the capital of Egypt?"}, {"role": "assistant"}
     replies = ["Cairo.", "", "Cairo.", "Alexandria was, long before Cairo.", "عاصمة مصر هي مدينة القاهرة"]
     records = [{"messages": [asked, answered | {"content": reply}], "id": n} for n, reply in enumerate(replies)]
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + "no json\n")
-    (tmp_path / "exam.jsonl").write_text('{"question": "x", "choices": ["Alexandria was long before Cairo"]}\n')
+    exam = '{"question": "x", "choices": ["Alexandria was long before Cairo"]}\n{"question": "cut\n'
+    (tmp_path / "exam.jsonl").write_text(exam)
     config = base.get_config("sft_quality")
     config.chat_quality.sources.en = base.conversations(path=f"{tmp_path}/chats.jsonl")
     assert runner.run(config, workdir=tmp_path / "out")["en"]["dropped_for"] == {
@@ -204,6 +205,7 @@ def test_faulty_conversations_are_left_out_and_reported(tmp_path):
     }
     config.chat_quality.update(evaluations=f"{tmp_path}/exam.jsonl", ngram=4)
     found = runner.run(config, workdir=tmp_path / "other")["en"]
+    assert "chat_quality.evaluations: 1 rows cannot be read: not JSON" in caplog.text
     assert (found["rows"], found["kept"]) == (6, 1)
     kept = [json.loads(line) for line in (tmp_path / "other" / "clean" / "en.jsonl").read_text().splitlines()]
     assert kept == records[:1]
