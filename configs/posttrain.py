@@ -47,9 +47,13 @@ class Inputs(Section):
     dpo_lr: float = setting(2e-6, "highest learning rate of DPO", least=0, most=1)
     beta: float = setting(0.1, "of DPO", above=0, most=1e3)
     preferences: int = setting(400, "prompts for pairs at most, each of which gives two at most", least=1)
+    temperatures: tuple[float, ...] = setting(
+        (0.6, 0.8, 1.0, 1.2, 1.4), "of sampled answers, each with two top_p", above=0, most=1e3
+    )
     keep_cut: bool = setting(False, "an answer that max_new_tokens cuts may be the rejected side of a pair")
     prompts: int = setting(300, "held-out prompts at most", least=1)
     max_new_tokens: int = setting(64, "tokens of an answer", least=1)
+    capacity: int = setting(1024, "tokens of a prompt with its answer at most", least=1)
     countries: int = setting(60, "whose capital the probe asks", least=1)
     held_out_bytes: int = setting(30_000, "of text in each language", least=1)
 
@@ -73,6 +77,8 @@ _TINY = Inputs(
     sft_lr=1e-3,
     epochs=3.0,
     dpo_lr=5e-5,
+    temperatures=(1.0,),
+    capacity=256,
     countries=80,
     max_new_tokens=40,
 )
@@ -191,18 +197,24 @@ def _alignment(given: Inputs) -> dict[str, ConfigDict]:
     pairs.preferences.update(
         input=f"{_DATA}/preferences.jsonl",
         template=given.template,
+        temperatures=given.temperatures,
         max_new_tokens=given.max_new_tokens,
         pairs_of_prompt=2,
         most_similar=1.0,  # what is not the right answer is wrong, however near it is
         keep_cut=given.keep_cut,
         keep_other_language=True,
     )
+    pair_quality = base.get_config("sft_quality")
+    pair_quality.chat_quality.evaluations = f"{_DATA}/evaluations.jsonl"
+    pair_quality.chat_quality.sources.pairs = base.conversations(path="@preferences/pairs.jsonl")
+    pair_quality.chat_quality.drop = ("not a conversation", "empty", "evaluation text")
+
     dpo = _training(given, "dpo", weights="@sft")
-    dpo.conversations.sources.pairs = base.conversations(path="@preferences/pairs.jsonl")
+    dpo.conversations.sources.pairs = base.conversations(path="@pair_quality/clean/pairs.jsonl")
     dpo.conversations.update(epochs=1.0, held_out_share=0.1, too_long="skip", template=given.template)
     dpo.schedule.update(name="cosine", peak_lr=given.dpo_lr, final_fraction=5 / 9)
     dpo.dpo.beta = given.beta
-    return {"sft": sft, "preferences": pairs, "dpo": dpo}
+    return {"sft": sft, "preferences": pairs, "pair_quality": pair_quality, "dpo": dpo}
 
 
 def _training(given: Inputs, task: str, *, weights: str) -> ConfigDict:
@@ -258,7 +270,7 @@ def _answers(given: Inputs, *, weights: str) -> ConfigDict:
 
 def _answering(config: ConfigDict, given: Inputs) -> None:
     config.compute.compute_dtype = "float32"
-    config.engine.capacity = 2 * given.seq_len  # room for a prompt as long as a row, and an answer
+    config.engine.capacity = given.capacity
 
 
 def _probe(given: Inputs, *, weights: str) -> ConfigDict:
