@@ -28,9 +28,11 @@ def known_tags(record: Mapping[str, Any], tags: Sequence[str]) -> dict[str, floa
             signals = json.loads(signals)
         except (ValueError, RecursionError):
             raise UnreadableTagError(f"with {QUALITY_SIGNALS} that are not JSON") from None
+    if not isinstance(signals, Mapping):
+        signals = {}
     found = {}
-    for tag in tags:
-        value = record.get(tag, signals.get(tag) if isinstance(signals, Mapping) else None)
+    for tag in [tag for tag in tags if tag in record or tag in signals]:  # most records bring none
+        value = record.get(tag, signals.get(tag))
         while isinstance(value, list | tuple) and value:
             value = value[-1]
         with contextlib.suppress(OverflowError):  # an integer of 400 digits

@@ -93,7 +93,7 @@ class FileReader:
         self.counts: dict[Path, FileCounts] = {}
         self._source, self._settings, self._text_field = source, settings, settings.text_field
         self._tags = tags
-        self._fields = [field for field in fields if field not in (settings.text_field, "id")]
+        self._fields = ("id", *(field for field in fields if field not in (settings.text_field, "id")))
 
     def __iter__(self) -> Iterator[Document]:
         self.counts = {}
@@ -134,14 +134,14 @@ class FileReader:
         if kind == "parquet":
             from allam_jax.corpus.parquet_records import parquet_records  # pyarrow takes a second to import
 
-            return parquet_records(file, text_field=field, optional=("id", *self._fields), limit=limit)
+            return parquet_records(file, text_field=field, optional=self._fields, limit=limit)
         if kind == "archive":
             return web_archives.archive_records(file, text_field=field, limit=limit)
         if kind == "jsonl":
             return json_records(file, limit=limit)
         if kind == "txt":
             return text_records(file, text_field=field, unit=self._settings.text_unit, limit=limit)
-        return csv_records(file, text_field=field, dialect=str(kind), limit=limit, optional=("id", *self._fields))
+        return csv_records(file, text_field=field, dialect=str(kind), limit=limit, optional=self._fields)
 
     def _document(self, record: Record, counts: FileCounts, *, default_id: str) -> Document | str:
         if isinstance(record, str):
@@ -154,8 +154,8 @@ class FileReader:
         if not text or text.isspace():
             return "empty"
         metadata = {}
-        for field in ("id", *self._fields):
-            value = record.get(field)
+        for field in [field for field in self._fields if field in record]:  # most records have few of them
+            value = record[field]
             if isinstance(value, Unreadable):
                 counts.unread[f"{field} {value}"] += 1
             elif value is not None and value == value:  # NaN, by which tables say that there is no value
