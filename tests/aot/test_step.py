@@ -154,6 +154,7 @@ def test_no_large_all_reduce_and_nothing_large_in_float32(sizes):
         assert not (large and "f32" in collective.dtype), collective
 
 
+@pytest.mark.long
 def test_positions_of_several_rows_are_scattered_too():
     # As one axis of rows and positions they could not be: all of it would be reduced on every tensor device.
     one, two = (compiled(**FSDP_8_TENSOR_8, rows=rows) for rows in (1, 2))

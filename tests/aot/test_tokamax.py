@@ -15,6 +15,7 @@ CASES_TO_SHOW = [case for case in CASES if case.name in ("grouped", "padded_in_f
 CASES_TO_SHOW += [pytest.param(case, marks=pytest.mark.long) for case in CASES if case.name == "ragged"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES_TO_SHOW, ids=lambda case: case.name)
 def test_tokamax_keeps_the_contract(case):
     """Its kernels need a GPU; its plain XLA one shows that segments, padding and log Z are handed on right."""

@@ -229,7 +229,7 @@ print(json.dumps([result, new]))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_score_and_sample_like_one(params, dataset):
     port, here = free_port(), Path(__file__).resolve()
     paths = [str(here.parents[1]), str(here.parent)]

@@ -259,6 +259,7 @@ def test_a_branch_may_leave_out_a_source_of_its_parent(launcher, reference, tmp_
     assert before["ar"] > 0
 
 
+@pytest.mark.long
 def test_an_average_of_the_weights_goes_on_with_the_run(launcher, tmp_path):
     kept = {"optimizer.average_decay": 0.9, "schedule.name": "constant", "eval.every": 4, "checkpoint.every": 0}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
