@@ -160,6 +160,20 @@ def test_biases_and_norms_of_heads(model_type, sizes):
     assert_really_sharded(result[1], sizes, config=config)
 
 
+@pytest.mark.long
+def test_products_of_rounded_operands_are_those_of_one_device(one_device):
+    """As far as bfloat16 goes, and nearer to float32 than its rounding times the depth."""
+    rounded = ComputeOptions(products="bfloat16")
+    alone = train((1, 1, 1), options=rounded, steps=1)
+    cut = train((2, 2, 2), options=rounded, steps=1)
+    assert alone[2][0]["loss"] != one_device[2][0]["loss"]
+    for found, expected in ((cut, alone), (alone, one_device)):
+        np.testing.assert_allclose(found[2][0]["loss"], expected[2][0]["loss"], rtol=1e-3)
+        of_found, of_expected = gradients(found[1]), gradients(expected[1])
+        for name, gradient in of_expected.items():
+            assert np.linalg.norm(of_found[name] - gradient) < 0.02 * np.linalg.norm(gradient), name
+
+
 def test_dropout_rematerialisation_and_fewer_key_value_heads_than_tensor_devices():
     """Dropout draws the same on every mesh; two key/value heads are whole on each of four devices."""
     options = ComputeOptions(dropout_embedding=0.1, dropout_attention=0.1, dropout_residual=0.1, remat="dots")
