@@ -79,7 +79,7 @@ def compared(answers: Mapping[str, Sequence[ExactAnswer]], *, samples: int, seed
         other = {answer.id: answer for answer in answers[second]}
         pairs = [(one.is_right, other[one.id].is_right) for one in answers[first] if one.id in other]
         if not pairs:
-            continue
+            raise UserError(f"{first} and {second} have answered no prompt in common; give both the same prompts")
         one, two = zip(*pairs, strict=True)
         difference, low, high = paired_bootstrap(one, two, samples=samples, seed=seed)
         counts = {"losses": pairs.count((True, False)), "wins": pairs.count((False, True))}

@@ -1,13 +1,12 @@
 """Review by people: items, decisions that survive and merge, agreement, and the page in a real browser."""
 
-import contextlib
 import json
 import random
 import threading
-import time
 
 import httpx
 import pytest
+import served_pages
 from browser import browsing
 from sklearn.metrics import cohen_kappa_score
 
@@ -18,7 +17,6 @@ from allam_jax.alignment.review_server import make_app
 from allam_jax.alignment.settings import ReviewSettings
 from allam_jax.errors import UserError
 from allam_jax.evaluation.ratings import cohen_kappa
-from allam_jax.generation.page_server import listen, make_server
 from allam_jax.rewriting.instructions import read_guidelines
 from allam_jax.tasks import runner
 from configs import base
@@ -205,17 +203,8 @@ def test_people_at_once_and_a_crash(tmp_path):
         open_review(tmp_path, items)
 
 
-@contextlib.contextmanager
 def serving(review):
-    server = make_server(make_app(review, GUIDELINES, ReviewSettings(title="Which?")), drain_seconds=1)
-    with listen("127.0.0.1", 0, section="review") as sock:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{sock.getsockname()[1]}"
-        server.should_exit = True
-        thread.join(10)
+    return served_pages.serving(make_app(review, GUIDELINES, ReviewSettings(title="Which?")), section="review")
 
 
 def test_the_server_refuses_what_is_no_decision(tmp_path):

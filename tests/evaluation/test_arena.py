@@ -1,13 +1,11 @@
 """The arena: who sees which pair, votes that survive, the page in a real browser, and what comes out."""
 
 import concurrent.futures
-import contextlib
 import json
-import threading
-import time
 
 import httpx
 import pytest
+import served_pages
 from browser import browsing
 from ml_collections import ConfigDict
 
@@ -15,7 +13,6 @@ from allam_jax.errors import UserError
 from allam_jax.evaluation.arena_server import make_app
 from allam_jax.evaluation.settings import ArenaSettings
 from allam_jax.evaluation.votes import Assignment, Rule, Vote, VoteLog, read_pairs, winner
-from allam_jax.generation.page_server import listen, make_server
 from allam_jax.tasks import runner
 from configs import base
 
@@ -46,17 +43,8 @@ def arena(tmp_path):
     log.close()
 
 
-@contextlib.contextmanager
 def serving(assignment):
-    server = make_server(make_app(assignment, ArenaSettings(title="Which?")), drain_seconds=1)
-    with listen("127.0.0.1", 0, section="arena") as sock:
-        runner_ = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
-        runner_.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{sock.getsockname()[1]}"
-        server.should_exit = True
-        runner_.join(10)
+    return served_pages.serving(make_app(assignment, ArenaSettings(title="Which?")), section="arena")
 
 
 def rate(assignment, rater, choose):
