@@ -243,7 +243,7 @@ DEFAULTS = {
     "ContaminationSettings": "1 f8cc14b51bab",
     "ConversationSettings": "1 87e6c83a2617",
     "CorpusSettings": "1 1901ee693a14",
-    "DamageSettings": "1 a6baf8e8e0f0",
+    "DamageSettings": "2 5c06aec4cf47",
     "DataSettings": "1 a11b21f064f6",
     "DpoSettings": "1 52c14f0676e7",
     "EngineSettings": "1 e03699415d00",

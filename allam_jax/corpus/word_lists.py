@@ -7,6 +7,7 @@ from pathlib import Path
 from allam_jax.corpus import catalog
 from allam_jax.corpus.words import bare_words, redpajama_normalise
 from allam_jax.errors import UserError
+from allam_jax.files import parse_json
 
 # Words that advertising and search-engine spam repeat, in the form of `bare_words`. An honest text may use some of them
 # too; they count only as a share of all its words.
@@ -41,14 +42,26 @@ def bare_stop_words(language: str) -> frozenset[str]:
 
 
 def read_block_list(path: str) -> frozenset[str]:
-    """Words and phrases of a block list, one on each line, such as a file of LDNOOBW; UserError if it is unreadable."""
+    """Words and phrases of a block list; UserError if it is unreadable.
+
+    One on each line, such as a file of LDNOOBW; or, in a file .json, a list, which may be the value of `words`.
+    """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path}: cannot read the block list ({error}); expected UTF-8 with one word or phrase on a line"
         ) from None
+    lines = _json_words(text, path=Path(path)) if path.endswith(".json") else text.splitlines()
     return frozenset(line.strip() for line in lines if line.strip())
+
+
+def _json_words(text: str, *, path: Path) -> list[str]:
+    value = parse_json(text.encode(), path=path)
+    words = value.get("words") if isinstance(value, dict) else value
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise UserError(f'{path}: expected a list of words and phrases, or {{"words": [...]}}')
+    return words
 
 
 @functools.lru_cache(maxsize=8)

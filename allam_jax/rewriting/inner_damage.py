@@ -4,6 +4,7 @@ Kinds:
     advertisement: a sentence of advertising between two sentences
     inline_advertisement: words of advertising inside a sentence
     insult: an entry of a block list inside a sentence
+    unknown_insult: the same, of entries that are kept from the rules and the worker
     broken_lines: line breaks inside sentences
     boilerplate: the menu of a page, in two languages
     spam: a line of stock phrases with a number, a link or a handle
@@ -18,7 +19,7 @@ from allam_jax.corpus.planted import phrase, spam
 from allam_jax.corpus.words import ends_sentence
 from allam_jax.rewriting.document_pieces import sentences_of
 from allam_jax.rewriting.restoration import still_there
-from allam_jax.rewriting.settings import DAMAGE_KINDS
+from allam_jax.rewriting.settings import DAMAGE_KINDS, INSULTS
 
 LANGUAGES = ("ar", "en")
 _MENUS = (
@@ -40,24 +41,30 @@ class Damaged:
 
 
 def damaged(
-    text: str, *, language: str, insults: Sequence[str], shares: Mapping[str, float], rng: random.Random
+    text: str,
+    *,
+    language: str,
+    insults: Mapping[str, Sequence[str]],
+    shares: Mapping[str, float],
+    rng: random.Random,
 ) -> Damaged:
     """Damages a text of one of `LANGUAGES`.
 
     Args:
         text: a document or a piece of one.
         language: of the text.
-        insults: entries of a block list; none: no insults are planted.
+        insults: kind -> the entries of a block list that are planted as this kind; none: it is not planted.
         shares: kind -> probability that a text gets this damage.
         rng: decides where and what.
     """
     current, planted = text, list[tuple[str, str]]()
     for kind in DAMAGE_KINDS:
         strikes = rng.random() < shares.get(kind, 0.0)
-        if not strikes or (kind == "insult" and not insults):
+        words = insults.get(kind, ())
+        if not strikes or (kind in INSULTS and not words):
             continue
         for _ in range(_TRIES):
-            found = _KINDS[kind](current, language, insults, rng)
+            found = _KINDS[kind](current, language, words, rng)
             # What was planted before stays whole, so that each can be looked for.
             if found is not None and all(still_there(one, found[0]) for _, one in planted):
                 current = found[0]
@@ -79,7 +86,7 @@ def _between(text: str, new: str, rng: random.Random) -> str:
     return f"{before}{gap}{new} {after}" if after else f"{before}{gap}{new}"
 
 
-def _advertisement(text: str, language: str, insults: Sequence[str], rng: random.Random) -> _Found:
+def _advertisement(text: str, language: str, words: Sequence[str], rng: random.Random) -> _Found:
     first, second = phrase(language, rng), phrase(language, rng)
     new = f"{first[0].upper()}{first[1:]} https://shop{rng.randrange(1000)}.example {second}!"
     return _between(text, new, rng), [new]
@@ -104,15 +111,15 @@ def _gaps(text: str) -> Iterator[int]:
         start += len(sentence)
 
 
-def _inline(text: str, language: str, insults: Sequence[str], rng: random.Random) -> _Found:
+def _inline(text: str, language: str, words: Sequence[str], rng: random.Random) -> _Found:
     return _inside(text, phrase(language, rng), rng)
 
 
-def _insult(text: str, language: str, insults: Sequence[str], rng: random.Random) -> _Found:
-    return _inside(text, rng.choice(insults), rng)
+def _insult(text: str, language: str, words: Sequence[str], rng: random.Random) -> _Found:
+    return _inside(text, rng.choice(words), rng)
 
 
-def _broken_lines(text: str, language: str, insults: Sequence[str], rng: random.Random) -> _Found:
+def _broken_lines(text: str, language: str, words: Sequence[str], rng: random.Random) -> _Found:
     """A break behind every five to nine words; what was planted is each break with the words around it."""
     gaps, places, planted = sorted(_gaps(text)), list[int](), list[str]()
     at = rng.randint(2, 5)
@@ -126,12 +133,12 @@ def _broken_lines(text: str, language: str, insults: Sequence[str], rng: random.
     return ("\n".join(pieces), planted) if places else None
 
 
-def _boilerplate(text: str, language: str, insults: Sequence[str], rng: random.Random) -> _Found:
+def _boilerplate(text: str, language: str, words: Sequence[str], rng: random.Random) -> _Found:
     menu = rng.choice(_MENUS)
     return (f"{menu}\n{text}" if rng.random() < 0.5 else f"{text}\n{menu}"), [menu]
 
 
-def _spam(text: str, language: str, insults: Sequence[str], rng: random.Random) -> _Found:
+def _spam(text: str, language: str, words: Sequence[str], rng: random.Random) -> _Found:
     line = spam(language, rng).split("\n")[0]
     return f"{text}\n{line}", [line]
 
@@ -140,6 +147,7 @@ _KINDS: dict[str, Callable[[str, str, Sequence[str], random.Random], _Found]] = 
     "broken_lines": _broken_lines,  # first, so that a break never falls into what is planted
     "inline_advertisement": _inline,
     "insult": _insult,
+    "unknown_insult": _insult,
     "advertisement": _advertisement,
     "boilerplate": _boilerplate,
     "spam": _spam,

@@ -23,7 +23,8 @@ ALL_CHECKS = (
     "repetition",
 )
 # In the order in which they are planted.
-DAMAGE_KINDS = ("broken_lines", "inline_advertisement", "insult", "advertisement", "boilerplate", "spam")
+INSULTS = (INSULT, UNKNOWN_INSULT) = ("insult", "unknown_insult")
+DAMAGE_KINDS = ("broken_lines", "inline_advertisement", *INSULTS, "advertisement", "boilerplate", "spam")
 RANDOM, LOW_PERPLEXITY, HIGH_PERPLEXITY = CHOICES_OF_PAIRS = ("random", "low_perplexity", "high_perplexity")
 _ACROSS_LANGUAGES = tuple(name for name in ALL_CHECKS if name not in ("dropped", "quotations", "names"))
 
@@ -113,7 +114,7 @@ class TranslateSettings(RewriteSettings, name="translate"):
     )
 
 
-class DamageSettings(Section, name="damage"):
+class DamageSettings(Section, name="damage", version=2):
     """Damage inside of documents, and the pairs from which a worker learns to undo it."""
 
     input: str = setting("", "dataset of clean documents in Arabic or English", path="texts")
@@ -123,6 +124,9 @@ class DamageSettings(Section, name="damage"):
     kinds: tuple[str, ...] = setting(DAMAGE_KINDS, "what is planted", choices=DAMAGE_KINDS)
     share: float = setting(0.4, "of the pieces, for each kind", least=0, most=1)
     block_lists: Mapping[str, str] = entries("LANGUAGE -> file of words from which insults are taken", path="files")
+    known_words: float = setting(
+        1.0, "share of their entries that rules may know; the others are planted as unknown_insult", least=0, most=1
+    )
     piece_tokens: int = setting(256, "of a pair, as a third of its bytes", least=8)
     instruction: str = setting(
         "", "TOML file with the instruction of the pairs; that of the worker's later work", path="files"

@@ -3,11 +3,12 @@
 WORKDIR/NAME/            the damaged documents
 WORKDIR/truth.jsonl      a row a document: its id, its clean text, and what was planted
 WORKDIR/pairs.jsonl      conversations for task `sft`: the instruction with a damaged piece, and the clean piece
+WORKDIR/known_words/     the entries of each block list that are planted as `insult`, as a block list for rules
 """
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,11 +20,11 @@ from allam_jax.corpus.shards import check_name, read_manifest, write_dataset
 from allam_jax.corpus.word_lists import read_block_list
 from allam_jax.data.documents import DocumentSource
 from allam_jax.errors import UserError
-from allam_jax.files import atomic_path, child, json_text
+from allam_jax.files import atomic_path, child, json_text, unit_hash, write_text
 from allam_jax.rewriting.document_pieces import count_by_bytes, pieces_of, rejoin
 from allam_jax.rewriting.inner_damage import LANGUAGES, damaged
 from allam_jax.rewriting.instructions import Instruction, read_instruction
-from allam_jax.rewriting.settings import DamageSettings
+from allam_jax.rewriting.settings import INSULT, UNKNOWN_INSULT, DamageSettings
 from allam_jax.settings import Settings
 
 _NO_INSULTS = "pieces that get no insult, for want of"
@@ -42,7 +43,12 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
             options.instruction, key="damage.instruction", hint="give a file, such as configs/instructions/short.toml"
         )
     )
-    insults = {language: sorted(read_block_list(path)) for language, path in options.block_lists.items()}
+    insults = {
+        language: _divided(read_block_list(path), known=options.known_words)
+        for language, path in options.block_lists.items()
+    }
+    for language, words in insults.items():
+        write_text(known_words(workdir, language), "".join(f"{word}\n" for word in words[INSULT]))
     counts = Counter[str](dict.fromkeys(("documents", "pairs", *options.kinds), 0))
     with (
         atomic_path(workdir / TRUTH) as truth_path,
@@ -65,7 +71,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
 def _damaged(
     source: DocumentSource,
     options: DamageSettings,
-    insults: dict[str, list[str]],
+    insults: Mapping[str, Mapping[str, list[str]]],
     instruction: Instruction,
     *,
     seed: int,
@@ -89,9 +95,10 @@ def _damaged(
             texts.append(None)
             if piece.kept:
                 continue
-            if "insult" in options.kinds and not insults.get(language):
+            words = insults.get(language, {})
+            if INSULT in options.kinds and not words.get(INSULT):
                 counts[f"{_NO_INSULTS} damage.block_lists.{language}"] += 1
-            found = damaged(piece.text, language=language, insults=insults.get(language, ()), shares=shares, rng=rng)
+            found = damaged(piece.text, language=language, insults=words, shares=shares, rng=rng)
             texts[-1] = found.text
             planted += found.planted
             reply = {"role": "assistant", "content": piece.text}
@@ -102,3 +109,16 @@ def _damaged(
         counts.update(kind for kind, _ in planted)
         truth.write(f"{json_text({'id': fields['id'], 'text': fields['text'], 'planted': planted})}\n")
         yield Document(text=rejoin(pieces, texts), id=fields["id"], source=fields["source"], language=language)
+
+
+def known_words(directory: Path, language: str) -> Path:
+    """The block list that rules may know, in the directory of this task."""
+    return directory / "known_words" / f"{language}.txt"
+
+
+def _divided(entries: Iterable[str], *, known: float) -> dict[str, list[str]]:
+    """Kind -> its entries. The text of an entry alone decides, so that several runs divide a list alike."""
+    kinds: dict[str, list[str]] = {INSULT: [], UNKNOWN_INSULT: []}
+    for entry in sorted(entries):
+        kinds[INSULT if unit_hash(entry) < known else UNKNOWN_INSULT].append(entry)
+    return kinds
