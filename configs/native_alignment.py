@@ -49,6 +49,7 @@ class Inputs(Section):
     worker_lr: float = setting(3e-4, "its highest learning rate", least=0, most=1)
     seq_len: int = setting(512, "tokens of a row", least=1)
     batch_size: int = setting(4, "rows of a step", least=1)
+    slots: int = setting(32, "pieces that are rewritten side by side", least=1)
 
 
 _ENGLISH = Inputs(base="", languages=("en",))
@@ -65,6 +66,7 @@ INPUTS = {
         steps=2,
         seq_len=256,
         batch_size=1,
+        slots=4,
     ),
 }
 
@@ -165,7 +167,7 @@ def _by_worker(given: Inputs, *, documents: str) -> ConfigDict:
         config.rewrite.endpoint.update(url=given.endpoint, model=given.model)
     else:
         config.init.weights = "@worker"
-        config.engine.capacity = given.seq_len
+        config.engine.update(capacity=given.seq_len, slots=given.slots)
     return config
 
 

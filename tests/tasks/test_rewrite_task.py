@@ -346,7 +346,7 @@ def test_damage_pairs_and_their_comparison(tmp_path):
     assert restored["rules"]["clean text kept"]["mean"] > restored["damaged"]["clean text kept"]["mean"]
     toxicity = found["toxicity"]["en"]
     assert toxicity["clean"]["documents with any"] == 0.0
-    assert toxicity["rules"]["documents with any"] < toxicity["damaged"]["documents with any"]
+    assert toxicity["rules"]["in 1,000 words"] < toxicity["damaged"]["in 1,000 words"]
     assert (
         toxicity["damaged"]["documents with any"]
         == len({r["id"] for r in truth if {"insult", "unknown_insult"} & dict(r["planted"]).keys()}) / 12
