@@ -49,7 +49,7 @@ class Inputs(Section):
     worker_lr: float = setting(3e-4, "its highest learning rate", least=0, most=1)
     seq_len: int = setting(512, "tokens of a row", least=1)
     batch_size: int = setting(4, "rows of a step", least=1)
-    slots: int = setting(32, "pieces that are rewritten side by side", least=1)
+    slots: int = setting(8, "pieces that are rewritten side by side", least=1)
 
 
 _ENGLISH = Inputs(base="", languages=("en",))
