@@ -113,8 +113,8 @@ class Verdict:
             rival = f", against {', '.join(map(str, names))}"
         return (
             f"**{self.outcome}**: {self.claim.text} (difference {self.effect:+.4g} ± {self.spread:.2g}"
-            f"{' ' + unit if unit else ''}{rival}; 95 % interval {low:+.4g} to {high:+.4g}; {self.seeds} seeds, paired; "
-            f"smallest effect that {POWER:.0%} of such experiments show: {self.smallest:.2g})"
+            f"{' ' + unit if unit else ''}{rival}; 95 % interval {low:+.4g} to {high:+.4g}; {self.seeds} seeds, "
+            f"paired; smallest effect that {POWER:.0%} of such experiments show: {self.smallest:.2g})"
         )
 
 
