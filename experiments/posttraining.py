@@ -5,8 +5,8 @@
 
 All of them begin with the recipe's bilingual model after mid-training, `instructed`, and with its checked instruction
 data; both are made once. Then come `tuned` (SFT) and `aligned` (DPO), and before them what arms may need: `damaged` and
-`part` (rows with planted faults, or fewer rows), `checked` (what task sft_quality leaves of `damaged`), `other` (a model
-whose answers are off-policy), `damaged_pairs`. An arm that changes nothing is the same run in every experiment.
+`part` (rows with planted faults, or fewer rows), `checked` (what task sft_quality leaves of `damaged`), `other` (a
+model whose answers are off-policy), `damaged_pairs`. An arm that changes nothing is the same run in every experiment.
 
 Seeds are those of what comes behind `instructed`: the order of the data, which rows are damaged, and sampling. So a
 verdict is one about this base, and the held-out prompts are the same for all seeds.

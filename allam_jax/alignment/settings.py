@@ -156,7 +156,10 @@ class ChatQualitySettings(Section, name="chat_quality"):
         "faults for which a row is left out",
         choices=CHAT_FAULTS,
     )
-    samples: int = setting(5, "rows of each fault that the report shows", least=0, most=1000)
+    samples: int = setting(5, "rows of each fault, and of each cluster, that the report shows", least=0, most=1000)
+    embedded: int = setting(20_000, "rows that the model at init.weights embeds at most, drawn by the seed", least=2)
+    clusters: int = setting(20, "clusters of their meanings", least=1, most=100_000)
+    alike: float = setting(0.95, "cosine of embeddings from which rows say nearly the same", above=-1, most=1)
 
 
 class DamageChatsSettings(Section, name="damage_chats"):

@@ -126,7 +126,7 @@ TASKS: dict[str, Task] = {
     "instruction_data": Task((SeedSettings, InstructionDataSettings)),
     "chat_losses": Task((*_MODEL, RowSettings, ConversationSettings), on_devices=True),
     "damage_chats": Task((SeedSettings, DamageChatsSettings)),
-    "sft_quality": Task((SeedSettings, ChatQualitySettings)),
+    "sft_quality": Task((SeedSettings, TokenizerSettings, WeightsSettings, ComputeOptions, ChatQualitySettings)),
     "preferences": Task((SeedSettings, *_MODEL, PreferenceSettings, EngineSettings), on_devices=True),
     "review": Task((ReviewSettings,)),
     "seed": Task((SeedSettings, SeedPoolSettings)),
