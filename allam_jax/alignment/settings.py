@@ -171,8 +171,8 @@ class DamageChatsSettings(Section, name="damage_chats"):
     )
     kinds: tuple[str, ...] = setting(
         (),
-        "what is done to rows, each to rows of its own: the last reply becomes empty (three dots), one in another "
-        "language, half of itself, or an endless one, or gets remnants of a prompt; or the sides of a pair are flipped",
+        "what is done to last replies, each to those of other rows: no words, words of another source, half of them, "
+        "an endless end, a prompt's remnant; or to pairs, whose sides are flipped",
         choices=CHAT_DAMAGES,
     )
     share: float = setting(0.01, "of the written rows, for each kind", above=0, most=1)
