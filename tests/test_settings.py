@@ -355,11 +355,30 @@ def test_every_key_is_explained(cls):
         assert f"{prefix}{field.name}" in text
 
 
+CHECKED = """
+import pathlib, tempfile
+from allam_jax.tasks import sft_quality
+from allam_jax.tasks.registry import settings_of
+from configs import base
+config = base.get_config("sft_quality")
+with tempfile.TemporaryDirectory() as folder:
+    folder = pathlib.Path(folder)
+    (folder / "chats.jsonl").write_text('{"prompt": "What is the capital of Egypt?", "completion": "Cairo."}')
+    config.chat_quality.sources.en = base.conversations(path=str(folder / "chats.jsonl"))
+    assert sft_quality.run(settings_of(config), folder)["en"]["kept"] == 1
+"""
+
+
 @pytest.mark.parametrize(
     "code",
-    ["import configs.quickstart as c; c.get_config()", "import sys; sys.argv = ['run.py', '--help']; import run"],
+    [
+        "import configs.quickstart as c; c.get_config()",
+        "import sys; sys.argv = ['run.py', '--help']; import run",
+        CHECKED,
+    ],
+    ids=["config", "command line", "sft_quality"],
 )
-def test_a_config_and_the_command_line_import_no_jax(code):
+def test_what_needs_no_model_imports_no_jax(code):
     check = (
         f"{code}\nimport sys\nprint([name for name in ('jax', 'flax', 'tensorflow_datasets') if name in sys.modules])"
     )
