@@ -6,7 +6,7 @@ import statistics
 import numpy as np
 import pytest
 
-from allam_jax.ablation.answered import right, without_words, wins
+from allam_jax.ablation.answered import right, wins, without_words
 from allam_jax.ablation.measures import (
     all_metrics,
     computed,
