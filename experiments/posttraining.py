@@ -26,7 +26,7 @@ from experiments.settings import ARABIC, ENGLISH, REAL
 
 LANGUAGES = {"en": ENGLISH, "ar": ARABIC}
 # One percent of the pairs of so many prompts are ten pairs, and all held-out prompts are asked.
-_ARGUMENTS = "preferences=640&prompts=600"
+_ARGUMENTS = "preferences=640&prompts=600&epochs=2"
 _SEEDED = ("damaged", "part", "tuned", "other", "sampled", "damaged_pairs", "aligned")
 _OTHER_EPOCHS = 1.0  # of the model whose answers are off-policy
 

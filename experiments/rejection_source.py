@@ -3,7 +3,7 @@
     python run.py --sweep experiments/rejection_source.py --jobs 2
 
 The paper samples rejected answers from the model itself (on-policy) or from others. The claim: its own answers teach it
-more. Arms: answers of the tuned model, and of one after a third of its training, whose mistakes are coarser. Both arms
+more. Arms: answers of the tuned model, and of one after half as many epochs, whose mistakes are coarser. Both arms
 make equally many steps, because the number of usable answers differs.
 """
 

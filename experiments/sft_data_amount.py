@@ -7,7 +7,7 @@ as good. The claim: half of the data after the checks is as good as all of it be
 
 The recipe's conversations are clean. So 30 % get a fault first: an empty reply, one in another language, half of one,
 an endless one, or remnants of a prompt, 6 % each. Arms: 1/8, 1/2 and all of these, and of what task sft_quality leaves
-of them. Every arm sees its data three times, so fewer data are fewer steps.
+of them. Every arm sees its data twice, so fewer data are fewer steps.
 """
 
 from allam_jax.ablation.claims import Claim

@@ -6,8 +6,8 @@ The paper makes n samples of a conversation of n turns, each with its last reply
 tokens, one pass over the conversation with all replies learned has the same gradient; only the batches differ. The
 claim: both end alike, and learning the last reply alone is worse at the first turn.
 
-Arms: augmented, all replies in one pass (the recipe's), the last reply of each conversation. All see the data three
-times, so augmentation takes more steps, and the last reply fewer learned tokens.
+Arms: augmented, all replies in one pass (the recipe's), the last reply of each conversation. All see the data twice, so
+augmentation takes more steps, and the last reply fewer learned tokens.
 """
 
 from allam_jax.ablation.claims import Claim
