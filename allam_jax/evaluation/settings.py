@@ -163,7 +163,7 @@ class JudgeSettings(Section, name="judge"):
     )
     sampling: JudgeSamplingSettings = nested(JudgeSamplingSettings, "how the judge answers")
     endpoint: EndpointSettings = nested(EndpointSettings, "the judge")
-    shard_rows: int = setting(1, "judgments of a file; so many are lost at most when a run is killed", least=1)
+    shard_rows: int = setting(1, "judgments of a file", least=1)
     other: str = setting("", "workdir of another judge of the same answers, to compare with", path="files")
     dry_run: bool = setting(False, "only count requests and their tokens")
     price: float = setting(0.0, "of a million tokens of prompts, for the report", least=0)

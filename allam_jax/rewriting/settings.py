@@ -87,7 +87,7 @@ class RewriteSettings(SamplingSettings, name="rewrite"):
     block_lists: Mapping[str, str] = entries("LANGUAGE -> file of words that worker=rules removes", path="files")
     max_new_tokens: int = setting(1024, "tokens of a rewritten piece", least=1)
     template: str = setting("", TEMPLATE, path="template")
-    shard_rows: int = setting(1000, "pieces of a file of answers; so many are lost at most in a kill", least=1)
+    shard_rows: int = setting(1000, "pieces of a file of answers", least=1)
     max_error_share: float = setting(0.1, "share of pieces without answer that ends the run", least=0, most=1)
     endpoint: EndpointSettings = nested(EndpointSettings, "a server that answers instead of init.weights")
 
