@@ -78,4 +78,10 @@ def _problem(record: object) -> Problem | str:
     if not record["entry_point"].isidentifier():
         return "an entry point that is no name"
     solution = record.get("canonical_solution")
-    return Problem(*(record[name] for name in _FIELDS), solution if isinstance(solution, str) else "")
+    return Problem(
+        id=record["task_id"],
+        prompt=record["prompt"],
+        entry_point=record["entry_point"],
+        test=record["test"],
+        solution=solution if isinstance(solution, str) else "",
+    )

@@ -1,8 +1,8 @@
 """Task `programs`: a model writes programs, which run against their tests in a sandbox; pass@k.
 
-    WORKDIR/answers/        what the model wrote (`over_rows`)
-    WORKDIR/outcomes.jsonl  how each program ended
-    WORKDIR/programs.json, WORKDIR/programs.md
+WORKDIR/answers/        what the model wrote (`over_rows`)
+WORKDIR/outcomes.jsonl  how each program ended
+WORKDIR/programs.json, WORKDIR/programs.md
 """
 
 import dataclasses
@@ -68,7 +68,9 @@ def _results(problems: Sequence[Problem], workdir: Path, options: ProgramsSettin
 
         def outcomes(programs: Iterator[str]) -> Iterator[ProgramOutcome]:
             memory = options.memory_mib << 20
-            return pool.map(lambda program: run_program(program, seconds=options.seconds, memory_bytes=memory), programs)
+            return pool.map(
+                lambda program: run_program(program, seconds=options.seconds, memory_bytes=memory), programs
+            )
 
         having = [problem for problem in problems if problem.solution]
         ended = zip(having, outcomes(problem.program(problem.solution) for problem in having), strict=True)

@@ -56,8 +56,13 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     if options.parts > 1 and not documents.share():
         raise UserError(f"config.{key}.parts = {options.parts}: more than there are documents; lower it")
     cut = {field: as_dict(getattr(options, field)) for field in _CUT}
-    asked = {"input": source.fingerprint, "cut": cut, "instruction": instruction and instruction.fingerprint}
-    asked |= {"piece_numbers": PIECES_OF_A_DOCUMENT, "part": [options.part, options.parts]}
+    asked: dict[str, Any] = {
+        "input": source.fingerprint,
+        "cut": cut,
+        "instruction": instruction and instruction.fingerprint,
+        "piece_numbers": PIECES_OF_A_DOCUMENT,
+        "part": [options.part, options.parts],
+    }
 
     # ---- answers, and again what failed ----
     directories: list[Path] = []

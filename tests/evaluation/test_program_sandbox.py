@@ -64,7 +64,7 @@ HOSTILE = [
     ("import os\nos.abort()", KILLED, ""),
     ("import ctypes\nctypes.string_at(0)", KILLED, "SIGSEGV"),
     ("x = bytearray(1 << 40)", FAILED, "MemoryError"),
-    ("x = [0]\nwhile True: x = x + x", FAILED, "MemoryError"),
+    ("x = 'x'\nwhile True: x = x + x", FAILED, "MemoryError"),
     ("import os\nos._exit(0)", FAILED, "ended by itself before its tests, with status 0"),
     ("import sys\nsys.exit(0)", FAILED, "SystemExit: 0"),
     ("import os\nfor n in range(3, 9):\n try: os.write(n, b'7')\n except OSError: pass\nos._exit(0)", FAILED, "ended"),
@@ -88,8 +88,9 @@ def test_ordinary_programs_pass():
 
 @pytest.mark.parametrize(("source", "status", "detail"), HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_programs_harm_nothing(tmp_path, monkeypatch, source, status, detail):
-    monkeypatch.setattr(program_sandbox, "_START", 1.0)
-    monkeypatch.setattr(program_sandbox, "_WAITING", 4 if "while" in source else 1)
+    if "sleep" in source:
+        monkeypatch.setattr(program_sandbox, "_START", 1.0)
+    monkeypatch.setattr(program_sandbox, "_WAITING", 1 if "sleep" in source else 60)
     monkeypatch.setenv("SANDBOX_TEST_KEY", "hidden")
     secret = tmp_path / "secret"
     secret.write_text("hidden")
@@ -178,7 +179,7 @@ def test_files_of_problems(tmp_path):
 def test_answers_of_chats_become_programs(answer):
     problem = Problem(*(ROWS[0][name] for name in ("task_id", "prompt", "entry_point", "test")), "")
     assert held(problem.program_of_chat(answer)).status == PASSED
-    assert held(problem.program_of_chat(answer.replace("x", "y"))).status == FAILED
+    assert held(problem.program_of_chat(answer.replace("return ", "return 1 + "))).status == FAILED
 
 
 def test_programs_of_a_model_run_and_are_counted(tmp_path, monkeypatch):
@@ -206,7 +207,7 @@ def test_programs_of_a_model_run_and_are_counted(tmp_path, monkeypatch):
     assert sum(result["left_out"].values()) == 4
     lines = [json.loads(line) for line in (tmp_path / "run" / "outcomes.jsonl").open()]
     assert [line["status"] for line in lines] == ["passed", "failed", "passed", *["timed out"] * 3]
-    assert "| pass@2 | 50.0% |" in (tmp_path / "run" / "programs.md").read_text()
+    assert r"| pass\@2 | 50.0% |" in (tmp_path / "run" / "programs.md").read_text()
     save_model(tmp_path)
     config.init.weights = str(tmp_path / "model")
     config.programs.max_new_tokens = 4
