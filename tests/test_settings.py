@@ -235,7 +235,7 @@ def test_a_finished_stage_outlives_a_new_key(monkeypatch, tmp_path):
 DEFAULTS = {
     "AdaptationSettings": "1 1b595a801266",
     "ArenaSettings": "1 ee559d07a0be",
-    "ChatQualitySettings": "1 3ae9ace2541a",
+    "ChatQualitySettings": "1 8aa91f05a0b1",
     "ChatSettings": "1 5e2101537c6a",
     "CheckpointSettings": "1 d7fb1276ba2b",
     "CompareCorporaSettings": "1 85ae3505301d",
@@ -243,6 +243,7 @@ DEFAULTS = {
     "ContaminationSettings": "1 f8cc14b51bab",
     "ConversationSettings": "1 87e6c83a2617",
     "CorpusSettings": "1 1901ee693a14",
+    "DamageChatsSettings": "1 0e1cdd002742",
     "DamageSettings": "2 5c06aec4cf47",
     "DataSettings": "1 a11b21f064f6",
     "DpoSettings": "1 52c14f0676e7",
@@ -255,6 +256,7 @@ DEFAULTS = {
     "HarnessSettings": "1 513d816900a4",
     "InitSettings": "1 b57b83edef8b",
     "InstructionDataSettings": "1 48e7915dc62b",
+    "JoinSettings": "1 cd17df755b92",
     "JudgeSettings": "1 ba2ce1c7cc28",
     "LikelihoodSettings": "1 40ba1365b93b",
     "LlamaConfig": "1 e80f4ba9b5e9",
@@ -270,10 +272,12 @@ DEFAULTS = {
     "PlantedSettings": "1 1648671f56b8",
     "PreferenceSettings": "2 7368b40cc1de",
     "ProbeSettings": "1 3dd98712c8da",
+    "ProgramsSettings": "1 54b193ae3f36",
     "QualitySettings": "1 7a26df317806",
+    "ReplaySettings": "1 237c7063450d",
     "ReportSettings": "1 b903b2793c45",
     "ReviewSettings": "1 66bf7849f031",
-    "RewriteSettings": "1 729565eb5d3c",
+    "RewriteSettings": "1 2ebb7469decb",
     "RewritePlanSettings": "1 54a9246db947",
     "RowSettings": "1 f73b3787ced3",
     "ScheduleSettings": "1 43b9256456c1",
@@ -291,7 +295,7 @@ DEFAULTS = {
     "TokenizerTrainingSettings": "1 1c071e1d6f0b",
     "TrainSettings": "1 5b9a786f3be8",
     "TrainableSettings": "1 23eabe8ca818",
-    "TranslateSettings": "1 f2395c20c1ff",
+    "TranslateSettings": "1 1f9da633cca9",
     "TuningSettings": "1 1545c35c98bd",
     "VerifySettings": "1 6d452a5b4278",
     "WatchSettings": "1 02a80a596c10",
@@ -353,11 +357,30 @@ def test_every_key_is_explained(cls):
         assert f"{prefix}{field.name}" in text
 
 
+CHECKED = """
+import pathlib, tempfile
+from allam_jax.tasks import sft_quality
+from allam_jax.tasks.registry import settings_of
+from configs import base
+config = base.get_config("sft_quality")
+with tempfile.TemporaryDirectory() as folder:
+    folder = pathlib.Path(folder)
+    (folder / "chats.jsonl").write_text('{"prompt": "What is the capital of Egypt?", "completion": "Cairo."}')
+    config.chat_quality.sources.en = base.conversations(path=str(folder / "chats.jsonl"))
+    assert sft_quality.run(settings_of(config), folder)["en"]["kept"] == 1
+"""
+
+
 @pytest.mark.parametrize(
     "code",
-    ["import configs.quickstart as c; c.get_config()", "import sys; sys.argv = ['run.py', '--help']; import run"],
+    [
+        "import configs.quickstart as c; c.get_config()",
+        "import sys; sys.argv = ['run.py', '--help']; import run",
+        CHECKED,
+    ],
+    ids=["config", "command line", "sft_quality"],
 )
-def test_a_config_and_the_command_line_import_no_jax(code):
+def test_what_needs_no_model_imports_no_jax(code):
     check = (
         f"{code}\nimport sys\nprint([name for name in ('jax', 'flax', 'tensorflow_datasets') if name in sys.modules])"
     )

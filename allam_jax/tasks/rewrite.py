@@ -6,7 +6,8 @@
     WORKDIR/aligned.jsonl.gz         pieces of the original beside their rewrites; sentences, where pieces are sentences
     WORKDIR/failed.md               ten failed pieces of each check, to read
 
-A run that was killed goes on behind its last shard of answers, and ends with the same bytes.
+A run that was killed goes on behind its last answer, and ends with the same bytes. Of several machines each takes a
+part (`rewriting/rewrite_parts.py`), and task `join_rewrites` makes of all what one would have written.
 """
 
 import dataclasses
@@ -23,8 +24,9 @@ from allam_jax.generation.over_rows import over_rows
 from allam_jax.generation.rows import Prompt
 from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
 from allam_jax.rewriting.document_pieces import Count, count_by_bytes
-from allam_jax.rewriting.documents_in_pieces import DocumentsInPieces
+from allam_jax.rewriting.documents_in_pieces import PIECES_OF_A_DOCUMENT, DocumentsInPieces
 from allam_jax.rewriting.instructions import Instruction, read_instruction
+from allam_jax.rewriting.rewrite_parts import write_part
 from allam_jax.rewriting.rewrite_report import RewriteReport
 from allam_jax.rewriting.rules_worker import RulesBackend
 from allam_jax.rewriting.settings import RewriteSettings
@@ -51,20 +53,28 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     answerer, instruction = _worker(config, key=key)
     count = _count_with(answerer.tokenizer) if answerer.tokenizer else count_by_bytes
     documents = DocumentsInPieces(source, settings=options, instruction=instruction, count=count, key=key)
+    if options.parts > 1 and not documents.share():
+        raise UserError(f"config.{key}.parts = {options.parts}: more than there are documents; lower it")
     cut = {field: as_dict(getattr(options, field)) for field in _CUT}
-    asked = {"input": source.fingerprint, "cut": cut, "instruction": instruction and instruction.fingerprint}
+    asked: dict[str, Any] = {
+        "input": source.fingerprint,
+        "cut": cut,
+        "instruction": instruction and instruction.fingerprint,
+        "piece_numbers": PIECES_OF_A_DOCUMENT,
+        "part": [options.part, options.parts],
+    }
 
     # ---- answers, and again what failed ----
     directories: list[Path] = []
     made_by: dict[str, Any] = {}
     for attempt in range(options.attempts):
+        backend = answerer.backend(sampling_of(options, seed=(config.seed + attempt) % 2**32))
+        made_by = made_by or backend.describe()
         total = broadcast(sum(1 for _ in documents.prompts(directories)) if is_main_process() else 0)
         if not total:
             break
         if not attempt:
             _check_room(answerer, documents, options=options, key=key)
-        backend = answerer.backend(sampling_of(options, seed=(config.seed + attempt) % 2**32))
-        made_by = made_by or backend.describe()
         over_rows(
             documents.prompts(directories),
             total=total,
@@ -92,13 +102,24 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
             "instruction": instruction and {"name": instruction.name, "version": instruction.version},
             **{"checks": as_dict(options.checks), "failed": options.failed},
         }
-        write_dataset(
-            report.documents(documents.wholes(directories), workdir),
-            directory=child(workdir, name, what=f"config.{key}.name"),
-            name=name,
-            validation_share=0.0,
-            metadata=metadata,
-        )
+        if options.parts > 1:
+            write_part(
+                documents.wholes(directories),
+                workdir,
+                report=report,
+                part=options.part,
+                parts=options.parts,
+                dataset={"name": name, "metadata": metadata},
+                made_by=by,
+            )
+        else:
+            write_dataset(
+                report.documents(documents.wholes(directories), workdir),
+                directory=child(workdir, name, what=f"config.{key}.name"),
+                name=name,
+                validation_share=0.0,
+                metadata=metadata,
+            )
         result = report.summary()
         report.write_examples(workdir / "failed.md")
         write_json(workdir / "report.json", result)
