@@ -238,7 +238,7 @@ DEFAULTS = {
     "ChatQualitySettings": "1 3ae9ace2541a",
     "ChatSettings": "1 5e2101537c6a",
     "CheckpointSettings": "1 d7fb1276ba2b",
-    "CompareCorporaSettings": "1 85ae3505301d",
+    "CompareCorporaSettings": "1 67a34e3a8295",
     "ComputeOptions": "1 2fb22aa3bbef",
     "ContaminationSettings": "1 f8cc14b51bab",
     "ConversationSettings": "1 87e6c83a2617",

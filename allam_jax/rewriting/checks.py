@@ -7,7 +7,6 @@ advertising. What a rewrite must not invent is looked for in the whole original.
 import dataclasses
 import difflib
 import functools
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
@@ -26,7 +25,6 @@ _PASSAGE = 8  # words of the shortest passage that counts as dropped
 _COUNTERPART = 0.3  # a passage whose place holds a smaller share of its words has none
 _LEAST_LETTERS = 40  # fewer say little about a language
 _COPIED_WORDS = 5
-_PARTS = re.compile(r"[-/()\[\]]+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +156,7 @@ def _quotations(rewrite: Rewrite, _: CheckSettings) -> str:
 
 def _names(rewrite: Rewrite, settings: CheckSettings) -> str:
     """Names that vanish beyond a share, and names that occur nowhere in the original."""
-    original, given = map(_forms, (rewrite.original, rewrite.text))
+    original, given = map(text_facts.word_forms, (rewrite.original, rewrite.text))
 
     def names(text: str) -> set[str]:
         arabic = text_facts.arabic_names(text, common=rewrite.common) if rewrite.language == "ar" else set()
@@ -168,15 +166,6 @@ def _names(rewrite: Rewrite, settings: CheckSettings) -> str:
     wanted = names(rewrite.required)
     lost = {name for name in wanted if name not in given}
     return _said({"lost": lost if len(lost) > settings.most_lost_names * len(wanted) else set(), "new": invented})
-
-
-def _forms(text: str) -> set[str]:
-    """The words of a text as names may stand in another one: also without article, endings and genitive, and parts."""
-    words = set(text_facts.folded_words(text))
-    parts = {part for word in words for part in _PARTS.split(word)}
-    return words | {
-        form for word in words | parts for form in (text_facts.stem(word), text_facts.without_genitive(word))
-    }
 
 
 def _language(rewrite: Rewrite, settings: CheckSettings) -> str:

@@ -6,8 +6,7 @@ alone, and nothing but one document is ever in memory.
 
 import dataclasses
 import itertools
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from allam_jax.errors import UserError
 from allam_jax.generation.over_rows import read_answers
 from allam_jax.generation.rows import Prompt
 from allam_jax.rewriting.checks import Finding, Rewrite, findings
+from allam_jax.rewriting.corpus_changes import stems_of_two
 from allam_jax.rewriting.document_pieces import Count, Piece, patterns_of, pieces_of, rejoin
 from allam_jax.rewriting.instructions import Instruction
 from allam_jax.rewriting.rules_worker import LANGUAGE
@@ -174,13 +174,8 @@ class DocumentsInPieces:
                 self._common = frozenset(map(stem, folded_words(" ".join(words))))
             else:
                 some = itertools.islice(self.documents(), _REFERENCE_DOCUMENTS)
-                self._common = _stems_of_two(document.text for document in some)
+                self._common = stems_of_two(document.text for document in some)
         return self._common
-
-
-def _stems_of_two(texts: Iterable[str]) -> frozenset[str]:
-    counts = Counter(one for text in texts for one in set(map(stem, folded_words(text))))
-    return frozenset(one for one, number in counts.items() if number > 1)
 
 
 class _ByNumber:

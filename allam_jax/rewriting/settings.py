@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from allam_jax.errors import UserError
+from allam_jax.evaluation.settings import JudgeSamplingSettings
 from allam_jax.generation.settings import TEMPLATE, EndpointSettings, SamplingSettings
 from allam_jax.settings import Section, entries, nested, setting
 
@@ -129,12 +130,40 @@ class DamageSettings(Section, name="damage"):
     )
 
 
-class CompareCorporaSettings(Section, name="compare"):
-    """Corpora that were made of one damaged corpus."""
+class AskedDocumentsSettings(Section):
+    """Which documents a server is asked about."""
 
-    damaged: str = setting("", "directory of the task damage", path="files")
+    documents: int = setting(200, "documents of each corpus at most, drawn by the seed", least=1)
+    most_characters: int = setting(20_000, "longer documents are not asked about", least=1)
+    shard_rows: int = setting(20, "answers of a file; so many are lost at most when a run is killed", least=1)
+    endpoint: EndpointSettings = nested(EndpointSettings, "the server; without a url nothing is asked")
+
+
+class RubricSettings(AskedDocumentsSettings):
+    """A judge that grades documents before and after."""
+
+    instruction: str = setting(
+        "", "TOML file with criteria and prompts, such as configs/instructions/rubric.toml", path="files"
+    )
+    sampling: JudgeSamplingSettings = nested(JudgeSamplingSettings, "how the judge answers")
+
+
+class ModerationSettings(AskedDocumentsSettings):
+    """A server that says what is toxic, with OpenAI's API of moderations."""
+
+    documents: int = setting(8000, "documents of each corpus at most, drawn by the seed", least=1)
+
+
+class CompareCorporaSettings(Section, name="compare"):
+    """Corpora that were made of one corpus: of a damaged one whose truth is known, or of any."""
+
+    damaged: str = setting("", "directory of the task damage; or give before", path="files")
+    before: str = setting("", "dataset that the corpora were made of, where no damage was planted", path="texts")
     corpora: Mapping[str, str] = entries("NAME -> dataset that was made of it", path="texts")
     split: str = setting("train", "split of the datasets")
+    documents: int = setting(0, "documents at most, drawn by the seed; 0: all", least=0)
+    rubric: RubricSettings = nested(RubricSettings, "grades by a judge, before and after")
+    moderation: ModerationSettings = nested(ModerationSettings, "toxicity by a server, before and after")
     block_lists: Mapping[str, str] = entries(
         "LANGUAGE -> file of blocked words, for the table of toxicity", path="files"
     )

@@ -20,6 +20,7 @@ from allam_jax.data.documents import DocumentSource
 from allam_jax.errors import UserError
 from allam_jax.files import child, json_text, write_json
 from allam_jax.generation.over_rows import over_rows
+from allam_jax.generation.requests import sampling_of
 from allam_jax.generation.rows import Prompt
 from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
 from allam_jax.rewriting.document_pieces import Count, count_by_bytes
@@ -30,7 +31,6 @@ from allam_jax.rewriting.rules_worker import RulesBackend
 from allam_jax.rewriting.settings import RewriteSettings
 from allam_jax.settings import Settings, as_dict
 from allam_jax.tasks.answering import Answerer, open_answerer
-from allam_jax.tasks.setup import sampling_of
 from allam_jax.tokenizer.tokenizer import Tokenizer
 
 _ORIGIN = {"rewrite": "rewritten", "translate": "translated"}
