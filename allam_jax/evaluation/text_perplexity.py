@@ -28,7 +28,7 @@ class TextScore(NamedTuple):
 
 
 def text_scores(texts: Sequence[str], *, likelihood: Likelihood, encoder: TextEncoder) -> list[TextScore]:
-    """The score of each text; none may be empty.
+    """The score of each text; one without tokens has no perplexity.
 
     The first token is predicted from the begin-of-text token. A text that is longer than the model's context is read in
     windows of it, each of which begins behind the last token of the one before.

@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from allam_jax.corpus.language_id import LANGUAGES, identify, whole_language
 from allam_jax.corpus.model_phrases import refusal_in, scaffolds_in_rewrite
@@ -18,6 +18,7 @@ from allam_jax.corpus.words import Words, ends_sentence
 from allam_jax.generation.over_rows import ENDED
 from allam_jax.rewriting import text_facts
 from allam_jax.rewriting.advertising import without_advertising
+from allam_jax.rewriting.glossary import Term, missing_terms
 from allam_jax.rewriting.settings import CheckSettings
 
 _SHOWN = 80  # characters of evidence
@@ -46,6 +47,7 @@ class Rewrite:
         finish_reason: the backend's word for how the answer ended.
         source_language: of the original; empty: the same.
         common: stems of ordinary Arabic words, which are no names.
+        terms: of a glossary that the original has, each with its translation.
     """
 
     original: str
@@ -54,6 +56,7 @@ class Rewrite:
     finish_reason: str = "stop"
     source_language: str = ""
     common: frozenset[str] = frozenset()
+    terms: Sequence[Term] = ()
 
     @functools.cached_property
     def required(self) -> str:
@@ -213,6 +216,10 @@ def _repeated(text: str, language: str) -> float:
     return TAGS["gopher_duplicate_5_gram_share"][0](Words(text, language=language), None) or 0.0
 
 
+def _glossary(rewrite: Rewrite, _: CheckSettings) -> str:
+    return "; ".join(f"{source}: {target}" for source, target in missing_terms(rewrite.terms, rewrite.text))
+
+
 def _compared(found: Callable[[str], set[str]], rewrite: Rewrite, *, most_lost: float) -> str:
     """What of the required text is gone, beyond a share, and what the original does not have."""
     wanted, given = found(rewrite.required), found(rewrite.text)
@@ -240,4 +247,5 @@ CHECKS: dict[str, Callable[[Rewrite, CheckSettings], str]] = {
     "language": _language,
     "copied": _copied,
     "repetition": _repetition,
+    "glossary": _glossary,
 }

@@ -18,6 +18,7 @@ from allam_jax.generation.rows import Prompt
 from allam_jax.rewriting.checks import Finding, Rewrite, findings
 from allam_jax.rewriting.corpus_changes import stems_of_two
 from allam_jax.rewriting.document_pieces import Count, Piece, patterns_of, pieces_of, rejoin
+from allam_jax.rewriting.glossary import Glossary, Term
 from allam_jax.rewriting.instructions import Instruction
 from allam_jax.rewriting.rules_worker import LANGUAGE
 from allam_jax.rewriting.settings import RewriteSettings
@@ -72,6 +73,7 @@ class DocumentsInPieces:
         instruction: asked about each piece; None: a prompt is the bare text of a piece.
         count: counts tokens.
         key: name of the section, for errors.
+        glossary: terms that a model is told and that checks look for; None: there are none.
     """
 
     def __init__(
@@ -82,8 +84,10 @@ class DocumentsInPieces:
         instruction: Instruction | None,
         count: Count,
         key: str,
+        glossary: Glossary | None = None,
     ):
         self._source, self._settings, self._instruction, self._count = source, settings, instruction, count
+        self._glossary = glossary
         self._keep = patterns_of(settings.keep, key=f"{key}.keep")
         self._common: frozenset[str] | None = None
         if missing := [name for name in _FIELDS if len(source) and name not in source.fields(0)]:
@@ -152,7 +156,11 @@ class DocumentsInPieces:
         kept = {"id": document.id, LANGUAGE: document.language}
         if self._instruction is None:
             return Prompt(number, text, kept)
-        return Prompt(number, self._instruction.messages(text, language=document.language), kept)
+        messages = self._instruction.messages(text, language=document.language, terms=self._terms(text))
+        return Prompt(number, messages, kept)
+
+    def _terms(self, text: str) -> list[Term]:
+        return self._glossary.terms_in(text) if self._glossary else []
 
     def _judged(self, original: str, document: Document, answer: Mapping[str, Any], *, attempts: int) -> Outcome:
         language = self._language(document)
@@ -163,6 +171,7 @@ class DocumentsInPieces:
             finish_reason=answer["finish_reason"],
             source_language=document.language,
             common=self._common_stems() if "names" in self._settings.checks.names and language == "ar" else frozenset(),
+            terms=self._terms(original),
         )
         return Outcome(rewrite.text, findings(rewrite, self._settings.checks), attempts)
 

@@ -22,17 +22,21 @@ ALL_CHECKS = (
     "language",
     "copied",
     "repetition",
+    "glossary",
 )
 # In the order in which they are planted.
 DAMAGE_KINDS = ("broken_lines", "inline_advertisement", "insult", "advertisement", "boilerplate", "spam")
 RANDOM, LOW_PERPLEXITY, HIGH_PERPLEXITY = CHOICES_OF_PAIRS = ("random", "low_perplexity", "high_perplexity")
+_WITHIN_A_LANGUAGE = tuple(name for name in ALL_CHECKS if name != "glossary")
 _ACROSS_LANGUAGES = tuple(name for name in ALL_CHECKS if name not in ("dropped", "quotations", "names"))
 
 
 class CheckSettings(Section):
     """From where on a rewrite fails a check. Shares are 0 to 1."""
 
-    names: tuple[str, ...] = setting(ALL_CHECKS, "the checks that a rewrite must pass", choices=ALL_CHECKS)
+    names: tuple[str, ...] = setting(
+        _WITHIN_A_LANGUAGE, "the checks that a rewrite must pass", choices=_WITHIN_A_LANGUAGE
+    )
     least_length: float = setting(0.5, "letters, as a share of the original's without advertising", least=0)
     most_length: float = setting(1.5, "letters, as a share of the original's", above=0)
     most_dropped: float = setting(0.1, "share of the words that lie in passages without counterpart", least=0, most=1)
@@ -101,9 +105,12 @@ class RewriteSettings(SamplingSettings, name="rewrite"):
             )
 
 
-class TranslateSettings(RewriteSettings, name="translate"):
+class TranslateSettings(RewriteSettings, name="translate", version=2):
     """The same machine with another instruction: sentence by sentence into another language."""
 
+    glossary: str = setting("", "file of lines TERM<tab>TRANSLATION, which the model is told; empty: none", path="files")
+    reference: str = setting("", "dataset of translations with the same ids, for chrF; empty: none", path="texts")
+    reference_split: str = setting("train", "split of the reference")
     to_language: str = setting("ar", "language of the result")
     by_sentence: bool = setting(True, "every sentence is a piece, so that pieces of both texts are aligned sentences")
     checks: TranslationCheckSettings = nested(TranslationCheckSettings, "what a translation must pass")

@@ -97,19 +97,22 @@ def _changed(compared: ComparedCorpora) -> dict[str, dict[str, list[float]]]:
 
 
 def _perplexities(config: Settings, compared: ComparedCorpora) -> dict[str, dict[str, dict[str, float]]]:
-    """Corpus -> id -> perplexity and bits per byte at `init.weights`; equal texts are scored once."""
+    """Corpus -> id -> perplexity and bits per byte at `init.weights`, of documents that have tokens.
+
+    Equal texts are scored once.
+    """
     from allam_jax.tasks.setup import scores_of_texts  # here, because it imports JAX and a model
 
-    there = {
-        name: {document: text for document, text in texts.items() if text.strip()}
-        for name, texts in compared.texts.items()
-    }
-    distinct = list(dict.fromkeys(text for texts in there.values() for text in texts.values()))
+    distinct = list(dict.fromkeys(text for texts in compared.texts.values() for text in texts.values()))
     found = {
         text: {_PERPLEXITY: score.perplexity, _BITS: score.bits_per_byte}
         for text, score in zip(distinct, scores_of_texts(config, distinct), strict=True)
+        if score.tokens
     }
-    return {name: {document: found[text] for document, text in texts.items()} for name, texts in there.items()}
+    return {
+        name: {document: found[text] for document, text in texts.items() if text in found}
+        for name, texts in compared.texts.items()
+    }
 
 
 def _summary(
