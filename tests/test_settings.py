@@ -274,6 +274,7 @@ DEFAULTS = {
     "ReportSettings": "1 b903b2793c45",
     "ReviewSettings": "1 66bf7849f031",
     "RewriteSettings": "1 729565eb5d3c",
+    "RewritePlanSettings": "1 54a9246db947",
     "RowSettings": "1 f73b3787ced3",
     "ScheduleSettings": "1 43b9256456c1",
     "SeedPairsSettings": "1 2c444444db22",

@@ -3,6 +3,8 @@
     {"id": "Algeria-180", "question": "...", "answer": "نعم"}                    with fixed choices
     {"id": "Biology-7", "question": "...", "A": "...", ..., "answer": "B"}       a field for each choice
     {"question": "...", "choices": ["...", "..."], "answer": 0}                  a list, and a number
+    {..., "choices": {"text": ["...", ...], "label": ["1", ...]}, "answer": "1"} as in ARC, or [{"text": ..., "label":
+                                                                                 ...}, ...], or {"A": "...", ...}
     question,first,second,third,fourth,A                                         CSV without names
 
 What cannot be asked is left out, counted by its reason, and named.
@@ -89,7 +91,7 @@ def read_items(path: str, suite: SuiteSettings, *, key: str) -> Questions:
             else:
                 items.append(found)
                 seen.add(found.id)
-                kind = _kind_of_answer(fields[suite.answer], found.choices)
+                kind = _kind_of_answer(fields[suite.answer], found.choices, labels=_choices(fields, suite)[1])
                 {"letter": by_letter, "number": by_number}.get(kind, []).append(found)
         # Published files have A to D in some items and 1 to 4 in others. A 0 would say that numbers count from there.
         if by_letter and by_number and not suite.first_number and all(item.answer for item in by_number):
@@ -171,16 +173,20 @@ def _question(record: Record, suite: SuiteSettings, *, name: str, file: Path) ->
     text = _text(record.get(suite.question))
     if not text:
         return f"no text in field {suite.question!r}"
-    choices = _choices(record, suite)
+    choices, labels = _choices(record, suite)
     if not _is_unicode(name + text + "".join(choices)):
         return "half a character (a lone surrogate)"
     if len(choices) < 2 or not all(choices):
         return "a missing choice"
+    if labels and len(set(filter(None, labels))) != len(choices):
+        return "choices whose labels do not fit their texts"
     if len(set(choices)) < len(choices) and not lettered(suite):  # published suites have some, which letters tell apart
         return "two equal choices"
     if lettered(suite) and len(choices) > len(suite.letters):
         return "more choices than letters"
-    answers = _answers(record.get(suite.answer), choices, first=suite.first_number)
+    given = record.get(suite.answer)
+    named = [labels.index(_text(given))] if _text(given) in labels else []
+    answers = named or _answers(given, choices, first=suite.first_number)
     if suite.fixed_choices:
         answers = answers[:1]  # no letters are shown: a text is a text
     if not answers:
@@ -190,13 +196,27 @@ def _question(record: Record, suite: SuiteSettings, *, name: str, file: Path) ->
     return Question(name, text, tuple(choices), answers[0], _subject(record, suite, name=name, file=file))
 
 
-def _choices(record: Mapping[str, Any], suite: SuiteSettings) -> list[str]:
-    """The choices; an empty one stands for one that is missing between others."""
+def _choices(record: Mapping[str, Any], suite: SuiteSettings) -> tuple[list[str], list[str]]:
+    """The choices and the labels that the item itself gives them; an empty choice stands for one that is missing."""
     if suite.fixed_choices:
-        return list(suite.fixed_choices)
-    if suite.choices:
-        given = record.get(suite.choices)
-        return [_text(choice) for choice in given] if isinstance(given, list | tuple) else []
+        return list(suite.fixed_choices), []
+    if not suite.choices:
+        return _in_fields(record), []
+    given = record.get(suite.choices)
+    if isinstance(given, Mapping):
+        columns = [given.get("text"), given.get("label")] if "text" in given else [[*given.values()], [*given]]
+    elif isinstance(given, list | tuple) and all(isinstance(one, Mapping) for one in given):
+        columns = [[one.get(name) for one in given] for name in ("text", "label")]
+    else:
+        columns = [given, []]
+    texts, labels = ([*map(_text, column)] if isinstance(column, list | tuple) else [] for column in columns)
+    while labels and len(labels) == len(texts) and not texts[-1]:  # a column of Parquet has the most labels of any item
+        texts.pop()
+        labels.pop()
+    return texts, labels
+
+
+def _in_fields(record: Mapping[str, Any]) -> list[str]:
     names = next((names for names in (LATIN, ARABIC) if names[0] in record), LATIN)
     found = [_text(record.get(name)) for name in names]
     while found and not found[-1]:
@@ -224,8 +244,10 @@ def _answers(given: Any, choices: Sequence[str], *, first: int) -> list[int]:
     return found + (_numbered(int(text), choices, first=first) if short else [])
 
 
-def _kind_of_answer(given: Any, choices: Sequence[str]) -> str:
-    """Whether an answer that means a choice is its text, its number or its letter."""
+def _kind_of_answer(given: Any, choices: Sequence[str], *, labels: Sequence[str]) -> str:
+    """Whether an answer that means a choice is its own label, its text, its number or its letter."""
+    if _text(given) in labels:
+        return "label"
     if _text(given) in choices and not isinstance(given, int | float):
         return "text"
     return "number" if isinstance(given, int | float) or _text(given).isdigit() else "letter"

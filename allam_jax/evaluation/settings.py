@@ -45,7 +45,9 @@ class SuiteSettings(Section):
     question: str = setting("question", "field with the question, or the text that is gone on from")
     answer: str = setting("answer", "field with the right choice: its letter, its text, or its number")
     first_number: int = setting(0, "number of the first choice, where answers are numbers", least=0, most=1)
-    choices: str = setting("", "field with the list of choices; empty: the fields A, B, C, ...")
+    choices: str = setting(
+        "", "field with the choices: a list, or texts with labels as in ARC; empty: fields A, B, C, ..."
+    )
     fixed_choices: tuple[str, ...] = setting((), "the choices of every question, such as yes and no")
     subject: str = setting("", "field with the subject; `file`: the file's name; `id`: the beginning of the id")
     categories: Mapping[str, str] = entries("subject -> category, under which the report adds up")

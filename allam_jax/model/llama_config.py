@@ -204,6 +204,16 @@ PRESETS: dict[str, LlamaConfig] = {
         rope_theta=1e6,
         max_position=32_768,
     ),
+    "qwen3_4b": dataclasses.replace(
+        _llama2(2560, 36, 32, 8, 9728),
+        model_type="qwen3",
+        vocab_size=151_936,
+        head_dim=128,
+        tie_embeddings=True,
+        norm_eps=1e-6,
+        rope_theta=1e6,
+        max_position=40_960,
+    ),
     "smollm2_135m": dataclasses.replace(
         _llama2(576, 30, 9, 3, 1536),
         vocab_size=49_152,

@@ -1,6 +1,6 @@
-"""What it takes to generate with a model on one node: the cache of keys and values, and the slots that fit.
+"""What it takes to generate with a model: the cache of keys and values, and the slots that fit.
 
-The weights are in 16 bits and cut over the node's GPUs, as are key/value heads, where they divide.
+The weights are in 16 bits and cut over some GPUs of a node, as are key/value heads, where they divide.
 """
 
 import dataclasses
@@ -30,9 +30,8 @@ class GenerationCost:
     seconds_full: float
 
 
-def generation_cost(model: LlamaConfig, *, cluster: Cluster, tokens: int) -> GenerationCost:
-    """The cost on one node of the cluster, for texts of so many tokens."""
-    gpus = cluster.gpus_per_node
+def generation_cost(model: LlamaConfig, *, cluster: Cluster, gpus: int, tokens: int) -> GenerationCost:
+    """The cost where so many GPUs of a node share a model, for texts of so many tokens."""
     heads = model.num_kv_heads // gpus if model.num_kv_heads % gpus == 0 else model.num_kv_heads
     weights = BYTES * model.num_parameters // gpus
     token = 2 * BYTES * model.num_layers * heads * model.head_dim

@@ -5,7 +5,7 @@ import functools
 import math
 
 from allam_jax.parallel.gpus import GPUS, Gpu
-from allam_jax.planning.settings import PlanSettings
+from allam_jax.planning.settings import ClusterSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,8 +80,8 @@ class Cluster:
         return f"{self.nodes} node{'s' if self.nodes > 1 else ''} x {self.gpus_per_node} {self.gpu.name}"
 
 
-def cluster_of(plan: PlanSettings) -> Cluster:
-    """The cluster of a config's `plan` section."""
+def cluster_of(plan: ClusterSettings) -> Cluster:
+    """The cluster of a section."""
     gpu = GPUS[plan.gpu]
     gpu = dataclasses.replace(
         gpu,

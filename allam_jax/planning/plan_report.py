@@ -130,7 +130,7 @@ def collectives_table(plan: RunPlan) -> str:
 def generation_table(plan: RunPlan) -> str:
     """What the cache costs when the trained model generates, and how many texts fit."""
     run, cluster = plan.run, plan.cluster
-    cost = generation_cost(run.model, cluster=cluster, tokens=run.seq_len)
+    cost = generation_cost(run.model, cluster=cluster, gpus=cluster.gpus_per_node, tokens=run.seq_len)
     step = f"{1e3 * cost.seconds_empty:.1f} ms with short texts, {1e3 * cost.seconds_full:.1f} ms with full ones"
     rows = (
         ("weights, 16 bits", gib(cost.weights)),

@@ -35,7 +35,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     # ---- the run and the cluster ----
     cluster = cluster_of(config.plan)
     objective = _preference(config.plan.preference) if config.plan.preference else next_token
-    wanted = described_run(config, device_count=cluster.size, model=_model(config), objective=objective)
+    wanted = described_run(config, device_count=cluster.size, model=planned_model(config), objective=objective)
     if not config.plan.search:  # a search finds a mesh and an accumulation that suit the batch
         wanted.check_batch()
     tokens = config.plan.tokens or config.train.steps * wanted.tokens_per_step
@@ -97,7 +97,7 @@ def _preference(reference: str) -> Callable[[RunDescription], Preference]:
     )
 
 
-def _model(config: Settings) -> LlamaConfig | None:
+def planned_model(config: Settings) -> LlamaConfig | None:
     """The shapes of the weights to start from, which decide in training too; None: those of `config.model`."""
     weights = config.init.weights
     if weights and not Path(weights).exists():

@@ -39,7 +39,7 @@ from allam_jax.generation.settings import ChatSettings, EngineSettings, Generate
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
 from allam_jax.model.settings import ExpandSettings, LoraSettings
 from allam_jax.parallel.settings import MeshSettings
-from allam_jax.planning.settings import PlanSettings
+from allam_jax.planning.settings import PlanSettings, RewritePlanSettings
 from allam_jax.rewriting.settings import (
     CompareCorporaSettings,
     DamageSettings,
@@ -134,6 +134,7 @@ TASKS: dict[str, Task] = {
     "tokenize": Task((TokenizerSettings, DataSettings), looks_at="train"),
     "mixture": Task((TokenizerSettings, DataSettings, TrainSettings, MixtureSettings), looks_at="train"),
     "plan": Task((*_STEP, InitSettings, PlanSettings), looks_at="train"),
+    "plan_rewrite": Task((LlamaConfig, WeightsSettings, RewritePlanSettings)),
     "expand": Task((SeedSettings, *_MODEL, ExpandSettings, EvalSettings), on_devices=True),
     "evaluate": Task((*_MODEL, EvalSettings), on_devices=True),
     "harness": Task((SeedSettings, *_MODEL, HarnessSettings, LikelihoodSettings, EngineSettings), on_devices=True),

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from scipy import stats
 
@@ -47,6 +48,53 @@ def test_equal_choices_are_asked_where_letters_tell_them_apart(tmp_path):
     assert found.problems == {"an answer in field 'answer' that is none of the choices": ("x",)}
     with pytest.raises(UserError, match="3 with two equal choices"):
         read_items(str(path), SuiteSettings(letters=()), key="path")
+
+
+LABELLED = [  # choices, answer, number of the right one
+    ({"text": ["w", "x", "y", "z"], "label": ["A", "B", "C", "D"]}, "C", 2),
+    ({"text": ["w", "x", "y"], "label": ["1", "2", "3"]}, "1", 0),
+    ({"text": ["w", "x"], "label": ["1", "2"]}, 2, 1),
+    ({"text": ["2", "3", "1"], "label": ["1", "2", "3"]}, "1", 0),  # a label, not the text
+    ([{"text": "w", "label": "ب"}, {"text": "x", "label": "أ"}], "أ", 1),
+    ({"A": "w", "B": "x", "C": "y"}, "B", 1),
+    ({"text": ["w", "x"], "label": ["A", "B"]}, "x", 1),
+]
+MISLABELLED = [
+    ({"text": ["w", "x", "y"], "label": ["A", "B"]}, "A", "choices whose labels do not fit their texts"),
+    ({"text": ["w", "x"], "label": ["A", "A"]}, "A", "choices whose labels do not fit their texts"),
+    ({"text": ["w"], "label": ["A"]}, "A", "a missing choice"),
+    ({"text": ["w", "", "y"], "label": ["A", "B", "C"]}, "A", "a missing choice"),
+    ({"label": ["A", "B"]}, "A", "a missing choice"),
+    ({"text": "wx", "label": "AB"}, "A", "a missing choice"),
+    ([{"text": "w", "label": "A"}, "x"], "A", "a missing choice"),
+    ({"text": ["w", "x"], "label": ["A", "B"]}, "E", "an answer in field 'answerKey' that is none of the choices"),
+]
+
+
+def test_choices_with_labels_of_their_own(tmp_path):
+    """As in ARC, whose files mix labels A to D with 1 to 4; also as a list of objects, or one field a label."""
+    suite = SuiteSettings(choices="choices", answer="answerKey")
+    rows = [(choices, answer) for choices, answer, _ in LABELLED + MISLABELLED]
+    rows = [{"id": str(n), "question": "?", "choices": row[0], "answerKey": row[1]} for n, row in enumerate(rows)]
+    (tmp_path / "arc.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_items(str(tmp_path / "arc.jsonl"), suite, key="path")
+    assert [item.answer for item in found.items] == [right for _, _, right in LABELLED]
+    assert found.items[0].choices == ("w", "x", "y", "z")
+    reasons = {}
+    for number, (_, _, reason) in enumerate(MISLABELLED, start=len(LABELLED)):
+        reasons.setdefault(reason, []).append(str(number))
+    assert found.problems == {reason: tuple(ids) for reason, ids in reasons.items()}
+    columns = [{**row, "answerKey": str(row["answerKey"])} for row in (rows[0], rows[1], rows[3])]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(columns), tmp_path / "arc.parquet")
+    again = read_items(str(tmp_path / "arc.parquet"), suite, key="path")
+    assert again.items == (found.items[0], found.items[1], found.items[3])
+    letters = [{**rows[5], "choices": {"A": "w", "B": "x", "C": letter}} for letter in (None, "y")]
+    letters[1]["id"] = "other"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(letters), tmp_path / "letters.parquet")
+    assert [len(item.choices) for item in read_items(str(tmp_path / "letters.parquet"), suite, key="path").items] == [
+        2,
+        3,
+    ]
 
 
 def item(name, right, chosen, texts=("x", "y"), **given):

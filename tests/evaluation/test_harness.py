@@ -317,7 +317,7 @@ def test_values_of_an_item_that_cannot_be_used_are_counted(tmp_path):
 
 
 def test_numbers_beside_letters_in_one_file_need_a_first_number(tmp_path):
-    """As in ARC, where some items are labelled A to D and some 1 to 4, in one file."""
+    """Where some items are answered by A to D and some by 1 to 4, in one file."""
     rows = [{"question": "?", "A": "w", "B": "x", "C": "y", "D": "z", "id": a, "answer": a} for a in ("B", "1", "2")]
     found = read(tmp_path / "a.jsonl", rows)
     assert [item.id for item in found.items] == ["B"]

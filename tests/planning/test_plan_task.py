@@ -1,9 +1,11 @@
 """`run.py --config.task=plan` from the outside: files, figures, and one line for what the user can fix."""
 
 import json
+import math
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import jax
@@ -15,10 +17,10 @@ from allam_jax.model.llama import abstract_params
 from allam_jax.model.llama_config import preset
 from allam_jax.parallel.gpus import GPUS
 from allam_jax.planning.gpu_cluster import EFFICIENCIES
-from allam_jax.tasks import plan
+from allam_jax.tasks import plan, plan_rewrite
 from allam_jax.tasks.registry import settings_of
 from allam_jax.weights.directory import save_weights
-from configs import base
+from configs import base, rewrite
 from tests.planning.small_runs import small_config
 from tests.small_models import SMALL
 
@@ -242,3 +244,68 @@ def test_a_preference_run_with_and_without_a_live_reference(tmp_path):
     config.plan.memory_gib = cached["memory_gib"] / 0.92 + 1
     with pytest.raises(UserError, match=r"plan.preference = live: the second copy of the weights takes .* to cached"):
         plan.run(settings_of(config), tmp_path / "small")
+
+
+def rewrite_config(argument="plan", **changed):
+    config = rewrite.get_config(argument)
+    config.rewrite_plan.update(gpu="h100", nodes=2, **changed)
+    return config
+
+
+def test_gpu_hours_to_rewrite_a_corpus_by_hand(tmp_path):
+    """Qwen3-4B on two nodes of H100, from its matrices: what is read, multiplied and kept."""
+    config = rewrite_config(slots=200)
+    result = plan_rewrite.run(settings_of(config), tmp_path)
+    file = tomllib.loads((ROOT / "configs" / "instructions" / "rewrite.toml").read_text())
+    listed = {language: "\n".join(f"- {one}" for one in of.values()) for language, of in file["guidelines"].items()}
+    prompts = [text.strip().replace("{guidelines}", listed[language]) for language, text in file["prompts"].items()]
+    prompt = 400 + max(math.ceil(len(text.encode()) / 3) for text in prompts)
+    answer, texts = 400, 10e9 / 400 * 1.1
+    layer = 2560 * 128 * (32 + 8 + 8 + 32) + 3 * 2560 * 9728
+    head = 151_936 * 2560
+    parameters = 36 * layer + head + 36 * (2 * 2560 + 2 * 128) + 2560  # the head is the embedding
+    assert parameters == 4_022_468_096  # as its authors state
+    flops, bandwidth = 989.4e12 * 0.85, 3.352e12 * 0.6
+    token = 2 * 36 * 8 * 128 * 2
+    assert result["slots_that_fit"] == int((84_942_979_072 * 0.92 - 2 * parameters) // (token * 2048))
+    prefill = 2 * 36 * layer * prompt / flops + 36 * 2 * 32 * 128 * prompt**2 / (989.4e12 * 0.558)
+    assert result["prefill_seconds"] == pytest.approx(prefill, rel=1e-6)
+    cached = (prompt + answer / 2) * token * 200
+    step = max(2 * (36 * layer + head) * 200 / flops, 2 * parameters / bandwidth) + cached / bandwidth
+    assert result["step_seconds"] == pytest.approx(step, rel=1e-6)
+    seconds = prefill + (answer + 7.5) * step / 200
+    assert result["gpu_hours"] == pytest.approx(texts * seconds / 3600, rel=1e-4)
+    assert result["hours"] == pytest.approx(result["gpu_hours"] / 16, abs=0.01)
+    assert result["answer_tokens_per_second_per_gpu"] == pytest.approx(answer / seconds, abs=0.06)
+    assert result["answer_tokens"] == round(texts * answer)
+    report = (tmp_path / "plan.md").read_text()
+    assert f"| GPU hours | {result['gpu_hours']:,.0f} |" in report
+    assert "| copies of the worker | 16, each on 1 GPU |" in report
+
+
+def test_sentences_and_copies_over_several_gpus(tmp_path):
+    """Prompts are mostly instruction where pieces are sentences; several GPUs make a step faster and cost more."""
+    whole = plan_rewrite.run(settings_of(rewrite_config()), tmp_path)
+    sentences = plan_rewrite.run(settings_of(rewrite_config("plan_translate")), tmp_path)
+    assert sentences["answer_tokens"] == whole["answer_tokens"]
+    assert sentences["prompt_tokens"] > 2.5 * whole["prompt_tokens"]
+    assert sentences["gpu_hours"] > whole["gpu_hours"]
+    one, four = (plan_rewrite.run(settings_of(rewrite_config(slots=64, gpus_per_copy=n)), tmp_path) for n in (1, 4))
+    assert four["step_seconds"] < one["step_seconds"]
+    assert four["gpu_hours"] > one["gpu_hours"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"slots": 10_000}, "10,000 slots of 2,048 tokens do not fit beside 7.5 GiB of weights: "),
+        ({"memory_gib": 5.0}, "1 slots of 2,048 tokens do not fit beside 7.5 GiB of weights: 0 do"),
+        ({"gpus_per_copy": 3}, "gpus_per_copy = 3: expected a divisor of gpus_per_node = 8"),
+        ({"capacity": 900}, "capacity = 900: an average prompt with its answer has "),
+        ({"instruction": ""}, "rewrite_plan.instruction"),
+    ],
+)
+def test_a_rewrite_that_cannot_be_planned(tmp_path, changes, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        plan_rewrite.run(settings_of(rewrite_config(**changes)), tmp_path)
+    assert not list(tmp_path.iterdir())
