@@ -78,7 +78,7 @@ def missing_terms(terms: Sequence[Term], text: str) -> Iterator[Term]:
 def stems_of(text: str) -> Stems:
     """The stems of a text's words.
 
-    light10 leaves words of three letters as they are, so that لغة is not اللغة; with the article they are stemmed alike.
+    light10 leaves words of three letters as they are, so that لغة is not اللغة; with the article both are stemmed.
     """
     words = folded_words(text)
     return tuple(stem(f"{_ARTICLE}{word}" if len(word) == _SHORT and not word.isascii() else word) for word in words)

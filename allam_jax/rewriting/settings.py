@@ -108,7 +108,9 @@ class RewriteSettings(SamplingSettings, name="rewrite"):
 class TranslateSettings(RewriteSettings, name="translate", version=2):
     """The same machine with another instruction: sentence by sentence into another language."""
 
-    glossary: str = setting("", "file of lines TERM<tab>TRANSLATION, which the model is told; empty: none", path="files")
+    glossary: str = setting(
+        "", "file of lines TERM<tab>TRANSLATION, which the model is told; empty: none", path="files"
+    )
     reference: str = setting("", "dataset of translations with the same ids, for chrF; empty: none", path="texts")
     reference_split: str = setting("train", "split of the reference")
     to_language: str = setting("ar", "language of the result")
