@@ -291,7 +291,7 @@ DEFAULTS = {
     "TokenizerTrainingSettings": "1 1c071e1d6f0b",
     "TrainSettings": "1 5b9a786f3be8",
     "TrainableSettings": "1 23eabe8ca818",
-    "TranslateSettings": "1 f2395c20c1ff",
+    "TranslateSettings": "2 75a4fc1ea6eb",
     "TuningSettings": "1 1545c35c98bd",
     "VerifySettings": "1 6d452a5b4278",
     "WatchSettings": "1 02a80a596c10",
