@@ -84,10 +84,8 @@ def test_what_has_changed_is_counted(config, tmp_path):
     assert runner.run(config, workdir=tmp_path / "two")["documents"] == 2
 
 
-def truth(text):
+def truth(text, *, tokenizer, params, config):
     """Perplexity and bits per byte of a text from the equations."""
-    tokenizer = make_tokenizer()
-    params, config = make_params(tokenizer)
     ids = [tokenizer.bos_id, *tokenizer.encode(text)]
     nats = numpy_llama.nats(params, ids, config=config, window=CONTEXT)
     return np.exp(nats / (len(ids) - 1)), nats / np.log(2) / len(text.encode())
@@ -100,7 +98,10 @@ def test_perplexities_are_those_of_the_equations(config, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "run" / "perplexities.jsonl").open()]
     texts = {"before": BEFORE, "aligned": AFTER}
     assert {(row["corpus"], row["id"]) for row in rows} == {(c, n) for c, some in texts.items() for n in some}
-    expected = {(row["corpus"], row["id"]): truth(texts[row["corpus"]][row["id"]]) for row in rows}
+    tokenizer = make_tokenizer()
+    params, small = make_params(tokenizer)
+    model = {"tokenizer": tokenizer, "params": params, "config": small}
+    expected = {(row["corpus"], row["id"]): truth(texts[row["corpus"]][row["id"]], **model) for row in rows}
     for row in rows:
         perplexity, bits = expected[row["corpus"], row["id"]]
         assert row["perplexity"] == pytest.approx(perplexity, rel=1e-4)
