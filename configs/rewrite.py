@@ -6,7 +6,8 @@
 
 `configs/rewrite.py:translate` translates them into Arabic instead: `--config.translate.input=...`. Either writes a
 dataset that a mixture takes like any other. `configs/rewrite.py:plan` and `:plan_translate` say how many GPU hours
-10B tokens take with a worker of 4B parameters (docs/planning.md).
+10B tokens take with a worker of 4B parameters (docs/planning.md). `configs/rewrite.py:join` joins the parts of several
+machines.
 """
 
 from pathlib import Path
@@ -25,8 +26,11 @@ def get_config(task: str = "rewrite") -> ConfigDict:
     """Tasks need the input, and init.weights or an endpoint; plans need nothing."""
     if task in _PLANS:
         return _plan(_PLANS[task])
+    if task == "join":
+        return base.get_config("join_rewrites")
     if task not in ("rewrite", "translate"):
-        raise UserError(f"--config configs/rewrite.py:{task}: expected translate, plan, plan_translate or no argument")
+        known = "translate, join, plan, plan_translate or no argument"
+        raise UserError(f"--config configs/rewrite.py:{task}: expected {known}")
     config = base.get_config(task)
     config[task].instruction = str(INSTRUCTIONS / f"{task}.toml")
     return config

@@ -7,13 +7,14 @@ import threading
 
 
 class ScriptedServer(http.server.ThreadingHTTPServer):
-    """On a free port of this machine."""
+    """On this machine."""
 
     daemon_threads = True
     request_queue_size = 128  # the default of 5 loses connections under load, and with them attempts
 
-    def __init__(self, handler: type[http.server.BaseHTTPRequestHandler]):
-        super().__init__(("127.0.0.1", 0), handler)
+    def __init__(self, handler: type[http.server.BaseHTTPRequestHandler], *, port: int = 0):
+        """`port` 0: a free one."""
+        super().__init__(("127.0.0.1", port), handler)
 
     @property
     def url(self) -> str:

@@ -171,7 +171,7 @@ class PreferenceSettings(Section, name="preferences", version=2):
     )
     keep_cut: bool = setting(False, "answers that max_new_tokens cuts may be rejected sides too")
     keep_other_language: bool = setting(False, "so may those in another language than the chosen side")
-    shard_rows: int = setting(200, "rows of a file of answers; so many are lost at most when a run is killed", least=1)
+    shard_rows: int = setting(200, "rows of a file of answers", least=1)
     max_error_share: float = setting(0.1, "share of rows without answer that ends the run", least=0, most=1)
     endpoint: EndpointSettings = nested(EndpointSettings, "a server that answers instead of init.weights")
 

@@ -114,7 +114,9 @@ def _evaluated(
             with _opening(name):
                 loaded = manager.load([name])
             if any(getattr(task, "UNSAFE_CODE", False) for task in loaded["tasks"].values()):
-                raise UserError(f"task {name}: runs programs that a model writes, which is not supported; remove it")
+                raise UserError(
+                    f"task {name}: runs programs that a model writes, outside of a sandbox; use task programs"
+                )
             opened += [name] if loaded["groups"] else loaded["tasks"].values()
         found = simple_evaluate(
             model=model,

@@ -81,6 +81,39 @@ class HarnessSettings(Section, name="harness"):
                 raise UserError(f"config.harness.suites.{name}: expected a name of letters, digits, _ and -")
 
 
+class ProgramsSettings(SamplingSettings, name="programs"):
+    """Problems in HumanEval's form, whose programs run in a sandbox."""
+
+    input: str = setting("", "JSON Lines with task_id, prompt, entry_point, test; canonical_solution too", path="files")
+    samples: int = setting(1, "programs for each problem; above 1, set a temperature", least=1, most=1024)
+    ks: tuple[int, ...] = setting((1,), "numbers k of pass@k, at most samples", least=1)
+    max_new_tokens: int = setting(512, "tokens of a program", least=1)
+    as_chat: bool = setting(False, "a problem is the message of a user, and its answer's first block of code counts")
+    instruction: str = setting(
+        "Complete this Python function. Answer with the whole function in one block of code.\n\n"
+        "```python\n{prompt}\n```",
+        "message of the user, with {prompt}",
+    )
+    template: str = setting("", TEMPLATE, path="template")
+    seconds: int = setting(5, "of processor time of a program", least=1, most=3600)
+    memory_mib: int = setting(1024, "of a program's address space, the interpreter's included", least=128)
+    workers: int = setting(4, "programs at a time", least=1, most=256)
+    shard_rows: int = setting(100, "problems of a file of answers", least=1)
+    max_error_share: float = setting(0.1, "share of problems without answer that ends the run", least=0, most=1)
+    endpoint: EndpointSettings = nested(EndpointSettings, "a server that answers instead")
+
+    def check(self) -> None:
+        """UserError for what samples cannot give."""
+        if not self.ks or max(self.ks) > self.samples:
+            raise UserError(f"config.programs.ks = {self.ks}: expected numbers from 1 to samples = {self.samples}")
+        if self.samples > 1 and self.temperature == 0:
+            raise UserError(
+                f"config.programs.samples = {self.samples}: at temperature 0 all are the same; set a temperature"
+            )
+        if "{prompt}" not in self.instruction:
+            raise UserError("config.programs.instruction: has no {prompt}, where the problem comes")
+
+
 class SuiteEvalSettings(HarnessSettings, name="suite_eval"):
     """Suites that a model under training is asked."""
 
@@ -163,7 +196,7 @@ class JudgeSettings(Section, name="judge"):
     )
     sampling: JudgeSamplingSettings = nested(JudgeSamplingSettings, "how the judge answers")
     endpoint: EndpointSettings = nested(EndpointSettings, "the judge")
-    shard_rows: int = setting(1, "judgments of a file; so many are lost at most when a run is killed", least=1)
+    shard_rows: int = setting(1, "judgments of a file", least=1)
     other: str = setting("", "workdir of another judge of the same answers, to compare with", path="files")
     dry_run: bool = setting(False, "only count requests and their tokens")
     price: float = setting(0.0, "of a million tokens of prompts, for the report", least=0)

@@ -2,10 +2,12 @@
 
     DIR/answers/00000.jsonl     the rows that were answered, each file written in one step
     DIR/errors/00000.jsonl      the rows of the same shard that were not, with the reason
+    DIR/unfinished/00001.jsonl  the rows of the next shard so far, one by one
     DIR/over_rows.json          what decides the answers; a directory made otherwise is refused
 
-A shard is a fixed number of rows of the input. One that is there is complete: a run that was killed goes on behind it,
-so that every row occurs once, as an answer or as an error.
+A shard is a fixed number of rows of the input. A run that was killed goes on behind the last row that it has written,
+so that every row occurs once, as an answer or as an error. What it had asked behind that row is asked again: rows under
+way, and answers that waited for an earlier row's.
 """
 
 import collections
@@ -17,7 +19,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from absl import logging
 
@@ -28,6 +30,7 @@ from allam_jax.generation.rows import Prompt
 
 STATE_FILE = "over_rows.json"
 ANSWERS, ERRORS = "answers", "errors"
+_UNFINISHED = "unfinished"
 ENDED = frozenset({"stop", "eos", "end_turn"})  # words of backends for an answer that ended by itself
 _LEAST_ROWS = 20  # before so many rows the share of errors says nothing, unless all are errors
 _LONGEST_REASON = 80
@@ -86,7 +89,7 @@ def over_rows(
         backend: answers them.
         directory: where shards are written.
         identity: of the input, as JSON values: with the backend's description it must be that of an earlier run.
-        shard_rows: rows of a shard. So many are lost at most when the process is killed.
+        shard_rows: rows of a shard.
         max_error_share: of the rows so far; more errors end the run.
         every_seconds: between two progress lines.
         writes: whether this process writes; of several that work together one does.
@@ -96,25 +99,33 @@ def over_rows(
         Numbers of rows, of answered rows and of errors by reason.
 
     Raises:
-        UserError: the directory belongs to another run, or there are too many errors.
+        UserError: the directory belongs to another run, there are too many errors, or the backend's.
     """
     if writes:
         _claim(directory, {**identity, **backend.describe(), "shard_rows": shard_rows})
     shards = -(-total // shard_rows)
     finished = agree(next((n for n in range(shards) if not _shard(directory, ANSWERS, n).exists()), shards))
-    errors = _Errors(agree(_errors_of(directory, shards=finished)))
-    progress = _Progress(total=total, done=finished * shard_rows, every=every_seconds)
-    answered = _in_order(itertools.islice(rows, finished * shard_rows, None), backend)
+    shard = _Shard(directory, finished, writes=writes)
+    errors = _Errors(agree(_errors_of(directory, shards=finished, unfinished=shard.errors())))
+    done = finished * shard_rows + agree(len(shard))
+    progress = _Progress(total=total, done=done, every=every_seconds)
+    answered = _in_order(itertools.islice(rows, done, None), backend)
     for number in range(finished, shards):
-        lines: dict[str, list[str]] = {ANSWERS: [], ERRORS: []}
-        for prompt, answer in itertools.islice(answered, shard_rows):
-            if answer.error:
-                errors.add(answer.error)
-            lines[ERRORS if answer.error else ANSWERS].append(json_text(_record(prompt, answer)) + "\n")
-            progress.row(answer, errors=errors.total())
-        if writes:  # the answers last: they make the shard complete
-            for name in (ERRORS, ANSWERS):
-                write_text(_shard(directory, name, number), "".join(lines[name]))
+        try:
+            for prompt, answer in itertools.islice(answered, (number + 1) * shard_rows - done):
+                shard.append(_record(prompt, answer))
+                done += 1
+                if answer.error:
+                    errors.add(answer.error)
+                progress.row(answer, errors=errors.total())
+        except UserError as error:
+            raise UserError(
+                f"{error} ({done:,} of {total:,} rows are done, {errors.total():,} of them errors)"
+            ) from None
+        finally:
+            shard.close()
+        shard.finish()
+        shard = _Shard(directory, number + 1, writes=writes)
         _check_share(errors, rows=min((number + 1) * shard_rows, total), most=max_error_share, directory=directory)
     return {"rows": total, "answered": total - errors.total(), "errors": errors.by_reason()}
 
@@ -184,18 +195,81 @@ def _claim(directory: Path, identity: Mapping[str, Any]) -> None:
                 f"{directory}: holds answers that were made with another {' and '.join(different)}; "
                 "remove it, or use another --workdir"
             )
-    for name in (ANSWERS, ERRORS):
+    for name in (ANSWERS, ERRORS, _UNFINISHED):
         (directory / name).mkdir(parents=True, exist_ok=True)
         sweep(directory / name)
     write_json(path, identity)
 
 
-def _errors_of(directory: Path, *, shards: int) -> dict[str, int]:
-    """Reason -> number of the errors in the first shards."""
+class _Shard:
+    """The rows of one shard, each on the disk as soon as it is there. Of several processes one writes."""
+
+    def __init__(self, directory: Path, number: int, *, writes: bool):
+        """Begins with the rows that an earlier run has written; removes those of other shards, which are complete."""
+        self._directory, self._number, self._writes = directory, number, writes
+        self._path = directory / _UNFINISHED / f"{number:05d}.jsonl"
+        self._lines: list[tuple[str, str]] = []  # each with the row's error, or nothing
+        self._file: BinaryIO | None = None
+        if writes:
+            for path in self._path.parent.iterdir():
+                if path == self._path:
+                    self._lines = _whole_lines(path)
+                else:
+                    path.unlink()
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def errors(self) -> list[str]:
+        """Of the rows that have one."""
+        return [error for _, error in self._lines if error]
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Adds a row."""
+        if not self._writes:
+            return
+        if self._file is None:
+            self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 - `close` closes it
+            self._file.truncate(sum(len(line.encode()) for line, _ in self._lines))
+        self._lines.append((json_text(record) + "\n", record.get("error", "")))
+        self._file.write(self._lines[-1][0].encode())
+
+    def finish(self) -> None:
+        """Writes the files of the shard, the answers last: they make it complete."""
+        if self._writes:
+            for name in (ERRORS, ANSWERS):
+                lines = (line for line, error in self._lines if bool(error) == (name == ERRORS))
+                write_text(_shard(self._directory, name, self._number), "".join(lines))
+            self._path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Leaves the rows so far on the disk."""
+        if self._file:
+            self._file.close()
+
+
+def _whole_lines(path: Path) -> list[tuple[str, str]]:
+    """The rows at the beginning of a file that a kill may have cut short."""
+    found = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(record, dict) or not line.endswith(b"\n"):
+            break
+        found.append((line.decode(), record.get("error", "")))
+    return found
+
+
+def _errors_of(directory: Path, *, shards: int, unfinished: Iterable[str]) -> dict[str, int]:
+    """Reason -> number of the errors in the first shards and in the one that follows."""
     found = _Errors({})
     for number in range(shards):
         for line in _shard(directory, ERRORS, number).read_bytes().splitlines():
             found.add(json.loads(line)["error"])
+    for error in unfinished:
+        found.add(error)
     return found.by_reason()
 
 

@@ -45,7 +45,7 @@ class GenerateSettings(SamplingSettings, name="generate"):
     template: str = setting("", TEMPLATE, path="template")
     samples: int = setting(1, "answers to each prompt", least=1, most=1024)
     logprobs: bool = setting(False, "write the log-probability of every token too")
-    shard_rows: int = setting(1000, "rows of a file of answers; so many are lost at most when a run is killed", least=1)
+    shard_rows: int = setting(1000, "rows of a file of answers", least=1)
     max_error_share: float = setting(0.1, "share of rows without answer that ends the run", least=0, most=1)
     endpoint: EndpointSettings = nested(EndpointSettings, "a server that answers instead")
 

@@ -1,11 +1,11 @@
 """The machine behind `rewrite` and `translate`: documents -> pieces -> prompts; answers -> checked pieces -> documents.
 
-Pieces that a model is asked about are numbered through all documents, so answers on disk are matched by their number
-alone, and nothing but one document is ever in memory.
+Pieces that a model is asked about are numbered by their document and their place in it, so answers on disk are matched
+by their number alone, nothing but one document is ever in memory, and a part of the documents is rewritten as it is in
+the whole: the seed of a row follows from its number.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from allam_jax.rewriting.text_facts import folded_words, stem
 
 NO_ANSWER = "no answer"
 _FIELDS = ("id", "source", "language")
+PIECES_OF_A_DOCUMENT = 10_000_000  # by which the numbers of two documents' first pieces differ
 _REFERENCE_DOCUMENTS = 10_000  # of which the ordinary words are taken
 
 
@@ -94,12 +95,17 @@ class DocumentsInPieces:
             raise UserError(f"config.{key}.input: its documents have no {' and no '.join(missing)}; write them with "
                             "the corpus task")  # fmt: skip
 
-    def documents(self) -> Iterator[Document]:
-        """The documents that the settings ask for."""
-        number = min(len(self._source), self._settings.documents or len(self._source))
-        for index in range(number):
-            fields = self._source.fields(index)
-            yield Document(text=fields["text"], id=fields["id"], source=fields["source"], language=fields["language"])
+    def share(self) -> range:
+        """The places of the documents in this part: a contiguous share of those that the settings ask for."""
+        part, parts = self._settings.part, self._settings.parts
+        return range(self._number() * part // parts, self._number() * (part + 1) // parts)
+
+    def _number(self) -> int:
+        return min(len(self._source), self._settings.documents or len(self._source))
+
+    def _document(self, index: int) -> Document:
+        fields = self._source.fields(index)
+        return Document(text=fields["text"], id=fields["id"], source=fields["source"], language=fields["language"])
 
     def prompts(self, directories: Sequence[Path]) -> Iterator[Prompt]:
         """What is asked next: the pieces without a rewrite that passes in the answers of earlier attempts."""
@@ -111,13 +117,16 @@ class DocumentsInPieces:
     def wholes(self, directories: Sequence[Path]) -> Iterator[Whole]:
         """The documents with the best attempt at each piece; answers lie in the directories, one for each attempt."""
         attempts = [_ByNumber(read_answers(directory)) for directory in directories]
-        first = 0
-        for document in self.documents():
+        for index in self.share():
+            document, first = self._document(index), index * PIECES_OF_A_DOCUMENT
             pieces = self._pieces(document)
             asked = [piece.text for piece in pieces if not piece.kept]
+            if len(asked) > PIECES_OF_A_DOCUMENT:
+                raise UserError(
+                    f"document {document.id}: more than {PIECES_OF_A_DOCUMENT:,} pieces; cut it into several"
+                )
             outcomes = [self._outcome(first + n, text, document, attempts) for n, text in enumerate(asked)]
             yield Whole(document, self._text(pieces, outcomes), self._language(document), first, asked, outcomes)
-            first += len(asked)
 
     def _outcome(self, number: int, text: str, document: Document, attempts: Sequence["_ByNumber"]) -> Outcome:
         outcome = Outcome(None, (Finding(NO_ANSWER, ""),), 0)
@@ -182,8 +191,8 @@ class DocumentsInPieces:
                 words = Path(self._settings.common_words).read_text(encoding="utf-8").split()
                 self._common = frozenset(map(stem, folded_words(" ".join(words))))
             else:
-                some = itertools.islice(self.documents(), _REFERENCE_DOCUMENTS)
-                self._common = stems_of_two(document.text for document in some)
+                some = range(min(self._number(), _REFERENCE_DOCUMENTS))  # of the whole input, in every part
+                self._common = stems_of_two(self._document(index).text for index in some)
         return self._common
 
 

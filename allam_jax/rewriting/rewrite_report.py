@@ -11,7 +11,6 @@ from typing import Any
 from allam_jax.corpus.document import Document
 from allam_jax.files import atomic_path, json_text
 from allam_jax.report.markdown import plain, quote, section, table, write_report
-from allam_jax.rewriting.checks import Finding
 from allam_jax.rewriting.documents_in_pieces import Whole
 
 PROVENANCE, PIECES = "provenance.jsonl.gz", "aligned.jsonl.gz"
@@ -26,25 +25,37 @@ class RewriteReport:
         """`made_by`: hashes of the model and of the instruction, for every document."""
         self._made_by = dict(made_by)
         self._checks: Counter[str] = Counter()
-        self._examples: dict[str, list[tuple[str, str, Finding]]] = {}
+        self._examples: dict[str, list[tuple[str, str, str]]] = {}  # check -> original, rewrite, evidence
         self.counts: Counter[str] = Counter(
             dict.fromkeys(("documents", "untouched", "dropped", "pieces", "rewritten", "failed", "tried_again"), 0)
         )
 
     def documents(self, wholes: Iterable[Whole], directory: Path) -> Iterator[Document]:
         """The new documents; beside them, in `directory`, a row of provenance and a row of pieces for each."""
-        with _lines(directory / PROVENANCE) as provenance, _lines(directory / PIECES) as pieces:
+        with compressed_lines(directory / PROVENANCE) as provenance, compressed_lines(directory / PIECES) as pieces:
             for whole in wholes:
                 self._count(whole)
-                provenance.write(_line(self._provenance(whole)))
+                provenance.write(json_line(self._provenance(whole)))
                 if whole.asked:
-                    pieces.write(_line(self._pieces(whole)))
+                    pieces.write(json_line(self._pieces(whole)))
                 if whole.text is not None:
                     yield dataclasses.replace(whole.document, text=whole.text, language=whole.language)
 
     def summary(self) -> dict[str, Any]:
         """The counts, and how many pieces each check found something in."""
         return {**self.counts, "found": dict(self._checks.most_common())}
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that `add` needs, as JSON values."""
+        return {"counts": dict(self.counts), "checks": dict(self._checks), "examples": self._examples}
+
+    def add(self, other: Mapping[str, Any]) -> None:
+        """Adds what `to_dict` of another report gave, whose documents come behind those of this one."""
+        self.counts.update(other["counts"])
+        self._checks.update(other["checks"])
+        for name, examples in other["examples"].items():
+            mine = self._examples.setdefault(name, [])
+            mine.extend(tuple(one) for one in examples[: _EXAMPLES - len(mine)])
 
     def write_examples(self, path: Path) -> None:
         """A page with failed pieces of each check: what was found, the original, the rewrite."""
@@ -53,8 +64,8 @@ class RewriteReport:
         for name, examples in sorted(self._examples.items()):
             shown = [
                 part
-                for original, text, finding in examples
-                for part in (f"Found: {plain(finding.evidence)}", *map(quote, (original[:_SHOWN], text[:_SHOWN])))
+                for original, text, evidence in examples
+                for part in (f"Found: {plain(evidence)}", *map(quote, (original[:_SHOWN], text[:_SHOWN])))
             ]
             parts.append(section(name, *shown))
         write_report(path, title="Pieces that failed", sections=parts)
@@ -71,7 +82,7 @@ class RewriteReport:
                 self._checks[finding.check] += 1
                 examples = self._examples.setdefault(finding.check, [])
                 if len(examples) < _EXAMPLES:
-                    examples.append((original, outcome.text or "", finding))
+                    examples.append((original, outcome.text or "", finding.evidence))
 
     def _provenance(self, whole: Whole) -> dict[str, Any]:
         failed = [
@@ -102,12 +113,13 @@ class RewriteReport:
         }
 
 
-def _line(value: Mapping[str, Any]) -> bytes:
+def json_line(value: Mapping[str, Any]) -> bytes:
+    """A value as a line of JSON."""
     return f"{json_text(value)}\n".encode()
 
 
 @contextlib.contextmanager
-def _lines(path: Path) -> Iterator[gzip.GzipFile]:
+def compressed_lines(path: Path) -> Iterator[gzip.GzipFile]:
     """A compressed file that appears when it is whole. It stores no name and no time: equal rows give equal bytes."""
     with (
         atomic_path(path) as temporary,

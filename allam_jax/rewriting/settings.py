@@ -66,6 +66,10 @@ class RewriteSettings(SamplingSettings, name="rewrite"):
     split: str = setting("train", "split of the dataset")
     name: str = setting("", "name of the new dataset; empty: that of the input")
     documents: int = setting(0, "documents at most, from the first on; 0: all", least=0)
+    parts: int = setting(
+        1, "machines that share the documents, each in a workdir of its own; task join_rewrites joins them", least=1
+    )
+    part: int = setting(0, "which share this one takes, from 0", least=0)
     instruction: str = setting(
         "", "TOML file with the instruction in each language, such as configs/instructions/rewrite.toml", path="files"
     )
@@ -92,12 +96,16 @@ class RewriteSettings(SamplingSettings, name="rewrite"):
     block_lists: Mapping[str, str] = entries("LANGUAGE -> file of words that worker=rules removes", path="files")
     max_new_tokens: int = setting(1024, "tokens of a rewritten piece", least=1)
     template: str = setting("", TEMPLATE, path="template")
-    shard_rows: int = setting(1000, "pieces of a file of answers; so many are lost at most in a kill", least=1)
+    shard_rows: int = setting(1000, "pieces of a file of answers", least=1)
     max_error_share: float = setting(0.1, "share of pieces without answer that ends the run", least=0, most=1)
     endpoint: EndpointSettings = nested(EndpointSettings, "a server that answers instead of init.weights")
 
     def check(self) -> None:
-        """UserError for attempts that would all give the same text."""
+        """UserError for attempts that would all give the same text, and for a part that there is not."""
+        if self.part >= self.parts:
+            raise UserError(
+                f"config.{self.section_name}.part = {self.part}: parts count from 0, and there are {self.parts} (parts)"
+            )
         if self.attempts > 1 and self.temperature == 0:
             raise UserError(
                 f"config.{self.section_name}.attempts = {self.attempts}: at temperature 0 all attempts give the same "
@@ -121,6 +129,12 @@ class TranslateSettings(RewriteSettings, name="translate", version=2):
         "a piece without a translation that passes: keep the original's text, drop the piece, or drop_document",
         choices=("keep", "drop", "drop_document"),
     )
+
+
+class JoinSettings(Section, name="join_rewrites"):
+    """The parts of one rewrite."""
+
+    input: str = setting("", "directory whose folders are the workdirs of all parts", path="stage")
 
 
 class DamageSettings(Section, name="damage"):

@@ -31,6 +31,7 @@ from allam_jax.evaluation.settings import (
     JudgeSettings,
     LikelihoodSettings,
     ProbeSettings,
+    ProgramsSettings,
     SuiteCurvesSettings,
     SuiteEvalSettings,
     SuiteReportSettings,
@@ -43,6 +44,7 @@ from allam_jax.planning.settings import PlanSettings, RewritePlanSettings
 from allam_jax.rewriting.settings import (
     CompareCorporaSettings,
     DamageSettings,
+    JoinSettings,
     RewriteSettings,
     SeedPairsSettings,
     SeedPoolSettings,
@@ -131,6 +133,7 @@ TASKS: dict[str, Task] = {
     "translate": Task(
         (SeedSettings, *_MODEL, TranslateSettings, EngineSettings), on_devices=True, module="allam_jax.tasks.rewrite"
     ),
+    "join_rewrites": Task((JoinSettings,)),
     "tokenize": Task((TokenizerSettings, DataSettings), looks_at="train"),
     "mixture": Task((TokenizerSettings, DataSettings, TrainSettings, MixtureSettings), looks_at="train"),
     "plan": Task((*_STEP, InitSettings, PlanSettings), looks_at="train"),
@@ -138,6 +141,7 @@ TASKS: dict[str, Task] = {
     "expand": Task((SeedSettings, *_MODEL, ExpandSettings, EvalSettings), on_devices=True),
     "evaluate": Task((*_MODEL, EvalSettings), on_devices=True),
     "harness": Task((SeedSettings, *_MODEL, HarnessSettings, LikelihoodSettings, EngineSettings), on_devices=True),
+    "programs": Task((SeedSettings, *_MODEL, ProgramsSettings, EngineSettings), on_devices=True),
     "probe": Task((SeedSettings, *_MODEL, ProbeSettings, LikelihoodSettings), on_devices=True),
     "suite_curves": Task((SuiteCurvesSettings,)),
     "suite_report": Task((SeedSettings, SuiteReportSettings)),

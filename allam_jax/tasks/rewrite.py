@@ -6,10 +6,12 @@
     WORKDIR/aligned.jsonl.gz         pieces of the original beside their rewrites; sentences, where pieces are sentences
     WORKDIR/failed.md               ten failed pieces of each check, to read
 
-A run that was killed goes on behind its last shard of answers, and ends with the same bytes.
+A run that was killed goes on behind its last answer, and ends with the same bytes. Of several machines each takes a
+part (`rewriting/rewrite_parts.py`), and task `join_rewrites` makes of all what one would have written.
 """
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,11 @@ from allam_jax.generation.requests import sampling_of
 from allam_jax.generation.rows import Prompt
 from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
 from allam_jax.rewriting.document_pieces import Count, count_by_bytes
-from allam_jax.rewriting.documents_in_pieces import DocumentsInPieces
+from allam_jax.rewriting.documents_in_pieces import PIECES_OF_A_DOCUMENT, DocumentsInPieces
 from allam_jax.rewriting.glossary import read_glossary
 from allam_jax.rewriting.instructions import Instruction, read_instruction
 from allam_jax.rewriting.parallel_text import ParallelText
+from allam_jax.rewriting.rewrite_parts import write_part
 from allam_jax.rewriting.rewrite_report import RewriteReport
 from allam_jax.rewriting.rules_worker import RulesBackend
 from allam_jax.rewriting.settings import RewriteSettings, TranslateSettings
@@ -56,9 +59,17 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     documents = DocumentsInPieces(
         source, settings=options, instruction=instruction, count=count, key=key, glossary=glossary
     )
-    parallel = _parallel_text(options, documents)
+    if options.parts > 1 and not documents.share():
+        raise UserError(f"config.{key}.parts = {options.parts}: more than there are documents; lower it")
+    parallel = _parallel_text(options, (source.fields(index)["id"] for index in documents.share()))
     cut = {field: as_dict(getattr(options, field)) for field in _CUT}
-    asked = {"input": source.fingerprint, "cut": cut, "instruction": instruction and instruction.fingerprint}
+    asked: dict[str, Any] = {
+        "input": source.fingerprint,
+        "cut": cut,
+        "instruction": instruction and instruction.fingerprint,
+        "piece_numbers": PIECES_OF_A_DOCUMENT,
+        "part": [options.part, options.parts],
+    }
     if glossary:
         asked["glossary"] = glossary.fingerprint
 
@@ -66,13 +77,13 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     directories: list[Path] = []
     made_by: dict[str, Any] = {}
     for attempt in range(options.attempts):
+        backend = answerer.backend(sampling_of(options, seed=(config.seed + attempt) % 2**32))
+        made_by = made_by or backend.describe()
         total = broadcast(sum(1 for _ in documents.prompts(directories)) if is_main_process() else 0)
         if not total:
             break
         if not attempt:
             _check_room(answerer, documents, options=options, key=key)
-        backend = answerer.backend(sampling_of(options, seed=(config.seed + attempt) % 2**32))
-        made_by = made_by or backend.describe()
         over_rows(
             documents.prompts(directories),
             total=total,
@@ -102,23 +113,35 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
             **({"glossary": glossary.fingerprint} if glossary else {}),
         }
         wholes = documents.wholes(directories)
-        write_dataset(
-            report.documents(parallel.watched(wholes) if parallel else wholes, workdir),
-            directory=child(workdir, name, what=f"config.{key}.name"),
-            name=name,
-            validation_share=0.0,
-            metadata=metadata,
-        )
+        if options.parts > 1:
+            write_part(
+                wholes,
+                workdir,
+                report=report,
+                part=options.part,
+                parts=options.parts,
+                dataset={"name": name, "metadata": metadata},
+                made_by=by,
+            )
+        else:
+            write_dataset(
+                report.documents(parallel.watched(wholes) if parallel else wholes, workdir),
+                directory=child(workdir, name, what=f"config.{key}.name"),
+                name=name,
+                validation_share=0.0,
+                metadata=metadata,
+            )
         result = report.summary() | ({"reference": parallel.scores()} if parallel else {})
         report.write_examples(workdir / "failed.md")
         write_json(workdir / "report.json", result)
     return broadcast(result)
 
 
-def _parallel_text(options: RewriteSettings, documents: DocumentsInPieces) -> ParallelText | None:
+def _parallel_text(options: RewriteSettings, ids: Iterable[str]) -> ParallelText | None:
     if not isinstance(options, TranslateSettings) or not options.reference:
         return None
-    ids = (document.id for document in documents.documents())
+    if options.parts > 1:
+        raise UserError("config.translate.reference: chrF is that of a whole; give it where parts = 1")
     return ParallelText(options.reference, split=options.reference_split, ids=ids)
 
 

@@ -1,6 +1,7 @@
 """Tasks `rewrite` and `translate`: documents in, documents out, whatever the model answers and however often it is
 killed."""
 
+import contextlib
 import gzip
 import http.server
 import json
@@ -8,22 +9,26 @@ import os
 import random
 import re
 import threading
-import time
 
 import pytest
 import sacrebleu
+from launcher import error_of
 from processes import ROOT, wait, wait_until
 from scripted_server import ScriptedServer
 from small_server import save_model
 
 from allam_jax.corpus.document import Document
+from allam_jax.corpus.executors import run_stages
+from allam_jax.corpus.settings import ExecutorSettings
 from allam_jax.corpus.shards import read_manifest, write_dataset
 from allam_jax.data.documents import DocumentSource
 from allam_jax.errors import UserError
 from allam_jax.generation.over_rows import Choice, RowAnswer
+from allam_jax.launch.rewrite_step import RewriteStep
 from allam_jax.tasks import rewrite, runner
 from allam_jax.tasks.answering import Answerer
 from configs import base
+from configs import rewrite as rewrite_config
 
 pytestmark = pytest.mark.usefixtures("one_device")
 INSTRUCTIONS = "configs/instructions"
@@ -44,7 +49,7 @@ class Scripted:
     """Answers with what `change(text, attempt)` makes of the last paragraphs of a prompt."""
 
     def __init__(self, change):
-        self.change, self.asked = change, []
+        self.change, self.asked, self.rows = change, [], []
 
     def backend(self, sampling):
         scripted = self
@@ -58,6 +63,7 @@ class Scripted:
                     asked = prompt.asked if isinstance(prompt.asked, str) else prompt.asked[-1]["content"]
                     text = asked.removeprefix("Rewrite:\n").rpartition("do not follow it.\n\n")[2]
                     scripted.asked.append(text)
+                    scripted.rows.append(prompt.row)
                     answer = scripted.change(text, sampling.seed)
                     yield RowAnswer(error="odd") if answer is None else RowAnswer((Choice(answer, "stop", 1),))
 
@@ -235,6 +241,102 @@ def test_a_glossary_is_told_and_translations_are_compared_with_a_reference(run, 
         run([], change, workdir="bad", **{**given, "reference": str(tmp_path / "others")})
 
 
+def files_of(root):
+    """Names and bytes of what a rewrite writes beside its answers."""
+    files = [file for file in sorted(root.rglob("*")) if file.is_file()]
+    found = {str(file.relative_to(root)): re.sub(rb"Written .* UTC", b"Written", file.read_bytes()) for file in files}
+    return {name: content for name, content in found.items() if re.match(r"web/|.*gz$|failed|report", name)}
+
+
+def test_parts_of_several_machines_are_joined_to_what_one_writes(run, tmp_path):
+    """Byte for byte, with pieces that fail and are asked again, documents that go, and checks that find as often."""
+
+    def change(text, seed):
+        if "8 boats" in text:
+            return None
+        if seed == 0 and "9 boats" in text:
+            return f"Rewritten text: {text}"
+        return text.replace("9 boats", "3 boats") if "10 boats" in text else better(text, seed)
+
+    texts = [paragraphs(n % 5) or "***" for n in range(7)] + ["Numbers of 77 men.", "﴿verse﴾"] + [paragraphs(3)] * 4
+    given = {"attempts": 2, "temperature": 0.5, "failed": "drop_document"}
+    result, found = run(texts, change, workdir="whole", **given)
+    assert 0 < len(found) < len(texts)
+    one = Scripted(change)
+    run(texts, change, workdir="again", scripted=one, **given)
+    asked, parts = [], 4
+    for part in (2, 0, 3, 1):
+        machine = Scripted(change)
+        with pytest.raises(UserError, match="no dataset"):  # a part is none
+            run(texts, change, workdir=f"parts/{part}", scripted=machine, part=part, parts=parts, **given)
+        asked += zip(machine.rows, machine.asked, strict=True)
+        if part == 0:
+            join = rewrite_config.get_config("join")
+            join.join_rewrites.input = str(tmp_path / "parts")
+            (tmp_path / "parts" / "three").mkdir()
+            with pytest.raises(UserError, match=r"2 of 4 parts are missing: 1, 3 .of folders without part.json: three"):
+                runner.run(join, workdir=tmp_path / "joined")
+    assert sorted(asked) == sorted(zip(one.rows, one.asked, strict=True))  # as one machine asks, so seeds are the same
+    assert runner.run(join, workdir=tmp_path / "joined") == result
+    whole = files_of(tmp_path / "whole")
+    assert files_of(tmp_path / "joined") == whole
+    assert len(whole) >= 8
+    with pytest.raises(UserError, match="holds answers that were made with another part;"):
+        run(texts, change, workdir="parts/0", part=1, parts=parts, **given)
+    with pytest.raises(UserError, match=r"rewrite.part = 4: parts count from 0, and there are 4"):
+        run(texts, change, workdir="other", part=4, parts=4)
+    with pytest.raises(UserError, match=r"rewrite.parts = 14: more than there are documents"):
+        run(texts, change, workdir="other", parts=14)
+    described = json.loads((tmp_path / "parts" / "3" / "part.json").read_text())
+    (tmp_path / "parts" / "3" / "part.json").write_text(json.dumps(described | {"made_by": {}}))
+    with pytest.raises(UserError, match=r"parts of different rewrites .made_by differ"):
+        runner.run(join, workdir=tmp_path / "joined")
+    (tmp_path / "parts" / "3" / "part.json").write_text(json.dumps(described | {"part": 1}))
+    with pytest.raises(UserError, match=r"are both part 1"):
+        runner.run(join, workdir=tmp_path / "joined")
+    join.join_rewrites.input = str(tmp_path / "web")
+    with pytest.raises(UserError, match="no folder has a part.json"):
+        runner.run(join, workdir=tmp_path / "none")
+
+
+@pytest.mark.long
+def test_two_machines_with_our_engine_write_what_one_does(tmp_path):
+    """Sampled text, other neighbours in the slots, the same bytes."""
+    save_model(tmp_path)
+    source = dataset(tmp_path / "web", [f"the cat sat on the mat {n}.\n\nthe dog ran." for n in range(9)])
+    config = base.get_config("rewrite")
+    config.init.weights = str(tmp_path / "model")
+    config.rewrite.update(input=str(source), max_new_tokens=8, instruction=f"{INSTRUCTIONS}/short.toml")
+    config.rewrite.update(template="allam", temperature=1.0, piece_tokens=16)
+    config.rewrite.checks.names = ()
+    runner.run(config, workdir=tmp_path / "whole")
+    whole = texts_of(tmp_path / "whole" / "web")
+    assert len(set(whole.values())) == 9
+    for part in (0, 1):
+        config.rewrite.update(part=part, parts=2)
+        runner.run(config, workdir=tmp_path / "parts" / str(part))
+    join = rewrite_config.get_config("join")
+    join.join_rewrites.input = str(tmp_path / "parts")
+    runner.run(join, workdir=tmp_path / "joined")
+    assert files_of(tmp_path / "joined") == files_of(tmp_path / "whole")
+
+
+def test_datatroves_executors_start_the_parts(tmp_path):
+    source = dataset(tmp_path / "web", [f"Buy now, huge discount! {paragraphs(1 + n % 3)}" for n in range(9)])
+    config = base.get_config("rewrite")
+    config.rewrite.update(input=str(source), worker="rules", piece_tokens=80)
+    runner.run(config, workdir=tmp_path / "whole")
+    step = RewriteStep(config, tmp_path / "parts")
+    run_stages([("rewrite", [step], 3)], logs=tmp_path / "logs", settings=ExecutorSettings(kind="local", workers=1))
+    assert config.rewrite.parts == 1
+    join = rewrite_config.get_config("join")
+    join.join_rewrites.input = str(tmp_path / "parts")
+    runner.run(join, workdir=tmp_path / "joined")
+    assert files_of(tmp_path / "joined") == files_of(tmp_path / "whole")
+    stats = [json.loads(file.read_text())[0]["stats"] for file in (tmp_path / "logs" / "rewrite" / "stats").iterdir()]
+    assert [one["documents"]["total"] for one in stats] == [3, 3, 3]
+
+
 def test_scripture_of_a_source_is_not_touched(run):
     result, found = run([paragraphs(2)], better, keep_sources=("web",))
     assert found["d0"] == paragraphs(2)
@@ -279,46 +381,64 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(content)
 
 
-@pytest.fixture
-def server():
-    with ScriptedServer(_Handler) as server:
-        server.asked = []
+@contextlib.contextmanager
+def listening(*, port=0, asked=()):
+    with ScriptedServer(_Handler, port=port) as server:
+        server.asked = list(asked)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
 
 
-@pytest.mark.slow
-def test_kills_change_nothing(launcher, server, tmp_path):
-    """Ten kills at random moments; then the directory has the bytes of a run that nobody killed."""
-    source = dataset(tmp_path / "web", [paragraphs(1 + n % 5) for n in range(30)])
+@pytest.mark.parametrize(
+    ("documents", "kills"),
+    [pytest.param(30, 3, marks=pytest.mark.slow), pytest.param(2000, 20, marks=pytest.mark.long)],
+)
+def test_kills_change_nothing(launcher, tmp_path, documents, kills):
+    """SIGKILL at random requests, then no endpoint, then an end: the bytes of a run that nobody killed.
+
+    What is asked twice was under way at a kill, or its answer waited for that of an earlier piece.
+    """
+    numbers = [[10 * n + (9 if n % 5 == 0 else 1), *(10 * n + 2 for _ in range(n % 2))] for n in range(documents)]
+    texts = ["\n\n".join(" ".join(SENTENCES).format(number) for number in some) for some in numbers]
+    source, concurrency = dataset(tmp_path / "web", texts), 2
     given = {
         "config": ROOT / "configs" / "rewrite.py",
         "rewrite.input": source,
         "rewrite.instruction": ROOT / INSTRUCTIONS / "short.toml",
-        **{"rewrite.piece_tokens": 40, "rewrite.shard_rows": 4, "rewrite.attempts": 2, "rewrite.temperature": 0.5},
-        **{"rewrite.endpoint.url": server.url, "rewrite.endpoint.key_variable": ""},
-        **{"rewrite.endpoint.attempts": 1, "rewrite.endpoint.concurrency": 2},
+        **{"rewrite.piece_tokens": 40, "rewrite.shard_rows": 100, "rewrite.attempts": 2, "rewrite.temperature": 0.5},
+        **{"rewrite.endpoint.key_variable": "", "rewrite.endpoint.attempts": 1},
+        "rewrite.endpoint.concurrency": concurrency,
     }
-    assert launcher.train(tmp_path / "whole", **given)["tried_again"] == 18
-    assert len(server.asked) == 90 + 18  # every piece once, and once more what failed
-    whole, server.asked = len(server.asked), []
-    rng, answers = random.Random(5), tmp_path / "killed" / "attempts" / "0" / "answers"
-    for kill in range(1, 11):
-        process = launcher.start(tmp_path / "killed", **given)
-        wait_until(lambda least=2 * kill: len(list(answers.glob("?????.jsonl"))) >= least, process=process)
-        time.sleep(rng.uniform(0.0, 0.02))
-        process.kill()
-        wait(process)
-    launcher.train(tmp_path / "killed", **given)
-    assert len(server.asked) < 2 * whole + 30
+    pieces, again = sum(map(len, numbers)), -(-documents // 5)
+    rng = random.Random(5)
+    with listening() as server:
+        given["rewrite.endpoint.url"], port = server.url, server.server_port
+        assert launcher.train(tmp_path / "whole", **given)["tried_again"] == again
+        once = sorted(server.asked)
+        assert len(set(once)) == len(once) == pieces + again  # every piece once, and once more what failed
+        server.asked = []
+        for _ in range(kills):
+            until = len(server.asked) + rng.randint(1, len(once) // (kills + 3))
+            process = launcher.start(tmp_path / "killed", **given)
+            wait_until(lambda until=until: len(server.asked) >= until, process=process)
+            process.kill()
+            wait(process)
+        asked = server.asked
+    said = error_of(launcher.run(tmp_path / "killed", **given))  # nothing listens now
+    found = re.search(r"does not answer .*run the same command again to go on \((.+) of (.+) rows are done, 0 of", said)
+    done, total = (int(number.replace(",", "")) for number in found.groups())
+    assert len(asked) - kills * 4 * concurrency <= done < total == pieces
+    with listening(port=port, asked=asked) as server:
+        launcher.train(tmp_path / "killed", **given)
+        assert sorted(set(server.asked)) == once
+        assert len(server.asked) - len(once) <= kills * 4 * concurrency
     assert results(tmp_path / "whole") == results(tmp_path / "killed")
 
 
 def results(root):
-    files = [file for file in sorted(root.rglob("*")) if file.is_file()]
-    found = {str(file.relative_to(root)): re.sub(rb"Written .* UTC", b"Written", file.read_bytes()) for file in files}
-    return {name: content for name, content in found.items() if re.match(r"web/|attempts/|.*gz$|failed|report", name)}
+    answers = (file for file in (root / "attempts").rglob("*") if file.is_file())
+    return files_of(root) | {str(file.relative_to(root)): file.read_bytes() for file in answers}
 
 
 def test_a_small_model_and_bad_input(tmp_path):
