@@ -11,7 +11,7 @@ import re
 import shutil
 import types
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,6 +139,11 @@ def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Writes JSON Lines atomically, each row as `json_text` has it."""
+    write_text(path, "".join(f"{json_text(row)}\n" for row in rows))
 
 
 def write_array(path: Path, array: "np.ndarray") -> None:

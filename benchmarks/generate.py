@@ -14,7 +14,6 @@ slows all of them. The output is a table and, on the last line, a JSON object.
 """
 
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -27,7 +26,7 @@ from absl import app, flags, logging
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
-from machine import copy_bandwidth, sgemm_peaks  # noqa: E402
+from machine import copy_bandwidth, pin, sgemm_peaks  # noqa: E402
 from random_weights import write_weights  # noqa: E402
 
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed runs of each contestant.", lower_bound=1)
@@ -162,12 +161,7 @@ def main(argv: list[str]) -> None:
     """Runs the comparison."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    cores = sorted(os.sched_getaffinity(0))[: CORES.value]
-    os.sched_setaffinity(0, cores)  # before any library starts its threads
-
-    import torch
-
-    torch.set_num_threads(len(cores))
+    cores = pin(CORES.value)
     batches = [int(batch) for batch in BATCHES.value]
     prompts = np.random.default_rng(0).integers(3, V, (max(batches), LONG_PROMPT))
     with tempfile.TemporaryDirectory() as directory:
@@ -188,7 +182,7 @@ def main(argv: list[str]) -> None:
         bandwidth, peak = copy_bandwidth(), max(sgemm_peaks().values())
 
     parameters = 30 * (576 * 64 * (9 + 3 + 3 + 9) + 3 * 576 * 1536) + V * 576
-    print(f"{len(cores)} cores; a copy moves {bandwidth:.1f} GB/s (read + write), sgemm {peak:.0f} GFLOP/s")
+    print(f"{cores} cores; a copy moves {bandwidth:.1f} GB/s (read + write), sgemm {peak:.0f} GFLOP/s")
     print(f"{'':34}{'s':>9}{'fastest':>9}{'tokens/s':>10}{'floor ms':>10}{'of floor':>10}{'ours/it':>9}")
     table = {}
     for case, result in results.items():
@@ -205,7 +199,7 @@ def main(argv: list[str]) -> None:
                 f"{1e3 * floor / steps:10.1f}{floor / row['seconds']:10.1%}{row['speed_ratio_of_ours']:9.2f}"
             )
         table["prefill" if case == 0 else f"batch {case}"] = result
-    print(json.dumps({"copy_gb_per_second": bandwidth, "sgemm_gflops": peak, "cores": len(cores), "results": table}))
+    print(json.dumps({"copy_gb_per_second": bandwidth, "sgemm_gflops": peak, "cores": cores, "results": table}))
 
 
 if __name__ == "__main__":

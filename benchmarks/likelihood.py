@@ -18,7 +18,9 @@ from typing import Any
 
 from absl import app, flags, logging
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
+
+from machine import pin  # noqa: E402
 
 MODEL = flags.DEFINE_string("model", None, "Hugging Face directory with weights and tokenizer.", required=True)
 ACVA = flags.DEFINE_string("acva", "", "JSON Lines of ACVA; empty: leave it out.")
@@ -96,10 +98,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError("no arguments besides flags")
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", JAX_PLATFORMS="cpu")
-    os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: CORES.value]))
-    import torch
-
-    torch.set_num_threads(CORES.value)
+    pin(CORES.value)
     logging.set_verbosity(logging.WARNING)
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:

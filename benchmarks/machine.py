@@ -1,9 +1,23 @@
-"""What the machine of a benchmark can do at best: products of matrices, and copies."""
+"""The cores of a benchmark, and what its machine can do at best: products of matrices, and copies."""
 
+import os
 import time
 from collections.abc import Callable
 
 import numpy as np
+
+
+def pin(count: int) -> int:
+    """Restricts this process and torch's threads to the first `count` cores that it may use; returns their number.
+
+    To be called before any library has started its threads.
+    """
+    cores = sorted(os.sched_getaffinity(0))[:count]
+    os.sched_setaffinity(0, cores)
+    import torch  # only now
+
+    torch.set_num_threads(len(cores))
+    return len(cores)
 
 
 def sgemm_peaks(size: int = 2048, repeats: int = 5) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Compares our SFT and DPO steps with TRL's on CPU: alternately in one process, with the same weights and samples.
 
-    python benchmarks/posttrain.py [--rounds 3] [--cores 2] [--items 16] [--layers 30]
+    python benchmarks/posttrain.py [--rounds 3] [--cores 2] [--items 16] [--layers 30] [--only dpo]
 
 The network has the shape of SmolLM2-135M, with random weights, in float32. A step is forward, backward, clipping of the
 gradient at norm 1 and AdamW, on the same conversations or pairs for both. Their lengths are those of real texts
@@ -12,30 +12,31 @@ log-probabilities from a cache. The losses of the first steps must agree.
 The output is a table, and a JSON object on the last line. It needs torch, transformers and trl.
 """
 
-import collections
 import json
-import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 from absl import app, flags
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
+from machine import pin  # noqa: E402
 from random_weights import write_weights  # noqa: E402
+from trl_stand_in import DpoStandIn, padded  # noqa: E402
 
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Timed steps of each contestant.", lower_bound=1)
 CORES = flags.DEFINE_integer("cores", 2, "CPU cores to use.", lower_bound=1)
 ITEMS = flags.DEFINE_integer("items", 16, "Conversations, or half as many pairs, of a step.", lower_bound=2)
 LAYERS = flags.DEFINE_integer("layers", 30, "Layers of the network; SmolLM2-135M has 30.", lower_bound=1)
 
-SEQ_LEN, LEARNING_RATE, IGNORED = 512, 1e-6, -100
+ONLY = flags.DEFINE_enum("only", "", ["", "sft", "dpo"], "One of the two steps; empty: both.")
+
+SEQ_LEN, LEARNING_RATE = 512, 1e-6
 SHAPE = {
     "hidden_size": 576,
     "num_attention_heads": 9,
@@ -141,65 +142,28 @@ def trl_step(weights: Path, samples, *, together: int) -> tuple[Step, dict]:
     """TRL's step on the same samples, padded to the longest; of pairs all chosen sides come first."""
     import torch
     from transformers import LlamaForCausalLM
-    from trl import DPOTrainer
+
+    from allam_jax.alignment.settings import DpoSettings
 
     model = LlamaForCausalLM.from_pretrained(weights, attn_implementation="sdpa", dtype=torch.float32).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    order = np.arange(len(samples)).reshape(-1, together).T.ravel()
-    length = int(samples.lengths.max())
-    ids = torch.zeros((len(order), length), dtype=torch.long)
-    labels = torch.full_like(ids, IGNORED)
-    for row, number in enumerate(order.tolist()):
-        sample = samples[number]
-        ids[row, : len(sample)] = torch.tensor(sample.ids)
-        labels[row, : len(sample)] = torch.tensor(np.where(sample.turns > 0, sample.ids, IGNORED))
-    there = (torch.arange(length) < torch.tensor(samples.lengths[order])[:, None]).long()
-    learned = labels[:, 1:] != IGNORED
-
-    def log_probabilities() -> "torch.Tensor":
-        logits = model(input_ids=ids, attention_mask=there, use_cache=False).logits[:, :-1]
-        targets = torch.where(learned, labels[:, 1:], 0)
-        return -torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none") * learned
-
-    inputs = {"input_ids": ids, "attention_mask": there, "completion_mask": (labels != IGNORED).long()}
+    order = np.arange(len(samples)).reshape(-1, together).T.ravel().tolist()
+    ids, labels, there = padded(samples, order)
     if together == 2:
-        with torch.no_grad():
-            inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = log_probabilities().sum(1).chunk(2)
-
-    def patched(**_) -> SimpleNamespace:
-        logp = log_probabilities()
-        zeros = torch.zeros_like(logp)
-        return SimpleNamespace(log_probs=logp, entropy=zeros, mean_logits=zeros, is_top1=learned)
-
-    trainer = SimpleNamespace(
-        model=SimpleNamespace(training=True),
-        accelerator=SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x),
-        beta=0.1,
-        label_smoothing=0.0,
-        loss_types=["sigmoid"],
-        loss_weights=[1.0],
-        f_divergence_type="reverse_kl",
-        precompute_ref_logps=True,
-        aux_loss_enabled=False,
-        use_weighting=False,
-        ld_alpha=None,
-        _metrics={"train": collections.defaultdict(list)},
-        _total_train_tokens=0,
-        _tp_size=1,
-    )
+        pairs = DpoStandIn(DpoSettings(), reference=model, ids=ids, labels=labels, there=there)
 
     def run() -> float:
         optimizer.zero_grad(set_to_none=True)
         if together == 1:
             loss = model(input_ids=ids, attention_mask=there, labels=labels, use_cache=False).loss
         else:
-            loss = DPOTrainer._compute_loss(trainer, patched, inputs, return_outputs=False)
+            loss = pairs.loss(model)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         return loss.item()
 
-    return run, {"rows": len(order), "full": int(samples.lengths.sum()) / (len(order) * length)}
+    return run, {"rows": len(order), "full": int(samples.lengths.sum()) / ids.numel()}
 
 
 def measured(ours: Step, theirs: Step, *, rounds: int) -> dict[str, list[float]]:
@@ -221,17 +185,14 @@ def main(argv: list[str]) -> None:
     """Runs the comparison."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    cores = sorted(os.sched_getaffinity(0))[: CORES.value]
-    os.sched_setaffinity(0, cores)  # before any library starts its threads
-
-    import torch
-
-    torch.set_num_threads(len(cores))
+    pin(CORES.value)
     found = {}
     with tempfile.TemporaryDirectory() as directory:
         weights = Path(directory) / "weights"
         write_weights(weights, num_hidden_layers=LAYERS.value, **SHAPE)
         for name, together in (("SFT", 1), ("DPO", 2)):
+            if ONLY.value and name != ONLY.value.upper():
+                continue
             samples = drawn_samples(Path(directory), together=together, count=ITEMS.value)
             ours, packing = our_step(weights, samples, together=together)
             theirs, padding = trl_step(weights, samples, together=together)

@@ -30,7 +30,7 @@ from absl import app, flags, logging
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
-from machine import sgemm_peaks  # noqa: E402
+from machine import pin, sgemm_peaks  # noqa: E402
 from random_weights import write_weights  # noqa: E402
 
 SHAPE = flags.DEFINE_enum("shape", "small", ["small", "smollm2"], "Of the network and the batch.")
@@ -184,12 +184,7 @@ def main(argv: list[str]) -> None:
     tunable = "glibc.malloc.hugetlb=1"
     if HUGE_PAGES.value and tunable not in os.environ.get("GLIBC_TUNABLES", ""):  # read at the start of a process
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "GLIBC_TUNABLES": tunable})
-    cores = sorted(os.sched_getaffinity(0))[: CORES.value]
-    os.sched_setaffinity(0, cores)  # before any library starts its threads
-
-    import torch
-
-    torch.set_num_threads(len(cores))
+    cores = pin(CORES.value)
     shape = SHAPES[SHAPE.value]
     B, T = shape.batch_size, shape.max_position_embeddings
     ids_BT = np.random.default_rng(0).integers(0, shape.vocab_size, (B, T + 1)).astype(np.int32)
@@ -219,7 +214,7 @@ def main(argv: list[str]) -> None:
         field: min(result[field] for name, result in results.items() if name != OURS) / results[OURS][field]
         for field in ("seconds", "fastest_seconds", "cpu_seconds")
     }
-    print(f"{len(cores)} cores; sgemm GFLOP/s: " + ", ".join(f"{name} {value:.0f}" for name, value in peaks.items()))
+    print(f"{cores} cores; sgemm GFLOP/s: " + ", ".join(f"{name} {value:.0f}" for name, value in peaks.items()))
     print(f"model FLOPs of a step: {flops / 1e9:.1f} G; losses of all steps agree")
     print(f"{'':22}{'s/step':>8}{'fastest':>8}{'CPU s':>8}{'tokens/s':>10}{'of peak':>9}{'ours/it':>9}")
     for name, result in results.items():
@@ -244,7 +239,7 @@ def main(argv: list[str]) -> None:
                 "shape": SHAPE.value,
                 "dtype": DTYPE.value,
                 "rounds": ROUNDS.value,
-                "cores": len(cores),
+                "cores": cores,
                 "huge_pages": tunable in os.environ.get("GLIBC_TUNABLES", ""),
                 "sgemm_gflops": peaks,
                 "model_gflops_per_step": flops / 1e9,

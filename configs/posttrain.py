@@ -44,6 +44,7 @@ class Inputs(Section):
     constant_lr: float = setting(1e-4, "learning rate of mid-training before its decay", least=0, most=1)
     sft_lr: float = setting(5e-5, "highest learning rate of SFT", least=0, most=1)
     epochs: float = setting(2.0, "of SFT", above=0, most=1e6)
+    replay: float = setting(0.0, "share of texts in the tokens of SFT, so that less is forgotten", least=0, below=1)
     dpo_lr: float = setting(2e-6, "highest learning rate of DPO", least=0, most=1)
     beta: float = setting(0.1, "of DPO", above=0, most=1e3)
     preferences: int = setting(400, "prompts for pairs at most, each of which gives two at most", least=1)
@@ -190,6 +191,8 @@ def _alignment(given: Inputs) -> dict[str, ConfigDict]:
     sft.conversations.update(epochs=given.epochs, held_out_share=0.02, template=given.template)
     sft.sft.learned = "all"  # the gradient of turn augmentation, for half of the tokens
     sft.schedule.update(name="cosine", peak_lr=given.sft_lr, warmup_steps=10, final_fraction=0.1)
+    if given.replay:
+        sft.replay.update(share=given.replay, sources=replayed())
 
     pairs = base.get_config("preferences")
     pairs.init.weights = "@sft"
@@ -215,6 +218,12 @@ def _alignment(given: Inputs) -> dict[str, ConfigDict]:
     dpo.schedule.update(name="cosine", peak_lr=given.dpo_lr, final_fraction=5 / 9)
     dpo.dpo.beta = given.beta
     return {"sft": sft, "preferences": pairs, "pair_quality": pair_quality, "dpo": dpo}
+
+
+def replayed() -> ConfigDict:
+    """The texts of mid-training, as `replay.sources` of SFT."""
+    weights = dict(zip(LANGUAGES, (_ENGLISH, 1 - _ENGLISH), strict=True))
+    return ConfigDict({name: base.mixture(path=f"@corpus/{name}", weight=weight) for name, weight in weights.items()})
 
 
 def _training(given: Inputs, task: str, *, weights: str) -> ConfigDict:

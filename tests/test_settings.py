@@ -235,7 +235,7 @@ def test_a_finished_stage_outlives_a_new_key(monkeypatch, tmp_path):
 DEFAULTS = {
     "AdaptationSettings": "1 1b595a801266",
     "ArenaSettings": "1 ee559d07a0be",
-    "ChatQualitySettings": "1 3ae9ace2541a",
+    "ChatQualitySettings": "1 8aa91f05a0b1",
     "ChatSettings": "1 5e2101537c6a",
     "CheckpointSettings": "1 d7fb1276ba2b",
     "CompareCorporaSettings": "1 67a34e3a8295",
@@ -243,6 +243,7 @@ DEFAULTS = {
     "ContaminationSettings": "1 f8cc14b51bab",
     "ConversationSettings": "1 87e6c83a2617",
     "CorpusSettings": "1 1901ee693a14",
+    "DamageChatsSettings": "1 0e1cdd002742",
     "DamageSettings": "1 a6baf8e8e0f0",
     "DataSettings": "1 a11b21f064f6",
     "DpoSettings": "1 52c14f0676e7",
@@ -273,6 +274,7 @@ DEFAULTS = {
     "ProbeSettings": "1 3dd98712c8da",
     "ProgramsSettings": "1 54b193ae3f36",
     "QualitySettings": "1 7a26df317806",
+    "ReplaySettings": "1 237c7063450d",
     "ReportSettings": "1 b903b2793c45",
     "ReviewSettings": "1 66bf7849f031",
     "RewriteSettings": "1 2ebb7469decb",
@@ -355,11 +357,30 @@ def test_every_key_is_explained(cls):
         assert f"{prefix}{field.name}" in text
 
 
+CHECKED = """
+import pathlib, tempfile
+from allam_jax.tasks import sft_quality
+from allam_jax.tasks.registry import settings_of
+from configs import base
+config = base.get_config("sft_quality")
+with tempfile.TemporaryDirectory() as folder:
+    folder = pathlib.Path(folder)
+    (folder / "chats.jsonl").write_text('{"prompt": "What is the capital of Egypt?", "completion": "Cairo."}')
+    config.chat_quality.sources.en = base.conversations(path=str(folder / "chats.jsonl"))
+    assert sft_quality.run(settings_of(config), folder)["en"]["kept"] == 1
+"""
+
+
 @pytest.mark.parametrize(
     "code",
-    ["import configs.quickstart as c; c.get_config()", "import sys; sys.argv = ['run.py', '--help']; import run"],
+    [
+        "import configs.quickstart as c; c.get_config()",
+        "import sys; sys.argv = ['run.py', '--help']; import run",
+        CHECKED,
+    ],
+    ids=["config", "command line", "sft_quality"],
 )
-def test_a_config_and_the_command_line_import_no_jax(code):
+def test_what_needs_no_model_imports_no_jax(code):
     check = (
         f"{code}\nimport sys\nprint([name for name in ('jax', 'flax', 'tensorflow_datasets') if name in sys.modules])"
     )

@@ -12,7 +12,7 @@ from allam_jax.ablation.vary import SEED
 from allam_jax.errors import UserError
 
 HOLDS, DOES_NOT_HOLD, INCONCLUSIVE = "holds", "does not hold", "inconclusive"
-CONFIDENCE = 0.95
+CONFIDENCE, POWER = 0.95, 0.8
 
 Labels = Mapping[str, Any]
 Rival = Labels | float  # an arm, or a number
@@ -88,6 +88,7 @@ class Verdict:
         effect: the mean difference of - than, in the measure's unit.
         spread: the sample standard deviation of the difference over seeds.
         interval: the 95 % interval (low, high) of the effect.
+        smallest: the smallest effect that this many seeds with this spread would have shown; see `smallest_effect`.
         seeds: the number of seeds that both arms have.
         than: the labels of the other arm, or the number.
     """
@@ -97,6 +98,7 @@ class Verdict:
     effect: float
     spread: float
     interval: tuple[float, float]
+    smallest: float
     seeds: int
     than: Rival
 
@@ -111,7 +113,8 @@ class Verdict:
             rival = f", against {', '.join(map(str, names))}"
         return (
             f"**{self.outcome}**: {self.claim.text} (difference {self.effect:+.4g} ± {self.spread:.2g}"
-            f"{' ' + unit if unit else ''}{rival}; 95 % interval {low:+.4g} to {high:+.4g}; {self.seeds} seeds, paired)"
+            f"{' ' + unit if unit else ''}{rival}; 95 % interval {low:+.4g} to {high:+.4g}; {self.seeds} seeds, "
+            f"paired; smallest effect that {POWER:.0%} of such experiments show: {self.smallest:.2g})"
         )
 
 
@@ -141,6 +144,24 @@ def confidence_interval(values: np.ndarray) -> tuple[float, float]:
     return mean - half, mean + half
 
 
+def smallest_effect(spread: float, *, seeds: int) -> float:
+    """The true difference that lies outside of the interval, on its own side, in 80 % of experiments of this kind.
+
+    That is the power of Student's t test: t of the differences follows the noncentral t distribution, whose
+    noncentrality is difference / spread * sqrt(seeds).
+
+    Args:
+        spread: the standard deviation of the difference over seeds, taken to be the true one.
+        seeds: at least two.
+    """
+    from scipy.optimize import brentq  # slow to import
+    from scipy.stats import nct, t
+
+    border = float(t.ppf((1 + CONFIDENCE) / 2, seeds - 1))
+    shift = brentq(lambda shift: nct.sf(border, seeds - 1, shift) - POWER, 0.0, 10 * border)
+    return float(shift) * spread / math.sqrt(seeds)
+
+
 def _judge_pair(claim: Claim, rival: Rival, outcomes: Sequence[Outcome]) -> Verdict:
     ours = by_seed(selected(outcomes, claim.of), claim.measure)
     theirs = (
@@ -150,11 +171,12 @@ def _judge_pair(claim: Claim, rival: Rival, outcomes: Sequence[Outcome]) -> Verd
     differences = np.asarray([ours[seed] - theirs[seed] for seed in seeds], np.float64)
     if len(seeds) < 2:
         effect = float(differences[0]) if len(seeds) else math.nan
-        return Verdict(claim, INCONCLUSIVE, effect, math.nan, (math.nan, math.nan), len(seeds), rival)
+        return Verdict(claim, INCONCLUSIVE, effect, math.nan, (math.nan, math.nan), math.nan, len(seeds), rival)
     low, high = confidence_interval(differences)
     outcome = _outcome(claim, low, high)
     spread = float(np.std(differences, ddof=1))
-    return Verdict(claim, outcome, float(np.mean(differences)), spread, (low, high), len(seeds), rival)
+    smallest = claim.margin + smallest_effect(spread, seeds=len(seeds))
+    return Verdict(claim, outcome, float(np.mean(differences)), spread, (low, high), smallest, len(seeds), rival)
 
 
 def _outcome(claim: Claim, low: float, high: float) -> str:

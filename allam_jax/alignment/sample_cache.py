@@ -3,7 +3,7 @@
 A directory holds `samples.json` (what made it, and what was left out), `files.json`, and
 
     tokens.bin   uint16 or uint32: the ids of the samples one after another
-    turns.bin    uint8: 0 for a token that is not learned, else the number of its reply, from 1
+    turns.bin    uint8: 0 for a token that is not learned, else the number of its reply, from 1; 1 for text
     index.npy    [samples] of (end, source, held_out): the end of a sample in the two files; of pairs, chosen and
                  rejected follow one another
 """
@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,6 +42,8 @@ Parsed = TypeVar("Parsed")
 
 # Records -> what becomes of each.
 Maker = Callable[[Sequence[Record]], list[Made | BadRow]]
+# Tokens of the conversations that are learned -> name of a source -> samples of its text.
+Text = Callable[[int], Mapping[str, Iterable[Sample]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +118,7 @@ def write_samples(
     vocab_size: int,
     held_out_share: float,
     max_bad_share: float,
+    text: Text | None = None,
 ) -> None:
     """Reads conversations and writes their samples, unless a whole directory of the same identity is there.
 
@@ -127,6 +130,7 @@ def write_samples(
         vocab_size: ids are smaller.
         held_out_share: of the conversations.
         max_bad_share: of the rows of a source; more end the run.
+        text: what is learned beside the conversations; its sources come last, as `text_NAME`, and are not held out.
 
     Raises:
         UserError: nothing can be read, no sample is left, or too many rows cannot be used.
@@ -135,24 +139,36 @@ def write_samples(
     if is_whole(directory) and read_json(directory / MANIFEST, kind=dict)["identity"] == wanted:
         return
     dtype = np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
-    report, index, end = {}, list[tuple[int, int, bool]](), 0
+    report, index, end = dict[str, Any](), list[tuple[int, int, bool]](), 0
     with atomic_path(directory) as temporary:
         temporary.mkdir()
         with open(temporary / "tokens.bin", "wb") as tokens, open(temporary / "turns.bin", "wb") as turns:
+
+            def write(sample: Sample, *, source: int, held_out: bool) -> None:
+                nonlocal end
+                tokens.write(sample.ids.astype(dtype).tobytes())
+                turns.write(sample.turns.tobytes())
+                end += len(sample)
+                index.append((end, source, held_out))
+
+            learned = 0
             for number, (name, path) in enumerate(paths.items()):
                 source = _Source(name, path, max_bad_share=max_bad_share)
                 for made in source.made(make):
                     held_out = unit_hash(json.dumps(made.text, sort_keys=True)) < held_out_share
                     for sample in made.samples:
-                        tokens.write(sample.ids.astype(dtype).tobytes())
-                        turns.write(sample.turns.tobytes())
-                        end += len(sample)
-                        index.append((end, number, held_out))
+                        write(sample, source=number, held_out=held_out)
+                        learned += 0 if held_out else len(sample) - 1
                 report[name] = source.report()
+            for name, samples in text(learned).items() if text else ():
+                count = len(index)
+                for sample in samples:
+                    write(sample, source=len(report), held_out=False)
+                report[f"text_{name}"] = {"samples": len(index) - count}
         if not index:
             raise UserError(f"conversations: no sample is left; {_shown(report)}")
         write_array(temporary / "index.npy", np.array(index, _INDEX))
-        manifest = {"identity": wanted, "sources": list(paths), "dtype": dtype.str, "tokens": end, "report": report}
+        manifest = {"identity": wanted, "sources": list(report), "dtype": dtype.str, "tokens": end, "report": report}
         write_json(temporary / MANIFEST, manifest)
         write_list(temporary)
     logging.info("%s: %s", directory, _shown(report))

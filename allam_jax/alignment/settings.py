@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from allam_jax.data.settings import SourceSettings
 from allam_jax.errors import UserError
 from allam_jax.generation.settings import EndpointSettings
 from allam_jax.settings import Section, entries, nested, setting
@@ -22,6 +23,7 @@ CHAT_FAULTS = (
     "sides alike",
     "translation smell",
 )
+CHAT_DAMAGES = ("empty", "other language", "cut", "repetition", "scaffold", "flipped")
 TOO_LONG = ("whole_turns", "skip", "cut")
 
 
@@ -85,6 +87,20 @@ class SftSettings(Section, name="sft"):
     )
 
 
+class ReplaySettings(Section, name="replay"):
+    """Text that is learned beside conversations, so that the model does not forget it."""
+
+    sources: Mapping[str, SourceSettings] = entries("base.mixture(...): documents, by their weights")
+    share: float = setting(0.0, "of the tokens of an epoch; 0: none", least=0, below=1)
+
+    def check(self) -> None:
+        """UserError for a share of nothing, and for sources that state epochs."""
+        if self.share and not sum(source.weight for source in self.sources.values()):
+            raise UserError("config.replay.sources: name at least one with a weight above 0, or set replay.share = 0")
+        if any(source.epochs for source in self.sources.values()):
+            raise UserError("config.replay.sources: are drawn by their weights; set epochs = 0")
+
+
 class DpoSettings(Section, name="dpo"):
     """Preference optimisation on pairs. Betas of forms that divide by the length are larger: 2 to 10."""
 
@@ -140,7 +156,26 @@ class ChatQualitySettings(Section, name="chat_quality"):
         "faults for which a row is left out",
         choices=CHAT_FAULTS,
     )
-    samples: int = setting(5, "rows of each fault that the report shows", least=0, most=1000)
+    samples: int = setting(5, "rows of each fault, and of each cluster, that the report shows", least=0, most=1000)
+    embedded: int = setting(20_000, "rows that the model at init.weights embeds at most, drawn by the seed", least=2)
+    clusters: int = setting(20, "clusters of their meanings", least=1, most=100_000)
+    alike: float = setting(0.95, "cosine of embeddings from which rows say nearly the same", above=-1, most=1)
+
+
+class DamageChatsSettings(Section, name="damage_chats"):
+    """Conversations or pairs of which a known share is spoilt: what experiments on data begin with."""
+
+    sources: Mapping[str, ConversationSourceSettings] = entries("base.conversations(...): what is read")
+    kept: float = setting(
+        1.0, "share of the rows that is written; a smaller one is a part of a larger one", above=0, most=1
+    )
+    kinds: tuple[str, ...] = setting(
+        (),
+        "what is done to last replies, each to those of other rows: no words, words of another source, half of them, "
+        "an endless end, a prompt's remnant; or to pairs, whose sides are flipped",
+        choices=CHAT_DAMAGES,
+    )
+    share: float = setting(0.01, "of the written rows, for each kind", above=0, most=1)
 
 
 class WatchSettings(Section, name="watch"):

@@ -76,16 +76,28 @@ def compared(answers: Mapping[str, Sequence[ExactAnswer]], *, samples: int, seed
     """
     rows: list[dict[str, Any]] = []
     for first, second in itertools.combinations(answers, 2):
-        other = {answer.id: answer for answer in answers[second]}
-        pairs = [(one.is_right, other[one.id].is_right) for one in answers[first] if one.id in other]
-        if not pairs:
-            raise UserError(f"{first} and {second} have answered no prompt in common; give both the same prompts")
+        pairs = _rights(answers[first], answers[second], names=f"{first} and {second}")
         one, two = zip(*pairs, strict=True)
         difference, low, high = paired_bootstrap(one, two, samples=samples, seed=seed)
         counts = {"losses": pairs.count((True, False)), "wins": pairs.count((False, True))}
         values = {"first": first, "second": second, "prompts": len(pairs)} | counts
         rows.append(values | {"difference": difference, "low": low, "high": high, "p": mcnemar(one, two)})
     return [row | {"p": p} for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True)]
+
+
+def win_rate(first: Sequence[ExactAnswer], second: Sequence[ExactAnswer]) -> float:
+    """The share of prompts that only the second model answers rightly, and half of those that both or none does."""
+    pairs = _rights(first, second, names="the models")
+    return sum((1 + two - one) / 2 for one, two in pairs) / len(pairs)
+
+
+def _rights(first: Sequence[ExactAnswer], second: Sequence[ExactAnswer], *, names: str) -> list[tuple[bool, bool]]:
+    """Whether each model is right, for the prompts that both have answered."""
+    other = {answer.id: answer for answer in second}
+    pairs = [(one.is_right, other[one.id].is_right) for one in first if one.id in other]
+    if not pairs:
+        raise UserError(f"{names} have answered no prompt in common; give both the same prompts")
+    return pairs
 
 
 def _score(answers: Sequence[ExactAnswer]) -> dict[str, Any]:

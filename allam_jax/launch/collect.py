@@ -135,6 +135,7 @@ def _plain(verdict: Verdict, experiment: Experiment) -> dict[str, Any]:
         "effect": verdict.effect,
         "spread": verdict.spread,
         "interval": list(verdict.interval),
+        "smallest_effect": verdict.smallest,
         "seeds": verdict.seeds,
         "line": verdict.line(unit=experiment.measure(verdict.claim.measure).unit),
     }

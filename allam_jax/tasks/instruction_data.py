@@ -11,7 +11,7 @@ The workdir holds
 """
 
 import collections
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from allam_jax.alignment.quiz_conversations import (
 )
 from allam_jax.alignment.settings import InstructionDataSettings
 from allam_jax.evaluation.capitals import countries
-from allam_jax.files import json_text, unit_hash, write_json, write_text
+from allam_jax.files import unit_hash, write_json, write_json_lines
 from allam_jax.settings import Settings
 
 _PARTS = ("train", "preferences", "held_out")
@@ -46,14 +46,16 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         (workdir / name).mkdir(exist_ok=True)
         for language in LANGUAGES:
             rows = [quiz.record() for quiz in parts[name] if quiz.language == language]
-            _write_rows(workdir / name / f"{language}.jsonl", rows)
+            write_json_lines(workdir / name / f"{language}.jsonl", rows)
     chosen = [asked for quiz in parts["preferences"] for asked in quiz.asked()]
-    _write_rows(workdir / "preferences.jsonl", _first(chosen, options.preferences))
+    write_json_lines(workdir / "preferences.jsonl", _first(chosen, options.preferences))
     prompts = [_prompt(asked) for quiz in parts["held_out"] for asked in quiz.asked()]
     prompts = list(_first(prompts, options.prompts))
-    _write_rows(workdir / "prompts.jsonl", prompts)
+    write_json_lines(workdir / "prompts.jsonl", prompts)
     passages = dict.fromkeys(quiz.passage for quiz in parts["held_out"] if quiz.passage)
-    _write_rows(workdir / "evaluations.jsonl", ({"text": text} for text in (*passages, *untaught_questions(known))))
+    write_json_lines(
+        workdir / "evaluations.jsonl", ({"text": text} for text in (*passages, *untaught_questions(known)))
+    )
 
     turns = {
         name: collections.Counter(f"{turn.kind} ({quiz.language})" for quiz in own for turn in quiz.turns)
@@ -82,7 +84,3 @@ def _prompt(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 def _first(rows: Sequence[dict[str, Any]], most: int) -> Sequence[dict[str, Any]]:
     return rows[:most] if most else rows
-
-
-def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    write_text(path, "".join(json_text(row) + "\n" for row in rows))

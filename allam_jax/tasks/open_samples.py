@@ -1,15 +1,18 @@
 """Opens what `config.conversations` describes: the template, and the samples on disk, made once in the workdir."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 from jax.sharding import Mesh
 
 from allam_jax.alignment.packed_samples import PackedRows, PackedSamples
-from allam_jax.alignment.reply_masks import Masker
-from allam_jax.alignment.sample_cache import Maker, Samples, open_samples, write_samples
+from allam_jax.alignment.replayed_text import replayed
+from allam_jax.alignment.reply_masks import Masker, Sample
+from allam_jax.alignment.sample_cache import Maker, Samples, Text, open_samples, write_samples
+from allam_jax.alignment.settings import ReplaySettings
 from allam_jax.alignment.watched_answers import SUITE as WATCHED
 from allam_jax.alignment.watched_answers import prompts_of, watched_answers
 from allam_jax.checksums import hash_json
@@ -21,6 +24,7 @@ from allam_jax.model.llama import Params
 from allam_jax.model.low_rank import merged
 from allam_jax.parallel.distributed import broadcast, is_main_process, process_rows
 from allam_jax.settings import Settings, as_dict
+from allam_jax.tasks.answering import content_of
 from allam_jax.tasks.inputs_of_task import inputs_of_settings
 from allam_jax.tasks.setup import TextModel, answer_ends
 from allam_jax.tokenizer.chat_template import ChatTemplate
@@ -46,11 +50,18 @@ def open_template(config: Settings, origin: Origin | TextModel) -> ChatTemplate:
 
 
 def make_samples(
-    config: Settings, workdir: Path, origin: Origin | TextModel, *, maker: Callable[[Masker], Maker], kind: str
+    config: Settings,
+    workdir: Path,
+    origin: Origin | TextModel,
+    *,
+    maker: Callable[[Masker], Maker],
+    kind: str,
+    replay: ReplaySettings | None = None,
 ) -> Samples:
     """Writes the samples of the config's conversations into the workdir unless they are there, and opens them.
 
-    `maker` makes those of a record; `kind` tells apart what makers do with equal settings.
+    `maker` makes those of a record; `kind` tells apart what makers do with equal settings; `replay` says which text is
+    learned beside them.
     """
     options = config.conversations
     require(options.sources, key="conversations.sources", hint="name at least one source")
@@ -61,6 +72,7 @@ def make_samples(
     problem = ""
     if is_main_process():
         try:
+            text, of_text = _replayed(config, replay, origin=origin) if replay and replay.share else (None, {})
             masker = Masker(
                 template, tokenizer=origin.tokenizer, seq_len=config.data.seq_len, too_long=options.too_long
             )
@@ -79,16 +91,37 @@ def make_samples(
                         for key, value in as_dict(options).items()
                         if key in ("too_long", "held_out_share", "max_bad_share")
                     },
-                },
+                }
+                | of_text,
                 vocab_size=origin.tokenizer.vocab_size,
                 held_out_share=options.held_out_share,
                 max_bad_share=options.max_bad_share,
+                text=text,
             )
         except UserError as error:
             problem = str(error)
     if problem := broadcast(problem):  # the others wait for the files
         raise UserError(problem)
     return open_samples(directory)
+
+
+def _replayed(
+    config: Settings, replay: ReplaySettings, *, origin: Origin | TextModel
+) -> tuple[Text, dict[str, Sequence[Any]]]:
+    """What gives the text to learn, and what decides it."""
+    for name, source in replay.sources.items():
+        require(source.path, key=f"replay.sources.{name}.path", hint="give a dataset directory")
+    found = inputs_of_settings(config)
+    sources = {
+        name: [source.weight, source.split, content_of(found[f"replay.sources.{name}.path"])]
+        for name, source in replay.sources.items()
+    }
+
+    def text(beside: int) -> Mapping[str, Iterator[Sample]]:
+        seq_len, seed = config.data.seq_len, config.seed
+        return replayed(replay, beside=beside, tokenizer=origin.tokenizer, seq_len=seq_len, seed=seed)
+
+    return text, {"replay": [replay.share, sources, config.seed]}
 
 
 def languages_of(config: Settings) -> list[str]:

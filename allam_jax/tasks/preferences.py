@@ -13,7 +13,7 @@ from allam_jax.alignment.answer_grid import GridBackend, asked_of, grid_of, pair
 from allam_jax.alignment.chat_files import chat_files, chat_records
 from allam_jax.config import require
 from allam_jax.errors import UserError
-from allam_jax.files import json_text, write_json, write_text
+from allam_jax.files import write_json, write_json_lines
 from allam_jax.generation.over_rows import Backend, over_rows, read_answers
 from allam_jax.generation.requests import Sampling
 from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
@@ -59,7 +59,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         "left_out": dict(left_out.most_common()),
     }
     if is_main_process():
-        write_text(workdir / "pairs.jsonl", "".join(json_text(pair) + "\n" for pair in pairs))
+        write_json_lines(workdir / "pairs.jsonl", pairs)
         write_json(workdir / "report.json", report)
     return report
 

@@ -15,7 +15,8 @@ from allam_jax.evaluation.capitals import capital_questions, capital_scores
 from allam_jax.evaluation.continuations import TextEncoder
 from allam_jax.evaluation.copying import copying_scores
 from allam_jax.evaluation.likelihood import Likelihood, Pair
-from allam_jax.evaluation.sentence_retrieval import aligned_verses, retrieval_accuracies, sentence_states
+from allam_jax.evaluation.sentence_retrieval import aligned_verses, retrieval_accuracies
+from allam_jax.evaluation.sentence_states import layer_states
 from allam_jax.evaluation.text_speed import continuations, reading
 from allam_jax.generation.engine import with_capacity
 from allam_jax.generation.settings import EngineSettings
@@ -72,7 +73,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
 def _states(model: TextModel, texts: Sequence[str]) -> np.ndarray:
     """[L + 1, N, D] of some texts."""
     ids = [model.tokenizer.encode(text) for text in texts]
-    return sentence_states(model.weights.params, ids, config=model.weights.config, options=model.options)
+    return layer_states(model.weights.params, ids, config=model.weights.config, options=model.options)
 
 
 def _written(model: TextModel, encoder: TextEncoder, *, prompts: Sequence[str], tokens: int) -> dict[str, Any]:

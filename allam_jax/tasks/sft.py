@@ -1,6 +1,7 @@
 """Task `sft`: supervised fine-tuning on conversations; resumes at any step.
 
-The workdir holds samples/ (tokens and masks) beside what task `train` writes.
+Text of `replay.sources` is learned beside them. The workdir holds samples/ (tokens and masks) beside what task
+`train` writes.
 """
 
 import functools
@@ -30,7 +31,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
 def _conversations(config: Settings, workdir: Path, origin: Origin, mesh: Mesh) -> Material:
     options = config.conversations
     maker = functools.partial(conversations, learned=config.sft.learned)
-    samples = make_samples(config, workdir, origin, maker=maker, kind=f"sft {config.sft.learned}")
+    samples = make_samples(config, workdir, origin, maker=maker, kind=f"sft {config.sft.learned}", replay=config.replay)
     packed = functools.partial(PackedRows, samples=samples, seq_len=config.data.seq_len, packed=options.packed)
     loader = packed_loader(
         config, packed(items=items_of(samples, held_out=False), by_sample=config.sft.average == "sample"), mesh=mesh

@@ -1,7 +1,8 @@
 """Task `sft_quality`: checks conversations or pairs before a model is tuned on them, and leaves out what is faulty.
 
 The workdir holds clean/NAME.jsonl of each source (its rows as they are), dropped.jsonl (every row that is left out,
-with its faults), report.json, report.md and measures.png.
+with its faults), report.json, report.md and measures.png. With a model at `init.weights` the report also says how much
+the rows differ in meaning (meanings.png), and alike.jsonl has those that say nearly the same. Only then JAX is loaded.
 """
 
 import collections
@@ -38,9 +39,17 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
 
     _write_rows(rows, options, workdir)
     found = summary(rows, options)
-    write_json(workdir / "report.json", found)
     _draw(rows, workdir / "measures.png")
-    _write_report(rows, found, options, workdir / "report.md", seed=config.seed)
+    meanings = []
+    if config.init.weights:
+        from allam_jax.tasks.chat_meanings import meanings_of_rows  # here, because it imports JAX
+
+        of_sources, block = meanings_of_rows(rows, config, workdir)
+        meanings.append(block)
+        for name, facts in of_sources.items():
+            found[name]["meaning"] = facts
+    write_json(workdir / "report.json", found)
+    _write_report(rows, found, options, workdir / "report.md", seed=config.seed, more=meanings)
     return found
 
 
@@ -86,7 +95,13 @@ def _open_lines(path: Path) -> TextIO:
 
 
 def _write_report(
-    rows: Sequence[Row], found: dict[str, Any], options: ChatQualitySettings, path: Path, *, seed: int
+    rows: Sequence[Row],
+    found: dict[str, Any],
+    options: ChatQualitySettings,
+    path: Path,
+    *,
+    seed: int,
+    more: Sequence[str],
 ) -> None:
     counts = [
         {"source": source, "rows": facts["rows"], "kept": facts["kept"], **facts["faults"]}
@@ -113,6 +128,7 @@ def _write_report(
     sections = [
         section("Rows and faults", table(counts, _columns(counts))),
         section("Measures", table(measures, _columns(measures)), picture),
+        *more,
         section("Rows of each fault", *examples),
     ]
     write_report(path, title="Quality of conversations", sections=sections)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from allam_jax.ablation.claims import Claim, confidence_interval, judge, overall
+from allam_jax.ablation.claims import Claim, confidence_interval, judge, overall, smallest_effect
 from allam_jax.ablation.outcomes import Outcome
 from allam_jax.errors import UserError
 
@@ -87,6 +87,19 @@ def test_with_no_effect_five_percent_are_judged_wrongly():
     trials = [judge(claim(), outcomes(a=rng.normal(size=3), b=rng.normal(size=3))).outcome for _ in range(2000)]
     for outcome in ("holds", "does not hold"):  # 2.5 % each; three standard deviations are 1.05 %
         assert abs(trials.count(outcome) / 2000 - 0.025) < 0.0105
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 6])
+def test_the_smallest_effect_is_shown_by_four_of_five_experiments(seeds):
+    rng = np.random.default_rng(0)
+    effect = smallest_effect(0.5, seeds=seeds)
+    trials = rng.normal(effect, 0.5, (20_000, seeds))
+    # Two-sided 95 % points of Student's t, from printed tables.
+    half = {2: 12.706, 3: 4.303, 6: 2.571}[seeds] * trials.std(axis=1, ddof=1) / math.sqrt(seeds)
+    assert abs(np.mean(trials.mean(axis=1) > half) - 0.8) < 0.01
+    verdict = judge(claim(margin=0.25), outcomes(a=(0.0, 0.5, 1.0), b=(0.0, 0.0, 0.0)))
+    np.testing.assert_allclose(verdict.smallest, 0.25 + smallest_effect(0.5, seeds=3))
+    assert f"show: {verdict.smallest:.2g})" in verdict.line(unit="nats")
 
 
 def test_all_claims_together_are_as_the_worst():

@@ -6,6 +6,7 @@ import statistics
 import numpy as np
 import pytest
 
+from allam_jax.ablation.answered import right, wins, without_words
 from allam_jax.ablation.measures import (
     all_metrics,
     computed,
@@ -18,7 +19,9 @@ from allam_jax.ablation.measures import (
     spike_size,
 )
 from allam_jax.errors import UserError
-from allam_jax.files import write_json
+from allam_jax.evaluation.exact_answers import exact_answers, win_rate
+from allam_jax.files import write_json, write_json_lines
+from allam_jax.generation.over_rows import read_answers
 from allam_jax.training.metrics import MetricsWriter
 from allam_jax.training.settings import MetricsSettings
 
@@ -48,6 +51,38 @@ def test_a_metric_becomes_one_number(reduce, value, directories):
 def test_a_curve_has_the_steps_that_have_the_metric(directories):
     steps, values = curve("x", key="eval/held_out/ar/bits_per_byte", title="").read(directories)
     assert (steps.tolist(), values.tolist()) == ([0, 4], [9.0, 8.0])
+
+
+def answered(folder, texts):
+    """Answers to prompts whose right answers are A, B, C, ..."""
+    (folder / "answers").mkdir(parents=True)
+    rows = [
+        {
+            **{"row": number, "id": f"q{number}", "language": "en", "kind": "letter", "turn": 1},
+            "expected": "ABCDEFGH"[number],
+            "messages": [{"role": "user", "content": f"Question {number}?"}],
+            "answers": [{"text": text, "finish_reason": "eos", "tokens": 1}],
+        }
+        for number, text in enumerate(texts)
+    ]
+    write_json_lines(folder / "answers" / "00000.jsonl", rows)
+    return folder
+
+
+def test_answers_are_counted_and_compared_prompt_by_prompt(tmp_path):
+    before = answered(tmp_path / "before", ["A", "B", "?", "x", "…", "x", "x", "x"])
+    after = answered(tmp_path / "after", ["A", "x", " C\n", "D", "E", "", "…", "x"])
+    folders = {"before": before, "after": after}
+    assert right("x", stage="before").read(folders) == 25.0
+    assert right("x", stage="after").read(folders) == 50.0
+    assert without_words("x", stage="before").read(folders) == 25.0
+    # Three won, one lost, four alike.
+    measure = wins("x", stage="after", over="before")
+    assert measure.read(folders) == pytest.approx(100 * (3 + 4 / 2) / 8)
+    assert measure.stages == ("before", "after")
+    assert wins("x", stage="after", over="after").read(folders) == 50.0
+    with pytest.raises(UserError, match="the models have answered no prompt in common"):
+        win_rate(exact_answers(read_answers(before), where="")[:1], exact_answers(read_answers(after), where="")[1:])
 
 
 def test_results_and_functions(directories):

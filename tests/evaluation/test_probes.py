@@ -13,7 +13,8 @@ from allam_jax.corpus import catalog
 from allam_jax.evaluation.capitals import capital_questions, capital_scores
 from allam_jax.evaluation.copying import copying_scores
 from allam_jax.evaluation.items import Question
-from allam_jax.evaluation.sentence_retrieval import retrieval_accuracies, sentence_states
+from allam_jax.evaluation.sentence_retrieval import retrieval_accuracies
+from allam_jax.evaluation.sentence_states import last_states, layer_states
 from allam_jax.model.llama import bind
 from allam_jax.model.llama_config import ComputeOptions
 from tests.small_models import SMALL, init_jit
@@ -136,7 +137,8 @@ def test_states_of_a_sentence_are_those_of_the_whole_network():
     params = init_jit(jax.random.key(0), config=SMALL)
     rng = np.random.default_rng(0)
     sentences = [rng.integers(0, SMALL.vocab_size, length).tolist() for length in (3, 40, 7)]
-    found = sentence_states(params, sentences, config=SMALL, options=ComputeOptions())
+    found = layer_states(params, sentences, config=SMALL, options=ComputeOptions())
+    last = last_states(params, sentences, config=SMALL, options=ComputeOptions())
     assert found.shape == (SMALL.num_layers + 1, 3, SMALL.dim)
     model = bind(params, config=SMALL, options=ComputeOptions())
     for number, ids in enumerate(sentences):
@@ -145,3 +147,4 @@ def test_states_of_a_sentence_are_those_of_the_whole_network():
         for layers in range(SMALL.num_layers + 1):
             y_BTD, _ = model.apply_layers(x_BTD, layers=slice(layers), **kwargs) if layers else (x_BTD, None)
             np.testing.assert_allclose(found[layers, number], np.mean(y_BTD[0], axis=0), rtol=2e-4, atol=2e-5)
+        np.testing.assert_allclose(last[number], np.mean(model.finish(y_BTD)[0], axis=0), rtol=2e-4, atol=2e-5)

@@ -17,7 +17,7 @@ from allam_jax.errors import UserError
 from allam_jax.launch.jobs import plan_jobs
 from allam_jax.launch.runs import expand_runs
 from allam_jax.settings import as_dict
-from configs import base, saved, tiny
+from configs import base, posttrain, saved, tiny
 
 FINAL = metric("bits", key="eval/held_out/ar/bits_per_byte", stage="continued", title="Arabic", unit="bits/byte")
 METHODS = param("stage.expand.expand.method", "random", "subword_mean")
@@ -193,8 +193,12 @@ def test_the_example_of_the_page_is_an_experiment(tmp_path):
 
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-SHARED = ("settings", "trunk")  # what several experiments share
+SHARED = ("settings", "trunk", "posttraining")  # what several experiments share
+TUNING = ("dpo_beta", "empty_replies", "flipped_pairs", "rejection_source", "sft_data_amount", "text_replay")
+TUNING = (*TUNING, "turn_augmentation")  # on fine-tuning; all others are on pre-training
 ALL = sorted(path for path in EXPERIMENTS.glob("*.py") if path.stem not in SHARED)
+TUNED = [path for path in ALL if path.stem in TUNING]
+PRETRAINED = [path for path in ALL if path.stem not in TUNING]
 
 
 @functools.cache
@@ -208,8 +212,8 @@ def runs_of_experiment(path, *, arg=""):
     return experiment, expand_runs(experiment, config, workdir=nowhere, store=nowhere / "stages", overrides={})
 
 
-def test_all_ten_experiments_are_there():
-    assert len(ALL) == 10
+def test_all_experiments_are_there():
+    assert (len(PRETRAINED), len(TUNED)) == (10, 7)
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda p: p.stem)
@@ -226,7 +230,7 @@ def test_every_experiment_fits_its_config(path):
         assert set(shown) <= {run.labels[figure.axis_names[0]] for run in runs}
 
 
-@pytest.mark.parametrize("path", ALL, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", PRETRAINED, ids=lambda p: p.stem)
 def test_every_experiment_has_a_paper_scale(path):
     experiment, runs = runs_of_experiment(path, arg="paper")
     _, small = runs_of_experiment(path)
@@ -239,7 +243,7 @@ def test_every_experiment_has_a_paper_scale(path):
 def test_what_tiny_models_left_open_has_the_scale_of_a_real_one(monkeypatch):
     monkeypatch.setattr("allam_jax.corpus.catalog.asset_file", lambda name: Path(f"nowhere/{name}.gguf"))
     runs_of = {}
-    for path in ALL:
+    for path in PRETRAINED:
         if path.stem in ("language_mix", "dropout", "learning_rate"):
             _, runs = runs_of_experiment(path, arg="smollm2")
             runs_of[path.stem] = len(runs)
@@ -265,7 +269,7 @@ def tokens_of(run):
 def test_experiments_share_their_first_stages():
     """The bases are trained once for all of them."""
     bases = {}
-    for path in ALL:
+    for path in PRETRAINED:
         _, runs = runs_of_experiment(path)
         for run in runs:
             found = [stage.fingerprint for stage in run.stages if stage.name == "base"]
@@ -273,6 +277,72 @@ def test_experiments_share_their_first_stages():
                 bases.setdefault(run.labels["seed"], set()).update(found)
     assert sorted(bases) == [0, 1, 2]
     assert all(len(fingerprints) == 1 for fingerprints in bases.values())
+
+
+# What an arm changes of a run that changes nothing: keys of stages, without their seeds.
+CHANGED = {
+    "dpo_beta": {"aligned.dpo.beta"},
+    "empty_replies": {"damaged.damage_chats.kinds", "damaged.damage_chats.share", "tuned.conversations.sources.*.path"},
+    "flipped_pairs": {"aligned.conversations.sources.pairs.path", "damaged_pairs.damage_chats.share"},
+    "rejection_source": {"sampled.init.weights", "aligned.conversations.epochs", "aligned.train.steps"},
+    "sft_data_amount": {
+        *(f"damaged.damage_chats.{key}" for key in ("kinds", "share")),
+        *("part.damage_chats.kept", "part.damage_chats.sources.*.path", "tuned.conversations.sources.*.path"),
+    },
+    "text_replay": {"tuned.replay.*", "tuned.schedule.peak_lr"},
+    "turn_augmentation": {"tuned.sft.learned"},
+}
+FIRST = ("instructed", "instructions", "quality")  # what all experiments on fine-tuning begin with
+
+
+@pytest.mark.parametrize("path", TUNED, ids=lambda p: p.stem)
+def test_arms_of_fine_tuning_differ_in_what_they_state_and_share_the_rest(path):
+    experiment, runs = runs_of_experiment(path)
+    recipe = posttrain.get_config(experiment.config.partition(":")[2])
+    plain = experiment.extend(recipe)
+    changed = set()
+    for run in runs:
+        stages = {stage.name: stage for stage in run.stages}
+        for name, config in plain.items():
+            if name in stages:
+                before, after = flatten(config.to_dict()), flatten(stages[name].config.to_dict())
+                keys = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+                changed |= {re.sub(r"sources\.(en|ar)\.path", "sources.*.path", f"{name}.{key}") for key in keys}
+    changed = {re.sub(r"replay\.\w+(\..*)?$", "replay.*", key) for key in changed if not key.endswith(".seed")}
+    assert changed == CHANGED[path.stem]
+    # One base, one set of instructions, and one model before DPO of each seed, whatever the arm.
+    for name in FIRST:
+        assert len({stage.fingerprint for run in runs for stage in run.stages if stage.name == name}) == 1
+    seed_of = {stage.fingerprint: run.labels["seed"] for run in runs for stage in run.stages if stage.name == "tuned"}
+    assert sorted(set(seed_of.values())) == [0, 1, 2]
+    if any(stage.name == "aligned" for stage in runs[0].stages):
+        assert len(seed_of) == 3
+
+
+def test_experiments_on_fine_tuning_share_what_changes_nothing():
+    first, unchanged = {}, {}
+    for path in TUNED:
+        _, runs = runs_of_experiment(path)
+        for run in runs:
+            for stage in run.stages:
+                if stage.name in FIRST:
+                    first.setdefault(stage.name, set()).add(stage.fingerprint)
+                elif run.labels["seed"] == 0 and stage.name == "tuned":
+                    unchanged.setdefault(stage.fingerprint, set()).add(path.stem)
+    assert {name: len(found) for name, found in first.items()} == dict.fromkeys(FIRST, 1)
+    # All but the one whose conversations are damaged throughout have the recipe's own fine-tuning as an arm.
+    assert set(TUNING) - {"sft_data_amount"} in unchanged.values()
+
+
+def test_experiments_on_fine_tuning_have_the_scale_of_a_real_model():
+    for path in TUNED:
+        if path.stem in ("dpo_beta", "turn_augmentation"):
+            _, runs = runs_of_experiment(path, arg="smollm2")
+        assert {run.labels["seed"] for run in runs} == {0, 1}
+        assert runs[0].config.stage.constant.init.weights == "runs/smollm2_arabic/export/huggingface"
+        assert "base" not in runs[0].config.stages
+    with pytest.raises(UserError, match="huge: expected laptop or smollm2"):
+        load_experiment(f"{TUNED[0]}:huge")
 
 
 def test_the_example_of_the_page_is_a_whole_experiment_file(tmp_path):

@@ -1,6 +1,5 @@
 """SFT against transformers, preference losses against TRL, adapters against PEFT, from the same weights, in float32."""
 
-import collections
 import copy
 import json
 from types import SimpleNamespace
@@ -25,10 +24,9 @@ from allam_jax.parallel.mesh import make_mesh
 from allam_jax.training.objective import NextToken
 from allam_jax.weights.huggingface import pieces_of
 from allam_jax.weights.peft import export_adapter
+from benchmarks.trl_stand_in import DpoStandIn, padded, values_of
 
 pytestmark = pytest.mark.parity
-
-IGNORED = -100
 
 
 @pytest.fixture(scope="module")
@@ -66,20 +64,6 @@ def packed(found, *, together, **columns):
     return {name: jnp.asarray(v) for name, v in rows.batch([fitted[row] for row in range(len(fitted))]).items()}
 
 
-def padded(found, numbers):
-    """Right-padded ids, labels (ignored where nothing is learned) and attention, as collators of torch make them."""
-    import torch
-
-    length = max(int(found.lengths[number]) for number in numbers)
-    ids, labels = np.zeros((len(numbers), length), int), np.full((len(numbers), length), IGNORED)
-    for row, number in enumerate(numbers):
-        sample = found[number]
-        ids[row, : len(sample)] = sample.ids
-        labels[row, : len(sample)] = np.where(sample.turns > 0, sample.ids, IGNORED)
-    there = np.arange(length) < found.lengths[list(numbers)][:, None]
-    return torch.tensor(ids), torch.tensor(labels), torch.tensor(there.astype(int))
-
-
 def assert_gradients(gradient, model, config):
     """Ours against those of torch, relative to the largest number of each tensor."""
     theirs = {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
@@ -115,69 +99,11 @@ def test_sft_loss_and_gradient_are_those_of_transformers(pair, tmp_path):
     assert_gradients(gradient, pair.torch_model, pair.config)
 
 
-def torch_values(model, ids, labels, there):
-    """What TRL's patched model gives: log-probabilities of the learned tokens, 0 elsewhere, and what it logs."""
-    import torch
-
-    logits = model(input_ids=ids, attention_mask=there).logits[:, :-1]
-    learned = labels[:, 1:] != IGNORED
-    targets = torch.where(learned, labels[:, 1:], 0)
-    logp = torch.log_softmax(logits, -1).gather(2, targets[..., None])[..., 0] * learned
-    zeros = torch.zeros_like(logp)
-    return SimpleNamespace(log_probs=logp, entropy=zeros, mean_logits=zeros, is_top1=learned)
-
-
-def trl_dpo(settings, model, reference, ids, labels, there):
-    """Loss, and metrics by name, by TRL's own method on an object with what it reads."""
-    from trl import DPOTrainer
-
-    def same(value):
-        return value
-
-    with torch_no_grad():
-        chosen, rejected = torch_values(reference, ids, labels, there).log_probs.sum(1).chunk(2)
-    own = SimpleNamespace(
-        model=SimpleNamespace(training=True),
-        accelerator=SimpleNamespace(device="cpu", gather=same, gather_for_metrics=same),
-        beta=settings.beta,
-        label_smoothing=settings.label_smoothing,
-        loss_types=[settings.loss],
-        loss_weights=[1.0],
-        f_divergence_type="reverse_kl",
-        precompute_ref_logps=True,
-        aux_loss_enabled=False,
-        use_weighting=False,
-        ld_alpha=None,
-        _metrics={"train": collections.defaultdict(list)},
-        _total_train_tokens=0,
-        _tp_size=1,
-    )
-    inputs = {
-        "input_ids": ids,
-        "attention_mask": there,
-        "completion_mask": (labels != IGNORED).long(),
-        "ref_chosen_logps": chosen,
-        "ref_rejected_logps": rejected,
-    }
-
-    def patched(input_ids, attention_mask, labels, **_):
-        return torch_values(model, input_ids, labels, attention_mask)
-
-    loss = DPOTrainer._compute_loss(own, patched, inputs, return_outputs=False)
-    return loss, {name: values[-1] for name, values in own._metrics["train"].items()}
-
-
-def torch_no_grad():
-    import torch
-
-    return torch.no_grad()
-
-
 def trl_simpo(settings, model, ids, labels, there):
     """The same by TRL's CPO trainer."""
     from trl.experimental.cpo.cpo_trainer import CPOTrainer
 
-    values = torch_values(model, ids, labels, there)
+    values = values_of(model, ids, labels, there)
     means = values.log_probs.sum(1) / values.is_top1.sum(1)
     own = SimpleNamespace(
         accelerator=SimpleNamespace(device="cpu"),
@@ -217,7 +143,10 @@ def test_preference_losses_rewards_and_gradients_are_those_of_trl(pair, tmp_path
     if settings.loss == "simpo":
         expected, logged = trl_simpo(settings, pair.torch_model, *batch)
     else:
-        expected, logged = trl_dpo(settings, pair.torch_model, reference, *batch)
+        ids, labels, there = batch
+        stand_in = DpoStandIn(settings, reference=reference, ids=ids, labels=labels, there=there)
+        expected = stand_in.loss(pair.torch_model)
+        logged = stand_in.logged()
     expected.backward()
 
     scaled = jax.tree.map(lambda p: p * np.float32(0.95), pair.params)

@@ -30,6 +30,14 @@ def test_the_recipe_makes_its_base_or_takes_one(arg):
     assert lengths == {config.stage.merged.merge.models.constant.steps[-1]}
 
 
+def test_text_is_replayed_where_its_share_is_given():
+    assert not posttrain.get_config("tiny").stage.sft.replay.sources
+    replay = posttrain.get_config("tiny?replay=0.1").stage.sft.replay
+    assert replay.share == 0.1
+    weights = {source.path: source.weight for source in replay.sources.values()}
+    assert weights == {"@corpus/en": 0.55, "@corpus/ar": pytest.approx(0.45)}
+
+
 def test_a_decay_begins_and_ends_with_a_checkpoint():
     with pytest.raises(UserError, match=r"config\.decay_steps = 15: expected a multiple of config\.save_every = 10"):
         posttrain.get_config("tiny?decay_steps=15")
