@@ -3,8 +3,8 @@
     python run.py --sweep experiments/flipped_pairs.py --jobs 2
 
 The paper finds that a tenth of a percent of noisy pairs does harm. The claim is tested at 1 and 5 %, because a tenth of
-a percent of these pairs is one pair: 1 % are about 12 of 1,190. Held-out pairs are flipped like the others, so their
-accuracy falls by itself; the claims are about answers.
+a percent of these pairs is one or two pairs. Held-out pairs are flipped like the others, so their accuracy falls by
+itself; the claims are about answers.
 """
 
 from allam_jax.ablation.claims import Claim

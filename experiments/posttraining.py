@@ -25,7 +25,7 @@ from configs import base, posttrain
 from experiments.settings import ARABIC, ENGLISH, REAL
 
 LANGUAGES = {"en": ENGLISH, "ar": ARABIC}
-# One percent of the pairs of so many prompts are ten pairs, and all held-out prompts are asked.
+# Prompts for pairs, and all held-out prompts.
 _ARGUMENTS = "preferences=640&prompts=600&epochs=2"
 _SEEDED = ("damaged", "part", "tuned", "other", "sampled", "damaged_pairs", "aligned")
 _OTHER_EPOCHS = 1.0  # of the model whose answers are off-policy
@@ -84,6 +84,8 @@ def _preferring(recipe: ConfigDict) -> dict[str, ConfigDict]:
     other.conversations.epochs = _OTHER_EPOCHS
     sampled = _copy(recipe, "preferences")
     sampled.init.weights = "@tuned"
+    # Pairs whose sides do not fit into a row are left out; of so many, one percent are ten that do.
+    sampled.preferences.update(samples=2 if len(sampled.preferences.temperatures) == 1 else 1, pairs_of_prompt=4)
     pairs = _copy(recipe, "pair_quality")
     pairs.chat_quality.sources.pairs.path = "@sampled/pairs.jsonl"
     damaged = base.get_config("damage_chats")
@@ -93,8 +95,6 @@ def _preferring(recipe: ConfigDict) -> dict[str, ConfigDict]:
     aligned.init.weights = "@tuned"
     aligned.conversations.sources.pairs.path = "@pairs/clean/pairs.jsonl"
     aligned.conversations.held_out_share = 0.05
-    # Rows that hold both sides of every pair.
-    aligned.data.update(seq_len=2 * aligned.data.seq_len, batch_size=max(1, aligned.data.batch_size // 2))
     found = {"other": other, "sampled": sampled, "pairs": pairs, "damaged_pairs": damaged, "aligned": aligned}
     return found | _measuring(recipe, "aligned")
 
