@@ -35,6 +35,16 @@ def logits(params, tokens, *, config):
     return (x @ head)[:, : config.vocab_size]
 
 
+def nats(params, tokens, *, config, window):
+    """Negative log-likelihood of all tokens but the first, read in windows that begin behind the one before."""
+    total = 0.0
+    for start in range(0, len(tokens) - 1, window):
+        some = tokens[start : start + window + 1]
+        found_TV = log_softmax(logits(params, some[:-1], config=config))
+        total -= found_TV[np.arange(len(some) - 1), some[1:]].sum()
+    return total
+
+
 def norm(x, scale, eps):
     """Root-mean-square norm."""
     return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + eps) * scale

@@ -8,7 +8,18 @@ import pytest
 from packaging.requirements import Requirement
 
 from allam_jax.settings import fields_of
-from configs import adapt, corpus, damage, evaluate, judge, native_alignment, review, seed, tokenizer
+from configs import (
+    adapt,
+    compare_corpora,
+    corpus,
+    damage,
+    evaluate,
+    judge,
+    native_alignment,
+    review,
+    seed,
+    tokenizer,
+)
 from configs.suites import arabic, compare, english, over_training
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,8 +73,22 @@ def documented_keys() -> set[str]:
     text = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
     keys = re.findall(r"^(?:# )?([a-z_]\w*(?:\.\w+)*)(?= = |: |\.NAME: )", text, re.M)
     keys += re.findall(r"^# (\w+(?:\.\w+)+):", text, re.M)
-    configs = [adapt, arabic, compare, corpus, damage, english, evaluate, judge]
-    configs += [native_alignment, over_training, review, seed, tokenizer]
+    configs = [
+        adapt,
+        arabic,
+        compare,
+        compare_corpora,
+        corpus,
+        damage,
+        english,
+        evaluate,
+        judge,
+        native_alignment,
+        over_training,
+        review,
+        seed,
+        tokenizer,
+    ]
     for config in configs:  # their inputs
         keys += [field.name for variant in config.INPUTS.values() for field, _ in fields_of(type(variant))]
     parts = [key.split(".") for key in keys]

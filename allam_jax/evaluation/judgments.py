@@ -11,6 +11,7 @@ from allam_jax.corpus.model_phrases import begins_as_refusal
 from allam_jax.evaluation.mt_bench import rating, verdict
 
 SAMPLES = 1000  # of the bootstrap
+NO_ANSWER = "no answer"  # what is missing where the judge has none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +35,13 @@ def read_judgments(
     for row in answers:
         text = row["answers"][0]["text"]
         value = read(text)
-        reason = "" if value is not None else "refused" if not text.strip() or begins_as_refusal(text) else "unparsed"
-        found.append(_judgment(row, value, reason))
-    return found + [_judgment(row, None, "no answer") for row in errors]
+        found.append(_judgment(row, value, "" if value is not None else why_missing(text)))
+    return found + [_judgment(row, None, NO_ANSWER) for row in errors]
+
+
+def why_missing(text: str) -> str:
+    """Why an answer of a judge has no grade: it is refused or unparsed."""
+    return "refused" if not text.strip() or begins_as_refusal(text) else "unparsed"
 
 
 def single_scores(judgments: Sequence[Judgment], *, seed: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A backend of `over_rows` that asks a server with OpenAI's API.
+"""Backends of `over_rows` that ask a server with OpenAI's API; `EndpointBackend` asks it for completions.
 
 Rows are asked in an event loop, as many at a time as the config allows. What may pass is asked again after a pause that
 doubles, or that the server states (`Retry-After`). What no pause mends in one row is an error of that row. What would
@@ -6,6 +6,7 @@ be the same for all rows (no such server, a refused key) ends the run. The key c
 written.
 """
 
+import abc
 import asyncio
 import collections
 import concurrent.futures
@@ -39,16 +40,20 @@ _LARGEST_ANSWER = 1 << 26  # bytes
 _LARGEST_COUNT = 1 << 53
 
 
-class EndpointBackend:
-    """Asks `settings.url`. UserError if it is no URL, or the key is not in the environment.
+class UnfitAnswer(Exception):
+    """Why an answer of a server is not what was asked for."""
+
+
+class RowsOverHttp(abc.ABC):
+    """Asks `settings.url`; what and how, a subclass says. UserError if it is no URL, or the environment has no key.
 
     `section` of the config holds the settings, for errors.
     """
 
-    def __init__(self, settings: EndpointSettings, *, sampling: Sampling, section: str = "generate"):
+    def __init__(self, settings: EndpointSettings, *, section: str):
         import httpx  # here, because most tasks need it not
 
-        self._settings, self._sampling = settings, sampling
+        self._settings = settings
         self._key = os.environ.get(settings.key_variable, "").strip() if settings.key_variable else ""
         if settings.key_variable and not self._key:
             raise UserError(
@@ -64,9 +69,17 @@ class EndpointBackend:
         if not valid:
             raise UserError(f"{section}.endpoint.url = {settings.url!r}: expected http://... or https://..., up to /v1")
 
+    @abc.abstractmethod
+    def request(self, asked: Any) -> tuple[str, dict[str, Any]]:
+        """Path behind the url, and body, of the request for a prompt."""
+
+    @abc.abstractmethod
+    def read(self, content: bytes) -> RowAnswer:
+        """What an answer with a status of success says; UnfitAnswer where it says nothing of what was asked."""
+
     def describe(self) -> dict[str, Any]:
-        """The server, the model and how it is asked."""
-        return {"endpoint": self._settings.url, "model": self._settings.model, "sampling": self._body("")}
+        """See `over_rows.Backend`."""
+        return {"endpoint": self._settings.url, "model": self._settings.model}
 
     def answers(self, prompts: Iterable[Prompt]) -> Iterator[RowAnswer]:
         """See `over_rows.Backend`."""
@@ -91,13 +104,13 @@ class EndpointBackend:
         """One row, asked until there is an answer or no hope."""
         import httpx
 
-        path = "completions" if isinstance(prompt.asked, str) else "chat/completions"
+        path, body = self.request(prompt.asked)
         problem = ""
         for attempt in range(self._settings.attempts):
             await connection.pace.wait()
             stated = None
             try:
-                status, headers, content = await connection.post(path, self._body(prompt.asked))
+                status, headers, content = await connection.post(path, body)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 problem = f"{self._settings.url}: does not answer ({self._shown(error)})"
                 if attempt + 1 == self._settings.attempts:
@@ -110,8 +123,8 @@ class EndpointBackend:
                 shown = self._shown(content[: 10 * _SHOWN].decode(errors="replace"))
                 if 200 <= status < 300:
                     try:
-                        return _read(content, sampling=self._sampling)
-                    except _NoCompletion as error:
+                        return self.read(content)
+                    except UnfitAnswer as error:
                         problem = f"{error}: {shown}"
                 else:
                     problem = f"status {status}: {shown}"
@@ -123,6 +136,32 @@ class EndpointBackend:
             if attempt + 1 < self._settings.attempts:
                 await connection.pace.pause(attempt, stated)
         return RowAnswer(error=problem)
+
+    def _shown(self, what: object) -> str:
+        """A foreign text as part of one line, without the key."""
+        text = str(what)[: 10 * _SHOWN]
+        text = " ".join((text.replace(self._key, "***") if self._key else text).split())
+        return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+class EndpointBackend(RowsOverHttp):
+    """Asks for completions: a text is gone on from, messages are answered."""
+
+    def __init__(self, settings: EndpointSettings, *, sampling: Sampling, section: str = "generate"):
+        super().__init__(settings, section=section)
+        self._sampling = sampling
+
+    def describe(self) -> dict[str, Any]:
+        """The server, the model and how it is asked."""
+        return super().describe() | {"sampling": self._body("")}
+
+    def request(self, asked: Any) -> tuple[str, dict[str, Any]]:
+        """See `RowsOverHttp`."""
+        return "completions" if isinstance(asked, str) else "chat/completions", self._body(asked)
+
+    def read(self, content: bytes) -> RowAnswer:
+        """See `RowsOverHttp`."""
+        return _read(content, sampling=self._sampling)
 
     def _body(self, asked: Any) -> dict[str, Any]:
         sampling = self._sampling
@@ -146,12 +185,6 @@ class EndpointBackend:
             "repetition_penalty": (sampling.repetition_penalty, 1.0),
         }
         return body | {name: value for name, (value, default) in further.items() if value != default}
-
-    def _shown(self, what: object) -> str:
-        """A foreign text as part of one line, without the key."""
-        text = str(what)[: 10 * _SHOWN]
-        text = " ".join((text.replace(self._key, "***") if self._key else text).split())
-        return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 class _Connection:
@@ -214,12 +247,8 @@ def _retry_after(value: str) -> float | None:
     return min(max(seconds, 0.0), _LONGEST_STATED)
 
 
-class _NoCompletion(Exception):
-    """Why an answer is not what was asked for."""
-
-
 def _read(content: bytes, *, sampling: Sampling) -> RowAnswer:
-    """The choices of an answer of either path; _NoCompletion if they are not those that were asked for."""
+    """The choices of an answer of either path; UnfitAnswer if they are not those that were asked for."""
     try:
         body = json.loads(content)
         items = sorted(body["choices"], key=lambda item: _count(item.get("index")))
@@ -230,12 +259,12 @@ def _read(content: bytes, *, sampling: Sampling) -> RowAnswer:
         choices = [_choice(item, tokens=share) for item, share in zip(items, shares, strict=True)]
         logprobs = [_logprobs(item) for item in items] if sampling.logprobs is not None else []
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise _NoCompletion("no completion") from None
+        raise UnfitAnswer("no completion") from None
     if len(choices) != sampling.samples:
-        raise _NoCompletion(f"{len(choices)} answers instead of the {sampling.samples} asked for as n")
+        raise UnfitAnswer(f"{len(choices)} answers instead of the {sampling.samples} asked for as n")
     for i, found in enumerate(logprobs):
         if found is None and choices[i].text:
-            raise _NoCompletion("no log-probabilities, which generate.logprobs asks for")
+            raise UnfitAnswer("no log-probabilities, which generate.logprobs asks for")
         if found is not None:
             choices[i] = dataclasses.replace(choices[i], logprobs=found, tokens=len(found))
     return RowAnswer(choices, prompt_tokens)

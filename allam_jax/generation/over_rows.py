@@ -132,7 +132,16 @@ def over_rows(
 
 def read_answers(directory: Path) -> Iterator[dict[str, Any]]:
     """The answered rows of a finished run, in order: `row`, fields that were kept, `prompt`, `answers`."""
-    for file in sorted((directory / ANSWERS).glob("*.jsonl")):
+    return _records(directory / ANSWERS)
+
+
+def read_errors(directory: Path) -> Iterator[dict[str, Any]]:
+    """The other rows of a finished run, in order: the same with `error` in place of `answers`."""
+    return _records(directory / ERRORS)
+
+
+def _records(directory: Path) -> Iterator[dict[str, Any]]:
+    for file in sorted(directory.glob("*.jsonl")):
         for record in json_records(file, limit=1 << 30):
             if isinstance(record, str):
                 raise UserError(f"{file}: a line {record}; remove it and run the same command again")

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from allam_jax.errors import UserError
+from allam_jax.generation.settings import SamplingSettings
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -74,6 +75,12 @@ class Sampling:
         for name, (valid, expected) in checks.items():
             if not valid:
                 raise UserError(f"{name} = {getattr(self, name)!r}: expected {expected}")
+
+
+def sampling_of(settings: SamplingSettings, *, seed: int, samples: int = 1, logprobs: int | None = None) -> Sampling:
+    """What a section of a config asks for."""
+    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(SamplingSettings)}
+    return Sampling(**values, seed=seed, samples=samples, logprobs=logprobs)
 
 
 @dataclasses.dataclass(frozen=True)

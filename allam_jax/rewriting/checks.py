@@ -7,9 +7,8 @@ advertising. What a rewrite must not invent is looked for in the whole original.
 import dataclasses
 import difflib
 import functools
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from allam_jax.corpus.language_id import LANGUAGES, identify, whole_language
 from allam_jax.corpus.model_phrases import refusal_in, scaffolds_in_rewrite
@@ -19,6 +18,7 @@ from allam_jax.corpus.words import Words, ends_sentence
 from allam_jax.generation.over_rows import ENDED
 from allam_jax.rewriting import text_facts
 from allam_jax.rewriting.advertising import without_advertising
+from allam_jax.rewriting.glossary import Term, missing_terms
 from allam_jax.rewriting.settings import CheckSettings
 
 _SHOWN = 80  # characters of evidence
@@ -26,7 +26,6 @@ _PASSAGE = 8  # words of the shortest passage that counts as dropped
 _COUNTERPART = 0.3  # a passage whose place holds a smaller share of its words has none
 _LEAST_LETTERS = 40  # fewer say little about a language
 _COPIED_WORDS = 5
-_PARTS = re.compile(r"[-/()\[\]]+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +47,7 @@ class Rewrite:
         finish_reason: the backend's word for how the answer ended.
         source_language: of the original; empty: the same.
         common: stems of ordinary Arabic words, which are no names.
+        terms: of a glossary that the original has, each with its translation.
     """
 
     original: str
@@ -56,6 +56,7 @@ class Rewrite:
     finish_reason: str = "stop"
     source_language: str = ""
     common: frozenset[str] = frozenset()
+    terms: Sequence[Term] = ()
 
     @functools.cached_property
     def required(self) -> str:
@@ -158,7 +159,7 @@ def _quotations(rewrite: Rewrite, _: CheckSettings) -> str:
 
 def _names(rewrite: Rewrite, settings: CheckSettings) -> str:
     """Names that vanish beyond a share, and names that occur nowhere in the original."""
-    original, given = map(_forms, (rewrite.original, rewrite.text))
+    original, given = map(text_facts.word_forms, (rewrite.original, rewrite.text))
 
     def names(text: str) -> set[str]:
         arabic = text_facts.arabic_names(text, common=rewrite.common) if rewrite.language == "ar" else set()
@@ -168,15 +169,6 @@ def _names(rewrite: Rewrite, settings: CheckSettings) -> str:
     wanted = names(rewrite.required)
     lost = {name for name in wanted if name not in given}
     return _said({"lost": lost if len(lost) > settings.most_lost_names * len(wanted) else set(), "new": invented})
-
-
-def _forms(text: str) -> set[str]:
-    """The words of a text as names may stand in another one: also without article, endings and genitive, and parts."""
-    words = set(text_facts.folded_words(text))
-    parts = {part for word in words for part in _PARTS.split(word)}
-    return words | {
-        form for word in words | parts for form in (text_facts.stem(word), text_facts.without_genitive(word))
-    }
 
 
 def _language(rewrite: Rewrite, settings: CheckSettings) -> str:
@@ -224,6 +216,10 @@ def _repeated(text: str, language: str) -> float:
     return TAGS["gopher_duplicate_5_gram_share"][0](Words(text, language=language), None) or 0.0
 
 
+def _glossary(rewrite: Rewrite, _: CheckSettings) -> str:
+    return "; ".join(f"{source}: {target}" for source, target in missing_terms(rewrite.terms, rewrite.text))
+
+
 def _compared(found: Callable[[str], set[str]], rewrite: Rewrite, *, most_lost: float) -> str:
     """What of the required text is gone, beyond a share, and what the original does not have."""
     wanted, given = found(rewrite.required), found(rewrite.text)
@@ -251,4 +247,5 @@ CHECKS: dict[str, Callable[[Rewrite, CheckSettings], str]] = {
     "language": _language,
     "copied": _copied,
     "repetition": _repetition,
+    "glossary": _glossary,
 }

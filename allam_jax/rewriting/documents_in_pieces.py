@@ -6,8 +6,7 @@ the whole: the seed of a row follows from its number.
 """
 
 import dataclasses
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,9 @@ from allam_jax.errors import UserError
 from allam_jax.generation.over_rows import read_answers
 from allam_jax.generation.rows import Prompt
 from allam_jax.rewriting.checks import Finding, Rewrite, findings
+from allam_jax.rewriting.corpus_changes import stems_of_two
 from allam_jax.rewriting.document_pieces import Count, Piece, patterns_of, pieces_of, rejoin
+from allam_jax.rewriting.glossary import Glossary, Term
 from allam_jax.rewriting.instructions import Instruction
 from allam_jax.rewriting.rules_worker import LANGUAGE
 from allam_jax.rewriting.settings import RewriteSettings
@@ -73,6 +74,7 @@ class DocumentsInPieces:
         instruction: asked about each piece; None: a prompt is the bare text of a piece.
         count: counts tokens.
         key: name of the section, for errors.
+        glossary: terms that a model is told and that checks look for; None: there are none.
     """
 
     def __init__(
@@ -83,8 +85,10 @@ class DocumentsInPieces:
         instruction: Instruction | None,
         count: Count,
         key: str,
+        glossary: Glossary | None = None,
     ):
         self._source, self._settings, self._instruction, self._count = source, settings, instruction, count
+        self._glossary = glossary
         self._keep = patterns_of(settings.keep, key=f"{key}.keep")
         self._common: frozenset[str] | None = None
         if missing := [name for name in _FIELDS if len(source) and name not in source.fields(0)]:
@@ -161,7 +165,11 @@ class DocumentsInPieces:
         kept = {"id": document.id, LANGUAGE: document.language}
         if self._instruction is None:
             return Prompt(number, text, kept)
-        return Prompt(number, self._instruction.messages(text, language=document.language), kept)
+        messages = self._instruction.messages(text, language=document.language, terms=self._terms(text))
+        return Prompt(number, messages, kept)
+
+    def _terms(self, text: str) -> list[Term]:
+        return self._glossary.terms_in(text) if self._glossary else []
 
     def _judged(self, original: str, document: Document, answer: Mapping[str, Any], *, attempts: int) -> Outcome:
         language = self._language(document)
@@ -172,6 +180,7 @@ class DocumentsInPieces:
             finish_reason=answer["finish_reason"],
             source_language=document.language,
             common=self._common_stems() if "names" in self._settings.checks.names and language == "ar" else frozenset(),
+            terms=self._terms(original),
         )
         return Outcome(rewrite.text, findings(rewrite, self._settings.checks), attempts)
 
@@ -183,13 +192,8 @@ class DocumentsInPieces:
                 self._common = frozenset(map(stem, folded_words(" ".join(words))))
             else:
                 some = range(min(self._number(), _REFERENCE_DOCUMENTS))  # of the whole input, in every part
-                self._common = _stems_of_two(self._document(index).text for index in some)
+                self._common = stems_of_two(self._document(index).text for index in some)
         return self._common
-
-
-def _stems_of_two(texts: Iterable[str]) -> frozenset[str]:
-    counts = Counter(one for text in texts for one in set(map(stem, folded_words(text))))
-    return frozenset(one for one, number in counts.items() if number > 1)
 
 
 class _ByNumber:

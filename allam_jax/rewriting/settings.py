@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from allam_jax.errors import UserError
+from allam_jax.evaluation.settings import JudgeSamplingSettings
 from allam_jax.generation.settings import TEMPLATE, EndpointSettings, SamplingSettings
 from allam_jax.settings import Section, entries, nested, setting
 
@@ -21,18 +22,22 @@ ALL_CHECKS = (
     "language",
     "copied",
     "repetition",
+    "glossary",
 )
 # In the order in which they are planted.
 INSULTS = (INSULT, UNKNOWN_INSULT) = ("insult", "unknown_insult")
 DAMAGE_KINDS = ("broken_lines", "inline_advertisement", *INSULTS, "advertisement", "boilerplate", "spam")
 RANDOM, LOW_PERPLEXITY, HIGH_PERPLEXITY = CHOICES_OF_PAIRS = ("random", "low_perplexity", "high_perplexity")
+_WITHIN_A_LANGUAGE = tuple(name for name in ALL_CHECKS if name != "glossary")
 _ACROSS_LANGUAGES = tuple(name for name in ALL_CHECKS if name not in ("dropped", "quotations", "names"))
 
 
 class CheckSettings(Section):
     """From where on a rewrite fails a check. Shares are 0 to 1."""
 
-    names: tuple[str, ...] = setting(ALL_CHECKS, "the checks that a rewrite must pass", choices=ALL_CHECKS)
+    names: tuple[str, ...] = setting(
+        _WITHIN_A_LANGUAGE, "the checks that a rewrite must pass", choices=_WITHIN_A_LANGUAGE
+    )
     least_length: float = setting(0.5, "letters, as a share of the original's without advertising", least=0)
     most_length: float = setting(1.5, "letters, as a share of the original's", above=0)
     most_dropped: float = setting(0.1, "share of the words that lie in passages without counterpart", least=0, most=1)
@@ -109,9 +114,14 @@ class RewriteSettings(SamplingSettings, name="rewrite"):
             )
 
 
-class TranslateSettings(RewriteSettings, name="translate"):
+class TranslateSettings(RewriteSettings, name="translate", version=2):
     """The same machine with another instruction: sentence by sentence into another language."""
 
+    glossary: str = setting(
+        "", "file of lines TERM<tab>TRANSLATION, which the model is told; empty: none", path="files"
+    )
+    reference: str = setting("", "dataset of translations with the same ids, for chrF; empty: none", path="texts")
+    reference_split: str = setting("train", "split of the reference")
     to_language: str = setting("ar", "language of the result")
     by_sentence: bool = setting(True, "every sentence is a piece, so that pieces of both texts are aligned sentences")
     checks: TranslationCheckSettings = nested(TranslationCheckSettings, "what a translation must pass")
@@ -147,12 +157,40 @@ class DamageSettings(Section, name="damage", version=2):
     )
 
 
-class CompareCorporaSettings(Section, name="compare"):
-    """Corpora that were made of one damaged corpus."""
+class AskedDocumentsSettings(Section):
+    """Which documents a server is asked about."""
 
-    damaged: str = setting("", "directory of the task damage", path="files")
+    documents: int = setting(200, "documents of each corpus at most, drawn by the seed", least=1)
+    most_characters: int = setting(20_000, "longer documents are not asked about", least=1)
+    shard_rows: int = setting(20, "answers of a file; so many are lost at most when a run is killed", least=1)
+    endpoint: EndpointSettings = nested(EndpointSettings, "the server; without a url nothing is asked")
+
+
+class RubricSettings(AskedDocumentsSettings):
+    """A judge that grades documents before and after."""
+
+    instruction: str = setting(
+        "", "TOML file with criteria and prompts, such as configs/instructions/rubric.toml", path="files"
+    )
+    sampling: JudgeSamplingSettings = nested(JudgeSamplingSettings, "how the judge answers")
+
+
+class ModerationSettings(AskedDocumentsSettings):
+    """A server that says what is toxic, with OpenAI's API of moderations."""
+
+    documents: int = setting(8000, "documents of each corpus at most, drawn by the seed", least=1)
+
+
+class CompareCorporaSettings(Section, name="compare"):
+    """Corpora that were made of one corpus: of a damaged one whose truth is known, or of any."""
+
+    damaged: str = setting("", "directory of the task damage; or give before", path="files")
+    before: str = setting("", "dataset that the corpora were made of, where no damage was planted", path="texts")
     corpora: Mapping[str, str] = entries("NAME -> dataset that was made of it", path="texts")
     split: str = setting("train", "split of the datasets")
+    documents: int = setting(0, "documents at most, drawn by the seed; 0: all", least=0)
+    rubric: RubricSettings = nested(RubricSettings, "grades by a judge, before and after")
+    moderation: ModerationSettings = nested(ModerationSettings, "toxicity by a server, before and after")
     block_lists: Mapping[str, str] = entries(
         "LANGUAGE -> file of blocked words, for the table of toxicity", path="files"
     )

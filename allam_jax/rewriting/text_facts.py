@@ -101,6 +101,7 @@ _DATE = re.compile(
 )
 _LINK = re.compile(r"(?:https?://|www\.)[^\s<>\"«»()\[\]{}]+|(?<![\w.])[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
 _QUOTATION = re.compile(r"«([^«»]+)»|“([^“”]+)”|\"([^\"\n]+)\"|﴿([^﴿﴾]+)﴾")
+_PARTS = re.compile(r"[-/()\[\]]+")  # what joins the parts of a name
 _LEAST_QUOTED = 3  # words; fewer are a name or irony
 
 Date = tuple[str, frozenset[int]]  # the year or "", and day and month, whose order is not always known
@@ -192,6 +193,13 @@ def stem(word: str) -> str:
         if word.endswith(ending) and len(word) - len(ending) >= 2:
             word = word[: -len(ending)]
     return word
+
+
+def word_forms(text: str) -> set[str]:
+    """The words of a text as names may stand in another one: also without article, endings and genitive, and parts."""
+    words = set(folded_words(text))
+    parts = {part for word in words for part in _PARTS.split(word)}
+    return words | {form for word in words | parts for form in (stem(word), without_genitive(word))}
 
 
 def latin_names(text: str) -> set[str]:

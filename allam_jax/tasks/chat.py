@@ -15,11 +15,11 @@ import jax
 from allam_jax import files
 from allam_jax.errors import UserError
 from allam_jax.generation.engine import Engine
-from allam_jax.generation.requests import Request, Sampling
+from allam_jax.generation.requests import Request, Sampling, sampling_of
 from allam_jax.generation.terminal_text import FIND_DIRECTION, KEEP_DIRECTION, DirectedLines, printable
 from allam_jax.interrupts import StopRequest, Terminated
 from allam_jax.settings import Settings
-from allam_jax.tasks.setup import open_text_model, sampling_of
+from allam_jax.tasks.setup import open_text_model
 from allam_jax.tokenizer.chat_template import ChatTemplate
 from allam_jax.tokenizer.ready_templates import READY
 

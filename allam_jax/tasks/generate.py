@@ -9,12 +9,12 @@ from typing import Any
 from allam_jax import files
 from allam_jax.errors import UserError
 from allam_jax.generation.over_rows import STATE_FILE, Backend, over_rows
+from allam_jax.generation.requests import sampling_of
 from allam_jax.generation.rows import Prompt, PromptRows
 from allam_jax.parallel.distributed import broadcast, is_main_process
 from allam_jax.settings import Settings
 from allam_jax.tasks.answering import content_of, open_answerer
 from allam_jax.tasks.inputs_of_task import inputs_of_settings
-from allam_jax.tasks.setup import sampling_of
 
 CONTINUATIONS = "continuations.json"
 

@@ -1,6 +1,5 @@
 """Task `judge`: a model behind an endpoint grades the answers of others, as MT-bench does."""
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +7,14 @@ from absl import logging
 
 from allam_jax import files
 from allam_jax.config import require
-from allam_jax.corpus.record_formats import json_records
 from allam_jax.errors import UserError
 from allam_jax.evaluation import judge_report
 from allam_jax.evaluation.judgments import Judgment, agreement, pairwise_scores, read_judgments, single_scores
 from allam_jax.evaluation.mt_bench import read_bench
 from allam_jax.generation.endpoint import EndpointBackend
-from allam_jax.generation.over_rows import ERRORS, over_rows, read_answers
+from allam_jax.generation.over_rows import over_rows, read_answers, read_errors
+from allam_jax.generation.requests import sampling_of
 from allam_jax.settings import Settings
-from allam_jax.tasks.setup import sampling_of
 
 _BYTES_PER_TOKEN = 4.0  # an estimate, before the endpoint has counted
 _MILLION = 1e6
@@ -80,12 +78,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
 
 
 def _judgments(directory: Path, *, mode: str) -> list[Judgment]:
-    return read_judgments(read_answers(directory), _errors(directory), mode=mode)
-
-
-def _errors(directory: Path) -> Iterator[Mapping[str, Any]]:
-    for file in sorted((directory / ERRORS).glob("*.jsonl")):
-        yield from (record for record in json_records(file, limit=1 << 30) if not isinstance(record, str))
+    return read_judgments(read_answers(directory), read_errors(directory), mode=mode)
 
 
 def _cost(options: Any, prompt_tokens: int, tokens: int) -> float:

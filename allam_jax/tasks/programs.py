@@ -20,13 +20,13 @@ from allam_jax.evaluation.program_sandbox import PASSED, STATUSES, ProgramOutcom
 from allam_jax.evaluation.settings import ProgramsSettings
 from allam_jax.files import json_text, write_json, write_text
 from allam_jax.generation.over_rows import over_rows, read_answers
+from allam_jax.generation.requests import sampling_of
 from allam_jax.generation.rows import Prompt
 from allam_jax.parallel.distributed import broadcast, is_main_process
 from allam_jax.report.markdown import table, write_report
 from allam_jax.settings import Settings
 from allam_jax.tasks.answering import content_of, open_answerer
 from allam_jax.tasks.inputs_of_task import inputs_of_settings
-from allam_jax.tasks.setup import sampling_of
 
 
 def run(config: Settings, workdir: Path) -> dict[str, Any]:

@@ -134,7 +134,7 @@ TASKS: dict[str, Task] = {
     "seed": Task((SeedSettings, SeedPoolSettings)),
     "seed_pairs": Task((SeedSettings, *_MODEL, SeedPairsSettings, LikelihoodSettings), on_devices=True),
     "damage": Task((SeedSettings, DamageSettings)),
-    "compare_corpora": Task((SeedSettings, CompareCorporaSettings)),
+    "compare_corpora": Task((SeedSettings, *_MODEL, CompareCorporaSettings, LikelihoodSettings), on_devices=True),
     "rewrite": Task((SeedSettings, *_MODEL, RewriteSettings, EngineSettings), on_devices=True),
     "translate": Task(
         (SeedSettings, *_MODEL, TranslateSettings, EngineSettings), on_devices=True, module="allam_jax.tasks.rewrite"

@@ -11,6 +11,7 @@ part (`rewriting/rewrite_parts.py`), and task `join_rewrites` makes of all what 
 """
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,20 @@ from allam_jax.data.documents import DocumentSource
 from allam_jax.errors import UserError
 from allam_jax.files import child, json_text, write_json
 from allam_jax.generation.over_rows import over_rows
+from allam_jax.generation.requests import sampling_of
 from allam_jax.generation.rows import Prompt
 from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
 from allam_jax.rewriting.document_pieces import Count, count_by_bytes
 from allam_jax.rewriting.documents_in_pieces import PIECES_OF_A_DOCUMENT, DocumentsInPieces
+from allam_jax.rewriting.glossary import read_glossary
 from allam_jax.rewriting.instructions import Instruction, read_instruction
+from allam_jax.rewriting.parallel_text import ParallelText
 from allam_jax.rewriting.rewrite_parts import write_part
 from allam_jax.rewriting.rewrite_report import RewriteReport
 from allam_jax.rewriting.rules_worker import RulesBackend
-from allam_jax.rewriting.settings import RewriteSettings
+from allam_jax.rewriting.settings import RewriteSettings, TranslateSettings
 from allam_jax.settings import Settings, as_dict
 from allam_jax.tasks.answering import Answerer, open_answerer
-from allam_jax.tasks.setup import sampling_of
 from allam_jax.tokenizer.tokenizer import Tokenizer
 
 _ORIGIN = {"rewrite": "rewritten", "translate": "translated"}
@@ -50,11 +53,15 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     check_name(name)
 
     # ---- who answers, and what is asked ----
-    answerer, instruction = _worker(config, key=key)
+    glossary = read_glossary(options.glossary) if isinstance(options, TranslateSettings) and options.glossary else None
+    answerer, instruction = _worker(config, key=key, glossary=glossary is not None)
     count = _count_with(answerer.tokenizer) if answerer.tokenizer else count_by_bytes
-    documents = DocumentsInPieces(source, settings=options, instruction=instruction, count=count, key=key)
+    documents = DocumentsInPieces(
+        source, settings=options, instruction=instruction, count=count, key=key, glossary=glossary
+    )
     if options.parts > 1 and not documents.share():
         raise UserError(f"config.{key}.parts = {options.parts}: more than there are documents; lower it")
+    parallel = _parallel_text(options, (source.fields(index)["id"] for index in documents.share()))
     cut = {field: as_dict(getattr(options, field)) for field in _CUT}
     asked: dict[str, Any] = {
         "input": source.fingerprint,
@@ -63,6 +70,8 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         "piece_numbers": PIECES_OF_A_DOCUMENT,
         "part": [options.part, options.parts],
     }
+    if glossary:
+        asked["glossary"] = glossary.fingerprint
 
     # ---- answers, and again what failed ----
     directories: list[Path] = []
@@ -101,10 +110,12 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
             "model": made_by,
             "instruction": instruction and {"name": instruction.name, "version": instruction.version},
             **{"checks": as_dict(options.checks), "failed": options.failed},
+            **({"glossary": glossary.fingerprint} if glossary else {}),
         }
+        wholes = documents.wholes(directories)
         if options.parts > 1:
             write_part(
-                documents.wholes(directories),
+                wholes,
                 workdir,
                 report=report,
                 part=options.part,
@@ -114,19 +125,27 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
             )
         else:
             write_dataset(
-                report.documents(documents.wholes(directories), workdir),
+                report.documents(parallel.watched(wholes) if parallel else wholes, workdir),
                 directory=child(workdir, name, what=f"config.{key}.name"),
                 name=name,
                 validation_share=0.0,
                 metadata=metadata,
             )
-        result = report.summary()
+        result = report.summary() | ({"reference": parallel.scores()} if parallel else {})
         report.write_examples(workdir / "failed.md")
         write_json(workdir / "report.json", result)
     return broadcast(result)
 
 
-def _worker(config: Settings, *, key: str) -> tuple[Answerer, Instruction | None]:
+def _parallel_text(options: RewriteSettings, ids: Iterable[str]) -> ParallelText | None:
+    if not isinstance(options, TranslateSettings) or not options.reference:
+        return None
+    if options.parts > 1:
+        raise UserError("config.translate.reference: chrF is that of a whole; give it where parts = 1")
+    return ParallelText(options.reference, split=options.reference_split, ids=ids)
+
+
+def _worker(config: Settings, *, key: str, glossary: bool) -> tuple[Answerer, Instruction | None]:
     options = getattr(config, key)
     if options.worker == "rules":
         if options.instruction:
@@ -136,7 +155,7 @@ def _worker(config: Settings, *, key: str) -> tuple[Answerer, Instruction | None
     path = require(
         options.instruction, key=f"{key}.instruction", hint="give a file, such as configs/instructions/rewrite.toml"
     )
-    instruction = read_instruction(path)
+    instruction = read_instruction(path, glossary=glossary)
     answerer = open_answerer(config, section=key, messages=True)
     if answerer.tokenizer is None and config.tokenizer:
         return dataclasses.replace(answerer, tokenizer=Tokenizer.load(Path(config.tokenizer))), instruction

@@ -10,16 +10,13 @@ from typing import Any
 import numpy as np
 
 from allam_jax.config import require
-from allam_jax.evaluation.continuations import TextEncoder
-from allam_jax.evaluation.likelihood import Likelihood
-from allam_jax.evaluation.text_perplexity import perplexities
 from allam_jax.files import json_text, write_json, write_text
 from allam_jax.parallel.distributed import is_main_process
 from allam_jax.rewriting.instructions import read_instruction
 from allam_jax.rewriting.seed_pairs import PERPLEXITY, SeedPair, chosen, read_seed_pairs
 from allam_jax.rewriting.settings import RANDOM
 from allam_jax.settings import Settings
-from allam_jax.tasks.setup import open_text_model
+from allam_jax.tasks.setup import scores_of_texts
 
 TRAINING = "training.jsonl"
 _QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -55,16 +52,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
 
 def _perplexities(config: Settings, pairs: list[SeedPair]) -> list[float]:
     """Of the rewrites, by the model at `init.weights`."""
-    model = open_text_model(config, template="")
-    likelihood = Likelihood(
-        model.weights.params,
-        config=model.weights.config,
-        options=config.compute,
-        settings=config.likelihood,
-        mesh=model.mesh,
-    )
-    encoder = TextEncoder(model.tokenizer, template=None)
-    return perplexities([pair.rewrite for pair in pairs], likelihood=likelihood, encoder=encoder)
+    return [score.perplexity for score in scores_of_texts(config, [pair.rewrite for pair in pairs])]
 
 
 def _quantiles(values: list[float]) -> list[float]:

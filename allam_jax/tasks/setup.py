@@ -1,7 +1,7 @@
 """Turns sections of a config into the objects that they describe, for several tasks."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -13,10 +13,12 @@ from allam_jax.data.settings import DataSettings, SourceSettings
 from allam_jax.data.sources import stated_weights
 from allam_jax.data.token_cache import TokenSource, is_token_cache
 from allam_jax.evaluation.bits_per_byte import Result, make_evaluator
+from allam_jax.evaluation.continuations import TextEncoder
+from allam_jax.evaluation.likelihood import Likelihood
 from allam_jax.evaluation.metric_keys import HELD_OUT
+from allam_jax.evaluation.text_perplexity import TextScore, text_scores
 from allam_jax.generation.engine import Engine
-from allam_jax.generation.requests import Sampling
-from allam_jax.generation.settings import EngineSettings, SamplingSettings
+from allam_jax.generation.settings import EngineSettings
 from allam_jax.model.llama import Params
 from allam_jax.model.llama_config import ComputeOptions, LlamaConfig
 from allam_jax.parallel.distributed import leave, places, process_rows
@@ -105,10 +107,17 @@ def open_text_model(config: Settings, *, template: str) -> TextModel:
     return TextModel(weights, tokenizer, tokenizer_dir, found, config.compute, mesh)
 
 
-def sampling_of(settings: SamplingSettings, *, seed: int, samples: int = 1, logprobs: int | None = None) -> Sampling:
-    """What a section asks of the engine."""
-    values = {field.name: getattr(settings, field.name) for field in dataclasses.fields(SamplingSettings)}
-    return Sampling(**values, seed=seed, samples=samples, logprobs=logprobs)
+def scores_of_texts(config: Settings, texts: Sequence[str]) -> list[TextScore]:
+    """Of each text by the model at `config.init.weights`."""
+    model = open_text_model(config, template="")
+    likelihood = Likelihood(
+        model.weights.params,
+        config=model.weights.config,
+        options=config.compute,
+        settings=config.likelihood,
+        mesh=model.mesh,
+    )
+    return text_scores(texts, likelihood=likelihood, encoder=TextEncoder(model.tokenizer, template=None))
 
 
 def open_held_out(config: Settings, *, tokenizer: Tokenizer, seq_len: int) -> dict[str, EvaluationRows]:

@@ -3,11 +3,14 @@
 import random
 
 import pytest
+from injections import OBEDIENT, injections, obeys, shares_through
 from planted_rewrites import BAD, bad, common_stems, good, originals
 
+from allam_jax.errors import UserError
 from allam_jax.rewriting import text_facts
 from allam_jax.rewriting.advertising import is_advertising, without_advertising
 from allam_jax.rewriting.checks import CHECKS, Rewrite, findings, share_copied
+from allam_jax.rewriting.glossary import read_glossary
 from allam_jax.rewriting.settings import ALL_CHECKS, CheckSettings, TranslationCheckSettings
 
 
@@ -202,3 +205,52 @@ def test_hostile_texts_take_linear_time_or_end():
     for sign in ("1,", "a@", "«", '"', "1/1/", "A ", "أ", "|", "Here is "):
         text = sign * 4_000 + rng.choice("ab")
         assert isinstance(findings(Rewrite(text, text + ".", "en"), CheckSettings()), list)
+
+
+def test_answers_that_obey_a_text_are_found():
+    """Of a hundred documents with orders; docs/native_alignment.md has the shares that get through."""
+    some = injections()
+    assert len({one.document for one in some}) == 100
+    assert sorted(one.language for one in some) == ["ar"] * 50 + ["en"] * 50
+    faithful = [one.document for one in some]
+    assert shares_through(some, faithful, CheckSettings()) == (0.0, 0.0)
+    assert not any(obeys(one, one.document.upper()) for one in some)
+    unchecked = CheckSettings(names=())
+    for kind, most in (("alone", 0.05), ("announced", 0.0), ("added", 0.57), ("in place", 0.72)):
+        answers = [OBEDIENT[kind](one) for one in some]
+        assert shares_through(some, answers, unchecked) == (1.0, 1.0)
+        assert shares_through(some, answers, CheckSettings())[1] <= most
+
+
+def test_terms_of_a_glossary_are_told_and_looked_for(tmp_path):
+    lines = "machine learning\tالتعلم الآلي\nlearning\tالتعليم\nmachine\tآلة\nmachine\tماكينة\nlanguage\tاللغة\n\n"
+    (tmp_path / "terms.tsv").write_text("\ufeff" + lines, encoding="utf-8")
+    glossary = read_glossary(str(tmp_path / "terms.tsv"))
+    assert glossary.terms_in("Language, Machine learning; the learning machine and language.") == [
+        ("language", "اللغة"),
+        ("machine learning", "التعلم الآلي"),
+        ("learning", "التعليم"),
+        ("machine", "آلة"),
+        ("machine", "ماكينة"),
+    ]
+    assert glossary.terms_in("Machines learn.") == []
+
+    def missing(original, text):
+        rewrite = Rewrite(original, text, "ar", source_language="en", terms=glossary.terms_in(original))
+        return [one.evidence for one in findings(rewrite, TranslationCheckSettings(names=("glossary",)))]
+
+    assert missing("machine learning", "وبالتَّعلُّم آلي") == []  # another article, no article, vowel marks
+    assert missing("machine learning", "التعلم عن طريق الآلة") == ["machine learning: التعلم الآلي"]
+    assert missing("a machine", "ماكينتان، لا آلات") == ["machine: آلة"]
+    assert missing("a machine", "الماكينة") == []
+    assert missing("the language of a machine", "لغة") == ["machine: آلة"]
+    for content, message in (
+        ("a b\n", "line 1: expected a term, a tab and its translation"),
+        ("a\tb\n\n.\tb\n", "line 3: expected a term, a tab"),
+        ("\n", "has no terms"),
+    ):
+        (tmp_path / "terms.tsv").write_text(content)
+        with pytest.raises(UserError, match=message):
+            read_glossary(str(tmp_path / "terms.tsv"))
+    with pytest.raises(UserError, match="cannot read the glossary"):
+        read_glossary(str(tmp_path))

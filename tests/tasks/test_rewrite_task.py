@@ -11,6 +11,7 @@ import re
 import threading
 
 import pytest
+import sacrebleu
 from launcher import error_of
 from processes import ROOT, wait, wait_until
 from scripted_server import ScriptedServer
@@ -189,6 +190,55 @@ def test_translations_keep_their_sentences_apart(run, tmp_path):
     assert read_manifest(tmp_path / "run" / "web")["metadata"]["origin"] == "translated"
     source = DocumentSource(tmp_path / "run" / "web", split="train")
     assert source.fields(0)["language"] == "ar"
+
+
+def test_a_glossary_is_told_and_translations_are_compared_with_a_reference(run, tmp_path):
+    """chrF against sacrebleu's function for whole texts."""
+    arabic = {
+        "The old man walked to the river in spring.": "مشى الرجل العجوز إلى النهر في فصل الربيع الجميل.",
+        "Nobody there had seen 7 boats before that day.": "لم ير أحد هناك ٧ سفن قبل ذلك اليوم من أيام السنة.",
+        "Nobody there had seen 8 boats before that day.": "لم ير أحد هناك ٨ زوارق قبل ذلك اليوم من أيام السنة.",
+    }
+    old, seven, eight = arabic
+
+    def change(text, _):
+        return arabic[text]
+
+    (tmp_path / "terms.tsv").write_text("river\tالنهر\nboats\tالسفن\n", encoding="utf-8")
+    texts = {"d0": f"{old} {seven}", "d1": eight, "d2": old}
+    references = {"d0": f"{arabic[old]} ولم ير أحد ٧ سفن.", "d1": "لم ير أحد ٨ سفن.", "other": "نص"}
+    documents = [Document(text=t, id=name, source="web", language="ar") for name, t in references.items()]
+    write_dataset(documents, directory=tmp_path / "reference", name="web", validation_share=0)
+    given = {"glossary": str(tmp_path / "terms.tsv"), "reference": str(tmp_path / "reference"), "task": "translate"}
+    result, found = run(list(texts.values()), change, **given)
+    assert found == {"d0": f"{arabic[old]} {arabic[seven]}", "d2": arabic[old]}
+    assert result["found"] == {"glossary": 1}
+    scores = result["reference"]
+    assert (scores["documents"], scores["translated"]) == (2, 1)
+    both = [references["d0"], references["d1"]]
+    assert scores["chrf"] == pytest.approx(sacrebleu.corpus_chrf([found["d0"]], [both[:1]]).score)
+    assert scores["chrf_of_all"] == pytest.approx(sacrebleu.corpus_chrf([found["d0"], ""], [both]).score)
+    assert scores["copying"] == pytest.approx(sacrebleu.corpus_chrf([texts["d0"], texts["d1"]], [both]).score)
+    assert scores["chrf"] > scores["chrf_of_all"] > scores["copying"]
+    answers = [row for file in sorted((tmp_path / "run").glob("attempts/0/answers/*")) for row in file.open()]
+    prompts = [json.loads(row)["messages"][0]["content"] for row in answers]
+    assert "Use these translations of terms:\n- river: النهر\nAnswer with" in prompts[0]
+    assert "Use these translations of terms:\n- boats: السفن\nAnswer with" in prompts[1]
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["reference"] == scores
+    (tmp_path / "terms.tsv").write_text("river\tنهر\n", encoding="utf-8")
+    with pytest.raises(UserError, match="another glossary"):
+        run([], change, **given)
+    (tmp_path / "terms.tsv").write_text("sea\tبحر\n", encoding="utf-8")
+    result, found = run([], change, workdir="without", **given)
+    prompts = next((tmp_path / "without").glob("attempts/0/answers/*")).read_text()
+    assert "translations of terms" not in prompts
+    assert "{glossary}" not in prompts
+    with pytest.raises(UserError, match=r"rewrite.toml: a prompt lacks \{glossary\}, where terms come"):
+        run([], change, workdir="bad", **{**given, "instruction": f"{INSTRUCTIONS}/rewrite.toml"})
+    documents = [Document(text="نص", id="x", source="web", language="ar")]
+    write_dataset(documents, directory=tmp_path / "others", name="web", validation_share=0)
+    with pytest.raises(UserError, match="others: has no document with an id of the input's"):
+        run([], change, workdir="bad", **{**given, "reference": str(tmp_path / "others")})
 
 
 def files_of(root):

@@ -102,13 +102,8 @@ def truth(text):
     """The perplexity of a text, window after window, from the equations."""
     tokenizer = make_tokenizer()
     params, config = make_params(tokenizer)
-    ids, logprobs = [tokenizer.bos_id, *tokenizer.encode(text)], []
-    for start in range(0, len(ids) - 1, CONTEXT):
-        window = ids[start : start + CONTEXT + 1]
-        found_TV = numpy_llama.log_softmax(numpy_llama.logits(params, window[:-1], config=config))
-        logprobs += [found_TV[place, token] for place, token in enumerate(window[1:])]
-    assert len(logprobs) == len(ids) - 1
-    return np.exp(-np.mean(logprobs))
+    ids = [tokenizer.bos_id, *tokenizer.encode(text)]
+    return np.exp(numpy_llama.nats(params, ids, config=config, window=CONTEXT) / (len(ids) - 1))
 
 
 def test_pairs_are_chosen_by_the_perplexity_of_their_rewrites(tmp_path):
