@@ -11,8 +11,8 @@ worker, and the clean originals, which no way of cleaning can beat. All runs rea
 documents. Held out is clean text that none of them has read. Insults are counted in continuations of fixed
 beginnings, by the whole block list; rules and worker know half of it.
 
-The config is configs/native_alignment.py:english, whose worker is trained once, for all runs. 15 runs of 40 steps on
-SmolLM2-135M and their continuations take an hour and a half on two cores, after half an hour for the worker.
+The config is configs/native_alignment.py:english, whose worker is trained once, for all 15 runs, each of 40 steps on
+SmolLM2-135M. An hour and a half on two cores is an estimate: the sweep has not been run.
 """
 
 from collections.abc import Mapping
@@ -115,9 +115,8 @@ def _stages(recipe: ConfigDict) -> dict[str, ConfigDict]:
     worker = recipe.stage.worker
     config = base.get_config("train")
     config.init.weights = worker.init.weights
-    for section in ("compute", "data"):
-        for key in {"compute": ("compute_dtype", "products", "remat"), "data": ("seq_len", "batch_size")}[section]:
-            config[section][key] = worker[section][key]
+    config.compute.update(worker.compute)
+    config.data.update(seq_len=worker.data.seq_len, batch_size=worker.data.batch_size)
     config.data.sources[LANGUAGE] = base.mixture(path=f"@wild_{LANGUAGE}/{LANGUAGE}")
     config.train.steps = STEPS
     config.schedule.update(name="constant", peak_lr=1e-4)
@@ -130,5 +129,6 @@ def _stages(recipe: ConfigDict) -> dict[str, ConfigDict]:
     written = base.get_config("generate")
     written.init.weights = f"@{STAGE}"
     written.compute.compute_dtype = "float32"
+    written.engine.capacity = 128  # the model's context would be 3 GB of cache
     written.generate.update(prompts=BEGINNINGS, samples=SAMPLES, temperature=1.0, max_new_tokens=40)
     return {STAGE: config, WRITTEN: written}

@@ -1,20 +1,13 @@
-"""Tasks `rewrite` and `translate`: documents in, documents out, whatever the model answers and however often it is
-killed."""
+"""Tasks `rewrite` and `translate`: documents in, documents out, whatever the model answers."""
 
-import contextlib
 import gzip
-import http.server
 import json
 import os
-import random
-import re
-import threading
 
 import pytest
 import sacrebleu
-from launcher import error_of
-from processes import ROOT, wait, wait_until
-from scripted_server import ScriptedServer
+from processes import ROOT
+from rewritten import INSTRUCTIONS, better, dataset, files_of, paragraphs, texts_of
 from small_server import save_model
 
 from allam_jax.corpus.document import Document
@@ -31,18 +24,6 @@ from configs import base
 from configs import rewrite as rewrite_config
 
 pytestmark = pytest.mark.usefixtures("one_device")
-INSTRUCTIONS = "configs/instructions"
-SENTENCES = ("The old man walked to the river in spring.", "Nobody there had seen {} boats before that day.")
-
-
-def dataset(directory, texts, *, language="en", source="web"):
-    documents = [Document(text=t, id=f"d{n}", source=source, language=language) for n, t in enumerate(texts)]
-    write_dataset(documents, directory=directory, name="web", validation_share=0)
-    return directory
-
-
-def paragraphs(count):
-    return "\n\n".join(" ".join(SENTENCES).format(n) for n in range(7, 7 + count))
 
 
 class Scripted:
@@ -90,18 +71,9 @@ def run(monkeypatch, tmp_path):
     return run
 
 
-def texts_of(directory):
-    source = DocumentSource(directory, split="train")
-    return {fields["id"]: fields["text"] for fields in map(source.fields, range(len(source)))}
-
-
 def rows_of(path):
     with gzip.open(path, "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
-
-
-def better(text, _):
-    return text.replace("walked", "strolled")
 
 
 def test_documents_are_rewritten_and_known(run, tmp_path):
@@ -241,13 +213,6 @@ def test_a_glossary_is_told_and_translations_are_compared_with_a_reference(run, 
         run([], change, workdir="bad", **{**given, "reference": str(tmp_path / "others")})
 
 
-def files_of(root):
-    """Names and bytes of what a rewrite writes beside its answers."""
-    files = [file for file in sorted(root.rglob("*")) if file.is_file()]
-    found = {str(file.relative_to(root)): re.sub(rb"Written .* UTC", b"Written", file.read_bytes()) for file in files}
-    return {name: content for name, content in found.items() if re.match(r"web/|.*gz$|failed|report", name)}
-
-
 def test_parts_of_several_machines_are_joined_to_what_one_writes(run, tmp_path):
     """Byte for byte, with pieces that fail and are asked again, documents that go, and checks that find as often."""
 
@@ -360,91 +325,6 @@ def test_cleaning_by_rules_is_the_same_machine(run, tmp_path):
         block_lists={"en": str(blocked)},
     )
     assert found["d0"] == "The man was an walked to the river in spring. Then a came."
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *args):
-        pass
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        text = body["messages"][-1]["content"].removeprefix("Rewrite:\n")
-        self.server.asked.append((text, body["seed"]))
-        answer = f"Sure, here it is:\n{text}" if body["seed"] == 0 and "9 boats" in text else better(text, 0)
-        choice = {"index": 0, "message": {"role": "assistant", "content": answer}, "finish_reason": "stop"}
-        content = json.dumps({"choices": [choice], "usage": {"completion_tokens": 9, "prompt_tokens": 9}}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-
-@contextlib.contextmanager
-def listening(*, port=0, asked=()):
-    with ScriptedServer(_Handler, port=port) as server:
-        server.asked = list(asked)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server
-        server.shutdown()
-
-
-_LONGEST = 1200  # seconds of one run of the kill test, on a busy machine
-
-
-@pytest.mark.parametrize(
-    ("documents", "kills"),
-    [
-        pytest.param(30, 3, marks=pytest.mark.slow),
-        pytest.param(2000, 20, marks=[pytest.mark.long, pytest.mark.timeout(4 * _LONGEST)]),
-    ],
-)
-def test_kills_change_nothing(launcher, tmp_path, documents, kills):
-    """SIGKILL at random requests, then no endpoint, then an end: the bytes of a run that nobody killed.
-
-    What is asked twice was under way at a kill, or its answer waited for that of an earlier piece.
-    """
-    numbers = [[10 * n + (9 if n % 5 == 0 else 1), *(10 * n + 2 for _ in range(n % 2))] for n in range(documents)]
-    texts = ["\n\n".join(" ".join(SENTENCES).format(number) for number in some) for some in numbers]
-    source, concurrency = dataset(tmp_path / "web", texts), 2
-    given = {
-        "config": ROOT / "configs" / "rewrite.py",
-        "rewrite.input": source,
-        "rewrite.instruction": ROOT / INSTRUCTIONS / "short.toml",
-        **{"rewrite.piece_tokens": 40, "rewrite.shard_rows": 100, "rewrite.attempts": 2, "rewrite.temperature": 0.5},
-        **{"rewrite.endpoint.key_variable": "", "rewrite.endpoint.attempts": 1},
-        "rewrite.endpoint.concurrency": concurrency,
-    }
-    pieces, again = sum(map(len, numbers)), -(-documents // 5)
-    rng = random.Random(5)
-    with listening() as server:
-        given["rewrite.endpoint.url"], port = server.url, server.server_port
-        assert wait(launcher.start(tmp_path / "whole", **given), timeout=_LONGEST).result["tried_again"] == again
-        once = sorted(server.asked)
-        assert len(set(once)) == len(once) == pieces + again  # every piece once, and once more what failed
-        server.asked = []
-        for _ in range(kills):
-            until = len(server.asked) + rng.randint(1, len(once) // (kills + 3))
-            process = launcher.start(tmp_path / "killed", **given)
-            wait_until(lambda until=until: len(server.asked) >= until, process=process, timeout=_LONGEST)
-            process.kill()
-            wait(process)
-        asked = server.asked
-    said = error_of(launcher.run(tmp_path / "killed", **given))  # nothing listens now
-    found = re.search(r"does not answer .*run the same command again to go on \((.+) of (.+) rows are done, 0 of", said)
-    done, total = (int(number.replace(",", "")) for number in found.groups())
-    assert len(asked) - kills * 4 * concurrency <= done < total == pieces
-    with listening(port=port, asked=asked) as server:
-        wait(launcher.start(tmp_path / "killed", **given), timeout=_LONGEST)
-        assert sorted(set(server.asked)) == once
-        assert len(server.asked) - len(once) <= kills * 4 * concurrency
-    assert results(tmp_path / "whole") == results(tmp_path / "killed")
-
-
-def results(root):
-    answers = (file for file in (root / "attempts").rglob("*") if file.is_file())
-    return files_of(root) | {str(file.relative_to(root)): file.read_bytes() for file in answers}
 
 
 def test_a_small_model_and_bad_input(tmp_path):
