@@ -3,6 +3,7 @@
 import contextlib
 import http.server
 import json
+import socket
 import threading
 
 
@@ -15,6 +16,12 @@ class ScriptedServer(http.server.ThreadingHTTPServer):
     def __init__(self, handler: type[http.server.BaseHTTPRequestHandler], *, port: int = 0):
         """`port` 0: a free one."""
         super().__init__(("127.0.0.1", port), handler)
+
+    def get_request(self):
+        """A connection that sends head and body of an answer at once: by default the body waits 40 ms for a word."""
+        connection, address = super().get_request()
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection, address
 
     @property
     def url(self) -> str:

@@ -20,13 +20,17 @@ from allam_jax.launch.local import Slot, make_slots, run_jobs
 from allam_jax.launch.runs import expand_runs
 from configs import tiny
 
-# What a job's process does here: it notes how it was started, and finishes its stages unless told to fail.
+# What a job's process does here: it notes how it was started, waits for a job that it shall meet, and finishes its
+# stages unless told to fail.
 PROGRAM = """
 import json, os, pathlib, sys, time
 directories = [pathlib.Path(path) for path in sys.argv[1].split(",")]
 note = directories[-1].with_suffix(".notes")
 note.parent.mkdir(parents=True, exist_ok=True)
 started = time.time()
+note.with_suffix(".started").touch()
+while sys.argv[4] and not os.path.exists(sys.argv[4]):
+    time.sleep(0.01)
 time.sleep(0.3)
 with open(note, "a") as file:
     facts = {"cores": sorted(os.sched_getaffinity(0)), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
@@ -43,15 +47,17 @@ for directory in directories:
 
 @dataclasses.dataclass(frozen=True)
 class Moment(Job):
-    """A job whose process fails the first `failures` times, with this exit status."""
+    """A job whose process fails the first `failures` times, with this exit status, and ends after `meets` has begun."""
 
     failures: int = 0
     status: int = 1
+    meets: Job | None = None
 
     @property
     def command(self):
         paths = ",".join(map(str, self.directories))
-        return [sys.executable, "-c", PROGRAM, paths, str(self.failures), str(self.status)]
+        met = str(self.meets.directories[-1].with_suffix(".started")) if self.meets else ""
+        return [sys.executable, "-c", PROGRAM, paths, str(self.failures), str(self.status), met]
 
     @property
     def notes(self):
@@ -81,6 +87,8 @@ def run(jobs, *, slots=None, retries=1):
 
 def test_shared_stages_come_first_and_jobs_run_side_by_side(tmp_path):
     jobs = make_jobs(tmp_path)
+    jobs[1] = dataclasses.replace(jobs[1], meets=jobs[2])
+    jobs[2] = dataclasses.replace(jobs[2], meets=jobs[1])
     before = os.sched_getaffinity(0)
     assert run(jobs) == {}
     assert os.sched_getaffinity(0) == before
