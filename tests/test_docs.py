@@ -98,17 +98,15 @@ def documented_keys() -> set[str]:
 def unknown_keys(text: str, *, keys: set[str]) -> list[str]:
     """Keys that a page sets or names and that no task has."""
     code = code_of(text)
+    of_users = re.compile("|".join(re.escape(key).replace("NAME", r"\w+") for key in keys if "NAME" in key))
     found = re.findall(r"--config\.([\w.*]+)=", code)
     found += re.findall(r"--set \"?([\w.*]+)=", code)
     found += re.findall(r"^config\.([\w.]+) = ", code, re.M)
     sections = {key for key in keys if "." not in key}
     dotted = [key.removeprefix("config.") for key in re.findall(r"^[a-z_]\w*(?:\.\w+)+(?= = |$)", code, re.M)]
     found += [key for key in dotted if key.split(".")[0] in sections and key.split(".")[-1] not in _NO_KEY]
-    return sorted({key for key in found if not _is_known(re.sub(r"^stage\.(\w+|\*)\.", "", key), keys)})
-
-
-def _is_known(key: str, keys: set[str]) -> bool:
-    return any(re.fullmatch(re.escape(known).replace("NAME", r"\w+"), key) for known in keys)
+    bare = {key: re.sub(r"^stage\.(\w+|\*)\.", "", key) for key in found}
+    return sorted(key for key, name in bare.items() if name not in keys and not of_users.fullmatch(name))
 
 
 def unknown_flags(text: str) -> list[str]:

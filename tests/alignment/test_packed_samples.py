@@ -30,6 +30,7 @@ from allam_jax.model.llama_config import ComputeOptions
 from allam_jax.parallel.mesh import make_mesh
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_sample", [False, True])
 def test_the_packed_loss_and_gradient_are_those_of_each_conversation_alone(tmp_path, by_sample):
     samples = samples_of(tmp_path / "all")

@@ -167,6 +167,7 @@ def test_uneven_numbers_of_pairs_give_the_same_step_accumulated_and_on_eight_dev
         assert_close(other, gradient, rtol=5e-5)
 
 
+@pytest.mark.slow
 def test_the_first_step_has_margin_zero_and_loss_ln_2(tmp_path):
     rows = packed(pair_samples(tmp_path / "pairs"), together=2)
     batch = {name: jnp.asarray(values) for name, values in all_rows(rows).items()}

@@ -183,6 +183,7 @@ def test_answers_of_chats_become_programs(answer):
     assert held(problem.program_of_chat(answer.replace("return ", "return 1 + "))).status == FAILED
 
 
+@pytest.mark.slow
 def test_programs_of_a_model_run_and_are_counted(tmp_path, monkeypatch):
     of_first = ["    return 2 * x\n", "    return x\n", "    return x + x\n"]
     written = {"T/0": of_first, "T/1": ["    while True: pass\n"] * 3}

@@ -29,6 +29,7 @@ def root(made, tmp_path):
     return tmp_path / "x"
 
 
+@pytest.mark.slow
 def test_a_sample_of_damages(root):
     found = damage.try_damages(root, count=100, seed=1)
     assert sum(found.values()) == 100

@@ -148,6 +148,7 @@ def test_without_steps_checkpoints_are_evenly_spaced(root, tmp_path):
     assert [model["coefficient"] for model in result["models"]] == pytest.approx([0, 0.5, 0.5])
 
 
+@pytest.mark.slow
 def test_dtypes(root, tmp_path, launcher):
     tokenizer = launcher.root / "tokenizer"
     half = jax.tree.map(lambda p: jnp.asarray(p, jnp.bfloat16), params_of(0))
@@ -203,6 +204,7 @@ def test_other_architectures(root, tmp_path, launcher, change, message):
     assert message.format(other=tmp_path / "other") in error
 
 
+@pytest.mark.slow
 def test_padding_may_differ(root, tmp_path, launcher):
     config = dataclasses.replace(CONFIG, vocab_multiple=256)
     params = params_of(1)

@@ -82,6 +82,7 @@ def trained(request, texts, tokenizers):
     return params, config
 
 
+@pytest.mark.slow
 def test_distilled_rows_beat_other_starts_before_any_training(trained, tokenizers, texts):
     params, config = trained
     base, extended = tokenizers
@@ -121,6 +122,7 @@ def test_both_rows_of_a_passage_have_read_the_same(tokenizers, texts):
             assert max(found.new_RT[row, : new + 1]) >= base.vocab_size  # a new token has come
 
 
+@pytest.mark.slow
 def test_too_little_text_is_refused(trained, tokenizers, texts):
     base, extended = tokenizers
     rows = aligned_rows(base, extended, texts[:1], seq_len=64, most=3)
