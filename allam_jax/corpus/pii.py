@@ -88,6 +88,13 @@ _NO_PHONE = re.compile(
     r"|\d{1,3}(?:\.\d{1,3}){3}$"
 )
 _ISBN = re.compile(r"ISBN(?:-1[03])?[:\s]{0,3}\Z")
+_DIGIT_GROUP = re.compile(r"\d+")
+_IBAN_VALUES = {  # ISO 13616: letters count from 10
+    **{code: str(int(chr(code), 36)) for code in (*range(ord("A"), ord("Z") + 1), *range(ord("a"), ord("z") + 1))},
+    **{code: "" if other in (ord(" "), ord("-")) else other for code, other in _TO_ASCII.items()},
+    **dict.fromkeys(map(ord, " -"), ""),
+}
+_IBAN_HEAD = 6  # digits of the country and the check, which the checksum takes last
 
 
 def redact(text: str, *, kinds: Container[str]) -> tuple[str, Counter[str]]:
@@ -118,18 +125,22 @@ def redact(text: str, *, kinds: Container[str]) -> tuple[str, Counter[str]]:
 def is_phone(match: re.Match[str]) -> bool:
     """Whether a match of the pattern `phone` is a telephone number, and no date, range, list or ISBN."""
     text = match["phone"].translate(_TO_ASCII)
-    groups = re.findall(r"\d+", text)
+    groups = _DIGIT_GROUP.findall(text)
     digits = "".join(groups)
     if not 8 <= len(digits) <= 15 or len(set(digits)) <= 2 or _NO_PHONE.match(text):
         return False
-    pairs = set(map(len, groups)) == {2} and all(a < b for a, b in itertools.pairwise(groups))  # 03 04 05 06 07
-    is_range = len(groups) == 2 and len(groups[0]) == len(groups[1]) and groups[1][0] == "0" and groups[0] < groups[1]
-    return not (pairs or is_range or _ISBN.search(match.string, max(0, match.start() - 16), match.start()))
+    if len(groups) > 1:
+        pairs = set(map(len, groups)) == {2} and all(a < b for a, b in itertools.pairwise(groups))  # 03 04 05 06 07
+        first, second = groups[:2]
+        is_range = len(groups) == 2 and len(first) == len(second) and second[0] == "0" and first < second
+        if pairs or is_range:
+            return False
+    return not _ISBN.search(match.string, max(0, match.start() - 16), match.start())
 
 
 def _is_iban(match: re.Match[str]) -> bool:
-    bare = re.sub("[ -]", "", match[0].translate(_TO_ASCII))
-    return int("".join(str(int(char, 36)) for char in bare[4:] + bare[:4])) % 97 == 1
+    digits = match[0].translate(_IBAN_VALUES)
+    return int(digits[_IBAN_HEAD:] + digits[:_IBAN_HEAD]) % 97 == 1
 
 
 def _is_public_address(match: re.Match[str]) -> bool:

@@ -33,9 +33,11 @@ _DIGITS = "[N][NM]*+(?:[D][M]*+(?=[N]))?+"  # rules 8, 11, 12
 _RUN = f"(?:(?:{_LETTERS}|{_HEBREW}|{_DIGITS})++|[K][KM]*+)"  # rules 5, 9, 10, 13
 _EXACT = f"(?:{_RUN}|[J][JM]*+{_RUN}?+)(?:[J][JM]*+{_RUN}?+)*+|[O][M]*+"  # rules 13a, 13b
 # A class with characters beyond U+FFFF is slow for `re`. So the word of letters, digits and marks below U+10000, with
-# nothing behind it that may continue it, is tried first (`a`, `m`, `s` are AHN, AHNM, AHNKJO as far as U+FFFF), and
-# the rest only where a word can begin.
-_WORD = f"[a][m]*+(?!(?=[LDJZ\"])(?:[LD\"][mZ]|[JZ]|'(?<=[HM]')))|(?=[sZ])(?:{_EXACT})"
+# nothing behind it that may continue it, is tried first (`a`, `m`, `s` are AHN, AHNM, AHNKJO as far as U+FFFF), then
+# one of ASCII letters with apostrophes or points between them, and the rest only where a word can begin.
+_END = "(?!(?=[LDJZ\"])(?:[LD\"][mZ]|[JZ]|'(?<=[HM]')))"
+_JOINED = f"[A-Za-z]++(?:[L][A-Za-z]++)++(?![m]){_END}"
+_WORD = f"[a][m]*+{_END}|{_JOINED}|(?=[sZ])(?:{_EXACT})"
 _BETWEEN = r"(?:[^\ssZ]++|[Z](?<![AHNKJO]))++"
 
 

@@ -28,9 +28,8 @@ def test_the_worker_learns_from_other_documents_and_words_than_those_it_is_judge
 
 
 @pytest.mark.long
-def test_every_stage_runs(tmp_path):
-    config = native_alignment.get_config("smoke")
-    runner.run(config, workdir=tmp_path / "run")
+def test_every_stage_runs(launcher, tmp_path):
+    launcher.train(tmp_path / "run", config=f"{native_alignment.__file__}:smoke")
     for language in ("en", "ar"):
         found = json.loads((tmp_path / "run" / f"compared_{language}" / "report.json").read_text())["restored"]
         assert found.keys() == {"damaged", *native_alignment.WAYS}
