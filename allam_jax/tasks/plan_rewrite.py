@@ -46,7 +46,8 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         "tokens of prompts, of answers": f"{result['prompt_tokens']:,}, {result['answer_tokens']:,}",
         "copies of the worker": f"{cluster.size // plan.gpus:,}, each on {plan.gpus} GPU{'s' if plan.gpus > 1 else ''}",
         "weights on a GPU, 16 bits": gib(cost.weights),
-        f"slots of {plan.capacity:,} tokens": f"{plan.slots:,} of {cost.slots:,} that fit",
+        f"slots of {plan.capacity:,} tokens": f"{plan.slots:,} of {cost.slots:,} that fit"
+        + (f", {plan.busy:,} with a text" if plan.busy < plan.slots else ""),
         "prefill of a prompt": f"{1e3 * plan.prefill_seconds:.1f} ms",
         "a step of decoding": f"{1e3 * plan.step_seconds:.1f} ms",
         "tokens of answers per second and GPU": f"{plan.answer_tokens_per_second:,.0f}",
