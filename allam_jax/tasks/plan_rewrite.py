@@ -23,7 +23,7 @@ from allam_jax.tasks.plan import planned_model
 
 def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Plans by `config.rewrite_plan`; returns the figures. UserError if the worker or its slots do not fit."""
-    plan = _plan(config)
+    plan = planned(config)
     asked, cost, cluster = plan.asked, plan.cost, plan.cluster
     result = {
         "prompt_tokens": round(asked.texts * asked.prompt),
@@ -70,7 +70,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     return result
 
 
-def _plan(config: Settings) -> RewritePlan:
+def planned(config: Settings) -> RewritePlan:
     """The plan that the settings describe; UserError where something does not fit."""
     options = config.rewrite_plan
     cluster, gpus = cluster_of(options), options.gpus_per_copy
@@ -103,6 +103,11 @@ def _plan(config: Settings) -> RewritePlan:
         raise UserError(
             f"config.rewrite_plan.capacity = {options.capacity:,}: an average prompt with its answer has "
             f"{plan.asked.prompt + answer:,.0f} tokens; raise it, or lower piece_tokens"
+        )
+    if options.capacity > plan.model.max_position:
+        raise UserError(
+            f"config.rewrite_plan.capacity = {options.capacity:,}: the worker's context is "
+            f"{plan.model.max_position:,} tokens; lower it"
         )
     if not 0 < plan.slots <= plan.cost.slots:
         raise UserError(
