@@ -12,6 +12,7 @@ from typing import Any
 from allam_jax.alignment.chat_files import chat_files, chat_records
 from allam_jax.alignment.damaged_chats import Chat, damaged_rows
 from allam_jax.config import require
+from allam_jax.corpus.record_formats import Unreadable
 from allam_jax.errors import UserError
 from allam_jax.files import child, write_json, write_json_lines
 from allam_jax.settings import Settings
@@ -48,6 +49,12 @@ def _records(path: str) -> list[Chat]:
     found: list[Chat] = []
     for record in itertools.chain.from_iterable(chat_records(file, every_column=True) for file in chat_files(path)):
         if isinstance(record, str):
-            raise UserError(f"{path}: a row {record}; leave out such rows with task sft_quality")
+            reason = record
+        else:  # a reason in place of a value would be written as if it were one
+            reason = next((str(value) for value in record.values() if isinstance(value, Unreadable)), "")
+        if reason or isinstance(record, str):
+            raise UserError(
+                f"{path}: row {len(found)} cannot be read ({reason}); leave out such rows with task sft_quality"
+            )
         found.append(record)
     return found

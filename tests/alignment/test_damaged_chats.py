@@ -2,6 +2,8 @@
 
 import json
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from allam_jax.alignment.chat_faults import examine
@@ -152,14 +154,20 @@ def test_a_reply_of_another_source_is_another_reply():
             assert bool(kind) == (record["messages"][-1]["content"] != before["messages"][-1]["content"])
 
 
-def test_rows_that_are_not_spoilt_are_written_whatever_they_hold(tmp_path):
-    """Half of a surrogate pair too, which JSON can spell."""
+def test_rows_that_are_not_spoilt_are_written_as_they_were(tmp_path):
+    """Half of a surrogate pair too, which JSON can spell; but no reason in place of a value that cannot be read."""
     rows = [{**chat("one two"), "id": "\ud83d"} for _ in range(20)]
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = base.get_config("damage_chats")
     config.damage_chats.sources.en = base.conversations(path=f"{tmp_path}/chats.jsonl")
     runner.run(config, workdir=tmp_path / "out")
     assert [json.loads(line) for line in (tmp_path / "out" / "en.jsonl").read_text().splitlines()] == rows
+    bad = pyarrow.array([b"yes \xff", *[b"yes"] * 19], pyarrow.binary()).view(pyarrow.string())
+    columns = {"prompt": ["?"] * 20, "response": bad}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "bad.parquet")
+    config.damage_chats.sources.en.path = f"{tmp_path}/bad.parquet"
+    with pytest.raises(UserError, match=r"bad.parquet: row 0 cannot be read \(with invalid UTF-8\); leave out such"):
+        runner.run(config, workdir=tmp_path / "other")
     config.damage_chats.sources.truth = base.conversations(path=f"{tmp_path}/chats.jsonl")
     with pytest.raises(UserError, match=r"damage_chats.sources.truth: the task writes a file of that name"):
         runner.run(config, workdir=tmp_path / "other")
