@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 CACHE_VARIABLE = "ALLAM_JAX_CACHE"  # names the cache directory
+_JSON_ERRORS = "backslashreplace"  # of Python, whose escape of half of a surrogate pair is JSON's
 Keys = Mapping[str, type | tuple[type, ...]]  # those of a JSON object, with the types of their values
 
 
@@ -135,15 +136,15 @@ def shown(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text atomically."""
+def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
+    """Writes UTF-8 text atomically; `errors` as for `open`."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors=errors)
 
 
 def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
-    """Writes JSON Lines atomically, each row as `json_text` has it."""
-    write_text(path, "".join(f"{json_text(row)}\n" for row in rows))
+    """Writes JSON Lines atomically, each row as `json_text` has it; see `write_json` for half of a surrogate pair."""
+    write_text(path, "".join(f"{json_text(row)}\n" for row in rows), errors=_JSON_ERRORS)
 
 
 def write_array(path: Path, array: "np.ndarray") -> None:
@@ -174,8 +175,11 @@ def _finite(value: Any) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON atomically; keys keep their order. Numbers that are not finite become null."""
-    write_text(path, json_text(value, indent=2) + "\n")
+    """Writes indented JSON atomically; keys keep their order. Numbers that are not finite become null.
+
+    Half of a surrogate pair, which UTF-8 has not, is written as the escape with which JSON spells it.
+    """
+    write_text(path, json_text(value, indent=2) + "\n", errors=_JSON_ERRORS)
 
 
 def read_json(path: Path, *, kind: type = object, keys: Keys | None = None) -> Any:

@@ -272,7 +272,7 @@ DEFAULTS = {
     "PlantedSettings": "1 1648671f56b8",
     "PreferenceSettings": "2 7368b40cc1de",
     "ProbeSettings": "1 3dd98712c8da",
-    "ProgramsSettings": "1 54b193ae3f36",
+    "ProgramsSettings": "2 54b193ae3f36",
     "QualitySettings": "1 7a26df317806",
     "ReplaySettings": "1 237c7063450d",
     "ReportSettings": "1 b903b2793c45",

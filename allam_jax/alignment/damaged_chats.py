@@ -4,10 +4,11 @@ Which rows are written, and which are spoilt, follows from a hash of their place
 part of a larger one, and two settings differ in nothing but what they state.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from allam_jax.alignment.conversations import ASSISTANT, BadRow, conversation_of, pair_of
+from allam_jax.alignment.conversations import FIELDS, BadRow, conversation_of, pair_of
 from allam_jax.alignment.settings import DamageChatsSettings
 from allam_jax.errors import UserError
 from allam_jax.files import unit_hash
@@ -36,25 +37,30 @@ def damaged_rows(
     UserError where a share comes to fewer than ten rows, for a row that a kind cannot spoil, and for replies in another
     language without a second source.
     """
-    if OTHER_LANGUAGE in settings.kinds and len(sources) < 2:
-        raise UserError(f"config.damage_chats.kinds: {OTHER_LANGUAGE!r} needs a second source, in another language")
-    rows = [(name, record) for name, records in sources.items() for record in records]
+    if OTHER_LANGUAGE in settings.kinds and sum(map(bool, sources.values())) < 2:
+        raise UserError(
+            f"config.damage_chats.kinds: {OTHER_LANGUAGE!r} needs a second source with rows, in another language"
+        )
+    rows = [(name, number, record) for name, records in sources.items() for number, record in enumerate(records)]
     kept = _first(range(len(rows)), settings.kept, of=len(rows), purpose="kept", seed=seed)
     kinds: dict[int, str] = {}
     for kind in settings.kinds:
         whole = [place for place in kept if place not in kinds]
         kinds |= dict.fromkeys(_first(whole, settings.share, of=len(kept), purpose=kind, seed=seed), kind)
     found: dict[str, list[WrittenRow]] = {name: [] for name in sources}
+    others = {
+        name: [record for source, records in sources.items() if source != name for record in records]
+        for name in (sources if OTHER_LANGUAGE in settings.kinds else ())
+    }
     for place in sorted(kept):
-        name, record = rows[place]
-        kind = kinds.get(place, "")
-        if kind:
-            others = [other for source, other in rows if source != name] if kind == OTHER_LANGUAGE else [record]
+        name, number, record = rows[place]
+        if kind := kinds.get(place, ""):
             try:
-                record = _damaged(record, kind, other=others[place % len(others)])
+                record = _damaged(record, kind, others=others.get(name, ()), place=place)
             except BadRow as reason:
                 raise UserError(
-                    f"config.damage_chats.sources.{name}: a row that {kind!r} cannot spoil: {reason}"
+                    f"config.damage_chats.sources.{name}: row {number} cannot be spoilt by {kind!r}: "
+                    f"{reason}; leave out such rows or the kind"
                 ) from None
         found[name].append(WrittenRow(record, kind))
     return found
@@ -68,22 +74,47 @@ def _first(places: Sequence[int], share: float, *, of: int, purpose: str, seed: 
             f"config.damage_chats: {share:g} of {of:,} rows ({purpose}) are {count}, which shows no effect: expected "
             f"at least {LEAST_ROWS}; raise the share, or give more rows"
         )
+    if count > len(places):
+        raise UserError(
+            f"config.damage_chats: {share:g} of {of:,} rows ({purpose}) are {count:,}, but the kinds before it leave "
+            f"{len(places):,}; lower the share, or name fewer kinds"
+        )
     return sorted(places, key=lambda place: unit_hash(f"{seed}/{purpose}/{place}"))[:count]
 
 
-def _damaged(record: Chat, kind: str, *, other: Chat) -> Chat:
-    """The record with this damage; `other` is a row of another source."""
+def _damaged(record: Chat, kind: str, *, others: Sequence[Chat], place: int) -> Chat:
+    """The record with this damage; `others` are rows of other sources, of which the place says the first."""
+    rest = {name: value for name, value in record.items() if name not in FIELDS}
     if kind == FLIPPED:
         pair = pair_of(record)
-        return {"chosen": list(pair.rejected), "rejected": list(pair.chosen)}
+        return rest | {"chosen": list(pair.rejected), "rejected": list(pair.chosen)}
     *before, last = conversation_of(record)
     reply = last["content"]
-    words = reply.split()
+    end = " ".join(reply.split()[-_REPEATED_WORDS:] * _REPEATS)
     spoilt = {
-        "empty": NO_WORDS,
-        OTHER_LANGUAGE: conversation_of(other)[-1]["content"],
-        "cut": " ".join(words[: max(1, len(words) // 2)]),
-        "repetition": " ".join(words + words[-_REPEATED_WORDS:] * _REPEATS),
-        "scaffold": f"{_SCAFFOLD} {reply}",
+        "empty": lambda: NO_WORDS,
+        OTHER_LANGUAGE: lambda: _another_reply(reply, others, place=place),
+        "cut": lambda: _first_half(reply),
+        "repetition": lambda: f"{reply.rstrip()} {end}",
+        "scaffold": lambda: f"{_SCAFFOLD} {reply}",
     }
-    return {"messages": [*before, {"role": ASSISTANT, "content": spoilt[kind]}]}
+    return rest | {"messages": [*before, {**last, "content": spoilt[kind]()}]}
+
+
+def _another_reply(reply: str, others: Sequence[Chat], *, place: int) -> str:
+    """A last reply of the others with other words: some, such as numbers, are the same in two languages."""
+    for number in range(len(others)):
+        try:
+            another: str = conversation_of(others[(place + number) % len(others)])[-1]["content"]
+        except BadRow as reason:
+            raise BadRow(f"in a row of another source, {reason}") from None
+        if another.split() != reply.split():
+            return another
+    raise BadRow("every row of the other source has its reply")
+
+
+def _first_half(reply: str) -> str:
+    """The first half of the words, or of the characters of a single one, as in languages without spaces."""
+    ends = [word.end() for word in re.finditer(r"\S+", reply)]
+    word = reply.strip()
+    return reply[: ends[len(ends) // 2 - 1]] if len(ends) > 1 else word[: len(word) // 2] or NO_WORDS

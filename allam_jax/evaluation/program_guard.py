@@ -26,12 +26,15 @@ UNAVAILABLE = 70  # exit status: the kernel cannot do this, and nothing was run
 _LARGEST_FILE = 1 << 16  # bytes, which only the report may be
 _SHOWN = 300  # characters of an error
 _NOBODY = 65534
-# Name -> number on x86-64 and on arm64, as the kernel's tables have them.
+# Name -> number on x86-64 and on arm64, as the kernel's tables have them; None: it is not in the table. The older ways
+# to look at a file are those of the C library before 2.33 (RHEL 8, Ubuntu 20.04).
 _ALLOWED = {
     "read": (0, 63),
     "write": (1, 64),
     "close": (3, 57),
+    "stat": (4, None),
     "fstat": (5, 80),
+    "lstat": (6, None),
     "lseek": (8, 62),
     "mmap": (9, 222),
     "mprotect": (10, 226),
@@ -39,6 +42,7 @@ _ALLOWED = {
     "brk": (12, 214),
     "rt_sigreturn": (15, 139),
     "pread64": (17, 67),
+    "access": (21, None),
     "sched_yield": (24, 124),
     "mremap": (25, 216),
     "madvise": (28, 233),
@@ -46,6 +50,7 @@ _ALLOWED = {
     "exit": (60, 93),
     "uname": (63, 160),
     "getcwd": (79, 17),
+    "readlink": (89, None),
     "gettimeofday": (96, 169),
     "getrusage": (98, 165),
     "sysinfo": (99, 179),
@@ -89,14 +94,19 @@ class _Unavailable(Exception):
 
 def limit(seconds: int, memory: int) -> None:
     """Sets the limits of this process."""
-    for kind, most in (
-        (resource.RLIMIT_AS, memory),
-        (resource.RLIMIT_NOFILE, 64),
-        (resource.RLIMIT_FSIZE, _LARGEST_FILE),
-        (resource.RLIMIT_CORE, 0),
+    for kind, what, most, hard in (
+        (resource.RLIMIT_AS, "bytes of address space", memory, memory),
+        (resource.RLIMIT_NOFILE, "open files", 64, 64),
+        (resource.RLIMIT_FSIZE, "bytes of a file", _LARGEST_FILE, _LARGEST_FILE),
+        (resource.RLIMIT_CORE, "bytes of a core", 0, 0),
+        # SIGXCPU, which tells it from other ends.
+        (resource.RLIMIT_CPU, "seconds of processor time", seconds, seconds + 1),
     ):
-        resource.setrlimit(kind, (most, most))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # SIGXCPU, which tells it from other ends
+        try:
+            resource.setrlimit(kind, (most, hard))
+        except (ValueError, OverflowError):  # the process is itself held by a lower limit
+            allowed = resource.getrlimit(kind)[1]
+            raise _Unavailable(f"{most:,} {what} are asked for, and ulimit allows {allowed:,}") from None
 
 
 def restrict_files() -> str:
@@ -130,7 +140,8 @@ def restrict_calls() -> None:
     column, architecture = _MACHINES[platform.machine()]
     lines = [(_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, _NUMBER)]
     for numbers in _ALLOWED.values():
-        lines += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, _ALLOW)]
+        if (number := numbers[column]) is not None:
+            lines += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ALLOW)]
     lines += [(_EQUAL, 0, 4, _OPENAT[column]), (_LOAD, 0, 0, _FLAGS), (_AND, 0, 0, _WRITES), (_EQUAL, 0, 1, 0)]
     lines += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _REFUSE)]
     code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in lines))

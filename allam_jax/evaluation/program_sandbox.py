@@ -7,6 +7,7 @@ its tests, as in every harness: one that looks for them could fake its result, b
 import dataclasses
 import json
 import math
+import os
 import secrets
 import signal
 import subprocess
@@ -14,7 +15,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from allam_jax.errors import UserError
 
@@ -24,6 +24,8 @@ _UNAVAILABLE = 70  # see program_guard.py
 _WAITING = 4  # seconds that may pass for one of processor time, so that a busy machine fails no program
 _START = 5.0  # seconds, for the interpreter
 _LARGEST_REPORT = 1 << 16
+_SHOWN = 300  # characters of an error
+_PASSED_ON = "LD_LIBRARY_PATH"  # where some clusters keep the library that this Python is in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,7 @@ def run_program(source: str, *, seconds: int, memory_bytes: int) -> ProgramOutco
             stdout=report,
             stderr=subprocess.DEVNULL,
             cwd=directory,
-            env={},
+            env={name: value for name, value in os.environ.items() if name == _PASSED_ON},
             start_new_session=True,
         )
         end = time.monotonic() + _START + _WAITING * seconds
@@ -80,25 +82,38 @@ def run_program(source: str, *, seconds: int, memory_bytes: int) -> ProgramOutco
         return _outcome(process.returncode, _read(report.read(_LARGEST_REPORT), token=token))
 
 
-def _outcome(status: int, found: dict[str, Any] | None) -> ProgramOutcome:
-    if found and status == _UNAVAILABLE:
+def check_sandbox(*, seconds: int, memory_bytes: int) -> None:
+    """UserError unless an empty program passes: nobody else would know a machine's fault from a program's."""
+    outcome = run_program("", seconds=seconds, memory_bytes=memory_bytes)
+    if outcome.status != PASSED:
+        raise UserError(
+            f"programs that models write cannot be run on this machine: an empty one {outcome.status} "
+            f"({outcome.detail}); raise config.programs.memory_mib, or use another machine"
+        )
+
+
+def _outcome(status: int, found: dict[str, str] | None) -> ProgramOutcome:
+    if found and status == _UNAVAILABLE and "unavailable" in found:
         raise UserError(f"programs that models write cannot be held on this machine ({found['unavailable']})")
     if status == -signal.SIGXCPU:
         return ProgramOutcome(TIMED_OUT, "processor time")
     if status < 0:
         return ProgramOutcome(KILLED, signal.Signals(-status).name)
-    if found is None:
+    if found is None or not {"files", "error"} <= found.keys():
         return ProgramOutcome(FAILED, f"ended by itself before its tests, with status {status}")
     return ProgramOutcome(FAILED if found["error"] else PASSED, found["error"], found["files"])
 
 
-def _read(report: bytes, *, token: str) -> dict[str, Any] | None:
+def _read(report: bytes, *, token: str) -> dict[str, str] | None:
     """The guard's report; None if there is none, or something else was written."""
     try:
         found = json.loads(report)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) and found.get("token") == token else None
+    if not isinstance(found, dict) or found.get("token") != token:
+        return None
+    # An error can hold half of a surrogate pair, which no file can.
+    return {name: str(value)[:_SHOWN].encode(errors="backslashreplace").decode() for name, value in found.items()}
 
 
 def pass_at_k(samples: int, passed: int, k: int) -> float:

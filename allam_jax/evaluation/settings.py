@@ -81,14 +81,16 @@ class HarnessSettings(Section, name="harness"):
                 raise UserError(f"config.harness.suites.{name}: expected a name of letters, digits, _ and -")
 
 
-class ProgramsSettings(SamplingSettings, name="programs"):
+class ProgramsSettings(SamplingSettings, name="programs", version=2):
     """Problems in HumanEval's form, whose programs run in a sandbox."""
 
     input: str = setting("", "JSON Lines with task_id, prompt, entry_point, test; canonical_solution too", path="files")
     samples: int = setting(1, "programs for each problem; above 1, set a temperature", least=1, most=1024)
     ks: tuple[int, ...] = setting((1,), "numbers k of pass@k, at most samples", least=1)
     max_new_tokens: int = setting(512, "tokens of a program", least=1)
-    as_chat: bool = setting(False, "a problem is the message of a user, and its answer's first block of code counts")
+    as_chat: bool = setting(
+        False, "a problem is the message of a user, in whose answer the first block that defines the function counts"
+    )
     instruction: str = setting(
         "Complete this Python function. Answer with the whole function in one block of code.\n\n"
         "```python\n{prompt}\n```",
@@ -96,7 +98,7 @@ class ProgramsSettings(SamplingSettings, name="programs"):
     )
     template: str = setting("", TEMPLATE, path="template")
     seconds: int = setting(5, "of processor time of a program", least=1, most=3600)
-    memory_mib: int = setting(1024, "of a program's address space, the interpreter's included", least=128)
+    memory_mib: int = setting(1024, "of a program's address space, the interpreter's included", least=128, most=1 << 24)
     workers: int = setting(4, "programs at a time", least=1, most=256)
     shard_rows: int = setting(100, "problems of a file of answers", least=1)
     max_error_share: float = setting(0.1, "share of problems without answer that ends the run", least=0, most=1)

@@ -18,7 +18,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import anyio.from_thread
@@ -38,6 +38,7 @@ _LONGEST_PAUSE = 60.0  # seconds, where the server states none
 _LONGEST_STATED = 3600.0
 _LARGEST_ANSWER = 1 << 26  # bytes
 _LARGEST_COUNT = 1 << 53
+_MOST_STOPS = 4  # of OpenAI's API, which refuses more; answers are cut at the others here
 
 
 class UnfitAnswer(Exception):
@@ -153,7 +154,8 @@ class EndpointBackend(RowsOverHttp):
 
     def describe(self) -> dict[str, Any]:
         """The server, the model and how it is asked."""
-        return super().describe() | {"sampling": self._body("")}
+        stops = list(self._sampling.stop_texts)
+        return super().describe() | {"sampling": self._body("") | ({"stop": stops} if stops else {})}
 
     def request(self, asked: Any) -> tuple[str, dict[str, Any]]:
         """See `RowsOverHttp`."""
@@ -177,7 +179,7 @@ class EndpointBackend(RowsOverHttp):
         further = {
             "top_p": (sampling.top_p, 1.0),
             "n": (sampling.samples, 1),
-            "stop": (list(sampling.stop_texts), []),
+            "stop": (list(sampling.stop_texts[:_MOST_STOPS]), []),
             "presence_penalty": (sampling.presence_penalty, 0.0),
             "frequency_penalty": (sampling.frequency_penalty, 0.0),
             "top_k": (sampling.top_k, 0),  # from here on not in OpenAI's API, but in that of other servers
@@ -257,6 +259,7 @@ def _read(content: bytes, *, sampling: Sampling) -> RowAnswer:
         # The server counts the tokens of all choices together.
         shares = [tokens // len(items) + (i < tokens % len(items)) for i in range(len(items))]
         choices = [_choice(item, tokens=share) for item, share in zip(items, shares, strict=True)]
+        choices = [_before(choice, sampling.stop_texts) for choice in choices]
         logprobs = [_logprobs(item) for item in items] if sampling.logprobs is not None else []
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise UnfitAnswer("no completion") from None
@@ -276,6 +279,13 @@ def _choice(item: Mapping[str, Any], *, tokens: int) -> Choice:
     if not isinstance(text, str | None) or not isinstance(reason, str | None):
         raise TypeError
     return Choice(_characters(text or ""), _characters(reason or ""), tokens)
+
+
+def _before(choice: Choice, stops: Sequence[str]) -> Choice:
+    """The choice up to the first of the texts: a server knows the first few of them, and some ignore all."""
+    places = [choice.text.find(stop) for stop in stops]
+    end = min((place for place in places if place >= 0), default=-1)
+    return dataclasses.replace(choice, text=choice.text[:end], finish_reason="stop") if end >= 0 else choice
 
 
 def _logprobs(item: Mapping[str, Any]) -> list[float] | None:

@@ -7,6 +7,7 @@ pieces of work on a roofline: products read the weights once, attention reads th
 
 import dataclasses
 import functools
+import math
 
 from allam_jax.model.llama_config import LlamaConfig
 from allam_jax.planning.collectives import Collective
@@ -77,8 +78,13 @@ class RewritePlan:
 
     @property
     def slots(self) -> int:
-        """Texts that a copy answers at a time."""
+        """Texts that a copy can answer at a time."""
         return self.wanted_slots or self.cost.slots
+
+    @property
+    def busy(self) -> int:
+        """Slots of a copy that have a text: a small corpus does not fill them all."""
+        return min(self.slots, max(1, math.ceil(self.asked.texts * self.gpus / self.cluster.size)))
 
     @property
     def prefill_seconds(self) -> float:
@@ -90,19 +96,19 @@ class RewritePlan:
 
     @property
     def step_seconds(self) -> float:
-        """Of one token in every slot; the texts in the slots are halfway through their answers."""
+        """Of one token in every busy slot; the texts in the slots are halfway through their answers."""
         context = self.asked.prompt + self.asked.answer / 2
-        products = 2 * self._weights * self.slots / self.gpus
-        attention = 4 * self._attention_width * context * self.slots / self.gpus
-        cache = self.cost.token * context * self.slots
+        products = 2 * self._weights * self.busy / self.gpus
+        attention = 4 * self._attention_width * context * self.busy / self.gpus
+        cache = self.cost.token * context * self.busy
         seconds = self._seconds(products, read=self.cost.weights) + self._attention(attention, read=cache)
-        return seconds + self._reduced(self.slots)
+        return seconds + self._reduced(self.busy)
 
     @property
     def text_seconds(self) -> float:
         """That a copy spends on a text: its prefill, and its share of the steps until the burst in which it ends."""
         steps = self.asked.answer + (self.burst - 1) / 2
-        return self.prefill_seconds + steps * self.step_seconds / self.slots
+        return self.prefill_seconds + steps * self.step_seconds / self.busy
 
     @property
     def answer_tokens_per_second(self) -> float:
@@ -116,8 +122,8 @@ class RewritePlan:
 
     @property
     def hours(self) -> float:
-        """On the whole cluster, all of whose GPUs work."""
-        return self.gpu_hours / self.cluster.size
+        """On the whole cluster, all of whose GPUs work; a corpus of a few texts takes as long as one of them."""
+        return max(self.asked.texts * self.gpus / self.cluster.size, 1) * self.text_seconds / _HOUR
 
     @property
     def _weights(self) -> float:

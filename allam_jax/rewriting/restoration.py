@@ -18,6 +18,7 @@ from allam_jax.rewriting import text_facts
 
 _WORDS = 3  # of the n-grams that say how much clean text is kept
 _DRAWS = 1000
+_AT_ONCE = 1 << 22  # values that are drawn, so that a million documents need no more memory than a thousand
 _LEVELS = (2.5, 97.5)
 _GRAMS = (1, 2, 3)
 
@@ -75,9 +76,13 @@ def scores(originals: Mapping[str, str], planted: Mapping[str, Sequence[tuple[st
 
 def with_interval(values: Sequence[float], *, seed: int) -> dict[str, Any]:
     """Mean, the 95 % bootstrap interval of the mean, and the number of documents."""
-    array = np.asarray(values)
-    draws = np.random.default_rng(seed).integers(len(array), size=(_DRAWS, len(array)))
-    low, high = np.percentile(array[draws].mean(axis=1), _LEVELS)
+    array, generator = np.asarray(values), np.random.default_rng(seed)
+    size = max(1, _AT_ONCE // len(array))
+    means = [
+        array[generator.integers(len(array), size=(min(size, _DRAWS - done), len(array)))].mean(axis=1)
+        for done in range(0, _DRAWS, size)
+    ]
+    low, high = np.percentile(np.concatenate(means), _LEVELS)
     return {"mean": float(array.mean()), "low": float(low), "high": float(high), "documents": len(array)}
 
 

@@ -69,9 +69,11 @@ def grades(judgment: str, criteria: Sequence[str]) -> np.ndarray | None:
     A line is that of a criterion if it begins with its name, whatever signs stand around it. The last such line counts,
     because judges may think aloud.
     """
+    names = "|".join(re.escape(name) for name in sorted(criteria, key=len, reverse=True))  # of two the longer one
+    begins = re.compile(rf"[\W\d_]*?({names})\b", re.I)
     found: dict[str, list[float | None]] = {}
     for line in judgment.splitlines():
-        name = re.match(r"[\W\d_]*(\w+)", line)
+        name = begins.match(line)
         given = list(map(rating, _GRADE.findall(line)))
         if name and len(given) == 2:
             found[name[1].casefold()] = given

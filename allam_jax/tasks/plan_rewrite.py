@@ -23,7 +23,7 @@ from allam_jax.tasks.plan import planned_model
 
 def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Plans by `config.rewrite_plan`; returns the figures. UserError if the worker or its slots do not fit."""
-    plan = _plan(config)
+    plan = planned(config)
     asked, cost, cluster = plan.asked, plan.cost, plan.cluster
     result = {
         "prompt_tokens": round(asked.texts * asked.prompt),
@@ -46,7 +46,8 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         "tokens of prompts, of answers": f"{result['prompt_tokens']:,}, {result['answer_tokens']:,}",
         "copies of the worker": f"{cluster.size // plan.gpus:,}, each on {plan.gpus} GPU{'s' if plan.gpus > 1 else ''}",
         "weights on a GPU, 16 bits": gib(cost.weights),
-        f"slots of {plan.capacity:,} tokens": f"{plan.slots:,} of {cost.slots:,} that fit",
+        f"slots of {plan.capacity:,} tokens": f"{plan.slots:,} of {cost.slots:,} that fit"
+        + (f", {plan.busy:,} with a text" if plan.busy < plan.slots else ""),
         "prefill of a prompt": f"{1e3 * plan.prefill_seconds:.1f} ms",
         "a step of decoding": f"{1e3 * plan.step_seconds:.1f} ms",
         "tokens of answers per second and GPU": f"{plan.answer_tokens_per_second:,.0f}",
@@ -69,7 +70,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     return result
 
 
-def _plan(config: Settings) -> RewritePlan:
+def planned(config: Settings) -> RewritePlan:
     """The plan that the settings describe; UserError where something does not fit."""
     options = config.rewrite_plan
     cluster, gpus = cluster_of(options), options.gpus_per_copy
@@ -102,6 +103,11 @@ def _plan(config: Settings) -> RewritePlan:
         raise UserError(
             f"config.rewrite_plan.capacity = {options.capacity:,}: an average prompt with its answer has "
             f"{plan.asked.prompt + answer:,.0f} tokens; raise it, or lower piece_tokens"
+        )
+    if options.capacity > plan.model.max_position:
+        raise UserError(
+            f"config.rewrite_plan.capacity = {options.capacity:,}: the worker's context is "
+            f"{plan.model.max_position:,} tokens; lower it"
         )
     if not 0 < plan.slots <= plan.cost.slots:
         raise UserError(

@@ -6,19 +6,29 @@ WORKDIR/programs.json, WORKDIR/programs.md
 """
 
 import dataclasses
+import functools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from allam_jax.config import require
+from allam_jax.errors import UserError
 from allam_jax.evaluation.program_problems import STOPS, Problem, read_problems
-from allam_jax.evaluation.program_sandbox import PASSED, STATUSES, ProgramOutcome, pass_at_k, run_program
+from allam_jax.evaluation.program_sandbox import (
+    PASSED,
+    STATUSES,
+    ProgramOutcome,
+    check_sandbox,
+    pass_at_k,
+    run_program,
+)
 from allam_jax.evaluation.settings import ProgramsSettings
-from allam_jax.files import json_text, write_json, write_text
+from allam_jax.files import write_json, write_json_lines
 from allam_jax.generation.over_rows import over_rows, read_answers
 from allam_jax.generation.requests import sampling_of
 from allam_jax.generation.rows import Prompt
@@ -34,6 +44,11 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     options = config.programs
     path = require(options.input, key="programs.input", hint="give a file such as HumanEval.jsonl.gz")
     problems, left_out = read_problems(path, key="programs.input")
+    refused: dict[str, str] = {}
+    if is_main_process():
+        for reason, places in left_out.items():
+            logging.warning("%s: %d problems are left out: %s (%s)", path, len(places), reason, places[0])
+        refused = _refused(problems, options)
     prompts = [_asked(number, problem, options) for number, problem in enumerate(problems)]
     sampling = sampling_of(options, seed=config.seed, samples=options.samples)
     if not options.as_chat and not sampling.stop_texts:
@@ -43,7 +58,11 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         total=len(prompts),
         backend=open_answerer(config, section="programs", prompts=prompts).backend(sampling),
         directory=workdir,
-        identity={"input": content_of(inputs_of_settings(config)["programs.input"]), "as_chat": options.as_chat},
+        identity={
+            "input": content_of(inputs_of_settings(config)["programs.input"]),
+            "as_chat": options.as_chat,
+            "instruction": options.instruction if options.as_chat else None,
+        },
         shard_rows=options.shard_rows,
         max_error_share=options.max_error_share,
         writes=is_main_process(),
@@ -51,7 +70,8 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     )
     result: dict[str, Any] = {}
     if is_main_process():
-        result = _results(problems, workdir, options) | {"left_out": {name: len(of) for name, of in left_out.items()}}
+        result = _results(problems, workdir, options, refused=refused)
+        result["left_out"] = {name: len(of) for name, of in left_out.items()}
         write_json(workdir / "programs.json", result)
     return broadcast(result)
 
@@ -62,25 +82,41 @@ def _asked(number: int, problem: Problem, options: ProgramsSettings) -> Prompt:
     return Prompt(number, [{"role": "user", "content": options.instruction.replace("{prompt}", problem.prompt)}])
 
 
-def _results(problems: Sequence[Problem], workdir: Path, options: ProgramsSettings) -> dict[str, Any]:
-    """Runs the programs, and the right ones of the file, which show that the sandbox takes away nothing they need."""
+def _refused(problems: Sequence[Problem], options: ProgramsSettings) -> dict[str, str]:
+    """The problems whose right program, as the file has it, does not pass here, with the reason.
+
+    UserError if the sandbox can run nothing, or if none of them passes: before a model has written for hours.
+    """
+    check_sandbox(seconds=options.seconds, memory_bytes=options.memory_mib << 20)
+    having = [problem for problem in problems if problem.solution]
+    ended = _run((problem.program(problem.solution) for problem in having), options)
+    refused = {problem.id: one.detail for problem, one in zip(having, ended, strict=True) if one.status != PASSED}
+    if refused and len(refused) == len(having):
+        name, detail = next(iter(refused.items()))
+        raise UserError(
+            f"config.programs.input: none of the file's {len(having):,} own solutions passes here ({name}: {detail}); "
+            "programs have the standard library alone: mend the file, or raise programs.seconds or memory_mib"
+        )
+    return refused
+
+
+def _run(programs: Iterable[str], options: ProgramsSettings) -> list[ProgramOutcome]:
+    """Runs programs in the sandbox, some at a time."""
+    held = functools.partial(run_program, seconds=options.seconds, memory_bytes=options.memory_mib << 20)
     with ThreadPoolExecutor(options.workers) as pool:
+        return list(pool.map(held, programs))
 
-        def outcomes(programs: Iterator[str]) -> Iterator[ProgramOutcome]:
-            memory = options.memory_mib << 20
-            return pool.map(
-                lambda program: run_program(program, seconds=options.seconds, memory_bytes=memory), programs
-            )
 
-        having = [problem for problem in problems if problem.solution]
-        ended = zip(having, outcomes(problem.program(problem.solution) for problem in having), strict=True)
-        refused = {problem.id: outcome.detail for problem, outcome in ended if outcome.status != PASSED}
-        answers = [(problems[row["row"]], choice["text"]) for row in read_answers(workdir) for choice in row["answers"]]
-        chat = options.as_chat
-        whole = (one.program_of_chat(text) if chat else one.program(text) for one, text in answers)
-        found = [(problem.id, outcome) for (problem, _), outcome in zip(answers, outcomes(whole), strict=True)]
+def _results(
+    problems: Sequence[Problem], workdir: Path, options: ProgramsSettings, *, refused: Mapping[str, str]
+) -> dict[str, Any]:
+    """Runs the programs that the model wrote, and counts."""
+    answers = [(problems[row["row"]], choice["text"]) for row in read_answers(workdir) for choice in row["answers"]]
+    chat = options.as_chat
+    whole = (one.program_of_chat(text) if chat else one.program(text) for one, text in answers)
+    found = [(problem.id, outcome) for (problem, _), outcome in zip(answers, _run(whole, options), strict=True)]
     lines = [{"task_id": name, **dataclasses.asdict(outcome)} for name, outcome in found]
-    write_text(workdir / "outcomes.jsonl", "".join(json_text(line) + "\n" for line in lines))
+    write_json_lines(workdir / "outcomes.jsonl", lines)
     passed = Counter(name for name, outcome in found if outcome.status == PASSED)
     # A problem without an answer counts as one that no sample passes.
     scores = {f"pass@{k}": [pass_at_k(options.samples, passed[one.id], k) for one in problems] for k in options.ks}

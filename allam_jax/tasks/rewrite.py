@@ -121,6 +121,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
                 part=options.part,
                 parts=options.parts,
                 dataset={"name": name, "metadata": metadata},
+                asked={key: value for key, value in asked.items() if key != "part"} | {"attempts": options.attempts},
                 made_by=by,
             )
         else:

@@ -4,13 +4,17 @@ import gzip
 import itertools
 import json
 import os
+import platform
 import statistics
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from small_server import save_model
 
 from allam_jax.errors import UserError
 from allam_jax.evaluation import program_sandbox
+from allam_jax.evaluation.program_answers import code_blocks
 from allam_jax.evaluation.program_problems import Problem, read_problems
 from allam_jax.evaluation.program_sandbox import FAILED, KILLED, PASSED, TIMED_OUT, pass_at_k, run_program
 from allam_jax.evaluation.settings import ProgramsSettings
@@ -32,6 +36,13 @@ assert math.isclose(statistics.mean([1, 2]), 1.5) and Point(3).x == 3
 assert json.loads('"\\u0645"') == "م"
 assert datetime.date(2024, 2, 29).isoformat() == "2024-02-29"
 random.seed(0); time.sleep(0.001); print("x" * 50_000_000)
+"""
+# Finds the token of the report, and writes a report that the guard would not.
+FORGED = """
+import json, os, sys
+guard = sys._getframe(1).f_locals
+os.write(guard["report"], json.dumps({"token": guard["token"], **FIELDS}).encode())
+os._exit(0)
 """
 HOSTILE = [
     ("import os\nwhile True: os.fork()", FAILED, DENIED),
@@ -73,6 +84,10 @@ HOSTILE = [
     ("def f(:", FAILED, "SyntaxError"),
     ("def f(): return f()\nf()", FAILED, "RecursionError"),
     ("\ud83d", FAILED, ""),
+    (r"raise Exception('\ud83d')", FAILED, r"Exception: \ud83d"),
+    ("import os\nfor n in range(3, 9):\n try: os.write(n, b'[' * 60_000)\n except OSError: pass", FAILED, "ended"),
+    (FORGED.replace("FIELDS", "{}"), FAILED, "ended"),
+    (FORGED.replace("FIELDS", "{'error': {'a': 1}, 'files': 'x' * 1000}"), FAILED, "{'a': 1}"),
 ]
 
 
@@ -119,6 +134,29 @@ def test_a_kernel_without_landlock_leaves_root_what_nobody_may(monkeypatch, tmp_
         held("x = 1")
 
 
+def test_a_sandbox_that_can_run_nothing_is_no_fault_of_programs():
+    program_sandbox.check_sandbox(seconds=1, memory_bytes=1 << 29)
+    with pytest.raises(UserError, match="be run on this machine: an empty one failed .*; raise config.programs.memory"):
+        program_sandbox.check_sandbox(seconds=1, memory_bytes=1 << 20)
+    with pytest.raises(UserError, match="bytes of address space are asked for, and ulimit allows"):
+        held("x = 1", memory_bytes=1 << 70)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="arm64 has no such calls")
+def test_the_calls_of_older_c_libraries_are_allowed():
+    """stat, lstat, access and readlink, by which imports find files before glibc 2.33."""
+    source = """
+import ctypes, errno, os
+libc, buffer = ctypes.CDLL(None, use_errno=True), ctypes.create_string_buffer(256)
+for number, argument in ((4, buffer), (6, buffer), (21, 4), (89, buffer)):
+    ctypes.set_errno(0)
+    libc.syscall(number, b"/usr/lib/.", argument, 255)
+    assert ctypes.get_errno() in (0, errno.EINVAL), number  # EINVAL: no link
+assert os.access(os.getcwd(), os.R_OK)
+"""
+    assert held(source).detail == ""
+
+
 @pytest.mark.parametrize(("samples", "passed"), [(6, 0), (6, 1), (6, 4), (6, 6), (1, 1)])
 def test_pass_at_k_is_the_mean_over_all_choices(samples, passed):
     outcomes = [n < passed for n in range(samples)]
@@ -146,6 +184,12 @@ ROWS = [
     },
 ]
 BAD = [{**ROWS[0], "task_id": "T/2", "test": ""}, {**ROWS[0], "task_id": "T/3", "entry_point": "a b"}, ROWS[0], 7]
+UNUSABLE = {  # reason -> field with a value
+    "a test that defines no function check": {"test": "assert twice(2) == 4"},
+    "a test that this Python cannot read": {"test": "def check(candidate):\n    assert candidate(2) =="},
+    "half a character (a lone surrogate) in field 'prompt'": {"prompt": "def twice(x):\n    # \ud83d\n"},
+    "no text in field 'entry_point'": {"entry_point": None},
+}
 
 
 def write_problems(directory):
@@ -168,19 +212,86 @@ def test_files_of_problems(tmp_path):
     }
 
 
+def test_problems_that_nothing_could_solve_are_left_out(tmp_path):
+    rows = [ROWS[0], *({**ROWS[0], "task_id": reason, **changed} for reason, changed in UNUSABLE.items())]
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\r\n" for row in rows))
+    found, left_out = read_problems(str(tmp_path / "problems.jsonl"), key="x")
+    assert [one.id for one in found] == ["T/0"]
+    assert left_out == {reason: [f"problems.jsonl:{n}"] for n, reason in enumerate(UNUSABLE, start=2)}
+
+
+def test_problems_as_the_hub_has_them(tmp_path):
+    (tmp_path / "hub").mkdir()
+    table = pyarrow.Table.from_pylist([{"other": [1], **row} for row in ROWS])
+    pyarrow.parquet.write_table(table, tmp_path / "hub" / "test-00000-of-00001.parquet")
+    of_lines, _ = read_problems(str(write_problems(tmp_path)), key="x")
+    assert read_problems(str(tmp_path / "hub"), key="x") == (of_lines, {})
+    (tmp_path / "problems.csv").write_text("task_id,prompt\n")
+    with pytest.raises(UserError, match=r"problems.csv: problems are read from JSON Lines and Parquet"):
+        read_problems(str(tmp_path / "problems.csv"), key="x")
+
+
+CODE = "def twice(x):\n    return helper(x) + x - 1\n"
+DOCUMENTED = (
+    'def twice(x):\n    """As\n\n    ```\n    twice(2)\n    ```\n    or ```twice(2)```.\n    """\n    return 2 * x\n'
+)
+
+
 @pytest.mark.parametrize(
     "answer",
     [
-        "Here:\n```python\ndef twice(x):\n    return helper(x) + x - 1\n```\nIt adds.",
+        f"Here:\n```python\n{CODE}```\nIt adds.",
         "```\n    return 2 * x\n```",
         "def twice(x):\n    return math.floor(x * 2)",
         "```py\nimport os\n\ndef twice(x):\n    return x * 2",  # cut
+        f"Here:\n\n```python\n{CODE}```\nIt adds.".replace("\n", "\r\n"),
+        f"```Python\n{CODE}```\nUse:\n```\ntwice(2)\n```",
+        f"```python3\n{CODE}```\nThis works because of this.",
+        f"~~~ python title=x\n{CODE}~~~\nIt adds.",
+        f"````python\n{CODE}````",
+        f"Here it is: ```python\n{CODE}```",
+        f"```python\n{CODE.rstrip()}```\nIt adds.",
+        f"First:\n```bash\npip install six\n```\nand then\n```python\n{CODE}```",
+        f"```python\nprint(twice(2))\n```\nwith\n```python\n{CODE}```",
+        f"```python\n{DOCUMENTED}```\nIt adds.",
+        f"```python\n{CODE}    ```\nIt adds.",
+        "1. So:\n\n   ```python\n   " + CODE.replace("\n    ", "\n       ") + "   ```\n2. It adds.",
+        "```\n    " + CODE.replace("\n    ", "\n        ") + "```",
+        f"```python\nfrom __future__ import annotations\n\n{CODE.replace('(x)', '(x: Number)', 1)}```",
+        f"<think>\n```python\ndef twice(x):\n    return None\n```\nNo.\n</think>\n```python\n{CODE}```",
+        f"{CODE}```\nIt adds.",  # goes on from a fence that was asked for
+        "```python\ndef other():\n    return 1\n\n\ntwice = lambda x: 2 * x\n```",
     ],
 )
 def test_answers_of_chats_become_programs(answer):
     problem = Problem(*(ROWS[0][name] for name in ("task_id", "prompt", "entry_point", "test")), "")
     assert held(problem.program_of_chat(answer)).status == PASSED
-    assert held(problem.program_of_chat(answer.replace("return ", "return 1 + "))).status == FAILED
+    wrong = answer.replace("return ", "return 1 + ").replace("lambda x: ", "lambda x: 1 + ")
+    assert held(problem.program_of_chat(wrong)).status == FAILED
+
+
+def test_a_prompt_whose_function_is_no_whole_one():
+    """A comment in place of a docstring, and a decorator, which would stand before the answer's imports."""
+    prompt = "import functools\n\n\n@functools.cache\ndef twice(x):\n    # Twice x.\n"
+    problem = Problem("T/0", prompt, "twice", ROWS[0]["test"], "")
+    for answer in ("```\n    return 2 * x\n```", "```\nimport functools\n\ndef twice(x):\n    return 2 * x\n```"):
+        assert held(problem.program_of_chat(answer)).status == PASSED
+
+
+@pytest.mark.parametrize(
+    ("text", "blocks"),
+    [
+        ("a\n```\nb\n```\nc", ["b\n"]),
+        ("```py\na\n\n  b\n```\n\n~~~\n```\n~~~", ["a\n\n  b\n", "```\n"]),
+        ("````\n```\na\n```\n````", ["```\na\n```\n"]),
+        ("```\na", ["a\n"]),
+        ("``` a`b\nc", []),
+        ("", []),
+        ("  ```\n  a\n    b\n  ```", ["a\n  b\n"]),
+    ],
+)
+def test_blocks_of_code_are_those_of_commonmark(text, blocks):
+    assert code_blocks(text)[1] == blocks
 
 
 @pytest.mark.slow
@@ -199,9 +310,15 @@ def test_programs_of_a_model_run_and_are_counted(tmp_path, monkeypatch):
 
     config = base.get_config("programs")
     config.programs.update(input=str(write_problems(tmp_path)), samples=3, temperature=0.8, ks=(1, 2), seconds=1)
-    with monkeypatch.context() as patch:
-        patch.setattr(programs, "open_answerer", lambda *_, **__: Answerer(lambda sampling: Backend()))
-        result = runner.run(config, workdir=tmp_path / "run")
+
+    def again(**changed):
+        other = config.copy_and_resolve_references()
+        other.programs.update(changed)
+        with monkeypatch.context() as patch:
+            patch.setattr(programs, "open_answerer", lambda *_, **__: Answerer(lambda sampling: Backend()))
+            return runner.run(other, workdir=tmp_path / "run")
+
+    result = again()
     assert result["pass@1"] == pytest.approx((2 / 3 + 0) / 2)
     assert result["pass@2"] == pytest.approx((1 + 0) / 2)
     assert result["ended"] == {"passed": 2, "failed": 1, "timed out": 3, "killed": 0}
@@ -210,6 +327,12 @@ def test_programs_of_a_model_run_and_are_counted(tmp_path, monkeypatch):
     lines = [json.loads(line) for line in (tmp_path / "run" / "outcomes.jsonl").open()]
     assert [line["status"] for line in lines] == ["passed", "failed", "passed", *["timed out"] * 3]
     assert r"| pass\@2 | 50.0% |" in (tmp_path / "run" / "programs.md").read_text()
+    with pytest.raises(UserError, match="holds answers that were made with another as_chat and instruction"):
+        again(as_chat=True)
+    wrong = [{**row, "canonical_solution": "    return None\n"} for row in ROWS]
+    (tmp_path / "wrong.jsonl").write_text("".join(json.dumps(row) + "\n" for row in wrong))
+    with pytest.raises(UserError, match=r"none of the file's 2 own solutions passes here .T/0: AssertionError"):
+        again(input=str(tmp_path / "wrong.jsonl"))
     save_model(tmp_path)
     config.init.weights = str(tmp_path / "model")
     config.programs.max_new_tokens = 4

@@ -181,6 +181,17 @@ def answered(choices, **usage):
     return json.dumps({"choices": choices, "usage": usage}).encode()
 
 
+def test_more_stop_texts_than_servers_take(endpoint, tmp_path, monkeypatch):
+    """OpenAI's API takes four; the answer ends before the first of all of them, wherever it stands in the list."""
+    stops = ("one", "two", "three", "four", " five", " six")
+    backend = asking(endpoint, monkeypatch, sampling=Sampling(max_new_tokens=9, temperature=0.0, stop_texts=stops))
+    assert backend.describe()["sampling"]["stop"] == list(stops)
+    mapped([Prompt(0, "a six and five"), Prompt(1, "a")], backend, tmp_path)
+    assert endpoint.seen["a"][0][1]["stop"] == list(stops[:4])
+    found = [record["answers"][0] for record in read_answers(tmp_path)]
+    assert [(one["text"], one["finish_reason"]) for one in found] == [("re: a", "stop"), ("re: a", "length")]
+
+
 ONE = {"index": 0, "text": "x", "finish_reason": "stop"}
 SENSELESS = [
     b"[" * 100_000,

@@ -295,6 +295,20 @@ def test_sentences_and_copies_over_several_gpus(tmp_path):
     assert four["gpu_hours"] > one["gpu_hours"]
 
 
+def test_a_small_corpus_does_not_fill_the_slots(tmp_path):
+    """40 texts for each of 16 copies take as long as with 40 slots; one text takes as long as it takes."""
+    tokens = round(16 * 40 * 400 / 1.1)
+    small = plan_rewrite.run(settings_of(rewrite_config(tokens=tokens)), tmp_path)
+    assert "that fit, 40 with a text" in (tmp_path / "plan.md").read_text()
+    fitting = plan_rewrite.run(settings_of(rewrite_config(tokens=tokens, slots=40)), tmp_path)
+    assert small["slots"] == small["slots_that_fit"] > 40
+    assert {**small, "slots": 40} == fitting
+    plan = plan_rewrite.planned(settings_of(rewrite_config(tokens=tokens)))
+    assert plan.hours * 3600 == pytest.approx(40 * plan.prefill_seconds + (400 + 7.5) * plan.step_seconds, rel=1e-3)
+    plan = plan_rewrite.planned(settings_of(rewrite_config(tokens=100)))
+    assert plan.hours * 3600 == pytest.approx(plan.prefill_seconds + (400 + 7.5) * plan.step_seconds)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -303,6 +317,7 @@ def test_sentences_and_copies_over_several_gpus(tmp_path):
         ({"gpus_per_copy": 3}, "gpus_per_copy = 3: expected a divisor of gpus_per_node = 8"),
         ({"capacity": 900}, "capacity = 900: an average prompt with its answer has "),
         ({"instruction": ""}, "rewrite_plan.instruction"),
+        ({"capacity": 1 << 20}, "capacity = 1,048,576: the worker's context is 40,960 tokens; lower it"),
     ],
 )
 def test_a_rewrite_that_cannot_be_planned(tmp_path, changes, message):

@@ -6,6 +6,7 @@ import zlib
 import pytest
 from planted_rewrites import originals
 
+from allam_jax.rewriting import restoration
 from allam_jax.rewriting.inner_damage import damaged
 from allam_jax.rewriting.restoration import (
     blocked,
@@ -89,10 +90,12 @@ def test_measures_by_hand():
     assert found["compressed"] == len(zlib.compress(b"a b ab")) / 6
 
 
-def test_intervals_hold_the_mean_and_grow_with_the_spread():
+def test_intervals_hold_the_mean_and_grow_with_the_spread(monkeypatch):
     values = [float(n % 2) for n in range(400)]
     found = with_interval(values, seed=1)
     assert found["mean"] == 0.5
     # The normal approximation: 1.96 * 0.5 / sqrt(400).
     assert found["high"] - found["mean"] == pytest.approx(0.049, abs=0.008)
+    monkeypatch.setattr(restoration, "_AT_ONCE", 7 * 400)  # of the 1,000 draws seven at a time
+    assert with_interval(values, seed=1) == found
     assert with_interval([1.0, 1.0], seed=0) == {"mean": 1.0, "low": 1.0, "high": 1.0, "documents": 2}

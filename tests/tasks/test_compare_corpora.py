@@ -172,6 +172,15 @@ def test_grades_of_a_judgment(judgment, expected):
     assert (None if found is None else found.tolist()) == expected
 
 
+def test_criteria_of_several_words():
+    """As TOML names them: with hyphens, spaces and digits; one can begin like another one."""
+    names = ("to-the-point", "factual accuracy", "factual", "الدقة", "2nd")
+    given = {name: [number, number + 1] for number, name in enumerate(names, start=1)}
+    judgment = "".join(f"- **{name.title()}**: [[{one}]] [[{two}]]\n" for name, (one, two) in given.items())
+    assert grades(judgment, names).tolist() == list(given.values())
+    assert grades("factually: [[1]] [[2]]", ("factual",)) is None
+
+
 def moderated(path, body):
     if body["input"] == AFTER["lossy"]:
         return 400

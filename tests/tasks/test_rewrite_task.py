@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 
 import pytest
 import sacrebleu
@@ -254,14 +255,54 @@ def test_parts_of_several_machines_are_joined_to_what_one_writes(run, tmp_path):
         run(texts, change, workdir="other", parts=14)
     described = json.loads((tmp_path / "parts" / "3" / "part.json").read_text())
     (tmp_path / "parts" / "3" / "part.json").write_text(json.dumps(described | {"made_by": {}}))
-    with pytest.raises(UserError, match=r"parts of different rewrites .made_by differ"):
+    with pytest.raises(UserError, match=r"which differ in made_by.instruction, made_by.model; move away"):
         runner.run(join, workdir=tmp_path / "joined")
     (tmp_path / "parts" / "3" / "part.json").write_text(json.dumps(described | {"part": 1}))
-    with pytest.raises(UserError, match=r"are both part 1"):
+    with pytest.raises(UserError, match=r"are both part 1; move one away"):
+        runner.run(join, workdir=tmp_path / "joined")
+    (tmp_path / "parts" / "3" / "part.json").write_text(json.dumps(described | {"part": 4}))
+    with pytest.raises(UserError, match=r"3/part.json: part 4 of 4, which there is not"):
+        runner.run(join, workdir=tmp_path / "joined")
+    join.join_rewrites.input = str(tmp_path / "parts" / "2")
+    with pytest.raises(UserError, match=r"2: no folder has a part.json.* it is a part itself: give the folder above"):
         runner.run(join, workdir=tmp_path / "joined")
     join.join_rewrites.input = str(tmp_path / "web")
     with pytest.raises(UserError, match="no folder has a part.json"):
         runner.run(join, workdir=tmp_path / "none")
+
+
+def flipped(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :]
+
+
+def test_parts_that_are_damaged_or_of_another_rewrite_are_not_joined(tmp_path):
+    source = dataset(tmp_path / "web", [f"Buy now, huge discount! {paragraphs(1 + n % 3)}" for n in range(9)])
+    config = base.get_config("rewrite")
+    for folder, part, documents in (("parts", 0, 0), ("parts", 1, 0), ("others", 1, 5)):
+        config.rewrite.update(input=str(source), worker="rules", parts=2, part=part, documents=documents)
+        runner.run(config, workdir=tmp_path / folder / str(part))
+    join = rewrite_config.get_config("join")
+    join.join_rewrites.input = str(tmp_path / "parts")
+    assert runner.run(join, workdir=tmp_path / "whole")["documents"] == 9
+    for name in ("documents.jsonl.gz", "provenance.jsonl.gz", "aligned.jsonl.gz"):
+        path = tmp_path / "parts" / "1" / name
+        content = path.read_bytes()
+        other = (tmp_path / "others" / "1" / name).read_bytes()
+        # A copy that was cut off at once leaves a file of no bytes, which gzip reads as no lines.
+        for damaged in (flipped(content), content[:-9], b"", other, content + content):
+            path.write_bytes(damaged)
+            with pytest.raises(UserError, match=f"{name}: damaged, or not the file that this part has written; copy"):
+                runner.run(join, workdir=tmp_path / "joined")
+        path.unlink()
+        with pytest.raises(UserError, match=f"{name}: no such file; copy it again"):
+            runner.run(join, workdir=tmp_path / "joined")
+        path.write_bytes(content)
+    assert not list((tmp_path / "joined").glob("*.gz"))
+    shutil.rmtree(tmp_path / "parts" / "1")
+    shutil.copytree(tmp_path / "others" / "1", tmp_path / "parts" / "1")
+    with pytest.raises(UserError, match=r"parts of different rewrites, which differ in asked.cut.documents; move away"):
+        runner.run(join, workdir=tmp_path / "joined")
 
 
 @pytest.mark.long
