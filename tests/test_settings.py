@@ -344,6 +344,8 @@ def test_a_config_file_is_explained_by_its_inputs_and_the_tasks_of_its_stages():
     assert "those of task train: --help_config train" in config_help.explain("allam_7b")
     assert "expand_subword_mean (expand)" in config_help.explain("quickstart")
     assert "--config configs/evaluate.py" in config_help.explain("configs/evaluate.py")  # also the name of a task
+    for name in ("suites/arabic", "configs/suites/arabic.py", str(ROOT / "configs" / "suites" / "arabic.py")):
+        assert "acva = ''  # ACVA: id, question, answer" in config_help.explain(name)
     for name in ("adapted", "base", "suites", "a.b", ""):
         with pytest.raises(UserError, match="neither a task nor a file of configs/; the tasks are corpus, plant"):
             config_help.explain(name)

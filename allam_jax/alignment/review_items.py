@@ -92,7 +92,9 @@ def read_items(path: str) -> list[ReviewItem]:
     for why, count in (+left_out).most_common():
         logging.warning("%s: %d rows are left out: %s", path, count, why)
     if not items:
-        raise UserError(f"{path}: has no rows that can be reviewed ({dict(left_out.most_common(3))})")
+        why = ", ".join(f"{count} {reason}" for reason, count in left_out.most_common(3))
+        empty = "it is empty; if a review wrote it, nothing has been accepted or edited yet"
+        raise UserError(f"{path}: has no rows that can be reviewed ({why or empty})")
     return list(items.values())
 
 

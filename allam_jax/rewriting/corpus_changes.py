@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
 from allam_jax.rewriting import text_facts
+from allam_jax.rewriting.advertising import without_advertising
 from allam_jax.rewriting.checks import share_copied
 
 
@@ -21,7 +22,8 @@ def changes(
 ) -> dict[str, list[float]]:
     """Measure -> its values for the documents that have one.
 
-    What was lost, what was copied and the length are those of documents that are still there and have changed.
+    What was lost, what was copied and the length are those of documents that are still there and have changed. What
+    stood in sentences of advertising, which may go, is not lost.
 
     Args:
         originals: id -> text before.
@@ -36,10 +38,12 @@ def changes(
         found["gone"].append(float(text is None))
         if text is None or text == original:
             continue
-        values = {f"{kind} lost": _share_lost(facts(original), facts(text)) for kind, facts in _FACTS.items()}
-        names = text_facts.latin_names(original)
-        if languages.get(name) == "ar":
-            names |= text_facts.arabic_names(original, common=common)
+        language = languages.get(name, "")
+        required = without_advertising(original, language=language)
+        values = {f"{kind} lost": _share_lost(facts(required), facts(text)) for kind, facts in _FACTS.items()}
+        names = text_facts.latin_names(required)
+        if language == "ar":
+            names |= text_facts.arabic_names(required, common=common)
         values |= {
             "names lost": _share_lost(names, text_facts.word_forms(text)),
             "words copied": share_copied(original, text),

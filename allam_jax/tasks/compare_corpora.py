@@ -204,7 +204,10 @@ def _sections(
     if "restored" in result:
         yield section("What was restored", explained, _means(result["restored"]))
     else:
-        lost = "What was lost or copied, and the length, are those of documents that are there and have changed."
+        lost = (
+            "What was lost or copied, and the length, are those of documents that are there and have changed; "
+            "sentences of advertising may go."
+        )
         yield section("What has changed", f"{explained} {lost}", _means(result["changed"]))
     for language, found in result["toxicity"].items():
         yield section(f"Blocked words, {language}", _rows(found))

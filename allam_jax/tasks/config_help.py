@@ -1,6 +1,6 @@
 """Every key of a config with its default and meaning: for `--help_config`, and for docs/config.md."""
 
-import importlib.util
+import importlib
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -32,10 +32,12 @@ def explain(task: str) -> str:
 
 
 def _of_file(name: str) -> str:
-    """The inputs of configs/NAME.py, and the tasks whose keys its stages have."""
-    name = Path(name).stem
-    spec = importlib.util.find_spec(f"configs.{name}") if name.isidentifier() else None
-    module = importlib.import_module(spec.name) if spec else None
+    """The inputs of configs/NAME.py, and the tasks whose keys its stages have; NAME may be suites/arabic."""
+    parts = Path(name).parts
+    if "configs" in parts:
+        parts = parts[parts.index("configs") + 1 :]
+    name = "/".join(parts).removesuffix(".py")
+    module = _module("configs." + name.replace("/", "."))
     # configs/base.py is what all configs are made with.
     if module is None or not hasattr(module, "get_config") or name == "base":
         raise UserError(
@@ -48,6 +50,13 @@ def _of_file(name: str) -> str:
         about += settings.explain(type(next(iter(variants.values()))))
     stages = _stages_of(module, variants or {"": None})
     return "\n".join([*about, *(f"# {line}" for line in stages)])
+
+
+def _module(name: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:  # also for what is no name
+        return None
 
 
 def _stages_of(module: ModuleType, variants: Iterable[str]) -> list[str]:

@@ -100,7 +100,10 @@ def test_every_kind_of_row_becomes_an_item_and_goes_back(tmp_path):
     assert items[6].record["piece"] == 1
     assert items[6].texts == (items[6].left[0].text,)  # no rewrite: as it was
     path.write_text('{"nothing": 1}\n')
-    with pytest.raises(UserError, match="has no rows that can be reviewed"):
+    with pytest.raises(UserError, match=r"has no rows that can be reviewed \(1 no conversation"):
+        read_items(str(path))
+    path.write_text("")  # the clean.jsonl of a review that nobody has begun
+    with pytest.raises(UserError, match="nothing has been accepted or edited yet"):
         read_items(str(path))
 
 

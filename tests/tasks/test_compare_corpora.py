@@ -15,6 +15,7 @@ from small_server import CONTEXT, make_params, make_tokenizer, save_model
 from allam_jax.corpus.document import Document
 from allam_jax.corpus.shards import write_dataset
 from allam_jax.errors import UserError
+from allam_jax.rewriting.corpus_changes import changes
 from allam_jax.rewriting.rubric import grades, read_rubric
 from allam_jax.tasks import runner
 from configs import base
@@ -82,6 +83,15 @@ def test_what_has_changed_is_counted(config, tmp_path):
     assert page.count("> ") == 2 * 3
     config.compare.documents = 2
     assert runner.run(config, workdir=tmp_path / "two")["documents"] == 2
+
+
+def test_what_advertising_says_is_not_lost():
+    said, sold = "He paid 7 in May.", "Call 0100 555 2233 now for the best offer and free shipping!"
+
+    def lost(text):
+        return changes({"a": f"{said} {sold}"}, {"a": text}, languages={"a": "en"}, common=frozenset())["numbers lost"]
+
+    assert (lost(said), lost(sold), lost(f"{said} Call.")) == ([0.0], [1.0], [0.0])
 
 
 def truth(text, *, tokenizer, params, config):
