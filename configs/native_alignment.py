@@ -59,9 +59,9 @@ INPUTS = {
     "smoke": dataclasses.replace(
         _ENGLISH,
         languages=LANGUAGES,
-        text_bytes=40_000,
+        text_bytes=20_000,
         pairs=8,
-        documents=2,
+        documents=1,
         piece_tokens=16,
         steps=2,
         seq_len=256,

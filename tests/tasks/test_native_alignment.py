@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from small_server import save_model
 
 from allam_jax.tasks import runner
 from configs import native_alignment
@@ -27,9 +28,12 @@ def test_the_worker_learns_from_other_documents_and_words_than_those_it_is_judge
         assert by_worker.init.weights == ("" if by_worker.rewrite.endpoint.url else "@worker")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_every_stage_runs(launcher, tmp_path):
-    launcher.train(tmp_path / "run", config=f"{native_alignment.__file__}:smoke")
+    """With a model of a moment in place of SmolLM2, whose every token takes a tenth of a second."""
+    save_model(tmp_path)
+    smaller = f"smoke?base={tmp_path / 'model'}&seq_len=128"
+    launcher.train(tmp_path / "run", config=f"{native_alignment.__file__}:{smaller}")
     for language in ("en", "ar"):
         found = json.loads((tmp_path / "run" / f"compared_{language}" / "report.json").read_text())["restored"]
         assert found.keys() == {"damaged", *native_alignment.WAYS}
