@@ -30,6 +30,7 @@ from kernels import device
 
 # XLA would join products of the same rows into one, and for that copy their weights together at every step.
 COMPILER_OPTIONS = {"cuda": {"xla_gpu_dot_merger_threshold_mb": 0}}
+_REFILLED = 4  # while samples wait, a burst ends when one of so many slots can take them
 
 _prefill = jax.jit(Programs.prefill, static_argnums=0, donate_argnums=2)
 _score = jax.jit(Programs.score, static_argnums=0)
@@ -114,6 +115,11 @@ class Engine:
         return bool(self._jobs)
 
     @property
+    def slots(self) -> int:
+        """Samples that can be under way at a time."""
+        return self._settings.slots
+
+    @property
     def free_slots(self) -> int:
         """Slots that no sample occupies."""
         return self._answers.count(None)
@@ -183,7 +189,7 @@ class Engine:
         deltas: dict[tuple[str, int], list[Delta]] = {}
         exhausted = False
         while order or not exhausted:
-            while not exhausted and self.queued < 2 * self._settings.slots:
+            while not exhausted and self.queued < 2 * self.slots:
                 request = next(source, None)
                 if request is None:
                     exhausted = True
@@ -204,7 +210,9 @@ class Engine:
                 _score(self._programs, self._params, hidden_BTD, nowhere.tokens_BT)
             targets_S = np.zeros(self._settings.slots, bool)
             self._cache = _copy(self._programs, self._cache, np.int32(0), targets_S)
-            self._cache, _ = self._decode(self._programs, self._params, self._cache, self._slots.texts)
+            self._cache, _ = self._decode(
+                self._programs, self._params, self._cache, self._slots.texts, np.int32(self.slots)
+            )
 
     def _admit(self) -> None:
         """Gives free slots to the waiting samples, first come, first served."""
@@ -294,8 +302,10 @@ class Engine:
     def _burst(self) -> list[Delta]:
         """Decodes all slots, and gives what each of them got."""
         texts, deltas = self._slots.texts, []
-        if np.any(texts.lengths_B < texts.limits_B):
-            self._cache, burst = self._decode(self._programs, self._params, self._cache, texts)
+        ended = int(np.sum(texts.lengths_B >= texts.limits_B))
+        if ended < self.slots:
+            enough = min(ended + -(-self.slots // _REFILLED), self.slots) if self.queued else self.slots
+            self._cache, burst = self._decode(self._programs, self._params, self._cache, texts, np.int32(enough))
             burst = Burst(*map(np.asarray, burst))
         else:  # prompts without an answer
             burst = None

@@ -12,7 +12,7 @@ from allam_jax.generation.over_rows import Choice, RowAnswer
 from allam_jax.generation.requests import Completion, Delta, Request, Sampling, joined
 from allam_jax.generation.rows import Prompt
 
-_LOOK_AHEAD = 64  # rows that the engine has or that wait for an earlier one
+_LOOK_AHEAD = 8  # rows that the engine has or that wait for an earlier one, for each slot
 
 
 class EngineBackend:
@@ -47,7 +47,7 @@ class EngineBackend:
         sizes: dict[str, int] = {}
         more = True
         while more or order:
-            while more and not self._engine.queued and len(order) < _LOOK_AHEAD:
+            while more and self._engine.queued < self._engine.slots and len(order) < _LOOK_AHEAD * self._engine.slots:
                 prompt = next(prompts, None)
                 if prompt is None:
                     more = False

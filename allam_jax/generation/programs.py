@@ -100,8 +100,13 @@ class Programs:
         """The cache with the content of a slot in others too."""
         return cache.copied(source, targets_S)
 
-    def decode(self, params: Params, cache: KVCache, texts: Texts) -> tuple[KVCache, Burst]:
-        """Continues all texts by up to `burst_steps` tokens. A text ends at its limit, or with a stop id."""
+    def decode(
+        self, params: Params, cache: KVCache, texts: Texts, enough_ended: Int[Array, ""]
+    ) -> tuple[KVCache, Burst]:
+        """Continues all texts by up to `burst_steps` tokens. A text ends at its limit, or with a stop id.
+
+        So does the burst as soon as so many slots have ended, those without a text included.
+        """
         model = self._model(params)
         B, X = len(texts.lengths_B), self.burst_steps
         M = min(MAX_TOP_LOGPROBS, self.config.padded_vocab_size)
@@ -112,7 +117,7 @@ class Programs:
 
         def unfinished(state) -> Array:
             step, *_, ended_B, _ = state
-            return (step < X) & ~jnp.all(ended_B)
+            return (step < X) & (jnp.sum(ended_B) < enough_ended)
 
         def advance(state):
             step, cache, tokens_BC, lengths_B, ended_B, burst = state

@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -74,7 +75,7 @@ def burst(name: str) -> tuple[aot.CompileReport, Module, dict, KVCache]:
     programs = Programs(config, ComputeOptions(compute_dtype="bfloat16", remat="none"), 16)
     with jax.set_mesh(mesh):
         decode = jax.jit(Programs.decode, static_argnums=0, donate_argnums=2, compiler_options=COMPILER_OPTIONS["cuda"])
-        report = aot.compile_report(decode.lower(programs, params, cache, texts), kernels=False)
+        report = aot.compile_report(decode.lower(programs, params, cache, texts, np.int32(SLOTS)), kernels=False)
     return report, parse_program(report.hlo_text), params, cache
 
 

@@ -80,6 +80,18 @@ def test_greedy_takes_the_likeliest_token_each_time(params, packed):
     assert len({tuple(tokens) for tokens in new}) > 2
 
 
+def test_a_burst_ends_when_waiting_samples_can_take_a_quarter_of_the_slots(params):
+    engine = made(params, slots=8, burst=16)
+    lengths = [2, 5, *[16] * 6, 16]
+    for name, length in enumerate(lengths):
+        engine.submit(request(name, [1, 5, 9], max_new_tokens=length))
+    given = [{delta.name: len(delta.ids) for delta in engine.step()} for _ in range(3)]
+    assert given[0] == {str(name): min(length, 5) for name, length in enumerate(lengths[:8])}  # two slots are free
+    assert given[1] == {str(name): 11 if name < 8 else 16 for name in range(2, 9)}  # nobody waits any more
+    assert given[2] == {}
+    assert not engine.busy
+
+
 def test_an_end_ends_its_text_only_and_is_not_returned(params):
     free = generate(params, **SIZES, prompts=PROMPTS, max_new_tokens=9)
     eos_id = free[0][4]

@@ -241,6 +241,26 @@ def test_parquet_rows_and_datasets(tmp_path):
 # -- our engine --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("samples", [1, 3])
+def test_rows_keep_all_slots_busy(samples):
+    tokenizer = make_tokenizer()
+    engine = make_engine(tokenizer, slots=4, burst=4)
+    sampling = Sampling(max_new_tokens=12, min_new_tokens=12, temperature=0.0, samples=samples)
+    encode = lambda prompt: tokenizer.encode(prompt.asked, bos=True)  # noqa: E731
+    backend = EngineBackend(engine, encode=encode, sampling=sampling, identity={})
+    busy, step = [], engine.step
+
+    def watched():
+        deltas = step()
+        busy.append(len({(delta.name, delta.sample) for delta in deltas if delta.ids}))
+        return deltas
+
+    engine.step = watched
+    answers = list(backend.answers(Prompt(n, "the cat") for n in range(12)))
+    assert [len(answer.choices) for answer in answers] == [samples] * 12
+    assert busy == [4] * (12 * samples * 12 // (4 * 4))  # every burst gives four tokens to each of four samples
+
+
 def test_the_engine_answers_rows_as_it_answers_alone(tmp_path):
     tokenizer = make_tokenizer()
     engine = make_engine(tokenizer)
