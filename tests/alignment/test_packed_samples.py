@@ -43,6 +43,7 @@ def test_the_packed_loss_and_gradient_are_those_of_each_conversation_alone(tmp_p
     assert_close(gradient, expected_gradient)
 
 
+@pytest.mark.slow
 def test_augmented_samples_together_have_the_gradient_of_one_pass_only_where_tokens_are_averaged(tmp_path):
     def gradient(learned, *, by_sample):
         batch = all_rows(packed(samples_of(tmp_path / learned, learned=learned), by_sample=by_sample))

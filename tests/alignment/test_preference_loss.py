@@ -139,6 +139,7 @@ def test_every_loss_is_its_formula(name, nll_weight):
         np.testing.assert_allclose(found, (loss, chosen, rejected), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sigmoid", pytest.param("ipo", marks=pytest.mark.long)])
 def test_the_loss_of_packed_pairs_is_that_of_every_pair_alone(tmp_path, name):
     rows = with_reference(packed(pair_samples(tmp_path / "pairs"), together=2))

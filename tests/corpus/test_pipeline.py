@@ -183,6 +183,7 @@ def test_killed_and_restarted_writes_the_same_bytes(crawl, reference, tmp_path):
     assert files_of(tmp_path / "crawl") == files_of(reference[0] / "crawl")
 
 
+@pytest.mark.slow
 def test_policies_and_scope(crawl, tmp_path):
     newest = config(crawl[0], keep="newest")
     run(newest, tmp_path / "newest")

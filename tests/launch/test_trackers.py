@@ -41,6 +41,7 @@ def test_without_mlflow_it_says_so(runs, monkeypatch):
         log_to_mlflow(runs, [], sweep="sweep")
 
 
+@pytest.mark.slow
 def test_mlflow_gets_every_metric_once(runs, tmp_path):
     mlflow = pytest.importorskip("mlflow")
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"

@@ -74,6 +74,7 @@ def two_processes(code, *, environments, arguments=({}, {})):
     return answers
 
 
+@pytest.mark.slow
 def test_two_processes_from_flags(port):
     flags = {"coordinator": f"127.0.0.1:{port}", "num_processes": 2}
     answers = two_processes(

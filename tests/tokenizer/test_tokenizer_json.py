@@ -51,6 +51,7 @@ def test_auto_tokenizer_gives_our_ids(languages: Merge, directory, many_lines: l
     assert theirs.batch_decode(ids) == [ours.decode(line) for line in ids]
 
 
+@pytest.mark.slow
 def test_special_tokens_in_transformers(languages: Merge, directory):
     theirs = transformers.AutoTokenizer.from_pretrained(directory, use_fast=False)
     ours = languages.merged

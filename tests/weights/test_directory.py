@@ -208,6 +208,7 @@ for write in (save_weights, export_huggingface):
 """
 
 
+@pytest.mark.slow
 def test_no_space(tmp_path):
     """A limit on the size of files stands in for a full disk: the system refuses to write on in the same way."""
     arguments = [str(tmp_path), repr(dataclasses.asdict(CONFIG))]
