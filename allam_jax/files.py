@@ -255,3 +255,12 @@ def sha256_of_json(value: Any) -> str:
 def unit_hash(key: str) -> float:
     """A number in [0, 1) that follows from the key alone, on every machine: draws that need no generator."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) / 2**64
+
+
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 has the text: it holds no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

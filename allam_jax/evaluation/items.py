@@ -21,7 +21,7 @@ from allam_jax.corpus.found_files import common_folder, find_files, kind_of
 from allam_jax.corpus.record_formats import Record, Unreadable, csv_records, json_records
 from allam_jax.errors import UserError
 from allam_jax.evaluation.settings import SuiteSettings
-from allam_jax.files import shown
+from allam_jax.files import is_unicode, shown
 
 LATIN = ("A", "B", "C", "D", "E", "F")
 ARABIC = ("أ", "ب", "ج", "د", "هـ", "و")
@@ -174,7 +174,7 @@ def _question(record: Record, suite: SuiteSettings, *, name: str, file: Path) ->
     if not text:
         return f"no text in field {suite.question!r}"
     choices, labels = _choices(record, suite)
-    if not _is_unicode(name + text + "".join(choices)):
+    if not is_unicode(name + text + "".join(choices)):
         return "half a character (a lone surrogate)"
     if len(choices) < 2 or not all(choices):
         return "a missing choice"
@@ -251,14 +251,6 @@ def _kind_of_answer(given: Any, choices: Sequence[str], *, labels: Sequence[str]
     if _text(given) in choices and not isinstance(given, int | float):
         return "text"
     return "number" if isinstance(given, int | float) or _text(given).isdigit() else "letter"
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _numbered(given: int, choices: Sequence[str], *, first: int) -> list[int]:

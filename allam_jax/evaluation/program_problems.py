@@ -16,6 +16,7 @@ from allam_jax.corpus.parquet_records import column_names, parquet_records
 from allam_jax.corpus.record_formats import Record, Unreadable, json_records
 from allam_jax.errors import UserError
 from allam_jax.evaluation.program_answers import code_of_answer, defines
+from allam_jax.files import is_unicode
 
 # Where the completion of a function ends, as in the harness's humaneval: the next line at the margin.
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
@@ -98,7 +99,7 @@ def _problem(record: object) -> Problem | str:
         value = record.get(name)
         if not isinstance(value, str) or isinstance(value, Unreadable) or not value.strip():
             return f"no text in field {name!r}"
-        if not _is_unicode(value):
+        if not is_unicode(value):
             return f"half a character (a lone surrogate) in field {name!r}"
     if not record["entry_point"].isidentifier():
         return "an entry point that is no name"
@@ -114,14 +115,6 @@ def _problem(record: object) -> Problem | str:
         test=record["test"],
         solution=solution if isinstance(solution, str) else "",
     )
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _is_python(text: str) -> bool:
