@@ -46,6 +46,7 @@ def measure(state, folder: Path) -> dict[str, float]:
         blocked = time.perf_counter() - start
         checkpointer.wait()
         saved = time.perf_counter() - start
+        os.sync()  # the load would wait for what is still to be written
         start = time.perf_counter()
         jax.block_until_ready(checkpointer.restore(abstract).state)
         loaded = time.perf_counter() - start

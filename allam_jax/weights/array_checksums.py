@@ -90,9 +90,10 @@ def check_finite(tree: Any, *, where: str) -> None:
     All processes must call it.
     """
     todo = [
-        (path_of(keys), shard.data)
+        (path_of(keys), part)
         for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
         for shard in _own_shards(leaf)
+        for part in _parts_on_host(shard)
     ]
     with _pool() as pool:
         finite = pool.map(lambda item: _all_finite(item[1]), todo)
@@ -109,11 +110,18 @@ NOT_FINITE = (
 )
 
 
-def _all_finite(data: jax.Array) -> bool:
-    if not _on_host(data):
+def _parts_on_host(shard: Any) -> Iterable[jax.Array | np.ndarray]:
+    """A shard in pieces for several threads; whole where a device looks through it."""
+    if not _on_host(shard.data):
+        return (shard.data,)
+    flat = np.asarray(shard.data).reshape(-1)
+    return np.array_split(flat, max(1, flat.nbytes // BOX_BYTES))
+
+
+def _all_finite(data: jax.Array | np.ndarray) -> bool:
+    if isinstance(data, jax.Array):
         return bool(jnp.isfinite(data).all())
-    flat = np.asarray(data).reshape(-1)
-    return all(all_finite(flat[first : first + _CHUNK]) for first in range(0, flat.size, _CHUNK))
+    return all(all_finite(data[first : first + _CHUNK]) for first in range(0, data.size, _CHUNK))
 
 
 def all_finite(values: np.ndarray) -> bool:
