@@ -79,6 +79,10 @@ class Finished:
         return json.loads(self.out.strip().splitlines()[-1])
 
 
+# Before a command: what hears hang-ups, also where the tests run under nohup.
+HEARS_HANG_UPS = ("env", "--default-signal=HUP")
+
+
 def start(command: Sequence[Any], *, environment: Mapping[str, str]) -> subprocess.Popen:
     """Starts a command in the repository; its streams are pipes."""
     pipe = subprocess.PIPE

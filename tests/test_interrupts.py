@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from processes import HEARS_HANG_UPS
 
 from allam_jax import interrupts
 
@@ -43,7 +44,8 @@ print(signal.getsignal(signal.SIGINT) is interrupts._on_signal)
 )
 def test_a_swallowed_signal_is_raised_again(name: str, then: str):
     code = SWALLOWS.format(name=name, then=then)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command = [*HEARS_HANG_UPS, sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.splitlines() == ["swallowed", name.replace("HUP", "TERM"), "True"]
     assert done.stderr == ""
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from processes import HEARS_HANG_UPS
 
 PROGRAM = """
 import sys
@@ -19,7 +20,7 @@ streams.protect()
 def shell(command, code):
     program = PROGRAM.format(code=code)
     return subprocess.run(
-        ["bash", "-c", command],
+        [*HEARS_HANG_UPS, "bash", "-c", command],
         env={**os.environ, "P": sys.executable, "CODE": program},
         capture_output=True,
         text=True,

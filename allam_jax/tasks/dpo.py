@@ -22,7 +22,14 @@ from allam_jax.model.llama import Params
 from allam_jax.parallel.distributed import broadcast, is_main_process
 from allam_jax.settings import Settings, as_dict
 from allam_jax.tasks.inputs_of_task import inputs_of_settings
-from allam_jax.tasks.open_samples import as_context, make_samples, open_watched, packed_loader, steps_of
+from allam_jax.tasks.open_samples import (
+    as_context,
+    learned_template,
+    make_samples,
+    open_watched,
+    packed_loader,
+    steps_of,
+)
 from allam_jax.tasks.setup import open_evaluations
 from allam_jax.tasks.train import train_on
 from allam_jax.training.load import load_model
@@ -92,6 +99,7 @@ def _pairs(config: Settings, workdir: Path, origin: Origin, mesh: Mesh) -> Mater
         objective=functools.partial(_as_computed_in, objective=objective),
         prepare=prepare,
         watchers=[preference_watcher(config.dpo), answer_watcher()],
+        beside_tokenizer=learned_template(config, origin),
     )
 
 

@@ -28,6 +28,7 @@ from allam_jax.tasks.answering import content_of
 from allam_jax.tasks.inputs_of_task import inputs_of_settings
 from allam_jax.tasks.setup import TextModel, answer_ends
 from allam_jax.tokenizer.chat_template import ChatTemplate
+from allam_jax.tokenizer.generation_config import learned_conversation
 from allam_jax.tokenizer.ready_templates import READY
 from allam_jax.training.loop import Evaluation
 from allam_jax.training.origin import Origin
@@ -47,6 +48,12 @@ def open_template(config: Settings, origin: Origin | TextModel) -> ChatTemplate:
             f"{', '.join(READY)} or a file"
         )
     return template
+
+
+def learned_template(config: Settings, origin: Origin) -> dict[str, bytes]:
+    """What the run keeps beside its tokenizer, so that whoever gets the model finds the template that it learned."""
+    template = open_template(config, origin)
+    return learned_conversation(template, tokenizer=origin.tokenizer, directory=origin.tokenizer_dir)
 
 
 def make_samples(

@@ -15,7 +15,15 @@ from allam_jax.alignment.reply_losses import SUITE, reply_losses
 from allam_jax.alignment.sample_cache import conversations
 from allam_jax.alignment.watched_answers import answer_watcher
 from allam_jax.settings import Settings
-from allam_jax.tasks.open_samples import as_context, languages_of, make_samples, open_watched, packed_loader, steps_of
+from allam_jax.tasks.open_samples import (
+    as_context,
+    languages_of,
+    learned_template,
+    make_samples,
+    open_watched,
+    packed_loader,
+    steps_of,
+)
 from allam_jax.tasks.setup import open_evaluations
 from allam_jax.tasks.train import train_on
 from allam_jax.training.loop import Evaluation
@@ -59,4 +67,5 @@ def _conversations(config: Settings, workdir: Path, origin: Origin, mesh: Mesh) 
         steps=steps_of(config, loader),
         num_sources=len(samples.sources),
         watchers=[answer_watcher()],
+        beside_tokenizer=learned_template(config, origin),
     )

@@ -62,7 +62,14 @@ def train_on(config: Settings, workdir: Path, *, material_of: MaterialOf) -> dic
         with (
             material.open_loader() as loader,
             open_session(
-                config, workdir, origin=origin, run=description, mesh=mesh, loader=loader, prepare=material.prepare
+                config,
+                workdir,
+                origin=origin,
+                run=description,
+                mesh=mesh,
+                loader=loader,
+                prepare=material.prepare,
+                beside_tokenizer=material.beside_tokenizer,
             ) as session,
         ):
             ended_early = run_loop(

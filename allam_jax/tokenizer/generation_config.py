@@ -12,7 +12,7 @@ from absl import logging
 from allam_jax.checksums import read_listed, write_listed
 from allam_jax.errors import UserError
 from allam_jax.files import json_text
-from allam_jax.tokenizer.chat_template import template_text
+from allam_jax.tokenizer.chat_template import ChatTemplate, stored_template, template_text
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.tokenizer.tokenizer_files import GENERATION_FILE, MORE_TEMPLATES
 from allam_jax.tokenizer.tokenizer_json import CHAT_END, CHAT_TEMPLATE
@@ -86,6 +86,25 @@ def keep_conversation(base: Path, *, to: Path, vocab_size: int) -> None:
         contents |= {path.relative_to(base).as_posix(): path.read_bytes() for path in files}
     if contents:
         write_listed(to, contents)
+
+
+def learned_conversation(template: ChatTemplate, *, tokenizer: Tokenizer, directory: Path) -> dict[str, bytes]:
+    """The files beside a tokenizer, by name, that differ once a model has learned conversations in `template`.
+
+    They hold the template, and the token at the end of its turns as one that ends an answer. {} if the tokenizer's
+    `directory` says so already.
+    """
+    contents: dict[str, bytes] = {}
+    if stored_template(directory) != template.source:
+        contents[_TEMPLATE_FILE] = template.source.encode()
+        if (directory / _SETTINGS_FILE).is_file():  # older versions of transformers read this one alone
+            settings = read_listed(directory, _SETTINGS_FILE, remedy=_REMEDY)
+            contents[_SETTINGS_FILE] = _as_bytes(settings | {"chat_template": template.source})
+    stated = read_generation(directory)
+    ends = _as_list(complete_generation(tokenizer, directory).get("eos_token_id"))
+    if more := [index for index in template.end_ids() if index not in ends]:
+        contents[GENERATION_FILE] = _as_bytes(stated | {"eos_token_id": [*ends, *more]})
+    return contents
 
 
 def _of_pieces(generation: dict[str, Any], *, count: int, base: Path) -> dict[str, Any]:

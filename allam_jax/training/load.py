@@ -1,8 +1,9 @@
 """Opens the model at a path: a weights directory, a Hugging Face directory, a GGUF file, a run, or a checkpoint."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -126,9 +127,16 @@ def run_of(checkpoint: Path) -> Path:
     return checkpoint.parent.parent
 
 
-def save_run(workdir: Path, *, config: LlamaConfig, tokenizer_dir: Path, name: str) -> None:
+def save_run(
+    workdir: Path,
+    *,
+    config: LlamaConfig,
+    tokenizer_dir: Path,
+    name: str,
+    beside_tokenizer: Mapping[str, bytes] = MappingProxyType({}),
+) -> None:
     """Writes what a run's checkpoints need to be loaded as a model, and the run's name, which is in all of them."""
-    copy_tokenizer(tokenizer_dir, to=workdir / TOKENIZER_FOLDER)
+    copy_tokenizer(tokenizer_dir, to=workdir / TOKENIZER_FOLDER, changed=beside_tokenizer)
     tokenizer_list = f"{TOKENIZER_FOLDER}/{FILE_LIST}"
     contents = {
         MODEL_FILE: f"{json_text(config_to_json(config), indent=2)}\n".encode(),

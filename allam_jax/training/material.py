@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -27,6 +27,7 @@ class Material:
         objective: what is minimised.
         prepare: see `Prepare`.
         watchers: see `run_loop`.
+        beside_tokenizer: files, by name, that the run keeps with its tokenizer in place of the origin's.
     """
 
     open_loader: Callable[[], contextlib.AbstractContextManager[BatchSource]]
@@ -36,6 +37,7 @@ class Material:
     objective: Callable[[RunDescription], Objective] = next_token
     prepare: Prepare = unchanged
     watchers: Sequence[Watcher] = ()
+    beside_tokenizer: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
 
     def settings(self, config: Settings) -> Settings:
         """The run's settings, with as many updates as the material has where it says so."""

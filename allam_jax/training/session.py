@@ -7,8 +7,9 @@ run's checkpoint). The loop needs the same objects in all three cases.
 import contextlib
 import dataclasses
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -81,11 +82,13 @@ def open_session(
     mesh: Mesh,
     loader: BatchSource,
     prepare: Prepare = unchanged,
+    beside_tokenizer: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Iterator[Session]:
     """Opens the run in `workdir`; on leaving, waits for the last checkpoint and closes the metrics.
 
     All of `config` is recorded; its sections `init`, `train`, `checkpoint` and `metrics`, and the seed, are read. The
-    origin loses its parameters, and the loader is moved to the position of the run.
+    origin loses its parameters, and the loader is moved to the position of the run. `beside_tokenizer` as `Material`
+    has it.
 
     Raises:
         UserError: a checkpoint is damaged or of another run, or the run is beyond `config.train.steps`.
@@ -127,7 +130,13 @@ def open_session(
             # What it begins with names a run: two runs of one name are the same to the last bit.
             name = sha256_of_json([as_dict(config), origin.tokenizer.fingerprint, loader.mixture])
             if is_main_process():
-                save_run(workdir, config=run.model, tokenizer_dir=origin.tokenizer_dir, name=name)
+                save_run(
+                    workdir,
+                    config=run.model,
+                    tokenizer_dir=origin.tokenizer_dir,
+                    name=name,
+                    beside_tokenizer=beside_tokenizer,
+                )
         origin.params = None
         if int(state.step) > config.train.steps:
             raise UserError(

@@ -1,8 +1,9 @@
 """Writes a directory atomically with all processes taking part, and copies tokenizer files into it."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from allam_jax.checksums import FILE_LIST, write_listed
 from allam_jax.errors import UserError
@@ -62,10 +63,11 @@ def tokenizer_files(directory: Path) -> list[Path]:
     return [*(Path(directory) / name for name in names), *sorted(Path(directory).glob(MORE_TEMPLATES))]
 
 
-def copy_tokenizer(source: Path, *, to: Path) -> None:
+def copy_tokenizer(source: Path, *, to: Path, changed: Mapping[str, bytes] = MappingProxyType({})) -> None:
     """Copies the files of a tokenizer into the directory `to`, which is made, with their list.
 
-    What the model says beside it (tokenizer/generation_config.py) goes along.
+    What the model says beside it (tokenizer/generation_config.py) goes along. `changed` are files, by name, that take
+    the place of the source's.
 
     UserError if there are none, or if one of them is not as it was written.
     """
@@ -73,4 +75,4 @@ def copy_tokenizer(source: Path, *, to: Path) -> None:
     check_files(source, contents)
     if generation := read_generation(source):
         contents[GENERATION_FILE] = f"{json_text(generation, indent=2)}\n".encode()
-    write_listed(to, contents, whole=True)
+    write_listed(to, contents | dict(changed), whole=True)

@@ -15,6 +15,8 @@ from processes import ROOT, wait, wait_until
 from allam_jax.alignment.conversations import pair_of
 from allam_jax.errors import UserError
 from allam_jax.tasks import runner
+from allam_jax.tokenizer.chat_template import stored_template
+from allam_jax.tokenizer.ready_templates import READY
 from allam_jax.training.load import load_model, open_stored
 from allam_jax.training.stored_checkpoints import list_steps
 from configs import base
@@ -42,7 +44,9 @@ def leaves(workdir):
 
 @pytest.mark.slow
 def test_sft_learns_replies_and_scores_them_by_language_and_turn(root, tmp_path):
-    result = runner.run(config_of(root, "sft"), workdir=tmp_path)
+    result = runner.run(config_of(root, "sft", conversations={"template": "llama2"}), workdir=tmp_path)
+    learned, before = (stored_template(folder) for folder in (tmp_path / "tokenizer", root / "tokenizer"))
+    assert learned == READY["llama2"] != before
     rows = read_rows(tmp_path)
     names = {key.split("/")[2] for row in rows for key in row if key.startswith("eval/replies/")}
     assert names == {f"{language}{turn}" for language in ("en", "ar") for turn in ("", "_turn1", "_turn2")}

@@ -7,9 +7,11 @@ import tokenizers
 import transformers
 
 from allam_jax.errors import UserError
+from allam_jax.tokenizer.chat_template import ChatTemplate
 from allam_jax.tokenizer.generation_config import (
     complete_generation,
     keep_conversation,
+    learned_conversation,
     name_pad_token,
     read_generation,
     stop_ids,
@@ -119,6 +121,33 @@ def test_a_merge_keeps_what_its_base_says(base, merged, tmp_path):
     (tmp_path / "export" / tools).write_text("{{ tolls }}")
     with pytest.raises(UserError, match=r"tool_use\.jinja: its bytes are not those that were written"):
         Tokenizer.load(tmp_path / "export")
+
+
+def test_a_learned_template_goes_with_the_model(tmp_path):
+    """Into both files that versions of transformers read, with the end of its turns."""
+    source, to = tmp_path / "base", tmp_path / "run"
+    source.mkdir()
+    tokenizer = tokenizers.ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(TEXTS, vocab_size=300, special_tokens=["<|end|>", "<|turn|>"])
+    tokenizer.save(str(source / "tokenizer.json"))
+    write(source, tokenizer_config={"eos_token": "<|end|>", "chat_template": "old"})
+    write(source, generation_config={"temperature": 0.5, "eos_token_id": 0})
+    tokenizer = Tokenizer.load(source)
+    text = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|turn|>\n{% endfor %}"
+    template = ChatTemplate(text, tokenizer=tokenizer, name="a template")
+    learned = learned_conversation(template, tokenizer=tokenizer, directory=source)
+    copy_tokenizer(source, to=to, changed=learned)
+    assert Tokenizer.load(to).fingerprint == tokenizer.fingerprint
+    assert read_generation(to) == {"temperature": 0.5, "eos_token_id": [0, 1]}
+    assert json.loads((to / "tokenizer_config.json").read_text()) == {"eos_token": "<|end|>", "chat_template": text}
+    messages = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(to)
+    assert theirs.apply_chat_template(messages, tokenize=False) == "user: one<|turn|>\nassistant: two<|turn|>\n"
+    (to / "chat_template.jinja").unlink()
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(to)
+    assert theirs.apply_chat_template(messages, tokenize=False) == "user: one<|turn|>\nassistant: two<|turn|>\n"
+    copy_tokenizer(source, to=to, changed=learned)
+    assert learned_conversation(template, tokenizer=tokenizer, directory=to) == {}
 
 
 def test_a_pad_token_changes_no_fingerprint(byte_level, tmp_path):
