@@ -11,6 +11,9 @@ from typing import Any
 from allam_jax.config import require
 from allam_jax.errors import UserError
 from allam_jax.files import write_json, write_text
+from allam_jax.model.llama import abstract_params, param_axes
+from allam_jax.parallel.mesh import abstract_mesh
+from allam_jax.parallel.sharding import parameter_shardings
 from allam_jax.planning.gpu_cluster import cluster_of
 from allam_jax.planning.rewrite_plan import Asked, RewritePlan
 from allam_jax.planning.search import gib
@@ -99,6 +102,11 @@ def planned(config: Settings) -> RewritePlan:
         raise UserError(
             f"config.rewrite_plan.gpus_per_copy = {gpus}: expected a divisor of gpus_per_node = {cluster.gpus_per_node}"
         )
+    try:
+        mesh = abstract_mesh({"data": 1, "fsdp": 1, "tensor": gpus})
+        parameter_shardings(param_axes(plan.model), abstract_params=abstract_params(plan.model), mesh=mesh)
+    except UserError as error:
+        raise UserError(f"config.rewrite_plan.gpus_per_copy = {gpus}: does not cut the worker: {error}") from None
     if plan.asked.prompt + answer > options.capacity:
         raise UserError(
             f"config.rewrite_plan.capacity = {options.capacity:,}: an average prompt with its answer has "

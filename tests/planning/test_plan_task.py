@@ -315,6 +315,7 @@ def test_a_small_corpus_does_not_fill_the_slots(tmp_path):
         ({"slots": 10_000}, "10,000 slots of 2,048 tokens do not fit beside 7.5 GiB of weights: "),
         ({"memory_gib": 5.0}, "1 slots of 2,048 tokens do not fit beside 7.5 GiB of weights: 0 do"),
         ({"gpus_per_copy": 3}, "gpus_per_copy = 3: expected a divisor of gpus_per_node = 8"),
+        ({"gpus_per_node": 7, "gpus_per_copy": 7}, "gpus_per_copy = 7: does not cut the worker: parameter "),
         ({"capacity": 900}, "capacity = 900: an average prompt with its answer has "),
         ({"instruction": ""}, "rewrite_plan.instruction"),
         ({"capacity": 1 << 20}, "capacity = 1,048,576: the worker's context is 40,960 tokens; lower it"),
