@@ -102,13 +102,27 @@ def test_who_always_wins_is_rated_and_has_an_interval():
     assert spans["b"][0] + 50 < found["b"] < spans["b"][1] - 50
 
 
-def test_intervals_cover():
-    """The truth lies within the 95 % interval of the difference of two models in about 95 % of simulations."""
+@pytest.mark.parametrize(
+    ("rate", "truth"),
+    [
+        (functools.partial(bradley_terry, initial=0), 400 / math.log(10)),
+        (functools.partial(elo, k_factor=4, initial=1000, both_bad="default"), None),
+    ],
+)
+def test_intervals_cover(rate, truth):
+    """The truth lies within the 95 % interval of the difference of two models in about 95 % of simulations.
+
+    For Elo, which still moves after so many votes, the truth is the mean of its ratings over many elections.
+    """
     strengths, hits, runs = (0.5, -0.5, 0.0, 0.0), 0, 60
-    truth = (strengths[0] - strengths[1]) * 400 / math.log(10)
+
+    def difference(some):
+        return {"d": (found := rate(some))["allam"] - found["base"]}
+
+    if truth is None:
+        truth = np.mean([difference(battles(150, strengths, ("a", "b")))["d"] for _ in range(1000)])
     for _ in range(runs):
         some = battles(150, strengths, ("a", "b"))
-        difference = lambda s: {"d": (r := bradley_terry(s, initial=0))["allam"] - r["base"]}  # noqa: E731
         low, high = interval(some, difference, samples=60, seed=0)["d"]
         hits += low <= truth <= high
     assert 0.85 <= hits / runs <= 1
