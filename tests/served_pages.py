@@ -7,14 +7,14 @@ from collections.abc import Iterator
 
 from starlette.applications import Starlette
 
-from allam_jax.generation.page_server import listen, make_server
+from allam_jax.generation.page_server import bind, make_server
 
 
 @contextlib.contextmanager
 def serving(app: Starlette, *, section: str) -> Iterator[str]:
     """The address at which the application answers."""
     server = make_server(app, drain_seconds=1)
-    with listen("127.0.0.1", 0, section=section) as sock:
+    with bind("127.0.0.1", 0, section=section) as sock:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
         thread.start()
         while not server.started:

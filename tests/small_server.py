@@ -15,7 +15,7 @@ from small_models import TINY
 from allam_jax.generation.engine import Engine
 from allam_jax.generation.engine_thread import EngineThread
 from allam_jax.generation.openai_api import Model
-from allam_jax.generation.page_server import listen, make_server
+from allam_jax.generation.page_server import bind, make_server
 from allam_jax.generation.requests import Delta, FinishReason, Request
 from allam_jax.generation.server import make_app
 from allam_jax.generation.settings import EngineSettings, ServeSettings
@@ -92,7 +92,7 @@ def serving(engine: Engine, tokenizer: Tokenizer, *, key: str = "", **settings) 
     template = ChatTemplate(READY["allam"], tokenizer=tokenizer, name="allam")
     model = Model("small/model", tokenizer, template, engine.capacity, options.max_new_tokens, options.max_samples)
     thread = EngineThread(engine, max_queue=options.max_queue)
-    with listen(options.host, options.port, section="serve") as sock:
+    with bind(options.host, options.port, section="serve") as sock:
         app = make_app(thread, model=model, settings=options, key=key)
         server = make_server(app, drain_seconds=options.drain_seconds)
         runner = threading.Thread(target=server.run, kwargs={"sockets": [sock]})

@@ -93,13 +93,12 @@ async def object_of(request: Request, *, most: int) -> dict[str, Any]:
 
 def serve_page(app: Starlette, *, host: str, port: int, section: str, drain_seconds: float = 5.0) -> None:
     """Serves until SIGTERM or Ctrl-C at the address that a section of the config states; logs the address."""
-    with listen(host, port, section=section) as sock:
-        host, port = sock.getsockname()[:2]
-        logging.info("%s: open http://%s:%d in a browser", section, f"[{host}]" if ":" in host else host, port)
+    with bind(host, port, section=section) as sock:
+        logging.info("%s: open %s in a browser", section, listen(sock))
         serve(app, sock=sock, drain_seconds=drain_seconds)
 
 
-def listen(host: str, port: int, *, section: str) -> socket.socket:
+def bind(host: str, port: int, *, section: str) -> socket.socket:
     """A socket at the address that a section of the config states; UserError if it cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
@@ -113,6 +112,13 @@ def listen(host: str, port: int, *, section: str) -> socket.socket:
             f"{section}.host = {host!r}, {section}.port = {port}: {said}; choose another address or port"
         ) from None
     return sock
+
+
+def listen(sock: socket.socket) -> str:
+    """The address of a socket that is bound. From here on whoever comes waits for the server to take requests."""
+    sock.listen()
+    host, port = sock.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def make_server(app: Starlette, *, drain_seconds: float) -> uvicorn.Server:

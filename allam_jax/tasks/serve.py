@@ -18,7 +18,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Serves the model at `init.weights` until SIGTERM or Ctrl-C; then answers what is under way."""
     options = config.serve
     try:
-        from allam_jax.generation.page_server import listen, serve
+        from allam_jax.generation.page_server import bind, listen, serve
         from allam_jax.generation.server import make_app
     except ImportError as error:
         raise UserError(f"task serve: needs {error.name}; pip install -r requirements-serve.txt") from None
@@ -27,7 +27,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     key = os.environ.get(options.key_variable, "") if options.key_variable else ""
     if options.key_variable and not key:
         raise UserError(f"config.serve.key_variable: the environment has no {options.key_variable}; set it to the key")
-    with listen(options.host, options.port, section="serve") as sock:
+    with bind(options.host, options.port, section="serve") as sock:
         opened = open_text_model(config, template=options.template)
         engine = opened.engine(config.engine)
         model = Model(
@@ -40,8 +40,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         )
         engine.warm_up()
         thread = EngineThread(engine, max_queue=options.max_queue)
-        host, port = sock.getsockname()[:2]
-        logging.info("serving %s at http://%s:%d", model.name, f"[{host}]" if ":" in host else host, port)
+        logging.info("serving %s at %s", model.name, listen(sock))
         serve(make_app(thread, model=model, settings=options, key=key), sock=sock, drain_seconds=options.drain_seconds)
         thread.stop()
     return {"model": model.name, "answer_tokens": thread.tokens}

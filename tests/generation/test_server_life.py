@@ -6,15 +6,20 @@ import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import openai
 import prometheus_client.parser
 import pytest
 from small_server import ScriptedEngine, serving
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
 from allam_jax.errors import UserError
 from allam_jax.generation.engine_thread import EngineThread
-from allam_jax.generation.page_server import listen
+from allam_jax.generation.page_server import bind, listen, make_server
 from allam_jax.generation.requests import Request, Sampling
 from allam_jax.generation.server import make_app
 from allam_jax.generation.settings import ServeSettings
@@ -170,10 +175,23 @@ def test_a_failed_engine_is_said(tokenizer):
         thread.submit(Request("x", (1,), Sampling(max_new_tokens=1)), heard.append)
 
 
+def test_who_comes_before_the_server_waits():
+    """Such as a script that waits for the line with the address."""
+    app = Starlette(routes=[Route("/", lambda _: PlainTextResponse("here"))])
+    server = make_server(app, drain_seconds=1)
+    with bind("127.0.0.1", 0, section="serve") as sock, ThreadPoolExecutor(2) as pool:
+        answer = pool.submit(httpx.get, listen(sock), timeout=60)
+        time.sleep(0.3)
+        served = pool.submit(server.run, sockets=[sock])
+        assert answer.result().text == "here"
+        server.should_exit = True
+        served.result()
+
+
 def test_an_address_that_is_taken():
-    with listen("127.0.0.1", 0, section="serve") as sock:
+    with bind("127.0.0.1", 0, section="serve") as sock:
         sock.listen()
         with pytest.raises(UserError, match="address already in use"):
-            listen("127.0.0.1", sock.getsockname()[1], section="serve")
+            bind("127.0.0.1", sock.getsockname()[1], section="serve")
     with pytest.raises(UserError, match=r"serve.host"):
-        listen("no.such.host.invalid", 8000, section="serve")
+        bind("no.such.host.invalid", 8000, section="serve")
