@@ -4,7 +4,8 @@ Every directory that this code writes has such a list: checkpoints, weights, exp
 and workdirs. A reader compares what it has read with the list, so that a byte that was flipped, appended or cut off is
 named and never used. The list also has the hashes of arrays, which are taken in memory before they are written
 (`weights/array_checksums.py`), and a checksum of itself. The hash is XXH3 with 128 bits: on one core it reads ten times
-as many bytes a second as SHA-256 and finds the same accidents. It is no protection against intent.
+as many bytes a second as SHA-256 and finds the same accidents. It is no protection against intent. A large file has the
+hash of the hashes of its pieces, which several threads take; lists from before have plain ones, which are read too.
 """
 
 import dataclasses
@@ -23,7 +24,9 @@ from allam_jax.files import atomic_path, parse_json, read_json, write_json
 
 FILE_LIST = "files.json"
 _VERSION = 2
-_BUFFER = 1 << 22
+_BUFFER = 1 << 20
+_PIECE = 1 << 26  # bytes of a large file that one thread hashes
+_OF_PIECES = "p"  # before the hash of hashes
 _MADE_AGAIN = "it is made again"
 
 
@@ -32,13 +35,39 @@ def hash_bytes(content: Any) -> str:
     return xxhash.xxh3_128_hexdigest(content)
 
 
-def hash_file(path: Path) -> str:
-    """`hash_bytes` of a file's content."""
+def hash_file(path: Path, *, like: str = "") -> str:
+    """The hash of a file's content as the lists have it; `like` is one from a list, of the same kind."""
+    size = path.stat().st_size
+    if size <= _PIECE or (like and not like.startswith(_OF_PIECES)):
+        return _hash_part(path, 0, size)
+    with _pool() as pool:
+        return _of_pieces(pool.map(lambda start: _hash_part(path, start, _PIECE), range(0, size, _PIECE)))
+
+
+def _hash_part(path: Path, start: int, size: int) -> str:
     state, buffer = xxhash.xxh3_128(), memoryview(bytearray(_BUFFER))
     with open(path, "rb", buffering=0) as file:
-        while size := file.readinto(buffer):
-            state.update(buffer[:size])
+        file.seek(start)
+        while size and (count := file.readinto(buffer[:size])):
+            state.update(buffer[:count])
+            size -= count
     return state.hexdigest()
+
+
+def _hash_content(content: bytes, *, like: str) -> str:
+    """`hash_file` of the content."""
+    if not like.startswith(_OF_PIECES):
+        return hash_bytes(content)
+    view = memoryview(content)
+    return _of_pieces(hash_bytes(view[start : start + _PIECE]) for start in range(0, len(view), _PIECE))
+
+
+def _of_pieces(hashes: Iterable[str]) -> str:
+    return _OF_PIECES + hash_bytes("".join(hashes).encode())
+
+
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
 
 def hash_json(value: Any) -> str:
@@ -127,7 +156,7 @@ class FileList:
         yield from misplaced
         wrong = {damage.path for damage in misplaced}
         names = [name for name in self.files if reads(name) and self.directory / name not in wrong]
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with _pool() as pool:
             found = pool.map(lambda name: self._file_damage(name), names)
             yield from (damage for damage in found if damage)
 
@@ -149,7 +178,7 @@ class FileList:
         if len(content) != size:
             found = f"is {len(content):,} bytes long instead of {size:,}"
             raise UserError(f"{self.directory / name}: {found}; {remedy}")
-        if expected not in (None, hash_bytes(content)):
+        if expected is not None and expected != _hash_content(content, like=expected):
             raise UserError(f"{self.directory / name}: {_CHANGED}; {remedy}")
 
     def read_json(self, name: str, *, remedy: str) -> dict[str, Any]:
@@ -159,7 +188,8 @@ class FileList:
     def _file_damage(self, name: str) -> Damage | None:
         path, (_, expected) = self.directory / name, self.files[name]
         try:
-            return None if expected in (None, hash_file(path)) else Damage(path, _CHANGED)
+            fine = expected is None or expected == hash_file(path, like=expected)
+            return None if fine else Damage(path, _CHANGED)
         except OSError as error:
             return Damage(path, f"cannot be read ({error.strerror})")
 
@@ -204,7 +234,7 @@ def write_list(
     found = sorted(name for name, _ in _files_below(directory) if name != FILE_LIST) if names is None else names
     entries = dict(known or {})
     unread = [name for name in found if name not in entries]
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with _pool() as pool:
         entries.update(zip(unread, pool.map(lambda name: entry_of(directory / name), unread), strict=True))
     _write(directory, entries, arrays or {})
 

@@ -5,6 +5,7 @@ import json
 import pytest
 import xxhash
 
+from allam_jax import checksums
 from allam_jax.checksums import FileList, find_list, hash_bytes, hash_file, read_listed, write_list, write_listed
 from allam_jax.errors import UserError
 
@@ -25,6 +26,34 @@ def test_the_hash_is_xxh3_of_the_bytes(folder):
     assert files.files == {"a.bin": (3, hash_bytes(b"abc")), "sub/b.bin": (9_000_000, hash_bytes(bytes(9_000_000)))}
     assert files.arrays == {"x": ["1"]}
     assert list(files.damages()) == []
+
+
+@pytest.mark.parametrize("size", [65, 128, 150])
+def test_a_large_file_has_the_hash_of_the_hashes_of_its_pieces(tmp_path, monkeypatch, size):
+    content = bytes(range(size))
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "large").write_bytes(content)
+    write_list(old)  # as lists were when all hashes were plain
+    monkeypatch.setattr(checksums, "_PIECE", 64)
+    new = tmp_path / "new"
+    new.mkdir()
+    (new / "large").write_bytes(content)
+    write_list(new)
+    pieces = [xxhash.xxh3_128_hexdigest(content[start : start + 64]) for start in range(0, size, 64)]
+    assert FileList.read(new, remedy="").files["large"] == (size, "p" + hash_bytes("".join(pieces).encode()))
+    assert FileList.read(old, remedy="").files["large"] == (size, hash_bytes(content))
+    for folder in (old, new):
+        files = FileList.read(folder, remedy="")
+        assert list(files.damages()) == []
+        assert files.read_bytes("large", remedy="") == content
+        for place in (0, 63, 64, size - 1):
+            flipped = bytearray(content)
+            flipped[place] ^= 1
+            (folder / "large").write_bytes(flipped)
+            assert [damage.path.name for damage in files.damages()] == ["large"]
+            with pytest.raises(UserError, match="large: its bytes are not those that were written"):
+                files.read_bytes("large", remedy="")
 
 
 @pytest.mark.parametrize(
