@@ -12,12 +12,12 @@ from absl import logging
 from allam_jax.checksums import read_listed, write_listed
 from allam_jax.errors import UserError
 from allam_jax.files import json_text
-from allam_jax.tokenizer.chat_template import ChatTemplate, stored_template, template_text
+from allam_jax.tokenizer.chat_template import TEMPLATE_FILE, ChatTemplate, stored_template, template_text
 from allam_jax.tokenizer.tokenizer import Tokenizer
 from allam_jax.tokenizer.tokenizer_files import GENERATION_FILE, MORE_TEMPLATES
 from allam_jax.tokenizer.tokenizer_json import CHAT_END, CHAT_TEMPLATE
 
-_SETTINGS_FILE, _TEMPLATE_FILE = "tokenizer_config.json", "chat_template.jinja"
+_SETTINGS_FILE = "tokenizer_config.json"
 _REMEDY = "copy the model again (or remove files.json, if it was changed on purpose)"
 
 
@@ -82,7 +82,7 @@ def keep_conversation(base: Path, *, to: Path, vocab_size: int) -> None:
         settings = read_listed(to, _SETTINGS_FILE, remedy=_REMEDY)
         contents[_SETTINGS_FILE] = _as_bytes(settings | {"chat_template": template})
     if more := sorted(Path(base).glob(MORE_TEMPLATES)):
-        files = [path for path in (Path(base) / _TEMPLATE_FILE, *more) if path.is_file()]
+        files = [path for path in (Path(base) / TEMPLATE_FILE, *more) if path.is_file()]
         contents |= {path.relative_to(base).as_posix(): path.read_bytes() for path in files}
     if contents:
         write_listed(to, contents)
@@ -96,7 +96,7 @@ def learned_conversation(template: ChatTemplate, *, tokenizer: Tokenizer, direct
     """
     contents: dict[str, bytes] = {}
     if stored_template(directory) != template.source:
-        contents[_TEMPLATE_FILE] = template.source.encode()
+        contents[TEMPLATE_FILE] = template.source.encode()
         if (directory / _SETTINGS_FILE).is_file():  # older versions of transformers read this one alone
             settings = read_listed(directory, _SETTINGS_FILE, remedy=_REMEDY)
             contents[_SETTINGS_FILE] = _as_bytes(settings | {"chat_template": template.source})
@@ -133,7 +133,7 @@ def name_pad_token(directory: Path, token: str) -> None:
 
 
 def _chat_template(directory: Path) -> Any:
-    if (file := Path(directory) / _TEMPLATE_FILE).is_file():
+    if (file := Path(directory) / TEMPLATE_FILE).is_file():
         return template_text(file)
     if (Path(directory) / _SETTINGS_FILE).is_file():
         return read_listed(Path(directory), _SETTINGS_FILE, remedy=_REMEDY).get("chat_template")
