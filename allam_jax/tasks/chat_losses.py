@@ -14,14 +14,21 @@ from allam_jax.alignment.sample_cache import conversations
 from allam_jax.files import write_json
 from allam_jax.parallel.distributed import is_main_process
 from allam_jax.settings import Settings
-from allam_jax.tasks.open_samples import languages_of, make_samples
+from allam_jax.tasks.open_samples import languages_of, make_samples, open_template
 from allam_jax.tasks.setup import open_text_model
 
 
 def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Scores the model at `init.weights`; returns `{LANGUAGE: {"loss"}, LANGUAGE_turnN: {"loss"}}` in nats a token."""
     model = open_text_model(config, template=config.conversations.template)
-    samples = make_samples(config, workdir, model, maker=functools.partial(conversations, learned="all"), kind="losses")
+    samples = make_samples(
+        config,
+        workdir,
+        model,
+        template=open_template(config, model),
+        maker=functools.partial(conversations, learned="all"),
+        kind="losses",
+    )
     rows = PackedRows(
         samples=samples, items=items_of(samples), seq_len=config.data.seq_len, packed=config.conversations.packed
     )

@@ -24,14 +24,15 @@ from allam_jax.settings import Settings, as_dict
 from allam_jax.tasks.inputs_of_task import inputs_of_settings
 from allam_jax.tasks.open_samples import (
     as_context,
-    learned_template,
     make_samples,
+    open_template,
     open_watched,
     packed_loader,
     steps_of,
 )
 from allam_jax.tasks.setup import open_evaluations
 from allam_jax.tasks.train import train_on
+from allam_jax.tokenizer.generation_config import learned_conversation
 from allam_jax.training.load import load_model
 from allam_jax.training.loop import Evaluation
 from allam_jax.training.material import Material
@@ -49,7 +50,8 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
 
 
 def _pairs(config: Settings, workdir: Path, origin: Origin, mesh: Mesh) -> Material:
-    samples = make_samples(config, workdir, origin, maker=pairs, kind="dpo")
+    template = open_template(config, origin)
+    samples = make_samples(config, workdir, origin, template=template, maker=pairs, kind="dpo")
     packed = functools.partial(
         PackedRows, samples=samples, seq_len=config.data.seq_len, packed=config.conversations.packed
     )
@@ -88,7 +90,7 @@ def _pairs(config: Settings, workdir: Path, origin: Origin, mesh: Mesh) -> Mater
                 held_out, objective=objective, prepare=prepare, mesh=mesh, batch_size=config.eval.batch_size
             )
             found.append(Evaluation(suite=SUITE, every=config.eval.every, scores=scores))
-        return found + open_watched(config, origin, held_out, mesh=mesh)
+        return found + open_watched(config, origin, held_out, template=template, mesh=mesh)
 
     loader = packed_loader(config, trained, mesh=mesh)
     return Material(
@@ -99,7 +101,7 @@ def _pairs(config: Settings, workdir: Path, origin: Origin, mesh: Mesh) -> Mater
         objective=functools.partial(_as_computed_in, objective=objective),
         prepare=prepare,
         watchers=[preference_watcher(config.dpo), answer_watcher()],
-        beside_tokenizer=learned_template(config, origin),
+        beside_tokenizer=learned_conversation(template, tokenizer=origin.tokenizer, directory=origin.tokenizer_dir),
     )
 
 

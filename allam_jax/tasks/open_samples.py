@@ -28,7 +28,6 @@ from allam_jax.tasks.answering import content_of
 from allam_jax.tasks.inputs_of_task import inputs_of_settings
 from allam_jax.tasks.setup import TextModel, answer_ends
 from allam_jax.tokenizer.chat_template import ChatTemplate
-from allam_jax.tokenizer.generation_config import learned_conversation
 from allam_jax.tokenizer.ready_templates import READY
 from allam_jax.training.loop import Evaluation
 from allam_jax.training.origin import Origin
@@ -50,31 +49,25 @@ def open_template(config: Settings, origin: Origin | TextModel) -> ChatTemplate:
     return template
 
 
-def learned_template(config: Settings, origin: Origin) -> dict[str, bytes]:
-    """What the run keeps beside its tokenizer, so that whoever gets the model finds the template that it learned."""
-    template = open_template(config, origin)
-    return learned_conversation(template, tokenizer=origin.tokenizer, directory=origin.tokenizer_dir)
-
-
 def make_samples(
     config: Settings,
     workdir: Path,
     origin: Origin | TextModel,
     *,
+    template: ChatTemplate,
     maker: Callable[[Masker], Maker],
     kind: str,
     replay: ReplaySettings | None = None,
 ) -> Samples:
     """Writes the samples of the config's conversations into the workdir unless they are there, and opens them.
 
-    `maker` makes those of a record; `kind` tells apart what makers do with equal settings; `replay` says which text is
-    learned beside them.
+    `template` renders them; `maker` makes those of a record; `kind` tells apart what makers do with equal settings;
+    `replay` says which text is learned beside them.
     """
     options = config.conversations
     require(options.sources, key="conversations.sources", hint="name at least one source")
     for name, source in options.sources.items():
         require(source.path, key=f"conversations.sources.{name}.path", hint="give a file, a folder or a dataset")
-    template = open_template(config, origin)
     directory = workdir / SAMPLES_FOLDER
     problem = ""
     if is_main_process():
@@ -167,13 +160,15 @@ def _contents(config: Settings) -> dict[str, Sequence[str]]:
     }
 
 
-def open_watched(config: Settings, origin: Origin, rows: PackedRows, *, mesh: Mesh) -> list[Evaluation]:
+def open_watched(
+    config: Settings, origin: Origin, rows: PackedRows, *, template: ChatTemplate, mesh: Mesh
+) -> list[Evaluation]:
     """The evaluation that answers prompts of `rows` while the model is tuned, if the config asks for it."""
     options = config.watch
     prompts = prompts_of(rows, options, room=origin.model.max_position)
     if not prompts:
         return []
-    ends = answer_ends(origin.tokenizer, origin.tokenizer_dir, open_template(config, origin))
+    ends = answer_ends(origin.tokenizer, origin.tokenizer_dir, template)
     size = EngineSettings(slots=min(_SLOTS, len(prompts)), capacity=max(map(len, prompts)) + options.max_new_tokens)
 
     def engine(params: Params) -> Engine:

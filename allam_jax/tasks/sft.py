@@ -18,14 +18,15 @@ from allam_jax.settings import Settings
 from allam_jax.tasks.open_samples import (
     as_context,
     languages_of,
-    learned_template,
     make_samples,
+    open_template,
     open_watched,
     packed_loader,
     steps_of,
 )
 from allam_jax.tasks.setup import open_evaluations
 from allam_jax.tasks.train import train_on
+from allam_jax.tokenizer.generation_config import learned_conversation
 from allam_jax.training.loop import Evaluation
 from allam_jax.training.material import Material
 from allam_jax.training.origin import Origin
@@ -39,7 +40,16 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
 def _conversations(config: Settings, workdir: Path, origin: Origin, mesh: Mesh) -> Material:
     options = config.conversations
     maker = functools.partial(conversations, learned=config.sft.learned)
-    samples = make_samples(config, workdir, origin, maker=maker, kind=f"sft {config.sft.learned}", replay=config.replay)
+    template = open_template(config, origin)
+    samples = make_samples(
+        config,
+        workdir,
+        origin,
+        template=template,
+        maker=maker,
+        kind=f"sft {config.sft.learned}",
+        replay=config.replay,
+    )
     packed = functools.partial(PackedRows, samples=samples, seq_len=config.data.seq_len, packed=options.packed)
     loader = packed_loader(
         config, packed(items=items_of(samples, held_out=False), by_sample=config.sft.average == "sample"), mesh=mesh
@@ -59,7 +69,7 @@ def _conversations(config: Settings, workdir: Path, origin: Origin, mesh: Mesh) 
                 num_chunks=config.eval.loss_chunks,
             )
             found.append(Evaluation(suite=SUITE, every=config.eval.every, scores=scores))
-        return found + open_watched(config, origin, held_out, mesh=mesh)
+        return found + open_watched(config, origin, held_out, template=template, mesh=mesh)
 
     return Material(
         open_loader=functools.partial(as_context, loader),
@@ -67,5 +77,5 @@ def _conversations(config: Settings, workdir: Path, origin: Origin, mesh: Mesh) 
         steps=steps_of(config, loader),
         num_sources=len(samples.sources),
         watchers=[answer_watcher()],
-        beside_tokenizer=learned_template(config, origin),
+        beside_tokenizer=learned_conversation(template, tokenizer=origin.tokenizer, directory=origin.tokenizer_dir),
     )

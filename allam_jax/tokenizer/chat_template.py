@@ -15,17 +15,16 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
+from allam_jax.checksums import read_listed
 from allam_jax.errors import UserError, nearest
-from allam_jax.files import read_json
 from allam_jax.tokenizer import template_process
 from allam_jax.tokenizer.ready_templates import READY
 from allam_jax.tokenizer.stand_ins import StandIns, borders_of, without_marks
 from allam_jax.tokenizer.template_worker import CPU_SECONDS, MEMORY_BYTES
 from allam_jax.tokenizer.tokenizer import Tokenizer
+from allam_jax.tokenizer.tokenizer_files import COPY_AGAIN, SETTINGS_FILE, TEMPLATE_FILE
 
 Message = Mapping[str, Any]
-
-TEMPLATE_FILE = "chat_template.jinja"
 
 _ROLES = frozenset({"system", "user", "assistant", "tool", "developer", "function", "ipython"})
 _OWN_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
@@ -362,18 +361,27 @@ def with_text_content(message: Message) -> Message:
     return {**message, "content": "".join(texts)}
 
 
-def stored_template(directory: Path) -> str | None:
-    """The text of the template of a tokenizer directory, from `chat_template.jinja` or `tokenizer_config.json`.
+def stated_template(directory: Path) -> Any:
+    """What a tokenizer directory says of its template, in `chat_template.jinja` or `tokenizer_config.json`.
 
-    Of several named ones, that which is called "default". UserError for another form.
+    A text, or several with names in one of the forms of transformers; None if it says nothing.
     """
     if (path := Path(directory) / TEMPLATE_FILE).is_file():
         return template_text(path)
-    if not (path := Path(directory) / "tokenizer_config.json").is_file():
+    if not (Path(directory) / SETTINGS_FILE).is_file():
         return None
-    found = read_json(path, kind=dict).get("chat_template")
+    return read_listed(Path(directory), SETTINGS_FILE, remedy=COPY_AGAIN).get("chat_template")
+
+
+def stored_template(directory: Path) -> str | None:
+    """The text of the template of a tokenizer directory; None if it has none.
+
+    Of several named ones, that which is called "default". UserError for another form.
+    """
+    found = stated_template(directory)
     if isinstance(found, list) and all(isinstance(item, dict) for item in found):
         found = {item.get("name"): item.get("template") for item in found}
+    path = Path(directory) / SETTINGS_FILE
     if isinstance(found, dict):
         if "default" not in found:
             raise UserError(f"{path}: several chat templates and none is called 'default'; give one as a .jinja file")

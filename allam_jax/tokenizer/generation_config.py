@@ -12,13 +12,16 @@ from absl import logging
 from allam_jax.checksums import read_listed, write_listed
 from allam_jax.errors import UserError
 from allam_jax.files import json_text
-from allam_jax.tokenizer.chat_template import TEMPLATE_FILE, ChatTemplate, stored_template, template_text
+from allam_jax.tokenizer.chat_template import ChatTemplate, stated_template, stored_template
 from allam_jax.tokenizer.tokenizer import Tokenizer
-from allam_jax.tokenizer.tokenizer_files import GENERATION_FILE, MORE_TEMPLATES
+from allam_jax.tokenizer.tokenizer_files import (
+    COPY_AGAIN,
+    GENERATION_FILE,
+    MORE_TEMPLATES,
+    SETTINGS_FILE,
+    TEMPLATE_FILE,
+)
 from allam_jax.tokenizer.tokenizer_json import CHAT_END, CHAT_TEMPLATE
-
-_SETTINGS_FILE = "tokenizer_config.json"
-_REMEDY = "copy the model again (or remove files.json, if it was changed on purpose)"
 
 
 def read_generation(directory: Path) -> dict[str, Any]:
@@ -30,7 +33,7 @@ def read_generation(directory: Path) -> dict[str, Any]:
     for name in (GENERATION_FILE, "config.json"):
         if not (file := Path(directory) / name).is_file():
             continue
-        values = read_listed(Path(directory), name, remedy=_REMEDY)
+        values = read_listed(Path(directory), name, remedy=COPY_AGAIN)
         ids = {key: values[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in values}
         for key, value in ids.items():
             stated = value if isinstance(value, list) else [] if value is None else [value]
@@ -54,7 +57,7 @@ def complete_generation(tokenizer: Tokenizer, directory: Path) -> dict[str, Any]
             found[f"{name}_token_id"] = index
     ends = _as_list(found.get("eos_token_id"))
     chat_end = tokenizer.special_tokens.get(CHAT_END)
-    if _chat_template(directory) == CHAT_TEMPLATE and chat_end is not None and chat_end not in ends:
+    if stated_template(directory) == CHAT_TEMPLATE and chat_end is not None and chat_end not in ends:
         ends.append(chat_end)
         found["eos_token_id"] = ends if len(ends) > 1 else ends[0]
     if found.get("pad_token_id") not in range(tokenizer.vocab_size):  # old models state -1
@@ -78,9 +81,9 @@ def keep_conversation(base: Path, *, to: Path, vocab_size: int) -> None:
     contents: dict[str, bytes] = {}
     if generation := _of_pieces(read_generation(base), count=vocab_size, base=base):
         contents[GENERATION_FILE] = _as_bytes(generation)
-    if template := _chat_template(base):
-        settings = read_listed(to, _SETTINGS_FILE, remedy=_REMEDY)
-        contents[_SETTINGS_FILE] = _as_bytes(settings | {"chat_template": template})
+    if template := stated_template(base):
+        settings = read_listed(to, SETTINGS_FILE, remedy=COPY_AGAIN)
+        contents[SETTINGS_FILE] = _as_bytes(settings | {"chat_template": template})
     if more := sorted(Path(base).glob(MORE_TEMPLATES)):
         files = [path for path in (Path(base) / TEMPLATE_FILE, *more) if path.is_file()]
         contents |= {path.relative_to(base).as_posix(): path.read_bytes() for path in files}
@@ -97,9 +100,9 @@ def learned_conversation(template: ChatTemplate, *, tokenizer: Tokenizer, direct
     contents: dict[str, bytes] = {}
     if stored_template(directory) != template.source:
         contents[TEMPLATE_FILE] = template.source.encode()
-        if (directory / _SETTINGS_FILE).is_file():  # older versions of transformers read this one alone
-            settings = read_listed(directory, _SETTINGS_FILE, remedy=_REMEDY)
-            contents[_SETTINGS_FILE] = _as_bytes(settings | {"chat_template": template.source})
+        if (directory / SETTINGS_FILE).is_file():  # older versions of transformers read this one alone
+            settings = read_listed(directory, SETTINGS_FILE, remedy=COPY_AGAIN)
+            contents[SETTINGS_FILE] = _as_bytes(settings | {"chat_template": template.source})
     stated = read_generation(directory)
     ends = _as_list(complete_generation(tokenizer, directory).get("eos_token_id"))
     if more := [index for index in template.end_ids() if index not in ends]:
@@ -125,19 +128,11 @@ def _of_pieces(generation: dict[str, Any], *, count: int, base: Path) -> dict[st
 
 def name_pad_token(directory: Path, token: str) -> None:
     """Writes the token for padding into a `tokenizer_config.json` that names none, so that batches can be padded."""
-    if not (directory / _SETTINGS_FILE).is_file():
+    if not (directory / SETTINGS_FILE).is_file():
         return
-    settings = read_listed(directory, _SETTINGS_FILE, remedy=_REMEDY)
+    settings = read_listed(directory, SETTINGS_FILE, remedy=COPY_AGAIN)
     if not settings.get("pad_token"):
-        write_listed(directory, {_SETTINGS_FILE: _as_bytes(settings | {"pad_token": token})})
-
-
-def _chat_template(directory: Path) -> Any:
-    if (file := Path(directory) / TEMPLATE_FILE).is_file():
-        return template_text(file)
-    if (Path(directory) / _SETTINGS_FILE).is_file():
-        return read_listed(Path(directory), _SETTINGS_FILE, remedy=_REMEDY).get("chat_template")
-    return None
+        write_listed(directory, {SETTINGS_FILE: _as_bytes(settings | {"pad_token": token})})
 
 
 def _as_list(ids: int | list[int] | None) -> list[int]:

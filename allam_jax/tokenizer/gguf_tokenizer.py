@@ -21,7 +21,7 @@ from allam_jax.tokenizer.json_model import JsonModel, byte_alphabet
 from allam_jax.tokenizer.kinds import Kind
 from allam_jax.tokenizer.pre_tokenizers import name_of_pre_tokenizer, pre_tokenizer_named
 from allam_jax.tokenizer.sentencepiece_model import ModelProto, SentencePieceModel
-from allam_jax.tokenizer.tokenizer_files import GENERATION_FILE
+from allam_jax.tokenizer.tokenizer_files import GENERATION_FILE, SETTINGS_FILE
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -93,10 +93,10 @@ def _unpack(file: GgufFile, directory: Path) -> None:
             tokenizer_json.save(model, directory)
         except UserError as error:
             logging.warning("%s; exports of it have a tokenizer.model alone", error)
-            write_listed(directory, {"tokenizer.model": model.serialized(), "tokenizer_config.json": _json(settings)})
+            write_listed(directory, {"tokenizer.model": model.serialized(), SETTINGS_FILE: _json(settings)})
         settings = tokenizer_json.tokenizer_config(model)
     if template := file.get("tokenizer.chat_template", str, ""):
-        write_listed(directory, {"tokenizer_config.json": _json(settings | {"chat_template": template})})
+        write_listed(directory, {SETTINGS_FILE: _json(settings | {"chat_template": template})})
     ends = [_token_id(file, f"{_KEY}{name}_token_id", len(tokens)) for name in _ENDS]
     stated = list(dict.fromkeys(index for index in ends if index is not None))
     generation: dict[str, Any] = {f"{name}_token_id": ids[name] for name in ("bos", "pad") if ids[name] is not None}

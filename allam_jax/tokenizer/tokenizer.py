@@ -15,7 +15,7 @@ from allam_jax.tokenizer.gguf_tokenizer import unpack_tokenizer
 from allam_jax.tokenizer.json_model import JsonModel, byte_alphabet
 from allam_jax.tokenizer.kinds import Kind
 from allam_jax.tokenizer.sentencepiece_model import SPACE, Piece, SentencePieceModel
-from allam_jax.tokenizer.tokenizer_files import MODEL_FILES, check_files
+from allam_jax.tokenizer.tokenizer_files import MODEL_FILES, SETTINGS_FILE, check_files
 
 Specials = Literal["text", "parse"]
 
@@ -55,7 +55,7 @@ class Tokenizer:
         content = file.read_bytes()
         refuse_pointer(file, content)
         if file.suffix == ".json":
-            named = [file.parent / name for name in ("tokenizer_config.json", "special_tokens_map.json")]
+            named = [file.parent / name for name in (SETTINGS_FILE, "special_tokens_map.json")]
             there = next((path for path in named if path.is_file()), None)
             settings = read_json(there, kind=dict) if there else {}
             try:
@@ -275,7 +275,7 @@ def _added_tokens(directory: Path) -> dict[int, dict[str, Any]]:
     try:
         if file.is_file():
             added.update({int(i): {"content": str(t), **plain} for t, i in read_json(file, kind=dict).items()})
-        if (file := directory / "tokenizer_config.json").is_file():
+        if (file := directory / SETTINGS_FILE).is_file():
             for index, token in (read_json(file, kind=dict).get("added_tokens_decoder") or {}).items():
                 flags = {flag: bool(token.get(flag, plain[flag])) for flag in _FLAGS}
                 added[int(index)] = {"content": str(token["content"]), **flags}

@@ -15,6 +15,7 @@ from allam_jax.files import json_text
 from allam_jax.tokenizer.json_model import JsonModel
 from allam_jax.tokenizer.kinds import Kind
 from allam_jax.tokenizer.sentencepiece_model import SPACE, SentencePieceModel
+from allam_jax.tokenizer.tokenizer_files import SETTINGS_FILE
 
 CHAT_START, CHAT_END = "<|im_start|>", "<|im_end|>"
 # ChatML after a bos token; used if the vocabulary has ChatML's two tokens.
@@ -34,7 +35,7 @@ def save(model: SentencePieceModel | JsonModel, directory: Path) -> None:
         contents = {"tokenizer.model": model.serialized(), "tokenizer.json": document}
     else:
         contents = {"tokenizer.json": model.serialized().encode()}
-    contents["tokenizer_config.json"] = _json_bytes(tokenizer_config(model))
+    contents[SETTINGS_FILE] = _json_bytes(tokenizer_config(model))
     contents["special_tokens_map.json"] = _json_bytes(_named_tokens(model))
     write_listed(directory, contents, whole=True)
 
