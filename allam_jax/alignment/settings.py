@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from allam_jax.corpus.catalog import HADITH_BOOKS
 from allam_jax.data.settings import SourceSettings
 from allam_jax.errors import UserError
 from allam_jax.generation.settings import EndpointSettings
@@ -61,7 +62,8 @@ class InstructionDataSettings(Section, name="instruction_data"):
 
     books: tuple[str, ...] = setting(
         ("sunan_ibn_majah",),
-        "books of hadith that are asked about: names of the catalog; none: only countries are",
+        "books of hadith that are asked about; none: only countries are",
+        choices=tuple(HADITH_BOOKS),
     )
     most_words: int = setting(60, "of a hadith in either language; longer ones are left out", least=1)
     held_out_share: float = setting(0.1, "of what is asked about, for evaluation", least=0, below=0.5)

@@ -93,7 +93,7 @@ class FileReader:
         self.counts: dict[Path, FileCounts] = {}
         self._source, self._settings, self._text_field = source, settings, settings.text_field
         self._tags = tags
-        self._fields = ("id", *(field for field in fields if field not in (settings.text_field, "id")))
+        self._fields = tuple(dict.fromkeys(["id", *(field for field in fields if field != settings.text_field)]))
 
     def __iter__(self) -> Iterator[Document]:
         self.counts = {}

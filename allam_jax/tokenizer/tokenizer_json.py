@@ -66,7 +66,7 @@ def check_expressible(model: SentencePieceModel) -> None:
         tied = [piece for piece, s in scores.items() if s == score and len(set(piece)) > 1]
         raise UserError(
             f"{model.source}: {len(tied)} pieces such as {', '.join(map(repr, tied[:3]))} have the same score "
-            f"{score:g}, which a tokenizer.json cannot express. If the vocabulary was merged from two, start from the "
+            f"{score + 0:g}, which a tokenizer.json cannot express. If the vocabulary was merged from two, start from the "
             "first of them"
         )
 

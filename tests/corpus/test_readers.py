@@ -294,7 +294,7 @@ NANOSECONDS = int(NOON.timestamp()) * 10**9 + 123_456_789
 )
 def test_typed_columns_of_parquet(tmp_path, array, expected):
     pq.write_table(pa.table({"text": ["good"], "date": array}), tmp_path / "a.parquet")
-    reader, (document,) = read(tmp_path, fields=("date",))
+    reader, (document,) = read(tmp_path, fields=("date", "date"))  # once for a rule and once as a feature
     (counts,) = reader.counts.values()
     if isinstance(expected, str) and expected.startswith("date "):
         assert (document.metadata, counts.unread) == ({}, {expected: 1})

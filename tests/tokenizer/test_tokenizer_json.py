@@ -116,7 +116,7 @@ def test_rules_come_in_the_order_of_scores():
 @pytest.mark.parametrize(
     ("pieces", "flags", "message"),
     [
-        ({"ab": 0.0, "bc": 0.0}, {}, "2 pieces such as 'ab', 'bc' have the same score 0"),
+        ({"ab": -0.0, "bc": 0.0}, {}, "2 pieces such as 'ab', 'bc' have the same score 0"),
         ({"ab": -1.0}, {"remove_extra_whitespaces": True}, "changes the text; expected identity"),
     ],
 )
