@@ -104,10 +104,9 @@ class FileList:
     def read(cls, directory: Path, *, remedy: str) -> "FileList":
         """Reads `directory/files.json`; UserError (ending with the remedy) if it is missing or damaged."""
         path = Path(directory) / FILE_LIST
-        try:
-            raw = path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"{path}: is missing; {remedy}") from None
+        if not path.is_file():
+            raise UserError(f"{path}: is missing; {remedy}")
+        raw = path.read_bytes()
         values = parse_json(raw, path=path, kind=dict)
         if "version" not in values:  # name -> size, as before there were hashes
             sizes = {name: (size, None) for name, size in values.items() if isinstance(size, int)}
@@ -165,10 +164,9 @@ class FileList:
         path = self.directory / name
         if name not in self.files:
             raise UserError(f"{path}: is not in {FILE_LIST}; {remedy}")
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            raise UserError(f"{path}: is missing; {remedy}") from None
+        if not path.is_file():  # a pipe would be waited for
+            raise UserError(f"{path}: is missing; {remedy}")
+        content = path.read_bytes()
         self.compare(name, content, remedy=remedy)
         return content
 

@@ -16,6 +16,7 @@ from allam_jax.corpus.addresses import parse_address
 from allam_jax.corpus.dates import microseconds, parse_date
 from allam_jax.corpus.minhash import MinHash
 from allam_jax.corpus.word_boundaries import without_inner_punctuation
+from allam_jax.corpus.words import bare_words
 from allam_jax.files import atomic_path, write_array
 
 KEYS, SIGNED, BANDS, SHINGLES = "keys.npz", "signed.npy", "bands.npy", "shingles.npz"
@@ -23,7 +24,10 @@ KEYS, SIGNED, BANDS, SHINGLES = "keys.npz", "signed.npy", "bands.npy", "shingles
 NO_DATE = np.iinfo(np.int64).min + 1  # below all dates, and its negative is an int64 too
 _WORDS_AT_ONCE = 1 << 16
 # Characters that are not seen: hyphens that may break a word, joiners, marks that choose between shapes of a letter.
-_UNSEEN = re.compile("[\u00ad\u034f\u180b-\u180f\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\U000e0100-\U000e01ef]+")
+_UNSEEN = re.compile(
+    "[\u00ad\u034f\u061c\u180b-\u180f\u200c-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U000e0100-\U000e01ef]+"
+)
+_CUTTING = "\u200b"  # is not seen either, and ends a word
 
 
 class Columns:
@@ -97,6 +101,8 @@ class Columns:
 
 def text_key(text: str, words: Sequence[str]) -> str:
     """The string that two texts must share to be duplicates."""
+    if _CUTTING in text:
+        words = bare_words(text.replace(_CUTTING, ""))
     return without_inner_punctuation(_UNSEEN.sub("", " ".join(words))) if words else f"\0{text}"
 
 

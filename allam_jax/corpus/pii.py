@@ -130,10 +130,13 @@ def is_phone(match: re.Match[str]) -> bool:
     if not 8 <= len(digits) <= 15 or len(set(digits)) <= 2 or _NO_PHONE.match(text):
         return False
     if len(groups) > 1:
-        pairs = set(map(len, groups)) == {2} and all(a < b for a, b in itertools.pairwise(groups))  # 03 04 05 06 07
+        alike = len(set(map(len, groups))) == 1
+        steps = {int(b) - int(a) for a, b in itertools.pairwise(groups)}
+        # 03 04 05 06 07, and 001 002 003 004 005
+        listed = alike and (len(groups[0]) == 2 and min(steps) > 0 or len(groups) > 2 and steps <= {1})
         first, second = groups[:2]
         is_range = len(groups) == 2 and len(first) == len(second) and second[0] == "0" and first < second
-        if pairs or is_range:
+        if listed or is_range:
             return False
     return not _ISBN.search(match.string, max(0, match.start() - 16), match.start())
 

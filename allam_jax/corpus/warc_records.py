@@ -1,8 +1,9 @@
 """The records of a WARC file (ISO 28500), which trusts no Content-Length.
 
-A record ends where its Content-Length says, and there two line ends must follow and then the next record, or the end of
-the file. In a compressed archive whose records are gzip members of their own, a record also ends with its member.
-Otherwise the length is wrong: the record is not read, and reading goes on with the next header that is found.
+A record ends where its Content-Length says, and there two line ends must follow (some writers add more) and then the
+next record, or the end of the file. In a compressed archive whose records are gzip members of their own, a record also
+ends with its member. Otherwise the length is wrong: the record is not read, and reading goes on with the next header
+that is found.
 """
 
 import dataclasses
@@ -17,10 +18,10 @@ HEADER_BYTES = 1 << 20  # more than any real header
 WRONG_LENGTH = "with a wrong Content-Length"
 
 _START = b"WARC/"
-_END_BYTES = 9  # of the longest end of a record and the start of the next
+_END_BYTES = 17  # of the longest end of a record and the start of the next
 _HEADER_END = re.compile(rb"\r?\n\r?\n")
 _CUT_ENDS = (b"", b"\r", b"\n", b"\r\n", b"\r\n\r")
-_RECORD_END = re.compile(rb"(?:\r\n\r\n|\n\n)(?=WARC/|\Z)")
+_RECORD_END = re.compile(rb"(?:\r\n\r\n|\n\n)(?:\r?\n){0,4}(?=WARC/|\Z)")
 _NEXT_RECORD = re.compile(rb"\n\r?\n(WARC/\d\.\d+\r?\n)")
 _MUST_HAVE = {"warc-type", "warc-record-id", "warc-date", "content-length"}
 

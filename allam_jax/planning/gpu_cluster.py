@@ -22,14 +22,20 @@ class Efficiency:
     links: float = 0.80
     hop_seconds: float = 2e-6  # one step of a ring inside a node
     network_hop_seconds: float = 4e-6  # one step of a ring that leaves the node
-    error: float = 0.0  # nine in ten steps are faster or slower than predicted by no more than this factor, less 1
+    error: float = 0.0  # the band: steps are faster or slower than predicted by no more than this factor, less 1
     basis: str = ""  # what the shares rest on, for reports
 
+    @property
+    def fitted(self) -> bool:
+        """Whether published runs of this GPU were fitted; otherwise the shares are another's and `error` is a guess."""
+        return self.basis == _FITTED
 
+
+_FITTED = "fitted"
 # Fitted by `python -m benchmarks.published_speeds --fit` on half of the published rows of each kind.
 EFFICIENCIES = {
-    "A100": Efficiency(matmul=0.823, attention=0.311, memory=0.600, overlap=0.300, error=0.26, basis="fitted"),
-    "H100": Efficiency(matmul=0.850, attention=0.558, memory=0.600, overlap=0.300, error=0.09, basis="fitted"),
+    "A100": Efficiency(matmul=0.823, attention=0.311, memory=0.600, overlap=0.300, error=0.26, basis=_FITTED),
+    "H100": Efficiency(matmul=0.850, attention=0.558, memory=0.600, overlap=0.300, error=0.09, basis=_FITTED),
 }
 _GUESSED_ERROR = 0.4
 _SCALED = {"H200": "H100", "B200": "H100", "L40S": "A100", "GeForce RTX 4090": "A100"}
@@ -40,8 +46,7 @@ def efficiency_of(gpu: Gpu) -> Efficiency:
     if gpu.family in EFFICIENCIES:
         return EFFICIENCIES[gpu.family]
     other = _SCALED[gpu.family]
-    basis = f"scaled from {other}: no published run of this GPU was used, and the band is a guess"
-    return dataclasses.replace(EFFICIENCIES[other], error=_GUESSED_ERROR, basis=basis)
+    return dataclasses.replace(EFFICIENCIES[other], error=_GUESSED_ERROR, basis=f"scaled from {other}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -144,11 +144,17 @@ def generation_table(plan: RunPlan) -> str:
 def assumptions(plan: RunPlan) -> list[str]:
     """The assumptions behind the prediction, a sentence or two each."""
     e, gpu, cluster = plan.cluster.efficiency, plan.cluster.gpu, plan.cluster
+    band = f"The printed band is a factor of {1 + e.error:.2f} each way"
+    if e.fitted:
+        band += (
+            ": 95 % of the published runs that were fitted lie within it. docs/planning.md compares them one by one."
+        )
+    else:
+        band += " and a guess, because no published run of this GPU was used."
     lines = [
         f"Matrix products reach {e.matmul:.0%} of {plan.peak_flops / 1e12:,.0f} TFLOP/s, attention kernels "
         f"{e.attention:.0%}, memory {e.memory:.0%} of {gpu.memory_bandwidth / 1e12:.2f} TB/s. The shares are the same "
-        f"for every model and mesh on this GPU ({e.basis}). Nine in ten published runs lie within the printed band, a "
-        f"factor of {1 + e.error:.2f} each way; docs/planning.md compares them one by one.",
+        f"for every model and mesh on this GPU ({e.basis}). {band}",
         f"Links reach {e.links:.0%} of {gpu.nvlink_bandwidth / 1e9:.0f} GB/s inside a node and of "
         f"{gpu.network_bandwidth / 1e9:.0f} GB/s of network per GPU. Compute hides {e.overlap:.0%} of the time of "
         "asynchronous fsdp and data collectives, and nothing of those over tensor.",

@@ -70,8 +70,9 @@ def does_not_fit(plan: RunPlan, *, plans: list[RunPlan]) -> UserError:
     """The error for a plan that does not fit. It names the nearest of `plans`, which fit: that with the fewest changes,
     and of several such the fastest."""
     run, memory = plan.run, plan.memory
+    how = "" if plan.compiled else "by formula, which the compiler can contradict (config.plan.compile), "
     message = (
-        f"{run.describe()} does not fit: it needs {gib(memory.total)} of {gib(memory.usable)} on each "
+        f"{run.describe()} does not fit: {how}it needs {memory.total / 2**30:.2f} of {gib(memory.usable)} on each "
         f"{plan.cluster.gpu.name} (parameters {gib(memory.parameters)}, optimizer {gib(memory.optimizer)}, gradients "
         f"{gib(memory.gradients)}, activations {gib(memory.activations)}, temporary {gib(memory.temporary)})"
     )

@@ -116,14 +116,17 @@ def _searched(
 ) -> list[RunPlan]:
     """The plans of layouts that fit: first the compiled ones, then those by formula, each group the fastest first."""
     by_formula = ranked(wanted, cluster=cluster, tokens=tokens)
-    if not by_formula:
-        raise does_not_fit(RunPlan(run=wanted, cluster=cluster), plans=[])
     logging.info("%d layouts fit by formula", len(by_formula))
-    best = [planned(plan.run) for plan in by_formula[: config.plan.search_compiles]]
-    confirmed = sorted((plan for plan in best if plan.memory.fits), key=lambda plan: plan.time.total)
+    best = [plan.run for plan in by_formula[: config.plan.search_compiles]]
+    # The formula can ask for more memory than the compiled step needs: the config's own layout is not left to it.
+    if config.plan.compile and wanted.suits_batch and wanted not in best:
+        best.append(wanted)
+    if not best:
+        raise does_not_fit(RunPlan(run=wanted, cluster=cluster), plans=[])
+    confirmed = sorted((plan for plan in map(planned, best) if plan.memory.fits), key=lambda plan: plan.time.total)
     if not confirmed:
         raise UserError(
             f"none of the {len(best)} best layouts fits when compiled; raise config.plan.search_compiles above "
             f"{config.plan.search_compiles}"
         )
-    return [*confirmed, *by_formula[len(best) :]]
+    return [*confirmed, *(plan for plan in by_formula if plan.run not in best)]

@@ -25,7 +25,7 @@ from allam_jax.settings import Settings
 from allam_jax.tokenizer.tokenizer_files import MODEL_FILES, TOKENIZER_FILES
 from allam_jax.training.load import check_run_of
 from allam_jax.training.metrics import METRICS_FILE, metrics_damage
-from allam_jax.training.stored_checkpoints import checkpoint_damages, list_steps, read_metadata, step_path
+from allam_jax.training.stored_checkpoints import checkpoint_damages, is_aside, list_steps, read_metadata, step_path
 from allam_jax.weights.directory import is_weights_directory
 from allam_jax.weights.safetensors_io import read_directory, written_with_list
 
@@ -73,7 +73,8 @@ def verify(path: Path) -> Iterator[Row]:
     covered: set[Path] = set()
     for name, folders, files in os.walk(path, followlinks=True):
         directory = Path(name)
-        folders[:] = sorted(folder for folder in folders if not folder.startswith(".") and "damaged" not in folder)
+        files = [file for file in files if (directory / file).is_file()]  # no pipe, which would be waited for
+        folders[:] = sorted(folder for folder in folders if not folder.startswith(".") and not is_aside(folder))
         if os.path.realpath(name) in seen:
             folders.clear()
             continue

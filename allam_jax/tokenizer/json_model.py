@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from absl import logging
+
 from allam_jax.errors import UserError
 from allam_jax.tokenizer.kinds import Kind, special_tokens
 
@@ -24,7 +26,8 @@ class JsonModel:
     """Text <-> ids with a BPE `tokenizer.json`, of which `serialized` is the text.
 
     `settings` is the content of `tokenizer_config.json`, which names the bos, eos, unk and pad tokens. `source` names
-    the model in error messages. `added` are tokens that other files add, by id, in the form of `added_tokens`.
+    the model in error messages. `moved`: tokens with another id than the file states -> the stated and the actual id.
+    `added` are tokens that other files add, by id, in the form of `added_tokens`.
     UserError if the text is no tokenizer.json, its model is not BPE, or an added token has the id of another.
     """
 
@@ -74,6 +77,10 @@ class JsonModel:
         for piece, index in vocabulary.items():
             is_byte = piece in alphabet if self.byte_level else bool(_BYTE_PIECE.fullmatch(piece))
             self.pieces[index], self.kinds[index] = piece, Kind.BYTE if is_byte else Kind.NORMAL
+        stated = {entry["content"]: entry["id"] for entry in self.document.get("added_tokens") or ()}
+        self.moved = {token: (i, vocabulary.get(token)) for token, i in stated.items() if vocabulary.get(token) != i}
+        if self.moved:
+            logging.warning("%s: %s, here and in transformers", source, self._said_of_moved())
         for index, token in self._plain.get_added_tokens_decoder().items():
             self.kinds[index] = Kind.CONTROL if token.special else Kind.USER_DEFINED
         self.unk_id = vocabulary.get(model.get("unk_token") or self._named("unk_token"))
@@ -120,11 +127,15 @@ class JsonModel:
     def extended(self, merges: Sequence[tuple[str, str]], *, control_tokens: Sequence[str] = ()) -> "JsonModel":
         """The same tokenizer with further merges after its own, each of which makes a new piece, and control tokens.
 
-        Control tokens that it already has keep their ids.
+        Control tokens that it already has keep their ids. UserError where ids are not those that the file states.
         """
         document = copy.deepcopy(self.document)
         model, added = document["model"], list(document.get("added_tokens") or ())
-        # The library numbers added tokens that the vocabulary lacks anew, behind the vocabulary.
+        if self.moved:
+            raise UserError(
+                f"{self.source}: {self._said_of_moved()}; load it with transformers, save it, and take that"
+            )
+        # As pieces they keep their ids: the library numbers added tokens that the vocabulary lacks anew, behind it.
         vocabulary = model["vocab"] | {entry["content"]: entry["id"] for entry in added}
         new = [first + second for first, second in merges]
         new_controls = [token for token in control_tokens if token not in vocabulary]
@@ -176,6 +187,10 @@ class JsonModel:
             {"id": index, **token} for index, token in sorted(added.items()) if index not in stated | in_vocabulary
         ]
         return json.dumps(self.document, ensure_ascii=False)
+
+    def _said_of_moved(self) -> str:
+        token, (stated, index) = next(iter(self.moved.items()))
+        return f"token {token!r} has the id {index} and not {stated}, as stated: not every id before that has a piece"
 
     @functools.cached_property
     def _parsing(self):

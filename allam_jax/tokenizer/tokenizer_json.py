@@ -66,8 +66,8 @@ def check_expressible(model: SentencePieceModel) -> None:
         tied = [piece for piece, s in scores.items() if s == score and len(set(piece)) > 1]
         raise UserError(
             f"{model.source}: {len(tied)} pieces such as {', '.join(map(repr, tied[:3]))} have the same score "
-            f"{score + 0:g}, which a tokenizer.json cannot express. If the vocabulary was merged from two, start from the "
-            "first of them"
+            f"{score + 0:g}, which a tokenizer.json cannot express. If the vocabulary was merged from two, start from "
+            "the first of them"
         )
 
 

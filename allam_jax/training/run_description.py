@@ -85,6 +85,15 @@ class RunDescription:
         """UserError unless every device gets the same number of whole rows of every micro-batch."""
         check_batch(self.batch_size, accumulation=self.accumulation, mesh=self.abstract_mesh)
 
+    @property
+    def suits_batch(self) -> bool:
+        """Whether `check_batch` passes."""
+        try:
+            self.check_batch()
+        except UserError:
+            return False
+        return True
+
     def abstract_state(self, mesh: Mesh | AbstractMesh) -> TrainState:
         """Shapes, dtypes and shardings of the state; UserError for a parameter that the mesh does not divide."""
         return abstract_state(

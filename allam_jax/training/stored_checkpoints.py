@@ -27,6 +27,7 @@ _STATE = "state"
 ITEMS = (_STATE, "data", "metadata")
 _DAMAGED = "the checkpoint is damaged or was not copied completely"
 _ASIDE = ".damaged"
+_ASIDE_NAME = re.compile(r"[0-9]+\.damaged(?:\.[0-9]+)?")
 _STEP_NAME = re.compile(r"[0-9]+")
 
 
@@ -118,11 +119,23 @@ def move_damaged_aside(directory: Path) -> None:
         else:
             problem = damaged[-1][1] if damaged else ""
         for path, damage in [] if problem else damaged:
-            aside = path.with_name(f"{path.name}{_ASIDE}")
+            aside = _free_name(path.with_name(f"{path.name}{_ASIDE}"))
             os.replace(path, aside)
             logging.error("%s; checkpoint.skip_damaged: moved to %s, going on from an earlier one", damage, aside)
     if problem := broadcast(problem):
         raise UserError(f"{problem}; no checkpoint is whole, so the run cannot go on: copy one again, or start anew")
+
+
+def is_aside(name: str) -> bool:
+    """Whether a folder of this name is a checkpoint that `move_damaged_aside` has renamed."""
+    return bool(_ASIDE_NAME.fullmatch(name))
+
+
+def _free_name(path: Path) -> Path:
+    """The path, or the first of PATH.2, PATH.3, ... that nothing has yet."""
+    return next(
+        each for each in (path, *(path.with_name(f"{path.name}.{n}") for n in range(2, 10**6))) if not each.exists()
+    )
 
 
 def restore_params(path: Path, *, abstract_params: Any, param_dtype: str | None = None) -> Any:

@@ -14,9 +14,11 @@ import pytest
 from allam_jax.planning.compiled_step import compile_step
 from allam_jax.planning.gpu_cluster import cluster_of
 from allam_jax.planning.run_plan import RunPlan
+from allam_jax.tasks import plan
 from allam_jax.tasks.registry import settings_of
 from allam_jax.training.run_description import described_run
 from configs import allam_70b, sizes
+from tests.planning.small_runs import small_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -132,3 +134,23 @@ def test_a_billion_parameters_fit_one_card_of_24_gb():
     assert run.model.num_parameters > 1e9
     assert step.memory.total < 0.95 * cluster.usable_bytes
     assert any("attention_forward" in name for name in step.kernels), step.kernels  # Triton's, for sm_89
+
+
+@pytest.mark.long
+def test_a_search_compiles_the_layout_of_the_config_too(tmp_path):
+    """The formula asks for more memory than the compiled step here, so it alone would leave the layout out."""
+    config = small_config(data=8)
+    config.model.update(vocab_size=512, dim=256, mlp_dim=512, num_heads=4, num_kv_heads=2, head_dim=64)
+    config.data.seq_len = 256
+    settings = settings_of(config)
+    cluster = cluster_of(settings.plan)
+    run = described_run(settings, device_count=cluster.size)
+    by_formula = RunPlan(run=run, cluster=cluster).memory.total
+    compiled = RunPlan(run=run, cluster=cluster, compiled=compile_step(run, cluster=cluster)).memory.total
+    assert compiled < by_formula
+    between = (compiled + by_formula) / 2 / cluster.usable_share
+    config.plan.update(compile=True, search=True, search_compiles=1, memory_gib=between / 2**30)
+    plan.run(settings_of(config), tmp_path)
+    candidates = json.loads((tmp_path / "plan.json").read_text())["candidates"]
+    own = {**run.mesh, "remat": run.options.remat, "accumulation": run.accumulation}
+    assert own in [{key: each["layout"][key] for key in own} for each in candidates]

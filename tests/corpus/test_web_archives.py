@@ -206,7 +206,13 @@ def wet(*, wrong=None, length=None):
 
 
 def written(records, form):
-    """The same records as they are, with line feeds alone, and compressed in three ways."""
+    """The same records as they are, with other line ends, and compressed in some ways."""
+    if form == "more line ends":
+        return b"".join(record + b"\r\n" * (number % 5) for number, record in enumerate(records, start=1))
+    if form == "a last member of line ends":
+        return b"".join(map(gzip.compress, [*records, b"\r\n"]))
+    if form == "members of line ends":
+        return b"".join(gzip.compress(record) + gzip.compress(b"\r\n") for record in records)
     if form == "record by record":
         return b"".join(map(gzip.compress, records))
     content = b"".join(records)
@@ -221,13 +227,17 @@ FORMS = {"plain": "a.wet", "line feeds": "a.wet"} | dict.fromkeys(("record by re
 SIZE, RECORD = len(WET[1]), len(wet()[2])
 
 
-@pytest.mark.parametrize("form", FORMS)
+SPACED = {"more line ends": "a.wet"} | dict.fromkeys(("a last member of line ends", "members of line ends"), "a.wet.gz")
+
+
+@pytest.mark.parametrize("form", [*FORMS, *SPACED])
 def test_archives_in_all_forms(tmp_path, form):
     text = b"a text about\r\n\r\nWARC/1.0\r\nWARC-Type: conversion\r\nContent-Length: 3\r\n\r\nfoo"
     quoted = warc_record("conversion", text)
-    path = tmp_path / FORMS[form]
+    path = tmp_path / (FORMS | SPACED)[form]
     path.write_bytes(written([*wet(), *([quoted] if form != "line feeds" else [])], form))
-    assert [document.text.encode() for document in read(path)[1]][:4] == WET
+    texts = [document.text.encode() for document in read(path)[1]]
+    assert texts == WET + ([text] if form != "line feeds" else [])
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -83,7 +83,7 @@ def test_punctuation_inside_words_makes_no_difference_to_duplicates():
     assert key("35") != key("3.5")
 
 
-@pytest.mark.parametrize("unseen", "\u00ad\u034f\u200c\u200d\u2060\u2063\ufe0f\U000e0100")
+@pytest.mark.parametrize("unseen", "\u00ad\u034f\u061c\u200b\u200c\u200d\u202b\u2060\u2063\u2068\ufe0f\ufeff\U000e0100")
 def test_characters_that_are_not_seen_make_no_difference_to_duplicates(unseen):
     for text in ("کتاب میدان", "holiday makers", "葛飾", "हिन्दी", "a"):
         keys = [

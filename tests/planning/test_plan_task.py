@@ -117,7 +117,7 @@ def test_what_does_not_fit_names_what_does(tmp_path):
         plan.run(settings_of(config), tmp_path)
     message = str(error.value)
     assert "\n" not in message
-    needed, available = map(float, re.search(r"needs ([\d.]+) GiB of ([\d.]+) GiB", message).groups())
+    needed, available = map(float, re.search(r"needs ([\d.]+) of ([\d.]+) GiB", message).groups())
     assert needed > available
     (override,) = re.findall(r"--config\.(\S+)=(\S+)", message)
     assert (tmp_path / "plan.md").is_file()

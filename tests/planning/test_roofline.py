@@ -10,10 +10,13 @@ from allam_jax.model.llama_config import preset
 from allam_jax.parallel.gpus import GPUS
 from allam_jax.planning.collectives import Collective
 from allam_jax.planning.gpu_cluster import EFFICIENCIES, Cluster, Efficiency
+from allam_jax.planning.plan_report import assumptions
 from allam_jax.planning.roofline import collective_seconds, step_time, work_seconds
+from allam_jax.planning.run_plan import RunPlan
 from allam_jax.planning.step_work import Work
 from allam_jax.planning.workload import Workload, collectives_of_step, work_of_step
 from benchmarks import published_speeds as published
+from tests.planning.small_runs import small_run
 
 SHARES = Efficiency(
     matmul=0.5, attention=0.25, memory=0.5, links=0.5, overlap=0.5, hop_seconds=1e-6, network_hop_seconds=1e-5
@@ -146,7 +149,11 @@ def test_what_is_not_published_is_marked_as_scaled():
     for name, gpu in GPUS.items():
         share = Cluster(gpu=gpu, nodes=1, gpus_per_node=1).efficiency
         fitted = name in ("a100", "a100_40gb", "h100")
-        assert (share.basis == "fitted") == fitted
+        assert share.fitted == fitted
+        run, cluster = small_run(data=1, fsdp=1, tensor=1), Cluster(gpu=gpu, nodes=1, gpus_per_node=1)
+        said = assumptions(RunPlan(run=run, cluster=cluster))[0]
+        assert ("no published run of this GPU" in said) != fitted
+        assert ("of the published runs that were fitted lie within" in said) == fitted
         assert share.error == pytest.approx(0.4) or fitted
 
 

@@ -1,5 +1,6 @@
 """No damaged byte is read as if it were whole; verify finds what readers find (`damage.py` tries thousands)."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -34,6 +35,28 @@ def test_a_sample_of_damages(root):
     found = damage.try_damages(root, count=100, seed=1)
     assert sum(found.values()) == 100
     assert sum(number for what, number in found.items() if "verify names it" in what) > 65
+
+
+def test_only_checkpoints_that_were_moved_aside_are_passed_over(root):
+    os.rename(root / "dataset", root / "damaged_texts")
+    os.rename(root / "run" / "checkpoints" / "2", root / "run" / "checkpoints" / "2.damaged")
+    shard = next((root / "damaged_texts").glob("*-train.*"))
+    shard.write_bytes(shard.read_bytes() + b"x")
+    rows = {row.path.relative_to(root).as_posix(): row.state for row in verify.verify(root)}
+    assert rows["damaged_texts"] == "damaged"
+    assert "run/checkpoints/2.damaged" not in rows
+
+
+@pytest.mark.parametrize("name", ["new/files.json", "new/config.json", "weights/files.json", "weights/metadata.json"])
+def test_a_pipe_is_not_waited_for(root, name):
+    (root / name).parent.mkdir(exist_ok=True)
+    (root / name).unlink(missing_ok=True)
+    os.mkfifo(root / name)
+    states = {row.path.name: row.state for row in verify.verify(root)}
+    assert states.get("weights") == ("damaged" if name.startswith("weights") else "whole")
+    if name.startswith("weights"):
+        with pytest.raises(UserError, match=f"{root / name}: is missing"):
+            load_model(root / "weights")
 
 
 def run_verify(path: Path, workdir: Path):
@@ -91,9 +114,10 @@ def test_a_damaged_newest_checkpoint_names_the_whole_one_and_can_be_skipped(root
     largest.write_bytes(bytes(byte ^ 1 for byte in largest.read_bytes()))
     with pytest.raises(UserError, match=f"the newest whole one is {checkpoints / '1'}: .*skip_damaged=True"):
         load_model(root / "run")
+    (checkpoints / "2.damaged" / "of an earlier time").mkdir(parents=True)
     move_damaged_aside(checkpoints)
     assert list_steps(checkpoints) == [1]
-    assert (checkpoints / "2.damaged").is_dir()
+    assert (checkpoints / "2.damaged.2" / "state").is_dir()
     assert read_metadata(find_checkpoint(checkpoints))["step"] == 1
     first = find_checkpoint(checkpoints)
     (first / "data" / "metadata").write_text("{}")

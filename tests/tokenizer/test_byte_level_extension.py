@@ -1,16 +1,19 @@
 """Continued byte-level BPE against a loop that counts everything anew, and against the tokenizers library."""
 
 import itertools
+import json
 from collections import Counter
 
 import byte_level
 import numpy as np
 import pytest
+import tokenizers
 from tokenizer_helpers import Corpus
 
 from allam_jax.errors import UserError
 from allam_jax.tokenizer.byte_level_extension import _holds_script, extend_byte_level, verify_byte_level
 from allam_jax.tokenizer.fertility import fertility
+from allam_jax.tokenizer.json_model import JsonModel
 from allam_jax.tokenizer.kinds import Kind
 from allam_jax.tokenizer.merge_learning import MergeLearner
 from allam_jax.tokenizer.provenance import expansion_plan
@@ -109,6 +112,24 @@ def test_a_shared_script_keeps_to_the_limit(base: Tokenizer, corpus: Corpus):
         assert changed <= limit
         numbers.append(extended.vocab_size)
     assert sorted(set(numbers)) == numbers  # more are allowed, more are added
+
+
+def test_added_tokens_that_have_other_ids_than_stated_are_told_and_not_extended(base: Tokenizer, caplog):
+    """The tokenizers library, and so transformers, numbers an added token behind a gap anew."""
+    model = base.model
+    assert isinstance(model, JsonModel)
+    document = json.loads(model.serialized())
+    entry = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
+    stated = base.vocab_size + 50
+    document["added_tokens"].append({"id": stated, "content": "<new>", **entry})
+    gapped = JsonModel(json.dumps(document), settings=model.settings, source="gapped")
+    actual = tokenizers.Tokenizer.from_str(json.dumps(document)).token_to_id("<new>")
+    assert gapped.moved == {"<new>": (stated, actual)}
+    assert gapped.pieces[actual] == "<new>"
+    said = f"token '<new>' has the id {actual} and not {stated}, as stated"
+    assert said in caplog.text
+    with pytest.raises(UserError, match=f"gapped: {said}"):
+        gapped.extended([("a", "b")])
 
 
 def test_texts_without_the_script_are_refused(base: Tokenizer):
