@@ -224,12 +224,16 @@ def main(_) -> None:
         process_id=PROCESS_ID.value,
         facts=lambda: facts_of_run(CONFIG.value),
     )
-    workdir = Path(WORKDIR.value or Path("runs") / config_file().stem)
     store = Path(STORE.value).absolute() if STORE.value else None
-    result = runner.run(CONFIG.value, workdir=workdir.absolute(), only=STAGE.value, store=store)
+    result = runner.run(CONFIG.value, workdir=workdir().absolute(), only=STAGE.value, store=store)
     if distributed.is_main_process():
         print_result(result)
     end_together()
+
+
+def workdir() -> Path:
+    """Where the task writes."""
+    return Path(WORKDIR.value or Path("runs") / config_file().stem)
 
 
 def print_result(result: dict) -> None:
@@ -253,7 +257,8 @@ def facts_of_run(config: ConfigDict) -> dict:
     from allam_jax.training.run_metadata import code_revision
 
     values = {f"config.{key}": value for key, value in flatten(as_dict(config)).items()}
-    return values | {"the revision of the code": code_revision(), "--stage": STAGE.value}
+    paths = {"--workdir": str(workdir().absolute()), "--store": STORE.value}
+    return values | {"the revision of the code": code_revision(), "--stage": STAGE.value} | paths
 
 
 def leave(message: str, *, status: int) -> NoReturn:

@@ -158,6 +158,17 @@ def write_array(path: Path, array: "np.ndarray") -> None:
         os.fsync(file.fileno())
 
 
+def read_array(path: Path, *, remedy: str, mapped: bool = False) -> "np.ndarray":
+    """The array of a .npy file, mapped into memory or read; UserError (ending with the remedy) if it cannot be read."""
+    import numpy as np
+
+    try:
+        # Mapped as a plain array, because a slice of numpy's memmap class costs ten times as much.
+        return np.asarray(np.load(path, mmap_mode="r" if mapped else None))
+    except Exception as error:  # damaged headers are evaluated as Python, which raises anything
+        raise UserError(f"{path}: not readable ({' '.join(str(error).split())}); {remedy}") from None
+
+
 def json_text(value: Any, *, indent: int | None = None) -> str:
     """A value as JSON that every parser reads: NaN and the infinities, for which JSON has no numbers, become null."""
     try:

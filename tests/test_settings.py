@@ -47,6 +47,7 @@ def test_values_are_checked_wherever_a_section_is_made():
         ({"steps": LARGEST_INT + 1}, f"config.outer.steps = {LARGEST_INT + 1}: expected a whole number, at most"),
         ({"share": 1}, "config.outer.share = 1: expected a number, above 0, below 1"),
         ({"share": float("nan")}, "config.outer.share = nan: expected a number, above 0, below 1, and a finite one"),
+        ({"share": 1e-40}, "config.outer.share = 1e-40: expected a number, above 0, below 1, and none that float32"),
         ({"share": "x"}, "config.outer.share = 'x': expected a number"),
         ({"mode": "Fast"}, "config.outer.mode = 'Fast': expected one of 'fast', 'slow'"),
         ({"on": 1}, "config.outer.on = 1: expected True or False"),

@@ -22,7 +22,7 @@ from allam_jax.data.batch import Batch as HostBatch
 from allam_jax.data.evaluation_rows import EvaluationRows
 from allam_jax.errors import UserError
 from allam_jax.evaluation.token_sums import token_values
-from allam_jax.files import atomic_path, write_array
+from allam_jax.files import atomic_path, read_array, write_array
 from allam_jax.model.llama import Params
 from allam_jax.parallel.distributed import barrier, broadcast, is_main_process
 from allam_jax.parallel.mesh import batch_sharding
@@ -60,9 +60,10 @@ def cached_reference(
     else:
         logging.info("%s: the reference's log-probabilities are there", directory)
     ends = np.cumsum(samples.lengths - 1)
-    stored = np.load(directory / _FILE, mmap_mode="r")
-    if stored.shape != (ends[-1],):
-        raise UserError(f"{directory / _FILE}: holds {stored.shape} numbers instead of {ends[-1]:,}; {_REMEDY}")
+    stored = read_array(directory / _FILE, remedy=_REMEDY, mapped=True)
+    if stored.shape != (ends[-1],) or stored.dtype != np.float32:
+        found = f"{stored.dtype} of shape {stored.shape} instead of {ends[-1]:,} of float32"
+        raise UserError(f"{directory / _FILE}: holds {found}; {_REMEDY}")
 
     def column(number: int) -> np.ndarray:
         end = int(ends[number])

@@ -27,7 +27,7 @@ from allam_jax.alignment.reply_masks import Made, Masker, Sample
 from allam_jax.checksums import FileList, hash_json, is_whole, write_list
 from allam_jax.corpus.record_formats import Record
 from allam_jax.errors import UserError
-from allam_jax.files import atomic_path, json_text, read_json, unit_hash, write_array, write_json
+from allam_jax.files import atomic_path, json_text, read_array, read_json, unit_hash, write_array, write_json
 
 MANIFEST = "samples.json"
 _VERSION = 4
@@ -179,7 +179,9 @@ def open_samples(directory: Path) -> Samples:
     files = FileList.read(directory, remedy=_REMEDY)
     files.check(remedy=_REMEDY)
     manifest = files.read_json(MANIFEST, remedy=_REMEDY)
-    index = np.load(directory / "index.npy")
+    index = read_array(directory / "index.npy", remedy=_REMEDY)
+    if index.dtype != _INDEX or index.ndim != 1:
+        raise UserError(f"{directory / 'index.npy'}: holds {index.dtype} of shape {index.shape}; {_REMEDY}")
     ends = index["end"].astype(np.int64)
     return Samples(
         identity=manifest["identity"],

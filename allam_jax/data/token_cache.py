@@ -22,7 +22,7 @@ from allam_jax.checksums import FileList
 from allam_jax.corpus.shards import read_manifest
 from allam_jax.data.documents import DocumentSource
 from allam_jax.errors import UserError
-from allam_jax.files import Keys, check_shape
+from allam_jax.files import Keys, check_shape, read_array
 
 MANIFEST = "tokens.json"
 VERSION = 2
@@ -94,12 +94,7 @@ class TokenSource:
         if number not in self._mapped:
             arrays = []
             for kind in ("tokens", "index"):
-                path = self._path(number, kind)
-                try:
-                    # As plain arrays, because a slice of numpy's memmap class costs ten times as much.
-                    arrays.append(np.asarray(np.load(path, mmap_mode="r")))
-                except Exception as error:  # damaged headers are evaluated as Python, which raises anything
-                    raise UserError(f"{path}: not readable ({' '.join(str(error).split())}); {REMEDY}") from None
+                arrays.append(read_array(self._path(number, kind), remedy=REMEDY, mapped=True))
             shard = self._shards[number]
             wanted = [((shard["tokens"],), self._dtype), ((shard["documents"], 2), np.dtype("<u8"))]
             for kind, array, (shape, dtype) in zip(("tokens", "index"), arrays, wanted, strict=True):

@@ -45,7 +45,7 @@ class LlamaConfig(Section, name="model"):
     mlp_dim: int = setting(..., "feed-forward width", least=1)
     tie_embeddings: bool = setting(..., "whether the embedding is the head too")
     norm_eps: float = setting(..., "added to the mean square in norms", above=0, most=1)
-    rope_theta: float = setting(..., "base of the rotary frequencies", above=0)
+    rope_theta: float = setting(..., "base of the rotary frequencies", least=1)
     rope_scaling: str = setting("llama3", "how longer contexts change the frequencies", choices=ROPE_SCALINGS)
     rope_scaling_factor: float = setting(1.0, "by which the context grows; 1: none", above=0)
     rope_low_freq_factor: float = setting(1.0, "Llama-3: longer wavelengths are stretched by the factor", above=0)

@@ -55,6 +55,10 @@ def run(config: ConfigDict, *, workdir: Path, only: Sequence[str] = (), store: P
 def check(config: ConfigDict) -> None:
     """UserError for a value that its task cannot use, in any stage of a recipe, before the first stage starts."""
     if config.task == "recipe":
+        if "stages" not in config:
+            raise UserError(
+                "config.task = 'recipe': this config is of one task and has no stages; leave config.task out"
+            )
         for name in config.stages:
             try:
                 check(config.stage[name])

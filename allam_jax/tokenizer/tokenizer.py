@@ -240,7 +240,7 @@ def _with_added_tokens(tokenizer: Tokenizer, directory: Path) -> Tokenizer:
             vocabulary = document["model"]["vocab"]
             entries = {int(entry["id"]): str(entry["content"]) for entry in document.get("added_tokens") or ()}
             stated = {
-                **({} if isinstance(vocabulary, list) else {i: p for p, i in vocabulary.items()}),
+                **({} if isinstance(vocabulary, list) else {int(i): str(p) for p, i in vocabulary.items()}),
                 **entries,
                 **added,
             }

@@ -107,7 +107,7 @@ def open_session(
             tokens |= metadata["tokens_by_source"]
             parent = metadata["parent"]
             name = run_name(workdir) or ""
-            if metadata["config"].get("init") != as_dict(config)["init"]:
+            if metadata.get("config", {}).get("init") != as_dict(config)["init"]:
                 logging.warning("config.init has changed: nothing of it is read, because the run has a checkpoint")
             logging.info("resuming at step %d of %d", int(state.step), config.train.steps)
         else:

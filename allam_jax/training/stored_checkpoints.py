@@ -13,6 +13,7 @@ from absl import logging
 
 from allam_jax.checksums import FileList
 from allam_jax.errors import UserError
+from allam_jax.files import check_shape
 from allam_jax.model.llama import LORA
 from allam_jax.parallel.distributed import broadcast, is_main_process
 from allam_jax.parallel.sharding import path_name
@@ -51,7 +52,8 @@ def restore_checkpoint(path: Path, *, abstract_state: Any, partial: bool = False
         DamagedCheckpoint: something is not as it was saved.
         UserError: the arrays have other names, shapes or dtypes.
     """
-    data, metadata = (_read_item(path, item) for item in ("data", "metadata"))
+    with _damage_of(path):
+        data, metadata = _item(path, "data"), _metadata(path)
     if problem := _misnamed(path, metadata):
         raise UserError(problem)
     return Restored(state=_restore_state(path, abstract_state, partial=partial), data=data, metadata=metadata)
@@ -89,7 +91,13 @@ def checkpoint_damages(path: Path) -> Iterator[str]:
     for damage in files.damages(reads=_is_item):
         found = True
         yield str(damage)
-    if not found and (problem := _misnamed(path, read_metadata(path))):
+    if found:
+        return
+    try:
+        problem = _misnamed(path, _metadata(path))
+    except UserError as error:
+        problem = str(error)
+    if problem:
         yield problem
 
 
@@ -168,14 +176,22 @@ def params_folder(path: Path, *, abstract_params: Any) -> Path:
 
 def read_metadata(path: Path) -> dict[str, Any]:
     """The metadata of the checkpoint directory `path`."""
-    return _read_item(path, "metadata")
-
-
-def _read_item(path: Path, item: str) -> dict[str, Any]:
     with _damage_of(path):
-        files = FileList.read(path, remedy=_DAMAGED)
-        old = f"{item}/{_OLD_JSON_FILE}"
-        return files.read_json(old if old in files.files else f"{item}/{JSON_FILE}", remedy=_DAMAGED)
+        return _metadata(path)
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    found = _item(path, "metadata")
+    keys = {"step": int} | dict.fromkeys({"config", "tokens_by_source"} & found.keys(), dict)
+    check_shape(found, kind=dict, keys=keys, where=f"{path / 'metadata'}:")
+    return found
+
+
+def _item(path: Path, name: str) -> dict[str, Any]:
+    """The JSON item of a checkpoint; UserError if it is damaged."""
+    files = FileList.read(path, remedy=_DAMAGED)
+    old = f"{name}/{_OLD_JSON_FILE}"
+    return files.read_json(old if old in files.files else f"{name}/{JSON_FILE}", remedy=_DAMAGED)
 
 
 @contextmanager

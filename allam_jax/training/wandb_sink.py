@@ -66,9 +66,11 @@ def within(seconds: float, call: Callable[[], _Answer]) -> _Answer:
 def _package(project: str) -> Any:
     try:
         return importlib.import_module("wandb")
-    except ImportError:
+    except Exception as error:  # a broken installation raises anything
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "wandb"
+        reason = "is not installed" if missing else f"cannot be imported ({' '.join(str(error).split())[:200]})"
         raise UserError(
-            f"metrics.wandb_project: {project!r} needs the package wandb, which is not installed; "
+            f"metrics.wandb_project: {project!r} needs the package wandb, which {reason}; "
             "run `pip install wandb` or leave it empty"
         ) from None
 

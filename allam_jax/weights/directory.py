@@ -154,8 +154,12 @@ def open_weights(directory: Path, *, check_bytes: bool = False) -> LoadedWeights
     folder = params_folder_of(directory)
     if check_bytes:
         files.check_bytes(remedy=_REMEDY)
-    with _checkpointer() as checkpointer, reading(f"{folder}:"):
-        stored = checkpointer.metadata(folder).item_metadata.tree
+    try:
+        with _checkpointer() as checkpointer, reading(f"{folder}:"):
+            stored = checkpointer.metadata(folder).item_metadata.tree
+    except UserError:
+        files.check_bytes(remedy=_REMEDY)  # names the file
+        raise
     _check_shapes(stored, config, where=str(folder))
     tokenizer_dir = directory / TOKENIZER_FOLDER
     return LoadedWeights(stored, config, metadata, tokenizer_dir if tokenizer_dir.is_dir() else None)

@@ -24,6 +24,7 @@ from small_chats import masker, messages
 from allam_jax.alignment.packed_samples import PackedSamples
 from allam_jax.alignment.reply_losses import reply_losses
 from allam_jax.alignment.sample_cache import conversations, open_samples
+from allam_jax.checksums import write_listed
 from allam_jax.errors import UserError
 from allam_jax.evaluation.bits_per_byte import nll_function
 from allam_jax.model.llama_config import ComputeOptions
@@ -144,6 +145,9 @@ def test_samples_are_written_once_and_again_if_they_are_damaged(tmp_path):
     content[11] ^= 1
     tokens.write_bytes(content)
     assert samples_of(tmp_path / "all")[0].ids.tolist() == samples_of(tmp_path / "new")[0].ids.tolist()
+    write_listed(tmp_path / "new", {"index.npy": b"\x93NUMPY"})  # as an older version, or another, may have done
+    with pytest.raises(UserError, match="index.npy: not readable .*; remove the directory"):
+        open_samples(tmp_path / "new")
     (tmp_path / "all" / "turns.bin").unlink()
     with pytest.raises(UserError, match=r"turns.bin: is missing; remove the directory"):
         open_samples(tmp_path / "all")

@@ -55,7 +55,7 @@ def config_of(task: str, root: str) -> ConfigDict:
     config = base.get_config(task)
     texts = {language: base.texts(path=f"{root}/corpus/{language}") for language in ("en", "ar")}
     if "tokenizer" in config:
-        config.tokenizer = f"{root}/tokenizer"
+        config.tokenizer = f"{stages}/tokenizer"  # that of the model below
     if "init" in config:
         config.init.weights = f"{stages}/trained"
     if "eval" in config:
@@ -93,6 +93,14 @@ def config_of(task: str, root: str) -> ConfigDict:
             config.conversations.update(template=template, epochs=1.0)
             config.data.update(seq_len=32, batch_size=4)
             config.metrics.tensorboard = False
+        case "chat_losses":
+            config.conversations.sources.en = base.conversations(path=f"{root}/text/chats.jsonl")
+            config.conversations.template = "llama2"
+            config.data.update(seq_len=32, batch_size=4)
+        case "damage_chats":
+            config.damage_chats.sources.en = base.conversations(path=f"{root}/text/chats.jsonl")
+        case "plan_rewrite":
+            config.rewrite_plan.instruction = SHORT
         case "sft_quality":
             config.chat_quality.sources.en = base.conversations(path=f"{root}/text/chats.jsonl")
         case "damage":

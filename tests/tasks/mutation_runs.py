@@ -62,7 +62,7 @@ def prepare(launcher: Launcher) -> None:
 
 
 def run_all(
-    jobs: list[tuple[str, int]], *, root: Path, folder: Path, environment: Mapping[str, str]
+    jobs: list[tuple[str, Any]], *, root: Path, folder: Path, environment: Mapping[str, str]
 ) -> Iterator[tuple]:
     """Runs mutation SEED of TASK for each job in forks of a warm process; yields (task, seed, fault, status)."""
     for task, seed in jobs:
@@ -102,14 +102,22 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="*", default=tasks, choices=tasks)
     parser.add_argument("--flags", action="store_true")
     options = parser.parse_args()
-    tasks = itertools.cycle(options.tasks)
     run = run_by_flags if options.flags else run_all
-    jobs = [(next(tasks), options.first + number) for number in range(options.count)]
     environment = child_environment(cache=options.root / "compilation_cache")
     if not (options.root / "stages" / "verified" / "result.json").exists():
         options.root.mkdir(parents=True)
         fill(options.root)
         prepare(Launcher(options.root, options.root / "compilation_cache"))
+    # A task whose config is refused as it is would be refused whatever is damaged in it.
+    plain = [(task, "none") for task in options.tasks]
+    refused = [
+        task
+        for task, *_, status in run_all(plain, root=options.root, folder=options.out, environment=environment)
+        if status
+    ]
+    print("refused as they are:", *refused)
+    tasks = itertools.cycle(task for task in options.tasks if task not in refused)
+    jobs = [(next(tasks), options.first + number) for number in range(options.count)]
     statuses: Counter[int] = Counter()
 
     def work(half: int) -> None:

@@ -119,6 +119,7 @@ CASES = {
     "wrong type": ({"train.steps": "many"}, "--config.train.steps=many: expected a whole number"),
     "no number": ({"schedule.peak_lr": "fast"}, "--config.schedule.peak_lr=fast: expected a number"),
     "key like no other": ({"qqq": 1}, "the config has no key 'qqq'; --help_config TASK prints those that there are"),
+    "no recipe": ({"task": "recipe"}, "config.task = 'recipe': this config is of one task and has no stages"),
     "key of another task": (
         {"corpus.tags": "()"},
         "no key 'corpus', which belongs to task corpus: leave it out, or set it in a config of that task",

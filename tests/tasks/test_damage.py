@@ -8,6 +8,7 @@ import damage
 import pytest
 from processes import made_once
 
+from allam_jax.checksums import write_listed
 from allam_jax.errors import UserError
 from allam_jax.settings import Settings
 from allam_jax.tasks import verify
@@ -104,6 +105,15 @@ def test_files_that_come_in_are_named(root, name):
     if not name.endswith("added_tokens.json"):
         with pytest.raises(UserError, match=f"{root / name}: is not among the files that were written"):
             damage.readers(root)["run/tokenizer" if name.startswith("run") else name.split("/")[0]]()
+
+
+@pytest.mark.parametrize("content", ["{}", '{"step": "2"}', '{"step": 2, "config": null}'])
+def test_metadata_of_another_shape_is_named(root, content):
+    checkpoint = root / "run" / "checkpoints" / "2"
+    write_listed(checkpoint, {"metadata/metadata": content.encode()})
+    with pytest.raises(UserError, match="lacks the key 'step'|'step' is a string|'config' is null, expected an object"):
+        read_metadata(checkpoint)
+    assert [row.state for row in verify.verify(checkpoint)] == ["damaged"]
 
 
 def test_a_damaged_newest_checkpoint_names_the_whole_one_and_can_be_skipped(root):

@@ -357,6 +357,15 @@ def test_from_the_command_line(launcher, reference, tmp_path):
 
 
 @pytest.mark.slow
+def test_processes_with_other_workdirs_are_told(launcher, tmp_path):
+    job = {"flag_coordinator": f"localhost:{free_port()}", "flag_num_processes": 2}
+    processes = [launcher.start(tmp_path / name, **job, flag_process_id=index) for index, name in enumerate("ab")]
+    for finished in [wait(process) for process in processes]:
+        assert finished.status == 2
+        assert "--workdir" in error_of(finished)
+
+
+@pytest.mark.slow
 def test_two_processes_write_what_one_writes(launcher, root, tmp_path):
     options = {"config": f"configs/merge.py:{root}/a/run,{root}/b/huggingface", "merge.method": "slerp"}
     job = {"flag_coordinator": f"localhost:{free_port()}", "flag_num_processes": 2}

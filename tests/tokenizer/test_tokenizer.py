@@ -255,3 +255,15 @@ def test_byte_level_bpe_without_a_bos_token_begins_with_its_end(byte_level_direc
     named = {"bos_token": first, "eos_token": {"content": second}}
     (tmp_path / "special_tokens_map.json").write_text(json.dumps(named))  # all that old models have
     assert (Tokenizer.load(tmp_path).bos_id, Tokenizer.load(tmp_path).eos_id) == (0, 1)
+
+
+@pytest.mark.parametrize("index", ["b", None, [1], "1.5"])
+def test_ids_of_another_kind_beside_a_model_are_told(trained_base, tmp_path, index):
+    trained_base.save(tmp_path / "x")
+    (tmp_path / "x" / "files.json").unlink(missing_ok=True)
+    file = tmp_path / "x" / "tokenizer.json"
+    document = json.loads(file.read_text())
+    document["model"]["vocab"] = {"a": -1, "b": index}
+    file.write_text(json.dumps(document))
+    with pytest.raises(UserError, match="tokenizer.json: not a tokenizer.json; remove it"):
+        Tokenizer.load(tmp_path / "x")

@@ -210,6 +210,15 @@ class Wandb:
         pass
 
 
+def test_a_tracker_that_cannot_be_imported_is_told(monkeypatch, tmp_path):
+    (tmp_path / "wandb.py").write_text("raise ValueError('numpy is too new')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    wandb_sink.check_wandb.cache_clear()
+    with pytest.raises(UserError, match=r"which cannot be imported \(numpy is too new\); run `pip install wandb`"):
+        wandb_sink.check_wandb("arabic")
+
+
 @pytest.mark.parametrize(
     ("wandb", "words"),
     [
