@@ -28,9 +28,11 @@ from allam_jax.corpus.found_files import find_files
 from allam_jax.errors import UserError
 from allam_jax.model.settings import DISTILLATION
 from allam_jax.settings import Section, setting
-from allam_jax.tokenizer.json_model import JsonModel
+from allam_jax.tokenizer.byte_level_extension import check_byte_level
 from allam_jax.tokenizer.scripts import script_of_language, script_pattern
+from allam_jax.tokenizer.sentencepiece_model import SentencePieceModel
 from allam_jax.tokenizer.tokenizer import Tokenizer
+from allam_jax.tokenizer.tokenizer_json import check_expressible
 from configs import base, corpus_rules
 
 _READ_BY_TRAINER, _READ_WHOLE = 1_000_000_000, 50_000_000  # bytes of text that are enough for pieces and measurements
@@ -133,7 +135,14 @@ def is_shared_script(given: Inputs) -> bool:
 
 def _is_byte_level(tokenizer: str) -> bool:
     """Whether a base goes on with its merges (Llama 3, SmolLM2), for want of scores by which two could be merged."""
-    return Path(tokenizer).exists() and isinstance(Tokenizer.load(tokenizer).model, JsonModel)
+    if not Path(tokenizer).exists():
+        return False
+    model = Tokenizer.load(tokenizer).model
+    if isinstance(model, SentencePieceModel):
+        check_expressible(model)  # before the corpus is made
+        return False
+    check_byte_level(model)
+    return True
 
 
 def _script(given: Inputs) -> str:

@@ -188,9 +188,11 @@ class FileReader:
         counts = self.counts[file]
         bad, accepted = counts.bad.total(), self._settings.max_bad_share
         if bad > accepted * (bad + counts.documents):
+            named = f"without field {self._text_field!r}" in counts.bad
+            remedy = "set text_field of this source to the field of the text" if named else "repair the file"
             raise UserError(
-                f"{file}: too many bad records ({counts}; accepted share {accepted:g}); "
-                f"repair the file, or raise max_bad_share"
+                f"{file}: too many bad records ({counts}; accepted share {accepted:g}); {remedy}, or raise its "
+                "max_bad_share"
             )
 
 

@@ -153,8 +153,7 @@ def assemble(
                 total = sum(other["documents"] for other in splits.values())
                 raise UserError(
                     f"{name}: the split {split!r} has no document ({total} documents in all, validation share "
-                    f"{validation_share}); give more documents, or change "
-                    f"config.corpus.sources.{name}.validation_share"
+                    f"{validation_share}); give more documents, or another validation_share"
                 )
         manifest = {
             "name": name,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Array
 
@@ -69,6 +70,7 @@ def step0_report(
     new_probability = token_sums(new_probability_of, mesh=mesh, batch_size=batch_size)
     report = {}
     for name, rows in base_rows.items():
+        logging.info("step-0 report: %s, %s tokens of held-out text", name, f"{rows.tokens:,}")
         _check_kept(rows, plan, name=name)
         kl_old, kl = divergence(base[0], expanded[0], rows=rows)
         (probability,) = new_probability(expanded[0], rows=expanded_rows[name])

@@ -198,7 +198,10 @@ def _in_short(result: dict[str, Any], *, method: str) -> tuple[str, ...]:
     before, after = next(iter(result["fertility"].values())), list(result["fertility"].values())[-1]
     lines = []
     for name in filter(final.__contains__, base):
-        bits = f"{final[name]:.3f} bits per byte of held-out text, {_change(base[name], final[name])} the base model"
+        held_out = f" ({result['held_out_bytes'][name]:,} bytes)" if name in result.get("held_out_bytes", {}) else ""
+        bits = f"{final[name]:.3f} bits per byte of held-out text{held_out}, "
+        bits += f"{_change(base[name], final[name])} the base model's {base[name]:.3f}"
+        bits += " (even chances for all bytes take 8)" if base[name] > 8 else ""
         tokens = ""
         if name in after:
             tokens = f"; {after[name]:.2f} tokens per word, {_change(before[name], after[name])} its tokenizer"
@@ -220,7 +223,11 @@ def _evaluated(stage: str) -> dict[str, Any]:
     """Bits per byte of the exported model, if a stage evaluated it."""
     if not stage:
         return {}
-    return {"evaluation": {name: values["bits_per_byte"] for name, values in _result(stage).items()}}
+    found = _result(stage)
+    return {
+        "evaluation": {name: values["bits_per_byte"] for name, values in found.items()},
+        "held_out_bytes": {name: values["bytes"] for name, values in found.items()},
+    }
 
 
 def _segmentation(shares: dict[str, float]) -> tuple[str, ...]:
@@ -230,7 +237,8 @@ def _segmentation(shares: dict[str, float]) -> tuple[str, ...]:
     if saved:
         return (
             "The new language shares its script with the base's, so new pieces can change old text. Shares of held-out "
-            "lines whose segmentation changed, and of tokens that are no longer needed:",
+            "lines whose segmentation changed, and of tokens that are no longer needed. Lines are counted one by one "
+            "here, whole documents above.",
             table(
                 [
                     {"lines": name, "changed": f"{1 - equal[name]:.2%}", "tokens saved": f"{saved[name]:.2%}"}
@@ -239,11 +247,14 @@ def _segmentation(shares: dict[str, float]) -> tuple[str, ...]:
             ),
         )
     return (
-        "Share of held-out lines that are segmented as before, those of the script by its own tokenizer and the "
-        "others by the base:",
+        "Share of held-out lines that are segmented as before, those of the script by its own tokenizer and those "
+        "without it by the base (lines with both are not compared):",
         table(
             [
-                {"lines": "all others" if kind.startswith("non_") else f"in the script {kind}", "share": share}
+                {
+                    "lines": "without the script" if kind.startswith("non_") else f"in the script {kind} alone",
+                    "share": share,
+                }
                 for kind, share in equal.items()
             ]
         ),

@@ -1,5 +1,7 @@
 """Task `extend_tokenizer`: goes on with the base's BPE on a language, and measures or proves what that changes."""
 
+import itertools
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,18 +41,20 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
     is_byte_level = isinstance(base.model, JsonModel)
     learn = extend_byte_level if is_byte_level else extend_vocabulary
     new_lines, kept_lines = ([line for text in each.values() for line in lines_of(text)] for each in (texts, kept))
+    shares_script = _shares_script(kept_lines, script=options.script)
     extended = learn(
         base,
         new_lines,
         kept_lines,
         script=options.script,
         pieces=options.pieces,
-        limit=options.limit,
+        # Words of the new script in texts of another change, as they should.
+        limit=options.limit if shares_script or not is_byte_level else 1.0,
         control_tokens=options.control_tokens,
     )
     held_out_lines = {name: lines_of(documents) for name, documents in held_out.items()}
     tokenizers = {"base": base, "extended": extended}
-    if is_byte_level and not _shares_script(kept_lines, script=options.script):
+    if is_byte_level and not shares_script:
         lines = [line for lines in held_out_lines.values() for line in lines]
         measured = verify_byte_level(base, extended, lines, script=options.script)
         assert measured[f"non_{options.script}_equal"] in (1.0, None), measured
@@ -61,6 +65,9 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
         measured = measure_extension(base, extended, held_out_lines)
     table = fertility_table(tokenizers, held_out)
     logging.info("extended %d to %d pieces: %s", base.vocab_size, extended.vocab_size, measured)
+    added = extended.vocab_size - base.vocab_size
+    if added < options.pieces:
+        logging.warning("%d pieces are added instead of %d: the texts or the limit give no more", added, options.pieces)
     fertility_bars(table, workdir / FERTILITY_FIGURE)
     files.write_json(workdir / PROOF_FILE, measured)
     files.write_json(workdir / FERTILITY_FILE, table)
@@ -75,6 +82,7 @@ def run(config: Settings, workdir: Path) -> dict[str, Any]:
 
 
 def _shares_script(lines: Sequence[str], *, script: str) -> bool:
-    """Whether most lines of the kept languages are written in the new pieces' script."""
-    found = script_pattern(script).search
-    return sum(found(line) is not None for line in lines) > len(lines) / 2
+    """Whether most letters of the kept languages are of the new pieces' script; a name here and there is not enough."""
+    own = script_pattern(script).match
+    letters = Counter(filter(str.isalpha, itertools.chain.from_iterable(lines)))
+    return sum(count for letter, count in letters.items() if own(letter)) > letters.total() / 2

@@ -21,6 +21,7 @@ from allam_jax.tokenizer.json_model import JsonModel, byte_alphabet
 from allam_jax.tokenizer.kinds import Kind
 from allam_jax.tokenizer.merge_learning import MergeLearner, Pair
 from allam_jax.tokenizer.scripts import script_pattern
+from allam_jax.tokenizer.sentencepiece_model import SentencePieceModel
 from allam_jax.tokenizer.tokenizer import Tokenizer
 
 _RAREST = 2  # occurrences in the text of a pair that becomes a piece
@@ -56,9 +57,7 @@ def extend_byte_level(
     Raises:
         UserError: the base is of another kind, or the texts have no character of the script.
     """
-    model = base.model
-    if not isinstance(model, JsonModel) or not model.byte_level:
-        raise UserError(f"{model.source}: no byte-level BPE; expected the tokenizer.json of one, as of Llama 3")
+    model = check_byte_level(base.model)
     words = _words(model, texts, script=script)
     if not words:
         raise UserError(f"tokenizer extension: the texts have no character of script {script!r}; check the sources")
@@ -76,6 +75,16 @@ def extend_byte_level(
     if changed_share(count) > limit:  # the more merges, the more lines change
         count = bisect.bisect_right(range(count), limit, key=changed_share) - 1
     return learned.tokenizer(count, control_tokens)
+
+
+def check_byte_level(model: JsonModel | SentencePieceModel) -> JsonModel:
+    """The model; UserError if it is no byte-level BPE."""
+    if not isinstance(model, JsonModel) or not model.byte_level:
+        raise UserError(
+            f"{model.source}: no byte-level BPE, as of Llama 3; of a tokenizer with byte fallback (Llama 2, Mistral) "
+            "put its tokenizer.model beside it"
+        )
+    return model
 
 
 def verify_byte_level(base: Tokenizer, extended: Tokenizer, lines: Iterable[str], *, script: str) -> dict[str, Any]:

@@ -77,6 +77,15 @@ def test_a_byte_level_base_goes_on_with_its_merges(tmp_path):
     assert list(config.stage.expanded.expand.distillation.sources) == ["fa"]
 
 
+def test_a_base_whose_pieces_cannot_be_gone_on_with_is_refused_at_once(tmp_path):
+    document = json.loads(byte_level.train(["text"], size=300).to_str())
+    document["pre_tokenizer"] = document["decoder"] = None  # as of Mistral, where only tokenizer.json was saved
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    given = {"base": tmp_path, "texts": "t", "replay": "r", "language": "fa"}
+    with pytest.raises(UserError, match="no byte-level BPE, as of Llama 3; .* put its tokenizer.model beside it"):
+        adapt.get_config(f"full?{urlencode(given)}")
+
+
 def test_languages_that_nothing_identifies_have_no_rule_on_it(base):
     rules = adapt.get_config(f"full?base={base}&texts=a&replay=b&language=ha").stage.corpus.corpus.rules
     assert ("language" in rules.ha, "language" in rules.en) == (False, True)
@@ -114,7 +123,7 @@ def test_every_stage_runs_without_an_argument_and_the_report_says_what_happened(
     assert result["bits_per_byte"]["base"]["ar"] > 8
     assert "The base knows no Arabic: 8 bits per byte" in report
     assert "| Arab only |" in report
-    assert "| in the script Arab | 1.000 |\n| all others | 1.000 |" in report
+    assert "| in the script Arab alone | 1.000 |\n| without the script | 1.000 |" in report
     assert re.search(r"^- English: .* tokens per word, as many as its tokenizer\.$", report, re.M)
     assert {path.name for path in (tmp_path / "report" / "figures").iterdir()} == {
         "bits_per_byte.png",

@@ -87,14 +87,19 @@ def test_a_target_with_its_own_signs_is_refused_by_its_first_line(tmp_path):
     assert not (tmp_path / "merged").exists()
 
 
+@pytest.mark.parametrize("names", [False, True])
 @pytest.mark.parametrize("script", ["arabic", "cyrillic"])
-def test_a_byte_level_base_goes_on_with_its_merges(tmp_path, script):
+def test_a_byte_level_base_goes_on_with_its_merges(tmp_path, script, names):
+    """Also where each line of the base's language has a name in the new script, as English texts about hadith have."""
     byte_level.as_tokenizer(byte_level.train(ENGLISH, size=300)).save(tmp_path / "base")
     config = configs.get_config("extend_tokenizer")
     config.tokenizer_extension.update(base=str(tmp_path / "base"), script=script, pieces=15)
     options = config.tokenizer_extension
     options.sources.new = options.held_out.new = dataset(tmp_path / "new", ALPHABETS[script])
-    options.kept.en = options.held_out.en = dataset(tmp_path / "en", ENGLISH)
+    name = ALPHABETS[script][0].split()[2]
+    english = [f"{line} {name}" for line in ENGLISH] if names else ENGLISH
+    options.kept.en = dataset(tmp_path / "en", english)
+    options.held_out.en = dataset(tmp_path / "held_out", ENGLISH)
     result = extend_tokenizer.run(settings_of(config), tmp_path / "extended")
     lines = result["merge"].pop(f"non_{script}_lines")
     assert lines > 0
