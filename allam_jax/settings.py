@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from allam_jax.errors import UserError, nearest
 
-_TINIEST = 1e-30  # of numbers that are not 0
+_TINIEST, _VASTEST = 1e-30, 1e30  # of numbers that are not 0: float32, in which devices compute, has few beyond
 LARGEST_INT = 2**31 - 1  # the bound of whole numbers that state none: more would not fit an int32 on a device
 
 _COMPARISONS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
@@ -329,8 +329,8 @@ def _problem(kind: Any, value: Any, *, bounds: Sequence[Bound] = (), choices: Se
             return f"{expected} without NUL characters"
         if isinstance(item, float) and not math.isfinite(item):
             return f"{expected}, and a finite one"
-        if isinstance(item, float) and 0 < abs(item) < _TINIEST:
-            return f"{expected}, and none that float32 hardly tells from 0"
+        if isinstance(item, float) and item and not _TINIEST <= abs(item) <= _VASTEST:
+            return f"{expected}, and none that float32 hardly tells from 0 or infinity"
         for words, bound in limits:
             if not _COMPARISONS[words](item, bound):
                 return expected if (words, bound) in bounds else f"{noun}, {words} {bound}"

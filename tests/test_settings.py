@@ -34,6 +34,7 @@ class Outer(Section, name="outer"):
 
     steps: int = setting(3, "updates", least=1)
     share: float = setting(0.5, "of the whole", above=0, below=1)
+    much: float = setting(1.0, "as much as you like", least=0)
     mode: str = setting("fast", "how", choices=("fast", "slow"))
     on: bool = setting(True, "whether")
     inner: Inner = nested(Inner, "a section of its own")
@@ -48,6 +49,7 @@ def test_values_are_checked_wherever_a_section_is_made():
         ({"share": 1}, "config.outer.share = 1: expected a number, above 0, below 1"),
         ({"share": float("nan")}, "config.outer.share = nan: expected a number, above 0, below 1, and a finite one"),
         ({"share": 1e-40}, "config.outer.share = 1e-40: expected a number, above 0, below 1, and none that float32"),
+        ({"much": 1e300}, "config.outer.much = 1e+300: expected a number, at least 0, and none that float32"),
         ({"share": "x"}, "config.outer.share = 'x': expected a number"),
         ({"mode": "Fast"}, "config.outer.mode = 'Fast': expected one of 'fast', 'slow'"),
         ({"on": 1}, "config.outer.on = 1: expected True or False"),
