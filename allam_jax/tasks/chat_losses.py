@@ -16,11 +16,13 @@ from allam_jax.parallel.distributed import is_main_process
 from allam_jax.settings import Settings
 from allam_jax.tasks.open_samples import languages_of, make_samples, open_template
 from allam_jax.tasks.setup import open_text_model
+from allam_jax.training.run_description import check_seq_len
 
 
 def run(config: Settings, workdir: Path) -> dict[str, Any]:
     """Scores the model at `init.weights`; returns `{LANGUAGE: {"loss"}, LANGUAGE_turnN: {"loss"}}` in nats a token."""
     model = open_text_model(config, template=config.conversations.template)
+    check_seq_len(config.data.seq_len, model=model.weights.config)
     samples = make_samples(
         config,
         workdir,

@@ -158,12 +158,7 @@ def described_run(
             "config.model.vocab_size = 0: a plan opens no tokenizer; give the number of ids that it will have"
         )
     network = model or config.model
-    if config.data.seq_len > network.max_position:
-        raise UserError(
-            f"config.data.seq_len = {config.data.seq_len}: the model's max_position is {network.max_position}, so "
-            "others would use it for no longer context; lower data.seq_len, or raise model.max_position (of "
-            "given weights: max_position_embeddings in config.json)"
-        )
+    check_seq_len(config.data.seq_len, model=network)
     check_no_decay(abstract_params(network), no_decay=config.optimizer.no_decay)
     optimizer = make_optimizer(
         config.optimizer,
@@ -188,3 +183,13 @@ def described_run(
         lora=config.lora,
         trainable=Trainable(config.trainable.parameters, config.trainable.rows_from),
     )
+
+
+def check_seq_len(seq_len: int, *, model: LlamaConfig) -> None:
+    """UserError for rows that are longer than what the model is for."""
+    if seq_len > model.max_position:
+        raise UserError(
+            f"config.data.seq_len = {seq_len}: the model's max_position is {model.max_position}, so others would use "
+            "it for no longer context; lower data.seq_len, or raise model.max_position (of given weights: "
+            "max_position_embeddings in config.json)"
+        )

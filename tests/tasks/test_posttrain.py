@@ -46,6 +46,7 @@ def test_a_decay_begins_and_ends_with_a_checkpoint():
 def test_losses_of_replies_are_those_of_another_network(tmp_path):
     tiny_chats.fill(tmp_path)
     config = base.get_config("chat_losses")
+    config.data.seq_len = 192
     config.init.weights = str(tmp_path / "model")
     config.conversations.sources.one = base.conversations(path=str(tmp_path / "one.jsonl"), language="en")
     messages = json.loads((tmp_path / "en.jsonl").read_text().splitlines()[0])["messages"]
@@ -61,6 +62,9 @@ def test_losses_of_replies_are_those_of_another_network(tmp_path):
         "en_turn1": {"loss": pytest.approx(own[sample.turns[1:] == 1].mean(), rel=1e-4)},
         "en_turn2": {"loss": pytest.approx(own[sample.turns[1:] == 2].mean(), rel=1e-4)},
     }
+    config.data.seq_len = 2**31 - 1
+    with pytest.raises(UserError, match=r"config\.data\.seq_len = 2147483647: the model's max_position is"):
+        runner.run(config, workdir=tmp_path / "longer")
 
 
 def answers(directory, right):
