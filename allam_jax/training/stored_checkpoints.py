@@ -28,7 +28,7 @@ _STATE = "state"
 ITEMS = (_STATE, "data", "metadata")
 _DAMAGED = "the checkpoint is damaged or was not copied completely"
 _ASIDE = ".damaged"
-_ASIDE_NAME = re.compile(r"[0-9]+\.damaged(?:\.[0-9]+)?")
+_ASIDE_NAME = re.compile(rf"[0-9]+{re.escape(_ASIDE)}(?:\.[0-9]+)?")
 _STEP_NAME = re.compile(r"[0-9]+")
 
 
@@ -141,9 +141,11 @@ def is_aside(name: str) -> bool:
 
 def _free_name(path: Path) -> Path:
     """The path, or the first of PATH.2, PATH.3, ... that nothing has yet."""
-    return next(
-        each for each in (path, *(path.with_name(f"{path.name}.{n}") for n in range(2, 10**6))) if not each.exists()
-    )
+    free, number = path, 1
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}.{number}")
+    return free
 
 
 def restore_params(path: Path, *, abstract_params: Any, param_dtype: str | None = None) -> Any:
